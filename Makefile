@@ -1,0 +1,65 @@
+# `make demo` and `make test` set everything up; see `make help`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+
+# Where the Python that makes .venv already has torch, that one is used: your build for your machine.
+# To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
+SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
+
+.PHONY: help demo test test-slow test-browser check format bench bench-cifar10 bench-training bench-aa docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(SYSTEM_TORCH) $(VENV)
+
+# The stamp lists what was installed for, so that a second call is quick and a changed pin installs again.
+$(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
+	@if $(BIN)/python -c "import torch" 2>/dev/null; then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
+	else cp constraints.txt $(VENV)/constraints.txt; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[dev,bench]"
+	@touch $@
+
+demo: $(VENV)/installed  ## compress the embedded default, into runs/demo
+	$(BIN)/compressor run drop_blocks_distill_int8 --workload digits --out $(OUT)
+	@echo "Look at $(OUT)/report.html"
+
+test: $(VENV)/installed  ## the test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed  ## real training, killed and resumed runs
+	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/installed  ## the report in headless Chromium (Debian: apt-get install chromium)
+	$(BIN)/python -m pytest -m browser
+
+check: $(VENV)/installed  ## lint, types and import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: bench-training bench-aa bench-cifar10  ## every benchmark
+
+bench-cifar10: $(VENV)/installed  ## ResNet-56 and ResNet-20 by the shipped recipes, beside today's chains (hours; resumes)
+	$(BIN)/python benchmarks/cifar10.py
+	$(BIN)/python benchmarks/docs.py
+
+bench-training: $(VENV)/installed  ## throughput of the training loop
+	$(BIN)/python benchmarks/training_throughput.py
+
+bench-aa: $(VENV)/installed  ## one file measured against itself, 100 times
+	$(BIN)/python benchmarks/aa.py
+
+docs: $(VENV)/installed  ## tables and plots in docs/ from the stored results
+	$(BIN)/python benchmarks/docs.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,46 @@
+"""Structural pruning, distillation and quantization of PyTorch models, measured as the ONNX file you would ship."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.comparison import compare
+    from compressor.plan import load_checkpoint
+    from compressor.metrics import Metric
+    from compressor.pipeline import Budget, Pipeline, Result
+    from compressor.recipe import Recipe
+    from compressor.stage import Context, Effect, Stage, StageError
+    from compressor.target import Isa, Target
+    from compressor.workload import Workload
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Budget": "pipeline",
+    "Context": "stage",
+    "Effect": "stage",
+    "Isa": "target",
+    "Metric": "metrics",
+    "Pipeline": "pipeline",
+    "Recipe": "recipe",
+    "Result": "pipeline",
+    "Stage": "stage",
+    "StageError": "stage",
+    "Target": "target",
+    "Workload": "workload",
+    "compare": "comparison",
+    "load_checkpoint": "plan",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - the names are strings; ruff cannot see through the dict
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes seconds: `compressor --help` must not wait for it.
+    if name in _HOMES:
+        return getattr(import_module(f"compressor.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'compressor' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,76 @@
+"""What a stage is: data plus one method that turns a model into another model."""
+
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import nn
+
+from compressor.target import Target
+from compressor.workload import Workload
+
+
+class Effect(Enum):
+    """What a stage changes; the order of stages is checked by it."""
+
+    STRUCTURE = "structure"  # changes tensor shapes or removes modules
+    VALUES = "values"  # changes weights, keeps shapes
+    ENCODING = "encoding"  # changes how weights and activations are stored: from here on nothing trains or reshapes
+
+
+class StageError(RuntimeError):
+    """A stage that could not do its work: nothing to compress, or nothing that the model survives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a stage is given besides the model and the workload.
+
+    `seed` decides every random choice. `folder`, where there is one, is the stage's own: snapshots go there, so that a
+    killed run goes on where it was. `details` is what the stage tells the report (JSON values only).
+    `plan` collects what structure stages decided, entries as in `compressor.plan`.
+    """
+
+    seed: int = 0
+    target: Target = field(default_factory=Target)
+    folder: Path | None = None
+    progress: bool = True
+    details: dict[str, Any] = field(default_factory=dict)
+    plan: list[dict[str, Any]] = field(default_factory=list)
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A frozen keyword-only dataclass with an `effect` and `apply`.
+
+    `apply` owns `model` (a private copy) and may change it in place. It returns the model to go on with, raises
+    StageError when there is nothing to do, never touches `workload.model` and never reads `workload.test`.
+    """
+
+    effect: ClassVar[Effect]
+
+    def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module: ...
+
+
+def stage_name(stage: Stage | type) -> str:
+    """The name of a stage in recipes and reports: its class in snake case, `PruneChannels` -> `prune_channels`."""
+    kind = stage if isinstance(stage, type) else type(stage)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def stage_parameters(stage: Any) -> dict[str, Any]:
+    """The parameters of a stage as JSON values, as a recipe would give them; value objects become {name: parameters}.
+
+    Fields that are left out of the stage's repr (a teacher given as a module) are left out here too.
+    """
+    return {item.name: _plain(getattr(stage, item.name)) for item in fields(stage) if item.repr}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {stage_name(type(value)): stage_parameters(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,83 @@
+"""Where the model will run: latency is measured there and integer types follow from it."""
+
+import platform
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+
+class Isa(Enum):
+    """The instruction-set classes between which ONNX Runtime's CPU kernels differ in kind."""
+
+    X86_VNNI = "x86_vnni"  # 8-bit products accumulate in 32 bits: u8 x s8 is exact and fast
+    X86_AVX512 = "x86_avx512"  # no VNNI: u8 x s8 saturates at 16 bits
+    X86_AVX2 = "x86_avx2"  # the same, on narrower vectors
+    ARM_DOT = "arm_dot"  # s8 x s8 is the fast path
+    GENERIC = "generic"
+
+
+def cpu_flags() -> frozenset[str]:
+    """The instruction-set flags that the operating system reports, empty where it reports none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in {"flags", "Features"}:
+            return frozenset(value.split())
+    return frozenset()
+
+
+def cpu_name() -> str:
+    """The processor's own name, or the architecture where it gives none."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def detect_isa() -> Isa:
+    """The class of this machine's CPU."""
+    flags, machine = cpu_flags(), platform.machine().lower()
+    if machine in {"x86_64", "amd64"}:
+        if flags & {"avx512_vnni", "avx_vnni"}:
+            return Isa.X86_VNNI
+        if "avx512bw" in flags:
+            return Isa.X86_AVX512
+        return Isa.X86_AVX2 if not flags or "avx2" in flags else Isa.GENERIC
+    if machine in {"arm64", "aarch64"}:
+        # Every Arm Mac has the dot-product instructions; Linux names them asimddp.
+        return Isa.ARM_DOT if "asimddp" in flags or platform.system() == "Darwin" else Isa.GENERIC
+    return Isa.GENERIC
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The machine and the load that the numbers are for.
+
+    `batch_size` samples per call (>= 1), `threads` intra-op threads of ONNX Runtime (>= 1), `isa` detected by default.
+    """
+
+    batch_size: int = 1
+    threads: int = 1
+    isa: Isa = field(default_factory=detect_isa)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is the number of samples per call, at least 1; got {self.batch_size}")
+        if self.threads < 1:
+            raise ValueError(f"threads is the number of ONNX Runtime threads, at least 1; got {self.threads}")
+
+    @property
+    def channel_multiple(self) -> int:
+        """The width that float kernels are built for: ORT's NCHWc block is 16 floats on AVX-512, 8 elsewhere."""
+        return 16 if self.isa in {Isa.X86_VNNI, Isa.X86_AVX512} else 8
+
+    @property
+    def signed_activations(self) -> bool:
+        """Whether int8 activations beat uint8 ones: only on Arm; on x86 they run several times slower than float."""
+        return self.isa is Isa.ARM_DOT

@@ -1,0 +1,184 @@
+"""A model with the data, the loss and the metric it is judged by."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.batches import (
+    Augment,
+    Batch,
+    Batches,
+    Inputs,
+    all_targets,
+    as_tensors,
+    map_tensors,
+    sample_count,
+    split_batch,
+)
+from compressor.metrics import Metric
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is compressed and how it is judged.
+
+    `model` is the trained reference: never modified, and the teacher of distillation. `example_inputs` (a batch of at
+    least 2) is what is traced, exported and timed: a tensor, a tuple of tensors or a dict of tensors, as the model takes
+    them. The four sets are iterables of (inputs, targets), or of dicts with `labels`, that can be iterated again and
+    again: `train` for training, `calibration` (a slice of train) for ranges, `validation` for every decision, `test` for
+    the report alone. Validation data must not have been trained on: a model that knows it scores too well on it, and
+    every stage then seems to lose accuracy.
+    """
+
+    name: str
+    model: nn.Module
+    example_inputs: Inputs
+    train: Iterable[Any]
+    calibration: Iterable[Any]
+    validation: Iterable[Any]
+    test: Iterable[Any]
+    loss: Loss
+    metric: Metric
+
+    @classmethod
+    def from_datasets(
+        cls,
+        model: nn.Module,
+        *,
+        train: Any,
+        test: Any,
+        validation: Any = None,
+        metric: str | Metric = "accuracy",
+        loss: Loss | None = None,
+        name: str | None = None,
+        batch_size: int = 128,
+        transform: Callable[[Any], Any] | None = None,
+        augment: Augment | None = None,
+        validation_fraction: float = 0.1,
+        calibration_samples: int = 512,
+        seed: int = 0,
+    ) -> "Workload":
+        """The workload of map-style datasets, or of pairs (inputs, targets) of tensors or arrays.
+
+        Without `validation`, `validation_fraction` of train is held out for it; `calibration_samples` of the rest are
+        the calibration set. Both choices follow from `seed`, and are stratified when targets are classes. If `model` was
+        trained on all of `train`, pass data it has not seen as `validation`. `transform(inputs)` is applied to every
+        batch, `augment(inputs, generator)` before it to training batches. The loss is cross-entropy for class targets,
+        mean squared error otherwise, unless given.
+        """
+        judged = Metric.named(metric) if isinstance(metric, str) else metric
+        train, test = as_tensors(train), as_tensors(test)
+        for label, samples in (("train", train), ("test", test)):
+            if sample_count(samples) == 0:
+                raise ValueError(f"{label} has no samples; a workload needs data to train, decide and report on")
+        rest = list(range(sample_count(train)))
+        strata = _strata(all_targets(train)) if judged.classes else None
+        if validation is None:
+            if not 0 < validation_fraction < 1:
+                raise ValueError(
+                    f"validation_fraction is the fraction of train held out, in (0, 1); got {validation_fraction}"
+                )
+            rest, held_out = _split(rest, max(1, round(len(rest) * validation_fraction)), strata, seed)
+            validation_batches = Batches(train, indices=held_out, batch_size=batch_size, transform=transform)
+        else:
+            validation_batches = Batches(validation, batch_size=batch_size, transform=transform)
+        calibration = rest
+        if calibration_samples < len(rest):
+            _, calibration = _split(rest, calibration_samples, strata, seed + 1)
+        calibration_batches = Batches(
+            train, indices=calibration, batch_size=min(batch_size, 32), transform=transform
+        )
+        example, _ = split_batch(next(iter(calibration_batches)))
+        return cls(
+            name=name or type(model).__name__.lower(),
+            model=model,
+            example_inputs=map_tensors(example, lambda tensor: tensor[:2].clone()),
+            train=Batches(
+                train,
+                indices=rest,
+                batch_size=batch_size,
+                shuffle=True,
+                transform=transform,
+                augment=augment,
+                drop_last=True,
+            ),
+            calibration=calibration_batches,
+            validation=validation_batches,
+            test=Batches(test, batch_size=batch_size, transform=transform),
+            loss=loss or (nn.functional.cross_entropy if judged.classes else nn.functional.mse_loss),
+            metric=judged,
+        )
+
+
+def batches_of(data: Iterable[Any]) -> Iterable[Batch]:
+    """The batches of `data` as (inputs, targets), whichever form they come in."""
+    return map(split_batch, data)
+
+
+def first_batches(data: Iterable[Any], count: int) -> list[Batch]:
+    """The first `count` batches of `data`, fewer where there are fewer."""
+    return list(islice(batches_of(data), count))
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """The raw output of `model` for a tensor, a tuple (positional) or a dict (keywords)."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def output_tensor(output: Any) -> Tensor:
+    """The tensor that loss and metric judge: the output itself, `.logits`, or the first of several."""
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    values = list(output.values()) if isinstance(output, Mapping) else list(output)
+    if values and isinstance(values[0], Tensor):
+        return values[0]
+    raise TypeError(f"the model must return a tensor, a tuple or a dict of tensors; got {type(output).__name__}")
+
+
+def predict(model: nn.Module, inputs: Inputs) -> Tensor:
+    """The judged output of `model` for `inputs`."""
+    return output_tensor(call_model(model, inputs))
+
+
+def input_tensors(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The tensors of `inputs` in the order in which the model takes them."""
+    if isinstance(inputs, Mapping):
+        return tuple(inputs.values())
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def batch_size_of(inputs: Inputs) -> int:
+    """The number of samples: the first dimension of the first tensor."""
+    return int(input_tensors(inputs)[0].shape[0])
+
+
+def _strata(targets: Tensor) -> list[int] | None:
+    if targets.ndim != 1 or targets.is_floating_point():
+        return None
+    counts = torch.bincount(targets - targets.min())
+    # A class seen once cannot be on both sides of a split.
+    return None if int(counts[counts > 0].min()) < 2 else [int(target) for target in targets]
+
+
+def _split(indices: list[int], size: int, strata: list[int] | None, seed: int) -> tuple[list[int], list[int]]:
+    from sklearn.model_selection import train_test_split
+
+    labels = None if strata is None else [strata[index] for index in indices]
+    classes = len(set(labels)) if labels else 0
+    if size >= len(indices):
+        raise ValueError(f"cannot hold out {size} of {len(indices)} samples; give more data or a smaller fraction")
+    if size < classes or len(indices) - size < classes:
+        labels = None
+    rest, held_out = train_test_split(indices, test_size=size, random_state=seed, stratify=labels)
+    return sorted(rest), sorted(held_out)
