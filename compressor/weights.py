@@ -1,0 +1,192 @@
+"""The weights that an ONNX file holds, in float, 8-bit or packed form."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package of their own
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, numpy_helper
+from onnx.inliner import inline_local_functions
+
+_FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+_WIDE_INTEGERS = {TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64}
+_NEVER = {TensorProto.BOOL, TensorProto.STRING, TensorProto.INT64, TensorProto.UINT64, TensorProto.UNDEFINED}
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """Where a quantized operator takes integers, each with its zero point's position and axis, and floats."""
+
+    integers: dict[int, tuple[int | None, int]]
+    floats: tuple[int, ...] = ()
+
+
+# Every other input of these operators is a scale or a zero point.
+_QUANTIZED = {
+    "DequantizeLinear": _Quantized({0: (2, 1)}),
+    "QuantizeLinear": _Quantized({}, floats=(0,)),
+    "QLinearConv": _Quantized({0: (2, 1), 3: (5, 0), 8: (None, 0)}),
+    "QLinearMatMul": _Quantized({0: (2, -2), 3: (5, -1)}),
+    "ConvInteger": _Quantized({0: (2, 1), 1: (3, 0)}),
+    "MatMulInteger": _Quantized({0: (2, -2), 1: (3, -1)}),
+    "MatMulIntegerToFloat": _Quantized({0: (4, -2), 1: (5, -1)}, floats=(6,)),
+    "DynamicQuantizeMatMul": _Quantized({1: (3, -1)}, floats=(0, 4)),
+    "DynamicQuantizeLSTM": _Quantized({1: (9, 0), 2: (11, 0)}, floats=(0, 3, 5, 6, 7)),
+    "QGemm": _Quantized({0: (2, 0), 3: (5, -1), 6: (None, 0)}),
+    "QAttention": _Quantized({0: (6, 0), 1: (7, -1)}, floats=(2,)),
+    "MatMulNBits": _Quantized({}, floats=(0, 5)),
+    "QLinearAdd": _Quantized({0: (2, 0), 3: (5, 0)}),
+    "QLinearMul": _Quantized({0: (2, 0), 3: (5, 0)}),
+}
+# By the tensor's identity, which it keeps while it is held here: the tensor, its elements, those that are not zero.
+_Counts = dict[int, tuple[TensorProto, int, int]]
+
+# Settings that are inputs in ONNX though nobody trains them.
+_SETTINGS = {
+    "Clip": (1, 2),
+    "Pad": (1, 2, 3),
+    "Resize": (1, 2, 3),
+    "Upsample": (1,),
+    "Dropout": (1, 2),
+    "Range": (0, 1, 2),
+}
+
+
+def count_parameters(onnx_bytes: bytes) -> tuple[int, int]:
+    """(weights, weights that are not zero) in the file, each tensor counted once however often it is used.
+
+    Weights are the float and quantized tensors that operators compute with; scales, zero points, shapes, indices and
+    scalars are none. A quantized weight is zero where it equals its zero point.
+    """
+    model = parse(onnx_bytes)
+    if model.functions:
+        model = inline_local_functions(model)
+    counts: _Counts = {}
+    _count_graph(model.graph, {}, counts)
+    return sum(total for _, total, _ in counts.values()), sum(nonzero for _, _, nonzero in counts.values())
+
+
+def parse(onnx_bytes: bytes) -> onnx.ModelProto:
+    """The model in the bytes of an ONNX file. Raises ValueError where there is none."""
+    try:
+        model = onnx.load_from_string(onnx_bytes)
+    except DecodeError as error:
+        raise ValueError(f"{len(onnx_bytes)} bytes are no ONNX model ({error}); export it again") from error
+    if not model.graph.node and not model.graph.output:
+        raise ValueError(f"the ONNX model of {len(onnx_bytes)} bytes has no graph; export it again")
+    return model
+
+
+def inner_graphs(node: NodeProto) -> list[onnx.GraphProto]:
+    """The bodies of a node that branches or loops."""
+    return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH] + [
+        graph for a in node.attribute if a.type == onnx.AttributeProto.GRAPHS for graph in a.graphs
+    ]
+
+
+def _count_graph(graph: onnx.GraphProto, outer: dict[str, TensorProto], counts: _Counts) -> None:
+    """Adds to `counts`, by the tensor's identity, what this graph and those inside its nodes compute with."""
+    known = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            known[node.output[0]] = node.attribute[0].t
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            _count_graph(inner, known, counts)
+        if node.op_type == "MatMulNBits":
+            _count_packed(node, known, counts)
+        rules = _QUANTIZED.get(node.op_type)
+        for position, name in enumerate(node.input):
+            tensor = known.get(name)
+            if tensor is None or not _is_weight(node, position, tensor, rules) or id(tensor) in counts:
+                continue
+            zero = _zero_point(node, position, rules, known, list(tensor.dims))
+            counts[id(tensor)] = tensor, math.prod(tensor.dims), _nonzero(tensor, zero)
+
+
+def _is_weight(node: NodeProto, position: int, tensor: TensorProto, rules: _Quantized | None) -> bool:
+    kind = tensor.data_type
+    if kind in _NEVER or not tensor.dims:
+        return False
+    if rules is not None:
+        return position in (rules.floats if kind in _FLOATS else rules.integers)
+    if position in _SETTINGS.get(node.op_type, ()):
+        return False
+    if node.op_type.startswith("QLinear"):
+        # Of the remaining such operators (pooling, sigmoid, concatenation) none has weights.
+        return False
+    return kind not in _WIDE_INTEGERS
+
+
+def _zero_point(
+    node: NodeProto, position: int, rules: _Quantized | None, known: dict[str, TensorProto], dims: list[int]
+) -> NDArray[Any] | int:
+    """The zero point of an input in a shape that broadcasts against it, 0 where it has none."""
+    if rules is None or position not in rules.integers:
+        return 0
+    where, axis = rules.integers[position]
+    name = node.input[where] if where is not None and where < len(node.input) else ""
+    if name not in known:
+        return 0
+    zero = _values(known[name])
+    if zero.size == 1:
+        return int(zero.reshape(-1)[0])
+    if node.op_type == "DynamicQuantizeLSTM":
+        # (directions, 4 x hidden) against (directions, inputs, 4 x hidden).
+        return zero.reshape(zero.shape[0], 1, -1)
+    settings = {a.name: a.i for a in node.attribute}
+    axis = settings.get("axis", axis)
+    if zero.ndim == len(dims) > 1 and settings.get("block_size"):
+        return zero.repeat(settings["block_size"], axis=axis)
+    if zero.ndim > 1:
+        return zero
+    axis = min(axis, len(dims) - 1)
+    if dims[axis] != zero.size:
+        axis = dims.index(zero.size)  # a transposed weight: the axis is the one of that size
+    shape = [1] * len(dims)
+    shape[axis] = zero.size
+    return zero.reshape(shape)
+
+
+def _count_packed(node: NodeProto, known: dict[str, TensorProto], counts: _Counts) -> None:
+    """Adds the weights of a MatMulNBits: (N, blocks, bytes) with several of them in a byte, low bits first."""
+    tensor = known.get(node.input[1])
+    if tensor is None or id(tensor) in counts:
+        return
+    settings = {a.name: a.i for a in node.attribute}
+    rows, inner, bits = settings["N"], settings["K"], settings.get("bits", 4)
+    weights = _unpack(_values(tensor).reshape(rows, -1), bits)
+    zero: NDArray[Any] | int = 1 << (bits - 1)
+    name = node.input[3] if len(node.input) > 3 else ""
+    if name in known and known[name].data_type == TensorProto.UINT8:
+        blocks = -(-inner // settings["block_size"])
+        zero = _unpack(_values(known[name]).reshape(rows, -1), bits)[:, :blocks]
+        zero = zero.repeat(settings["block_size"], axis=1)[:, :inner]
+    counts[id(tensor)] = tensor, rows * inner, int(np.count_nonzero(weights[:, :inner] != zero))
+
+
+def _unpack(packed: NDArray[Any], bits: int) -> NDArray[Any]:
+    """(rows, columns x 8 / bits) unsigned integers from (rows, columns) bytes."""
+    shifts = np.arange(0, 8, bits)
+    return ((packed[..., None] >> shifts) & ((1 << bits) - 1)).reshape(len(packed), -1)
+
+
+def _nonzero(tensor: TensorProto, zero: NDArray[Any] | int) -> int:
+    values = _values(tensor)
+    if isinstance(zero, np.ndarray) and zero.ndim == values.ndim:
+        # Blocks may stick out over the last weights.
+        zero = zero[tuple(slice(size) for size in values.shape)]
+    return int(np.count_nonzero(values != zero))
+
+
+def _values(tensor: TensorProto) -> NDArray[Any]:
+    if tensor.data_location == TensorProto.EXTERNAL:
+        raise ValueError(
+            f"the weight {tensor.name!r} lies in a file beside the ONNX model; save it with external_data=False"
+        )
+    values: NDArray[Any] = numpy_helper.to_array(tensor)
+    # 4-bit integers come in a type of their own that numpy compares but does not repeat or broadcast.
+    return values if values.dtype.kind in "fiu" else values.astype(np.float32)
