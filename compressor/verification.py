@@ -1,0 +1,344 @@
+"""What an exported file must reproduce: a model's own outputs for real inputs of several shapes."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from compressor.batches import Inputs
+from compressor.runtime import load_session, session_options
+from compressor.workload import Workload, call_model, first_batches, input_tensors, output_tensor
+
+# Of the largest output. Another order of summation and folded BatchNorm move float32 outputs by 1e-6 to 1e-4 of their
+# scale, deep nets included; a frozen length, branch or wrong axis moves them by 1e-2 and more.
+TOLERANCE = 1e-3
+# float16 and bfloat16 round every layer at 1e-3 and 8e-3.
+HALF_TOLERANCE = 3e-2
+# Batch sizes that neither the example (2 or more) nor a power-of-two loader has.
+BATCH_SIZES = (1, 3, 5)
+# Samples shown one by one, so that a branch on the values of an input gets the chance to differ.
+SINGLE_SAMPLES = 8
+# Larger calibration batches are cut: verification shall not need more memory than training does.
+LARGEST_BATCH = 16
+
+
+class ExportError(RuntimeError):
+    """A model that no exporter could turn into an ONNX file that computes the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Inputs with the model's own output; `required` where the data itself has this shape, so the file must take it."""
+
+    inputs: tuple[Tensor, ...]
+    expected: Tensor
+    required: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportTask:
+    """One model ready for export, and what its file will have to reproduce."""
+
+    model: "Judged"
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    batched: tuple[bool, ...]
+    free: tuple[frozenset[int], ...]
+    probes: tuple[Probe, ...]
+    parameters: Mapping[str, Sequence[int]]
+    batch_in_output: bool
+
+
+class Judged(nn.Module):
+    """The model as a function of positional tensors whose only output is the one that is judged."""
+
+    def __init__(self, model: nn.Module, keywords: tuple[str, ...] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.keywords = keywords
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        inputs: Inputs = tensors if self.keywords is None else dict(zip(self.keywords, tensors, strict=True))
+        return output_tensor(call_model(self.model, inputs))
+
+
+def input_names(inputs: Inputs) -> tuple[str, ...]:
+    """The names of the exported graph's inputs: a dict's keys, "input", or "input_0", "input_1", ..."""
+    if isinstance(inputs, Mapping):
+        return tuple(inputs)
+    return tuple(f"input_{index}" for index in range(len(inputs))) if isinstance(inputs, tuple) else ("input",)
+
+
+def export_task(model: nn.Module, workload: Workload) -> ExportTask:
+    """A copy of `model` on the CPU in eval mode, with its outputs for real inputs of several shapes.
+
+    Raises ExportError for an example of fewer than 2 samples, and for a model that fails or gives NaN on its own data.
+    """
+    # A copy: exporters fold constants, and tracing may leave symbolic values in a model that keeps state.
+    judged = Judged(
+        copy.deepcopy(model), tuple(workload.example_inputs) if isinstance(workload.example_inputs, Mapping) else None
+    )
+    judged.cpu().eval().requires_grad_(requires_grad=False)
+    tensors = tuple(tensor.detach().cpu() for tensor in input_tensors(workload.example_inputs))
+    batch = tensors[0].shape[0]
+    if batch < 2:
+        raise ExportError(
+            f"example_inputs must hold at least 2 samples, got {batch}: exporters take a size of 1 for a constant; "
+            "stack a second sample"
+        )
+    batched = tuple(tensor.ndim > 0 and tensor.shape[0] == batch for tensor in tensors)
+    expected = judged(*tensors)
+    free = _free_dimensions(judged, tensors, batched)
+    real = _real_inputs(workload, batched)
+    probes = []
+    for inputs in real:
+        try:
+            output = judged(*inputs)
+        except Exception as error:
+            raise ExportError(
+                f"{type(model).__name__} fails on calibration inputs of shape {_shapes(inputs)}, in batches of 1 to "
+                f"{LARGEST_BATCH}: {error}. A model for ONNX must take any batch size"
+            ) from error
+        if output.isnan().any():
+            raise ExportError(
+                f"{type(model).__name__} gives NaN for calibration inputs of shape {_shapes(inputs)}, so an ONNX file "
+                "of it could not be verified; check the weights and the inputs for NaN, Inf and overflow"
+            )
+        probes.append(Probe(inputs=inputs, expected=output, required=True))
+    probes += _other_lengths(judged, real[1], free)
+    return ExportTask(
+        model=judged,
+        tensors=tensors,
+        names=input_names(workload.example_inputs),
+        batched=batched,
+        free=free,
+        probes=tuple(probes),
+        parameters={name: tuple(value.shape) for name, value in judged.model.state_dict().items()},
+        batch_in_output=expected.ndim > 0 and expected.shape[0] == batch,
+    )
+
+
+def _free_dimensions(
+    model: nn.Module, tensors: tuple[Tensor, ...], batched: Sequence[bool]
+) -> tuple[frozenset[int], ...]:
+    # A dimension may vary if the eager model takes another length there, alone or together with the same dimension of
+    # the other inputs (ids and their mask). Channels and features are thereby fixed in the file.
+    free: list[set[int]] = [{0} if is_batched else set() for is_batched in batched]
+    sites = [
+        (number, axis)
+        for number, tensor in enumerate(tensors)
+        for axis in range(1 if batched[number] else 0, tensor.ndim)
+        if tensor.shape[axis] > 2  # shorter lengths are constants to exporters
+    ]
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for number, axis in sites:
+        groups.setdefault((axis, tensors[number].shape[axis]), []).append((number, axis))
+    for group in groups.values():
+        alone = [[site] for site in group] if len(group) > 1 else []
+        for together in [group, *alone]:
+            if any(
+                _attempt(model, _resized(tensors, together, length)) is not None
+                for length in _lengths(tensors, together[0])
+            ):
+                for number, axis in together:
+                    free[number].add(axis)
+                if together is group:
+                    break
+    return tuple(frozenset(axes) for axes in free)
+
+
+def _lengths(tensors: tuple[Tensor, ...], site: tuple[int, int]) -> list[int]:
+    # Odd lengths first; nets that halve their maps take multiples only.
+    length = tensors[site[0]].shape[site[1]]
+    return [other for other in (length - 1, length + 1, length // 2, 2 * length) if other > 1]
+
+
+def _resized(tensors: tuple[Tensor, ...], sites: Sequence[tuple[int, int]], length: int) -> tuple[Tensor, ...]:
+    resized = list(tensors)
+    for number, axis in sites:
+        # Longer inputs repeat real values, so that indices stay in range and masks stay masks.
+        positions = torch.arange(length) % tensors[number].shape[axis]
+        resized[number] = resized[number].index_select(axis, positions)
+    return tuple(resized)
+
+
+def _attempt(model: nn.Module, tensors: tuple[Tensor, ...]) -> Tensor | None:
+    try:
+        output: Tensor = model(*tensors)
+    except Exception:  # noqa: BLE001 - whatever a model raises for a length it does not take
+        return None
+    return output
+
+
+def _real_inputs(workload: Workload, batched: Sequence[bool]) -> list[tuple[Tensor, ...]]:
+    batches = [
+        tuple(
+            (tensor[:LARGEST_BATCH] if is_batched else tensor).detach().cpu()
+            for tensor, is_batched in zip(_ordered(inputs, workload.example_inputs), batched, strict=True)
+        )
+        for inputs, _ in first_batches(workload.calibration, 2)
+    ]
+    if not batches:
+        raise ExportError("the calibration set is empty; exports are verified on its inputs")
+    pool = batches[0]
+    if len(batches) > 1 and all(a.shape[1:] == b.shape[1:] for a, b in zip(*batches, strict=True)):
+        pool = tuple(
+            torch.cat(pair) if is_batched else pair[0] for is_batched, *pair in zip(batched, *batches, strict=True)
+        )
+    total = pool[batched.index(True)].shape[0]
+
+    def take(start: int, size: int) -> tuple[Tensor, ...]:
+        rows = torch.arange(start, start + size) % total
+        return tuple(value[rows] if is_batched else value for value, is_batched in zip(pool, batched, strict=True))
+
+    starts = [sum(BATCH_SIZES[:index]) for index in range(len(BATCH_SIZES))]
+    taken = [take(start, size) for start, size in zip(starts, BATCH_SIZES, strict=True)]
+    singles = [take(row, 1) for row in range(1, min(total, SINGLE_SAMPLES))]
+    return [*taken, *batches, *singles]
+
+
+def _ordered(inputs: Inputs, example: Inputs) -> tuple[Tensor, ...]:
+    if isinstance(example, Mapping) and isinstance(inputs, Mapping):
+        return tuple(inputs[name] for name in example)
+    return input_tensors(inputs)
+
+
+def _other_lengths(model: nn.Module, real: tuple[Tensor, ...], free: Sequence[frozenset[int]]) -> list[Probe]:
+    """For every dimension that may vary, two probes at lengths that the model takes and the data does not have."""
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for number, axes in enumerate(free):
+        for axis in sorted(axes - {0}):
+            groups.setdefault((axis, real[number].shape[axis]), []).append((number, axis))
+    probes: list[Probe] = []
+    for sites in groups.values():
+        found = 0
+        for length in _lengths(real, sites[0]):
+            inputs = _resized(real, sites, length)
+            expected = _attempt(model, inputs) if found < 2 else None
+            # A length that the model does not take, or answers with NaN, is no promise of the file either.
+            if expected is not None and not expected.isnan().any():
+                probes.append(Probe(inputs=inputs, expected=expected, required=False))
+                found += 1
+    return probes
+
+
+def verified_bytes(proto: onnx.ModelProto, task: ExportTask) -> tuple[bytes, list[str]]:
+    """The bytes of `proto` once it has reproduced every probe, and a note for each length that it fixes.
+
+    Raises ExportError where an output differs, an input is missing, or the batch size is fixed.
+    """
+    # torch may have traced a length as a constant and still have written a graph that takes any (LSTM), or one unrolled
+    # step by step (RNN). Running it at other lengths tells which.
+    traced = [
+        (value.name, axis, dimension)
+        for value in (*proto.graph.input, *proto.graph.output)
+        for axis, dimension in enumerate(value.type.tensor_type.shape.dim)
+        if dimension.dim_param.isdigit()
+    ]
+    lengths = [int(dimension.dim_param) for _, _, dimension in traced]
+    for name, axis, dimension in traced:
+        dimension.dim_param = "batch" if axis == 0 else f"{name}_dim{axis}"
+    try:
+        return _verified(proto, task), _frozen_notes(proto, task)
+    except ExportError:
+        if not traced:
+            raise
+        for (_, _, dimension), length in zip(traced, lengths, strict=True):
+            dimension.dim_value = length
+        return _verified(proto, task), _frozen_notes(proto, task)
+
+
+def _frozen_notes(proto: onnx.ModelProto, task: ExportTask) -> list[str]:
+    frozen = _frozen(proto)
+    return [
+        f"dimension {axis} of {name!r} is fixed at {frozen[name, axis]}, though the model takes other lengths"
+        for name, axes in zip(task.names, task.free, strict=True)
+        for axis in sorted(axes)
+        if (name, axis) in frozen
+    ]
+
+
+def _frozen(proto: onnx.ModelProto) -> dict[tuple[str, int], int]:
+    return {
+        (value.name, axis): dimension.dim_value
+        for value in proto.graph.input
+        for axis, dimension in enumerate(value.type.tensor_type.shape.dim)
+        if not dimension.dim_param
+    }
+
+
+def _verified(proto: onnx.ModelProto, task: ExportTask) -> bytes:
+    """The bytes of `proto` after ONNX Runtime gave the model's outputs for every probe it has the shape for."""
+    present = {value.name for value in proto.graph.input}
+    missing = [name for name in task.names if name not in present]
+    if missing:
+        raise ExportError(f"the exported graph lost the inputs {missing}; leave them out of example_inputs")
+    frozen = _frozen(proto)
+    for name, is_batched in zip(task.names, task.batched, strict=True):
+        if is_batched and (name, 0) in frozen:
+            raise ExportError(f"the batch dimension of {name!r} was frozen at {frozen[name, 0]}")
+    onnx_bytes: bytes = proto.SerializeToString(deterministic=True)
+    options = session_options()
+    options.log_severity_level = 4  # a file that fails here is replaced or refused; its errors are reported as text
+    session = load_session(onnx_bytes, options)
+    for probe in task.probes:
+        feeds = dict(zip(task.names, probe.inputs, strict=True))
+        if any(feeds[name].shape[axis] != length for (name, axis), length in frozen.items()):
+            if probe.required:
+                raise ExportError(f"a dimension was frozen, and the data has the shape {_shapes(probe.inputs)}")
+            continue
+        try:
+            (raw,) = session.run(["output"], {name: tensor.contiguous().numpy() for name, tensor in feeds.items()})
+        except Exception as error:  # ONNX Runtime's errors share no base class below Exception
+            raise ExportError(
+                f"for inputs of shape {_shapes(probe.inputs)} ONNX Runtime fails: {_runtime_message(error)}"
+            ) from error
+        _compare(torch.from_numpy(np.array(raw)), probe.expected, probe.inputs)
+    return onnx_bytes
+
+
+def _runtime_message(error: Exception) -> str:
+    # The node stands in the first part of the message, the reason behind the condition that "was false".
+    text = " ".join(str(error).split())
+    node = re.search(r"running (\w+) node\. Name:'([^']*)'", text)
+    reason = text.rpartition(" was false. ")[2].rpartition("Status Message: ")[2]
+    return f"{node[1]} node {node[2]!r}: {reason}" if node else reason
+
+
+def _compare(actual: Tensor, expected: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    if actual.shape != expected.shape:
+        raise ExportError(
+            f"for inputs of shape {_shapes(inputs)} ONNX Runtime gives shape {tuple(actual.shape)}, "
+            f"torch {tuple(expected.shape)}"
+        )
+    if not expected.is_floating_point():
+        wrong = int((actual != expected).sum())
+        if wrong:
+            raise ExportError(f"{wrong} of {expected.numel()} integer outputs differ for shape {_shapes(inputs)}")
+        return
+    finite = expected.isfinite()
+    if not torch.equal(actual.isfinite(), finite) or not torch.equal(
+        actual[~finite].double(), expected[~finite].double()
+    ):
+        raise ExportError(f"for inputs of shape {_shapes(inputs)} ONNX Runtime gives NaN or Inf where torch does not")
+    difference = (actual.double() - expected.double())[finite].abs()
+    scale = expected[finite].abs()
+    if not scale.numel():
+        return
+    allowed = TOLERANCE if expected.dtype in {torch.float32, torch.float64} else HALF_TOLERANCE
+    # The smallest scale is that of a model whose output is zero by construction.
+    relative = float(difference.max()) / max(float(scale.max()), 1e-6)
+    if not relative <= allowed:
+        raise ExportError(
+            f"for inputs of shape {_shapes(inputs)} ONNX Runtime differs from torch by {relative:.2g} of the output's "
+            f"scale, allowed is {allowed:g}"
+        )
+
+
+def _shapes(inputs: Sequence[Tensor]) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
