@@ -1,0 +1,147 @@
+"""Images a second of the training loop against a plain float32 loop, on ResNet-20 with batches of 128.
+
+Both train the same network on the same random 32x32 images with the same optimiser. Rounds alternate (plain, ours,
+plain, ours, ...), so that what else runs on the machine hits both; the ratio is taken round by round.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.batches import Batches
+from compressor.metrics import Metric
+from compressor.precision import Form
+from compressor.stage import Context
+from compressor.storage import write_json
+from compressor.target import cpu_name
+from compressor.training import train
+from compressor.workload import Workload
+
+BATCH = 128
+RESULT = Path(__file__).parent / "results" / "training-throughput.json"
+
+
+class Block(nn.Module):
+    """A basic block of the CIFAR ResNets (He et al. 2016, arXiv:1512.03385, sec. 4.2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
+
+
+def resnet20() -> nn.Module:
+    """ResNet-20 for 32x32 images and 10 classes."""
+    blocks = [Block(16, 16, 1) for _ in range(3)]
+    blocks += [Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1)]
+    blocks += [Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1)]
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def random_images(count: int) -> tuple[Tensor, Tensor]:
+    """Normal noise in the shape of CIFAR-10."""
+    return torch.randn(count, 3, 32, 32), torch.randint(10, (count,))
+
+
+def make_workload(batches: int) -> Workload:
+    """Random images in memory; two for validation, so that an epoch's time is its training."""
+    torch.manual_seed(0)
+    few = Batches(random_images(2))
+    return Workload(
+        name="throughput",
+        model=resnet20(),
+        example_inputs=torch.zeros(2, 3, 32, 32),
+        train=Batches(random_images(batches * BATCH), batch_size=BATCH, shuffle=True),
+        calibration=few,
+        validation=few,
+        test=few,
+        loss=F.cross_entropy,
+        metric=Metric.accuracy(),
+    )
+
+
+def plain_rate(workload: Workload) -> float:
+    """Images a second of the loop as the tutorials write it: float32, NCHW."""
+    torch.manual_seed(0)
+    model = resnet20().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    started, images = perf_counter(), 0
+    for inputs, targets in workload.train:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        images += len(targets)
+    return images / (perf_counter() - started)
+
+
+def our_rate(workload: Workload) -> float:
+    """Images a second of `compressor.training.train`, everything but its start included."""
+    torch.manual_seed(0)
+    (log,) = train(resnet20(), workload, epochs=1, learning_rate=0.1, context=Context(progress=False))
+    return len(workload.train) * BATCH / log.seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=24, help="batches a round")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    warm, workload = make_workload(3), make_workload(options.batches)
+    plain_rate(warm)
+    our_rate(warm)
+    rounds = []
+    for number in range(options.rounds):
+        plain, ours = plain_rate(workload), our_rate(workload)
+        rounds.append({"plain": plain, "ours": ours, "ratio": ours / plain})
+        print(f"round {number}: plain {plain:7.0f}  ours {ours:7.0f} images/s  ratio {ours / plain:.2f}", flush=True)
+    summary = {
+        key: {
+            "median": statistics.median(entry[key] for entry in rounds),
+            "low": min(entry[key] for entry in rounds),
+            "high": max(entry[key] for entry in rounds),
+        }
+        for key in ("plain", "ours", "ratio")
+    }
+    form = Form.of(workload.model)
+    print("\n|                  | median |   low |  high |\n|------------------|--------|-------|-------|")
+    for key, unit in (("plain", "images/s"), ("ours", "images/s"), ("ratio", "")):
+        values = summary[key]
+        digits = 2 if key == "ratio" else 0
+        cells = " | ".join(
+            f"{values[name]:{width}.{digits}f}" for name, width in (("median", 6), ("low", 5), ("high", 5))
+        )
+        print(f"| {f'{key} {unit}':16} | {cells} |")
+    environment = {
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "bfloat16": form.bfloat16,
+        "channels_last": form.channels_last,
+    }
+    result = {"model": "ResNet-20", "batch": BATCH, "batches": options.batches, "environment": environment}
+    write_json(options.out, {**result, "summary": summary, "rounds": rounds})
+    print(json.dumps(environment))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""BatchNorm re-estimation: running statistics measured anew on the compressed model's own activations.
+
+After a structural change the stored means and variances describe activations that no longer occur. Plain averages over
+batches replace them: "precise BatchNorm", Wu & Johnson 2021, arXiv:2105.07576, sec. 3.
+"""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compressor.precision import Form
+from compressor.replay import kept_modes, kept_randomness, replayed
+from compressor.stage import Context, Effect, StageError
+from compressor.workload import Workload, batch_size_of, batches_of, call_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReestimateBatchNorm:
+    """Replaces running means and variances by their average over up to `batches` (>= 1) training batches.
+
+    Every batch counts the same; batches of one sample are skipped. Only BatchNorm runs in training mode (dropout is
+    off), in float32, without gradients. Layers that no batch reaches keep what they had.
+    """
+
+    effect: ClassVar[Effect] = Effect.VALUES
+
+    batches: int = 100
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise ValueError(f"batches counts the training batches to average over, at least 1; got {self.batches}")
+
+    def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
+        norms = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+        }
+        if not norms:
+            raise StageError(
+                f"{type(model).__name__} has no BatchNorm with running statistics; leave re-estimation out for it"
+            )
+        former = {name: [buffer.clone() for buffer in norm.buffers()] for name, norm in norms.items()}
+        momenta = {name: norm.momentum for name, norm in norms.items()}
+        form = Form.of(model)
+        used = 0
+        with kept_randomness(), kept_modes(model), form.applied(model):
+            model.eval()
+            for norm in norms.values():
+                norm.reset_running_stats()
+                # None is torch's cumulative average.
+                norm.momentum = None
+                norm.training = True
+            try:
+                with replayed(context.seed, 0), torch.no_grad():
+                    for inputs, _ in islice(batches_of(workload.train), self.batches):
+                        if batch_size_of(inputs) > 1:
+                            call_model(model, form.place(inputs))
+                            used += 1
+            finally:
+                for name, norm in norms.items():
+                    norm.momentum = momenta[name]
+        if not used:
+            raise StageError("the training data had no batch of at least 2 samples; raise its batch size")
+        unreached = [name for name, norm in norms.items() if not int(norm.num_batches_tracked or 0)]
+        for name in unreached:
+            for buffer, value in zip(norms[name].buffers(), former[name], strict=True):
+                buffer.copy_(value)
+        for name, norm in norms.items():
+            if not all(bool(buffer.isfinite().all()) for buffer in norm.buffers()):
+                raise StageError(
+                    f"the activations before {name!r} are not finite; the model was broken before this stage"
+                )
+        context.details.update({"layers": len(norms) - len(unreached), "batches": used, "unreached": unreached})
+        return model

@@ -1,0 +1,282 @@
+"""Knowledge distillation: the compressed model learns the original's outputs besides the targets.
+
+loss = soft_weight * T^2 KL(teacher_T || student_T) + (1 - soft_weight) * task loss, p_T = softmax(logits / T)
+(Hinton et al. 2015, arXiv:1503.02531, sec. 2), and optionally the distance between inner features of both (FitNets:
+Romero et al. 2015, arXiv:1412.6550, eq. 3). Training replays a fixed set of augmented views, so that the teacher
+computes each of them once.
+"""
+
+import copy
+import difflib
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.batches import Inputs
+from compressor.optimization import check_schedule
+from compressor.precision import Form, at_least_float32
+from compressor.replay import kept_modes, replayed
+from compressor.snapshots import digest
+from compressor.stage import Context, Effect, StageError
+from compressor.training import Position, train, training_details
+from compressor.workload import Workload, call_model, input_tensors, output_tensor, predict
+
+CACHE_BYTES = 2**30  # memory for teacher outputs; batches beyond it are computed again
+
+
+def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean KL divergence from teacher to student at `temperature` (> 0); logits are (batch, classes, ...).
+
+    The mean is over samples and positions. Scaled by temperature**2 so that gradients keep their size. Hinton et al.
+    2015, arXiv:1503.02531, sec. 2.
+    """
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    divergence = F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(dim=1)
+    return divergence.mean() * temperature**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Trains on the teacher's outputs and keeps the epoch that is best on validation.
+
+    The teacher is `workload.model` unless another is given. `epochs` (>= 1) of one cycle up to `learning_rate` (> 0;
+    models trained by AdamW take a fiftieth of it), then `tail_epochs` (>= 0) at a hundredth. `soft_weight` in [0, 1] is
+    the teacher's part of the loss; where targets are no classes, it is the mean squared distance to the teacher's
+    output and `temperature` (> 0) plays no role. `views` (>= 1) counts the augmented passes over the data that are
+    replayed: epoch e sees view e % views. `features` names modules, present in teacher and student, whose outputs are
+    to agree, with weight `feature_weight` (>= 0); a linear map learns to fit where widths differ, and is thrown away.
+    """
+
+    effect: ClassVar[Effect] = Effect.VALUES
+
+    epochs: int = 8
+    learning_rate: float = 0.05
+    temperature: float = 4.0
+    soft_weight: float = 0.9
+    views: int = 8
+    tail_epochs: int = 1
+    weight_decay: float = 5e-4
+    features: tuple[str, ...] = ()
+    feature_weight: float = 1.0
+    teacher: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_schedule(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            tail_epochs=self.tail_epochs,
+            weight_decay=self.weight_decay,
+        )
+        if self.temperature <= 0:
+            raise ValueError(f"temperature divides the logits, above 0 and usually 1 to 5; got {self.temperature}")
+        if not 0 <= self.soft_weight <= 1:
+            hint = f"; did you mean {self.soft_weight / 100:g}?" if 1 < self.soft_weight <= 100 else ""
+            raise ValueError(
+                f"soft_weight is the teacher's fraction of the loss, in [0, 1]; got {self.soft_weight}{hint}"
+            )
+        if self.views < 1:
+            raise ValueError(f"views counts the augmented passes that are replayed, at least 1; got {self.views}")
+        if isinstance(self.features, str):
+            raise ValueError(  # noqa: TRY004 - all wrong settings of a stage are ValueErrors
+                f"features is a tuple of module names, got a string; write ({self.features!r},)"
+            )
+        if self.feature_weight < 0:
+            raise ValueError(f"feature_weight is a factor, at least 0; got {self.feature_weight}")
+
+    def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
+        original = workload.model if self.teacher is None else self.teacher
+        teacher = Teacher(original, remember=not self.features)
+        with teacher.form.applied(teacher.model):
+            taught = _with_hints(self, model, teacher, workload, context) if self.features else model
+            form = Form.of(model)
+
+            def objective(student: nn.Module, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:
+                with tapped(model, self.features) as hints:
+                    outputs = at_least_float32(predict(student, inputs))
+                with tapped(teacher.model, self.features) as wanted:
+                    references = teacher.outputs(inputs, targets, position).to(outputs.device)
+                _check_shapes(outputs, references)
+                with form.exact():
+                    loss = (1 - self.soft_weight) * workload.loss(outputs, targets)
+                    if workload.metric.classes:
+                        loss = loss + self.soft_weight * soft_target_loss(outputs, references, self.temperature)
+                    else:
+                        loss = loss + self.soft_weight * F.mse_loss(outputs, references)
+                    for name, adapter in zip(self.features, _adapters(taught), strict=bool(self.features)):
+                        learned, goal = adapter(at_least_float32(hints[name])), at_least_float32(wanted[name])
+                        loss = loss + self.feature_weight * F.mse_loss(learned, goal)
+                return loss
+
+            logs = train(
+                taught,
+                workload,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                context=context,
+                tail_epochs=self.tail_epochs,
+                weight_decay=self.weight_decay,
+                objective=objective,
+                views=self.views,
+                label="distill",
+                identity=f"{self!r} {digest(teacher.model)}",
+            )
+        context.details.update(training_details(logs, workload.metric))
+        context.details.update({"teacher": type(original).__name__, "teacher_cache": teacher.summary()})
+        if self.features:
+            context.details["adapters"] = _adapter_notes(self.features, taught)
+        return model
+
+
+class Teacher:
+    """A frozen copy of a model that answers each batch of a replayed stream once and then from memory.
+
+    An answer is kept in the type in which the teacher computes it, so remembered and computed ones are the same bits.
+    Every batch is compared with the one remembered for its position, by checksum: a stream that does not replay is
+    noticed at its first repeated view, and answered by computing from then on.
+    """
+
+    def __init__(self, model: nn.Module, *, remember: bool) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        self.form = Form.of(self.model)
+        self.remember = remember
+        self.replays = True
+        self.used_bytes = self.computed = self.recalled = 0
+        self._answers: dict[Position, tuple[int, Tensor]] = {}
+
+    def outputs(self, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:
+        """The teacher's output for a batch, at least float32, without gradient."""
+        if not (self.remember and self.replays):
+            return at_least_float32(self._compute(inputs))
+        checksum = _checksum((*input_tensors(inputs), targets))
+        if position in self._answers:
+            known, answer = self._answers[position]
+            if known == checksum:
+                self.recalled += 1
+                return at_least_float32(answer)
+            self.replays = False
+            self._answers.clear()
+            return at_least_float32(self._compute(inputs))
+        answer = self._compute(inputs)
+        size = answer.numel() * answer.element_size()
+        if self.used_bytes + size <= CACHE_BYTES:
+            self._answers[position] = (checksum, answer)
+            self.used_bytes += size
+        return at_least_float32(answer)
+
+    def summary(self) -> str:
+        """What came of remembering, for the report."""
+        if not self.remember:
+            return "not used: feature hints need the teacher's inner outputs"
+        if not self.replays:
+            return "given up: the training data does not replay under one torch seed, so the teacher runs every epoch"
+        total = self.recalled + self.computed
+        return f"{self.recalled} of {total} batches answered from {self.used_bytes} bytes of memory"
+
+    def _compute(self, inputs: Inputs) -> Tensor:
+        self.computed += 1
+        with torch.no_grad(), self.form.autocast():
+            return predict(self.model, self.form.place(inputs)).detach()
+
+
+@contextmanager
+def tapped(model: nn.Module, names: tuple[str, ...]) -> Iterator[Mapping[str, Tensor]]:
+    """The outputs of the named modules of `model`, filled in while it runs."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            seen[name] = output_tensor(output)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Hinted(nn.Module):
+    """A student with the maps that compare its features to the teacher's, so that one loop trains and saves both."""
+
+    def __init__(self, student: nn.Module, adapters: nn.ModuleList) -> None:
+        super().__init__()
+        self.student, self.adapters = student, adapters
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.student(*args, **kwargs)
+
+
+def _adapters(taught: nn.Module) -> list[nn.Module]:
+    return list(taught.adapters) if isinstance(taught, _Hinted) else []
+
+
+def _adapter_notes(names: tuple[str, ...], taught: nn.Module) -> dict[str, str]:
+    return {name: type(adapter).__name__ for name, adapter in zip(names, _adapters(taught), strict=True)}
+
+
+def _with_hints(stage: Distill, model: nn.Module, teacher: Teacher, workload: Workload, context: Context) -> _Hinted:
+    form = Form.of(model)
+    for owner, side in ((model, "student"), (teacher.model, "teacher")):
+        _check_names(stage.features, owner, side)
+    with replayed(context.seed, 0), torch.no_grad(), kept_modes(model):
+        model.eval()
+        with tapped(model, stage.features) as ours:
+            call_model(model, form.place(workload.example_inputs))
+        with tapped(teacher.model, stage.features) as theirs:
+            call_model(teacher.model, teacher.form.place(workload.example_inputs))
+        for name in stage.features:
+            for seen, side in ((ours, "student"), (theirs, "teacher")):
+                if name not in seen:
+                    raise StageError(
+                        f"features: {name!r} does not run in the {side}; name a module that every input meets"
+                    )
+        adapters = [_adapter(name, ours[name].shape, theirs[name].shape) for name in stage.features]
+    return _Hinted(model, nn.ModuleList(adapters).to(form.device))
+
+
+def _adapter(name: str, ours: torch.Size, theirs: torch.Size) -> nn.Module:
+    if ours == theirs:
+        return nn.Identity()
+    if len(ours) == len(theirs) == 4 and ours[2:] == theirs[2:]:
+        return nn.Conv2d(ours[1], theirs[1], 1)
+    if len(ours) == len(theirs) in {2, 3} and ours[1:-1] == theirs[1:-1]:
+        return nn.Linear(ours[-1], theirs[-1])
+    raise StageError(
+        f"features: {name!r} gives {tuple(ours)} in the student and {tuple(theirs)} in the teacher; only the width "
+        "(dimension 1 of 4, the last of 2 or 3) may differ; name another module"
+    )
+
+
+def _check_names(names: tuple[str, ...], model: nn.Module, side: str) -> None:
+    known = [name for name, _ in model.named_modules() if name]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known[:10])}"
+            raise StageError(f"features: the {side} has no module {name!r}; {hint}")
+
+
+def _check_shapes(outputs: Tensor, references: Tensor) -> None:
+    if outputs.shape != references.shape:
+        raise StageError(
+            f"the teacher's output {tuple(references.shape)} must have the student's shape {tuple(outputs.shape)}; "
+            "give a teacher of the same task"
+        )
+
+
+def _checksum(tensors: tuple[Tensor, ...]) -> int:
+    """A checksum of the exact bits: sums of inputs would not notice a mirrored image."""
+    state = 0
+    for tensor in tensors:
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        state = zlib.crc32(raw, state)
+    return state

@@ -1,0 +1,50 @@
+"""Fine-tuning: retraining a compressed model on its own loss, one cycle of the rate and a low-rate tail."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from compressor.optimization import check_schedule
+from compressor.stage import Context, Effect
+from compressor.training import train, training_details
+from compressor.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune:
+    """Trains with the workload's loss and keeps the epoch that is best on validation.
+
+    `epochs` (>= 1) of one cycle up to `learning_rate` (> 0; models trained by AdamW take a fiftieth of it), then
+    `tail_epochs` (>= 0) more at a hundredth. `weight_decay` in [0, 1) spares biases and norms. Han et al. 2015,
+    arXiv:1506.02626, sec. 3.3: retraining after pruning starts from the kept weights, at a rate below the original.
+    """
+
+    effect: ClassVar[Effect] = Effect.VALUES
+
+    epochs: int = 5
+    learning_rate: float = 0.01
+    tail_epochs: int = 1
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        check_schedule(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            tail_epochs=self.tail_epochs,
+            weight_decay=self.weight_decay,
+        )
+
+    def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
+        logs = train(
+            model,
+            workload,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            context=context,
+            tail_epochs=self.tail_epochs,
+            weight_decay=self.weight_decay,
+            label="fine_tune",
+        )
+        context.details.update(training_details(logs, workload.metric))
+        return model

@@ -1,0 +1,243 @@
+"""Distill: soft targets, remembered teacher outputs, feature hints."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.batches import Batches
+from compressor.metrics import Metric
+from compressor.snapshots import capture
+from compressor.stage import Context, Effect, StageError
+from compressor.stages import distillation
+from compressor.stages.distillation import Distill, soft_target_loss
+from compressor.training import train
+from compressor.workload import Workload
+
+SHORT = {"epochs": 2, "learning_rate": 0.02, "tail_epochs": 1}
+
+
+@pytest.fixture
+def one_thread():
+    """The same bits are promised for the same number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def augmented(trained_workload) -> Workload:
+    """The trained workload with mirrored images, drawn anew at every pass."""
+
+    def mirror(images: Tensor, generator: torch.Generator) -> Tensor:
+        flipped = torch.rand(len(images), generator=generator) < 0.5
+        return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+    source = trained_workload.train
+    train_batches = Batches(
+        source.samples, indices=source.indices.tolist()[:96], batch_size=32, shuffle=True, augment=mirror
+    )
+    object.__setattr__(trained_workload, "train", train_batches)
+    return trained_workload
+
+
+def student_of(kind: type[nn.Module], width: int = 8) -> nn.Module:
+    torch.manual_seed(3)
+    return kind(width).eval()
+
+
+def equal(left: nn.Module, right: nn.Module) -> bool:
+    ours, theirs = capture(left), capture(right)
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_soft_target_loss_by_hand() -> None:
+    """Teacher (0.8, 0.2), student (0.5, 0.5) at T = 1: KL = 0.8 ln 1.6 + 0.2 ln 0.4 = 0.19274; T = 2 scales by 4."""
+    student, teacher = torch.zeros(1, 2), torch.tensor([[math.log(4.0), 0.0]])
+    expected = 0.8 * math.log(1.6) + 0.2 * math.log(0.4)
+    assert soft_target_loss(student, teacher, 1.0).item() == pytest.approx(expected, rel=1e-5)
+    # At T = 2 the teacher's odds are 4 ** (1 / 2) = 2 to 1.
+    softer = 4 * (2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))
+    assert soft_target_loss(student, teacher, 2.0).item() == pytest.approx(softer, rel=1e-5)
+
+
+def test_soft_target_loss_of_equal_logits_is_zero_and_of_maps_the_mean() -> None:
+    """(batch, classes, positions) logits give the mean over positions: one at KL, one at 0 gives half."""
+    teacher = torch.tensor([[[math.log(4.0), 0.0], [0.0, 0.0]]])
+    assert soft_target_loss(teacher, teacher, 4.0).item() == pytest.approx(0.0, abs=1e-7)
+    expected = (0.8 * math.log(1.6) + 0.2 * math.log(0.4)) / 2
+    assert soft_target_loss(torch.zeros(1, 2, 2), teacher, 1.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_student_learns_from_its_teacher(augmented, tiny_cnn) -> None:
+    """With the teacher's outputs alone (soft_weight 1) an untrained student comes to agree with the targets."""
+    context, reference = Context(progress=False), capture(augmented.model)
+    student = Distill(epochs=6, learning_rate=0.1, soft_weight=1.0, tail_epochs=1).apply(
+        student_of(tiny_cnn), augmented, context
+    )
+    epochs, best = context.details["epochs"], context.details["best_epoch"]
+    assert len(epochs) == 7
+    assert epochs[best]["score"] > 0.8
+    assert context.details["teacher"] == "TinyResNet"
+    assert not student.training
+    assert all(torch.equal(reference[name], value) for name, value in capture(augmented.model).items())
+
+
+def test_remembered_outputs_give_the_bits_of_computed_ones(augmented, tiny_cnn, one_thread, monkeypatch) -> None:
+    """With one view every later epoch is answered from memory, and the student is the same to the bit without it."""
+    cached, computed = student_of(tiny_cnn), student_of(tiny_cnn)
+    context = Context(progress=False)
+    Distill(**SHORT, views=1).apply(cached, augmented, context)
+    # 3 batches of 32 x 4 logits; the teacher computes view 0 once, epochs 1 and 2 replay it.
+    assert context.details["teacher_cache"].startswith("6 of 9 batches answered from")
+    monkeypatch.setattr(distillation, "CACHE_BYTES", 0)
+    context = Context(progress=False)
+    Distill(**SHORT, views=1).apply(computed, augmented, context)
+    assert context.details["teacher_cache"].startswith("0 of 9 batches")
+    assert equal(cached, computed)
+
+
+def test_a_stream_that_does_not_replay_is_noticed(augmented, tiny_cnn, one_thread) -> None:
+    """Batches mirrored by a private random source, with equal sums, are not mixed up with the remembered ones."""
+    source = torch.Generator().manual_seed(0)
+    batches = augmented.train
+
+    class Restless:
+        def __len__(self) -> int:
+            return len(batches)
+
+        def __iter__(self):
+            for images, targets in batches:
+                yield (images.flip(3) if torch.rand((), generator=source) < 0.5 else images), targets
+
+    object.__setattr__(augmented, "train", Restless())
+    student, context = student_of(tiny_cnn), Context(progress=False)
+    Distill(epochs=3, learning_rate=0.02, views=1).apply(student, augmented, context)
+    assert context.details["teacher_cache"].startswith("given up: the training data does not replay")
+    assert all(bool(value.isfinite().all()) for value in capture(student).values())
+
+
+def test_a_killed_distillation_resumes_to_the_same_bits(augmented, tiny_cnn, tmp_path: Path, one_thread, monkeypatch):
+    """What the teacher had answered before a kill is computed again, to the same end."""
+    steady, resumed = student_of(tiny_cnn), student_of(tiny_cnn)
+    stage = Distill(**SHORT, views=1)
+    stage.apply(steady, augmented, Context(progress=False))
+
+    def dying_train(*args, objective, **kwargs):
+        def dying(model, inputs, targets, position):
+            calls.append(position)
+            if len(calls) == 5:
+                raise RuntimeError("killed")
+            return objective(model, inputs, targets, position)
+
+        return train(*args, objective=dying, **kwargs)
+
+    calls: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation, "train", dying_train)
+        with pytest.raises(RuntimeError, match="killed"):
+            stage.apply(student_of(tiny_cnn), augmented, Context(progress=False, folder=tmp_path))
+    context = Context(progress=False, folder=tmp_path)
+    stage.apply(resumed, augmented, context)
+    assert context.details["teacher_cache"].startswith("3 of 6 batches")
+    assert equal(resumed, steady)
+
+
+def test_a_regression_student_is_drawn_to_the_teachers_output() -> None:
+    """Without classes the soft loss is the squared distance: with soft_weight 1 the student becomes y = 3 x."""
+    teacher, student = nn.Linear(1, 1), nn.Linear(1, 1)
+    nn.init.constant_(teacher.weight, 3.0)
+    nn.init.zeros_(teacher.bias)
+    x = torch.linspace(-1, 1, 64).unsqueeze(1)
+    data = Batches((x, -x), batch_size=8, shuffle=True)
+
+    def distance(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - 3 * x).abs().mean(dim=1)
+
+    workload = Workload(
+        name="line",
+        model=teacher,
+        example_inputs=x[:2],
+        train=data,
+        calibration=data,
+        validation=Batches((x, -x), batch_size=64),
+        test=data,
+        loss=F.mse_loss,
+        metric=Metric(name="distance", per_sample=distance, higher_is_better=False),
+    )
+    Distill(epochs=30, learning_rate=10.0, soft_weight=1.0, weight_decay=0.0).apply(
+        student, workload, Context(progress=False)
+    )
+    assert student.weight.item() == pytest.approx(3.0, abs=0.1)
+
+
+def test_feature_hints_fit_widths_and_leave_nothing_behind(augmented, tiny_cnn) -> None:
+    """A student of half the width learns through a 1x1 convolution, which is not part of what comes back."""
+    student, context = student_of(tiny_cnn), Context(progress=False)
+    names = set(capture(student))
+    result = Distill(**SHORT, features=("layer1", "linear")).apply(student, augmented, context)
+    assert result is student
+    assert set(capture(result)) == names
+    assert not any(module._forward_hooks for module in result.modules())
+    assert context.details["adapters"] == {"layer1": "Conv2d", "linear": "Identity"}
+    assert context.details["teacher_cache"].startswith("not used")
+
+
+def test_feature_hints_alone_pull_the_features_together(augmented, tiny_cnn) -> None:
+    """With no other loss, the hinted layer of a fresh student comes closer to the teacher's than it was."""
+    images = next(iter(augmented.validation))[0]
+    # The task says nothing: its loss is 0, and as all epochs are equals the last one is kept.
+    object.__setattr__(augmented, "loss", lambda outputs, targets: 0.0 * outputs.sum())
+    constant = Metric(name="constant", per_sample=lambda outputs, targets: torch.ones(len(targets)), classes=True)
+    object.__setattr__(augmented, "metric", constant)
+
+    @torch.no_grad()
+    def features(model: nn.Module) -> Tensor:
+        return model.layer1(F.relu(model.bn1(model.conv1(images))))
+
+    student = student_of(tiny_cnn, 16)
+    before = F.mse_loss(features(student), features(augmented.model))
+    stage = Distill(epochs=8, learning_rate=0.05, soft_weight=0.0, features=("layer1",))
+    stage.apply(student, augmented, Context(progress=False))
+    assert F.mse_loss(features(student), features(augmented.model)) < before / 2
+
+
+def test_unknown_features_are_refused_with_a_suggestion(augmented, tiny_cnn) -> None:
+    """A misspelt module name raises StageError that names the near one."""
+    with pytest.raises(StageError, match=r"student has no module 'layr1'; did you mean layer1"):
+        Distill(**SHORT, features=("layr1",)).apply(student_of(tiny_cnn), augmented, Context(progress=False))
+
+
+def test_a_teacher_of_another_task_is_refused(augmented, tiny_cnn) -> None:
+    """A teacher with 10 outputs cannot teach a student with 4."""
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    with pytest.raises(StageError, match=r"\(32, 10\) must have the student's shape \(32, 4\)"):
+        Distill(**SHORT, teacher=teacher).apply(student_of(tiny_cnn), augmented, Context(progress=False))
+
+
+def test_distillation_is_a_stage_that_survives_its_repr() -> None:
+    """The stage changes values only; eval(repr(stage)) gives it back, without its teacher."""
+    stage = Distill(features=("layer1",), teacher=nn.Linear(1, 1))
+    assert stage.effect is Effect.VALUES
+    assert eval(repr(stage)) == stage  # noqa: S307 - the promise under test
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"soft_weight": 90}, r"in \[0, 1\]; got 90; did you mean 0\.9\?"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"views": 0}, "at least 1; got 0"),
+        ({"features": "layer1"}, r"write \('layer1',\)"),
+        ({"feature_weight": -1.0}, "at least 0; got -1.0"),
+        ({"epochs": 0}, "at least 1; got 0"),
+    ],
+)
+def test_wrong_settings_are_refused(change, message: str) -> None:
+    """A stage with impossible settings cannot be built."""
+    with pytest.raises(ValueError, match=message):
+        Distill(**change)
