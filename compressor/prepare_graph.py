@@ -1,0 +1,84 @@
+"""An exported ONNX graph made ready for quantization."""
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from compressor.stage import StageError
+
+_INTEGER_OPS = frozenset(
+    {
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv"),
+        *("QLinearMatMul", "DynamicQuantizeLSTM", "MatMulNBits"),
+    }
+)
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether the graph holds an operator on integers already."""
+    return any(node.op_type in _INTEGER_OPS for node in model.graph.node)
+
+
+def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:
+    """The graph with constants folded, BatchNorm merged, shapes inferred, every node named, no initializer shared.
+
+    A weight that two nodes share is quantized twice by ONNX Runtime, and the model is then silently wrong; identical
+    integers are merged again by `compact_graph`.
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet_logging():
+        source, cleaned = Path(folder) / "model.onnx", Path(folder) / "clean.onnx"
+        source.write_bytes(onnx_bytes)
+        try:
+            quant_pre_process(str(source), str(cleaned), skip_symbolic_shape=True)
+        except Exception as error:  # onnx and ONNX Runtime raise whatever their C++ side threw
+            raise StageError(
+                f"ONNX Runtime could not prepare the exported graph for quantization: {error}; check that the model "
+                "exports and runs without this stage"
+            ) from error
+        model = onnx.load(str(cleaned))
+    _name_nodes(model)
+    _unshare_initializers(model)
+    return model
+
+
+@contextmanager
+def quiet_logging() -> Iterator[None]:
+    """ONNX Runtime's quantizers advise on the root logger; what matters of it is checked and reported here."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    seen: Counter[str] = Counter()
+    for index, node in enumerate(model.graph.node):
+        name = node.name or f"{node.op_type.lower()}_{index}"
+        node.name = f"{name}_{seen[name]}" if seen[name] else name
+        seen[name] += 1
+
+
+def _unshare_initializers(model: onnx.ModelProto) -> None:
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    uses: Counter[str] = Counter()
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            tensor = constants.get(name)
+            if tensor is None or tensor.data_type != TensorProto.FLOAT:
+                continue
+            if uses[name]:
+                copy = onnx.TensorProto()
+                copy.CopyFrom(tensor)
+                copy.name = f"{name}_copy{uses[name]}"
+                model.graph.initializer.append(copy)
+                node.input[position] = copy.name
+            uses[name] += 1

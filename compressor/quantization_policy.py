@@ -1,0 +1,141 @@
+"""Which integer form each operator of an ONNX graph takes, and why the others stay in float."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx
+
+from compressor.stage import StageError
+
+# Operators that hold the weights and take the time.
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
+# Operators that ONNX Runtime computes on 8-bit tensors when both sides are 8-bit already: with float neighbours they
+# would only add conversions.
+_FOLLOWERS = frozenset(
+    {
+        *(
+            "Add",
+            "Mul",
+            "Relu",
+            "Clip",
+            "LeakyRelu",
+            "Sigmoid",
+            "Concat",
+            "GlobalAveragePool",
+            "AveragePool",
+            "MaxPool",
+        ),
+        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize", "Pad", "Split", "Slice"),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByFamily:
+    """Static for convolutions and linear layers near them, dynamic for LSTMs and transformers, weight-only for GRUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Static:
+    """Calibrated ranges for every Conv, Gemm and MatMul; LSTMs and GRUs stay in float."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dynamic:
+    """Ranges found at every call, for Gemm, MatMul, LSTM and embeddings; needs no calibration; Conv stays in float."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Names of the nodes that take each form, and why the others of `HEAVY` stay in float."""
+
+    static: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
+    weight_only: tuple[str, ...] = ()
+    left: Mapping[str, str]
+
+
+def placement_of(graph: onnx.ModelProto, form: ByFamily | Static | Dynamic, skip: tuple[str, ...]) -> Placement:
+    """Which form each weight-bearing node takes. Raises StageError for a skip pattern that matches no node."""
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    sequential = _is_sequence_model(graph, constants)
+    static, dynamic, weight_only, left = [], [], [], {}
+    used: set[str] = set()
+    for node in graph.graph.node:
+        embedding = node.op_type == "Gather" and node.input[0] in constants
+        if node.op_type not in HEAVY and not embedding:
+            continue
+        matched = [pattern for pattern in skip if _matches(node.name, pattern)]
+        used.update(matched)
+        if matched:
+            left[node.name] = f"skipped by the pattern {matched[0]!r}"
+            continue
+        constant_weight = len(node.input) > 1 and node.input[1] in constants
+        is_dynamic = isinstance(form, Dynamic) or (isinstance(form, ByFamily) and sequential)
+        match node.op_type:
+            case "Conv" | "ConvTranspose" if isinstance(form, Dynamic):
+                left[node.name] = "dynamic convolutions run 4.5 times slower than float; use ByFamily() or Static()"
+            case "Conv" | "ConvTranspose" if not constant_weight:
+                left[node.name] = "its weight is computed at run time"
+            case "ConvTranspose":
+                left[node.name] = "no int8 kernel for ConvTranspose"
+            case "Conv":
+                static.append(node.name)
+            case "LSTM" if not isinstance(form, Static) and constant_weight:
+                dynamic.append(node.name)
+            case "LSTM":
+                left[node.name] = "no static int8 kernel for LSTM; use ByFamily() or Dynamic()"
+            case "GRU" if isinstance(form, ByFamily) and constant_weight:
+                weight_only.append(node.name)
+                left[node.name] = "no int8 kernel for GRU: its weights are stored in 8 bits and computed in float"
+            case "GRU":
+                left[node.name] = "no int8 kernel for GRU"
+            case "Gather" if is_dynamic:
+                dynamic.append(node.name)
+            case "Gather":
+                pass
+            case _ if is_dynamic and constant_weight:
+                dynamic.append(node.name)
+            case _ if is_dynamic:
+                left[node.name] = "a product of two activations: dynamic quantization needs a constant weight"
+            case _:
+                static.append(node.name)
+    unused = [pattern for pattern in skip if pattern not in used]
+    if unused:
+        names = [node.name for node in graph.graph.node if node.op_type in HEAVY]
+        raise StageError(f"skip {unused} matches no node; the nodes are {', '.join(names)}")
+    return Placement(static=tuple(static), dynamic=tuple(dynamic), weight_only=tuple(weight_only), left=left)
+
+
+def _is_sequence_model(graph: onnx.ModelProto, constants: set[str]) -> bool:
+    """Whether linear layers stand in a recurrent net or a transformer, whose activations' ranges vary by the input."""
+    floats = {tensor.name for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    for node in graph.graph.node:
+        if node.op_type in {"LSTM", "GRU", "RNN", "LayerNormalization", "Attention", "MultiHeadAttention"}:
+            return True
+        if node.op_type == "Gather" and node.input[0] in floats:
+            return True
+        if node.op_type == "MatMul" and not constants.intersection(node.input):
+            return True
+    return False
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # A module path stands for all that the module does: `layer3` for `layer3.0.conv1`.
+    return any(fnmatchcase(name, candidate) for candidate in (pattern, f"{pattern}[._/]*"))
+
+
+def followers(model: onnx.ModelProto, static: set[str]) -> list[str]:
+    """The nodes between static ones that work on 8-bit tensors as well: all their inputs come from quantized nodes."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    eight_bit: set[str] = set()
+    names = []
+    for node in model.graph.node:
+        activations = [name for name in node.input if name and name not in constants]
+        if node.name in static:
+            eight_bit.update(node.output)
+        elif node.op_type in _FOLLOWERS and activations and eight_bit.issuperset(activations):
+            eight_bit.update(node.output)
+            names.append(node.name)
+    return names
