@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compressor.budget import Budget
     from compressor.comparison import compare
-    from compressor.plan import load_checkpoint
     from compressor.metrics import Metric
-    from compressor.pipeline import Budget, Pipeline, Result
+    from compressor.pipeline import Pipeline, Result
+    from compressor.plan import load_checkpoint
     from compressor.recipe import Recipe
     from compressor.stage import Context, Effect, Stage, StageError
     from compressor.target import Isa, Target
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Budget": "pipeline",
+    "Budget": "budget",
     "Context": "stage",
     "Effect": "stage",
     "Isa": "target",

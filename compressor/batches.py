@@ -20,9 +20,9 @@ class Batches:
     """Mini-batches over `samples[i] for i in indices`, freshly shuffled and augmented at every pass.
 
     `samples` is a pair (inputs, targets) of tensors or arrays with the same first dimension, or a map-style dataset of
-    (inputs, target) pairs or of dicts with a `labels` entry. `transform(inputs)` maps a collated batch, `augment(inputs,
-    generator)` too, and draws its randomness from the generator only. A pass draws its seed from torch's global
-    generator, as DataLoader does: `torch.manual_seed(s)` before two passes makes them the same to the bit.
+    (inputs, target) pairs or of dicts with a `labels` entry. `transform(inputs)` maps a collated batch, so does
+    `augment(inputs, generator)`, which draws its randomness from the generator only. A pass draws its seed from torch's
+    global generator, as DataLoader does: `torch.manual_seed(s)` before two passes makes them the same to the bit.
     """
 
     def __init__(

@@ -69,6 +69,12 @@ class Measurement:
         return cls(**known)
 
 
+def speedup_over(onnx_bytes: bytes, base: bytes, *, example_inputs: Inputs, target: Target, seed: int = 0) -> Estimate:
+    """How many times faster than `base` the file is on `target`, timed interleaved: what decides whether it pays."""
+    inputs = resize_batch(example_inputs, target.batch_size)
+    return time_interleaved(onnx_bytes, base, inputs, threads=target.threads, seed=seed).speedup
+
+
 def measure(
     onnx_bytes: bytes,
     *,
@@ -78,13 +84,15 @@ def measure(
     example_inputs: Inputs,
     target: Target,
     seed: int = 0,
+    rows: Tensor | None = None,
 ) -> Measurement:
     """The numbers of an ONNX file: its score on `data`, its speed against the file `reference` as `target` runs them.
 
     `example_inputs` are repeated or cut to the target's batch size. `seed` decides the resampling and the order of
-    timing.
+    timing. `rows`, where they are at hand, are what `score_rows` gave for this file and `data`.
     """
-    rows = score_rows(onnx_bytes, data, metric, threads=target.threads)
+    if rows is None:
+        rows = score_rows(onnx_bytes, data, metric, threads=target.threads)
     parameters, nonzero = count_parameters(onnx_bytes)
     inputs = resize_batch(example_inputs, target.batch_size)
     timing = time_interleaved(onnx_bytes, reference, inputs, threads=target.threads, seed=seed)

@@ -43,12 +43,13 @@ class Metric:
     @staticmethod
     def accuracy() -> "Metric":
         """The fraction of samples whose largest output is the target's class; for (batch, classes, ...) outputs the
-        mean over the positions of each sample."""
+        mean over the positions of each sample.
+        """
         return Metric(name="accuracy", per_sample=_correct, proportion=True, classes=True)
 
     @staticmethod
     def top_k(k: int) -> "Metric":
-        """The fraction of samples whose target is among the `k` (>= 1) largest outputs; outputs are (batch, classes)."""
+        """The fraction of samples whose target is among the `k` (>= 1) largest of (batch, classes) outputs."""
         if k < 1:
             raise ValueError(f"k counts the answers that are allowed, at least 1; got {k}")
 
@@ -85,8 +86,10 @@ class Metric:
             "mae": Metric.mae,
         }
         if name not in known:
-            raise ValueError(f"metric must be one of {', '.join(known)} or top<k> such as top5, got {name!r}; "
-                             "for your own, pass Metric(name=..., per_sample=...)")
+            raise ValueError(
+                f"metric must be one of {', '.join(known)} or top<k> such as top5, got {name!r}; "
+                "for your own, pass Metric(name=..., per_sample=...)"
+            )
         return known[name]()
 
 

@@ -29,11 +29,11 @@ class Workload:
     """What is compressed and how it is judged.
 
     `model` is the trained reference: never modified, and the teacher of distillation. `example_inputs` (a batch of at
-    least 2) is what is traced, exported and timed: a tensor, a tuple of tensors or a dict of tensors, as the model takes
-    them. The four sets are iterables of (inputs, targets), or of dicts with `labels`, that can be iterated again and
-    again: `train` for training, `calibration` (a slice of train) for ranges, `validation` for every decision, `test` for
-    the report alone. Validation data must not have been trained on: a model that knows it scores too well on it, and
-    every stage then seems to lose accuracy.
+    least 2) is what is traced, exported and timed: a tensor, a tuple of tensors or a dict of tensors, as the model
+    takes them. The four sets are iterables of (inputs, targets), or of dicts with `labels`, that can be iterated again
+    and again: `train` for training, `calibration` (a slice of train) for ranges, `validation` for every decision,
+    `test` for the report alone. Validation data must not have been trained on: a model that knows it scores too well
+    on it, and every stage then seems to lose accuracy.
     """
 
     name: str
@@ -67,10 +67,10 @@ class Workload:
         """The workload of map-style datasets, or of pairs (inputs, targets) of tensors or arrays.
 
         Without `validation`, `validation_fraction` of train is held out for it; `calibration_samples` of the rest are
-        the calibration set. Both choices follow from `seed`, and are stratified when targets are classes. If `model` was
-        trained on all of `train`, pass data it has not seen as `validation`. `transform(inputs)` is applied to every
-        batch, `augment(inputs, generator)` before it to training batches. The loss is cross-entropy for class targets,
-        mean squared error otherwise, unless given.
+        the calibration set. Both choices follow from `seed`, and are stratified when targets are classes. If `model`
+        was trained on all of `train`, pass data it has not seen as `validation`. `transform(inputs)` is applied to
+        every batch, `augment(inputs, generator)` before it to training batches. The loss is cross-entropy for class
+        targets, mean squared error otherwise, unless given.
         """
         judged = Metric.named(metric) if isinstance(metric, str) else metric
         train, test = as_tensors(train), as_tensors(test)
@@ -91,9 +91,7 @@ class Workload:
         calibration = rest
         if calibration_samples < len(rest):
             _, calibration = _split(rest, calibration_samples, strata, seed + 1)
-        calibration_batches = Batches(
-            train, indices=calibration, batch_size=min(batch_size, 32), transform=transform
-        )
+        calibration_batches = Batches(train, indices=calibration, batch_size=min(batch_size, 32), transform=transform)
         example, _ = split_batch(next(iter(calibration_batches)))
         return cls(
             name=name or type(model).__name__.lower(),

@@ -1,6 +1,7 @@
 """What every test shares: seeds, a tiny residual CNN and synthetic data that it can learn."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -75,6 +76,15 @@ def make_workload(model: nn.Module, *, train: int = 256, test: int = 64, batch_s
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are timed for a moment instead of seconds: tests check decisions and forms, not speed-ups."""
+    from compressor import measure, runtime
+
+    brief = functools.partial(runtime.time_interleaved, seconds=0.3, repeats=5)
+    monkeypatch.setattr(measure, "time_interleaved", brief)
 
 
 @pytest.fixture(scope="session")

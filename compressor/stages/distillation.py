@@ -84,9 +84,7 @@ class Distill:
         if self.views < 1:
             raise ValueError(f"views counts the augmented passes that are replayed, at least 1; got {self.views}")
         if isinstance(self.features, str):
-            raise ValueError(  # noqa: TRY004 - all wrong settings of a stage are ValueErrors
-                f"features is a tuple of module names, got a string; write ({self.features!r},)"
-            )
+            raise ValueError(f"features is a tuple of module names, got a string; write ({self.features!r},)")
         if self.feature_weight < 0:
             raise ValueError(f"feature_weight is a factor, at least 0; got {self.feature_weight}")
 

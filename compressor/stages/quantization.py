@@ -61,13 +61,13 @@ class Quantize:
                     f"Use {type(scheme).__name__}(bits=8)"
                 )
         if isinstance(self.weights, Asymmetric) and isinstance(self.weights.granularity, PerChannel):
-            raise ValueError(  # noqa: TRY004 - the type is right, the combination is not
+            raise ValueError(
                 "per-channel weights must be Symmetric, because ONNX Runtime's kernels take one zero point a tensor; "
                 "got Asymmetric(granularity=PerChannel()). Use Symmetric(), or Asymmetric(granularity=PerTensor())"
             )
         # Symmetric's own default is per channel, which means nothing for activations: it is read as per tensor.
         if isinstance(self.activations, Asymmetric) and isinstance(self.activations.granularity, PerChannel):
-            raise ValueError(  # noqa: TRY004 - the same
+            raise ValueError(
                 "activations have one range a tensor, got granularity=PerChannel(); use Asymmetric() or Symmetric()"
             )
 

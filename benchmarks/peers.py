@@ -1,0 +1,120 @@
+"""What a user would chain today: Torch-Pruning, plain retraining, and ONNX Runtime's own quantizer."""
+
+import copy
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compressor.export import export_onnx
+from compressor.stage import Context
+from compressor.training import train
+from compressor.workload import Workload, batches_of, input_tensors
+
+
+def quantize_static_defaults(onnx_bytes: bytes, workload: Workload) -> bytes:
+    """`onnxruntime.quantization.quantize_static` as called with nothing but the model and the data (S8S8)."""
+    return _quantize_static(onnx_bytes, workload)
+
+
+def quantize_static_u8s8(onnx_bytes: bytes, workload: Workload) -> bytes:
+    """The same with unsigned activations and signed weights per channel, the best that its documentation advises."""
+    from onnxruntime.quantization import QuantType
+
+    return _quantize_static(
+        onnx_bytes,
+        workload,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def _quantize_static(onnx_bytes: bytes, workload: Workload, **options) -> bytes:
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    names = [item.name for item in onnxruntime.InferenceSession(onnx_bytes).get_inputs()]
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(batches_of(workload.calibration))
+
+        def get_next(self):
+            batch = next(self.batches, None)
+            if batch is None:
+                return None
+            return dict(zip(names, (tensor.numpy() for tensor in input_tensors(batch[0])), strict=True))
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, clean, result = (Path(folder) / name for name in ("source.onnx", "clean.onnx", "result.onnx"))
+        source.write_bytes(onnx_bytes)
+        quant_pre_process(source, clean, skip_symbolic_shape=True)
+        quantize_static(clean, result, Reader(), **options)
+        return result.read_bytes()
+
+
+def prune_to_macs(model: nn.Module, example: torch.Tensor, *, ratio: float) -> nn.Module:
+    """A copy pruned by Torch-Pruning until its own count of MACs has fallen by `ratio`: group L2, global."""
+    import torch_pruning as tp
+
+    pruned = copy.deepcopy(model).train(mode=False)
+    for parameter in pruned.parameters():
+        parameter.requires_grad_(True)
+    pruner = tp.pruner.BasePruner(
+        pruned,
+        example,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=True,
+        pruning_ratio=0.9,
+        iterative_steps=200,
+        ignored_layers=[pruned.linear],
+        # The library's defaults are shared dictionaries: another pruner's groups would leak in.
+        in_channel_groups={},
+        out_channel_groups={},
+    )
+    before, _ = tp.utils.count_ops_and_params(pruned, example)
+    for _ in range(200):
+        pruner.step()
+        after, _ = tp.utils.count_ops_and_params(pruned, example)
+        if before / after >= ratio:
+            return pruned
+    raise RuntimeError(f"Torch-Pruning did not reach {ratio}x fewer MACs")
+
+
+def prune_retrain(workload: Workload, *, seconds: float, learning_rate: float, folder: Path, seed: int) -> tuple:
+    """Torch-Pruning at 2x MACs, then as many epochs of cross-entropy as fit into `seconds`, in compressor's own loop.
+
+    Returns (model, epochs, seconds spent). The loop is the faster one, so the peer gets more epochs than it would have.
+    """
+    example = next(iter(workload.calibration))[0][:2]
+    pruned = prune_to_macs(workload.model, example, ratio=2.0)
+    # Forty batches tell what an epoch takes; scoring an image on validation costs a third of training on it.
+    some = list(islice(workload.train, 40))
+    probe = Workload(**{**vars(workload), "train": some, "validation": some[:1]})
+    timed = copy.deepcopy(pruned)
+    for _ in range(2):  # the first pass warms up
+        started = time.perf_counter()
+        train(timed, probe, epochs=1, learning_rate=1e-4, context=Context(seed=seed, progress=False))
+        per_image = (time.perf_counter() - started) / sum(len(targets) for _, targets in some)
+    images = len(workload.train.indices) + len(workload.validation.indices) / 3
+    epochs = max(1, int(seconds / (per_image * images)))
+    started = time.perf_counter()
+    train(
+        pruned,
+        workload,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        context=Context(seed=seed, folder=folder),
+        label="Torch-Pruning, retraining",
+    )
+    return pruned, epochs, time.perf_counter() - started
+
+
+def export(model: nn.Module, workload: Workload) -> bytes:
+    """The float ONNX file of `model`, by the same exporter that everybody gets here."""
+    return export_onnx(model.eval(), workload).onnx_bytes

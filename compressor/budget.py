@@ -1,0 +1,100 @@
+"""What a stage may cost and must bring: the rules by which the pipeline keeps it or rolls it back."""
+
+from dataclasses import dataclass
+
+from compressor.estimate import Estimate
+from compressor.metrics import Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The limits that decide on validation data and measured time.
+
+    `max_drop`: how much worse than the reference the score may become, in points for metrics in [0, 1] (0.01 is one
+    point of accuracy), as a fraction of the reference's score for others; None does not look. `not_slower`: stages that
+    make the file slower, or neither faster nor smaller, are rolled back. The three goals are about the final file and
+    decide whether the budget is met: `min_speedup` over the reference, `max_latency_ms`, `max_size_bytes`.
+    """
+
+    max_drop: float | None = 0.01
+    not_slower: bool = True
+    min_speedup: float | None = None
+    max_latency_ms: float | None = None
+    max_size_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            hint = f"; did you mean {self.max_drop / 100}?" if 1 <= self.max_drop <= 100 else ""
+            raise ValueError(
+                f"max_drop is a fraction in [0, 1), one point of accuracy is 0.01; got {self.max_drop}{hint}"
+            )
+        for name in ("min_speedup", "max_latency_ms", "max_size_bytes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}; leave it out to set no such goal")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether something may stay, and why in a sentence."""
+
+    keep: bool
+    reason: str
+
+
+def judge_gain(speedup: Estimate, size_bytes: int, base_size_bytes: int) -> Verdict:
+    """Whether a stage that changes structure or encoding pays: faster or smaller than before it, and not slower.
+
+    `speedup` is the measured ratio of the time before it to the time after it; a difference counts when the interval
+    excludes 1.
+    """
+    shrink = base_size_bytes / size_bytes
+    times = f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
+    if speedup.high < 1:
+        return Verdict(keep=False, reason=f"slower: {times} the speed of the model before it")
+    if speedup.low > 1:
+        return Verdict(keep=True, reason=f"{times} faster, file {shrink:.2f}x smaller")
+    if size_bytes < base_size_bytes:
+        return Verdict(keep=True, reason=f"file {shrink:.2f}x smaller; no difference in time ({times})")
+    return Verdict(keep=False, reason=f"neither faster ({times}) nor smaller ({shrink:.2f}x)")
+
+
+def judge_drop(drop: Estimate, max_drop: float, metric: Metric) -> Verdict:
+    """Whether the measured `drop` from the reference, on validation, is within `max_drop`."""
+    amount = describe_drop(drop, metric)
+    if drop.value > max_drop:
+        return Verdict(keep=False, reason=f"validation {amount}; the budget allows {_amount(max_drop, metric)}")
+    return Verdict(keep=True, reason=f"validation {amount}")
+
+
+def judge_values(change: Estimate, metric: Metric) -> Verdict:
+    """Whether a stage that only changes weights may stay: `change` is its drop from the model before it."""
+    amount = describe_drop(change, metric)
+    if change.low > 0:
+        return Verdict(keep=False, reason=f"made the model worse than before it: validation {amount}")
+    return Verdict(keep=True, reason=f"against the model before it: validation {amount}")
+
+
+def unmet_goals(budget: Budget, *, speedup: float, latency_ms: float, size_bytes: int) -> list[str]:
+    """The goals of `budget` that the final file misses, a sentence each."""
+    missed = []
+    if budget.min_speedup is not None and speedup < budget.min_speedup:
+        missed.append(f"speed-up {speedup:.2f}x is below the wanted {budget.min_speedup:.2f}x")
+    if budget.max_latency_ms is not None and latency_ms > budget.max_latency_ms:
+        missed.append(f"latency {latency_ms:.3f} ms is above the wanted {budget.max_latency_ms:.3f} ms")
+    if budget.max_size_bytes is not None and size_bytes > budget.max_size_bytes:
+        missed.append(f"size {size_bytes} bytes is above the wanted {budget.max_size_bytes} bytes")
+    return missed
+
+
+def describe_drop(drop: Estimate, metric: Metric) -> str:
+    """`drop` in words: "accuracy fell 0.4 points [-0.2, 1.0]", or "rose" where it is negative."""
+    worse = drop.value >= 0
+    verb = "fell" if worse == metric.higher_is_better else "rose"
+    low, high = (drop.low, drop.high) if worse else (-drop.high, -drop.low)
+    span = f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{metric.name} {verb} {_amount(abs(drop.value), metric)} {span}"
+
+
+def _amount(value: float, metric: Metric) -> str:
+    return f"{100 * value:.1f} points" if metric.bounded else f"{100 * value:.1f} %"

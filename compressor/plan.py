@@ -1,0 +1,249 @@
+"""Structure decisions as data: JSON that turns a fresh model of the user's own class into the compressed one."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from compressor.storage import read_json, write_atomic
+
+Entry = dict[str, Any]
+Slot = tuple[nn.Module, str]
+
+PLAN_FILE = "plan.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class PassThrough(nn.Identity):
+    """What stands where a block was: hands back its first argument and takes whatever else the block was given.
+
+    `as_tuple` gives a tuple of one, for callers that unpack what the block returned.
+    """
+
+    def __init__(self, *, as_tuple: bool = False) -> None:
+        super().__init__()
+        self.as_tuple = as_tuple
+
+    def forward(self, input: Any, *_args: Any, **_kwargs: Any) -> Any:  # noqa: A002 - the name nn.Identity gives it
+        return (input,) if self.as_tuple else input
+
+
+def apply_plan_(model: nn.Module, plan: list[Entry]) -> nn.Module:
+    """`model` itself with every entry of `plan` carried out, in order.
+
+    An entry is one of
+        {"kind": "identity", "modules": [name, ...], "as_tuple": False, "why": {...}}
+        {"kind": "slice", "tensors": {name: {"dim": [kept indices]}}, "shapes": {name: [sizes before]},
+         "attributes": {module: {attribute: value}}, "why": {...}}
+    where `as_tuple`, `shapes`, `attributes` and `why` may be left out. Parameters and buffers keep dtype, device,
+    memory format and `requires_grad`; tensors that were tied stay tied. Gradients of sliced parameters are dropped.
+    Raises ValueError, naming tensor or module, where the plan does not fit the model.
+    """
+    if not isinstance(plan, list):
+        raise ValueError(f"a plan is a list of entries, got {type(plan).__name__}")
+    for number, entry in enumerate(plan):
+        kind = entry.get("kind") if isinstance(entry, dict) else entry
+        if kind == "identity":
+            for name in entry.get("modules", ()):
+                _replace_(model, name, as_tuple=bool(entry.get("as_tuple", False)))
+        elif kind == "slice":
+            _slice_(model, entry)
+        else:
+            raise ValueError(f"entry {number} of the plan must be of kind 'identity' or 'slice', got {kind!r}")
+    return model
+
+
+def save_checkpoint(folder: Path, model: nn.Module, plan: list[Entry]) -> None:
+    """Puts plan.json and weights.safetensors into `folder`, each whole or absent; tied tensors are stored once."""
+    tensors: dict[str, Tensor] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    tied: dict[str, str] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name!r} of {type(model).__name__} is {type(value).__name__}, and a checkpoint holds tensors only; "
+                "keep such state in the model's constructor"
+            )
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else (name,)
+        if key in first:
+            tied[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = value.detach().cpu().contiguous()
+    text = json.dumps(plan, allow_nan=False) + "\n"
+    metadata = {"tied": json.dumps(tied, sort_keys=True), "plan_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    # The weights name their plan: a kill between the two files is seen on loading.
+    write_atomic(folder / WEIGHTS_FILE, save(tensors, metadata=metadata))
+    write_atomic(folder / PLAN_FILE, text)
+
+
+def load_checkpoint(folder: Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
+    """The saved model, rebuilt from the user's own class, in eval mode; nothing is unpickled.
+
+    `model_factory` makes the model as it was before compression, with any weights. Raises ValueError, naming file,
+    tensor, wanted and got shape, where files are damaged or the factory's model is another one.
+    """
+    folder = Path(folder)
+    plan = read_json(folder / PLAN_FILE)
+    tensors, metadata = _read_weights(folder / WEIGHTS_FILE)
+    digest = hashlib.sha256((folder / PLAN_FILE).read_bytes()).hexdigest()
+    if metadata.get("plan_sha256", digest) != digest:
+        raise ValueError(
+            f"{folder / PLAN_FILE} is not the plan that {WEIGHTS_FILE} was saved with; restore both files from one run"
+        )
+    tied: dict[str, str] = json.loads(metadata.get("tied", "{}"))
+    model = apply_plan_(model_factory(), plan)
+    slots = _state_slots(model)
+    known = set(tensors) | set(tied)
+    if known != set(slots):
+        missing, extra = sorted(set(slots) - known), sorted(known - set(slots))
+        raise ValueError(
+            f"the checkpoint in {folder} does not fit {type(model).__name__}: missing {missing[:5]}, unknown "
+            f"{extra[:5]}; give the factory of the model that was compressed"
+        )
+    with torch.no_grad():
+        for name, value in tensors.items():
+            module, key = slots[name]
+            own: Tensor = getattr(module, key)
+            if own.shape != value.shape:
+                raise ValueError(
+                    f"tensor {name!r} has shape {tuple(value.shape)} in {folder / WEIGHTS_FILE}, but the model wants "
+                    f"{tuple(own.shape)}; give the factory of the model that was compressed"
+                )
+            if own.dtype == value.dtype:
+                own.copy_(value)
+            else:
+                _put_([slots[name]], own, _laid_out_as(own, value.to(own.device)))
+    for name, source in tied.items():
+        module, key = slots[name]
+        setattr(module, key, getattr(*slots[source]))
+    return model.eval()
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); restore it or run again") from error
+
+
+def _replace_(model: nn.Module, name: str, *, as_tuple: bool) -> None:
+    parent_name, _, key = name.rpartition(".")
+    parent = _module(model, parent_name)
+    old = getattr(parent, key, None) if key else None
+    if not isinstance(old, nn.Module):
+        raise ValueError(f"the plan removes module {name!r}, which {type(model).__name__} lacks")
+    setattr(parent, key, PassThrough(as_tuple=as_tuple).train(old.training))
+
+
+def _slice_(model: nn.Module, entry: Entry) -> None:
+    slots = dict(_named_slots(model))
+    owners: dict[int, list[Slot]] = {}
+    for module in model.modules():
+        for key, value in _own_tensors(module):
+            owners.setdefault(id(value), []).append((module, key))
+    shapes = entry.get("shapes", {})
+    done: dict[int, tuple[str, dict[int, list[int]]]] = {}
+    work: list[tuple[Tensor, dict[int, list[int]]]] = []
+    for name, dims in entry.get("tensors", {}).items():
+        if name not in slots:
+            raise ValueError(f"the plan narrows tensor {name!r}, which {type(model).__name__} does not have")
+        tensor: Tensor = getattr(*slots[name])
+        if name in shapes and tuple(shapes[name]) != tuple(tensor.shape):
+            raise ValueError(
+                f"the plan narrows tensor {name!r} of shape {tuple(shapes[name])}, but {type(model).__name__} has "
+                f"{tuple(tensor.shape)}; give the model that the plan was made for"
+            )
+        kept = {int(dim): _checked(name, tensor, dim, indices) for dim, indices in dims.items()}
+        earlier, other = done.setdefault(id(tensor), (name, kept))
+        if other != kept:
+            raise ValueError(f"{earlier!r} and {name!r} are one tied tensor, but the plan narrows them differently")
+        if earlier == name:
+            work.append((tensor, kept))
+    attributes = [
+        (_module(model, module_name), key, value)
+        for module_name, values in entry.get("attributes", {}).items()
+        for key, value in values.items()
+    ]
+    for module, key, value in attributes:
+        _check_attribute(module, key, value)
+    # Everything is checked: from here on nothing fails, so a refused entry leaves the model as it was.
+    for tensor, kept in work:
+        value = tensor.detach()
+        for dim, indices in kept.items():
+            value = value.index_select(dim, torch.tensor(indices, device=value.device))
+        _put_(owners[id(tensor)], tensor, _laid_out_as(tensor, value))
+    for module, key, value in attributes:
+        setattr(module, key, tuple(value) if isinstance(value, list) else value)
+
+
+def _checked(name: str, tensor: Tensor, dim: Any, indices: Any) -> list[int]:
+    if not str(dim).isdigit() or int(dim) >= tensor.ndim:
+        raise ValueError(f"the plan narrows dimension {dim!r} of {name!r}, which has {tensor.ndim} dimensions")
+    size = tensor.shape[int(dim)]
+    whole = isinstance(indices, list) and all(type(index) is int for index in indices)
+    if not whole or not indices or len(set(indices)) != len(indices):
+        raise ValueError(f"kept indices of {name!r}, dimension {dim}, must be a non-empty list of distinct integers")
+    if min(indices) < 0 or max(indices) >= size:
+        wrong = min(indices) if min(indices) < 0 else max(indices)
+        raise ValueError(
+            f"the plan keeps index {wrong} of dimension {dim} of {name!r}, but its shape is {tuple(tensor.shape)}; "
+            "give the model that the plan was made for"
+        )
+    return list(indices)
+
+
+def _check_attribute(module: nn.Module, key: str, value: Any) -> None:
+    old = getattr(module, key, None)
+    fits = type(value) is int or (isinstance(value, list | tuple) and all(type(item) is int for item in value))
+    if not fits or not isinstance(old, int | tuple | list) or isinstance(old, bool):
+        raise ValueError(
+            f"the plan sets {type(module).__name__}.{key} from {old!r} to {value!r}; only sizes (integers and tuples "
+            "of integers) may be set"
+        )
+
+
+def _laid_out_as(old: Tensor, new: Tensor) -> Tensor:
+    for layout in (torch.channels_last, torch.channels_last_3d):
+        fits = old.ndim == (4 if layout is torch.channels_last else 5)
+        # Tensors of one channel or one pixel are contiguous in every format at once: they keep the plain one.
+        if fits and not old.is_contiguous() and old.is_contiguous(memory_format=layout):
+            return new.contiguous(memory_format=layout)
+    return new.contiguous()
+
+
+def _put_(slots: list[Slot], old: Tensor, new: Tensor) -> None:
+    # A new Parameter, for autograd may still hold the old one's accumulator with the old shape.
+    shared = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for module, key in slots:
+        setattr(module, key, shared)
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"the plan names module {name!r}, which {type(model).__name__} does not have") from error
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False, remove_duplicate=False)
+    yield from module.named_buffers(recurse=False, remove_duplicate=False)
+
+
+def _named_slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for key, _ in _own_tensors(module):
+            yield (f"{prefix}.{key}" if prefix else key), (module, key)
+
+
+def _state_slots(model: nn.Module) -> dict[str, Slot]:
+    names = model.state_dict().keys()
+    return {name: slot for name, slot in _named_slots(model) if name in names}

@@ -1,0 +1,141 @@
+"""What the stages tell about themselves, read out of a step's `details`: every key may be missing or odd."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.report import Step
+from compressor.report_numbers import printable
+
+# The keys that the sections below show; all others appear as they are.
+_SHOWN = {
+    "groups": "layer",
+    "locked": "layer",
+    "blocks": "block",
+    "left_in_float": "node",
+    "epochs": "epoch",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The channels of one layer before and after pruning."""
+
+    layer: str
+    before: int
+    after: int
+
+    @property
+    def fraction_removed(self) -> float:
+        return (self.before - self.after) / self.before
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block that could go: its score (None where it has none) and whether it stayed."""
+
+    name: str
+    score: float | None
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Reasoned:
+    """The names that share one reason, with what they are (an operator's type, may be empty)."""
+
+    reason: str
+    kind: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One series of a training over its epochs."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+def channel_groups(step: Step) -> list[Group]:
+    """The layers whose channels were looked at, as the stage lists them."""
+    found = []
+    for entry in _dicts(step.details.get("groups")):
+        before, after = _number(entry.get("before")), _number(entry.get("after"))
+        if before is not None and after is not None and before > 0:
+            found.append(Group(_name(entry.get("layer")), round(before), round(after)))
+    return found
+
+
+def locked_layers(step: Step) -> list[Reasoned]:
+    """The layers that were left alone, by reason."""
+    return _by_reason((_name(entry.get("layer")), "", entry) for entry in _dicts(step.details.get("locked")))
+
+
+def block_strips(step: Step) -> dict[str, list[Block]]:
+    """The blocks of each group, in the order of the model; blocks without a group share one called ""."""
+    strips: dict[str, list[Block]] = {}
+    for entry in _dicts(step.details.get("blocks")):
+        group = entry.get("group")
+        block = Block(_name(entry.get("block")), _number(entry.get("score")), bool(entry.get("kept")))
+        strips.setdefault("" if group is None else printable(str(group)), []).append(block)
+    return strips
+
+
+def left_in_float(step: Step) -> list[Reasoned]:
+    """The operators that were not quantized, by reason and type."""
+    return _by_reason(
+        (_name(entry.get("node")), printable(str(entry.get("op", ""))), entry)
+        for entry in _dicts(step.details.get("left_in_float"))
+    )
+
+
+def quantized_count(step: Step) -> int | None:
+    """How many operators were quantized, where the stage says so."""
+    given = step.details.get("quantized")
+    count = len(given) if isinstance(given, list) else _number(given)
+    return None if count is None else round(count)
+
+
+def curves(step: Step) -> list[Curve]:
+    """The loss and the validation score of a training, epoch by epoch; curves of fewer than two points are left out."""
+    epochs = _dicts(step.details.get("epochs"))
+    found = []
+    for key in ("loss", "score"):
+        pairs = [(_number(entry.get("epoch")), _number(entry.get(key))) for entry in epochs]
+        points = tuple((x, y) for x, y in pairs if x is not None and y is not None)
+        if len(points) >= 2:
+            found.append(Curve(key, points))
+    return found
+
+
+def other_details(step: Step) -> dict[str, Any]:
+    """The details that no section shows."""
+    return {
+        key: value
+        for key, value in step.details.items()
+        if not (key in _SHOWN and _dicts(value)) and not (key == "left_in_float" and value == [])
+    }
+
+
+def _by_reason(entries: Iterable[tuple[str, str, dict[str, Any]]]) -> list[Reasoned]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, kind, entry in entries:
+        reason = printable(str(entry.get("reason") or "no reason given"))
+        found.setdefault((reason, kind), []).append(name)
+    return [Reasoned(reason, kind, tuple(names)) for (reason, kind), names in found.items()]
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list | tuple) else []
+
+
+def _number(value: Any) -> float | None:
+    """`value` as a float where it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _name(value: Any) -> str:
+    return printable("?" if value is None else str(value))

@@ -1,0 +1,245 @@
+"""Reports as text: the table in the terminal and the Markdown page."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from compressor.report import Report, Step
+from compressor.report_details import block_strips, channel_groups, left_in_float, locked_layers, quantized_count
+from compressor.report_numbers import ScoreScale, duration, printable
+from compressor.report_view import (
+    COLUMNS,
+    DROPPED_FIRST,
+    Cell,
+    Row,
+    budget_lines,
+    recipe_yaml,
+    summary,
+    table,
+    total_seconds,
+)
+
+_MARKS = {"reference": "•", "kept": "✓", "no_gain": "~", "rolled_back": "✗", "skipped": "✗"}
+_ASCII_MARKS = {"reference": "-", "kept": "+", "no_gain": "~", "rolled_back": "x", "skipped": "x"}
+_WORDS = {
+    "reference": "",
+    "kept": "kept",
+    "no_gain": "kept, does not pay",
+    "rolled_back": "rolled back",
+    "skipped": "not applied",
+}
+_TONES = {"good": "green", "bad": "red", "warn": "yellow", "": ""}
+_GAP = 2
+_NOTE = (
+    "Intervals are 95 %. Scores are of the exported file on test data; a speed-up is the ratio of interleaved "
+    "runs against the reference's file in ONNX Runtime, and `~` marks one whose interval contains 1: no "
+    "difference was measured. zstd is the same file compressed."
+)
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Prints the table of steps, the warnings and the summary; columns that do not fit are left out."""
+    console = console or Console()
+    marks = _ASCII_MARKS if console.options.ascii_only else _MARKS
+    rows = table(report)
+    print_rows(console, rows, [marks[row.state] for row in rows])
+    console.print()
+    for warning in report.warnings:
+        console.print(Text(f"warning: {printable(warning)}", style="yellow"))
+    if report.environment.get("busy"):
+        console.print(Text(_busy(report), style="yellow"))
+    console.print(Text(summary(report), style="bold"))
+    verdict = _verdict(report)
+    console.print(
+        Text(f"{verdict} {duration(total_seconds(report))} in all.", style="" if report.budget_met else "red")
+    )
+
+
+def print_rows(console: Console, rows: Sequence[Row], marks: Sequence[str], *, title: str = "stage") -> None:
+    """Prints `rows` with their marks in front; columns that do not fit the width are left out."""
+    columns = _fitting(rows, console.width)
+    widths = {column: _width(rows, column) for column in columns}
+    # On narrow screens the stage's name gives way: numbers that are cut would lie.
+    others = sum(widths.values()) - widths["stage"] + _GAP * (len(columns) - 1)
+    widths["stage"] = max(8, min(widths["stage"], console.width - others))
+    header = {column: Cell(text=text) for column, text in {**COLUMNS, "stage": title}.items()}
+    _line(console, _columns(header, widths, "text"), "bold")
+    for row, mark in zip(rows, marks, strict=True):
+        undone = row.state in {"rolled_back", "skipped"}
+        cells = {**row.cells, "stage": Cell(text=f"{mark} {row.stage}", note="  ships" if row.ships else "")}
+        for part in ("text", "note"):
+            text = _columns(cells, widths, part)
+            if text.plain.strip():
+                _line(console, text, "dim" if undone or part == "note" else "")
+        if row.reason and (undone or row.state == "no_gain"):
+            reason = Text(f"{_WORDS[row.state]}: {row.reason}", style="dim italic")
+            console.print(Padding(reason, (0, 0, 0, 2)))
+
+
+def outcome(row: Row) -> str:
+    """What became of a row, in words."""
+    return ", ".join(filter(None, [_WORDS[row.state], "**ships**" if row.ships else ""]))
+
+
+def markdown_table(rows: Sequence[Row], outcomes: Sequence[str], *, title: str = "stage") -> str:
+    """`rows` as a Markdown table; the last column is what became of each, which may hold markup."""
+    columns = [column for column in COLUMNS if column == "stage" or any(row.cells.get(column) for row in rows)]
+    lines = [
+        "| " + " | ".join({**COLUMNS, "stage": title}[column] for column in columns) + " | |",
+        "|" + "|".join("---" if column == "stage" else "--:" for column in columns) + "|---|",
+    ]
+    for row, last in zip(rows, outcomes, strict=True):
+        cells = {**row.cells, "stage": Cell(text=row.stage)}
+        texts = [escape(f"{cell.text} {cell.note}".strip()) for cell in (cells.get(name, Cell()) for name in columns)]
+        lines.append("| " + " | ".join([*texts, last]) + " |")
+    return "\n".join(lines)
+
+
+def markdown(report: Report) -> str:
+    """The report as a Markdown page: table, what went and what stayed, environment, warnings."""
+    data, rows = report.to_json(), table(report)
+    parts = [
+        f"# Compression report: {escape(str(report.workload.get('name', 'model')))}",
+        f"**{escape(summary(report))}**",
+        _verdict(report),
+        _section(
+            "Warnings", _bullets([*report.warnings, *([_busy(report)] if report.environment.get("busy") else [])])
+        ),
+        _section("Stage by stage", markdown_table(rows, [outcome(row) for row in rows])),
+        _section("Reasons", _bullets(f"{step.stage}: {step.reason}" for step in report.steps[1:] if step.reason)),
+        _section("What was removed", "\n\n".join(filter(None, map(_removed, report.steps)))),
+        _section("What stayed in float", "\n\n".join(filter(None, map(_float, report.steps)))),
+        _section("Budget", _bullets(budget_lines(report.budget, ScoreScale.of(report.workload)))),
+        _section("Recipe", _fence(recipe_yaml(report), "yaml")),
+        _section("Target", _facts(data["target"])),
+        _section("Environment", _facts(data["environment"])),
+        _NOTE,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escape(value: object) -> str:
+    """Text that Markdown shows as it is: nothing in it becomes markup or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", printable(str(value)))
+
+
+def _fitting(rows: Sequence[Row], available: int) -> list[str]:
+    columns = [column for column in COLUMNS if column == "stage" or any(row.cells.get(column) for row in rows)]
+    for column in DROPPED_FIRST:
+        if sum(_width(rows, name) + _GAP for name in columns) - _GAP <= available:
+            break
+        columns = [name for name in columns if name != column]
+    return columns
+
+
+def _width(rows: Sequence[Row], column: str) -> int:
+    if column == "stage":
+        return max(cell_len(row.stage) + 2 for row in rows)
+    cells = [row.cells.get(column, Cell()) for row in rows]
+    return max(cell_len(COLUMNS[column]), *(max(cell_len(cell.text), cell_len(cell.note)) for cell in cells))
+
+
+def _columns(cells: dict[str, Cell], widths: dict[str, int], part: str) -> Text:
+    line = Text()
+    for column, width in widths.items():
+        cell = cells.get(column, Cell())
+        text = cell.text if part == "text" else cell.note
+        if column == "stage":
+            line.append(set_cell_size(text, width))
+        else:
+            line.append(" " * (_GAP + width - cell_len(text)))
+            line.append(text, style=_TONES[cell.tone] if part == "text" else "")
+    return line
+
+
+def _line(console: Console, text: Text, style: str) -> None:
+    if style:
+        text.stylize_before(style)
+    console.print(text, no_wrap=True, overflow="crop", crop=True)
+
+
+def _verdict(report: Report) -> str:
+    if report.budget is None:
+        return "No budget was set."
+    return "The budget is met." if report.budget_met else "The budget is NOT met."
+
+
+def _busy(report: Report) -> str:
+    load, cores = report.environment.get("load_average"), report.environment.get("cores")
+    shown = load[0] if isinstance(load, list) and load else load
+    return f"The machine was busy (load average {shown} on {cores} cores): timings deserve less trust."
+
+
+def _removed(step: Step) -> str:
+    """What a step took out of the model, and what it could not."""
+    groups, blocks = channel_groups(step), [block for strip in block_strips(step).values() for block in strip]
+    narrowed = [group for group in groups if group.after != group.before]
+    lines = [f"- {_code(group.layer)}: {group.before} to {group.after} channels" for group in narrowed]
+    if len(narrowed) < len(groups):
+        lines.append(f"- {len(groups) - len(narrowed)} other groups of channels kept their width")
+    gone = [_code(block.name) for block in blocks if not block.kept]
+    if gone:
+        lines.append(f"- dropped {len(gone)} of {len(blocks)} blocks: {', '.join(gone)}")
+    lines += [
+        f"- left alone, {escape(lock.reason)}: {', '.join(map(_code, lock.names))}" for lock in locked_layers(step)
+    ]
+    return _titled(step, lines)
+
+
+def _float(step: Step) -> str:
+    """What a step quantized and what it did not."""
+    count = quantized_count(step)
+    lines = [] if count is None else [f"- {count} operators quantized"]
+    lines += [
+        f"- {len(left.names)} {escape(left.kind)}, {escape(left.reason)}: {', '.join(map(_code, left.names))}"
+        for left in left_in_float(step)
+    ]
+    return _titled(step, lines)
+
+
+def _titled(step: Step, lines: list[str]) -> str:
+    title = f"**{escape(step.stage)}**{'' if step.kept else ' (rolled back)'}"
+    return "\n".join([title, "", *lines]) if lines else ""
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    if not facts:
+        return ""
+    rows = [f"| {escape(key.replace('_', ' '))} | {escape(_plain(value))} |" for key, value in facts.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)
+
+
+def _code(value: object) -> str:
+    """A code span: the fence is longer than any run of backticks inside."""
+    text = printable(str(value)).replace("|", "/")
+    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _fence(text: str, language: str) -> str:
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"

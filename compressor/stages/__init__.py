@@ -1,0 +1,32 @@
+"""The catalogue of stages: what a recipe may name. A technique is one file here and one line below."""
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from compressor.stage import stage_name
+from compressor.stages.batch_norm import ReestimateBatchNorm
+from compressor.stages.channel_pruning import PruneChannels
+from compressor.stages.distillation import Distill
+from compressor.stages.fine_tuning import FineTune
+from compressor.stages.layer_dropping import DropBlocks
+from compressor.stages.quantization import Quantize
+
+__all__ = ["Distill", "DropBlocks", "FineTune", "PruneChannels", "Quantize", "ReestimateBatchNorm", "catalogue"]
+
+BUILT_IN: tuple[type[Any], ...] = (PruneChannels, DropBlocks, ReestimateBatchNorm, FineTune, Distill, Quantize)
+
+
+def catalogue() -> dict[str, type[Any]]:
+    """Every stage class by its recipe name: the built-in ones, then those of installed entry points.
+
+    A package adds its own with `[project.entry-points."compressor.stages"]`. Raises ValueError where two share a name.
+    """
+    stages = {stage_name(stage): stage for stage in BUILT_IN}
+    for entry in entry_points(group="compressor.stages"):
+        stage = entry.load()
+        name = stage_name(stage)
+        if stages.setdefault(name, stage) is not stage:
+            raise ValueError(
+                f"two stages are called {name!r}: {stages[name].__module__} and {entry.value}; rename the second class"
+            )
+    return stages

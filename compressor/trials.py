@@ -1,0 +1,76 @@
+"""Whether a model whose structure was changed still works: what a transaction on structure asks before it commits."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from compressor.batches import Inputs, map_tensors
+from compressor.workload import batch_size_of, predict
+
+
+def fault(model: nn.Module, inputs: Inputs, wanted: dict[int, Tensor]) -> str | None:
+    """Why `model`, in eval mode, does not work on `inputs`, or None where it does.
+
+    `wanted` are the outputs of the unchanged model by batch size, from `outputs_at`; their shapes must be kept,
+    and a backward pass must run through at each size. The reason is the first line of the error. Gradients of `model`
+    are dropped, and its `requires_grad` flags end as they were.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(parameter.is_floating_point())
+        with _one_thread(), torch.enable_grad():
+            for size, before in wanted.items():
+                output = predict(model, _head(inputs, size))
+                if output.shape != before.shape:
+                    return f"the output becomes {tuple(output.shape)} instead of {tuple(before.shape)}"
+                torch.autograd.backward(output.float().sum())
+    except Exception as error:  # noqa: BLE001 - a user's model may raise anything
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    finally:
+        for parameter, flag in flags:
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+    return None
+
+
+def outputs_at(model: nn.Module, inputs: Inputs, sizes: tuple[int, ...] = (1, 2)) -> dict[int, Tensor]:
+    """The judged outputs of `model` for the first samples of `inputs`, by batch size."""
+    with _one_thread(), torch.no_grad():
+        return {size: predict(model, _head(inputs, size)) for size in sizes}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode, with the fused attention path off, which reads weights without calling their layers.
+
+    Every module is back in its own mode afterwards.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _head(inputs: Inputs, size: int) -> Inputs:
+    return map_tensors(inputs, lambda tensor: tensor[: min(size, batch_size_of(inputs))])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Two samples are too little to share; on a busy machine the threads of many small operations wait for each other
+    # thirty times as long as one thread works.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

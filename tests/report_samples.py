@@ -1,0 +1,173 @@
+"""Reports as runs would leave them, for the tests of what is shown."""
+
+from dataclasses import replace
+
+from compressor.estimate import Estimate
+from compressor.measure import Measurement
+from compressor.report import Report, Step
+
+WORKLOAD = {"name": "tiny", "model": "TinyResNet", "metric": "accuracy", "higher_is_better": True, "bounded": True}
+ENVIRONMENT = {
+    "cpu": "Testium 1",
+    "isa": "x86_vnni",
+    "machine_isa": "x86_vnni",
+    "flags": ["avx2", "avx512_vnni"],
+    "cores": 2,
+    "load_average": [0.5, 0.4, 0.3],
+    "busy": False,
+    "os": "Linux 6",
+    "python": "3.11.7",
+    "versions": {"torch": "2.13.0", "torch-pruning": None},
+}
+SCRIPT = "<script>alert(1)</script>"
+ATTACK = "\"'><img src=x onerror=alert(2)>\x1b[31m|`" + "very_long_module_name." * 6
+
+
+def measurement(score: float, ms: float, kib: int, speedup: tuple[float, float, float]) -> Measurement:
+    """A measurement with the score's interval half a point, and the latency's 2 %, on both sides."""
+    return Measurement(
+        score=Estimate(score, score - 0.005, score + 0.005),
+        parameters=853_018,
+        nonzero_parameters=853_018,
+        macs=125_486_720,
+        size_bytes=kib * 1024,
+        compressed_bytes=kib * 900,
+        latency_ms=Estimate(ms, 0.98 * ms, 1.02 * ms),
+        speedup=Estimate(*speedup),
+    )
+
+
+REFERENCE = Step(stage="reference", kept=True, seconds=3.0, measurement=measurement(0.899, 3.28, 3342, (1, 1, 1)))
+DROP = Step(
+    stage="drop_blocks",
+    parameters={"remove": 0.5},
+    kept=True,
+    reason="2.41x [2.36, 2.47] faster",
+    seconds=21.0,
+    measurement=measurement(0.25, 1.36, 1434, (2.41, 2.36, 2.47)),
+    pays=True,
+    details={
+        "blocks": [
+            {"block": "layer1.0", "score": 0.31, "kept": True, "group": "layer1"},
+            {"block": "layer1.1", "score": 0.02, "kept": False, "group": "layer1"},
+        ]
+    },
+)
+PRUNE = Step(
+    stage="prune_channels",
+    kept=False,
+    reason="rolled back: slower: 0.94x [0.91, 0.97] the speed of the model before it",
+    seconds=15.0,
+    measurement=measurement(0.22, 1.45, 1202, (2.26, 2.21, 2.31)),
+    pays=False,
+    details={
+        "groups": [{"layer": "conv1", "before": 16, "after": 12}, {"layer": "conv2", "before": 16, "after": 16}],
+        "locked": [{"layer": "linear", "reason": "the output keeps its shape"}],
+        "channel_fraction_removed": 0.125,
+    },
+)
+DISTILL = Step(
+    stage="distill",
+    parameters={"epochs": 2},
+    kept=True,
+    reason="validation accuracy fell 0.3 points [-0.1, 0.7]",
+    seconds=1311.0,
+    measurement=measurement(0.895, 1.36, 1434, (2.41, 2.36, 2.47)),
+    drop=Estimate(0.004, 0.0, 0.008),
+    details={
+        "epochs": [
+            {"epoch": 1, "loss": 0.9, "score": 0.8, "learning_rate": 0.1, "seconds": 600.0},
+            {"epoch": 2, "loss": 0.5, "score": 0.89, "learning_rate": 0.01, "seconds": 600.0},
+        ],
+        "best_epoch": 2,
+        "teacher": {"views": 4, "cached": True},
+    },
+)
+QUANTIZE = Step(
+    stage="quantize",
+    kept=True,
+    reason="2.53x [2.45, 2.61] faster",
+    seconds=18.0,
+    measurement=measurement(0.894, 0.538, 283, (6.10, 5.91, 6.31)),
+    drop=Estimate(0.005, 0.0, 0.009),
+    pays=True,
+    details={
+        "quantized": 48,
+        "left_in_float": [
+            {"node": "/a/Add", "op": "Add", "reason": "SQNR of 9.1 dB is below 10 dB"},
+            {"node": "/b/Add", "op": "Add", "reason": "SQNR of 9.1 dB is below 10 dB"},
+        ],
+        "sqnr_db": 23.4,
+    },
+)
+
+
+def rollback() -> Report:
+    """Five steps of which one was rolled back; the numbers of the summary in the documentation."""
+    return Report(
+        workload=WORKLOAD,
+        environment=ENVIRONMENT,
+        target={"batch_size": 1, "threads": 1, "isa": "x86_vnni"},
+        budget={"max_drop": 0.01, "not_slower": True, "min_speedup": None},
+        steps=(REFERENCE, DROP, PRUNE, DISTILL, QUANTIZE),
+        final=4,
+        warnings=("prune_channels is followed by quantize",),
+    )
+
+
+def nothing_kept() -> Report:
+    """A run that ships its reference: one stage rolled back, one that found nothing to do."""
+    skipped = Step(stage="reestimate_batch_norm", kept=False, reason="TinyMLP has no BatchNorm", seconds=0.0)
+    return Report(
+        workload={"name": "tiny", "metric": "accuracy"},
+        environment=ENVIRONMENT,
+        budget={"min_speedup": 5.0},
+        budget_met=False,
+        steps=(REFERENCE, PRUNE, skipped),
+        final=0,
+    )
+
+
+def regression() -> Report:
+    """A metric where lower is better, and a file that is smaller but not measurably faster."""
+    error = Estimate(0.0123, 0.012, 0.0126)
+    before = replace(measurement(0.5, 0.081, 210, (1, 1, 1)), score=error)
+    after = replace(
+        before, size_bytes=60 * 1024, speedup=Estimate(1.02, 0.97, 1.06), score=Estimate(0.0125, 0.012, 0.013)
+    )
+    return Report(
+        workload={"name": "denoise", "metric": "mse", "higher_is_better": False, "bounded": False},
+        environment=ENVIRONMENT,
+        steps=(
+            replace(REFERENCE, measurement=before),
+            replace(QUANTIZE, measurement=after, drop=Estimate(0.0163, 0.008, 0.02), details={}),
+        ),
+        final=1,
+    )
+
+
+def hostile() -> Report:
+    """A run whose names are markup and whose details are not what any stage writes."""
+    odd_groups = [{"layer": SCRIPT, "before": "many"}, {"layer": ATTACK, "before": 64, "after": 48}, {"x": 1}, 3]
+    return Report(
+        workload={"name": SCRIPT, "model": ATTACK, "metric": SCRIPT, "odd": {"k": [SCRIPT]}},
+        environment={SCRIPT: ATTACK, "versions": {SCRIPT: None}},
+        target={SCRIPT: ATTACK},
+        budget={SCRIPT: ATTACK, "max_drop": "a lot"},
+        recipe={SCRIPT: [ATTACK]},
+        steps=(
+            REFERENCE,
+            replace(PRUNE, stage=SCRIPT, reason=ATTACK, details={"groups": odd_groups, "locked": [SCRIPT], SCRIPT: {}}),
+            replace(DISTILL, stage=ATTACK, details={"epochs": [{"epoch": SCRIPT}, {"loss": "bad"}], "best_epoch": "x"}),
+            replace(
+                DROP, details={"blocks": [{"block": SCRIPT, "score": SCRIPT, "group": ATTACK}, {"kept": False}, 7]}
+            ),
+            replace(QUANTIZE, details={"left_in_float": [{"node": SCRIPT, "op": ATTACK, "reason": SCRIPT}, {}]}),
+        ),
+        final=4,
+        warnings=(SCRIPT, ATTACK),
+        artifact=SCRIPT,
+    )
+
+
+ALL = (rollback, nothing_kept, regression, hostile)

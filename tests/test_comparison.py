@@ -1,0 +1,201 @@
+"""Several recipes side by side: names, rows, the Pareto front, failures and files."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from compressor.budget import Budget
+from compressor.comparison import Comparison, compare
+from compressor.estimate import Estimate
+from compressor.measure import Measurement
+from compressor.pipeline import Pipeline
+from compressor.preflight import WorkloadError
+from compressor.recipe import Recipe, RecipeError
+from compressor.report import Report, Step
+from compressor.stage import StageError
+from compressor.stages import FineTune, Quantize
+from compressor.target import Target
+
+
+def about(value: float) -> Estimate:
+    return Estimate(value, value * 0.9, value * 1.1)
+
+
+def measured(score: float, latency_ms: float, size_bytes: int, speedup: float) -> Measurement:
+    return Measurement(
+        score=about(score),
+        parameters=10,
+        nonzero_parameters=10,
+        macs=100,
+        size_bytes=size_bytes,
+        compressed_bytes=size_bytes // 2,
+        latency_ms=about(latency_ms),
+        speedup=about(speedup),
+    )
+
+
+def report_of(measurement: Measurement, *, metric: str = "accuracy", met: bool = True) -> Report:
+    better = metric == "accuracy"
+    return Report(
+        workload={"name": "tiny", "metric": metric, "higher_is_better": better, "bounded": better},
+        environment={},
+        budget_met=met,
+        steps=(
+            Step(stage="reference", kept=True, seconds=1.0, measurement=measured(0.9, 1.0, 1000, 1.0)),
+            Step(
+                stage="quantize",
+                kept=True,
+                seconds=2.0,
+                measurement=measurement,
+                validation={"drop": {"value": 0.01, "low": 0.0, "high": 0.02}},
+            ),
+        ),
+        final=1,
+    )
+
+
+@pytest.fixture
+def fake_run(monkeypatch):
+    """Pipeline.run that returns, or raises, what `.ends` holds for the name of its folder."""
+    state = SimpleNamespace(ends={}, asked={})
+
+    def run(self, workload, **asked):
+        name = Path(asked["out"]).name
+        state.asked[name] = {"stages": self.stages, "budget": self.budget, **asked}
+        end = state.ends[name]
+        if isinstance(end, BaseException):
+            raise end
+        return SimpleNamespace(report=end)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    return state
+
+
+def named(name: str, **changes) -> Recipe:
+    return Recipe(name=name, stages=(Quantize(),), budget=Budget(), **changes)
+
+
+def test_rows_and_the_pareto_front(tiny_workload, tmp_path, fake_run) -> None:
+    """The reference and each recipe give a row; what another beats in score, time and size is not on the front."""
+    fake_run.ends = {
+        "fast": report_of(measured(0.8, 0.2, 300, 5.0)),
+        "good": report_of(measured(0.9, 0.5, 500, 2.0)),
+        "beaten": report_of(measured(0.7, 0.3, 400, 3.0), met=False),
+    }
+    comparison = compare([named("fast"), named("good"), named("beaten")], tiny_workload, out=tmp_path)
+    # The reference scores as "good" does, but is slower and larger.
+    assert [(row.name, row.pareto) for row in comparison.rows] == [
+        ("reference", False),
+        ("fast", True),
+        ("good", True),
+        ("beaten", False),
+    ]
+    fast = comparison.rows[1]
+    assert (fast.drop, fast.seconds, fast.report) == (Estimate(0.01, 0.0, 0.02), 3.0, "fast/report.html")
+    assert comparison.any_budget_met
+    assert comparison.failures == {}
+
+
+def test_lower_errors_are_better(tiny_workload, tmp_path, fake_run) -> None:
+    """With an error as the metric, the smaller score is the one on the front."""
+    fake_run.ends = {
+        "exact": report_of(measured(0.1, 0.5, 500, 2.0), metric="mse"),
+        "rough": report_of(measured(0.5, 0.5, 500, 2.0), metric="mse"),
+    }
+    comparison = compare([named("exact"), named("rough")], tiny_workload, out=tmp_path)
+    assert [row.pareto for row in comparison.rows] == [False, True, False]
+
+
+def test_files(tiny_workload, tmp_path, fake_run) -> None:
+    """JSON, Markdown, HTML and SVG are written and tell the same rows."""
+    fake_run.ends = {"a": report_of(measured(0.8, 0.2, 300, 5.0)), "b": report_of(measured(0.9, 0.5, 500, 2.0))}
+    compare([named("a"), named("b")], tiny_workload, out=tmp_path)
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert (found["schema_version"], found["workload"]) == (1, "tiny")
+    assert [row["name"] for row in found["rows"]] == ["reference", "a", "b"]
+    assert found["rows"][1]["latency_ms"] == {"value": 0.2, "low": pytest.approx(0.18), "high": pytest.approx(0.22)}
+    assert found["rows"][0]["drop"] is None
+    assert [row["budget_met"] for row in found["rows"]] == [None, True, True]
+    assert "# tiny: 2 recipes compared" in (tmp_path / "comparison.md").read_text()
+    assert "a/report.html" in (tmp_path / "comparison.html").read_text()
+    assert (tmp_path / "comparison.svg").read_text().lstrip().startswith("<")
+
+
+def test_a_failure_is_told_and_the_others_go_on(tiny_workload, tmp_path, fake_run) -> None:
+    """A recipe that fails appears with its error in every file; the recipes after it are run."""
+    fake_run.ends = {"bad": StageError("no blocks <here>"), "good": report_of(measured(0.9, 0.5, 500, 2.0))}
+    comparison = compare([named("bad"), named("good")], tiny_workload, out=tmp_path)
+    assert comparison.failures == {"bad": "StageError: no blocks <here>"}
+    assert [row.name for row in comparison.rows] == ["reference", "good"]
+    assert json.loads((tmp_path / "comparison.json").read_text())["failures"] == comparison.failures
+    assert "bad failed: StageError: no blocks <here>" in (tmp_path / "comparison.md").read_text()
+    assert "bad failed: StageError: no blocks &lt;here&gt;" in (tmp_path / "comparison.html").read_text()
+
+
+def test_all_failures_still_write_files(tiny_workload, tmp_path, fake_run) -> None:
+    """Where every recipe fails there are no rows, and the errors are still on disk."""
+    fake_run.ends = {"bad": StageError("nothing to do")}
+    comparison = compare([named("bad")], tiny_workload, out=tmp_path)
+    assert comparison.rows == ()
+    assert not comparison.any_budget_met
+    assert "nothing to do" in (tmp_path / "comparison.html").read_text()
+
+
+def test_ctrl_c_ends_the_comparison(tiny_workload, tmp_path, fake_run) -> None:
+    """An interrupt is no failed recipe: it ends everything."""
+    fake_run.ends = {"a": KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        compare([named("a")], tiny_workload, out=tmp_path)
+
+
+def test_names_seeds_and_pipelines(tiny_workload, tmp_path, fake_run) -> None:
+    """Equal names get numbers, pipelines the names of their stages; seeds are the recipes' own unless given."""
+    report = report_of(measured(0.9, 0.5, 500, 2.0))
+    fake_run.ends = dict.fromkeys(["a", "a-2", "fine_tune-quantize", "reference-2", "int8"], report)
+    entries = [
+        named("a", seed=4),
+        named("a"),
+        Pipeline([FineTune(epochs=1), Quantize()]),
+        named("reference"),
+        "int8",
+    ]
+    comparison = compare(entries, tiny_workload, out=tmp_path)
+    assert [row.name for row in comparison.rows[1:]] == list(fake_run.ends)
+    assert [fake_run.asked[name]["seed"] for name in ("a", "a-2")] == [4, 0]
+    compare(entries, tiny_workload, out=tmp_path, seed=7)
+    assert {asked["seed"] for asked in fake_run.asked.values()} == {7}
+
+
+def test_all_are_measured_under_one_load(tiny_workload, tmp_path, fake_run) -> None:
+    """Recipes that ask for different threads cannot be compared unless one target is given for all."""
+    fake_run.ends = dict.fromkeys(["a", "b"], report_of(measured(0.9, 0.5, 500, 2.0)))
+    recipes = [named("a", threads=2), named("b")]
+    with pytest.raises(ValueError, match=r"different loads \(batch_size=1 threads=1, batch_size=1 threads=2\)"):
+        compare(recipes, tiny_workload, out=tmp_path)
+    compare(recipes, tiny_workload, out=tmp_path, target=Target(threads=2))
+    assert {asked["target"].threads for asked in fake_run.asked.values()} == {2}
+
+
+def test_what_is_refused_before_any_work(tiny_workload, tmp_path, fake_run) -> None:
+    """No recipes, an unknown recipe and a workload that cannot work are refused; nothing is run."""
+    with pytest.raises(ValueError, match="at least one recipe"):
+        compare([], tiny_workload, out=tmp_path)
+    with pytest.raises(RecipeError, match="no recipe 'int9'"):
+        compare(["int9"], tiny_workload, out=tmp_path)
+    tiny_workload.model.linear.weight.data[0, 0] = float("nan")
+    with pytest.raises(WorkloadError, match=r"linear\.weight"):
+        compare(["int8"], tiny_workload, out=tmp_path)
+    assert fake_run.asked == {}
+
+
+def test_printing(tiny_workload, tmp_path, fake_run, capsys) -> None:
+    """The table in the terminal names every recipe."""
+    fake_run.ends = {"mine": report_of(measured(0.9, 0.5, 500, 2.0))}
+    comparison = compare([named("mine")], tiny_workload, out=tmp_path)
+    assert isinstance(comparison, Comparison)
+    comparison.print()
+    out = capsys.readouterr().out
+    assert "mine" in out
+    assert "reference" in out

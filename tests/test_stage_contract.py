@@ -1,0 +1,121 @@
+"""Every stage of the catalogue keeps the contract on every tiny workload; stages that break it are caught."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.batches import Batches
+from compressor.stage import Effect, StageError
+from compressor.stages import (
+    BUILT_IN,
+    Distill,
+    DropBlocks,
+    FineTune,
+    PruneChannels,
+    Quantize,
+    ReestimateBatchNorm,
+    catalogue,
+)
+from compressor.testing import ContractError, check_stage
+
+STAGES = [
+    PruneChannels(remove=0.4, align=4),
+    DropBlocks(remove=0.5),
+    FineTune(epochs=1, tail_epochs=0),
+    Distill(epochs=1, tail_epochs=0, views=1),
+    ReestimateBatchNorm(batches=2),
+    Quantize(),
+]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: type(stage).__name__)
+def test_stage_keeps_the_contract(stage, tiny_workload):
+    """Each built-in stage passes the contract on an untrained residual CNN."""
+    model = check_stage(stage, tiny_workload)
+    assert isinstance(model, nn.Module)
+
+
+def test_every_built_in_stage_is_under_contract():
+    """No stage is in the catalogue without being checked here."""
+    assert {type(stage) for stage in STAGES} == set(BUILT_IN)
+    assert set(BUILT_IN) <= set(catalogue().values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsTest:
+    """A stage that peeks at the test data."""
+
+    effect: ClassVar[Effect] = Effect.VALUES
+
+    def apply(self, model, workload, context):
+        next(iter(workload.test))
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeverRefuses:
+    """A stage that calls doing nothing a success."""
+
+    effect: ClassVar[Effect] = Effect.VALUES
+
+    def apply(self, model, workload, context):
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangesReference:
+    """A stage that trains the user's own model."""
+
+    effect: ClassVar[Effect] = Effect.VALUES
+
+    def apply(self, model, workload, context):
+        with torch.no_grad():
+            next(workload.model.parameters()).add_(1.0)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random:
+    """A stage that ignores the seed."""
+
+    effect: ClassVar[Effect] = Effect.VALUES
+    state: ClassVar[torch.Generator] = torch.Generator()
+
+    def apply(self, model, workload, context):
+        parameters = list(model.parameters())
+        if not parameters:
+            raise StageError("no parameters")
+        with torch.no_grad():
+            parameters[0].add_(torch.rand((), generator=self.state))
+        return model
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (ReadsTest(), "read workload.test"),
+        (NeverRefuses(), "nothing"),
+        (ChangesReference(), "changed workload.model"),
+        (Random(), "same seed"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_broken_stage_is_caught(stage, message, tiny_workload):
+    """Each kind of cheating is named."""
+    with pytest.raises(ContractError, match=message):
+        check_stage(stage, tiny_workload)
+
+
+def test_batches_replay_bit_by_bit(tiny_workload):
+    """Two passes under the same torch seed give the same batches, and another seed gives others."""
+    data = tiny_workload.train
+    assert isinstance(data, Batches)
+    passes = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        passes.append(torch.cat([inputs for inputs, _ in data]))
+    assert torch.equal(passes[0], passes[1])
+    assert not torch.equal(passes[0], passes[2])
