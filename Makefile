@@ -14,51 +14,60 @@ help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(BIN)/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	{ echo "Python 3.11 or newer is needed, $(PYTHON) is older; name another: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(SYSTEM_TORCH) $(VENV)
 
-# The stamp lists what was installed for, so that a second call is quick and a changed pin installs again.
-$(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
-	@if $(BIN)/python -c "import torch" 2>/dev/null; then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
-	else cp constraints.txt $(VENV)/constraints.txt; fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[dev,bench]"
+# A torch that is there already stays: its pin is left out.
+$(VENV)/constraints.txt: $(BIN)/python constraints.txt
+	@if $(BIN)/python -c "import torch" 2>/dev/null; then grep -v '^torch==' constraints.txt > $@; \
+	else cp constraints.txt $@; fi
+
+# The stamps make a second call quick; a changed pin installs again.
+$(VENV)/installed: pyproject.toml $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e .
 	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[dev,bench]"
+	@touch $@ $(VENV)/installed
 
 demo: $(VENV)/installed  ## compress the embedded default, into runs/demo
 	$(BIN)/compressor run drop_blocks_distill_int8 --workload digits --out $(OUT)
 	@echo "Look at $(OUT)/report.html"
 
-test: $(VENV)/installed  ## the test suite
+test: $(VENV)/installed-dev  ## the test suite
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/installed  ## real training, killed and resumed runs
+test-slow: $(VENV)/installed-dev  ## real training, killed and resumed runs
 	$(BIN)/python -m pytest -m slow
 
-test-browser: $(VENV)/installed  ## the report in headless Chromium (Debian: apt-get install chromium)
+test-browser: $(VENV)/installed-dev  ## the report in headless Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest -m browser
 
-check: $(VENV)/installed  ## lint, types and import layers
+check: $(VENV)/installed-dev  ## lint, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/installed  ## format the code
+format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 bench: bench-training bench-aa bench-cifar10  ## every benchmark
 
-bench-cifar10: $(VENV)/installed  ## ResNet-56 and ResNet-20 by the shipped recipes, beside today's chains (hours; resumes)
+bench-cifar10: $(VENV)/installed-dev  ## ResNet-56 and ResNet-20 by the shipped recipes, beside today's chains (hours; resumes)
 	$(BIN)/python benchmarks/cifar10.py
 	$(BIN)/python benchmarks/docs.py
 
-bench-training: $(VENV)/installed  ## throughput of the training loop
+bench-training: $(VENV)/installed-dev  ## throughput of the training loop
 	$(BIN)/python benchmarks/training_throughput.py
 
-bench-aa: $(VENV)/installed  ## one file measured against itself, 100 times
+bench-aa: $(VENV)/installed-dev  ## one file measured against itself, 100 times
 	$(BIN)/python benchmarks/aa.py
 
-docs: $(VENV)/installed  ## tables and plots in docs/ from the stored results
+docs: $(VENV)/installed-dev  ## tables and plots in docs/ from the stored results
 	$(BIN)/python benchmarks/docs.py
 
 clean:

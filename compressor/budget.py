@@ -52,7 +52,7 @@ def judge_gain(speedup: Estimate, size_bytes: int, base_size_bytes: int) -> Verd
     times = f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
     if speedup.high < 1:
         return Verdict(keep=False, reason=f"slower: {times} the speed of the model before it")
-    if speedup.low > 1:
+    if round(speedup.low, 2) > 1:  # what reads as 1.00 is not told as faster
         return Verdict(keep=True, reason=f"{times} faster, file {shrink:.2f}x smaller")
     if size_bytes < base_size_bytes:
         return Verdict(keep=True, reason=f"file {shrink:.2f}x smaller; no difference in time ({times})")
@@ -92,7 +92,8 @@ def describe_drop(drop: Estimate, metric: Metric) -> str:
     worse = drop.value >= 0
     verb = "fell" if worse == metric.higher_is_better else "rose"
     low, high = (drop.low, drop.high) if worse else (-drop.high, -drop.low)
-    span = f"[{100 * low:.1f}, {100 * high:.1f}]"
+    # Adding zero turns -0.0 into 0.0.
+    span = f"[{100 * low + 0:.1f}, {100 * high + 0:.1f}]"
     return f"{metric.name} {verb} {_amount(abs(drop.value), metric)} {span}"
 
 

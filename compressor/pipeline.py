@@ -72,7 +72,7 @@ class Pipeline:
         if not stages:
             raise ValueError("a pipeline needs at least one stage, such as Quantize()")
         for stage in stages:
-            if not isinstance(stage, Stage):
+            if isinstance(stage, type) or not isinstance(stage, Stage):
                 raise TypeError(
                     f"{stage!r} is not a stage: it needs an `effect` and apply(model, workload, context)"
                     + ("; it is a class, call it" if isinstance(stage, type) else "")

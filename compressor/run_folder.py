@@ -83,6 +83,9 @@ class RunFolder:
                 f"another process is writing to {self.path}; wait for it to end or give another folder"
             ) from error
         try:
+            # What a killed writer was in the middle of; nobody else writes while the lock is held.
+            for part in self.path.rglob(".*.tmp"):
+                part.unlink()
             yield
         finally:
             lock.release()

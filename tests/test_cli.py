@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from compressor import __version__, measure, pipeline, runtime
+from compressor import __version__, measure, runtime
 from compressor.cli import app
 from compressor.pipeline import Pipeline
 from compressor.stage import StageError
@@ -260,6 +260,8 @@ def test_a_stopped_run_prints_how_to_go_on(folder: Path, number: int, code: int,
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
+        # A shell that starts the tests in the background has interrupts ignored, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - no threads yet
     )  # fmt: skip
     assert process.stdout.readline() == "here\n"
     process.send_signal(number)
@@ -339,7 +341,6 @@ def test_compare_exit_codes(folder: Path, fake_compare) -> None:
 def test_run_end_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real run writes a model and a report, and the same command again takes the finished stage from disk."""
     quick = functools.partial(runtime.time_interleaved, seconds=0.1)
-    monkeypatch.setattr(pipeline, "time_interleaved", quick)
     monkeypatch.setattr(measure, "time_interleaved", quick)
     (folder / "recipe.yaml").write_text("stages: [quantize]\n")
     code, out, err = call(*RUN)

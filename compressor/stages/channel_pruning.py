@@ -191,7 +191,7 @@ class PruneChannels:
     def _scores(self, model: nn.Module, couplings: Couplings, workload: Workload, seed: int) -> dict[str, Tensor]:
         """The importance of each group's channels, before groups are compared."""
         gradients: dict[str, Tensor] = {}
-        if isinstance(self.criterion, Taylor):
+        if isinstance(self.criterion, Taylor) and couplings.groups:
             gradients = loss_gradients(model, workload, self.criterion.batches, seed)
         weights = tensors_of(model)
         scores = {}

@@ -60,7 +60,7 @@ class Distill:
     learning_rate: float = 0.05
     temperature: float = 4.0
     soft_weight: float = 0.9
-    views: int = 8
+    views: int = 4
     tail_epochs: int = 1
     weight_decay: float = 5e-4
     features: tuple[str, ...] = ()
