@@ -6,21 +6,20 @@ python benchmarks/aa.py [--tries 100] [--seconds 2.0] [--threads 1]
 import argparse
 import json
 import math
-import os
-import platform
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
-from compressor import __version__
+from compressor.measure import score_estimate
+from compressor.metrics import Metric
+from compressor.report import environment
 from compressor.runtime import time_interleaved
 from compressor.storage import write_json
-from compressor.target import Target, cpu_name
+from compressor.target import Target
 
 RESULTS = Path(__file__).parent / "results" / "aa.json"
 
@@ -46,19 +45,11 @@ def convolutional_model(width: int = 32, layers: int = 6, size: int = 24) -> byt
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
 
 
-def wilson(hits: int, tries: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion."""
-    z, share = 1.959964, hits / tries
-    middle = (share + z * z / (2 * tries)) / (1 + z * z / tries)
-    half = z / (1 + z * z / tries) * math.sqrt(share * (1 - share) / tries + z * z / (4 * tries * tries))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def describe(what: str, hits: int, tries: int) -> dict[str, float]:
     """Prints and gives back a count with its interval."""
-    low, high = wilson(hits, tries)
-    print(f"{what}: {hits} of {tries} ({hits / tries:.1%}, 95 % interval {low:.1%} to {high:.1%})")
-    return {"count": hits, "low": low, "high": high}
+    share = score_estimate(torch.tensor([1.0] * hits + [0.0] * (tries - hits)), Metric.accuracy())
+    print(f"{what}: {hits} of {tries} ({hits / tries:.1%}, 95 % interval {share.low:.1%} to {share.high:.1%})")
+    return {"count": hits, "low": share.low, "high": share.high}
 
 
 def main() -> None:
@@ -68,7 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     file, inputs = convolutional_model(), torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    load_before = os.getloadavg() if hasattr(os, "getloadavg") else None
+    where = environment(Target(threads=arguments.threads))
     timings = [
         time_interleaved(file, file, inputs, seed=seed, seconds=arguments.seconds, threads=arguments.threads)
         for seed in tqdm(range(arguments.tries), desc="A/A", unit="try")
@@ -91,20 +82,7 @@ def main() -> None:
             "interval_width": width,
             "scatter": scatter,
             "ratios": [[ratio.value, ratio.low, ratio.high] for ratio in ratios],
-            "environment": {
-                "cpu": cpu_name(),
-                "isa": Target().isa.value,
-                "cores": os.cpu_count(),
-                "threads": arguments.threads,
-                "load_average_before": load_before,
-                "os": platform.system(),
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "onnx": onnx.__version__,
-                "onnxruntime": ort.__version__,
-                "torch": torch.__version__,
-                "compressor": __version__,
-            },
+            "environment": where,
         },
     )
     print(f"stored in {json.dumps(str(RESULTS))}")

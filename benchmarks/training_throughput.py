@@ -5,9 +5,6 @@ plain, ours, ...), so that what else runs on the machine hits both; the ratio is
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 from pathlib import Path
 from time import perf_counter
@@ -19,39 +16,21 @@ from torch.nn import functional as F
 from compressor.batches import Batches
 from compressor.metrics import Metric
 from compressor.precision import Form
+from compressor.report import environment
 from compressor.stage import Context
 from compressor.storage import write_json
-from compressor.target import cpu_name
+from compressor.target import Target
 from compressor.training import train
 from compressor.workload import Workload
+from compressor.workloads.residual import ResNet
 
 BATCH = 128
 RESULT = Path(__file__).parent / "results" / "training-throughput.json"
 
 
-class Block(nn.Module):
-    """A basic block of the CIFAR ResNets (He et al. 2016, arXiv:1512.03385, sec. 4.2)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
-
-
 def resnet20() -> nn.Module:
     """ResNet-20 for 32x32 images and 10 classes."""
-    blocks = [Block(16, 16, 1) for _ in range(3)]
-    blocks += [Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1)]
-    blocks += [Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1)]
-    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return ResNet(blocks=[3, 3, 3])
 
 
 def random_images(count: int) -> tuple[Tensor, Tensor]:
@@ -129,18 +108,11 @@ def main() -> None:
             f"{values[name]:{width}.{digits}f}" for name, width in (("median", 6), ("low", 5), ("high", 5))
         )
         print(f"| {f'{key} {unit}':16} | {cells} |")
-    environment = {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "bfloat16": form.bfloat16,
-        "channels_last": form.channels_last,
-    }
-    result = {"model": "ResNet-20", "batch": BATCH, "batches": options.batches, "environment": environment}
+    where = environment(Target(threads=torch.get_num_threads()))
+    trained = {"bfloat16": form.bfloat16, "channels_last": form.channels_last}
+    result = {"model": "ResNet-20", "batch": BATCH, "batches": options.batches, "form": trained, "environment": where}
     write_json(options.out, {**result, "summary": summary, "rounds": rounds})
-    print(json.dumps(environment))
+    print(f"stored in {options.out}")
 
 
 if __name__ == "__main__":

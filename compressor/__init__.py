@@ -7,9 +7,10 @@ if TYPE_CHECKING:
     from compressor.budget import Budget
     from compressor.comparison import compare
     from compressor.metrics import Metric
-    from compressor.pipeline import Pipeline, Result
+    from compressor.pipeline import Pipeline
     from compressor.plan import load_checkpoint
     from compressor.recipe import Recipe
+    from compressor.run import Result
     from compressor.stage import Context, Effect, Stage, StageError
     from compressor.target import Isa, Target
     from compressor.workload import Workload
@@ -24,7 +25,7 @@ _HOMES = {
     "Metric": "metrics",
     "Pipeline": "pipeline",
     "Recipe": "recipe",
-    "Result": "pipeline",
+    "Result": "run",
     "Stage": "stage",
     "StageError": "stage",
     "Target": "target",

@@ -322,7 +322,7 @@ def _workload(name: str) -> "Workload":
 
 
 def _print_plan(recipe: "Recipe", workload: "Workload", seed: int) -> None:
-    from compressor.pipeline import segments
+    from compressor.order import segments
     from compressor.preflight import check_workload
     from compressor.stage import stage_name
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from compressor import Budget, Context, Effect, Pipeline, StageError, load_checkpoint
-from compressor.pipeline import PipelineWarning, segments
+from compressor.order import segments
+from compressor.pipeline import PipelineWarning
 from compressor.run_folder import RunFolderError
 from compressor.runtime import open_session
 from compressor.stages import Distill, DropBlocks, FineTune, PruneChannels, Quantize, ReestimateBatchNorm
