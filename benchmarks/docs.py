@@ -137,15 +137,50 @@ def draw(results: dict[str, dict], path: Path) -> None:
 def training_section(result: dict | None) -> list[str]:
     if result is None:
         return []
-    flat = json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=2)
-    return ["## Training throughput (`make bench-training`)", "", "```json", flat, "```", ""]
+    where = result["environment"]
+    rows = [
+        f"| {label} | {values['median']:.{digits}f} | {values['low']:.{digits}f} | {values['high']:.{digits}f} |"
+        for label, values, digits in (
+            ("plain fp32 loop, images/s", result["summary"]["plain"], 0),
+            ("`training.py`, images/s", result["summary"]["ours"], 0),
+            ("ratio", result["summary"]["ratio"], 2),
+        )
+    ]
+    return [
+        "## Training throughput (`make bench-training`)",
+        "",
+        f"{result['model']}, batch {result['batch']}, {len(result['rounds'])} interleaved rounds of {result['batches']} "
+        f"batches on {where.get('cpu')}; the ratio is taken round by round.",
+        "",
+        "| | median | lowest | highest |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def aa_section(result: dict | None) -> list[str]:
     if result is None:
         return []
-    flat = json.dumps({key: value for key, value in result.items() if key not in {"environment", "ratios"}}, indent=2)
-    return ["## One file against itself (`make bench-aa`)", "", "```json", flat, "```", ""]
+    rows = [
+        f"| {label} | {claim['count']} of {result['tries']} | {claim['low']:.1%} to {claim['high']:.1%} |"
+        for label, claim in (
+            ("claimed speed-ups", result["claimed_speedups"]),
+            ("claimed slow-downs", result["claimed_slowdowns"]),
+        )
+    ]
+    return [
+        "## One file against itself (`make bench-aa`)",
+        "",
+        f"A file of {result['latency_ms']:.2f} ms measured against itself on {result['environment'].get('cpu')}, "
+        f"{result['seconds']:g} s a try. The interval of the ratio was {result['interval_width']:.1%} wide (median), the "
+        f"ratio scattered by {result['scatter']:.2%}.",
+        "",
+        "| | count | 95 % interval |",
+        "|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 if __name__ == "__main__":

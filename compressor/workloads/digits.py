@@ -31,7 +31,7 @@ def digits(*, seed: int = 0, progress: bool = True) -> Workload:
     validation, test = train_test_split(held_out, test_size=0.5, random_state=seed, stratify=data.target[held_out])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ResNet(blocks=[1, 6, 6], widths=[16, 32, 64], channels=1, classes=10)
+        model = ResNet(blocks=[1, 4, 4], widths=[32, 64, 128], channels=1, classes=10)
     workload = Workload.from_datasets(
         model,
         train=(images[train_part], targets[train_part]),
