@@ -19,22 +19,38 @@ MARK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 def main() -> None:
-    networks = {name: load(f"cifar10-{name}") for name in WORKLOADS}
-    present = {name: result for name, result in networks.items() if result}
+    networks = stored_networks()
+    if networks:
+        draw(networks, DOCS / "benchmarks-cifar10.svg")
+        write_atomic(ROOT / "README.md", readme(networks))
+    write_atomic(DOCS / "benchmarks.md", page(networks))
+
+
+def stored_networks() -> dict[str, dict]:
+    """The results of the CIFAR-10 benchmark by network, those that are stored."""
+    results = {name: load(f"cifar10-{name}") for name in WORKLOADS}
+    return {name: result for name, result in results.items() if result is not None}
+
+
+def page(networks: dict[str, dict]) -> str:
+    """The text of docs/benchmarks.md."""
     parts = [
         "# Benchmarks",
         "",
         "Written by `make docs` from `benchmarks/results/*.json`. Timings hold for the machine named; compare ratios.",
         "",
+        *(cifar_section(networks) if networks else []),
+        *training_section(load("training-throughput")),
+        *aa_section(load("aa")),
     ]
-    if present:
-        parts += cifar_section(present)
-        draw(present, DOCS / "benchmarks-cifar10.svg")
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        table = "\n".join(table_rows(present, short=True))
-        write_atomic(ROOT / "README.md", MARK.sub(lambda match: f"{match[1]}{table}\n{match[2]}", readme))
-    parts += training_section(load("training-throughput")) + aa_section(load("aa"))
-    write_atomic(DOCS / "benchmarks.md", "\n".join(parts).rstrip() + "\n")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def readme(networks: dict[str, dict]) -> str:
+    """The README with its table of results."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = "\n".join(table_rows(networks, short=True))
+    return MARK.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
 
 
 def load(name: str) -> dict | None:
@@ -149,8 +165,10 @@ def training_section(result: dict | None) -> list[str]:
     return [
         "## Training throughput (`make bench-training`)",
         "",
-        f"{result['model']}, batch {result['batch']}, {len(result['rounds'])} interleaved rounds of {result['batches']} "
-        f"batches on {where.get('cpu')}; the ratio is taken round by round.",
+        (
+            f"{result['model']}, batch {result['batch']}, {len(result['rounds'])} interleaved rounds of "
+            f"{result['batches']} batches on {where.get('cpu')}; the ratio is taken round by round."
+        ),
         "",
         "| | median | lowest | highest |",
         "|---|---|---|---|",
@@ -172,9 +190,11 @@ def aa_section(result: dict | None) -> list[str]:
     return [
         "## One file against itself (`make bench-aa`)",
         "",
-        f"A file of {result['latency_ms']:.2f} ms measured against itself on {result['environment'].get('cpu')}, "
-        f"{result['seconds']:g} s a try. The interval of the ratio was {result['interval_width']:.1%} wide (median), the "
-        f"ratio scattered by {result['scatter']:.2%}.",
+        (
+            f"A file of {result['latency_ms']:.2f} ms measured against itself on {result['environment'].get('cpu')}, "
+            f"{result['seconds']:g} s a try. The interval of the ratio was {result['interval_width']:.1%} wide "
+            f"(median), the ratio scattered by {result['scatter']:.2%}."
+        ),
         "",
         "| | count | 95 % interval |",
         "|---|---|---|",
