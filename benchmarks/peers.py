@@ -11,6 +11,7 @@ from torch import nn
 
 from compressor.export import export_onnx
 from compressor.stage import Context
+from compressor.storage import read_json, write_json
 from compressor.training import train
 from compressor.workload import Workload, batches_of, input_tensors
 
@@ -89,22 +90,16 @@ def prune_to_macs(model: nn.Module, example: torch.Tensor, *, ratio: float) -> n
 def prune_retrain(workload: Workload, *, seconds: float, learning_rate: float, folder: Path, seed: int) -> tuple:
     """Torch-Pruning at 2x MACs, then as many epochs of cross-entropy as fit into `seconds`, in compressor's own loop.
 
-    Returns (model, epochs, seconds spent). The loop is the faster one, so the peer gets more epochs than it would have.
+    Returns (model, epochs, seconds spent training). The loop is the faster one, so the peer gets more epochs than it
+    would have. `folder` keeps the snapshots: a killed training goes on, with the number of epochs found first.
     """
     example = next(iter(workload.calibration))[0][:2]
     pruned = prune_to_macs(workload.model, example, ratio=2.0)
-    # Forty batches tell what an epoch takes; scoring an image on validation costs a third of training on it.
-    some = list(islice(workload.train, 40))
-    probe = Workload(**{**vars(workload), "train": some, "validation": some[:1]})
-    timed = copy.deepcopy(pruned)
-    for _ in range(2):  # the first pass warms up
-        started = time.perf_counter()
-        train(timed, probe, epochs=1, learning_rate=1e-4, context=Context(seed=seed, progress=False))
-        per_image = (time.perf_counter() - started) / sum(len(targets) for _, targets in some)
-    images = len(workload.train.indices) + len(workload.validation.indices) / 3
-    epochs = max(1, int(seconds / (per_image * images)))
-    started = time.perf_counter()
-    train(
+    chosen = folder / "epochs.json"
+    if not chosen.exists():
+        write_json(chosen, affordable_epochs(pruned, workload, seconds, seed))
+    epochs = read_json(chosen)
+    logs = train(
         pruned,
         workload,
         epochs=epochs,
@@ -112,7 +107,21 @@ def prune_retrain(workload: Workload, *, seconds: float, learning_rate: float, f
         context=Context(seed=seed, folder=folder),
         label="Torch-Pruning, retraining",
     )
-    return pruned, epochs, time.perf_counter() - started
+    return pruned, epochs, sum(log.seconds for log in logs)
+
+
+def affordable_epochs(model: nn.Module, workload: Workload, seconds: float, seed: int) -> int:
+    """How many epochs of training `model` fit into `seconds`, at least 1: forty batches tell what an epoch takes."""
+    some = list(islice(workload.train, 40))
+    probe = Workload(**{**vars(workload), "train": some, "validation": some[:1]})
+    timed = copy.deepcopy(model)
+    for _ in range(2):  # the first pass warms up
+        started = time.perf_counter()
+        train(timed, probe, epochs=1, learning_rate=1e-4, context=Context(seed=seed, progress=False))
+        per_image = (time.perf_counter() - started) / sum(len(targets) for _, targets in some)
+    # Scoring an image on validation costs a third of training on it.
+    images = len(workload.train.indices) + len(workload.validation.indices) / 3
+    return max(1, int(seconds / (per_image * images)))
 
 
 def export(model: nn.Module, workload: Workload) -> bytes:

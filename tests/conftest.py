@@ -9,26 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.workload import Workload
+from compressor.workloads.residual import BasicBlock as Block
 
 # Tests run beside each other on few cores: two threads each would wait for one another.
 torch.set_num_threads(1)
-
-
-class Block(nn.Module):
-    """A basic residual block, with a projection where its shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.shortcut(x))
 
 
 class TinyResNet(nn.Module):
