@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from compressor.budget import Budget
 from compressor.order import doubtful_orders, refuse_impossible_orders
 from compressor.preflight import check_workload
@@ -51,7 +53,7 @@ class Pipeline:
     def from_recipe(cls, recipe: "Recipe") -> "Pipeline":
         """The pipeline that `recipe` describes."""
         pipeline = cls(recipe.stages, budget=recipe.budget)
-        pipeline.recipe = {"name": recipe.name, "description": recipe.description}
+        pipeline.recipe = yaml.safe_load(recipe.dump())
         return pipeline
 
     def run(

@@ -110,10 +110,10 @@ def test_blocks_of_a_residual_network(tiny_cnn: type[TinyResNet]) -> None:
     """Exactly the blocks without a projection can go; their layers and the stages around them are no blocks."""
     found = find_blocks(tiny_cnn().eval(), torch.randn(2, 3, 8, 8))
     assert {name: block.group for name, block in found.items()} == {
-        "layer1.0": "Block 16x8x8",
-        "layer1.1": "Block 16x8x8",
-        "layer2.1": "Block 32x4x4",
-        "layer2.2": "Block 32x4x4",
+        "layer1.0": "BasicBlock 16x8x8",
+        "layer1.1": "BasicBlock 16x8x8",
+        "layer2.1": "BasicBlock 32x4x4",
+        "layer2.2": "BasicBlock 32x4x4",
     }
 
 

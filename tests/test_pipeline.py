@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import Budget, Context, Effect, Pipeline, StageError, load_checkpoint
+from compressor import Budget, Context, Effect, Pipeline, Recipe, StageError, load_checkpoint
 from compressor.order import segments
 from compressor.pipeline import PipelineWarning
 from compressor.run_folder import RunFolderError
@@ -210,3 +210,12 @@ def test_a_missed_goal_is_said(trained_workload, tmp_path):
     )
     assert not report.budget_met
     assert any("below the wanted 1000.00x" in text for text in report.warnings)
+
+
+def test_a_recipes_report_holds_the_recipe(trained_workload, tmp_path):
+    """The report of a run by recipe has the recipe as it was given, without what is at its default."""
+    recipe = Recipe.loads("name: short\nstages:\n  - reestimate_batch_norm: {batches: 1}\n")
+    result = Pipeline.from_recipe(recipe).run(trained_workload, out=tmp_path, progress=False)
+    expected = {"name": "short", "stages": [{"reestimate_batch_norm": {"batches": 1}}]}
+    assert result.report.recipe == expected
+    assert read_json(tmp_path / "report.json")["recipe"] == expected
