@@ -72,6 +72,7 @@ def run(network: str, recipes: list[str], out: Path, *, with_peers: bool) -> dic
             example_inputs=workload.example_inputs,
             target=target,
             seed=SEED,
+            rows=rows[name],
         )
         measured[name] = {
             **facts.get(name, {}),
