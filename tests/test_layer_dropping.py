@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from compressor.stages.layer_dropping import (
     LossIncrease,
     block_influence,
     drop_count,
-    least_loss_increase,
+    loss_increases,
 )
 from compressor.trials import evaluating
 from compressor.workload import Workload, predict
@@ -176,18 +177,16 @@ def test_loss_is_measured_without_the_block() -> None:
     assert {entry["block"]: entry["score"] for entry in context.details["blocks"]}["steps.1"] == 0.0
 
 
-def test_old_scores_are_measured_again_before_they_decide() -> None:
-    """A block that looked cheap once is measured anew, found dear, and the other one goes; what was dearer is not."""
-    workload = stack_workload(2.0, 0.0, 0.0)
+def test_loss_increases_are_those_of_each_block_alone() -> None:
+    """Without the block that decides, the loss goes from log(1 + exp(-4)) to log 2; without an idle one, nowhere."""
+    workload = stack_workload(2.0, 0.0)
     with torch.no_grad():
         workload.model.head.weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
         workload.model.head.bias.zero_()
     data = [(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))]
-    pool = find_blocks(workload.model, data[0][0])
-    scores = {"steps.0": -1.0, "steps.1": -0.5, "steps.2": 9.0}
-    assert least_loss_increase(workload.model, pool, data, F.cross_entropy, scores) == "steps.1"
-    assert scores["steps.0"] > 0.5  # log 2 without the block, log(1 + exp(-4)) with it
-    assert (scores["steps.1"], scores["steps.2"]) == (0.0, 9.0)
+    increases = loss_increases(workload.model, find_blocks(workload.model, data[0][0]), data, F.cross_entropy)
+    assert increases["steps.0"] == pytest.approx(math.log(2) - math.log1p(math.exp(-4)), abs=1e-6)
+    assert increases["steps.1"] == 0.0
 
 
 def test_what_is_left_is_the_network_without_the_blocks() -> None:

@@ -139,17 +139,16 @@ class DropBlocks:
             with skipped(model, gone):
                 if self.rank_by == Influence():
                     scores |= measure_influence(model, [name for name in free if name not in gone], data)
-                    least = min(pool, key=lambda name: _rank_key(scores, name))
                 else:
-                    least = least_loss_increase(model, pool, data, loss, scores)
+                    scores |= loss_increases(model, pool, data, loss)
+            least = min(pool, key=lambda name: _rank_key(scores[name]))
             gone[least] = free[least]
             left[self._group(free[least])] -= 1
         return scores, list(gone)
 
 
-def _rank_key(scores: dict[str, float], name: str) -> tuple[bool, float]:
-    # A score that is not a number is worse than any other; a block not judged yet is to be judged next.
-    score = scores.get(name, -math.inf)
+def _rank_key(score: float) -> tuple[bool, float]:
+    # A score that is not a number is worse than any other.
     return math.isnan(score), score
 
 
@@ -195,23 +194,15 @@ def measure_influence(model: nn.Module, blocks: list[str], data: list[Batch]) ->
     return {name: float(torch.cat(values).mean()) for name, values in rows.items()}
 
 
-def least_loss_increase(
-    model: nn.Module, pool: dict[str, Block], data: list[Batch], loss: Loss, scores: dict[str, float]
-) -> str:
-    """The block of `pool` without which the mean loss of `model` over `data` grows least.
-
-    `scores` are the increases measured so far, when fewer blocks were gone; they are brought up to date where it
-    matters. A block is worth more the fewer are left, so what was worse before need not be measured again (Minoux
-    1978, accelerated greedy algorithms; exact as far as that holds).
-    """
-    fresh: set[str] = set()
+def loss_increases(model: nn.Module, pool: dict[str, Block], data: list[Batch], loss: Loss) -> dict[str, float]:
+    """By how much the mean loss of `model` over `data` grows without each block of `pool`."""
     with _batch_statistics(model):
         before = _loss_of(model, data, loss)
-        while (least := min(pool, key=lambda name: _rank_key(scores, name))) not in fresh:
-            with skipped(model, {least: pool[least]}):
-                scores[least] = _loss_of(model, data, loss) - before
-            fresh.add(least)
-    return least
+        increases = {}
+        for name, block in pool.items():
+            with skipped(model, {name: block}):
+                increases[name] = _loss_of(model, data, loss) - before
+    return increases
 
 
 def _loss_of(model: nn.Module, data: list[Batch], loss: Loss) -> float:
