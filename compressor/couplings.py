@@ -46,13 +46,19 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Coupled:
-    """Layers that keep or lose their channels together; `name` is that of the first."""
+    """Layers that keep or lose their channels together; `name` is that of the first.
+
+    `kind` says what a channel is: "channels", "heads", "units" (recurrent) or "neurons" (of linear layers). `locked` is
+    why none may go, where that is known.
+    """
 
     name: str
     width: int
     parts: tuple[Part, ...]
     makes_output: bool
     opaque: bool
+    kind: str = "channels"
+    locked: str | None = None
 
 
 class Couplings:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from compressor.attention import narrow_attention_
 from compressor.storage import read_json, write_atomic
 
 Entry = dict[str, Any]
@@ -41,21 +42,42 @@ def apply_plan_(model: nn.Module, plan: list[Entry]) -> nn.Module:
         {"kind": "identity", "modules": [name, ...], "as_tuple": False, "why": {...}}
         {"kind": "slice", "tensors": {name: {"dim": [kept indices]}}, "shapes": {name: [sizes before]},
          "attributes": {module: {attribute: value}}, "why": {...}}
+        {"kind": "attention", "modules": [name, ...]}    # nn.MultiheadAttention becomes NarrowAttention
     where `as_tuple`, `shapes`, `attributes` and `why` may be left out. Parameters and buffers keep dtype, device,
     memory format and `requires_grad`; tensors that were tied stay tied. Gradients of sliced parameters are dropped.
     Raises ValueError, naming tensor or module, where the plan does not fit the model.
     """
     if not isinstance(plan, list):
         raise ValueError(f"a plan is a list of entries, got {type(plan).__name__}")
+    slots: _Slots | None = None
     for number, entry in enumerate(plan):
         kind = entry.get("kind") if isinstance(entry, dict) else entry
         if kind == "identity":
             for name in entry.get("modules", ()):
                 _replace_(model, name, as_tuple=bool(entry.get("as_tuple", False)))
+            slots = None
         elif kind == "slice":
-            _slice_(model, entry)
+            slots = slots or _Slots(model)
+            _slice_(model, entry, slots)
+        elif kind == "attention":
+            narrow_attention_(model, list(entry.get("modules", ())))
+            slots = None
         else:
-            raise ValueError(f"entry {number} of the plan must be of kind 'identity' or 'slice', got {kind!r}")
+            raise ValueError(
+                f"entry {number} of the plan must be of kind 'identity', 'slice' or 'attention', got {kind!r}"
+            )
+    return forget_(model)
+
+
+def forget_(model: nn.Module) -> nn.Module:
+    """`model` itself, its modes as they were, without what its modules keep from calls in eval mode.
+
+    Some cache what they compute from their weights, and drop it when they are set to train.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, mode in modes:
+        module.training = mode
     return model
 
 
@@ -143,15 +165,24 @@ def _replace_(model: nn.Module, name: str, *, as_tuple: bool) -> None:
     setattr(parent, key, PassThrough(as_tuple=as_tuple).train(old.training))
 
 
-def _slice_(model: nn.Module, entry: Entry) -> None:
-    slots = dict(_named_slots(model))
-    owners: dict[int, list[Slot]] = {}
-    for module in model.modules():
-        for key, value in _own_tensors(module):
-            owners.setdefault(id(value), []).append((module, key))
+class _Slots:
+    """Where every tensor of a model hangs: by name, and all the places of one that is shared."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.by_name = dict(_named_slots(model))
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        shared: dict[int, list[Slot]] = {}
+        for module in model.modules():
+            for key, value in _own_tensors(module):
+                shared.setdefault(id(value), []).append((module, key))
+        self.together = {name: shared[id(getattr(*slot))] for name, slot in self.by_name.items()}
+
+
+def _slice_(model: nn.Module, entry: Entry, places: _Slots) -> None:
+    slots = places.by_name
     shapes = entry.get("shapes", {})
     done: dict[int, tuple[str, dict[int, list[int]]]] = {}
-    work: list[tuple[Tensor, dict[int, list[int]]]] = []
+    work: list[tuple[str, Tensor, dict[int, list[int]]]] = []
     for name, dims in entry.get("tensors", {}).items():
         if name not in slots:
             raise ValueError(f"the plan narrows tensor {name!r}, which {type(model).__name__} does not have")
@@ -166,20 +197,20 @@ def _slice_(model: nn.Module, entry: Entry) -> None:
         if other != kept:
             raise ValueError(f"{earlier!r} and {name!r} are one tied tensor, but the plan narrows them differently")
         if earlier == name:
-            work.append((tensor, kept))
+            work.append((name, tensor, kept))
     attributes = [
-        (_module(model, module_name), key, value)
+        (places.modules.get(module_name) or _module(model, module_name), key, value)
         for module_name, values in entry.get("attributes", {}).items()
         for key, value in values.items()
     ]
     for module, key, value in attributes:
         _check_attribute(module, key, value)
     # Everything is checked: from here on nothing fails, so a refused entry leaves the model as it was.
-    for tensor, kept in work:
+    for name, tensor, kept in work:
         value = tensor.detach()
         for dim, indices in kept.items():
             value = value.index_select(dim, torch.tensor(indices, device=value.device))
-        _put_(owners[id(tensor)], tensor, _laid_out_as(tensor, value))
+        _put_(places.together[name], tensor, _laid_out_as(tensor, value))
     for module, key, value in attributes:
         setattr(module, key, tuple(value) if isinstance(value, list) else value)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
+from compressor.plan import forget_
 from compressor.workload import batch_size_of, predict
 
 
@@ -23,6 +24,7 @@ def fault(model: nn.Module, inputs: Inputs, wanted: dict[int, Tensor]) -> str | 
             parameter.requires_grad_(parameter.is_floating_point())
         with _one_thread(), torch.enable_grad():
             for size, before in wanted.items():
+                forget_(model)
                 output = predict(model, _head(inputs, size))
                 if output.shape != before.shape:
                     return f"the output becomes {tuple(output.shape)} instead of {tuple(before.shape)}"
@@ -39,7 +41,25 @@ def fault(model: nn.Module, inputs: Inputs, wanted: dict[int, Tensor]) -> str | 
 def outputs_at(model: nn.Module, inputs: Inputs, sizes: tuple[int, ...] = (1, 2)) -> dict[int, Tensor]:
     """The judged outputs of `model` for the first samples of `inputs`, by batch size."""
     with _one_thread(), torch.no_grad():
-        return {size: predict(model, _head(inputs, size)) for size in sizes}
+        outputs = {size: predict(model, _head(inputs, size)) for size in sizes}
+    forget_(model)
+    return outputs
+
+
+def same_outputs(narrow: Tensor, masked: Tensor) -> str | None:
+    """Why what a narrowed model gave is not what the whole one gave with the removed weights at zero, or None."""
+    if narrow.shape != masked.shape:
+        return f"the output becomes {tuple(narrow.shape)} instead of {tuple(masked.shape)}"
+    if not masked.is_floating_point():
+        return None if torch.equal(narrow, masked) else "narrowed, it computes something else than with zeros"
+    finite = masked.isfinite()
+    if not torch.equal(finite, narrow.isfinite()):
+        return "narrowed, it computes infinities or NaN that it does not compute with zeros"
+    narrow, masked = narrow[finite], masked[finite]
+    tolerance = float(masked.abs().max()) * torch.finfo(masked.dtype).eps ** 0.5 if masked.numel() else 0.0
+    if masked.numel() and not float((narrow - masked).abs().max()) <= tolerance:
+        return "without these channels it computes something else than with them at zero"
+    return None
 
 
 @contextmanager
