@@ -9,8 +9,12 @@ def norm_importance(weight: Tensor, dim: int, order: int) -> Tensor:
 
     Li et al. 2017, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710, sec. 3.1 (L1).
     """
-    rows = _rows(weight, dim)
-    return rows.abs().sum(dim=1) if order == 1 else rows.square().sum(dim=1).sqrt()
+    return _rows(weight, dim).abs().sum(dim=1) if order == 1 else squared_norms(weight, dim).sqrt()
+
+
+def squared_norms(weight: Tensor, dim: int) -> Tensor:
+    """The sum of the squares of every slice of `weight` along `dim`, (channels,) in float64."""
+    return _rows(weight, dim).square().sum(dim=1)
 
 
 def taylor_importance(weight: Tensor, gradient: Tensor, dim: int) -> Tensor:
@@ -20,6 +24,41 @@ def taylor_importance(weight: Tensor, gradient: Tensor, dim: int) -> Tensor:
     arXiv:1906.10771, eq. 8, with the absolute value in place of the square, summed weight by weight.
     """
     return _rows(weight.detach().double() * gradient.detach().double(), dim).abs().sum(dim=1)
+
+
+def hessian_importance(weight: Tensor, fisher: Tensor, dim: int) -> Tensor:
+    """Half the sum of w^2 * F over every slice of `weight` along `dim`, (channels,) in float64.
+
+    The second-order estimate of what the loss grows by when the weights of a channel become zero at a minimum, with the
+    diagonal of the Fisher information, `fisher` >= 0 of `weight`'s shape, in place of the Hessian's. LeCun et al. 1989,
+    "Optimal Brain Damage", saliencies h * w^2 / 2, summed over a filter: C-OBD in Wang et al. 2019, "EigenDamage",
+    arXiv:1905.05934.
+    """
+    return _rows(weight.detach().double().square() * fisher.detach().double(), dim).sum(dim=1) / 2
+
+
+def geometric_median_importance(vectors: Tensor) -> Tensor:
+    """The sum of the Euclidean distances of every row of `vectors` (channels, n) to all rows, (channels,) in float64.
+
+    What lies nearest to the geometric median can be stood in for by the others. He et al. 2019, "Filter Pruning via
+    Geometric Median", arXiv:1811.00250, where the median is sought among the filters themselves.
+    """
+    rows = vectors.detach().double()
+    return torch.cdist(rows, rows).sum(dim=1)
+
+
+def lamp_importance(squares: Tensor) -> Tensor:
+    """The share of each squared norm in the sum of itself and all larger ones, (channels,) in [0, 1] in float64.
+
+    `squares` are those of one layer's channels, (channels,). The largest scores 1, so that a threshold over all layers
+    never empties one; of equals, the first counts as the smaller. Lee et al. 2021, "Layer-adaptive sparsity for the
+    Magnitude-based Pruning", arXiv:2010.07611, the LAMP score with a channel in place of a weight.
+    """
+    values, order = squares.detach().double().sort(stable=True)
+    tails = values.flip(0).cumsum(0).flip(0)
+    # A layer of zeros: nothing in it is worth anything.
+    shares = torch.where(tails > 0, values / tails, torch.zeros_like(values))
+    return torch.empty_like(shares).index_copy_(0, order, shares)
 
 
 def scale_importance(scale: Tensor) -> Tensor:
@@ -49,17 +88,19 @@ def aligned_width(kept: int, width: int, align: int) -> int:
     return min(max(-(-kept // align), 1) * align, width)
 
 
-def kept_by_threshold(groups: list[Tensor], remove: int, least: int) -> list[int]:
+def kept_by_threshold(groups: list[Tensor], remove: int, least: int | list[int]) -> list[int]:
     """How many channels each group keeps when the `remove` least important of all go, but `least` stay in each.
 
-    Each group is (channels,), already comparable. Where channels are equal, every group gives the same share.
+    Each group is (channels,), already comparable; `least` is one number for all or one for each. Where channels are
+    equal, every group gives the same share.
     """
     shares, removable = [], []
-    for group in groups:
+    floors = [least] * len(groups) if isinstance(least, int) else least
+    for group, floor in zip(groups, floors, strict=True):
         place = torch.empty(len(group), dtype=torch.float64)
         place[torch.argsort(group, stable=True)] = torch.arange(len(group), dtype=torch.float64)
         shares.append(place / len(group))
-        removable.append(place < len(group) - least)
+        removable.append(place < len(group) - floor)
     order = torch.argsort(torch.cat(shares), stable=True)
     order = order[torch.argsort(torch.cat(groups)[order], stable=True)]
     order = order[torch.cat(removable)[order]]

@@ -1,0 +1,85 @@
+"""Gradients of a workload's loss by parameter, for ranking: their sum, and the mean of their squares."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from compressor.batches import Inputs, map_tensors
+from compressor.workload import Workload, batch_size_of, batches_of, first_batches, predict
+
+
+def loss_gradients(model: nn.Module, workload: Workload, batches: int, seed: int) -> dict[str, Tensor]:
+    """The gradient of the loss by parameter name, summed over the first `batches` training batches of `seed`.
+
+    Frozen parameters have one, too. The model's own gradients end empty, its flags as they were.
+    """
+    with _differentiable(model, seed):
+        for inputs, targets in first_batches(workload.train, batches):
+            torch.autograd.backward(workload.loss(predict(model, inputs), targets))
+        tied = model.named_parameters(remove_duplicate=False)
+        return {name: parameter.grad.clone() for name, parameter in tied if parameter.grad is not None}
+
+
+def empirical_fisher(
+    model: nn.Module, workload: Workload, samples: int, micro_batch: int, seed: int, *, progress: bool = False
+) -> dict[str, Tensor]:
+    """The diagonal of the empirical Fisher information by parameter name, each of its parameter's shape, >= 0.
+
+    The sum of the squared gradients of every micro-batch's summed loss over the number of samples: the first `samples`
+    training samples of `seed`, `micro_batch` of them at a time. The workload's loss must be a mean over samples. The
+    model's own gradients end empty, its flags as they were.
+    """
+    sums: dict[str, Tensor] = {}
+    count = 0
+    with _differentiable(model, seed), tqdm(total=samples, desc="gradients", leave=False, disable=not progress) as bar:
+        for inputs, targets in _micro_batches(workload, samples, micro_batch):
+            size = batch_size_of(inputs)
+            torch.autograd.backward(workload.loss(predict(model, inputs), targets) * size)
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    square = parameter.grad.square()
+                    sums[name] = sums[name].add_(square) if name in sums else square
+            model.zero_grad(set_to_none=True)
+            count += size
+            bar.update(size)
+    first = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
+    tied = model.named_parameters(remove_duplicate=False)
+    return {name: sums[key] / count for name, parameter in tied if (key := first[id(parameter)]) in sums}
+
+
+def _micro_batches(workload: Workload, samples: int, size: int) -> Iterator[tuple[Inputs, Tensor]]:
+    left = samples
+    for inputs, targets in batches_of(workload.train):
+        for start in range(0, min(batch_size_of(inputs), left), size):
+            end = min(start + size, start + left, batch_size_of(inputs))
+            taken = slice(start, end)
+            yield map_tensors(inputs, partial(_slice, which=taken)), targets[taken]
+            left -= end - start
+            if left == 0:
+                return
+
+
+def _slice(tensor: Tensor, which: slice) -> Tensor:
+    return tensor[which]
+
+
+@contextmanager
+def _differentiable(model: nn.Module, seed: int) -> Iterator[None]:
+    """Every parameter with a gradient, and randomness from `seed`; flags and random state are as before afterwards."""
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    # The recurrent kernels of cuDNN have no backward pass in eval mode.
+    with torch.random.fork_rng(devices=[]), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
+        torch.manual_seed(seed)
+        try:
+            for parameter in model.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+            yield
+        finally:
+            model.zero_grad(set_to_none=True)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(flags[name])
