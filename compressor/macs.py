@@ -5,15 +5,16 @@ import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnxruntime as ort
 
-from compressor.batches import Inputs, map_tensors
+from compressor.batches import Inputs
 from compressor.runtime import feeds_of, load_session, session_options
 from compressor.weights import inner_graphs, parse
-from compressor.workload import batch_size_of
+from compressor.workload import resize_batch
+
+__all__ = ["count_macs", "resize_batch"]
 
 Shape = list[int]
 
@@ -52,21 +53,6 @@ def count_macs(onnx_bytes: bytes, inputs: Inputs) -> int:
         elif (macs := _MACS.get(details["op_name"])) is not None and shapes and outputs:
             total += macs(shapes, outputs[0])
     return total // samples
-
-
-def resize_batch(inputs: Inputs, size: int) -> Inputs:
-    """`inputs` with `size` samples: the first ones, over again where there are fewer.
-
-    Tensors whose first dimension is not the batch, that of the first tensor, stay as they are.
-    """
-    batch = batch_size_of(inputs)
-
-    def resize(tensor: Any) -> Any:
-        if tensor.ndim == 0 or tensor.shape[0] != batch:
-            return tensor
-        return tensor[[index % batch for index in range(size)]].contiguous()
-
-    return map_tensors(inputs, resize)
 
 
 def _shapes(described: list[dict[str, Shape]]) -> list[Shape]:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from compressor.batches import Inputs
 from compressor.estimate import Estimate
-from compressor.macs import count_macs, resize_batch
+from compressor.macs import count_macs
 from compressor.metrics import Metric
 from compressor.runtime import predict_batches, time_interleaved
 from compressor.target import Target
 from compressor.weights import count_parameters
+from compressor.workload import resize_batch
 
 __all__ = [
     "Measurement",

@@ -161,6 +161,21 @@ def batch_size_of(inputs: Inputs) -> int:
     return int(input_tensors(inputs)[0].shape[0])
 
 
+def resize_batch(inputs: Inputs, size: int) -> Inputs:
+    """`inputs` with `size` samples: the first ones, over again where there are fewer.
+
+    Tensors whose first dimension is not the batch, that of the first tensor, stay as they are.
+    """
+    batch = batch_size_of(inputs)
+
+    def resize(tensor: Any) -> Any:
+        if tensor.ndim == 0 or tensor.shape[0] != batch:
+            return tensor
+        return tensor[[index % batch for index in range(size)]].contiguous()
+
+    return map_tensors(inputs, resize)
+
+
 def _strata(targets: Tensor) -> list[int] | None:
     if targets.ndim != 1 or targets.is_floating_point():
         return None
