@@ -9,21 +9,32 @@ from compressor.stage import Effect, Stage, stage_name
 def segments(stages: Sequence[Stage]) -> list[list[int]]:
     """The indices of the stages that are judged together: structure with the training that recovers it.
 
-    Consecutive structure stages share the training that follows them; other stages stand alone.
+    Consecutive structure stages share the training that follows them, and the sparse training that prepares them;
+    other stages stand alone.
     """
     groups: list[list[int]] = []
     recovering = False
     for index, stage in enumerate(stages):
-        joins = bool(groups) and (
+        shapes = stage.effect is Effect.STRUCTURE
+        before = stages[index - 1] if groups else None
+        joins = before is not None and (
             (stage.effect is Effect.VALUES and recovering)
-            or (stage.effect is Effect.STRUCTURE and stages[index - 1].effect is Effect.STRUCTURE)
+            or (shapes and (before.effect is Effect.STRUCTURE or prepares_structure(before)))
         )
         if joins:
             groups[-1].append(index)
         else:
             groups.append([index])
-            recovering = stage.effect is Effect.STRUCTURE
+            recovering = shapes or prepares_structure(stage)
     return groups
+
+
+def prepares_structure(stage: Stage) -> bool:
+    """Whether `stage` only makes sense before structure goes, so that it is not judged by itself.
+
+    A stage says so with a class attribute `prepares_structure = True`.
+    """
+    return bool(getattr(stage, "prepares_structure", False))
 
 
 def refuse_impossible_orders(stages: Sequence[Stage]) -> None:

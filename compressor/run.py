@@ -194,10 +194,12 @@ class Run:
         verdicts: list[Verdict] = []
         if self.budget.max_drop is not None:
             verdicts.append(judge_drop(self._drop(state, self.reference), self.budget.max_drop, metric))
-        if all(self.stages[index].effect is Effect.VALUES for index in indices):
+        standing = [number for number in range(first_step, len(self.steps)) if self.steps[number].kept]
+        names = {self.steps[number].stage for number in standing}
+        kept = [stage for index in indices if stage_name(stage := self.stages[index]) in names]
+        if all(stage.effect is Effect.VALUES for stage in kept):
             verdicts.append(judge_values(self._drop(state, entry), metric))
         refused = [verdict for verdict in verdicts if not verdict.keep]
-        standing = [number for number in range(first_step, len(self.steps)) if self.steps[number].kept]
         reason = "; ".join(verdict.reason for verdict in (refused or verdicts))
         if len(standing) > 1:
             reason += f" (judged together: {' + '.join(self.steps[number].stage for number in standing)})"
@@ -290,7 +292,7 @@ class Run:
             measurement=outcome.measurement,
             validation={"score": vars(self._validation_score(state)), "drop": vars(drop)},
             pays=pays,
-            details={**outcome.details, "versus_base": vars(outcome.versus_base)},
+            details={**outcome.details, **_scores(outcome.plan), "versus_base": vars(outcome.versus_base)},
             drop=outcome.drop,
         )
 
@@ -380,6 +382,13 @@ class Run:
         )
         write_report(report, self.folder.path)
         return Result(report=report, artifact=Artifact(path), model=state.model)
+
+
+def _scores(plan: list[dict[str, Any]]) -> dict[str, Any]:
+    """Why units were kept and removed, for the report, where the plan says so."""
+    reasons = [entry.get("why", {}) for entry in plan]
+    scores = [why for why in reasons if "kept_scores" in why]
+    return {"scores": scores} if scores else {}
 
 
 def _export_details(exported: Any) -> dict[str, Any]:

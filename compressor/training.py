@@ -57,6 +57,9 @@ class Position:
 # The loss of one batch. It is called under autocast; the model's output should become float32 before the arithmetic.
 Objective = Callable[[nn.Module, Inputs, Tensor, Position], Tensor]
 
+# What is done to the weights after every step: its rate, and how much of the training is over, in (0, 1].
+AfterStep = Callable[[float, float], None]
+
 
 class _DivergedError(Exception):
     pass
@@ -85,6 +88,8 @@ def train(
     views: int | None = None,
     label: str = "training",
     identity: str = "",
+    after_step: AfterStep | None = None,
+    keep_last: bool = False,
 ) -> list[EpochLog]:
     """The log of every epoch; `model` is trained in place and left at its best epoch by validation (ties: the later).
 
@@ -93,7 +98,9 @@ def train(
     convolution nor BatchNorm, by AdamW at a fiftieth of the rate. `objective` replaces `workload.loss`. With `views`,
     epoch e replays the batches of epoch e % views. What is frozen stays frozen. With `context.folder`, every epoch is
     saved there under `label`, and a killed run goes on to the same bits; `identity` names what else the result depends
-    on: a snapshot of another identity is not continued.
+    on: a snapshot of another identity is not continued. `after_step` runs after every step, without gradients; it must
+    remember nothing, for a resumed training calls it from the middle. With `keep_last` the model is left at its last
+    epoch, for trainings that aim at something that the score does not see.
 
     A loss or gradient that is not finite rolls back to the best epoch and halves the rate, at most twice. Raises
     StageError then, when everything is frozen, and when there is no batch to train on.
@@ -140,6 +147,8 @@ def train(
                 seed=context.seed,
                 views=views or total,
                 bar=bar,
+                after_step=after_step,
+                batches=total * batches,
             )
             while (epoch := len(progress.logs)) < total:
                 try:
@@ -158,7 +167,7 @@ def train(
                     bar.update(epoch * batches - bar.n)
                     continue
                 progress.logs.append(log)
-                if best_epoch(progress.logs, workload.metric) == epoch:
+                if keep_last or best_epoch(progress.logs, workload.metric) == epoch:
                     progress.best = capture(model)
                 if path is not None:
                     _save(path, settings, model, optimizer, progress)
@@ -202,6 +211,8 @@ class _Loop:
     seed: int
     views: int
     bar: Any
+    after_step: AfterStep | None
+    batches: int
 
     def epoch_(self, optimizer: torch.optim.Optimizer, progress: _Progress) -> EpochLog:
         """Trains one epoch and scores it. Raises _DivergedError at the first number that is not finite."""
@@ -241,6 +252,10 @@ class _Loop:
             norm = nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
             _check_finite(float(norm), f"gradient norm in epoch {epoch}, batch {batch}")
             optimizer.step()
+            if self.after_step is not None:
+                done = (epoch * self.cycle.batches + batch + 1) / self.batches
+                with torch.no_grad():
+                    self.after_step(float(optimizer.param_groups[0]["lr"]), min(1.0, done))
             total, count = total + value, count + 1
             self.bar.set_postfix(loss=f"{total / count:.4f}", score=score, refresh=False)
         if not count:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -55,6 +56,14 @@ def make_workload(model: nn.Module, *, train: int = 256, test: int = 64, batch_s
         calibration_samples=64,
         name="tiny",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measured latencies go to a folder of the session, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -66,6 +66,53 @@ PRUNE = Step(
         "channel_fraction_removed": 0.125,
     },
 )
+SPARSE = Step(
+    stage="sparse_training",
+    kept=True,
+    seconds=60.0,
+    measurement=measurement(0.893, 3.28, 3342, (1, 0.99, 1.01)),
+    details={
+        "epochs": [{"epoch": 0, "loss": 0.9, "score": 0.8}, {"epoch": 1, "loss": 0.5, "score": 0.89}],
+        "zero_channels_fraction": 0.25,
+        "zero_channels": [{"layer": "conv1", "zero": 4, "of": 16}, {"layer": "conv2", "zero": 0, "of": 16}],
+    },
+)
+
+
+def _why(group: str, width: int, gone: int) -> dict[str, object]:
+    scores = [round(0.02 + (index / width) ** 2, 4) for index in range(width)]
+    return {
+        "group": group,
+        "criterion": "Taylor(batches=8)",
+        "layers": [group, f"{group}.shortcut"],
+        "kept_scores": scores[gone:],
+        "removed_scores": scores[:gone],
+    }
+
+
+NARROW = Step(
+    stage="prune_channels",
+    parameters={"remove": 0.5},
+    kept=True,
+    reason="1.44x [1.40, 1.48] faster",
+    seconds=15.0,
+    measurement=measurement(0.88, 2.27, 1900, (1.44, 1.40, 1.48)),
+    pays=True,
+    details={
+        "groups": [
+            *({"layer": f"layer1.{index}.conv1", "before": 16, "after": 8} for index in range(14)),
+            {"layer": "encoder.layer.11.attention.self.query.with_a_long_name", "before": 12, "after": 9},
+            {"layer": "encoder.intermediate", "before": 768, "after": 512},
+            {"layer": "conv1", "before": 16, "after": 16},
+        ],
+        "locked": [{"layer": "linear", "reason": "it makes the model's output"}],
+        "scores": [
+            *(_why(f"layer1.{index}.conv1", 16, 8) for index in range(14)),
+            _why("encoder.layer.11.attention.self.query.with_a_long_name", 12, 3),
+            _why("encoder.intermediate", 768, 256),
+        ],
+    },
+)
 DISTILL = Step(
     stage="distill",
     parameters={"epochs": 2},
@@ -163,6 +210,18 @@ def hostile() -> Report:
                 DROP, details={"blocks": [{"block": SCRIPT, "score": SCRIPT, "group": ATTACK}, {"kept": False}, 7]}
             ),
             replace(QUANTIZE, details={"left_in_float": [{"node": SCRIPT, "op": ATTACK, "reason": SCRIPT}, {}]}),
+            replace(
+                PRUNE,
+                kept=True,
+                details={
+                    "scores": [
+                        {"group": SCRIPT, "criterion": ATTACK, "layers": [SCRIPT], "kept_scores": [1.0, SCRIPT, None]},
+                        {"group": ATTACK, "criterion": SCRIPT, "layers": 3, "removed_scores": [float("nan"), -0.5, 0]},
+                        {"group": "empty", "kept_scores": [], "removed_scores": "none"},
+                    ],
+                    "zero_channels": [{"layer": SCRIPT, "zero": 1, "of": 2}, {"layer": ATTACK, "zero": "x"}, 5],
+                },
+            ),
         ),
         final=4,
         warnings=(SCRIPT, ATTACK),
@@ -170,4 +229,9 @@ def hostile() -> Report:
     )
 
 
-ALL = (rollback, nothing_kept, regression, hostile)
+def narrowed() -> Report:
+    """A run that trains for zeros and narrows layers, with the scores that decided."""
+    return Report(workload=WORKLOAD, environment=ENVIRONMENT, steps=(REFERENCE, SPARSE, NARROW), final=2)
+
+
+ALL = (rollback, nothing_kept, regression, hostile, narrowed)

@@ -356,3 +356,40 @@ def test_run_end_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = call(*RUN, "--seed", "9")
     assert code == 1
     assert "seed: was 0, is 9" in err
+
+
+def test_doctor_looks_into_a_model(folder: Path) -> None:
+    """With a workload the doctor tells what of its model can shrink, and writes a recipe that `run` takes."""
+    code, out, err = call("doctor", "-w", "mine:tiny", "--batch-size", "2", "--recipe", "found.yaml")
+    assert code == 0, err
+    assert "TinyResNet of tiny" in out
+    assert "batch 2, 1 thread" in out
+    assert "layer1.* (2)" in out
+    assert "compressor run found.yaml -w mine:tiny --out runs/found" in err
+    written = (folder / "found.yaml").read_text()
+    assert written in out.replace("\n\n", "\n")
+    code, out, err = call("run", "found.yaml", "-w", "mine:tiny", "--dry-run")
+    assert code == 0, err
+    assert "quantize" in out
+
+
+def test_doctor_on_a_model_as_json(folder: Path) -> None:
+    """--json gives the groups, the blocks, the shares and the recipe as data."""
+    code, out, err = call("doctor", "-w", "mine:tiny", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [block["name"] for block in found["blocks"]] == ["layer1.0", "layer1.1", "layer2.1", "layer2.2"]
+    assert {"name", "kind", "width", "time_fraction", "parameter_fraction", "locked"} < set(found["groups"][0])
+    assert 0 < found["remaining"]["blocks"] < 1
+    assert found["target"]["threads"] == 1
+    assert "stages:" in found["recipe"]
+
+
+def test_doctor_refuses(folder: Path) -> None:
+    """A broken workload is told as such; what is about a model needs one."""
+    code, _, err = call("doctor", "-w", "mine:untrained_nan")
+    assert code == 2
+    assert "linear.weight" in err
+    code, _, err = call("doctor", "--recipe", "found.yaml")
+    assert code == 2
+    assert "name one with --workload" in err

@@ -12,7 +12,16 @@ from compressor.order import segments
 from compressor.pipeline import PipelineWarning
 from compressor.run_folder import RunFolderError
 from compressor.runtime import open_session
-from compressor.stages import Distill, DropBlocks, FineTune, PruneChannels, Quantize, ReestimateBatchNorm
+from compressor.stages import (
+    Distill,
+    DropBlocks,
+    FineTune,
+    PruneChannels,
+    Quantize,
+    ReestimateBatchNorm,
+    RemoveZeroChannels,
+    SparseTraining,
+)
 from compressor.storage import read_json
 
 
@@ -198,6 +207,8 @@ def test_structure_and_its_training_form_one_segment():
     stages = [PruneChannels(remove=0.2), DropBlocks(remove=0.5), FineTune(), Distill(), Quantize()]
     assert segments(stages) == [[0, 1, 2, 3], [4]]
     assert segments([FineTune(), PruneChannels(remove=0.2), FineTune(), DropBlocks(remove=0.5)]) == [[0], [1, 2], [3]]
+    # Sparse training makes the model worse on purpose: what it prepares and what recovers it are judged with it.
+    assert segments([SparseTraining(), RemoveZeroChannels(), FineTune(), Quantize()]) == [[0, 1, 2], [3]]
 
 
 def test_a_missed_goal_is_said(trained_workload, tmp_path):

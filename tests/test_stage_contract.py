@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from compressor.batches import Batches
+from compressor.pruning_targets import Macs
 from compressor.stage import Effect, StageError
 from compressor.stages import (
     BUILT_IN,
@@ -17,13 +18,19 @@ from compressor.stages import (
     PruneChannels,
     Quantize,
     ReestimateBatchNorm,
+    RemoveZeroChannels,
+    ShrinkStructure,
+    SparseTraining,
     catalogue,
 )
 from compressor.testing import ContractError, check_stage
 
 STAGES = [
     PruneChannels(remove=0.4, align=4),
+    ShrinkStructure(target=Macs(0.5)),
     DropBlocks(remove=0.5),
+    SparseTraining(epochs=1),
+    RemoveZeroChannels(threshold=0.2, align=4),
     FineTune(epochs=1, tail_epochs=0),
     Distill(epochs=1, tail_epochs=0, views=1),
     ReestimateBatchNorm(batches=2),

@@ -10,10 +10,34 @@ from compressor.stages.distillation import Distill
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.layer_dropping import DropBlocks
 from compressor.stages.quantization import Quantize
+from compressor.stages.sparse_training import SparseTraining
+from compressor.stages.structure_shrinking import ShrinkStructure
+from compressor.stages.zero_removal import RemoveZeroChannels
 
-__all__ = ["Distill", "DropBlocks", "FineTune", "PruneChannels", "Quantize", "ReestimateBatchNorm", "catalogue"]
+__all__ = [
+    "Distill",
+    "DropBlocks",
+    "FineTune",
+    "PruneChannels",
+    "Quantize",
+    "ReestimateBatchNorm",
+    "RemoveZeroChannels",
+    "ShrinkStructure",
+    "SparseTraining",
+    "catalogue",
+]
 
-BUILT_IN: tuple[type[Any], ...] = (PruneChannels, DropBlocks, ReestimateBatchNorm, FineTune, Distill, Quantize)
+BUILT_IN: tuple[type[Any], ...] = (
+    ShrinkStructure,
+    PruneChannels,
+    DropBlocks,
+    SparseTraining,
+    RemoveZeroChannels,
+    ReestimateBatchNorm,
+    FineTune,
+    Distill,
+    Quantize,
+)
 
 
 def catalogue() -> dict[str, type[Any]]:

@@ -5,8 +5,7 @@ Men et al. 2024, "ShortGPT", arXiv:2403.03853 (block influence).
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 
 from compressor.batches import Batch
 from compressor.blocks import Block, find_blocks, skipped
+from compressor.loss_probe import loss_increases
 from compressor.plan import apply_plan_
 from compressor.scope import Global, PerGroup
 from compressor.stage import Context, Effect, StageError
 from compressor.trials import evaluating, fault, outputs_at
-from compressor.workload import Loss, Workload, batch_size_of, first_batches, predict
+from compressor.workload import Loss, Workload, first_batches, predict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,40 +192,6 @@ def measure_influence(model: nn.Module, blocks: list[str], data: list[Batch]) ->
         for handle in handles:
             handle.remove()
     return {name: float(torch.cat(values).mean()) for name, values in rows.items()}
-
-
-def loss_increases(model: nn.Module, pool: dict[str, Block], data: list[Batch], loss: Loss) -> dict[str, float]:
-    """By how much the mean loss of `model` over `data` grows without each block of `pool`."""
-    with _batch_statistics(model):
-        before = _loss_of(model, data, loss)
-        increases = {}
-        for name, block in pool.items():
-            with skipped(model, {name: block}):
-                increases[name] = _loss_of(model, data, loss) - before
-    return increases
-
-
-def _loss_of(model: nn.Module, data: list[Batch], loss: Loss) -> float:
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for inputs, targets in data:
-            total += float(loss(predict(model, inputs), targets)) * batch_size_of(inputs)
-            count += batch_size_of(inputs)
-    return total / count
-
-
-@contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch normalization by the batch at hand, with the running statistics untouched."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001 - torch has no public name for them all
-    kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
-    for norm in norms:
-        norm.running_mean = norm.running_var = None
-    try:
-        yield
-    finally:
-        for norm, mean, variance in kept:
-            norm.running_mean, norm.running_var = mean, variance
 
 
 def _short(value: float) -> float | None:

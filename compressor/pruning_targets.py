@@ -1,0 +1,59 @@
+"""What is to be left of a network, in the unit that the choice of its structure is made in."""
+
+from dataclasses import dataclass
+
+FORMS = ("float32", "int8")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time of one call: `fraction`, in (0, 1), of the reference's, or at most `ms` milliseconds (> 0).
+
+    Exactly one of both. `form` is the form that ships, "float32" or "int8": the widths that pay differ between them.
+    """
+
+    fraction: float | None = None
+    ms: float | None = None
+    form: str = "float32"
+
+    def __post_init__(self) -> None:
+        if (self.fraction is None) == (self.ms is None):
+            raise ValueError(
+                "a latency is a fraction of the reference's or a number of milliseconds, exactly one of both; got "
+                f"fraction={self.fraction} and ms={self.ms}; write Latency(0.5) or Latency(ms=1.2)"
+            )
+        if self.fraction is not None:
+            _check_fraction("latency", self.fraction)
+        if self.ms is not None and not self.ms > 0:
+            raise ValueError(f"ms is the time of one call, above 0; got {self.ms}")
+        if self.form not in FORMS:
+            raise ValueError(f"form is the form that ships, one of {', '.join(FORMS)}; got {self.form!r}")
+
+
+@dataclass(frozen=True)
+class Macs:
+    """The `fraction`, in (0, 1), of the reference's multiply-accumulates that is left."""
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        _check_fraction("multiply-accumulates", self.fraction)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The `fraction`, in (0, 1), of the reference's parameters that is left."""
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        _check_fraction("parameters", self.fraction)
+
+
+PruningTarget = Latency | Macs | Parameters
+
+
+def _check_fraction(what: str, fraction: float) -> None:
+    if not 0 < fraction < 1:
+        hint = f"; did you mean {fraction / 100:g}?" if 1 < fraction < 100 else ""
+        raise ValueError(f"fraction is what is left of the reference's {what}, in (0, 1); got {fraction}{hint}")

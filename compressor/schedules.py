@@ -1,0 +1,85 @@
+"""How pruning spreads over time: which share of what is to go has gone after each step, with training between."""
+
+from dataclasses import dataclass
+
+from compressor.optimization import check_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShot:
+    """Everything at once, without training."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share, in (0, 1], of what is to go that has gone after each step."""
+        return (1.0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Equal parts in `steps` (>= 1) steps, with `epochs` (>= 1) of training at `learning_rate` (> 0) between them."""
+
+    steps: int = 3
+    epochs: int = 1
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.epochs, self.learning_rate)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share, in (0, 1], of what is to go that has gone after each step."""
+        return tuple(step / self.steps for step in range(1, self.steps + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cubic:
+    """Much at first and less and less later: the share 1 - (1 - t / steps)**3 after step t.
+
+    `steps` (>= 1), with `epochs` (>= 1) of training at `learning_rate` (> 0) between them. Zhu & Gupta 2017, "To prune,
+    or not to prune", arXiv:1710.01878, eq. 1, from nothing on.
+    """
+
+    steps: int = 3
+    epochs: int = 1
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.epochs, self.learning_rate)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share, in (0, 1], of what is to go that has gone after each step."""
+        return tuple(1 - (1 - step / self.steps) ** 3 for step in range(1, self.steps + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The given `fractions`, rising to 1, of what is to go, with `epochs` at `learning_rate` between them."""
+
+    fractions: tuple[float, ...]
+    epochs: int = 1
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        rising = all(low < high for low, high in zip((0.0, *self.fractions), self.fractions, strict=False))
+        if isinstance(self.fractions, str) or not self.fractions or not rising or self.fractions[-1] != 1:
+            raise ValueError(
+                "fractions are the shares of what is to go that have gone after each step: above 0, rising, the last "
+                f"one 1; got {self.fractions!r}; write (0.5, 0.8, 1.0) for instance"
+            )
+        _check(len(self.fractions), self.epochs, self.learning_rate)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share, in (0, 1], of what is to go that has gone after each step."""
+        return self.fractions
+
+
+Schedule = OneShot | Linear | Cubic | Steps
+
+
+def _check(steps: int, epochs: int, learning_rate: float) -> None:
+    if steps < 1:
+        raise ValueError(f"steps counts the pruning steps, at least 1; got {steps}; OneShot() prunes without training")
+    check_schedule(epochs=epochs, learning_rate=learning_rate, tail_epochs=0, weight_decay=0.0)

@@ -1,0 +1,78 @@
+"""Sparse training: a penalty that drives weights or whole channels to zero while the model learns."""
+
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from compressor.optimization import MOMENTUM, check_schedule, peak_rate
+from compressor.penalties import GroupLasso, GrowingPenalty, L1Penalty, L2Penalty, SlimmingPenalty
+from compressor.stage import Context, Effect
+from compressor.training import train
+from compressor.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseTraining:
+    """Trains with the workload's loss and a penalty, and keeps the last epoch: the score does not see zeros.
+
+    After every step of the optimizer the penalty takes off what its proximal operator takes in a step as long as the
+    optimizer's: the rate over one minus SGD's momentum. Models trained by AdamW at a fiftieth of the rate get the same
+    shrinkage as others, so that a strength means the same everywhere. `epochs` (>= 1) of one cycle up to
+    `learning_rate` (> 0), then `tail_epochs` (>= 0) at a hundredth; `weight_decay` in [0, 1) as in other trainings.
+    `layers` are globs of the layers that the penalty acts on. Few epochs need a large strength: over a training, an L1
+    penalty takes strength * rate / (1 - momentum), summed over all steps, off a weight that does not matter.
+    """
+
+    effect: ClassVar[Effect] = Effect.VALUES
+    prepares_structure: ClassVar[bool] = True
+
+    penalty: L1Penalty | L2Penalty | GroupLasso | SlimmingPenalty | GrowingPenalty = field(default_factory=GroupLasso)
+    epochs: int = 5
+    learning_rate: float = 0.01
+    tail_epochs: int = 0
+    weight_decay: float = 5e-4
+    layers: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        check_schedule(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            tail_epochs=self.tail_epochs,
+            weight_decay=self.weight_decay,
+        )
+        if isinstance(self.layers, str) or not self.layers:
+            raise ValueError(f"layers is a tuple of globs such as ('layer1.*',), got {self.layers!r}")
+
+    def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
+        """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""
+        shrinkage = self.penalty.on(
+            model, workload.example_inputs, layers=self.layers, multiple=context.target.channel_multiple
+        )
+        length_per_rate = 1 / peak_rate(model, 1.0) / (1 - MOMENTUM)
+        logs = train(
+            model,
+            workload,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            context=context,
+            tail_epochs=self.tail_epochs,
+            weight_decay=self.weight_decay,
+            label="sparse_training",
+            identity=repr(self),
+            after_step=lambda rate, progress: shrinkage.step_(rate * length_per_rate, progress),
+            keep_last=True,
+        )
+        with torch.no_grad():
+            # What a penalty does at the very end must not depend on whether the last batch was one to train on.
+            shrinkage.step_(0.0, 1.0)
+        zeros = shrinkage.zeros()
+        context.details.update(
+            {
+                "epochs": [asdict(log) for log in logs],
+                f"zero_{shrinkage.unit}_fraction": sum(item.zero for item in zeros) / sum(item.of for item in zeros),
+                f"zero_{shrinkage.unit}": [asdict(item) for item in zeros],
+            }
+        )
+        return model

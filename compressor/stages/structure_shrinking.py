@@ -1,0 +1,283 @@
+"""Blocks and widths in one decision: which blocks go and how wide the rest stays, for the least loss within a target.
+
+Every way to shrink the network is measured in one currency, the growth of the calibration loss, and paid for in the
+unit of the target; a knapsack chooses (`compressor.structure_choice`). Losses do not add up when much goes at once, so
+the target is approached in rounds, and everything is measured again around the choice of the round before.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from compressor.blocks import Block, find_blocks, skipped
+from compressor.criteria import Criterion, Taylor, channel_scores, unranked
+from compressor.measured_choice import Proposal, measured_choice
+from compressor.narrowing import bisected, fault_without, gone_channels, multiple_of, reason_to_lock, survivors, why
+from compressor.plan import Entry, apply_plan_
+from compressor.pruning_targets import Latency, Macs, Parameters
+from compressor.stage import Context, Effect, StageError
+from compressor.structure_choice import BudgetError, Cost, Item, choose_structure
+from compressor.structure_costs import block_key
+from compressor.structure_goals import Goal, goal_of
+from compressor.structure_graph import StructureGraph, prepare_, trace_structure
+from compressor.structure_losses import StructureLosses
+from compressor.trials import evaluating, fault, outputs_at
+from compressor.workload import Workload, first_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrinkStructure:
+    """Drops blocks and narrows layers, whichever costs less loss, until the model is within `target`.
+
+    `blocks` are globs of the modules that may go, as in DropBlocks; `()` narrows alone. Widths are multiples of `align`
+    (None: what the target's float kernels are built for; for latencies in 8 bits, and for layers no wider, half
+    of it, because the measured staircase says what pays), an eighth for recurrent units, whole heads. Which channels of
+    a layer go is up to `criterion`. Losses are measured on `batches` calibration batches, anew in each of `rounds`.
+    Layers that match a glob of `ignore` keep their width. Training has to follow.
+    """
+
+    effect: ClassVar[Effect] = Effect.STRUCTURE
+    target: Latency | Macs | Parameters
+    criterion: Criterion = field(default_factory=Taylor)
+    blocks: tuple[str, ...] = ("*",)
+    align: int | None = None
+    ignore: tuple[str, ...] = ()
+    batches: int = 8
+    rounds: int = 4
+
+    def __post_init__(self) -> None:
+        for name, globs in (("blocks", self.blocks), ("ignore", self.ignore)):
+            if isinstance(globs, str):
+                message = f"{name} is a tuple of globs such as ('layer3.*',), got the string {globs!r}"
+                raise ValueError(message)
+        if self.align is not None and self.align < 1:
+            raise ValueError(f"align is what widths are multiples of, at least 1 (1: any width); got {self.align}")
+        if self.batches < 1 or self.rounds < 1:
+            raise ValueError(
+                "batches counts the calibration batches that losses are measured on and rounds how often, both at "
+                f"least 1; got batches={self.batches}, rounds={self.rounds}"
+            )
+
+    def multiple_of_width(self, width: int, channel_multiple: int) -> int:
+        """What a layer of `width` channels is narrowed in steps of, on a target of that multiple."""
+        integer = isinstance(self.target, Latency) and self.target.form == "int8"
+        if integer or (isinstance(self.target, Latency) and width <= channel_multiple):
+            # Integer kernels have smaller steps; float ones run half a block well, but no block and a half.
+            return max(1, channel_multiple // 2)
+        return channel_multiple
+
+    def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
+        """The smaller model. Raises StageError, with what is locked and why, where the target is out of reach."""
+        with evaluating(model):
+            goal = goal_of(self.target, model, workload, context)
+            context.plan.extend(prepare_(model, workload.example_inputs))
+            search = _Search(self, model, workload, context, goal)
+            approach = max(1, self.rounds - 1)
+            for number in range(1, self.rounds + 1):
+                share = min(1.0, number / approach)
+                search.choose(goal.start * (goal.limit / goal.start) ** share, f"round {number} of {self.rounds}")
+            chosen = measured_choice(goal, self.target, model, search.settle, context.details)
+            search.state = chosen.state
+            apply_plan_(model, chosen.entries)
+        context.plan.extend(chosen.entries)
+        context.details.update(search.details())
+        return model
+
+
+class _Search:
+    """What may go, what it loses and costs, and the choice at hand."""
+
+    def __init__(
+        self, stage: ShrinkStructure, model: nn.Module, workload: Workload, context: Context, goal: Goal
+    ) -> None:
+        self.stage, self.model, self.example, self.goal = stage, model, workload.example_inputs, goal
+        self.wanted = outputs_at(model, self.example)
+        self.graph: StructureGraph = trace_structure(model, self.example)
+        self.locked: dict[str, str] = dict.fromkeys(self.graph.unreached, "the example inputs do not reach it")
+        blocks = self._free_blocks()
+        self.scores: dict[str, Tensor] = channel_scores(
+            stage.criterion, model, self.graph, workload, context.seed, progress=context.progress
+        )
+        align = {
+            group.name: multiple_of(
+                group, stage.align, stage.multiple_of_width(group.width, context.target.channel_multiple)
+            )
+            for group in self.graph.groups
+        }
+        for group in self.graph.groups:
+            reason = reason_to_lock(group, model, ignore=stage.ignore, align=align[group.name])
+            if reason is None and bool(torch.isnan(self.scores[group.name]).all()):
+                reason = unranked(stage.criterion)
+            if reason is not None:
+                self.locked[group.name] = reason
+        groups = [group for group in self.graph.groups if group.name not in self.locked]
+        if not groups and not blocks:
+            raise StageError(
+                f"{type(model).__name__} has no block to drop and no width to narrow: {self._reasons()}; quantize "
+                "instead"
+            )
+        self.losses = StructureLosses(
+            model,
+            groups,
+            blocks,
+            scores=self.scores,
+            align=align,
+            data=first_batches(workload.calibration, stage.batches),
+            loss=workload.loss,
+            progress=context.progress,
+        )
+        self.cost: Cost = goal.costs(model, self.graph.groups, list(blocks))
+        self.state = self.losses.whole
+        self.predicted = goal.start
+        self.items: list[Item] = []
+        self.rounds: list[dict[str, Any]] = []
+        self._visited: list[tuple[dict[str, int], float]] = []
+
+    def choose(self, limit: float, label: str) -> None:
+        """Measures every change of the choice at hand, and makes the best one within `limit`."""
+        self.items = self.losses.items(self.state, label)
+        self._take(limit)
+        self.rounds.append(
+            {
+                "limit": float(f"{limit:.5g}"),
+                "predicted": float(f"{self.predicted:.5g}"),
+                "loss": float(f"{self.losses.of(self.state):.5g}"),
+            }
+        )
+
+    def settle(self, limit: float) -> Proposal:
+        """The choice within `limit` that loses least, of those that the model survives.
+
+        The choices of all rounds, and one more by the last measurements, compete by their losses as measured.
+        """
+        while True:
+            self._take(limit)
+            within = [state for state, cost in self._visited if cost <= limit]
+            self.state = min(within, key=self.losses.of)
+            self.predicted = self.cost([self.state])[0]
+            locked = len(self.locked)
+            gone, faults = survivors(
+                gone_channels(self.losses.standing(self.state), self.scores, self.state),
+                lambda tried: fault_without(self.model, self.graph, tried, self.wanted, self.example),
+            )
+            entries = self.graph.entries(gone)
+            for group, entry in zip(gone, entries, strict=True):
+                entry["why"] = why(group, repr(self.stage.criterion), self.scores[group.name], gone[group])
+            self.locked.update(faults)
+            narrowed = apply_plan_(copy.deepcopy(self.model), entries)
+            _, broken = bisected(self.dropped, lambda names: self._fault_without_blocks(narrowed, names))  # noqa: B023 - called at once
+            self.locked.update(broken)
+            if len(self.locked) == locked:
+                entries += self._identities()
+                return Proposal(entries=entries, state=self.state, predicted=self.predicted)
+            # What turned out to be locked stays whole, and the rest makes up for it.
+            self._visited.clear()
+            self.items = [
+                _without_locked(item, {*faults, *map(block_key, broken)}, self.losses.whole) for item in self.items
+            ]
+
+    @property
+    def dropped(self) -> list[str]:
+        """The blocks that the choice at hand drops, in the order of the model."""
+        return [name for name in self.losses.blocks if not self.state[block_key(name)]]
+
+    def details(self) -> dict[str, Any]:
+        """What the report is told."""
+        groups = self.losses.standing(self.state)
+        total = sum(group.width for group in groups)
+        kept = sum(self.state[group.name] for group in groups)
+        losses = self._block_losses()
+        return {
+            "groups": [
+                {"layer": group.name, "before": group.width, "after": self.state[group.name]} for group in groups
+            ],
+            "blocks": [
+                {
+                    "block": name,
+                    "group": block.group,
+                    "score": losses.get(name),
+                    "kept": bool(self.state[block_key(name)]),
+                }
+                for name, block in self.losses.blocks.items()
+            ],
+            "locked": [{"layer": name, "reason": reason} for name, reason in self.locked.items()],
+            "channel_fraction_removed": 1 - kept / total if total else 0.0,
+            "rounds": self.rounds,
+        }
+
+    def _take(self, limit: float) -> None:
+        try:
+            chosen = choose_structure(self.items, self.cost, limit, self.state)
+        except BudgetError as error:
+            raise StageError(
+                f"{self.stage.target!r} cannot be reached: with everything gone that may go, "
+                f"{error.least / self.goal.reference:.0%} of the reference's {self.goal.unit} are left, and "
+                f"{limit / self.goal.reference:.0%} are asked for; {self._reasons() or 'nothing is locked'}; raise the "
+                "target, or set a smaller align"
+            ) from error
+        self.state = self.losses.whole | chosen.state
+        self.predicted = chosen.cost
+        self._visited.append((self.state, self.predicted))
+
+    def _free_blocks(self) -> dict[str, Block]:
+        if not self.stage.blocks:
+            return {}
+        try:
+            found = find_blocks(self.model, self.example, self.stage.blocks)
+        except StageError:
+            return {}
+        kept, broken = bisected(
+            list(found), lambda names: self._fault_of_skipping({name: found[name] for name in names})
+        )
+        self.locked.update(broken)
+        return {name: found[name] for name in found if name in kept}
+
+    def _fault_of_skipping(self, blocks: dict[str, Block]) -> str | None:
+        with skipped(self.model, blocks):
+            return fault(self.model, self.example, self.wanted)
+
+    def _fault_without_blocks(self, narrowed: nn.Module, names: list[str]) -> str | None:
+        with skipped(narrowed, {name: self.losses.blocks[name] for name in names}):
+            return fault(narrowed, self.example, self.wanted)
+
+    def _identities(self) -> list[Entry]:
+        entries: list[Entry] = []
+        losses = self._block_losses()
+        for as_tuple in (False, True):
+            names = [name for name in self.dropped if self.losses.blocks[name].as_tuple is as_tuple]
+            if names:
+                scores = {name: losses.get(name) for name in names}
+                reason = {"criterion": "loss increase, measured", "scores": scores}
+                entries.append({"kind": "identity", "modules": names, "as_tuple": as_tuple, "why": reason})
+        return entries
+
+    def _block_losses(self) -> dict[str, float | None]:
+        """What each block is worth by the last measurement: the loss without it over that with it."""
+        found: dict[str, float | None] = {}
+        for item in self.items:
+            if item.kept is not None and item.dropped is not None:
+                name = next(iter(item.kept.changes)).removeprefix(block_key(""))
+                value = item.dropped.loss - item.kept.loss
+                found[name] = float(f"{value:.4g}") if math.isfinite(value) else None
+        return found
+
+    def _reasons(self) -> str:
+        return "; ".join(f"{name}: {reason}" for name, reason in self.locked.items())
+
+
+def _without_locked(item: Item, locked: set[str], whole: dict[str, int]) -> Item:
+    """`item` with what is locked at its whole width, and its block standing where that is locked."""
+    parts = tuple(
+        tuple(
+            choice
+            for choice in part
+            if not any(choice.changes[name] != whole[name] for name in locked & {*choice.changes})
+        )
+        for part in item.parts
+    )
+    stays = item.kept is not None and bool(locked & {*item.kept.changes})
+    return Item(parts=parts, kept=item.kept, dropped=None if stays else item.dropped)
