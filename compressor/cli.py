@@ -178,12 +178,41 @@ def compare(
 
 
 @app.command()
-def doctor(*, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Tells what this machine can do: versions, CPU features that matter, and what ONNX Runtime makes of them.
+def doctor(
+    *,
+    workload: Annotated[
+        str | None,
+        typer.Option(
+            "--workload",
+            "-w",
+            metavar="NAME|MODULE:FUNCTION",
+            help="Looks into this workload's model instead of the machine.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="Writes the recommended recipe there.")
+    ] = None,
+    threads: Threads = None,
+    batch_size: BatchSize = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Tells what this machine can do, or what of a model can be made smaller.
 
-    Exit code 1 where something that is needed is missing.
+    `compressor doctor`
+
+    `compressor doctor --workload digits --recipe mine.yaml`
+
+    Without a workload: versions, CPU features that matter, and what ONNX Runtime makes of them; exit code 1 where
+    something that is needed is missing. With one: the blocks and widths that can go with their share of the time, what
+    is locked and why, what would be left at best, and a recipe that suits.
     """
     with _reported(verbose=verbose):
+        if workload is not None:
+            _inspect(workload, recipe=recipe, threads=threads, batch_size=batch_size, as_json=as_json)
+            return
+        if recipe is not None or threads is not None or batch_size is not None:
+            raise _WrongUseError("--recipe, --threads and --batch-size are about a model; name one with --workload")
         from compressor.doctor import diagnose
 
         diagnosis = diagnose()
@@ -319,6 +348,32 @@ def _workload(name: str) -> "Workload":
     except Exception as error:  # whatever the user's module raises
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise _WrongUseError(f"workload {name!r} cannot be had: {kind}{error}") from error
+
+
+def _inspect(name: str, *, recipe: Path | None, threads: int | None, batch_size: int | None, as_json: bool) -> None:
+    from compressor.doctor import Grade, check_load
+    from compressor.inspection import inspect
+    from compressor.inspection_text import print_inspection
+    from compressor.preflight import check_workload
+    from compressor.recommendation import recommend
+    from compressor.storage import write_atomic
+    from compressor.target import Target
+
+    found = _workload(name)
+    check_workload(found)
+    target = Target(batch_size=batch_size or 1, threads=threads or 1)
+    inspection = inspect(found, target=target)
+    recommended = recommend(inspection, target)
+    if as_json:
+        _print_json({**inspection.to_json(), "recipe": recommended.text if recommended else None})
+    else:
+        print_inspection(inspection, recommended)
+        for finding in check_load():
+            if finding.grade is not Grade.GOOD:
+                typer.secho(f"note: load {finding.says}", err=True, fg="yellow")
+    if recipe is not None and recommended is not None:
+        write_atomic(recipe, recommended.text)
+        typer.secho(f"wrote {recipe}; to run it: compressor run {recipe} -w {name} --out runs/{recipe.stem}", err=True)
 
 
 def _print_plan(recipe: "Recipe", workload: "Workload", seed: int) -> None:

@@ -15,6 +15,8 @@ _SHOWN = {
     "blocks": "block",
     "left_in_float": "node",
     "epochs": "epoch",
+    "scores": "group",
+    "zero_channels": "layer",
 }
 
 
@@ -38,6 +40,35 @@ class Block:
     name: str
     score: float | None
     kept: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the units of one group were worth to a criterion, those that stayed and those that went, each ascending.
+
+    A unit is a channel, a head, a neuron or a recurrent unit. `layers` make it; `turn` counts the decisions on the same
+    group from 1, for a schedule prunes in several.
+    """
+
+    group: str
+    criterion: str
+    layers: tuple[str, ...]
+    kept: tuple[float, ...]
+    removed: tuple[float, ...]
+    turn: int = 1
+
+    @property
+    def before(self) -> int:
+        return len(self.kept) + len(self.removed)
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """How many channels of one group a penalty drove to zero."""
+
+    layer: str
+    zero: int
+    of: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +111,37 @@ def block_strips(step: Step) -> dict[str, list[Block]]:
         block = Block(_name(entry.get("block")), _number(entry.get("score")), bool(entry.get("kept")))
         strips.setdefault("" if group is None else printable(str(group)), []).append(block)
     return strips
+
+
+def unit_scores(step: Step) -> list[Scores]:
+    """The scores by which units were kept or removed, in the order of the plan, without what is no number."""
+    found: list[Scores] = []
+    for entry in _dicts(step.details.get("scores")):
+        kept, removed = _numbers(entry.get("kept_scores")), _numbers(entry.get("removed_scores"))
+        if kept or removed:
+            name = _name(entry.get("group"))
+            layers = entry.get("layers")
+            found.append(
+                Scores(
+                    group=name,
+                    criterion=printable(str(entry.get("criterion") or "")),
+                    layers=tuple(map(_name, layers)) if isinstance(layers, list | tuple) else (),
+                    kept=kept,
+                    removed=removed,
+                    turn=1 + sum(earlier.group == name for earlier in found),
+                )
+            )
+    return found
+
+
+def zero_channels(step: Step) -> list[Zeros]:
+    """The groups in which a penalty drives channels to zero, with how many are."""
+    found = []
+    for entry in _dicts(step.details.get("zero_channels")):
+        zero, count = _number(entry.get("zero")), _number(entry.get("of"))
+        if zero is not None and count is not None and count > 0:
+            found.append(Zeros(_name(entry.get("layer")), round(zero), round(count)))
+    return found
 
 
 def left_in_float(step: Step) -> list[Reasoned]:
@@ -135,6 +197,11 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    numbers = map(_number, value) if isinstance(value, list | tuple) else ()
+    return tuple(sorted(number for number in numbers if number is not None))
 
 
 def _name(value: Any) -> str:

@@ -14,6 +14,7 @@ from compressor.report_details import (
     locked_layers,
     other_details,
     quantized_count,
+    zero_channels,
 )
 from compressor.report_figures import training_curves, waterfall
 from compressor.report_numbers import (
@@ -29,6 +30,7 @@ from compressor.report_numbers import (
     smaller,
     times,
 )
+from compressor.report_scores import criteria, score_plots
 from compressor.report_view import (
     COLUMNS,
     budget_lines,
@@ -217,7 +219,7 @@ def _load_warning(report: Report) -> list[str]:
 def _section(index: int, step: Step, scale: ScoreScale) -> dict[str, Any]:
     """What one step's details give to the sections below the table."""
     groups, strips, locked = channel_groups(step), block_strips(step), locked_layers(step)
-    floats, count = left_in_float(step), quantized_count(step)
+    floats, count, plots, zeros = left_in_float(step), quantized_count(step), score_plots(step), zero_channels(step)
     blocks = [block for strip in strips.values() for block in strip]
     widest = max((group.before for group in groups), default=1)
     left = sum(len(entry.names) for entry in floats)
@@ -234,7 +236,12 @@ def _section(index: int, step: Step, scale: ScoreScale) -> dict[str, Any]:
         "strips": strips,
         "blocks": blocks,
         "dropped": [block for block in blocks if not block.kept],
-        "removes": bool(groups or blocks or locked),
+        "plots": plots,
+        "criteria": criteria(step),
+        "zeros": zeros,
+        "zero_channels": sum(group.zero for group in zeros),
+        "penalised_channels": sum(group.of for group in zeros),
+        "removes": bool(groups or blocks or locked or plots or zeros),
         "floats": floats,
         "quantized": count,
         "left": left,

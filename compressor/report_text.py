@@ -10,8 +10,16 @@ from rich.padding import Padding
 from rich.text import Text
 
 from compressor.report import Report, Step
-from compressor.report_details import block_strips, channel_groups, left_in_float, locked_layers, quantized_count
-from compressor.report_numbers import ScoreScale, duration, printable
+from compressor.report_details import (
+    block_strips,
+    channel_groups,
+    left_in_float,
+    locked_layers,
+    quantized_count,
+    zero_channels,
+)
+from compressor.report_numbers import ScoreScale, duration, printable, shorten
+from compressor.report_scores import criteria, removals
 from compressor.report_view import (
     COLUMNS,
     DROPPED_FIRST,
@@ -35,6 +43,9 @@ _WORDS = {
 }
 _TONES = {"good": "green", "bad": "red", "warn": "yellow", "": ""}
 _GAP = 2
+# A terminal shows the first groups, and their scores where names still have room beside them.
+_MOST_GROUPS = 12
+_WIDTH_FOR_SCORES = 70
 _NOTE = (
     "Intervals are 95 %. Scores are of the exported file on test data; a speed-up is the ratio of interleaved "
     "runs against the reference's file in ONNX Runtime, and `~` marks one whose interval contains 1: no "
@@ -49,6 +60,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
     rows = table(report)
     print_rows(console, rows, [marks[row.state] for row in rows])
     console.print()
+    for index, step in enumerate(report.steps):
+        if step.kept and index:
+            _print_removed(console, step)
     for warning in report.warnings:
         console.print(Text(f"warning: {printable(warning)}", style="yellow"))
     if report.environment.get("busy"):
@@ -58,6 +72,33 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(
         Text(f"{verdict} {duration(total_seconds(report))} in all.", style="" if report.budget_met else "red")
     )
+
+
+def _print_removed(console: Console, step: Step) -> None:
+    """Prints which groups a step narrowed, with the scores on both sides of the border, and what it left alone."""
+    rows = removals(step)
+    if not rows:
+        return
+    arrow = "->" if console.options.ascii_only else "→"
+    title = f"{step.stage} removed" + (f", by {criteria(step)}" if criteria(step) else "")
+    console.print(Text(printable(title), style="bold"), no_wrap=True, overflow="ellipsis")
+    shown = [("group", "units", "lowest kept", "highest removed")] + [
+        (row.layer, f"{row.before} {arrow} {row.after}", row.kept_from, row.removed_to) for row in rows[:_MOST_GROUPS]
+    ]
+    scored = any(row.kept_from or row.removed_to for row in rows) and console.width >= _WIDTH_FOR_SCORES
+    columns = [1, 2, 3] if scored else [1]
+    widths = {column: max(cell_len(line[column]) for line in shown) for column in columns}
+    others = sum(width + _GAP for width in widths.values())
+    name = max(8, min(max(cell_len(line[0]) for line in shown), console.width - others))
+    for number, line in enumerate(shown):
+        cells = "".join(" " * _GAP + f"{line[column]:>{width}}" for column, width in widths.items())
+        _line(console, Text(set_cell_size(shorten(line[0], name), name) + cells), "" if number else "dim")
+    if len(rows) > _MOST_GROUPS:
+        console.print(Text(f"... and {len(rows) - _MOST_GROUPS} more groups: see the report's page", style="dim"))
+    for lock in locked_layers(step):
+        names = ", ".join(lock.names[:3]) + (f" and {len(lock.names) - 3} more" if len(lock.names) > 3 else "")
+        console.print(Padding(Text(f"left alone: {names}: {lock.reason}", style="dim"), (0, 0, 0, 2)))
+    console.print()
 
 
 def print_rows(console: Console, rows: Sequence[Row], marks: Sequence[str], *, title: str = "stage") -> None:
@@ -178,17 +219,31 @@ def _busy(report: Report) -> str:
 def _removed(step: Step) -> str:
     """What a step took out of the model, and what it could not."""
     groups, blocks = channel_groups(step), [block for strip in block_strips(step).values() for block in strip]
-    narrowed = [group for group in groups if group.after != group.before]
-    lines = [f"- {_code(group.layer)}: {group.before} to {group.after} channels" for group in narrowed]
-    if len(narrowed) < len(groups):
-        lines.append(f"- {len(groups) - len(narrowed)} other groups of channels kept their width")
+    rows = removals(step)
+    scored = any(row.kept_from or row.removed_to for row in rows)
+    lines = [] if scored else [f"- {_code(row.layer)}: {row.before} to {row.after} channels" for row in rows]
+    unchanged = sum(group.after == group.before for group in groups)
+    if unchanged:
+        lines.append(f"- {unchanged} other group{'s'[: unchanged > 1]} of channels kept the width")
+    zeros = zero_channels(step)
+    if zeros:
+        count, total = sum(group.zero for group in zeros), sum(group.of for group in zeros)
+        lines.append(f"- {count} of {total} channels in {len(zeros)} groups were driven to zero")
     gone = [_code(block.name) for block in blocks if not block.kept]
     if gone:
         lines.append(f"- dropped {len(gone)} of {len(blocks)} blocks: {', '.join(gone)}")
     lines += [
         f"- left alone, {escape(lock.reason)}: {', '.join(map(_code, lock.names))}" for lock in locked_layers(step)
     ]
-    return _titled(step, lines)
+    if not scored:
+        return _titled(step, lines)
+    table_lines = [
+        f"| group ({escape(criteria(step) or 'score')}) | before | after | lowest kept | highest removed |",
+        "|---|--:|--:|--:|--:|",
+        *(f"| {_code(row.layer)} | {row.before} | {row.after} | {row.kept_from} | {row.removed_to} |" for row in rows),
+        "",
+    ]
+    return _titled(step, [*table_lines, *lines])
 
 
 def _float(step: Step) -> str:
