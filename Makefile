@@ -8,7 +8,8 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser check format bench bench-cifar10 bench-training bench-aa docs clean
+.PHONY: help demo test test-slow test-browser test-zoo check format docs clean bench bench-cifar10 bench-training \
+	bench-aa bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-architectures
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,6 +46,9 @@ test-slow: $(VENV)/installed-dev  ## real training, killed and resumed runs
 test-browser: $(VENV)/installed-dev  ## the report in headless Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest -m browser
 
+test-zoo: $(VENV)/installed-dev  ## every architecture of the zoo pruned to half
+	$(BIN)/python -m pytest -m zoo
+
 check: $(VENV)/installed-dev  ## lint, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,7 +59,8 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-training bench-aa bench-cifar10  ## every benchmark
+bench: bench-training bench-aa bench-latency bench-pruning-time bench-structure bench-recurrent bench-architectures \
+	bench-cifar10 bench-recovery  ## every benchmark
 
 bench-cifar10: $(VENV)/installed-dev  ## ResNet-56 and ResNet-20 by the shipped recipes, beside today's chains (hours; resumes)
 	$(BIN)/python benchmarks/cifar10.py
@@ -66,6 +71,29 @@ bench-training: $(VENV)/installed-dev  ## throughput of the training loop
 
 bench-aa: $(VENV)/installed-dev  ## one file measured against itself, 100 times
 	$(BIN)/python benchmarks/aa.py
+
+bench-latency: $(VENV)/installed-dev  ## predicted against measured milliseconds of whole models
+	$(BIN)/python benchmarks/latency_table.py
+
+bench-structure: $(VENV)/installed-dev  ## measured speed-up for every MAC saved, beside Torch-Pruning (an hour; resumes)
+	$(BIN)/python benchmarks/structure.py
+	$(BIN)/python benchmarks/docs.py
+
+bench-recovery: $(VENV)/installed-dev  ## ResNet-56 pruned and recovered beside Torch-Pruning, three seeds (hours; resumes)
+	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/docs.py
+
+bench-recurrent: $(VENV)/installed-dev  ## spoken digits by GRU and LSTM, MNIST by an autoencoder: prune, recover, quantize
+	$(BIN)/python benchmarks/recurrent.py
+	$(BIN)/python benchmarks/docs.py
+
+bench-pruning-time: $(VENV)/installed-dev  ## seconds and memory of pruning, beside Torch-Pruning
+	$(BIN)/python benchmarks/pruning_time.py
+	$(BIN)/python benchmarks/docs.py
+
+bench-architectures: $(VENV)/installed-dev  ## what pruning to half does to every architecture of the zoo
+	$(BIN)/python benchmarks/architectures.py
+	$(BIN)/python benchmarks/docs.py
 
 docs: $(VENV)/installed-dev  ## tables and plots in docs/ from the stored results
 	$(BIN)/python benchmarks/docs.py

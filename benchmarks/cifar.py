@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.workload import Workload
@@ -50,23 +50,36 @@ def _workload(name: str, depth: int) -> Workload:
 
     model = ResNet(blocks=[depth] * 3)
     model.load_state_dict(load_file(data_folder() / f"{name}.safetensors"))
+    return around(model.eval(), f"cifar10-{name}")
+
+
+def around(model: nn.Module, name: str, *, train_images: int | None = None) -> Workload:
+    """The workload of `model`, which trains on the first `train_images` images, as many of each class (None: all)."""
     images, targets = read("test")
-    # The position within its class decides: even ones judge, odd ones are reported.
-    rank = torch.zeros_like(targets)
-    for label in range(10):
-        mask = targets == label
-        rank[mask] = torch.arange(int(mask.sum()))
-    judging = rank % 2 == 0
+    judging = rank_in_class(targets) % 2 == 0
+    train_x, train_y = read("train")
+    if train_images is not None:
+        chosen = rank_in_class(train_y) < train_images // 10
+        train_x, train_y = train_x[chosen], train_y[chosen]
     return Workload.from_datasets(
-        model.eval(),
-        train=read("train"),
+        model,
+        train=(train_x, train_y),
         validation=(images[judging], targets[judging]),
         test=(images[~judging], targets[~judging]),
         transform=normalise,
         augment=crop_and_flip,
         batch_size=128,
-        name=f"cifar10-{name}",
+        name=name,
     )
+
+
+def rank_in_class(targets: Tensor) -> Tensor:
+    """The position of every sample among those of its class: even ones judge, odd ones are reported."""
+    rank = torch.zeros_like(targets)
+    for label in range(10):
+        mask = targets == label
+        rank[mask] = torch.arange(int(mask.sum()))
+    return rank
 
 
 @cache

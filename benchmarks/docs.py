@@ -1,10 +1,14 @@
-"""Writes docs/benchmarks.md, its picture and the README's table from the stored results; nothing in them is typed."""
+"""Writes docs/benchmarks.md and docs/structure.md, their pictures and the README's table from the stored results.
+
+Nothing in them is typed.
+"""
 
 import json
 import re
 from pathlib import Path
 
 import matplotlib as mpl
+import structure_docs
 from cifar import WORKLOADS
 
 from compressor.storage import write_atomic
@@ -24,6 +28,11 @@ def main() -> None:
         draw(networks, DOCS / "benchmarks-cifar10.svg")
         write_atomic(ROOT / "README.md", readme(networks))
     write_atomic(DOCS / "benchmarks.md", page(networks))
+    results = structure_docs.stored(RESULTS)
+    if results:
+        write_atomic(DOCS / "structure.md", structure_docs.page(results))
+    if "structure" in results:
+        structure_docs.draw(results["structure"]["networks"], DOCS / "structure.svg")
 
 
 def stored_networks() -> dict[str, dict]:

@@ -3,6 +3,7 @@
 import copy
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from compressor.export import export_onnx
 from compressor.stage import Context
 from compressor.storage import read_json, write_json
 from compressor.training import train
-from compressor.workload import Workload, batches_of, input_tensors
+from compressor.workload import Workload, batches_of, call_model, first_batches, input_tensors, predict
 
 
 def quantize_static_defaults(onnx_bytes: bytes, workload: Workload) -> bytes:
@@ -59,32 +60,101 @@ def _quantize_static(onnx_bytes: bytes, workload: Workload, **options) -> bytes:
         return result.read_bytes()
 
 
-def prune_to_macs(model: nn.Module, example: torch.Tensor, *, ratio: float) -> nn.Module:
-    """A copy pruned by Torch-Pruning until its own count of MACs has fallen by `ratio`: group L2, global."""
+def prune_to_macs(
+    model: nn.Module,
+    example: torch.Tensor,
+    *,
+    ratio: float,
+    importance: object = None,
+    round_to: int | None = None,
+    count: Callable[[nn.Module], float] | None = None,
+    before_step: Callable[[nn.Module], None] | None = None,
+) -> nn.Module:
+    """A copy pruned by Torch-Pruning, globally, until `count(model)` has fallen by `ratio`.
+
+    The importance is group L2 and the count the library's own of MACs unless given; `before_step(model)` may compute
+    the gradients that an importance reads. The layers that make the output are left alone.
+    """
     import torch_pruning as tp
 
+    def own_count(model: nn.Module) -> float:
+        return tp.utils.count_ops_and_params(model, example)[0]
+
+    counted = count or own_count
     pruned = copy.deepcopy(model).train(mode=False)
     for parameter in pruned.parameters():
         parameter.requires_grad_(True)
     pruner = tp.pruner.BasePruner(
         pruned,
         example,
-        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        importance=importance or tp.importance.GroupMagnitudeImportance(p=2),
         global_pruning=True,
         pruning_ratio=0.9,
         iterative_steps=200,
-        ignored_layers=[pruned.linear],
+        round_to=round_to,
+        ignored_layers=output_layers(pruned, example),
         # The library's defaults are shared dictionaries: another pruner's groups would leak in.
         in_channel_groups={},
         out_channel_groups={},
     )
-    before, _ = tp.utils.count_ops_and_params(pruned, example)
+    before = counted(pruned)
     for _ in range(200):
+        if before_step is not None:
+            before_step(pruned)
         pruner.step()
-        after, _ = tp.utils.count_ops_and_params(pruned, example)
-        if before / after >= ratio:
-            return pruned
-    raise RuntimeError(f"Torch-Pruning did not reach {ratio}x fewer MACs")
+        if before / counted(pruned) >= ratio:
+            return pruned.eval()
+    raise RuntimeError(
+        f"Torch-Pruning did not reach {ratio}x fewer MACs: {before / counted(pruned):.2f}x when everything it may "
+        "remove was gone"
+    )
+
+
+def output_layers(model: nn.Module, example: object) -> list[nn.Module]:
+    """The layer with weights that runs last, which makes the output of the networks here."""
+    ran: list[nn.Module] = []
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001 - torch has no public name for all convolutions
+    hooks = [
+        module.register_forward_hook(lambda module, *_: ran.append(module))
+        for module in model.modules()
+        if isinstance(module, kinds)
+    ]
+    with torch.no_grad():
+        call_model(model, example)
+    for hook in hooks:
+        hook.remove()
+    return ran[-1:]
+
+
+def layer_macs(model: nn.Module, example: torch.Tensor) -> float:
+    """The multiply-accumulates of the convolutions and linear layers for the first sample of `example`."""
+    total = 0
+
+    def add(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.numel() * module.weight[0].numel()
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    hooks = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, kinds)]
+    with torch.no_grad():
+        model(example[:1])
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def gradients_of(workload: Workload, batches: int) -> Callable[[nn.Module], None]:
+    """What gives a model the gradients of the loss, summed over the same training batches at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        data = first_batches(workload.train, batches)
+
+    def compute(model: nn.Module) -> None:
+        model.zero_grad()
+        for inputs, targets in data:
+            torch.autograd.backward(workload.loss(predict(model, inputs), targets))
+
+    return compute
 
 
 def prune_retrain(workload: Workload, *, seconds: float, learning_rate: float, folder: Path, seed: int) -> tuple:
