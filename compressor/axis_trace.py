@@ -70,7 +70,11 @@ class Trace:
 
 
 def trace_axes(model: nn.Module, inputs: Inputs) -> Trace:
-    """The axes of `model`, in eval mode, as one call on `inputs` shows them. Passes on what the model raises."""
+    """The axes of `model`, in eval mode, as one call on `inputs` shows them. Passes on what the model raises.
+
+    On the meta device nothing is computed. What cannot be told from shapes alone raises there, of which any is a reason
+    to trace with numbers.
+    """
     trace = Trace()
     watch = _Watch(model, trace)
     for key, tensor in enumerate(_each(inputs)):
@@ -87,8 +91,10 @@ def trace_axes(model: nn.Module, inputs: Inputs) -> Trace:
         try:
             with torch.no_grad(), watch.hooks(trained), watch:
                 watch.outputs(call_model(trained, inputs))
-        except Exception:  # noqa: BLE001 - the model need not be fit for training on these inputs
-            return watch.finish()
+        except Exception:
+            if watch.shapes_only:
+                raise
+            return watch.finish()  # the model need not be fit for training on these inputs
     return watch.finish()
 
 
@@ -117,6 +123,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self._regrouped: list[tuple[int, Axis]] = []
         self._keep: list[Tensor] = []
         self._by_place: dict[tuple[int, tuple[int, ...]], int] = {}
+        self.shapes_only = any(tensor.is_meta for tensor in tensors_of(model).values())
         for name, tensor in tensors_of(model).items():
             if id(tensor) not in self._parameters:
                 dims = [Axis(size) for size in tensor.shape]
@@ -145,6 +152,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def _known(self, tensor: Tensor) -> Known:
         known = self._parameters.get(id(tensor)) or vars(tensor).get(_MARK)
+        if known is None and self.shapes_only and tensor.ndim:
+            raise LookupError("without numbers, a tensor that no operator made is not to be told from a parameter")
         if known is None and tensor.numel():
             known = self._parameters.get(self._by_place.get((tensor.data_ptr(), tuple(tensor.shape)), 0))
         if known is None:

@@ -45,8 +45,9 @@ def widths_within(
     """The width that each of `groups` keeps, by name, so that `cost` is at most `limit`.
 
     In the scope Global, the least importance goes: a knapsack over all widths in which every channel counts with its
-    score, made comparable by `across`. The other scopes take the least fraction that is enough, of every layer or
-    topology. `scores` are (width,) by group name. Raises BudgetError where nothing keeps the limit.
+    score, made comparable by `across`, once for each layer that makes it. The other scopes take the least fraction that
+    is enough, of every layer or topology. `scores` are (width,) by group name. Raises BudgetError where nothing keeps
+    the limit.
     """
     if not isinstance(scope, Global):
         before = {group.name: group.width for group in groups}
@@ -57,7 +58,8 @@ def widths_within(
         return _first_within(limit, cost, tried)
     items = []
     for group in groups:
-        values = across(scores[group.name])
+        # A group's scores are means over its layers; what goes, goes from all of them.
+        values = across(scores[group.name]) * max(1, len({part.module for part in group.parts if part.makes}))
         items.append(
             Item(
                 parts=(

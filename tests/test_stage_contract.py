@@ -27,7 +27,7 @@ from compressor.testing import ContractError, check_stage
 
 STAGES = [
     PruneChannels(remove=0.4, align=4),
-    ShrinkStructure(target=Macs(0.5)),
+    ShrinkStructure(target=Macs(0.5), align=8, batches=1, rounds=2),
     DropBlocks(remove=0.5),
     SparseTraining(epochs=1),
     RemoveZeroChannels(threshold=0.2, align=4),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.couplings import Coupled
+from compressor.couplings import Coupled, Part
 from compressor.scope import Global, Isomorphic, PerLayer
 from compressor.structure_choice import BudgetError
 from compressor.width_choice import removed_importance, width_options, widths_within
@@ -41,6 +41,25 @@ def test_the_global_choice_sees_the_staircase() -> None:
     assert found == {"flat": 8, "steep": 4}
     with pytest.raises(BudgetError, match=r"costs 11\.9"):
         widths_within(11.0, cost, scope=Global(), groups=groups, scores=scores, align=lambda _: 4)
+
+
+def test_a_channel_counts_once_for_each_layer_that_makes_it() -> None:
+    """Of two groups of equal scores and prices, the one goes that is made by one layer and not by three."""
+
+    def part(module: str) -> Part:
+        return Part(module=module, tensors=(), indices=(), channels=(), makes=True, is_norm=False)
+
+    stream = Coupled(
+        name="stream", width=8, parts=tuple(map(part, "abc")), makes_output=False, opaque=False, kind="channels"
+    )
+    inner = Coupled(name="inner", width=8, parts=(part("d"),), makes_output=False, opaque=False, kind="channels")
+    scores = {"stream": torch.ones(8), "inner": torch.ones(8)}
+
+    def cost(states):
+        return [float(sum(state.values())) for state in states]
+
+    found = widths_within(12.0, cost, scope=Global(), groups=[stream, inner], scores=scores, align=lambda _: 4)
+    assert found == {"stream": 8, "inner": 4}
 
 
 @pytest.mark.parametrize("scope", [PerLayer(), Isomorphic()])

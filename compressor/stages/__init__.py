@@ -3,6 +3,11 @@
 from importlib.metadata import entry_points
 from typing import Any
 
+from compressor.criteria import FPGM, L1, L2, LAMP, Activation, BatchNormScale, Hessian, Random, Taylor
+from compressor.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
+from compressor.pruning_targets import Latency, Macs, Parameters
+from compressor.schedules import Cubic, Linear, OneShot, Steps
+from compressor.scope import Global, Isomorphic, PerGroup, PerLayer
 from compressor.stage import stage_name
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.stages.channel_pruning import PruneChannels
@@ -14,16 +19,41 @@ from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.structure_shrinking import ShrinkStructure
 from compressor.stages.zero_removal import RemoveZeroChannels
 
+# The stages and the values that their fields take.
 __all__ = [
+    "FPGM",
+    "L1",
+    "L2",
+    "LAMP",
+    "Activation",
+    "BatchNormScale",
+    "Cubic",
     "Distill",
     "DropBlocks",
     "FineTune",
+    "Global",
+    "GroupLasso",
+    "Hessian",
+    "Isomorphic",
+    "L1Penalty",
+    "L2Penalty",
+    "Latency",
+    "Linear",
+    "Macs",
+    "OneShot",
+    "Parameters",
+    "PerGroup",
+    "PerLayer",
     "PruneChannels",
     "Quantize",
+    "Random",
     "ReestimateBatchNorm",
     "RemoveZeroChannels",
     "ShrinkStructure",
+    "SlimmingPenalty",
     "SparseTraining",
+    "Steps",
+    "Taylor",
     "catalogue",
 ]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.architecture import Architecture, floats, named, padded, tokens
 
@@ -47,6 +47,22 @@ def make(model: str, config: str, **settings: Any) -> Callable[[], nn.Module]:
     return build
 
 
+class FixedSize(nn.Module):
+    """A vision model that takes images of one size alone, where its own code would pad or resize any other one.
+
+    Exporters take minutes over the sizes that such code allows, or freeze its branches.
+    """
+
+    def __init__(self, model: nn.Module, size: int):
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        if tuple(pixel_values.shape[-2:]) != (self.size, self.size):
+            raise ValueError(f"images must be of {self.size} x {self.size} pixels, got {tuple(pixel_values.shape)}")
+        return self.model(pixel_values=pixel_values)
+
+
 def seen(
     name: str,
     model: str,
@@ -55,17 +71,17 @@ def seen(
     size: int = 32,
     removes: float = 0.5,
     refuses: str | None = None,
-    exports: bool = True,
+    fixed: bool = False,
     **settings: Any,
 ) -> Architecture:
-    """A vision model on images of `size` pixels."""
+    """A vision model on images of `size` pixels; with `fixed` of no other size."""
+    build = make(model, config, **settings)
     return Architecture(
         name=name,
-        build=make(model, config, **settings),
+        build=(lambda: FixedSize(build(), size)) if fixed else build,
         sample=named(pixel_values=floats(3, size, size)),
         removes=removes,
         refuses=refuses,
-        exports=exports,
     )
 
 
@@ -154,7 +170,7 @@ ARCHITECTURES = (
         "HF MobileViT",
         "MobileViTForImageClassification",
         "MobileViTConfig",
-        exports=False,  # its branch on the size of the map freezes in the file
+        fixed=True,
         size=64,
         image_size=64,
         hidden_sizes=[16, 16, 24],
@@ -196,6 +212,7 @@ ARCHITECTURES = (
         "HF Swin",
         "SwinForImageClassification",
         "SwinConfig",
+        fixed=True,
         removes=0.4,
         image_size=32,
         patch_size=4,
@@ -209,6 +226,7 @@ ARCHITECTURES = (
         "HF SwinV2",
         "Swinv2ForImageClassification",
         "Swinv2Config",
+        fixed=True,
         image_size=32,
         patch_size=4,
         embed_dim=8,
