@@ -96,7 +96,7 @@ def shrink(keep: float) -> Stage:
     from compressor.pruning_targets import Macs
     from compressor.stages.structure_shrinking import ShrinkStructure
 
-    return ShrinkStructure(target=Macs(keep))
+    return ShrinkStructure(target=Macs(keep), batches=4, rounds=3)
 
 
 def channels(keep: float) -> Stage:

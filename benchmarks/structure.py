@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import cifar
@@ -100,11 +101,13 @@ def arms(network: str) -> dict[str, Arm]:
     from compressor.pruning_targets import Latency, Macs
     from compressor.stages.structure_shrinking import ShrinkStructure
 
-    choose = PruneChannels if network in WITHOUT_BLOCKS else ShrinkStructure
+    # Only time is judged here: losses from fewer images do.
+    choose = PruneChannels if network in WITHOUT_BLOCKS else partial(ShrinkStructure, batches=2, rounds=3)
+    name = "PruneChannels" if network in WITHOUT_BLOCKS else "ShrinkStructure"
     found = {
-        f"{choose.__name__}, Macs(0.5)": by_stage(choose(target=Macs(0.5))),
-        f"{choose.__name__}, Latency(0.5)": by_stage(choose(target=Latency(0.5))),
-        f"{choose.__name__}, Latency(0.5, int8)": by_stage(choose(target=Latency(0.5, form="int8"))),
+        f"{name}, Macs(0.5)": by_stage(choose(target=Macs(0.5))),
+        f"{name}, Latency(0.5)": by_stage(choose(target=Latency(0.5))),
+        f"{name}, Latency(0.5, int8)": by_stage(choose(target=Latency(0.5, form="int8"))),
     }
     if network in BLOCKS_ALONE:
         share = BLOCKS_ALONE[network]

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 from compressor.workload import Workload
 from compressor.workloads.residual import BasicBlock as Block
 
-# Tests run beside each other on few cores: two threads each would wait for one another.
+# Tests run beside each other on few cores: two threads each would wait for one another. Processes that tests start
+# inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 
