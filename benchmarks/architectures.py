@@ -30,42 +30,39 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="write the document from what is stored, run nothing")
     arguments = parser.parse_args()
     if not arguments.docs:
-        outcomes = run(arguments.only)
-        if arguments.only and RESULTS.exists():
-            new = {outcome["name"]: outcome for outcome in outcomes}
-            earlier = json.loads(RESULTS.read_text(encoding="utf-8"))["architectures"]
-            outcomes = [new.pop(outcome["name"], outcome) for outcome in earlier] + list(new.values())
-        stored = {
-            "environment": environment(Target()),
-            "transformers": version("transformers"),
-            "architectures": outcomes,
-        }
-        write_atomic(RESULTS, json.dumps(stored, indent=1) + "\n")
+        run(arguments.only)
     write_atomic(DOCS, page(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
-def run(only: str) -> list[dict]:
-    """The outcome of every architecture whose name contains `only`, printed as they come."""
+def run(only: str) -> None:
+    """Prunes every architecture whose name contains `only`; each outcome is printed and stored as soon as it stands."""
     sys.path.insert(0, str(ROOT / "tests"))
     from zoo import ARCHITECTURES
     from zoo.check import check
 
-    outcomes = []
+    rows = {row["name"]: row for row in json.loads(RESULTS.read_text())["architectures"]} if RESULTS.exists() else {}
     for architecture in ARCHITECTURES:
         if only.lower() not in architecture.name.lower():
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             outcome = check(architecture)
-        outcomes.append({**asdict(outcome), "locked": {layer: short(why) for layer, why in outcome.locked.items()}})
-        outcomes[-1]["reason"] = short(outcome.reason)
+        row = {**asdict(outcome), "reason": short(outcome.reason)}
+        row["locked"] = {layer: short(why) for layer, why in outcome.locked.items()}
+        rows[outcome.name] = row
         removed = f"{outcome.parameter_fraction_removed:6.1%}" if outcome.outcome == "pruned" else "      "
         print(
-            f"{outcome.name:34} {outcome.outcome:8} {removed} {outcome.seconds:5.1f} s  {outcomes[-1]['reason'][:150]}",
+            f"{outcome.name:34} {outcome.outcome:8} {removed} {outcome.seconds:5.1f} s  {row['reason'][:150]}",
             flush=True,
         )
-    print(dict(Counter(outcome["outcome"] for outcome in outcomes)))
-    return outcomes
+        store([rows[known.name] for known in ARCHITECTURES if known.name in rows])
+    print(dict(Counter(row["outcome"] for row in rows.values())))
+
+
+def store(rows: list[dict]) -> None:
+    """Writes the outcomes, in the zoo's order, with the machine and the versions they come from."""
+    stored = {"environment": environment(Target()), "transformers": version("transformers"), "architectures": rows}
+    write_atomic(RESULTS, json.dumps(stored, indent=1) + "\n")
 
 
 def short(reason: str) -> str:
@@ -87,7 +84,9 @@ random weights; those named HF are of Hugging Face transformers {stored["transfo
 **{count["pruned"]} pruned, {count["refused"]} refused, {count["failed"]} failed**.
 Pruned means: in double precision the network computes what the original computes with the removed channels, heads and
 units at zero; the plan alone rebuilds it; a backward pass in train mode reaches the same parameters; tied weights stay
-tied; every output keeps its shape; and ONNX Runtime agrees with torch at other batch sizes and lengths.
+tied; every output keeps its shape; and ONNX Runtime agrees with torch at other batch sizes and lengths. Networks that
+have no ONNX file even before pruning say so. Vision networks whose own code pads or resizes images of other sizes
+(`fixed=True` in `tests/zoo/hugging_face.py`) are held to one size: exporters freeze or never finish such code.
 
 Layers that make an output always stay. What else stayed, and why, is in the last column.
 
@@ -101,6 +100,8 @@ def line(row: dict) -> str:
     before, after = row["parameters_before"], row["parameters_after"]
     if row["outcome"] == "pruned":
         numbers, why = f"{before:,} | {after:,} | {1 - after / before:.0%}", reasons(row["locked"])
+        if row["exporter"] == "none":
+            why = "; ".join(filter(None, [why, "no ONNX file, pruned or not"]))
     else:
         numbers, why = f"{before:,} | | ", reasons(row["locked"]) or row["reason"]
     return f"| {row['name']} | {row['outcome']} | {numbers} | {why.replace('|', chr(92) + '|')} |"

@@ -30,6 +30,10 @@ class AxisStructure:
         self.dims = {name: tuple(axis.root for axis in dims) for name, dims in trace.dims.items()}
         self.choices: dict[str, tuple[Choice, ...]] = {}
         self._attributes = exact_attributes(model, trace)
+        self._sized_by: dict[Axis, list[Choice]] = {}
+        for choice in self._attributes:
+            for atom in dict.fromkeys(atom for atom, _, _ in atoms(choice.axis)):
+                self._sized_by.setdefault(atom, []).append(choice)
         self.unreached = tuple(
             name
             for name, module in model.named_modules()
@@ -133,7 +137,7 @@ class AxisStructure:
             for name, dim in self.places[group]:
                 masks[name, dim] = left[self.dims[name][dim]]
             attributes: dict[str, dict[str, Any]] = {}
-            for choice in (*self._attributes, *self.choices.get(group.name, ())):
+            for choice in (*self._sized_by.get(self.axes[group], ()), *self.choices.get(group.name, ())):
                 key = (choice.module, choice.attribute)
                 old_value = values.get(key, choice.old)
                 new_value = choice.value(old_value, removed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.axes import Axis, IrreconcilableError, atoms, lock
@@ -34,6 +35,8 @@ _REARRANGING = {
 }
 _REARRANGING |= {"mul", "div", "neg", "roll", "flip", "contiguous"}
 _NORMS = (nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - no public names
+# On the meta device these cost more than all else in a network: there they are Python.
+_LIKE_INPUT = {f"aten.{name}.default" for name in ("relu", "gelu", "silu", "sigmoid", "tanh")}
 OUTPUT = "it makes the model's output"
 
 
@@ -204,7 +207,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = function(*args, **kwargs)
+        if not self.shapes_only:
+            result = function(*args, **kwargs)
+        elif str(function) in _LIKE_INPUT:
+            result = torch.empty_like(args[0])
+        elif str(function) == "aten.native_batch_norm.default" and not args[5]:  # not in training
+            result = torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+        else:
+            result = function(*args, **kwargs)
         if not self._muted:
             self._record(function, args, kwargs, result)
         return result
@@ -270,6 +280,26 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
     @contextmanager
     def hooks(self, model: nn.Module) -> Iterator[None]:
         """`model` with hooks that take over for recurrent layers, whose kernels are one operator for many weights."""
+        if self.shapes_only:
+            with _WholeAttention(self.whole), self._layers(model):
+                yield
+        else:
+            with self._layers(model):
+                yield
+
+    def whole(self, operator: Any, function: Any, args: Any, kwargs: Any) -> Any:
+        """What `function` gives, noted as one call of `operator`, whatever it consists of."""
+        self._muted += 1
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self._muted -= 1
+        if not self._muted:
+            self._record(operator, args, kwargs, result)
+        return result
+
+    @contextmanager
+    def _layers(self, model: nn.Module) -> Iterator[None]:
         handles = []
         for name, module in model.named_modules():
             if isinstance(module, RECURRENT):
@@ -314,3 +344,17 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
                     self.trace.made |= {(full, 0) for full in self._names[id(tensor)]}
 
         return take
+
+
+class _WholeAttention(TorchFunctionMode):
+    """Hands attention to `take` as one operator: it is one kernel on every device but the one without numbers."""
+
+    def __init__(self, take: Any) -> None:
+        super().__init__()
+        self._take = take
+
+    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is nn.functional.scaled_dot_product_attention:
+            return self._take(torch.ops.aten.scaled_dot_product_attention.default, function, args, kwargs)
+        return function(*args, **kwargs)

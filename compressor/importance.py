@@ -9,7 +9,10 @@ def norm_importance(weight: Tensor, dim: int, order: int) -> Tensor:
 
     Li et al. 2017, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710, sec. 3.1 (L1).
     """
-    return _rows(weight, dim).abs().sum(dim=1) if order == 1 else squared_norms(weight, dim).sqrt()
+    if order == 1:
+        others = [other for other in range(weight.ndim) if other != dim]
+        return weight.detach().abs().sum(dim=others, dtype=torch.float64) if others else weight.detach().double().abs()
+    return squared_norms(weight, dim).sqrt()
 
 
 def squared_norms(weight: Tensor, dim: int) -> Tensor:

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.tensor_ids import Sizes, tensors_of
+
 # Values that nobody can change are never copied.
 _FIXED = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device)
 _CONTAINERS = (dict, OrderedDict, set, list)
+# These only complete what old versions stored.
+_SETTERS = (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)  # noqa: SLF001 - no public name
 
 
 def sharing_copy(model: nn.Module, own: Container[str] = ()) -> nn.Module:
@@ -31,6 +35,30 @@ def shape_copy(model: nn.Module) -> nn.Module:
     return _copied(model, memo)
 
 
+def masked_copy(model: nn.Module, sizes: Sizes) -> nn.Module:
+    """A copy of `model` with everything zero that `sizes` leaves out; parameters without such are those of `model`.
+
+    Where channels do not mix, it computes what is left of the model computes.
+    """
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    tensors = tensors_of(model)
+    with torch.no_grad():
+        for name, dims in sizes.kept.items():
+            tensor = tensors[name]
+            value = tensor.detach()
+            for dim, indices in dims.items():
+                left = torch.zeros(tensor.shape[dim], dtype=tensor.dtype)
+                left[indices] = 1
+                # A product is many times as fast as a choice.
+                value = value * left.to(tensor.device).reshape(
+                    [-1 if other == dim else 1 for other in range(tensor.ndim)]
+                )
+            memo[id(tensor)] = (
+                nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+            )
+    return _copied(model, memo)
+
+
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """What copy.deepcopy(module, memo) gives, many times as fast: modules are mostly numbers and empty dicts."""
     known = memo.get(id(module))
@@ -43,7 +71,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         and kind.__reduce_ex__ is object.__reduce_ex__
         and kind.__reduce__ is object.__reduce__
         and kind.__getstate__ is nn.Module.__getstate__
-        and kind.__setstate__ is nn.Module.__setstate__
+        and kind.__setstate__ in _SETTERS
     )
     if not plain:
         return copy.deepcopy(module, memo)

@@ -16,6 +16,7 @@ from compressor.couplings import Coupled
 from compressor.importance import keep_best
 from compressor.plan import apply_plan_
 from compressor.structure_graph import StructureGraph
+from compressor.structure_probe import ProbedStructure
 from compressor.tensor_ids import mask_
 from compressor.trials import fault, outputs_at
 
@@ -60,14 +61,18 @@ def bisected(parts: Sequence[Part], fault_of: Callable[[list[Part]], str | None]
 
 
 def fault_without(
-    model: nn.Module, graph: StructureGraph, gone: Gone, wanted: dict[int, Tensor], example: Inputs
+    model: nn.Module, graph: StructureGraph, gone: Gone, wanted: dict[int, Tensor] | None, example: Inputs
 ) -> str | None:
     """Why these channels cannot go, or None: the network must run, and compute what it computes with them at zero.
 
-    `model` is in eval mode and `graph` is its own; `wanted` are its outputs by batch size, from `outputs_at`.
+    `model` is in eval mode and `graph` is its own; `wanted` are its outputs by batch size, from `outputs_at`, where
+    they are known already.
     """
     if not gone:
         return None
+    if isinstance(graph, ProbedStructure):
+        return graph.fault_without(gone)
+    wanted = wanted or outputs_at(model, example)
     try:
         entries = graph.entries(gone)
     except Exception as error:  # noqa: BLE001 - a graph raises whatever it runs into

@@ -219,7 +219,7 @@ def _checked(name: str, tensor: Tensor, dim: Any, indices: Any) -> list[int]:
     if not str(dim).isdigit() or int(dim) >= tensor.ndim:
         raise ValueError(f"the plan narrows dimension {dim!r} of {name!r}, which has {tensor.ndim} dimensions")
     size = tensor.shape[int(dim)]
-    whole = isinstance(indices, list) and all(type(index) is int for index in indices)
+    whole = isinstance(indices, list) and set(map(type, indices)) <= {int}
     if not whole or not indices or len(set(indices)) != len(indices):
         raise ValueError(f"kept indices of {name!r}, dimension {dim}, must be a non-empty list of distinct integers")
     if min(indices) < 0 or max(indices) >= size:

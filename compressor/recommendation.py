@@ -6,9 +6,7 @@ from typing import Any
 
 from compressor.inspection import Inspection, PrunableGroup
 from compressor.recipe import Recipe
-from compressor.recipe_models import settings
 from compressor.recipe_text import to_yaml
-from compressor.stages import catalogue
 from compressor.target import Isa, Target
 
 # Below this part of the time, making something free is worth less than 1.18x: not worth the accuracy it costs.
@@ -60,7 +58,6 @@ def recommend(inspection: Inspection, target: Target) -> Recommendation | None:
 
 
 def _structure(inspection: Inspection) -> list[_Step]:
-    known = catalogue()
     blocks = len(inspection.free_blocks)
     wide = inspection.free_groups
     in_blocks, in_widths = (1 - inspection.remaining.get(what, 1.0) for what in ("blocks", "widths"))
@@ -72,7 +69,7 @@ def _structure(inspection: Inspection) -> list[_Step]:
     share = "of the time" if inspection.remaining else "of the parameters"
     by_blocks = blocks >= _FEWEST_BLOCKS and in_blocks >= _WORTH
     by_widths = bool(wide) and in_widths >= _WORTH
-    if by_blocks and by_widths and "shrink_structure" in known:
+    if by_blocks and by_widths:
         why = (
             f"{blocks} blocks hold {in_blocks:.0%} {share} and {_counted(wide)} {in_widths:.0%}: one decision about "
             "both, which halves what they take."
@@ -87,10 +84,8 @@ def _structure(inspection: Inspection) -> list[_Step]:
             f"{_counted(wide)} {decide} {in_widths:.0%} {share}; about half of that goes, and widths are rounded "
             "to what the kernels are built for."
         )
-        timed = "target" in settings(known["prune_channels"]) and inspection.latency_ms is not None
-        return [
-            _Step(stage="prune_channels", fields={"target": _half_of(in_widths)} if timed else {"remove": 0.4}, why=why)
-        ]
+        fields = {"remove": 0.4} if inspection.latency_ms is None else {"target": _half_of(in_widths)}
+        return [_Step(stage="prune_channels", fields=fields, why=why)]
     return []
 
 

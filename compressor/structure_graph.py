@@ -4,17 +4,19 @@ import copy
 from dataclasses import replace
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from compressor.attention import narrow_attention_
 from compressor.axes import Axis, lock
 from compressor.axis_structure import AxisStructure
-from compressor.axis_trace import trace_axes
+from compressor.axis_trace import Trace, trace_axes
 from compressor.batches import Inputs, map_tensors
 from compressor.couplings import Coupled, Couplings
+from compressor.model_copies import shape_copy, sharing_copy
 from compressor.plan import Entry
 from compressor.stage import StageError
-from compressor.structure_probe import Probe, constant_parameters, distinct_, sharing_copy
+from compressor.structure_probe import ProbedStructure, constant_parameters, distinct_
 from compressor.tensor_ids import Sizes
 from compressor.trials import evaluating, outputs_at, same_outputs
 from compressor.workload import batch_size_of
@@ -38,13 +40,14 @@ class StructureGraph(Protocol):
         """What is left of every tensor."""
 
 
-def trace_structure(model: nn.Module, inputs: Inputs) -> StructureGraph:
+def trace_structure(model: nn.Module, inputs: Inputs, *, settled: bool = True) -> StructureGraph:
     """The structure of `model` as one call on `inputs` (a batch of at least 2) shows it; the model stays as it is.
 
     Every group without `locked` was narrowed in a trial, all of them at once, and the narrowed model computed what the
-    whole one computes with those weights at zero. Attention layers of torch are locked until `prepare_` exchanged
-    them. Where operators are unknown and nothing is left free, torch-pruning's graph is tried. Raises StageError where
-    the model cannot be run.
+    whole one computes with those weights at zero. Without `settled` that trial is left to the caller, who tries the cut
+    that is wanted with `fault_without` and settles the structure only where it fails. Attention layers of torch are
+    locked until `prepare_` exchanged them. Where operators are unknown and nothing is left free, torch-pruning's graph
+    is tried. Raises StageError where the model cannot be run.
     """
     two = map_tensors(inputs, lambda tensor: tensor[: min(2, batch_size_of(inputs))])
     trial = sharing_copy(model, own=constant_parameters(model))
@@ -52,34 +55,46 @@ def trace_structure(model: nn.Module, inputs: Inputs) -> StructureGraph:
     with evaluating(trial):
         distinct_(trial)
         try:
-            # On a copy of its own: what modules keep from a call must not be in the trials that follow.
-            trace = trace_axes(sharing_copy(trial), two)
+            trace, by_shapes = _trace(trial, two)
         except Exception as error:
             raise StageError(
                 f"the structure of {type(model).__name__} cannot be traced ({type(error).__name__}: {error}); drop "
                 "blocks or quantize instead"
             ) from error
-        for name, part in trial.named_modules():
-            if isinstance(part, nn.MultiheadAttention):
-                _lock_attention(trace.dims, name)
-        structure = AxisStructure(trial, trace)
-        if trace.branches and structure.unreached:
-            reason = (
-                f"the program branches on a computed value{trace.branches[0]}, and {structure.unreached[0]} was not run"
-            )
-            for group in structure.groups:
-                if group.locked is None:
-                    structure.replace(group, replace(group, locked=reason))
-        structure.keep_one_factor()
-        Probe(trial, structure, two).settle()
-    if trace.unknown and all(group.locked is not None for group in structure.groups):
+    for name, part in trial.named_modules():
+        if isinstance(part, nn.MultiheadAttention):
+            _lock_attention(trace.dims, name)
+    structure = AxisStructure(trial, trace)
+    if trace.branches and structure.unreached:
+        reason = (
+            f"the program branches on a computed value{trace.branches[0]}, and {structure.unreached[0]} was not run"
+        )
+        for group in structure.groups:
+            if group.locked is None:
+                structure.replace(group, replace(group, locked=reason))
+    structure.keep_one_factor()
+    # What runs without numbers does the same for every sample.
+    probed = ProbedStructure(trial, structure, two, samples=1 if by_shapes else min(2, batch_size_of(two)))
+    if settled or trace.unknown:
+        probed.settle()
+    if trace.unknown and all(group.locked is not None for group in probed.groups):
         try:
             other = Couplings(model, inputs)
         except StageError:
-            return structure
+            return probed
         if any(not group.makes_output and not group.opaque for group in other.groups):
             return other
-    return structure
+    return probed
+
+
+def _trace(model: nn.Module, inputs: Inputs) -> tuple[Trace, bool]:
+    """The axes of `model`, and whether shapes alone were enough to find them."""
+    # Always on copies: what modules keep from a call must not be in the trials that follow.
+    try:
+        shapes = map_tensors(inputs, lambda tensor: torch.empty_like(tensor, device="meta"))
+        return trace_axes(shape_copy(model), shapes), True
+    except Exception:  # noqa: BLE001 - many programs need numbers: they look at values, or bring tensors along
+        return trace_axes(sharing_copy(model), inputs), False
 
 
 def _lock_attention(dims: dict[str, list[Axis]], name: str) -> None:

@@ -4,8 +4,6 @@ Half of every group is taken out at once, and the narrowed model must compute wh
 weights at zero. Only where that fails are the groups taken apart by halving.
 """
 
-import copy
-from collections.abc import Container
 from dataclasses import replace
 from itertools import chain, combinations
 
@@ -15,29 +13,29 @@ from torch import Tensor, nn
 from compressor.axis_structure import AxisStructure
 from compressor.batches import Inputs
 from compressor.couplings import Coupled
-from compressor.plan import apply_plan_
+from compressor.model_copies import masked_copy, sharing_copy
+from compressor.plan import Entry, apply_plan_
 from compressor.size_attributes import Choice, by_name, candidates, key_of
-from compressor.tensor_ids import mask_
-from compressor.trials import outputs_at, same_outputs
+from compressor.tensor_ids import Sizes
+from compressor.trials import difference, evaluating
 
 # Attributes that may or may not follow are tried one by one and in pairs, at most this often for one group.
 _TRIES = 24
 
 
-class Probe:
-    """Trials of narrowing `model`, a private copy in eval mode whose constant parameters are `distinct_`."""
+class ProbedStructure:
+    """The structure of a model together with the private copy that cuts are tried on.
 
-    def __init__(self, model: nn.Module, structure: AxisStructure, inputs: Inputs) -> None:
-        self._model, self._structure, self._inputs = model, structure, inputs
+    `model` shares its parameters with the model, but for constant ones, which are `distinct_`. Outputs are compared for
+    the first `samples` (1 or 2) of `inputs`: one says it all where the program does not look at values.
+    """
+
+    def __init__(self, model: nn.Module, structure: AxisStructure, inputs: Inputs, samples: int) -> None:
+        self._model, self._structure, self._inputs, self._samples = model, structure, inputs, samples
         self._candidates: dict[Coupled, list[Choice]] = {}
         self._accepted: list[Coupled] = []
         self._solved: dict[frozenset[tuple[str, str, int]], frozenset[tuple[str, str, int]]] = {}
         self._modules = dict(model.named_modules(remove_duplicate=False))
-
-    def settle(self) -> None:
-        """Sets the choices of the structure, and locks what cannot be narrowed, with the reason."""
-        structure = self._structure
-        free = []
         for group in structure.groups:
             if group.locked is None:
                 axes = dict.fromkeys(structure.dims[name][dim] for name, dim in structure.places[group])
@@ -45,8 +43,39 @@ class Probe:
                     self._modules, [part.module for part in group.parts], axes, structure.axes[group]
                 )
                 structure.choices[group.name] = tuple(by_name(self._candidates[group], group.kind))
-                free.append(group)
-        self._settle(free)
+        self.settled = not self._candidates
+
+    @property
+    def groups(self) -> tuple[Coupled, ...]:
+        """Every group, locked ones with their reason."""
+        return self._structure.groups
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """The convolutions and linear layers that the example inputs do not run through."""
+        return self._structure.unreached
+
+    def entries(self, gone: dict[Coupled, list[int]]) -> list[Entry]:
+        """One plan entry for each group, to be applied in order."""
+        return self._structure.entries(gone)
+
+    def sizes_without(self, gone: dict[Coupled, list[int]]) -> Sizes:
+        """What is left of every tensor."""
+        return self._structure.sizes_without(gone)
+
+    def settle(self) -> None:
+        """Finds the attributes that keep sizes, and locks what cannot be narrowed, with the reason; once."""
+        if not self.settled:
+            self.settled = True
+            with evaluating(self._model):
+                self._settle(list(self._candidates))
+
+    def fault_without(self, gone: dict[Coupled, list[int]]) -> str | None:
+        """Why these channels cannot go, or None: narrowed, the model must run, forwards and backwards, at two batch
+        sizes, and compute what it computes with the channels at zero.
+        """
+        with evaluating(self._model):
+            return self._fault_without(gone, backward=True)
 
     def _settle(self, groups: list[Coupled]) -> None:
         if not groups:
@@ -88,22 +117,17 @@ class Probe:
 
     def _fault(self, groups: list[Coupled]) -> str | None:
         # Every second unit goes, so that what still points to a fixed position is found out.
-        gone = {group: list(range(0, 2 * (group.width // 2), 2)) for group in groups}
+        return self._fault_without(
+            {group: list(range(0, 2 * (group.width // 2), 2)) for group in groups}, backward=False
+        )
+
+    def _fault_without(self, gone: dict[Coupled, list[int]], *, backward: bool) -> str | None:
         try:
-            trial = apply_plan_(sharing_copy(self._model), self._structure.entries(gone))
-            narrow = outputs_at(trial, self._inputs)
+            narrow = apply_plan_(sharing_copy(self._model), self._structure.entries(gone))
         except Exception as error:  # noqa: BLE001 - a user's model may raise anything
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        sizes = self._structure.sizes_without(gone)
-        masked = outputs_at(mask_(sharing_copy(self._model, own=sizes.kept), sizes), self._inputs, (2,))
-        return same_outputs(narrow[2], masked[2])
-
-
-def sharing_copy(model: nn.Module, own: Container[str] = ()) -> nn.Module:
-    """A copy of `model` with buffers and the parameters named in `own` of its own; all others are those of `model`."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    mine = {id(parameter) for name, parameter in parameters.items() if name in own}
-    return copy.deepcopy(model, {id(other): other for other in parameters.values() if id(other) not in mine})
+        masked = masked_copy(self._model, self._structure.sizes_without(gone))
+        return difference(narrow, masked, self._inputs, samples=self._samples, backward=backward)
 
 
 def constant_parameters(model: nn.Module) -> set[str]:

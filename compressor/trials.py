@@ -38,6 +38,62 @@ def fault(model: nn.Module, inputs: Inputs, wanted: dict[int, Tensor]) -> str | 
     return None
 
 
+def difference(narrow: nn.Module, masked: nn.Module, inputs: Inputs, *, samples: int, backward: bool) -> str | None:
+    """Why `narrow` is not `masked` with its zeros taken out, or None where it is; both in eval mode.
+
+    The first `samples` (1 or 2) of `inputs` must give the same in both. At the other of the two batch sizes the first
+    sample must give what it gave; where it does not, `masked` has to agree with that at the same batch size. With
+    `backward`, a backward pass through one sample must run. `requires_grad` flags end as they were, and gradients
+    are left alone.
+    """
+    with _one_thread():
+        try:
+            forget_(narrow)
+            one = (
+                _with_gradients(narrow, _head(inputs, 1)) if backward else _without_gradients(narrow, _head(inputs, 1))
+            )
+            forget_(narrow)
+            two = _without_gradients(narrow, _head(inputs, 2))
+        except Exception as error:  # noqa: BLE001 - a user's model may raise anything
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        outputs = {1: one, 2: two}
+        reason = same_outputs(outputs[samples], _without_gradients(masked, _head(inputs, samples)))
+        alike = one.ndim and two.ndim and len(one) == 1 and len(two) == 2
+        if reason is None and (not alike or same_outputs(two[:1], one) is not None):
+            forget_(masked)
+            other = 3 - samples
+            reason = same_outputs(outputs[other], _without_gradients(masked, _head(inputs, other)))
+    return reason
+
+
+def _without_gradients(model: nn.Module, inputs: Inputs) -> Tensor:
+    with torch.no_grad():
+        return predict(model, inputs)
+
+
+def _with_gradients(model: nn.Module, inputs: Inputs) -> Tensor:
+    """The output, once a backward pass ran through it: to vectors where that is possible, which costs half."""
+    weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    vectors = [weight for weight in weights if weight.ndim == 1]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for wanted in (vectors, weights):
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            for weight in wanted:
+                weight.requires_grad_(True)
+            with torch.enable_grad():
+                output = predict(model, inputs)
+                if output.requires_grad or wanted is weights:
+                    torch.autograd.grad(output.float().sum(), wanted, allow_unused=True)
+                    return output.detach()
+                forget_(model)
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+    raise AssertionError("the second round always ends it")
+
+
 def outputs_at(model: nn.Module, inputs: Inputs, sizes: tuple[int, ...] = (1, 2)) -> dict[int, Tensor]:
     """The judged outputs of `model` for the first samples of `inputs`, by batch size."""
     with _one_thread(), torch.no_grad():

@@ -1,7 +1,9 @@
 """Pruning to half does every architecture of the zoo right, or refuses it for a reason that is known to be true."""
 
 import copy
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from zoo.check import HALF, check, check_structure, randomized_, workload_of, ze
 
 from compressor.stage import Context
 
+ROOT = Path(__file__).parent.parent
 # What has to be among the architectures, by what its name contains.
 WANTED = (
     "HF ResNet", "HF RegNet", "HF ConvNeXt", "HF MobileNetV1", "HF MobileNetV2", "HF EfficientNet", "HF MobileViT",
@@ -38,6 +41,17 @@ def test_the_zoo_is_complete() -> None:
     assert len(set(names)) == len(names)
     assert set(WANTED) <= set(names)
     assert sum(architecture.refuses is not None for architecture in ARCHITECTURES) <= len(names) / 20
+
+
+def test_the_document_shows_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/architectures.md is made of the stored outcomes, one for each architecture, none of them failed."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import architectures
+
+    stored = json.loads(architectures.RESULTS.read_text(encoding="utf-8"))
+    assert [row["name"] for row in stored["architectures"]] == [known.name for known in ARCHITECTURES]
+    assert {row["outcome"] for row in stored["architectures"]} <= {"pruned", "refused"}
+    assert architectures.DOCS.read_text(encoding="utf-8") == architectures.page(stored)
 
 
 def perceptron() -> nn.Module:

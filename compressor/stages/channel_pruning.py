@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compressor.couplings import Coupled
 from compressor.criteria import Criterion, Taylor, across_groups, channel_scores, unranked
 from compressor.measured_choice import Proposal, measured_choice
-from compressor.narrowing import fault_without, gone_channels, multiple_of, reason_to_lock, survivors, why
+from compressor.narrowing import Gone, fault_without, gone_channels, multiple_of, reason_to_lock, survivors, why
 from compressor.plan import Entry, apply_plan_
 from compressor.pruning_targets import Latency, Macs, Parameters
 from compressor.schedules import Cubic, Linear, OneShot, Steps
@@ -24,8 +24,9 @@ from compressor.stage import Context, Effect, StageError
 from compressor.structure_choice import BudgetError, Cost
 from compressor.structure_goals import Goal, goal_of
 from compressor.structure_graph import StructureGraph, prepare_, trace_structure
+from compressor.structure_probe import ProbedStructure
 from compressor.training import train
-from compressor.trials import evaluating, outputs_at
+from compressor.trials import evaluating
 from compressor.width_choice import widths_within
 from compressor.workload import Workload
 
@@ -85,6 +86,7 @@ class PruneChannels:
                     entries = narrowing.entries(partial(narrowing.widths_of, fraction))
                 else:
                     entries = self._towards(goal, share, narrowing, context)
+            narrowing.release()
             if entries:
                 apply_plan_(model, entries)
                 context.plan.extend(entries)
@@ -147,8 +149,7 @@ class _Narrowing:
         self, stage: PruneChannels, model: nn.Module, workload: Workload, context: Context, book: "_Book"
     ) -> None:
         self.stage, self.model, self.book, self.example = stage, model, book, workload.example_inputs
-        self.wanted = outputs_at(model, self.example)
-        self.graph: StructureGraph = trace_structure(model, self.example)
+        self.graph: StructureGraph = trace_structure(model, self.example, settled=False)
         self.align: Callable[[Coupled], int] = lambda group: multiple_of(
             group, stage.align, context.target.channel_multiple
         )
@@ -202,10 +203,7 @@ class _Narrowing:
         """
         while True:
             free = len(self.free)
-            gone, faults = survivors(
-                gone_channels(self.graph.groups, self.scores, choose()),
-                lambda tried: fault_without(self.model, self.graph, tried, self.wanted, self.example),
-            )
+            gone, faults = self._tried(gone_channels(self.graph.groups, self.scores, choose()))
             self.book.locked.update(faults)
             if len(self.free) == free:
                 break
@@ -214,6 +212,24 @@ class _Narrowing:
         for group, entry in zip(gone, entries, strict=True):
             entry["why"] = why(group, repr(self.stage.criterion), self.scores[group.name], gone[group])
         return entries
+
+    def release(self) -> None:
+        """Lets go of the graph, whose trials hold on to the parameters that are about to be cut."""
+        del self.graph
+
+    def _tried(self, wanted: Gone) -> tuple[Gone, dict[str, str]]:
+        """What of `wanted` can go together, and by group name why the rest cannot."""
+        graph = self.graph
+        if isinstance(graph, ProbedStructure) and not graph.settled and wanted:
+            # A trial of what is wanted takes the place of trials of everything, where it passes.
+            if graph.fault_without(wanted) is None:
+                return wanted, {}
+            graph.settle()
+            faults = {group.name: group.locked for group in graph.groups if group.locked is not None}
+            fresh = {name: reason for name, reason in faults.items() if name not in self.book.locked}
+            if fresh:
+                return {}, fresh
+        return survivors(wanted, lambda tried: fault_without(self.model, graph, tried, None, self.example))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class EncoderDecoder(nn.Module):
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         length = target.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool, device=target.device).triu(1)
-        return self.out(self.transformer(self.source(source), self.target(target), tgt_mask=mask))
+        return self.out(self.transformer(self.source(source), self.target(target), tgt_mask=mask, tgt_is_causal=True))
 
 
 class CrossAttention(nn.Module):
