@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.export import export_onnx
-from compressor.latency_prediction import operators_of_graph, predict_ms
-from compressor.latency_table import LatencyTable
+from compressor.latency.latency_prediction import operators_of_graph, predict_ms
+from compressor.latency.latency_table import LatencyTable
 from compressor.report import environment
 from compressor.runtime import feeds_of, open_session, time_interleaved
 from compressor.stage import Context

@@ -93,14 +93,14 @@ def main() -> None:
 
 
 def shrink(keep: float) -> Stage:
-    from compressor.pruning_targets import Macs
+    from compressor.pruning.pruning_targets import Macs
     from compressor.stages.structure_shrinking import ShrinkStructure
 
     return ShrinkStructure(target=Macs(keep), batches=4, rounds=3)
 
 
 def channels(keep: float) -> Stage:
-    from compressor.pruning_targets import Macs
+    from compressor.pruning.pruning_targets import Macs
 
     return PruneChannels(target=Macs(keep))
 

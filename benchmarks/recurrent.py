@@ -32,7 +32,7 @@ RATES = {"lstm": 0.05, "gru": 0.05, "autoencoder": 0.03}
 
 def stages(network: str) -> list[Stage]:
     """Half of the multiply-accumulates, eight epochs of recovery, 8 bits."""
-    from compressor.pruning_targets import Macs
+    from compressor.pruning.pruning_targets import Macs
 
     return [PruneChannels(target=Macs(0.5)), Distill(epochs=7, learning_rate=RATES[network]), Quantize()]
 

@@ -98,7 +98,7 @@ BLOCKS_ALONE = {"resnet56": 0.52, "transformer": 0.5}
 
 def arms(network: str) -> dict[str, Arm]:
     """The arms of `network` by label, in the order of the table."""
-    from compressor.pruning_targets import Latency, Macs
+    from compressor.pruning.pruning_targets import Latency, Macs
     from compressor.stages.structure_shrinking import ShrinkStructure
 
     # Only time is judged here: losses from fewer images do.

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from compressor.attention import narrow_attention_
 from compressor.storage import read_json, write_atomic
+from compressor.structure.attention import narrow_attention_
 
 Entry = dict[str, Any]
 Slot = tuple[nn.Module, str]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from compressor.couplings import Coupled
 from compressor.node_times import NodeTime
-from compressor.tensor_ids import tensors_of
+from compressor.structure.couplings import Coupled
+from compressor.structure.tensor_ids import tensors_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from compressor import structure_goals
 from compressor.estimate import Estimate
 from compressor.macs import count_macs
+from compressor.pruning import structure_goals
 from compressor.runtime import Timing
 
 

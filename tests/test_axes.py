@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.axes import (
+from compressor.structure.axes import (
     Axis,
     IrreconcilableError,
     atoms,

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.criteria import L1, L2, BatchNormScale, Taylor
 from compressor.metrics import Metric
 from compressor.plan import apply_plan_
-from compressor.pruning_targets import Latency, Macs, Parameters
-from compressor.schedules import Cubic, Linear, Steps
-from compressor.scope import Global, Isomorphic, PerLayer
+from compressor.pruning.criteria import L1, L2, BatchNormScale, Taylor
+from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.schedules import Cubic, Linear, Steps
+from compressor.pruning.scope import Global, Isomorphic, PerLayer
 from compressor.stage import Context, StageError
 from compressor.stages.channel_pruning import PruneChannels
+from compressor.structure.tensor_ids import kept_indices
 from compressor.target import Isa, Target
-from compressor.tensor_ids import kept_indices
 from compressor.workload import Workload, predict
 
 

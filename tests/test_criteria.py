@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.couplings import Coupled, Part
-from compressor.criteria import (
+from compressor.metrics import Metric
+from compressor.pruning.criteria import (
     FPGM,
     L1,
     L2,
@@ -26,10 +26,10 @@ from compressor.criteria import (
     channel_scores,
     unranked,
 )
-from compressor.gradients import empirical_fisher, loss_gradients
-from compressor.metrics import Metric
-from compressor.structure_graph import trace_structure
-from compressor.tensor_ids import mask_
+from compressor.pruning.gradients import empirical_fisher, loss_gradients
+from compressor.structure.couplings import Coupled, Part
+from compressor.structure.structure_graph import trace_structure
+from compressor.structure.tensor_ids import mask_
 from compressor.workload import Workload
 
 EVERY = [L1(), L2(), FPGM(), LAMP(), BatchNormScale(), Taylor(), Hessian(samples=8), Activation(), Random()]

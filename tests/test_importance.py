@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.importance import (
+from compressor.pruning.importance import (
     aligned_width,
     comparable,
     coupled_importance,

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.blocks import find_blocks
 from compressor.metrics import Metric
 from compressor.plan import PassThrough, apply_plan_, load_checkpoint, save_checkpoint
-from compressor.scope import Global
+from compressor.pruning.scope import Global
 from compressor.stage import Context, StageError
 from compressor.stages.layer_dropping import (
     DropBlocks,
@@ -24,7 +23,8 @@ from compressor.stages.layer_dropping import (
     drop_count,
     loss_increases,
 )
-from compressor.trials import evaluating
+from compressor.structure.blocks import find_blocks
+from compressor.structure.trials import evaluating
 from compressor.workload import Workload, predict
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.model_copies import masked_copy, shape_copy, sharing_copy
-from compressor.structure_graph import _trace, trace_structure
-from compressor.tensor_ids import Sizes, mask_, tensors_of
-from compressor.trials import difference
+from compressor.structure.model_copies import masked_copy, shape_copy, sharing_copy
+from compressor.structure.structure_graph import _trace, trace_structure
+from compressor.structure.tensor_ids import Sizes, mask_, tensors_of
+from compressor.structure.trials import difference
 
 
 class Tangled(nn.Module):

@@ -4,9 +4,9 @@ import onnxruntime as ort
 import pytest
 
 from compressor.compact_graph import kernels
-from compressor.light_graphs import LIGHT
-from compressor.operator_graphs import operator_graph, runnable
-from compressor.operators import Operator, conv, light, linear, matmul, recurrent
+from compressor.latency.light_graphs import LIGHT
+from compressor.latency.operator_graphs import operator_graph, runnable
+from compressor.latency.operators import Operator, conv, light, linear, matmul, recurrent
 from compressor.runtime import load_session, session_options
 
 HEAVY = [

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressor.operators import Operator, conv, light, linear, matmul, operators_of_layer, recurrent
+from compressor.latency.operators import Operator, conv, light, linear, matmul, operators_of_layer, recurrent
 
 
 def test_macs_by_hand() -> None:

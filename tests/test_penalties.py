@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.penalties import (
+from compressor.pruning.penalties import (
     GroupLasso,
-    GrowingPenalty,
     L1Penalty,
     L2Penalty,
     SlimmingPenalty,
@@ -105,26 +104,6 @@ def test_slimming_refuses_where_there_is_no_scale() -> None:
         SlimmingPenalty().on(Pair(), INPUTS, **ALL)
 
 
-def test_growing_penalty_spares_what_stays() -> None:
-    """Half the neurons go: halved at half of a ceiling of 2, then cut; those that stay are never moved."""
-    model = Pair()
-    penalty = GrowingPenalty(remove=0.5, ceiling=2.0)
-    shrinkage = penalty.on(model.eval(), INPUTS, **ALL)
-    with torch.no_grad():
-        shrinkage.step_(1.0, 0.5)
-        assert model.first.weight[:, 0].tolist() == pytest.approx([3.0, 0.15])
-        assert model.first.bias.tolist() == pytest.approx([4.0, 0.2])
-        shrinkage.step_(1.0, 1.0)
-    assert model.first.weight[:, 0].tolist() == [3.0, 0.0]
-    assert model.first.bias.tolist() == [4.0, 0.0]
-
-
-def test_growing_penalty_keeps_widths_aligned() -> None:
-    """Where the width would be rounded up to all neurons, there is nothing to choose and it says so."""
-    with pytest.raises(StageError, match="rounded up to 8"):
-        GrowingPenalty(remove=0.5).on(Pair().eval(), INPUTS, layers=("*",), multiple=8)
-
-
 def test_coupled_layers_become_zero_together(tiny_cnn) -> None:
     """In a residual stage the stem and every block's last normalization lose the same channels in the same step."""
     model = tiny_cnn(4).eval()
@@ -169,9 +148,3 @@ def test_a_strength_is_positive(kind) -> None:
     """A strength of zero or below is refused where it is written."""
     with pytest.raises(ValueError, match="strength"):
         kind(strength=0.0)
-
-
-def test_percent_are_refused() -> None:
-    """50 in place of 0.5 is answered with the fraction."""
-    with pytest.raises(ValueError, match=r"did you mean 0\.5"):
-        GrowingPenalty(remove=50)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from compressor.pruning_targets import Latency, Macs, Parameters
-from compressor.schedules import Cubic, Linear, OneShot, Steps
+from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
 
 
 @pytest.mark.parametrize(

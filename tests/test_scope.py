@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.couplings import Coupled, Part
-from compressor.scope import Global, Isomorphic, PerLayer, kept_widths, topology
+from compressor.pruning.scope import Global, Isomorphic, PerLayer, kept_widths, topology
+from compressor.structure.couplings import Coupled, Part
 
 
 def group(name: str, width: int, parts: str = "make read", kind: str = "channels") -> Coupled:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.structure_choice import BudgetError, Choice, Item, Option, choose, choose_structure
+from compressor.pruning.structure_choice import BudgetError, Choice, Item, Option, choose, choose_structure
 
 options = st.lists(
     st.builds(Option, loss=st.integers(-2, 9).map(float), cost=st.integers(0, 9).map(float)), min_size=1, max_size=5

@@ -8,11 +8,11 @@ from conftest import TinyResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.narrowing import gone_channels
 from compressor.plan import apply_plan_
-from compressor.structure_costs import FileTime, LatencyCosts, StructureCosts, block_key
-from compressor.structure_graph import prepare_, trace_structure
-from compressor.trials import evaluating
+from compressor.pruning.structure_costs import FileTime, LatencyCosts, StructureCosts, block_key
+from compressor.structure.narrowing import gone_channels
+from compressor.structure.structure_graph import prepare_, trace_structure
+from compressor.structure.trials import evaluating
 
 
 def costs_of(model: nn.Module, inputs: Tensor, blocks: tuple[str, ...] = ()) -> StructureCosts:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from compressor.attention import NarrowAttention
 from compressor.batches import Inputs
-from compressor.couplings import Coupled, Couplings
 from compressor.plan import apply_plan_, load_checkpoint, save_checkpoint
-from compressor.structure_graph import StructureGraph, prepare_, trace_structure
-from compressor.tensor_ids import mask_
+from compressor.structure.attention import NarrowAttention
+from compressor.structure.couplings import Coupled, Couplings
+from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.tensor_ids import mask_
 from compressor.workload import predict
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from compressor.couplings import Coupled, Part
-from compressor.scope import Global, Isomorphic, PerLayer
-from compressor.structure_choice import BudgetError
-from compressor.width_choice import removed_importance, width_options, widths_within
+from compressor.pruning.scope import Global, Isomorphic, PerLayer
+from compressor.pruning.structure_choice import BudgetError
+from compressor.pruning.width_choice import removed_importance, width_options, widths_within
+from compressor.structure.couplings import Coupled, Part
 
 
 def group(name: str, width: int) -> Coupled:

@@ -3,11 +3,11 @@
 from importlib.metadata import entry_points
 from typing import Any
 
-from compressor.criteria import FPGM, L1, L2, LAMP, Activation, BatchNormScale, Hessian, Random, Taylor
-from compressor.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
-from compressor.pruning_targets import Latency, Macs, Parameters
-from compressor.schedules import Cubic, Linear, OneShot, Steps
-from compressor.scope import Global, Isomorphic, PerGroup, PerLayer
+from compressor.pruning.criteria import FPGM, L1, L2, LAMP, Activation, BatchNormScale, Hessian, Random, Taylor
+from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
+from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
+from compressor.pruning.scope import Global, Isomorphic, PerGroup, PerLayer
 from compressor.stage import stage_name
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.stages.channel_pruning import PruneChannels

@@ -1,6 +1,6 @@
 """Structured pruning: whole channels, neurons, heads and recurrent units go, with all that is coupled to them.
 
-A criterion decides which go (`compressor.criteria`), a fraction or a target decides how many of which layer, and only
+A criterion decides which go (`pruning/criteria.py`), a fraction or a target decides how many of which layer, and only
 what the model demonstrably survives is taken out.
 """
 
@@ -12,22 +12,30 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.couplings import Coupled
-from compressor.criteria import Criterion, Taylor, across_groups, channel_scores, unranked
-from compressor.measured_choice import Proposal, measured_choice
-from compressor.narrowing import Gone, fault_without, gone_channels, multiple_of, reason_to_lock, survivors, why
 from compressor.plan import Entry, apply_plan_
-from compressor.pruning_targets import Latency, Macs, Parameters
-from compressor.schedules import Cubic, Linear, OneShot, Steps
-from compressor.scope import Global, Isomorphic, PerLayer, kept_widths
+from compressor.pruning.criteria import Criterion, Taylor, across_groups, channel_scores, unranked
+from compressor.pruning.measured_choice import Proposal, measured_choice
+from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
+from compressor.pruning.scope import Global, Isomorphic, PerLayer, kept_widths
+from compressor.pruning.structure_choice import BudgetError, Cost
+from compressor.pruning.structure_goals import Goal, goal_of
+from compressor.pruning.width_choice import widths_within
 from compressor.stage import Context, Effect, StageError
-from compressor.structure_choice import BudgetError, Cost
-from compressor.structure_goals import Goal, goal_of
-from compressor.structure_graph import StructureGraph, prepare_, trace_structure
-from compressor.structure_probe import ProbedStructure
+from compressor.structure.couplings import Coupled
+from compressor.structure.narrowing import (
+    Gone,
+    fault_without,
+    gone_channels,
+    multiple_of,
+    reason_to_lock,
+    survivors,
+    why,
+)
+from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.structure_probe import ProbedStructure
+from compressor.structure.trials import evaluating
 from compressor.training import train
-from compressor.trials import evaluating
-from compressor.width_choice import widths_within
 from compressor.workload import Workload
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batch
-from compressor.blocks import Block, find_blocks, skipped
-from compressor.loss_probe import loss_increases
 from compressor.plan import apply_plan_
-from compressor.scope import Global, PerGroup
+from compressor.pruning.loss_probe import loss_increases
+from compressor.pruning.scope import Global, PerGroup
 from compressor.stage import Context, Effect, StageError
-from compressor.trials import evaluating, fault, outputs_at
+from compressor.structure.blocks import Block, find_blocks, skipped
+from compressor.structure.trials import evaluating, fault, outputs_at
 from compressor.workload import Loss, Workload, first_batches, predict
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compressor.optimization import MOMENTUM, check_schedule, peak_rate
-from compressor.penalties import GroupLasso, GrowingPenalty, L1Penalty, L2Penalty, SlimmingPenalty
+from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
 from compressor.training import train
 from compressor.workload import Workload
@@ -28,7 +28,7 @@ class SparseTraining:
     effect: ClassVar[Effect] = Effect.VALUES
     prepares_structure: ClassVar[bool] = True
 
-    penalty: L1Penalty | L2Penalty | GroupLasso | SlimmingPenalty | GrowingPenalty = field(default_factory=GroupLasso)
+    penalty: L1Penalty | L2Penalty | GroupLasso | SlimmingPenalty = field(default_factory=GroupLasso)
     epochs: int = 5
     learning_rate: float = 0.01
     tail_epochs: int = 0

@@ -1,7 +1,7 @@
 """Blocks and widths in one decision: which blocks go and how wide the rest stays, for the least loss within a target.
 
 Every way to shrink the network is measured in one currency, the growth of the calibration loss, and paid for in the
-unit of the target; a knapsack chooses (`compressor.structure_choice`). Losses do not add up when much goes at once, so
+unit of the target; a knapsack chooses (`pruning/structure_choice.py`). Losses do not add up when much goes at once, so
 the target is approached in rounds, and everything is measured again around the choice of the round before.
 """
 
@@ -13,19 +13,27 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.blocks import Block, find_blocks, skipped
-from compressor.criteria import Criterion, Taylor, channel_scores, unranked
-from compressor.measured_choice import Proposal, measured_choice
-from compressor.narrowing import bisected, fault_without, gone_channels, multiple_of, reason_to_lock, survivors, why
 from compressor.plan import Entry, apply_plan_
-from compressor.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.criteria import Criterion, Taylor, channel_scores, unranked
+from compressor.pruning.measured_choice import Proposal, measured_choice
+from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.structure_choice import BudgetError, Cost, Item, choose_structure
+from compressor.pruning.structure_costs import block_key
+from compressor.pruning.structure_goals import Goal, goal_of
+from compressor.pruning.structure_losses import StructureLosses
 from compressor.stage import Context, Effect, StageError
-from compressor.structure_choice import BudgetError, Cost, Item, choose_structure
-from compressor.structure_costs import block_key
-from compressor.structure_goals import Goal, goal_of
-from compressor.structure_graph import StructureGraph, prepare_, trace_structure
-from compressor.structure_losses import StructureLosses
-from compressor.trials import evaluating, fault, outputs_at
+from compressor.structure.blocks import Block, find_blocks, skipped
+from compressor.structure.narrowing import (
+    bisected,
+    fault_without,
+    gone_channels,
+    multiple_of,
+    reason_to_lock,
+    survivors,
+    why,
+)
+from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.trials import evaluating, fault, outputs_at
 from compressor.workload import Workload, first_batches
 
 

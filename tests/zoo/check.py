@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
-from compressor.criteria import L1
 from compressor.export import ExportError, export_onnx
 from compressor.metrics import Metric
 from compressor.plan import Entry, apply_plan_
+from compressor.pruning.criteria import L1
+from compressor.pruning.scope import PerLayer
 from compressor.runtime import OnnxModule
-from compressor.scope import PerLayer
 from compressor.stage import Context, StageError
 from compressor.stages.channel_pruning import PruneChannels
-from compressor.tensor_ids import tensors_of
-from compressor.trials import evaluating
+from compressor.structure.tensor_ids import tensors_of
+from compressor.structure.trials import evaluating
 from compressor.workload import Workload, batch_size_of, call_model, output_tensor, predict
 from zoo.architecture import Architecture
 

@@ -1,0 +1,199 @@
+"""Penalties that drive weights or whole channels to zero, and what each takes off after a step of the optimizer.
+
+A penalty's subgradient makes weights small and leaves none at zero; its proximal operator, applied after the step,
+gives exact zeros: Parikh & Boyd 2014, "Proximal Algorithms", sec. 4.2.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from compressor.batches import Inputs
+from compressor.pruning.channel_slices import ChannelSlices, penalised_groups, penalised_weights
+from compressor.pruning.constant_channels import read_inputs
+from compressor.stage import StageError
+from compressor.structure.trials import evaluating
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zeros:
+    """How many weights (or channels) of a layer (or group, named after its first layer) are exactly zero."""
+
+    layer: str
+    zero: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrinkage:
+    """A penalty at work on one model.
+
+    `step_(length, progress)` changes the weights in place as the penalty does in a step of `length` (the rate times
+    what momentum makes of it), with `progress` in (0, 1] of the training over. `zeros` counts what is zero, `unit` says
+    of what.
+    """
+
+    step_: Callable[[float, float], None]
+    zeros: Callable[[], list[Zeros]]
+    unit: str
+
+
+class Penalty(Protocol):
+    """A value object that can be put to work on a model.
+
+    `layers` are globs of the layers it acts on, `multiple` is what widths should be multiples of. Raises StageError
+    where it finds nothing to act on.
+    """
+
+    def on(self, model: nn.Module, inputs: Inputs, *, layers: tuple[str, ...], multiple: int) -> Shrinkage: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1Penalty:
+    """`strength` (> 0) times the sum of absolute weights: single weights become exactly zero.
+
+    Tibshirani 1996, "Regression Shrinkage and Selection via the Lasso"; the step is that of ISTA, Daubechies et al.
+    2004. Single zeros make the file compress better, and make nothing faster.
+    """
+
+    strength: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength)
+
+    def on(self, model: nn.Module, _inputs: Inputs, *, layers: tuple[str, ...], multiple: int) -> Shrinkage:  # noqa: ARG002 - single weights have no widths
+        weights = penalised_weights(model, layers)
+
+        def step_(length: float, _progress: float) -> None:
+            for weight in weights.values():
+                weight.copy_(soft_threshold(weight, self.strength * length))
+
+        return Shrinkage(step_=step_, zeros=lambda: _zero_weights(weights), unit="weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2Penalty:
+    """Half of `strength` (> 0) times the sum of squared weights: everything shrinks, and nothing becomes exactly zero.
+
+    Hoerl & Kennard 1970, "Ridge Regression". What does not matter to the loss decays by the same factor in every step,
+    for a threshold or a pruning stage to take out.
+    """
+
+    strength: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength)
+
+    def on(self, model: nn.Module, _inputs: Inputs, *, layers: tuple[str, ...], multiple: int) -> Shrinkage:  # noqa: ARG002 - as above
+        weights = penalised_weights(model, layers)
+
+        def step_(length: float, _progress: float) -> None:
+            for weight in weights.values():
+                weight.mul_(1 / (1 + self.strength * length))
+
+        return Shrinkage(step_=step_, zeros=lambda: _zero_weights(weights), unit="weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupLasso:
+    """`strength` (> 0) times the sum over channels of sqrt(n) times their norm: whole channels become exactly zero.
+
+    A channel is the n values that decide how large it is, in all layers that are coupled to it: the scale and the shift
+    where a layer is batch normalized (its weights could shrink for nothing), the weights and biases of other layers.
+    Yuan & Lin 2006, "Model Selection and Estimation in Regression with Grouped Variables", eq. 2.1; for networks Wen et
+    al. 2016, arXiv:1608.03665, with coupled layers as in Fang et al. 2023, arXiv:2301.12900.
+    """
+
+    strength: float = 5e-3
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength)
+
+    def on(self, model: nn.Module, inputs: Inputs, *, layers: tuple[str, ...], multiple: int) -> Shrinkage:  # noqa: ARG002 - zeros come where they come
+        groups = penalised_groups(model, inputs, layers)
+        with evaluating(model):
+            norm_after = read_inputs(model, inputs).norm_after
+        slices = {group.name: ChannelSlices.deciding(model, group, norm_after) for group in groups}
+
+        def step_(length: float, _progress: float) -> None:
+            for channels in slices.values():
+                amount = self.strength * length * math.sqrt(channels.count)
+                channels.scale_(group_factors(channels.norms(), amount))
+
+        return Shrinkage(step_=step_, zeros=lambda: _zero_channels(slices), unit="channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlimmingPenalty:
+    """`strength` (> 0) times the sum of the absolute scales of batch normalization: network slimming.
+
+    Liu et al. 2017, arXiv:1708.06519, eq. 1. Where several normalizations share their channels, the norm of a channel's
+    scales takes the place of the absolute value (group lasso), so that they become zero together. The shift of a
+    channel whose scale is zero is shrunk as well: it is a constant by then, which may be in the way of its removal.
+    """
+
+    strength: float = 5e-3
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength)
+
+    def on(self, model: nn.Module, inputs: Inputs, *, layers: tuple[str, ...], multiple: int) -> Shrinkage:  # noqa: ARG002 - as above
+        groups = penalised_groups(model, inputs, layers)
+        scales, shifts = dict[str, ChannelSlices](), dict[str, ChannelSlices]()
+        for group in groups:
+            if (scale := ChannelSlices.scales(model, group)) is not None:
+                scales[group.name] = scale
+                if (shift := ChannelSlices.shifts(model, group)) is not None:
+                    shifts[group.name] = shift
+        if not scales:
+            raise StageError(
+                f"slimming shrinks the scales of batch normalization, and no group of {type(model).__name__} that may "
+                "lose channels has one; use group_lasso instead"
+            )
+
+        def step_(length: float, _progress: float) -> None:
+            for name, scale in scales.items():
+                scale.scale_(group_factors(scale.norms(), self.strength * length * math.sqrt(scale.count)))
+                if name in shifts:
+                    amount = self.strength * length * math.sqrt(shifts[name].count)
+                    shrunk = group_factors(shifts[name].norms(), amount)
+                    shifts[name].scale_(torch.where(scale.norms() > 0, torch.ones_like(shrunk), shrunk))
+
+        return Shrinkage(step_=step_, zeros=lambda: _zero_channels(scales), unit="channels")
+
+
+def soft_threshold(values: Tensor, amount: float) -> Tensor:
+    """`values` moved towards zero by `amount` (>= 0), and zero where they were nearer: the proximal operator of |w|."""
+    return values.sign() * (values.abs() - amount).clamp(min=0)
+
+
+def group_factors(norms: Tensor, amount: float) -> Tensor:
+    """What each group of weights is multiplied by so that its norm falls by `amount` (>= 0), down to zero.
+
+    `norms` is (groups,), and so is the result, in [0, 1]. The proximal operator of the Euclidean norm: Parikh & Boyd
+    2014, sec. 6.5.1 (block soft thresholding).
+    """
+    return torch.where(norms > amount, 1 - amount / norms.clamp(min=torch.finfo(norms.dtype).tiny), 0.0)
+
+
+def _check_strength(strength: float) -> None:
+    if not 0 < strength < math.inf:
+        raise ValueError(f"strength is what the penalty is multiplied by, above 0; got {strength}")
+
+
+def _zero_weights(weights: dict[str, nn.Parameter]) -> list[Zeros]:
+    return [
+        Zeros(layer=name.removesuffix(".weight"), zero=int((weight == 0).sum()), of=weight.numel())
+        for name, weight in weights.items()
+    ]
+
+
+def _zero_channels(slices: dict[str, ChannelSlices]) -> list[Zeros]:
+    return [
+        Zeros(layer=name, zero=int((channels.norms() == 0).sum()), of=channels.width)
+        for name, channels in slices.items()
+    ]

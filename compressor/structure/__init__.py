@@ -1,0 +1,1 @@
+"""What hangs together in a network, and whether it survives being narrowed."""

@@ -1,0 +1,214 @@
+"""The groups of a model whose axes are known, and the plan entries that narrow them."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from compressor.plan import Entry
+from compressor.structure.axes import Axis, Mask, atoms, kept, lock, rival_atoms, signature
+from compressor.structure.axis_calls import STRUCTURAL
+from compressor.structure.axis_trace import OUTPUT, Trace
+from compressor.structure.couplings import Coupled, Part
+from compressor.structure.size_attributes import Choice, exact_attributes
+from compressor.structure.tensor_ids import Sizes, tensors_of
+
+_CONVOLUTIONS = nn.modules.conv._ConvNd  # noqa: SLF001 - no public name
+_NORMS = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - as above
+
+
+class AxisStructure:
+    """The groups of `model` by the axes of `trace`, and what is left of its tensors when some of them are narrowed.
+
+    `choices` are the sizes that modules of the user's own keep as attributes, by group; `settle` finds them.
+    """
+
+    def __init__(self, model: nn.Module, trace: Trace) -> None:
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+        self.dims = {name: tuple(axis.root for axis in dims) for name, dims in trace.dims.items()}
+        self.choices: dict[str, tuple[Choice, ...]] = {}
+        self._attributes = exact_attributes(model, trace)
+        self._sized_by: dict[Axis, list[Choice]] = {}
+        for choice in self._attributes:
+            for atom in dict.fromkeys(atom for atom, _, _ in atoms(choice.axis)):
+                self._sized_by.setdefault(atom, []).append(choice)
+        self.unreached = tuple(
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | _CONVOLUTIONS) and not _is_used(name, trace)
+        )
+        places: dict[Axis, list[tuple[str, int]]] = {}
+        for name, dims in self.dims.items():
+            if name in trace.used:
+                for dim, axis in enumerate(dims):
+                    for atom in dict.fromkeys(atom for atom, _, _ in atoms(axis)):
+                        places.setdefault(atom, []).append((name, dim))
+        self.places: dict[Coupled, list[tuple[str, int]]] = {}
+        self.axes: dict[Coupled, Axis] = {}
+        modules = dict(model.named_modules(remove_duplicate=False))
+        names = set[str]()
+        for atom, where in places.items():
+            if not any((name, dim) in trace.made for name, dim in where):
+                tables = {(name, 1) for name in trace.tables} & set(where)
+                trace.made |= tables if atom.reason is None else set()
+            if not any((name, dim) in trace.made for name, dim in where):
+                # Nothing that is pruned for its own sake makes it: vocabulary, positions, kernels.
+                if atom.reason is None:
+                    lock(atom, "no layer makes it")
+                continue
+            if atom.reason is not None and atom.reason.startswith(STRUCTURAL):
+                continue
+            parts = self._parts(atom, where, trace, modules)
+            first = next(part.module for part in parts if part.makes)
+            name, number = first, 2
+            while name in names:
+                name, number = f"{first}#{number}", number + 1
+            names.add(name)
+            group = Coupled(
+                name=name,
+                width=atom.size,
+                parts=parts,
+                makes_output=atom.reason == OUTPUT,
+                opaque=False,
+                kind=atom.role or _kind(parts, modules),
+                locked=atom.reason,
+            )
+            self.places[group], self.axes[group] = where, atom
+
+    @property
+    def groups(self) -> tuple[Coupled, ...]:
+        """Every group, in the order of the tensors."""
+        return tuple(self.places)
+
+    def replace(self, old: Coupled, new: Coupled) -> None:
+        """Puts `new`, which differs in its lock, in the place of `old`."""
+        self.places = {new if group is old else group: where for group, where in self.places.items()}
+        self.axes = {new if group is old else group: axis for group, axis in self.axes.items()}
+
+    def keep_one_factor(self) -> None:
+        """Locks all but the widest of the groups whose product one dimension is: a fraction is to go once, not twice.
+
+        In a grouped convolution these are the groups and the channels inside of each.
+        """
+        free = {axis: group for group, axis in self.axes.items() if group.locked is None}
+        rivals: dict[Axis, set[Axis]] = {axis: set() for axis in free}
+        for axis in {axis for group in free.values() for axis in self._dims_of(group)}:
+            for one, two in rival_atoms(axis):
+                if one in free and two in free:
+                    rivals[one].add(two)
+                    rivals[two].add(one)
+        chosen = set[Axis]()
+        for axis in sorted(free, key=lambda axis: -axis.size):
+            winner = next((other for other in rivals[axis] if other in chosen), None)
+            if winner is None:
+                chosen.add(axis)
+            else:
+                reason = f"its channels are divided among {free[winner].name}, of which whole ones go instead"
+                self.replace(free[axis], replace(free[axis], locked=reason))
+
+    def _dims_of(self, group: Coupled) -> list[Axis]:
+        return [self.dims[name][dim] for name, dim in self.places[group]]
+
+    def entries(self, gone: dict[Coupled, list[int]]) -> list[Entry]:
+        """One plan entry for each group, to be applied in order."""
+        removed: dict[Axis, Mask] = {}
+        masks: dict[tuple[str, int], Mask] = {}
+        values: dict[tuple[str, str], Any] = {}
+        found = []
+        for group, channels in gone.items():
+            removed[self.axes[group]] = _mask(group.width, channels)
+            left: dict[Axis, Mask] = {}
+            tensors: dict[str, dict[str, list[int]]] = {}
+            shapes: dict[str, list[int]] = {}
+            for name, dim in self.places[group]:
+                axis = self.dims[name][dim]
+                if axis not in left:
+                    left[axis] = kept(axis, removed)
+                old = masks.get((name, dim))
+                positions = np.flatnonzero(left[axis] if old is None else left[axis][old])
+                if name not in shapes:
+                    shapes[name] = [
+                        int(masks[name, other].sum()) if (name, other) in masks else size
+                        for other, size in enumerate(self.shapes[name])
+                    ]
+                tensors.setdefault(name, {})[str(dim)] = positions.tolist()
+            for name, dim in self.places[group]:
+                masks[name, dim] = left[self.dims[name][dim]]
+            attributes: dict[str, dict[str, Any]] = {}
+            for choice in (*self._sized_by.get(self.axes[group], ()), *self.choices.get(group.name, ())):
+                key = (choice.module, choice.attribute)
+                old_value = values.get(key, choice.old)
+                new_value = choice.value(old_value, removed)
+                if new_value != old_value:
+                    values[key] = new_value
+                    attributes.setdefault(choice.module, {})[choice.attribute] = (
+                        list(new_value) if isinstance(new_value, tuple) else new_value
+                    )
+            found.append({"kind": "slice", "tensors": tensors, "shapes": shapes, "attributes": attributes})
+        return found
+
+    def sizes_without(self, gone: dict[Coupled, list[int]]) -> Sizes:
+        """What is left of every tensor."""
+        removed = {self.axes[group]: _mask(group.width, channels) for group, channels in gone.items()}
+        left: dict[Axis, list[int]] = {}
+        indices: dict[str, dict[int, list[int]]] = {}
+        for group in gone:
+            for name, dim in self.places[group]:
+                axis = self.dims[name][dim]
+                if axis not in left:
+                    left[axis] = np.flatnonzero(kept(axis, removed)).tolist()
+                if len(left[axis]) < axis.size:
+                    indices.setdefault(name, {})[dim] = left[axis]
+        return Sizes(shapes=self.shapes, kept=indices, attributes={})
+
+    def _parts(
+        self, atom: Axis, where: Iterable[tuple[str, int]], trace: Trace, modules: dict[str, nn.Module]
+    ) -> tuple[Part, ...]:
+        makers = {name.rpartition(".")[0] for name, _ in trace.made}
+        # A matrix and the vectors of the same rows are one side; a second matrix (of a recurrent layer) is another.
+        sides: dict[tuple[str, object, bool, str], list[tuple[str, int]]] = {}
+        for name, dim in where:
+            module = name.rpartition(".")[0]
+            makes = (name, dim) in trace.made or (module in makers and len(self.shapes[name]) == 1)
+            side = (module, signature(self.dims[name][dim]), makes)
+            with_vectors = [key for key in sides if key[:3] == side]
+            alone = len(self.shapes[name]) > 1 or not with_vectors
+            sides.setdefault((*side, name) if alone else with_vectors[-1], []).append((name, dim))
+        lines: dict[object, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        parts = []
+        for (module, key, makes, _), tensors in sides.items():
+            if key not in lines:
+                axis = self.dims[tensors[0][0]][tensors[0][1]]
+                found = [(positions, index) for other, positions, index in atoms(axis) if other is atom]
+                positions = np.concatenate([positions for positions, _ in found])
+                index = np.concatenate([index for _, index in found])
+                lines[key] = tuple(positions.tolist()), tuple(index.tolist())
+            parts.append(
+                Part(
+                    module=module,
+                    tensors=tuple(sorted(tensors, key=lambda item: len(self.shapes[item[0]]) == 1)),
+                    indices=lines[key][0],
+                    channels=lines[key][1],
+                    makes=makes and any(len(self.shapes[name]) > 1 for name, _ in tensors),
+                    is_norm=isinstance(modules.get(module), _NORMS),
+                )
+            )
+        return tuple(parts)
+
+
+def _mask(width: int, channels: list[int]) -> Mask:
+    mask = np.zeros(width, dtype=np.bool_)
+    mask[channels] = True
+    return mask
+
+
+def _is_used(name: str, trace: Trace) -> bool:
+    prefix = f"{name}." if name else ""
+    return any(used.startswith(prefix) for used in trace.used)
+
+
+def _kind(parts: tuple[Part, ...], modules: dict[str, nn.Module]) -> str:
+    makers = [modules[part.module] for part in parts if part.makes]
+    return "channels" if any(isinstance(maker, _CONVOLUTIONS) for maker in makers) else "neurons"

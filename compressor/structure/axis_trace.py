@@ -1,0 +1,360 @@
+"""The axes of every parameter and buffer of a model, found by watching every operator of one forward pass."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compressor.batches import Inputs, map_tensors
+from compressor.structure.axes import Axis, IrreconcilableError, atoms, lock
+from compressor.structure.axis_calls import Call, Dims, tensors_in, user_line
+from compressor.structure.axis_rules import rule_of
+from compressor.structure.axis_views import permutation, unreadable
+from compressor.structure.recurrent_axes import RECURRENT, recurrent_dims
+from compressor.structure.tensor_ids import tensors_of
+from compressor.workload import call_model
+
+_MARK = "_axes_known"  # what is known of a tensor travels with it
+_PERMUTING = {"permute", "transpose", "t"}
+_REARRANGING = {
+    *_PERMUTING,
+    "detach",
+    "alias",
+    "_to_copy",
+    "clone",
+    "split",
+    "split_with_sizes",
+    "slice",
+    "unsafe_split",
+}
+_REARRANGING |= {"mul", "div", "neg", "roll", "flip", "contiguous"}
+_NORMS = (nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - no public names
+# On the meta device these cost more than all else in a network: there they are Python.
+_LIKE_INPUT = {f"aten.{name}.default" for name in ("relu", "gelu", "silu", "sigmoid", "tanh")}
+OUTPUT = "it makes the model's output"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a tensor: its axes, whether it depends on the input, and what it is a view of.
+
+    `valued`: it depends on weights or on real-valued inputs. `source` is the parameter and which of its dimensions each
+    dimension is, None where a view regrouped them.
+    """
+
+    dims: Dims
+    computed: bool
+    valued: bool = False
+    source: tuple[int, tuple[int, ...] | None] | None = None
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """The axes of a model. `dims` and `made` are by tensor name and by (name, dimension); `used` are the names reached.
+
+    `counts` are the attributes that give the size of an axis, by module name; `unknown` the operators without a rule;
+    `tables` the weights of embeddings; `branches` the places where the program looked at a
+    value that was computed from weights or real-valued inputs.
+    """
+
+    dims: dict[str, Dims] = field(default_factory=dict)
+    made: set[tuple[str, int]] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
+    counts: dict[tuple[str, str], Axis] = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
+    tables: set[str] = field(default_factory=set)
+    branches: list[str] = field(default_factory=list)
+
+
+def trace_axes(model: nn.Module, inputs: Inputs) -> Trace:
+    """The axes of `model`, in eval mode, as one call on `inputs` shows them. Passes on what the model raises.
+
+    On the meta device nothing is computed. What cannot be told from shapes alone raises there, of which any is a reason
+    to trace with numbers.
+    """
+    trace = Trace()
+    watch = _Watch(model, trace)
+    for key, tensor in enumerate(_each(inputs)):
+        watch.know(
+            tensor, [Axis(size, f"it is dimension {dim} of input {key}") for dim, size in enumerate(tensor.shape)]
+        )
+    with torch.no_grad(), watch.hooks(model), watch:
+        raw = call_model(model, inputs)
+    watch.outputs(raw)
+    if any(id(parameter) not in watch.met for parameter in model.parameters()):
+        # Branches for training alone are narrowed with the rest.
+        trained = copy.deepcopy(model).train()  # training steps may write into their modules
+        watch.add_copy(model, trained)
+        try:
+            with torch.no_grad(), watch.hooks(trained), watch:
+                watch.outputs(call_model(trained, inputs))
+        except Exception:
+            if watch.shapes_only:
+                raise
+            return watch.finish()  # the model need not be fit for training on these inputs
+    return watch.finish()
+
+
+def _each(inputs: Inputs) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def add(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(inputs, add)
+    return found
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hook for subclasses untyped
+    """Keeps the axes of every tensor while a model runs."""
+
+    def __init__(self, model: nn.Module, trace: Trace) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.trace = trace
+        self.met: set[int] = set()
+        self._muted = 0
+        self._parameters: dict[int, Known] = {}
+        self._names: dict[int, list[str]] = {}
+        self._owners: dict[str, str] = {}
+        self._regrouped: list[tuple[int, Axis]] = []
+        self._keep: list[Tensor] = []
+        self._by_place: dict[tuple[int, tuple[int, ...]], int] = {}
+        self.shapes_only = any(tensor.is_meta for tensor in tensors_of(model).values())
+        for name, tensor in tensors_of(model).items():
+            if id(tensor) not in self._parameters:
+                dims = [Axis(size) for size in tensor.shape]
+                self._parameters[id(tensor)] = Known(
+                    dims, computed=False, source=(id(tensor), tuple(range(tensor.ndim)))
+                )
+                if tensor.numel():
+                    self._by_place[tensor.data_ptr(), tuple(tensor.shape)] = id(tensor)
+                self._keep.append(tensor)
+            trace.dims[name] = self._parameters[id(tensor)].dims
+            self._names.setdefault(id(tensor), []).append(name)
+
+    def add_copy(self, model: nn.Module, other: nn.Module) -> None:
+        """Says that the tensors of `other` are those of `model`."""
+        ours = tensors_of(model)
+        for name, tensor in tensors_of(other).items():
+            self._keep.append(tensor)
+            self._parameters[id(tensor)] = self._parameters[id(ours[name])]
+            self._names.setdefault(id(tensor), self._names[id(ours[name])])
+
+    def know(self, tensor: Tensor, dims: Dims) -> None:
+        """Says what the axes of an input are."""
+        self._keep.append(tensor)
+        # Tokens and masks say what is there; branching on them is the ordinary way to save work.
+        self._parameters[id(tensor)] = Known(dims, computed=True, valued=tensor.is_floating_point())
+
+    def _known(self, tensor: Tensor) -> Known:
+        known = self._parameters.get(id(tensor)) or vars(tensor).get(_MARK)
+        if known is None and self.shapes_only and tensor.ndim:
+            raise LookupError("without numbers, a tensor that no operator made is not to be told from a parameter")
+        if known is None and tensor.numel():
+            known = self._parameters.get(self._by_place.get((tensor.data_ptr(), tuple(tensor.shape)), 0))
+        if known is None:
+            reason = "it meets a constant that is no parameter or buffer"
+            known = Known([Axis(size, reason) for size in tensor.shape], computed=False)
+            vars(tensor)[_MARK] = known
+        if known.source is not None:
+            self.met.add(known.source[0])
+        return known
+
+    def dims_of(self, tensor: Tensor) -> Dims:
+        return self._known(tensor).dims
+
+    def _made_by(self, tensor: Tensor, dim: int) -> None:
+        known = self._known(tensor)
+        if known.source is None:
+            return
+        number, order = known.source
+        if order is None:
+            self._regrouped.append((number, known.dims[dim]))
+        else:
+            self.trace.made |= {(name, order[dim]) for name in self._names.get(number, ())}
+
+    def outputs(self, raw: Any) -> None:
+        """Says that `raw` is what the model hands back; caches for the next call are left out."""
+        values = raw.items() if isinstance(raw, Mapping) else [("", raw)]
+        for key, value in values:
+            if key != "past_key_values":
+                for tensor in tensors_in([value]):
+                    for axis in self.dims_of(tensor):
+                        lock(axis, OUTPUT, override=True)
+
+    def finish(self) -> Trace:
+        """Completes the trace: which weights made outputs through a view that regrouped their dimensions."""
+        for number, axis in self._regrouped:
+            wanted = {atom for atom, _, _ in atoms(axis)}
+            for name in self._names.get(number, ()):
+                dims = self.trace.dims[name]
+                fit = [dim for dim, other in enumerate(dims) if wanted & {atom for atom, _, _ in atoms(other)}]
+                self.trace.made |= {(name, dim) for dim in fit[:1]}
+        self.trace.used = {name for number in self.met for name in self._names.get(number, ())}
+        return self.trace
+
+    def _counts(self, tensor: Tensor, attribute: str, axis: Axis) -> None:
+        source = self._known(tensor).source
+        for name in self._names.get(source[0], ()) if source else ():
+            self.trace.counts[name.rpartition(".")[0], attribute] = axis
+
+    def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.shapes_only:
+            result = function(*args, **kwargs)
+        elif str(function) in _LIKE_INPUT:
+            result = torch.empty_like(args[0])
+        elif str(function) == "aten.native_batch_norm.default" and not args[5]:  # not in training
+            result = torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+        else:
+            result = function(*args, **kwargs)
+        if not self._muted:
+            self._record(function, args, kwargs, result)
+        return result
+
+    def _record(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        outputs = tuple(tensors_in([result]))
+        if not outputs:
+            if str(function) == "aten._local_scalar_dense.default" and self._known(args[0]).valued:
+                self.trace.branches.append(user_line())
+            return
+        schema = function._schema  # noqa: SLF001 - torch has no public name for it
+        names = [argument.name for argument in schema.arguments]
+        arguments = {argument.name: argument.default_value for argument in schema.arguments}
+        arguments |= dict(zip(names, args, strict=False)) | kwargs
+        name = schema.name.partition("::")[2]
+        name = name if name.endswith("__") else name.rstrip("_")
+        if name == "embedding":
+            table = self._known(args[0]).source
+            self.trace.tables.update(self._names.get(table[0], ()) if table and table[1] == (0, 1) else ())
+        call = Call(
+            name=name,
+            function=str(function),
+            arguments=arguments,
+            outputs=outputs,
+            dims_of=self.dims_of,
+            computed=lambda tensor: self._known(tensor).computed,
+            made_by=self._made_by,
+            counts=self._counts,
+        )
+        given = [self._known(tensor) for tensor in call.tensors()]
+        rule = rule_of(name, function)
+        if rule is None or 0 in outputs[0].shape:
+            if rule is None:
+                self.trace.unknown.add(str(function))
+            found = unreadable(call)
+        else:
+            try:
+                found = rule(call)
+            except IrreconcilableError as error:
+                reason = f"{error}{user_line()}"
+                for known in given:
+                    for axis in known.dims:
+                        lock(axis, reason)
+                found = [[Axis(size, reason) for size in tensor.shape] for tensor in outputs]
+        every = found if found and isinstance(found[0], list) else [found]
+        if [[axis.size for axis in dims] for dims in every] != [list(tensor.shape) for tensor in outputs]:
+            self.trace.unknown.add(str(function))
+            every = unreadable(call)
+        computed = any(known.computed for known in given)
+        sources = [known.source for known in given if known.source is not None]
+        source: tuple[int, tuple[int, ...] | None] | None = None
+        if sources and not computed:
+            number, order = sources[0]
+            if order is None or len(given) > 1 or name not in _REARRANGING:
+                source = number, None
+            else:
+                source = number, tuple(order[dim] for dim in permutation(call)) if name in _PERMUTING else order
+        for tensor, dims in zip(outputs, every, strict=True):
+            if id(tensor) not in self._parameters:
+                valued = any(known.valued or (known.source is not None and computed) for known in given)
+                vars(tensor)[_MARK] = Known(dims, computed, valued, source)
+
+    @contextmanager
+    def hooks(self, model: nn.Module) -> Iterator[None]:
+        """`model` with hooks that take over for recurrent layers, whose kernels are one operator for many weights."""
+        if self.shapes_only:
+            with _WholeAttention(self.whole), self._layers(model):
+                yield
+        else:
+            with self._layers(model):
+                yield
+
+    def whole(self, operator: Any, function: Any, args: Any, kwargs: Any) -> Any:
+        """What `function` gives, noted as one call of `operator`, whatever it consists of."""
+        self._muted += 1
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self._muted -= 1
+        if not self._muted:
+            self._record(operator, args, kwargs, result)
+        return result
+
+    @contextmanager
+    def _layers(self, model: nn.Module) -> Iterator[None]:
+        handles = []
+        for name, module in model.named_modules():
+            if isinstance(module, RECURRENT):
+                handles.append(module.register_forward_pre_hook(self._mute))
+                handles.append(module.register_forward_hook(self._recurrent(name), with_kwargs=True))
+            elif isinstance(module, _NORMS):
+                handles.append(module.register_forward_pre_hook(self._channels(name)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _mute(self, _module: nn.Module, _args: Any) -> None:
+        self._muted += 1
+
+    def _channels(self, name: str) -> Any:
+        def note(module: nn.Module, args: Any) -> None:
+            dims = self.dims_of(args[0])
+            if len(dims) > 1 and dims[1].size == module.num_features:
+                self.trace.counts[name, "num_features"] = dims[1]
+
+        return note
+
+    def _recurrent(self, name: str) -> Any:
+        def take(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._muted -= 1
+            if self._muted:
+                return
+            values = (*args, *kwargs.values())
+            try:
+                found = recurrent_dims(module, self.dims_of, values, output)
+                for tensor, dims in found:
+                    vars(tensor)[_MARK] = Known(dims, computed=True, valued=True)
+            except IrreconcilableError as error:
+                reason = f"{error} in {name}"
+                for tensor in (*tensors_in(values), *module.parameters()):
+                    for axis in self.dims_of(tensor):
+                        lock(axis, reason)
+            for key, tensor in module.named_parameters(recurse=False):
+                if "weight_" in key:
+                    self.trace.made |= {(full, 0) for full in self._names[id(tensor)]}
+
+        return take
+
+
+class _WholeAttention(TorchFunctionMode):
+    """Hands attention to `take` as one operator: it is one kernel on every device but the one without numbers."""
+
+    def __init__(self, take: Any) -> None:
+        super().__init__()
+        self._take = take
+
+    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is nn.functional.scaled_dot_product_attention:
+            return self._take(torch.ops.aten.scaled_dot_product_attention.default, function, args, kwargs)
+        return function(*args, **kwargs)

@@ -1,0 +1,153 @@
+"""Which channels a network can do without, found by trying: one trial with everything, and halves of it where it fails.
+
+What every stage stands on that takes coupled channels, neurons, heads or recurrent units out.
+"""
+
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from compressor.batches import Inputs
+from compressor.plan import apply_plan_
+from compressor.pruning.importance import keep_best
+from compressor.structure.couplings import Coupled
+from compressor.structure.structure_graph import StructureGraph
+from compressor.structure.structure_probe import ProbedStructure
+from compressor.structure.tensor_ids import mask_
+from compressor.structure.trials import fault, outputs_at
+
+Gone = dict[Coupled, list[int]]
+Part = TypeVar("Part", bound=Hashable)
+
+# Their statistics run over channels, so that a narrowed network rightly computes something else than a masked one.
+_MIXING = (nn.LayerNorm, nn.GroupNorm)
+# Recurrent units come in steps of this fraction of a layer's width.
+_UNIT_STEPS = 8
+
+
+def survivors(gone: Gone, fault_of: Callable[[Gone], str | None]) -> tuple[Gone, dict[str, str]]:
+    """What of `gone` can go together, and by group name why the rest cannot.
+
+    `fault_of` tries a choice and gives the reason why the network does not survive it, or None.
+    """
+    kept, faults = bisected(list(gone), lambda groups: fault_of({group: gone[group] for group in groups}))
+    return {group: gone[group] for group in kept}, {group.name: reason for group, reason in faults.items()}
+
+
+def bisected(parts: Sequence[Part], fault_of: Callable[[list[Part]], str | None]) -> tuple[list[Part], dict[Part, str]]:
+    """Which of `parts` can go together, and why the others cannot: the reason that `fault_of` gives for a choice.
+
+    One trial where all can go, and about 2 log2(parts) more for every part that cannot.
+    """
+    faults: dict[Part, str] = {}
+
+    def settle(settled: list[Part], rest: Sequence[Part]) -> list[Part]:
+        if not rest:
+            return settled
+        reason = fault_of([*settled, *rest])
+        if reason is None:
+            return [*settled, *rest]
+        if len(rest) == 1:
+            faults[rest[0]] = reason
+            return settled
+        middle = len(rest) // 2
+        return settle(settle(settled, rest[:middle]), rest[middle:])
+
+    return settle([], parts), faults
+
+
+def fault_without(
+    model: nn.Module, graph: StructureGraph, gone: Gone, wanted: dict[int, Tensor] | None, example: Inputs
+) -> str | None:
+    """Why these channels cannot go, or None: the network must run, and compute what it computes with them at zero.
+
+    `model` is in eval mode and `graph` is its own; `wanted` are its outputs by batch size, from `outputs_at`, where
+    they are known already.
+    """
+    if not gone:
+        return None
+    if isinstance(graph, ProbedStructure):
+        return graph.fault_without(gone)
+    wanted = wanted or outputs_at(model, example)
+    try:
+        entries = graph.entries(gone)
+    except Exception as error:  # noqa: BLE001 - a graph raises whatever it runs into
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    try:
+        trial = apply_plan_(copy.deepcopy(model), entries)
+    except ValueError as error:
+        return str(error)
+    reason = fault(trial, example, wanted)
+    modules = [model.get_submodule(part.module) for group in gone for part in group.parts]
+    if reason is not None or any(isinstance(module, _MIXING) for module in modules):
+        return reason
+    narrow = outputs_at(trial, example, (2,))[2]
+    masked = outputs_at(mask_(copy.deepcopy(model), graph.sizes_without(gone)), example, (2,))[2]
+    tolerance = float(masked.abs().max()) * torch.finfo(masked.dtype).eps ** 0.5
+    if not float((narrow - masked).abs().max()) <= tolerance:
+        return "without these channels it computes something else than with them at zero"
+    return None
+
+
+def reason_to_lock(group: Coupled, model: nn.Module, *, ignore: tuple[str, ...], align: int) -> str | None:
+    """Why `group` is left alone without trying, if it is. `align` is what its width is rounded to."""
+    if group.locked is not None:
+        return group.locked
+    if group.makes_output:
+        return "it makes the model's output"
+    if group.opaque:
+        return "it is coupled to a recurrent or attention layer, whose own widths are not pruned"
+    names = [part.module for part in group.parts]
+    for glob in ignore:
+        if any(fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}.*") for name in names):
+            return f"ignored by {glob!r}"
+    for name in names:
+        module = model.get_submodule(name)
+        if hasattr(module, "parametrizations") or hasattr(module, "weight_g"):
+            return f"{name} is parametrized; remove the parametrization first"
+        if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+            return f"the groups of {name} would hold other channels"
+    if group.width <= align:
+        return f"width {group.width} is not above the aligned minimum {align}"
+    return None
+
+
+def multiple_of(group: Coupled, align: int | None, channel_multiple: int) -> int:
+    """What the width of `group` is rounded to: `align` where it is given, else what suits its kind.
+
+    Channels and neurons: `channel_multiple`, what the target's kernels are built for. Recurrent units: the largest
+    power of two within an eighth of the width. Heads: one, whatever `align` is.
+    """
+    if group.kind == "heads":
+        return 1
+    if align is not None:
+        return align
+    if group.kind == "units":
+        return int(2 ** ((max(group.width // _UNIT_STEPS, 1)).bit_length() - 1))
+    return channel_multiple
+
+
+def why(group: Coupled, criterion: str, scores: Tensor, gone: list[int]) -> dict[str, Any]:
+    """Why the channels `gone` of `group` went, for a plan entry: the (width,) `scores` of what is kept and removed."""
+    short = [float(f"{value:.4g}") for value in scores.tolist()]
+    lost = set(gone)
+    return {
+        "group": group.name,
+        "criterion": criterion,
+        "layers": sorted({part.module for part in group.parts if part.makes}),
+        "kept_scores": [value for channel, value in enumerate(short) if channel not in lost],
+        "removed_scores": [short[channel] for channel in gone],
+    }
+
+
+def gone_channels(groups: tuple[Coupled, ...], scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> Gone:
+    """The least important channels of each group that is to have fewer than it has, ascending; of equals, the last."""
+    return {
+        group: sorted(set(range(group.width)) - set(keep_best(scores[group.name], widths[group.name])))
+        for group in groups
+        if widths.get(group.name, group.width) < group.width
+    }
