@@ -93,7 +93,6 @@ bench-pruning-time: $(VENV)/installed-dev  ## seconds and memory of pruning, bes
 
 bench-architectures: $(VENV)/installed-dev  ## what pruning to half does to every architecture of the zoo
 	$(BIN)/python benchmarks/architectures.py
-	$(BIN)/python benchmarks/docs.py
 
 docs: $(VENV)/installed-dev  ## tables and plots in docs/ from the stored results
 	$(BIN)/python benchmarks/docs.py

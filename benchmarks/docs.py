@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and docs/structure.md, their pictures and the README's table from the stored results.
+"""Writes the documents that hold results, their pictures and the README's table, from what is stored.
 
 Nothing in them is typed.
 """
@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import architectures
 import matplotlib as mpl
 import structure_docs
 from cifar import WORKLOADS
@@ -31,6 +32,8 @@ def main() -> None:
     results = structure_docs.stored(RESULTS)
     if results:
         write_atomic(DOCS / "structure.md", structure_docs.page(results))
+    if (stored := load("architectures")) is not None:
+        write_atomic(architectures.DOCS, architectures.page(stored))
     if "structure" in results:
         structure_docs.draw(results["structure"]["networks"], DOCS / "structure.svg")
 

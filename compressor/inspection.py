@@ -17,12 +17,12 @@ from compressor.batches import Inputs
 from compressor.export import export_onnx
 from compressor.node_times import NodeTime, node_times
 from compressor.plan import apply_plan_
+from compressor.pruning.narrowing import Gone, fault_without, multiple_of, reason_to_lock, survivors
 from compressor.shares import Shares
 from compressor.source_lines import call_lines, error_line, shortened
 from compressor.stage import StageError
 from compressor.structure.blocks import Block, find_blocks, skipped
 from compressor.structure.couplings import Coupled
-from compressor.structure.narrowing import Gone, fault_without, multiple_of, reason_to_lock, survivors
 from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
 from compressor.structure.trials import evaluating, fault, outputs_at
 from compressor.target import Target

@@ -2,8 +2,8 @@
 
 import torch
 
+from compressor.pruning.narrowing import bisected, gone_channels, multiple_of, survivors, why
 from compressor.structure.couplings import Coupled
-from compressor.structure.narrowing import bisected, gone_channels, multiple_of, survivors, why
 
 
 def group(name: str, width: int, kind: str = "channels") -> Coupled:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.plan import apply_plan_
+from compressor.pruning.narrowing import gone_channels
 from compressor.pruning.structure_costs import FileTime, LatencyCosts, StructureCosts, block_key
-from compressor.structure.narrowing import gone_channels
 from compressor.structure.structure_graph import prepare_, trace_structure
 from compressor.structure.trials import evaluating
 

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from compressor.batches import Batch
 from compressor.pruning.loss_probe import batch_statistics, loss_of, masked
+from compressor.pruning.narrowing import gone_channels
 from compressor.pruning.structure_choice import Choice, Item, State
 from compressor.pruning.structure_costs import block_key
 from compressor.pruning.width_choice import removed_importance, width_options
 from compressor.structure.blocks import Block, skipped
 from compressor.structure.couplings import Coupled
-from compressor.structure.narrowing import gone_channels
 from compressor.workload import Loss
 
 # A group's loss is measured at so many of its widths; between them it follows the importance that is removed.

@@ -15,15 +15,7 @@ from torch import Tensor, nn
 from compressor.plan import Entry, apply_plan_
 from compressor.pruning.criteria import Criterion, Taylor, across_groups, channel_scores, unranked
 from compressor.pruning.measured_choice import Proposal, measured_choice
-from compressor.pruning.pruning_targets import Latency, Macs, Parameters
-from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
-from compressor.pruning.scope import Global, Isomorphic, PerLayer, kept_widths
-from compressor.pruning.structure_choice import BudgetError, Cost
-from compressor.pruning.structure_goals import Goal, goal_of
-from compressor.pruning.width_choice import widths_within
-from compressor.stage import Context, Effect, StageError
-from compressor.structure.couplings import Coupled
-from compressor.structure.narrowing import (
+from compressor.pruning.narrowing import (
     Gone,
     fault_without,
     gone_channels,
@@ -32,6 +24,14 @@ from compressor.structure.narrowing import (
     survivors,
     why,
 )
+from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
+from compressor.pruning.scope import Global, Isomorphic, PerLayer, kept_widths
+from compressor.pruning.structure_choice import BudgetError, Cost
+from compressor.pruning.structure_goals import Goal, goal_of
+from compressor.pruning.width_choice import widths_within
+from compressor.stage import Context, Effect, StageError
+from compressor.structure.couplings import Coupled
 from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
 from compressor.structure.structure_probe import ProbedStructure
 from compressor.structure.trials import evaluating

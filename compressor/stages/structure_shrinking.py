@@ -16,14 +16,7 @@ from torch import Tensor, nn
 from compressor.plan import Entry, apply_plan_
 from compressor.pruning.criteria import Criterion, Taylor, channel_scores, unranked
 from compressor.pruning.measured_choice import Proposal, measured_choice
-from compressor.pruning.pruning_targets import Latency, Macs, Parameters
-from compressor.pruning.structure_choice import BudgetError, Cost, Item, choose_structure
-from compressor.pruning.structure_costs import block_key
-from compressor.pruning.structure_goals import Goal, goal_of
-from compressor.pruning.structure_losses import StructureLosses
-from compressor.stage import Context, Effect, StageError
-from compressor.structure.blocks import Block, find_blocks, skipped
-from compressor.structure.narrowing import (
+from compressor.pruning.narrowing import (
     bisected,
     fault_without,
     gone_channels,
@@ -32,6 +25,13 @@ from compressor.structure.narrowing import (
     survivors,
     why,
 )
+from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.structure_choice import BudgetError, Cost, Item, choose_structure
+from compressor.pruning.structure_costs import block_key
+from compressor.pruning.structure_goals import Goal, goal_of
+from compressor.pruning.structure_losses import StructureLosses
+from compressor.stage import Context, Effect, StageError
+from compressor.structure.blocks import Block, find_blocks, skipped
 from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
 from compressor.structure.trials import evaluating, fault, outputs_at
 from compressor.workload import Workload, first_batches

@@ -15,9 +15,9 @@ from compressor.plan import Entry, apply_plan_
 from compressor.pruning.channel_slices import removal_lock
 from compressor.pruning.constant_channels import ZeroChannels, fold_, hindrance, read_inputs, zero_channels_
 from compressor.pruning.importance import aligned_width
+from compressor.pruning.narrowing import Gone, multiple_of, survivors, why
 from compressor.stage import Context, Effect, StageError
 from compressor.structure.couplings import Coupled
-from compressor.structure.narrowing import Gone, multiple_of, survivors, why
 from compressor.structure.structure_graph import StructureGraph, trace_structure
 from compressor.structure.trials import evaluating, fault, outputs_at
 from compressor.workload import Workload, batch_size_of, first_batches

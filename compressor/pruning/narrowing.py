@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
@@ -18,13 +17,11 @@ from compressor.structure.couplings import Coupled
 from compressor.structure.structure_graph import StructureGraph
 from compressor.structure.structure_probe import ProbedStructure
 from compressor.structure.tensor_ids import mask_
-from compressor.structure.trials import fault, outputs_at
+from compressor.structure.trials import fault, outputs_at, same_outputs
 
 Gone = dict[Coupled, list[int]]
 Part = TypeVar("Part", bound=Hashable)
 
-# Their statistics run over channels, so that a narrowed network rightly computes something else than a masked one.
-_MIXING = (nn.LayerNorm, nn.GroupNorm)
 # Recurrent units come in steps of this fraction of a layer's width.
 _UNIT_STEPS = 8
 
@@ -82,15 +79,11 @@ def fault_without(
     except ValueError as error:
         return str(error)
     reason = fault(trial, example, wanted)
-    modules = [model.get_submodule(part.module) for group in gone for part in group.parts]
-    if reason is not None or any(isinstance(module, _MIXING) for module in modules):
+    if reason is not None:
         return reason
     narrow = outputs_at(trial, example, (2,))[2]
     masked = outputs_at(mask_(copy.deepcopy(model), graph.sizes_without(gone)), example, (2,))[2]
-    tolerance = float(masked.abs().max()) * torch.finfo(masked.dtype).eps ** 0.5
-    if not float((narrow - masked).abs().max()) <= tolerance:
-        return "without these channels it computes something else than with them at zero"
-    return None
+    return same_outputs(narrow, masked)
 
 
 def reason_to_lock(group: Coupled, model: nn.Module, *, ignore: tuple[str, ...], align: int) -> str | None:
