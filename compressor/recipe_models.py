@@ -2,6 +2,7 @@
 
 Every dataclass becomes a pydantic model with the same fields; a field that holds one of several dataclasses is written
 by the name of its class in snake case, `weights: symmetric` or `weights: {symmetric: {bits: 4}}`, and stages likewise.
+A lone value is that of the first field: `target: {latency: 0.5}`.
 A field whose type YAML has no word for (a teacher module) cannot be set in a recipe.
 """
 
@@ -206,7 +207,7 @@ def _union(kinds: Mapping[str, Any], *, plain: Any) -> Any:
         form: Any = create_model(
             f"{kind.__name__}Setting", __config__=SETTINGS_CONFIG, value=(model_of(kind), Field(alias=name))
         )
-        full = Annotated[form, AfterValidator(_unwrap), BeforeValidator(partial(_expand, name))]
+        full = Annotated[form, AfterValidator(_unwrap), BeforeValidator(partial(_expand, name, kind))]
         choices.append(Annotated[full, Tag(name + _FULL)])
         choices.append(Annotated[full, WithJsonSchema({"const": name}), Tag(name + _BARE)])
     if plain is not None:
@@ -226,8 +227,15 @@ def _unwrap(setting: Any) -> Any:
     return setting.value
 
 
-def _expand(name: str, value: Any) -> Any:
-    return {name: {}} if isinstance(value, str) or value == {name: None} else value
+def _expand(name: str, kind: type[Any], value: Any) -> Any:
+    if isinstance(value, str) or value == {name: None}:
+        return {name: {}}
+    if isinstance(value, Mapping) and not isinstance(value.get(name, {}), Mapping):
+        first = next(iter(settings(kind).items()), None)
+        # `latency: 0.5` is short for `latency: {fraction: 0.5}`; what chooses between value objects is spelled out.
+        if first is not None and not options(first[1]):
+            return {name: {first[0]: value[name]}}
+    return value
 
 
 def _choose(names: Container[Any], value: Any, *, has_plain: bool) -> str | None:

@@ -4,6 +4,8 @@ import pytest
 
 from compressor.pruning.pruning_targets import Latency, Macs, Parameters
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
+from compressor.recipe import Recipe, RecipeError
+from compressor.stages import PruneChannels
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,16 @@ def test_impossible_schedules_are_refused(make, message: str) -> None:
     """Each says what was wanted and got."""
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_lone_value_is_that_of_the_first_field() -> None:
+    """`latency: 0.5` says what `latency: {fraction: 0.5}` says, and `steps: [0.5, 1.0]` gives the fractions."""
+    text = "stages: [{prune_channels: {target: {latency: 0.5}, schedule: {steps: [0.5, 1.0]}}}]"
+    (stage,) = Recipe.loads(text).stages
+    assert stage == PruneChannels(target=Latency(0.5), schedule=Steps(fractions=(0.5, 1.0)))
+
+
+def test_a_lone_value_of_the_wrong_kind_is_refused_at_its_place() -> None:
+    """A word where a number belongs is an error that names its place."""
+    with pytest.raises(RecipeError, match="target.macs must be a number, got .half."):
+        Recipe.loads("stages: [{prune_channels: {target: {macs: half}}}]")
