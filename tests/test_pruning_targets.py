@@ -66,5 +66,5 @@ def test_a_lone_value_is_that_of_the_first_field() -> None:
 
 def test_a_lone_value_of_the_wrong_kind_is_refused_at_its_place() -> None:
     """A word where a number belongs is an error that names its place."""
-    with pytest.raises(RecipeError, match="target.macs must be a number, got .half."):
+    with pytest.raises(RecipeError, match=r"target\.macs must be a number, got .half."):
         Recipe.loads("stages: [{prune_channels: {target: {macs: half}}}]")
