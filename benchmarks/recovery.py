@@ -96,7 +96,8 @@ def shrink(keep: float) -> Stage:
     from compressor.pruning.pruning_targets import Macs
     from compressor.stages.structure_shrinking import ShrinkStructure
 
-    return ShrinkStructure(target=Macs(keep), batches=4, rounds=3)
+    # Finer widths than the kernels like best: the peers' latency leaves room, and accuracy is what is compared.
+    return ShrinkStructure(target=Macs(keep), align=4, batches=4, rounds=3)
 
 
 def channels(keep: float) -> Stage:
@@ -114,14 +115,14 @@ def blocks(keep: float) -> Stage:
 OURS: dict[str, Callable[[float], Stage]] = {"ours": shrink, "ours-channels": channels, "ours-blocks": blocks}
 
 
-def pruned_folder(out: Path, arm: str, seed: int) -> Path:
-    """Where the pruned network of an arm is: one for all seeds of a peer, which draws nothing at random."""
-    return out / arm / ("pruned" if arm in PEERS else f"seed-{seed}")
+def pruned_folder(out: Path, arm: str) -> Path:
+    """Where the pruned network of an arm is: one for all seeds, which differ in recovery alone."""
+    return out / arm / "pruned"
 
 
 def prune(arm: str, workload: Workload, dense: bytes, out: Path, *, seed: int, target: Target) -> None:
     """Leaves the pruned network (`pruned.pt`) and its facts in its folder, unless they are there."""
-    folder = pruned_folder(out, arm, seed)
+    folder = pruned_folder(out, arm)
     if (folder / "pruned.json").exists():
         return
     example = workload.example_inputs
@@ -129,7 +130,7 @@ def prune(arm: str, workload: Workload, dense: bytes, out: Path, *, seed: int, t
         model, facts = prune_by_peer(arm, workload), {}
         file = export_onnx(model, workload).onnx_bytes
     else:
-        known = [path for peer in PEERS if (path := pruned_folder(out, peer, seed) / "pruned.json").exists()]
+        known = [path for peer in PEERS if (path := pruned_folder(out, peer) / "pruned.json").exists()]
         limit = min([1.0, *(read_json(path)["time_fraction"] for path in known)])
         model, file, facts = prune_by_us(OURS[arm], workload, dense, limit, seed=seed, target=target)
     facts["macs_ratio"] = count_macs(dense, example) / count_macs(file, example)
@@ -207,7 +208,7 @@ def recovered(arm: str, workload: Workload, recover: Distill, out: Path, setting
     if (folder / "recovered.json").exists():
         return
     # Written by `prune` above, never by others: peers hand back modules, not plans.
-    model = torch.load(pruned_folder(out, arm, seed) / "pruned.pt", weights_only=False)
+    model = torch.load(pruned_folder(out, arm) / "pruned.pt", weights_only=False)
     context = Context(seed=seed, folder=folder)
     print(f"{arm}, seed {seed}", flush=True)
     model = recover.apply(model, to_the_last_epoch(workload), context)
@@ -261,7 +262,7 @@ def summary(
             rows[arm].append(torch.tensor([float(digit) for digit in facts.pop("right")]))
             file = (folder / "model.onnx").read_bytes()
             timing = time_interleaved(file, dense, inputs, threads=target.threads, seed=seed, seconds=seconds)
-            pruned = read_json(pruned_folder(out, arm, seed) / "pruned.json")
+            pruned = read_json(pruned_folder(out, arm) / "pruned.json")
             runs.append(
                 {
                     "seed": seed,
