@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compressor.batches import Inputs
+from compressor.code_places import short_path
 from compressor.workload import predict
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -68,18 +69,8 @@ def _is_own(code: CodeType) -> bool:
 
 def shortened(text: str) -> str:
     """`text` with every absolute path of Python code as short as it is clear."""
-    return re.sub(r"/[^\s:()'\"]+\.py\b", lambda match: _short(Path(match.group())), text)
+    return re.sub(r"/[^\s:()'\"]+\.py\b", lambda match: short_path(Path(match.group())), text)
 
 
 def _shown(code: CodeType, line: int) -> str:
-    return f"{_short(Path(code.co_filename))}:{line}"
-
-
-def _short(path: Path) -> str:
-    """`path` from here, from a folder of modules, or from its outermost package: the shortest of them."""
-    package = path.parent
-    while (package / "__init__.py").is_file():
-        package = package.parent
-    roots = [Path.cwd(), package, *(Path(entry) for entry in sys.path if entry)]
-    inside = [path.relative_to(root) for root in roots if path.is_relative_to(root)]
-    return str(min(inside, key=lambda found: len(found.parts), default=path))
+    return f"{short_path(Path(code.co_filename))}:{line}"

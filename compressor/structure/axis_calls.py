@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.code_places import short_path
 from compressor.structure.axes import Axis, is_locked, lock
 
 Dims = list[Axis]
@@ -96,7 +97,7 @@ def user_line() -> str:
         if not inside and isinstance(owner, nn.Module):
             inside = f" in {type(owner).__name__}"
         if package.partition(".")[0] != "torch" and not _is_own(package):
-            return f"{inside} ({Path(frame.f_code.co_filename)}:{frame.f_lineno})"
+            return f"{inside} ({short_path(Path(frame.f_code.co_filename))}:{frame.f_lineno})"
         frame = frame.f_back
     return inside
 
