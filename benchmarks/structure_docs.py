@@ -146,7 +146,8 @@ def recovery_section(result: dict) -> list[str]:
             f"{result['train_images']:,} images, the same for every arm; the network after the last epoch, fp32. "
             f"Accuracy: {result['test_images']} test images that no stage has read, the mean of the seeds "
             f"{', '.join(map(str, result['seeds']))}; dense {100 * result['dense_accuracy']:.2f} %. The gain is ours "
-            "over the arm, paired image by image, with its 95 % interval. `l1` and `taylor` are Torch-Pruning's. One thing "
+            "over the arm, paired image by image, with its 95 % interval. `l1` and `taylor` are Torch-Pruning's. One "
+            "thing "
             "was settled by people who had seen a test accuracy of a first structure: that ours may use widths in "
             "multiples of 4, not of 16; the calibration loss says the same."
         ),
