@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from compressor import Metric, Target
 from compressor.export import export_onnx
-from compressor.macs import count_macs, resize_batch
+from compressor.macs import count_macs
 from compressor.measure import paired_drop, score_rows
 from compressor.report import environment
 from compressor.runtime import time_interleaved
 from compressor.stage import Context, Stage
 from compressor.stages import Distill, DropBlocks, PruneChannels
 from compressor.storage import read_json, write_atomic, write_json
-from compressor.workload import Workload, first_batches
+from compressor.workload import Workload, first_batches, resize_batch
 
 RESULT = Path(__file__).parent / "results" / "recovery.json"
 RATIO = 2.1

@@ -29,13 +29,13 @@ from tqdm import tqdm
 
 from compressor import Target
 from compressor.export import export_onnx
-from compressor.macs import count_macs, resize_batch
+from compressor.macs import count_macs
 from compressor.report import environment
 from compressor.runtime import OnnxModule, time_interleaved
 from compressor.stage import Context, Stage
 from compressor.stages import DropBlocks, PruneChannels, Quantize
 from compressor.storage import read_json, write_atomic, write_json
-from compressor.workload import Workload
+from compressor.workload import Workload, resize_batch
 
 RESULT = Path(__file__).parent / "results" / "structure.json"
 SEED = 0

@@ -14,8 +14,6 @@ from compressor.runtime import feeds_of, load_session, session_options
 from compressor.weights import inner_graphs, parse
 from compressor.workload import resize_batch
 
-__all__ = ["count_macs", "resize_batch"]
-
 Shape = list[int]
 
 

@@ -57,8 +57,8 @@ class Position:
 # The loss of one batch. It is called under autocast; the model's output should become float32 before the arithmetic.
 Objective = Callable[[nn.Module, Inputs, Tensor, Position], Tensor]
 
-# What is done to the weights after every step: its rate, and how much of the training is over, in (0, 1].
-AfterStep = Callable[[float, float], None]
+# What is done to the weights after every step, given its rate.
+AfterStep = Callable[[float], None]
 
 
 class _DivergedError(Exception):
@@ -148,7 +148,6 @@ def train(
                 views=views or total,
                 bar=bar,
                 after_step=after_step,
-                batches=total * batches,
             )
             while (epoch := len(progress.logs)) < total:
                 try:
@@ -212,7 +211,6 @@ class _Loop:
     views: int
     bar: Any
     after_step: AfterStep | None
-    batches: int
 
     def epoch_(self, optimizer: torch.optim.Optimizer, progress: _Progress) -> EpochLog:
         """Trains one epoch and scores it. Raises _DivergedError at the first number that is not finite."""
@@ -253,9 +251,8 @@ class _Loop:
             _check_finite(float(norm), f"gradient norm in epoch {epoch}, batch {batch}")
             optimizer.step()
             if self.after_step is not None:
-                done = (epoch * self.cycle.batches + batch + 1) / self.batches
                 with torch.no_grad():
-                    self.after_step(float(optimizer.param_groups[0]["lr"]), min(1.0, done))
+                    self.after_step(float(optimizer.param_groups[0]["lr"]))
             total, count = total + value, count + 1
             self.bar.set_postfix(loss=f"{total / count:.4f}", score=score, refresh=False)
         if not count:

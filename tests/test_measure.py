@@ -8,7 +8,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.estimate import Estimate
-from compressor.macs import resize_batch
 from compressor.measure import (
     Measurement,
     count_macs,
@@ -20,6 +19,7 @@ from compressor.measure import (
 )
 from compressor.metrics import Metric
 from compressor.target import Target
+from compressor.workload import resize_batch
 
 FLOAT = TensorProto.FLOAT
 

@@ -32,14 +32,14 @@ class Pair(nn.Module):
 
 
 INPUTS = torch.randn(2, 2)
-ALL = {"layers": ("*",), "multiple": 1}
+ALL = {"layers": ("*",)}
 
 
-def one_step(penalty, model, length=1.0, progress=0.5):
+def one_step(penalty, model, length=1.0):
     """The zeros after one step of `length`."""
     shrinkage = penalty.on(model.eval(), INPUTS, **ALL)
     with torch.no_grad():
-        shrinkage.step_(length, progress)
+        shrinkage.step_(length)
     return {item.layer: (item.zero, item.of) for item in shrinkage.zeros()}
 
 
@@ -114,7 +114,7 @@ def test_coupled_layers_become_zero_together(tiny_cnn) -> None:
     penalty = GroupLasso(strength=1e-3)
     shrinkage = penalty.on(model, torch.randn(2, 3, 8, 8), **ALL)
     with torch.no_grad():
-        shrinkage.step_(1.0, 0.5)
+        shrinkage.step_(1.0)
     for norm in (model.bn1, model.layer1[0].bn2, model.layer1[1].bn2):
         assert norm.bias[1] == 0
         assert [value == 0 for value in norm.weight.tolist()] == [False, True, False, False]
@@ -137,7 +137,7 @@ def test_frozen_and_unwanted_layers_are_left_alone() -> None:
     """Globs choose the layers, and frozen weights are no candidates: with neither left, the error says why."""
     model = Pair().eval()
     with pytest.raises(StageError, match="first does not match other"):
-        GroupLasso().on(model, INPUTS, layers=("other",), multiple=1)
+        GroupLasso().on(model, INPUTS, layers=("other",))
     model.first.requires_grad_(requires_grad=False)
     with pytest.raises(StageError, match="frozen"):
         GroupLasso().on(model, INPUTS, **ALL)

@@ -7,7 +7,6 @@ gives exact zeros: Parikh & Boyd 2014, "Proximal Algorithms", sec. 4.2.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,24 +31,13 @@ class Zeros:
 class Shrinkage:
     """A penalty at work on one model.
 
-    `step_(length, progress)` changes the weights in place as the penalty does in a step of `length` (the rate times
-    what momentum makes of it), with `progress` in (0, 1] of the training over. `zeros` counts what is zero, `unit` says
-    of what.
+    `step_(length)` changes the weights in place as the penalty does in a step of `length`, the rate times what momentum
+    makes of it. `zeros` counts what is zero, `unit` says of what.
     """
 
-    step_: Callable[[float, float], None]
+    step_: Callable[[float], None]
     zeros: Callable[[], list[Zeros]]
     unit: str
-
-
-class Penalty(Protocol):
-    """A value object that can be put to work on a model.
-
-    `layers` are globs of the layers it acts on, `multiple` is what widths should be multiples of. Raises StageError
-    where it finds nothing to act on.
-    """
-
-    def on(self, model: nn.Module, inputs: Inputs, *, layers: tuple[str, ...], multiple: int) -> Shrinkage: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +53,10 @@ class L1Penalty:
     def __post_init__(self) -> None:
         _check_strength(self.strength)
 
-    def on(self, model: nn.Module, _inputs: Inputs, *, layers: tuple[str, ...], multiple: int) -> Shrinkage:  # noqa: ARG002 - single weights have no widths
+    def on(self, model: nn.Module, _inputs: Inputs, *, layers: tuple[str, ...]) -> Shrinkage:
         weights = penalised_weights(model, layers)
 
-        def step_(length: float, _progress: float) -> None:
+        def step_(length: float) -> None:
             for weight in weights.values():
                 weight.copy_(soft_threshold(weight, self.strength * length))
 
@@ -88,10 +76,10 @@ class L2Penalty:
     def __post_init__(self) -> None:
         _check_strength(self.strength)
 
-    def on(self, model: nn.Module, _inputs: Inputs, *, layers: tuple[str, ...], multiple: int) -> Shrinkage:  # noqa: ARG002 - as above
+    def on(self, model: nn.Module, _inputs: Inputs, *, layers: tuple[str, ...]) -> Shrinkage:
         weights = penalised_weights(model, layers)
 
-        def step_(length: float, _progress: float) -> None:
+        def step_(length: float) -> None:
             for weight in weights.values():
                 weight.mul_(1 / (1 + self.strength * length))
 
@@ -113,13 +101,13 @@ class GroupLasso:
     def __post_init__(self) -> None:
         _check_strength(self.strength)
 
-    def on(self, model: nn.Module, inputs: Inputs, *, layers: tuple[str, ...], multiple: int) -> Shrinkage:  # noqa: ARG002 - zeros come where they come
+    def on(self, model: nn.Module, inputs: Inputs, *, layers: tuple[str, ...]) -> Shrinkage:
         groups = penalised_groups(model, inputs, layers)
         with evaluating(model):
             norm_after = read_inputs(model, inputs).norm_after
         slices = {group.name: ChannelSlices.deciding(model, group, norm_after) for group in groups}
 
-        def step_(length: float, _progress: float) -> None:
+        def step_(length: float) -> None:
             for channels in slices.values():
                 amount = self.strength * length * math.sqrt(channels.count)
                 channels.scale_(group_factors(channels.norms(), amount))
@@ -141,7 +129,7 @@ class SlimmingPenalty:
     def __post_init__(self) -> None:
         _check_strength(self.strength)
 
-    def on(self, model: nn.Module, inputs: Inputs, *, layers: tuple[str, ...], multiple: int) -> Shrinkage:  # noqa: ARG002 - as above
+    def on(self, model: nn.Module, inputs: Inputs, *, layers: tuple[str, ...]) -> Shrinkage:
         groups = penalised_groups(model, inputs, layers)
         scales, shifts = dict[str, ChannelSlices](), dict[str, ChannelSlices]()
         for group in groups:
@@ -155,7 +143,7 @@ class SlimmingPenalty:
                 "lose channels has one; use group_lasso instead"
             )
 
-        def step_(length: float, _progress: float) -> None:
+        def step_(length: float) -> None:
             for name, scale in scales.items():
                 scale.scale_(group_factors(scale.norms(), self.strength * length * math.sqrt(scale.count)))
                 if name in shifts:

@@ -76,9 +76,6 @@ class Steps:
         return self.fractions
 
 
-Schedule = OneShot | Linear | Cubic | Steps
-
-
 def _check(steps: int, epochs: int, learning_rate: float) -> None:
     if steps < 1:
         raise ValueError(f"steps counts the pruning steps, at least 1; got {steps}; OneShot() prunes without training")

@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from compressor.optimization import MOMENTUM, check_schedule, peak_rate
@@ -47,9 +46,7 @@ class SparseTraining:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""
-        shrinkage = self.penalty.on(
-            model, workload.example_inputs, layers=self.layers, multiple=context.target.channel_multiple
-        )
+        shrinkage = self.penalty.on(model, workload.example_inputs, layers=self.layers)
         length_per_rate = 1 / peak_rate(model, 1.0) / (1 - MOMENTUM)
         logs = train(
             model,
@@ -61,12 +58,9 @@ class SparseTraining:
             weight_decay=self.weight_decay,
             label="sparse_training",
             identity=repr(self),
-            after_step=lambda rate, progress: shrinkage.step_(rate * length_per_rate, progress),
+            after_step=lambda rate: shrinkage.step_(rate * length_per_rate),
             keep_last=True,
         )
-        with torch.no_grad():
-            # What a penalty does at the very end must not depend on whether the last batch was one to train on.
-            shrinkage.step_(0.0, 1.0)
         zeros = shrinkage.zeros()
         context.details.update(
             {
