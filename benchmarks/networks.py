@@ -63,15 +63,19 @@ _MOBILENET = (
 
 
 class MobileNetV2(nn.Module):
-    """(batch, 3, 32, 32) -> (batch, 10) logits; `blocks` limits how many blocks every stage has."""
+    """(batch, 3, 32, 32) -> (batch, 10) logits; `blocks` limits how many blocks every stage has.
 
-    def __init__(self, blocks: int = 4, head: int = 1280) -> None:
+    With `early` the second stage halves the maps, as in the paper's table: 29 M multiply-accumulates in place of 88 M.
+    """
+
+    def __init__(self, blocks: int = 4, head: int = 1280, *, early: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6()]
         inputs = 32
-        for expand, outputs, count, stride in _MOBILENET:
+        for position, (expand, outputs, count, stride) in enumerate(_MOBILENET):
+            first = 2 if early and position == 1 else stride
             for number in range(min(count, blocks)):
-                layers.append(InvertedResidual(inputs, outputs, expand, stride if number == 0 else 1))
+                layers.append(InvertedResidual(inputs, outputs, expand, first if number == 0 else 1))
                 inputs = outputs
         layers += [nn.Conv2d(inputs, head, 1, bias=False), nn.BatchNorm2d(head), nn.ReLU6()]
         self.features = nn.Sequential(*layers)

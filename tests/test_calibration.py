@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from compressor.calibration import MinMax, Observed, Percentile, observe_tensors
+from compressor.quantization.calibration import MinMax, Observed, Percentile, observe_tensors
 from compressor.stage import StageError
 
 any_float = st.floats(width=32, allow_nan=False, allow_infinity=False)

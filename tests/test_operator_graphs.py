@@ -3,10 +3,10 @@
 import onnxruntime as ort
 import pytest
 
-from compressor.compact_graph import kernels
 from compressor.latency.light_graphs import LIGHT
 from compressor.latency.operator_graphs import operator_graph, runnable
 from compressor.latency.operators import Operator, conv, light, linear, matmul, recurrent
+from compressor.quantization.compact_graph import kernels
 from compressor.runtime import load_session, session_options
 
 HEAVY = [

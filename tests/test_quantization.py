@@ -10,12 +10,12 @@ from conftest import TinyResNet, make_workload
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.affine import Asymmetric, PerChannel, PerTensor, Symmetric
-from compressor.calibration import MinMax, Percentile
-from compressor.compact_graph import compact_graph, kernels, serialize
 from compressor.export import export_onnx
-from compressor.prepare_graph import clean_graph
-from compressor.quantization_policy import ByFamily, Dynamic, Static
-from compressor.quantize_graph import Numbers, place_static, sqnr_db
+from compressor.quantization.calibration import MinMax, Percentile
+from compressor.quantization.compact_graph import compact_graph, kernels, serialize
+from compressor.quantization.policy import ByFamily, Dynamic, Static
+from compressor.quantization.prepare_graph import clean_graph
+from compressor.quantization.quantize_graph import Numbers, place_static, sqnr_db
 from compressor.runtime import OnnxModule, predict_all
 from compressor.stage import Context, StageError
 from compressor.stages.quantization import Quantize

@@ -460,3 +460,17 @@ def test_impossible_schedules_are_refused(change, message: str) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=message):
         train(model, line_workload(model), **{"epochs": 1, "learning_rate": 0.1, "context": QUIET, **change})
+
+
+def test_strided_depthwise_convolutions_stay_out_of_bfloat16() -> None:
+    """Under bfloat16 a depthwise convolution with a stride gives float32, and its own forward comes back."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, stride=2, groups=4), nn.Conv2d(4, 4, 1))
+    form = Form(device=torch.device("cpu"), bfloat16=True, channels_last=True)
+    seen = []
+    for layer in model:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with form.applied(model), form.autocast():
+        model(torch.randn(2, 4, 8, 8)).sum().backward()
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
+    assert all(layer.weight.grad is not None for layer in model)
+    assert all("forward" not in vars(layer) for layer in model)

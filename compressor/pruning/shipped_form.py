@@ -3,12 +3,18 @@
 from torch import nn
 
 from compressor.affine import Asymmetric, Symmetric
-from compressor.calibration import observe_tensors
-from compressor.compact_graph import serialize
 from compressor.export import export_onnx
-from compressor.prepare_graph import clean_graph
-from compressor.quantization_policy import ByFamily, followers, placement_of
-from compressor.quantize_graph import Numbers, place_dynamic, place_static, place_weight_only, tensors_to_observe
+from compressor.quantization.calibration import observe_tensors
+from compressor.quantization.compact_graph import serialize
+from compressor.quantization.policy import ByFamily, followers, placement_of
+from compressor.quantization.prepare_graph import clean_graph
+from compressor.quantization.quantize_graph import (
+    Numbers,
+    place_dynamic,
+    place_static,
+    place_weight_only,
+    tensors_to_observe,
+)
 from compressor.stage import StageError
 from compressor.target import Target
 from compressor.workload import Workload, first_batches

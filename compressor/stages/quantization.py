@@ -14,12 +14,19 @@ import onnx
 from torch import nn
 
 from compressor.affine import Asymmetric, PerChannel, Scheme, Symmetric
-from compressor.calibration import MinMax, Percentile, observe_tensors
-from compressor.compact_graph import FLOAT_KERNELS, INTEGER_KERNELS, compact_graph, kernels, optimized_nodes, serialize
 from compressor.export import export_onnx
-from compressor.prepare_graph import clean_graph, is_quantized
-from compressor.quantization_policy import HEAVY, ByFamily, Dynamic, Placement, Static, followers, placement_of
-from compressor.quantize_graph import (
+from compressor.quantization.calibration import MinMax, Percentile, observe_tensors
+from compressor.quantization.compact_graph import (
+    FLOAT_KERNELS,
+    INTEGER_KERNELS,
+    compact_graph,
+    kernels,
+    optimized_nodes,
+    serialize,
+)
+from compressor.quantization.policy import HEAVY, ByFamily, Dynamic, Placement, Static, followers, placement_of
+from compressor.quantization.prepare_graph import clean_graph, is_quantized
+from compressor.quantization.quantize_graph import (
     Numbers,
     place_dynamic,
     place_static,

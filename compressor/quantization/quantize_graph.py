@@ -22,7 +22,7 @@ from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shap
 from torch import Tensor
 
 from compressor.affine import PerChannel, Scheme, Symmetric, choose_affine, extremes, integer_bounds, quantize
-from compressor.prepare_graph import quiet_logging
+from compressor.quantization.prepare_graph import quiet_logging
 from compressor.stage import StageError
 
 
