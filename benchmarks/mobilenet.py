@@ -2,8 +2,8 @@
 
     python benchmarks/mobilenet.py [--epochs 7] [--out DIR]
 
-The depthwise network of the quantization benchmark. Training takes half an hour on two cores, is kept in DIR and goes on
-where it was killed. The epoch that stands is the best on the validation images; the test images are not read.
+The depthwise network of the quantization benchmark. Training takes half an hour on one core, is kept in DIR and goes
+on where it was killed. The epoch that stands is the best on the validation images; the test images are not read.
 """
 
 import argparse

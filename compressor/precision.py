@@ -82,7 +82,7 @@ class Form:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         slow = [module for module in model.modules() if self.bfloat16 and _is_strided_depthwise(module)]
         for module in slow:
-            module.forward = self._float32(module.forward)  # type: ignore[method-assign] # deleted again below
+            module.forward = self._float32(module.forward)  # deleted again below
         try:
             yield
         finally:
