@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo check format docs clean bench bench-cifar10 bench-training \
-	bench-aa bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-architectures
+	bench-aa bench-quantization bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-architectures
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -59,7 +59,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-training bench-aa bench-latency bench-pruning-time bench-structure bench-recurrent bench-architectures \
+bench: bench-training bench-aa bench-latency bench-pruning-time bench-structure bench-recurrent bench-architectures bench-quantization \
 	bench-cifar10 bench-recovery  ## every benchmark
 
 bench-cifar10: $(VENV)/installed-dev  ## ResNet-56 and ResNet-20 by the shipped recipes, beside today's chains (hours; resumes)
@@ -93,6 +93,21 @@ bench-pruning-time: $(VENV)/installed-dev  ## seconds and memory of pruning, bes
 
 bench-architectures: $(VENV)/installed-dev  ## what pruning to half does to every architecture of the zoo
 	$(BIN)/python benchmarks/architectures.py
+
+# Peers pin what others need newer: each has an environment of its own.
+.venv-nncf .venv-aimet: .venv-%:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check onnx onnxruntime $(PEER_$*) || { rm -rf $@; exit 1; }
+
+PEER_nncf := nncf
+PEER_aimet := aimet-onnx
+
+bench-quantization: $(VENV)/installed-dev .venv-nncf .venv-aimet  ## int8 and int4 beside ONNX Runtime's quantizer, NNCF and AIMET (an hour; resumes)
+	$(BIN)/python benchmarks/quantization.py
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/saturation.py
+	$(BIN)/python benchmarks/quantization_ablation.py
+	$(BIN)/python benchmarks/docs.py
 
 docs: $(VENV)/installed-dev  ## tables and plots in docs/ from the stored results
 	$(BIN)/python benchmarks/docs.py

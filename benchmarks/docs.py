@@ -9,6 +9,7 @@ from pathlib import Path
 
 import architectures
 import matplotlib as mpl
+import quantization_docs
 import structure_docs
 from cifar import WORKLOADS
 
@@ -32,6 +33,11 @@ def main() -> None:
     results = structure_docs.stored(RESULTS)
     if results:
         write_atomic(DOCS / "structure.md", structure_docs.page(results))
+    quantized = quantization_docs.stored(RESULTS)
+    if quantized:
+        write_atomic(DOCS / "quantization-results.md", quantization_docs.page(quantized))
+    if "quantization" in quantized:
+        quantization_docs.draw(quantized["quantization"]["networks"], DOCS / "quantization.svg")
     if (stored := load("architectures")) is not None:
         write_atomic(architectures.DOCS, architectures.page(stored))
     if "structure" in results:

@@ -35,6 +35,19 @@ def quantize_static_u8s8(onnx_bytes: bytes, workload: Workload) -> bytes:
     )
 
 
+def quantize_dynamic_defaults(onnx_bytes: bytes, _workload: Workload) -> bytes:
+    """`onnxruntime.quantization.quantize_dynamic` as called with nothing but the model, preprocessed as advised."""
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, clean, result = (Path(folder) / name for name in ("source.onnx", "clean.onnx", "result.onnx"))
+        source.write_bytes(onnx_bytes)
+        quant_pre_process(source, clean, skip_symbolic_shape=True)
+        quantize_dynamic(clean, result)
+        return result.read_bytes()
+
+
 def _quantize_static(onnx_bytes: bytes, workload: Workload, **options) -> bytes:
     import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, quantize_static

@@ -48,7 +48,8 @@ Arm = Callable[[Workload, Context], nn.Module]
 
 def vgg16() -> Workload:
     workload = cifar.around(networks.seeded(networks.VGG16), "vgg16", train_images=5000)
-    return networks.trained(workload, epochs=3, learning_rate=0.05, folder=REFERENCES)
+    # 117 steps: at the rate of the residual networks they leave so deep a plain one near chance.
+    return networks.trained(workload, epochs=3, learning_rate=0.01, folder=REFERENCES)
 
 
 def mobilenetv2() -> Workload:
@@ -94,6 +95,8 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
 WITHOUT_BLOCKS = {"vgg16", "lstm"}
 # A search by milliseconds takes many minutes where there are so many groups; the count of MACs needs no table.
 BY_COUNT_ALONE = {"mobilenetv2"}
+# What is asked for, so that the 0.9 that are aimed at survive the error of the prediction.
+EFFICIENCY = 0.95
 # The share of the blocks whose removal halves the multiplications: they are all of the network's work, or nearly.
 BLOCKS_ALONE = {"resnet56": 0.52, "transformer": 0.5}
 
@@ -106,7 +109,10 @@ def arms(network: str) -> dict[str, Arm]:
     # Only time is judged here: losses from fewer images do.
     choose = PruneChannels if network in WITHOUT_BLOCKS else partial(ShrinkStructure, batches=2, rounds=3)
     name = "PruneChannels" if network in WITHOUT_BLOCKS else "ShrinkStructure"
-    found = {f"{name}, Macs(0.5)": by_stage(choose(target=Macs(0.5)))}
+    found = {
+        f"{name}, Macs(0.5)": by_stage(choose(target=Macs(0.5))),
+        f"{name}, Macs(0.5, efficiency={EFFICIENCY})": by_stage(choose(target=Macs(0.5, efficiency=EFFICIENCY))),
+    }
     if network not in BY_COUNT_ALONE:
         found[f"{name}, Latency(0.5)"] = by_stage(choose(target=Latency(0.5)))
         found[f"{name}, Latency(0.5, int8)"] = by_stage(choose(target=Latency(0.5, form="int8")))
@@ -152,6 +158,8 @@ def main() -> None:
         where = environment(target)
         rows = run(workload, arms(network), arguments.out / network, target=target, seconds=arguments.seconds)
         stored[network] = {"environment": where, "rows": rows}
+        if network == "lstm":
+            stored[network]["kernel"] = recurrent_kernel(workload, target)
         ordered = {name: stored[name] for name in WORKLOADS if name in stored}
         write_json(RESULT, {"benchmark": "structure", "seconds": arguments.seconds, "networks": ordered})
         print_table(network, rows)
@@ -218,6 +226,21 @@ def make(label: str, arm: Arm | None, workload: Workload, folder: Path, target: 
     if arm is None and len(facts["forms"]) < 2:
         raise RuntimeError(f"{workload.name} itself does not work: {facts['error'] or facts['int8_error']}")
     write_json(folder / "facts.json", facts | {"details": context.details})
+
+
+def recurrent_kernel(workload: Workload, target: Target) -> dict:
+    """What two stacked LSTM layers alone take by the latency table: milliseconds and products at every 16th width."""
+    from compressor.latency.latency_table import LatencyTable
+    from compressor.latency.operators import recurrent as layer
+
+    whole, (steps, bands) = workload.model.recurrent.hidden_size, workload.example_inputs.shape[1:]
+    table, found = LatencyTable(target), {"macs": {}, "float32": {}, "int8": {}}
+    for width in range(64, whole + 1, 16):
+        layers = [layer("lstm", bands, width, steps), layer("lstm", width, width, steps)]
+        found["macs"][str(width)] = sum(operator.macs for operator in layers)
+        for form in ("float32", "int8"):
+            found[form][str(width)] = table.total(layers, form)
+    return found
 
 
 def described(error: Exception) -> str:

@@ -20,6 +20,20 @@ class PerChannel:
     """One scale and zero point for every output channel."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PerBlock:
+    """One scale and zero point for every `size` (>= 2) inputs of an output channel."""
+
+    size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ValueError(f"size is the number of weights that share a scale, at least 2; got {self.size}")
+
+
+Granularity = PerTensor | PerChannel | PerBlock
+
+
 def _check_bits(bits: int) -> None:
     if not 2 <= bits <= 16:
         raise ValueError(f"bits is the width of the integers, from 2 to 16; got {bits}")
@@ -30,7 +44,7 @@ class Symmetric:
     """A range centred on zero. Signed integers then need no zero point; the most negative one is not used."""
 
     bits: int = 8
-    granularity: PerTensor | PerChannel = field(default_factory=PerChannel)
+    granularity: Granularity = field(default_factory=PerChannel)
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
@@ -41,7 +55,7 @@ class Asymmetric:
     """A range from the lowest to the highest value, extended to contain zero."""
 
     bits: int = 8
-    granularity: PerTensor | PerChannel = field(default_factory=PerTensor)
+    granularity: Granularity = field(default_factory=PerTensor)
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)

@@ -15,6 +15,7 @@ from torch.export import Dim
 
 from compressor.graph_cleaning import pool_globally_, rename_, strip_
 from compressor.runtime import OnnxModule
+from compressor.shape_cleaning import simplify_shapes_
 from compressor.verification import ExportError, ExportTask, export_task, input_names, verified_bytes
 from compressor.workload import Workload
 
@@ -69,6 +70,7 @@ def export_onnx(model: nn.Module, workload: Workload) -> Exported:
             try:
                 proto = convert(task, data_dependent=data_dependent)
                 # Cleaning comes before verification: what ships is what was verified.
+                simplify_shapes_(proto)
                 pool_globally_(proto)
                 rename_(proto, task.parameters, prefix=_PREFIX)
                 strip_(proto)

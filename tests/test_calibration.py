@@ -1,4 +1,4 @@
-"""Ranges from a stream of batches."""
+"""What is kept of a stream of batches, and how a graph runs over it."""
 
 import numpy as np
 import onnx
@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from compressor.quantization.calibration import MinMax, Observed, Percentile, observe_tensors
+from compressor.affine import Asymmetric
+from compressor.quantization import calibration
+from compressor.quantization.calibration import Auto, MinMax, MovingAverage, Observed, calibrate, observe_tensors
 from compressor.stage import StageError
 
 any_float = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -42,33 +44,6 @@ def test_histogram_counts_every_value_in_its_bin() -> None:
     assert filled == {-1.0: 1, 0.0: 2, 0.25: 1, 3.0: 1}
 
 
-def test_min_max_is_the_whole_range() -> None:
-    """One outlier decides."""
-    assert MinMax().range_of(_observed([1.0, 2.0], [-7.5])) == (-7.5, 2.0)
-
-
-def test_percentile_cuts_outliers() -> None:
-    """Of 10000 values in [0, 1) and one at 100, 99.9 % lie below about 1."""
-    values = (np.arange(10000) / 10000).astype(np.float32)
-    low, high = Percentile(percent=99.9).range_of(_observed(values, [100.0]))
-    assert low == 0
-    # Bins are 128 / 4096 = 0.03125 wide.
-    assert 0.99 <= high <= 1.04
-
-
-def test_percentile_of_everything_is_min_max() -> None:
-    """100 % cuts nothing."""
-    seen = _observed([-1.0, 0.5, 3.25])
-    assert Percentile(percent=100).range_of(seen) == MinMax().range_of(seen)
-
-
-def test_zeros_alone_give_an_empty_range() -> None:
-    """A tensor that was always zero has the range [0, 0] under either method."""
-    seen = _observed([0.0, 0.0], [0.0])
-    assert MinMax().range_of(seen) == (0.0, 0.0)
-    assert Percentile().range_of(seen) == (0.0, 0.0)
-
-
 def test_memory_does_not_grow() -> None:
     """What is kept after a hundred batches has the size of what is kept after one."""
     seen = _observed(np.ones(10))
@@ -76,12 +51,6 @@ def test_memory_does_not_grow() -> None:
     for factor in range(100):
         seen.update(np.full(10, factor, dtype=np.float32))
     assert seen.counts.nbytes == size
-
-
-def test_percent_given_as_a_fraction_is_refused_with_a_hint() -> None:
-    """0.9999 is taken for what it means."""
-    with pytest.raises(ValueError, match=r"did you mean 99\.99\?"):
-        Percentile(percent=0.9999)
 
 
 def _relu_model() -> onnx.ModelProto:
@@ -118,3 +87,97 @@ def test_empty_calibration_data_is_refused() -> None:
     """No batch, no range: the message says what to give."""
     with pytest.raises(StageError, match="calibration data is empty"):
         observe_tensors(_relu_model(), ["x"], [], binned=True)
+
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def _batches(values: torch.Tensor, *sizes: int) -> list[Batch]:
+    """`values` (samples, 2) in batches of the given sizes, over and over."""
+    batches, start = [], 0
+    while start < len(values):
+        size = sizes[len(batches) % len(sizes)]
+        batches.append((values[start : start + size], torch.zeros(len(values[start : start + size]))))
+        start += size
+    return batches
+
+
+@pytest.mark.parametrize("averaging", [None, 0.1])
+def test_a_graph_sees_the_same_slices_whatever_the_batches(averaging: float | None) -> None:
+    """Batches of 1, of 7 and 3 in turns, and of all: the same slices reach the session, and all numbers are equal."""
+    values = torch.randn(50, 2)
+    kept = []
+    for sizes in ((1,), (7, 3), (50,)):
+        observed, samples = observe_tensors(
+            _relu_model(), ["x", "y", "output"], _batches(values, *sizes), binned=True, averaging=averaging
+        )
+        assert samples == 50
+        kept.append([(seen.low, seen.high, repr(seen.average_low), seen.counts.tolist()) for seen in observed.values()])
+    assert kept[0] == kept[1] == kept[2]
+
+
+def test_slices_cross_batches_but_not_changes_of_shape() -> None:
+    """Slices of 4 from batches of 3, 3 and a wider 5: 4, 2 (the shape changes), 4, 1."""
+    batches = [{"x": np.full((count, width), count)} for count, width in ((3, 2), (3, 2), (5, 7))]
+    slices = calibration._slices(batches, 4, 100)
+    assert [part["x"].shape for part in slices] == [(4, 2), (2, 2), (4, 7), (1, 7)]
+
+
+def test_only_the_first_samples_are_run() -> None:
+    """samples=5 of batches of 2 takes two batches and a half: the ten of the sixth sample are not seen."""
+    values = torch.tensor([[1.0, 2.0]] * 5 + [[10.0, 10.0]] * 5)
+    found = calibrate(
+        _relu_model(), ["x"], _batches(values, 2), MinMax(samples=5), Asymmetric(), signed=False, threads=1
+    )
+    assert found.samples == 5
+    assert found.ranges == {"x": (1.0, 2.0)}
+
+
+def test_tensors_beyond_the_cap_are_observed_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample of x, y and output takes 8 bytes each: with a cap of 17 there are two passes, with the same ranges."""
+    fetched: list[list[str]] = []
+    opened = calibration._probe
+    monkeypatch.setattr(
+        calibration, "_probe", lambda model, tensors: fetched.append(list(tensors)) or opened(model, tensors)
+    )
+    batches = _batches(torch.randn(20, 2), 5)
+    capped, samples = observe_tensors(_relu_model(), ["x", "y", "output"], batches, binned=True, max_bytes=17)
+    free, _ = observe_tensors(_relu_model(), ["x", "y", "output"], batches, binned=True)
+    assert fetched == [["x", "y"], ["output"], ["x", "y", "output"]]
+    assert samples == 20
+    assert {name: (seen.low, seen.high) for name, seen in capped.items()} == {
+        name: (seen.low, seen.high) for name, seen in free.items()
+    }
+
+
+def test_moving_average_of_a_graph_is_over_single_samples() -> None:
+    """Highs of 1, 3 and 5 with weight 0.5 average to 1, 2, 3.5, though they come as one batch."""
+    values = torch.tensor([[0.0, 1.0], [0.0, 3.0], [0.0, 5.0]])
+    method = MovingAverage(averaging=0.5)
+    found = calibrate(_relu_model(), ["x"], _batches(values, 3), method, Asymmetric(), signed=False, threads=1)
+    assert found.ranges == {"x": (0.0, 3.5)}
+
+
+def test_auto_judges_by_the_outputs() -> None:
+    """The error that is reported for min-max is that of rounding x and y in numpy; the least of all is taken."""
+    values = torch.randn(64, 2)
+    scheme = Asymmetric(bits=4)
+    found = calibrate(_relu_model(), ["x", "y"], _batches(values, 16), Auto(), scheme, signed=False, threads=1)
+    errors = found.details["output_error"]
+    assert errors[found.details["chosen"]] == min(errors.values())
+    assert found.details["samples"] == 64
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        scale = np.float32((x.max() - x.min()) / 15)
+        zero = np.round(-x.min() / scale)
+        return (np.clip(np.round(x / scale) + zero, 0, 15) - zero) * scale
+
+    x = values.numpy()
+    expected = np.maximum(-x, 0)
+    # y takes the range of -x, not that of the rounded x.
+    low, high = float((-x).min()), float((-x).max())
+    scale = np.float32((high - low) / 15)
+    zero = np.round(-low / scale)
+    y = (np.clip(np.round(-rounded(x) / scale) + zero, 0, 15) - zero) * scale
+    error = np.square(np.maximum(y, 0) - expected).sum() / np.square(expected).sum()
+    assert errors["MinMax(samples=None)"] == pytest.approx(error, rel=1e-3)

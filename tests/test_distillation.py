@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor import teaching
 from compressor.batches import Batches
 from compressor.metrics import Metric
 from compressor.snapshots import capture
 from compressor.stage import Context, Effect, StageError
 from compressor.stages import distillation
-from compressor.stages.distillation import Distill, soft_target_loss
+from compressor.stages.distillation import Distill
+from compressor.teaching import soft_target_loss
 from compressor.training import train
 from compressor.workload import Workload
 
@@ -94,7 +96,7 @@ def test_remembered_outputs_give_the_bits_of_computed_ones(augmented, tiny_cnn, 
     Distill(**SHORT, views=1).apply(cached, augmented, context)
     # 3 batches of 32 x 4 logits; the teacher computes view 0 once, epochs 1 and 2 replay it.
     assert context.details["teacher_cache"].startswith("6 of 9 batches answered from")
-    monkeypatch.setattr(distillation, "CACHE_BYTES", 0)
+    monkeypatch.setattr(teaching, "CACHE_BYTES", 0)
     context = Context(progress=False)
     Distill(**SHORT, views=1).apply(computed, augmented, context)
     assert context.details["teacher_cache"].startswith("0 of 9 batches")

@@ -41,11 +41,11 @@ def test_what_is_harmless_alone_and_not_together_is_settled_in_order() -> None:
 
 
 def test_rounding_follows_the_kind() -> None:
-    """Channels suit the kernels, recurrent units go in eighths, heads one by one."""
+    """Channels suit the kernels, recurrent units go in sixteenths, heads one by one."""
     assert multiple_of(group("a", 64), None, 16) == 16
     assert multiple_of(group("a", 64), 4, 16) == 4
-    assert multiple_of(group("a", 128, "units"), None, 16) == 16
-    assert multiple_of(group("a", 100, "units"), None, 16) == 8
+    assert multiple_of(group("a", 256, "units"), None, 16) == 16
+    assert multiple_of(group("a", 100, "units"), None, 16) == 4
     assert multiple_of(group("a", 4, "units"), None, 16) == 1
     assert multiple_of(group("a", 12, "heads"), 4, 16) == 1
 

@@ -17,6 +17,9 @@ from compressor.stages import PruneChannels
         (lambda: Latency(ms=0.0), "ms is the time of one call, above 0; got 0.0"),
         (lambda: Latency(0.5, form="int4"), "float32, int8; got 'int4'"),
         (lambda: Macs(1.0), "what is left of the reference's multiply-accumulates, in .0, 1.; got 1.0"),
+        (lambda: Macs(0.5, efficiency=95), r"in \(0, 1\]; got 95; write Macs\(0.5, efficiency=0.95\)"),
+        (lambda: Macs(0.5, efficiency=0.9, forms=("int4",)), "one or more of float32, int8; got .'int4',."),
+        (lambda: Macs(0.5, forms="int8"), "forms is a tuple"),
         (lambda: Parameters(0.0), "parameters, in .0, 1.; got 0.0"),
     ],
 )
@@ -26,7 +29,16 @@ def test_impossible_targets_are_refused(make, message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("target", [Latency(0.5), Latency(ms=1.2, form="int8"), Macs(0.4), Parameters(0.3)])
+@pytest.mark.parametrize(
+    "target",
+    [
+        Latency(0.5),
+        Latency(ms=1.2, form="int8"),
+        Macs(0.4),
+        Macs(0.4, efficiency=0.9, forms=("int8",)),
+        Parameters(0.3),
+    ],
+)
 def test_targets_are_data(target) -> None:
     """A target's repr makes an equal one again."""
     assert eval(repr(target)) == target  # noqa: S307 - the target's own repr
@@ -62,6 +74,13 @@ def test_a_lone_value_is_that_of_the_first_field() -> None:
     text = "stages: [{prune_channels: {target: {latency: 0.5}, schedule: {steps: [0.5, 1.0]}}}]"
     (stage,) = Recipe.loads(text).stages
     assert stage == PruneChannels(target=Latency(0.5), schedule=Steps(fractions=(0.5, 1.0)))
+
+
+def test_an_efficiency_is_written_in_a_recipe() -> None:
+    """`macs: {fraction: 0.5, efficiency: 0.9, forms: [int8]}` is the target of the same words."""
+    text = "stages: [{prune_channels: {target: {macs: {fraction: 0.5, efficiency: 0.9, forms: [int8]}}}}]"
+    (stage,) = Recipe.loads(text).stages
+    assert stage == PruneChannels(target=Macs(0.5, efficiency=0.9, forms=("int8",)))
 
 
 def test_a_lone_value_of_the_wrong_kind_is_refused_at_its_place() -> None:

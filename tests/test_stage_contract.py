@@ -16,6 +16,7 @@ from compressor.stages import (
     DropBlocks,
     FineTune,
     PruneChannels,
+    QuantizationAwareTraining,
     Quantize,
     ReestimateBatchNorm,
     RemoveZeroChannels,
@@ -34,6 +35,7 @@ STAGES = [
     FineTune(epochs=1, tail_epochs=0),
     Distill(epochs=1, tail_epochs=0, views=1),
     ReestimateBatchNorm(batches=2),
+    QuantizationAwareTraining(epochs=1),
     Quantize(),
 ]
 

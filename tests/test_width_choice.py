@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from compressor.knapsack import BudgetError
 from compressor.pruning.scope import Global, Isomorphic, PerLayer
-from compressor.pruning.structure_choice import BudgetError
 from compressor.pruning.width_choice import removed_importance, width_options, widths_within
 from compressor.structure.couplings import Coupled, Part
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from compressor.estimate import Estimate
 from compressor.plan import Entry, apply_plan_
+from compressor.pruning.pruning_goals import Goal
 from compressor.pruning.pruning_targets import PruningTarget
-from compressor.pruning.structure_goals import Goal
 from compressor.stage import StageError
 
 # A measured time that is off by less is as good as clock and staircase let it be.
@@ -62,6 +62,7 @@ def measured_choice(
             f"{target!r}: the best choice was measured at {measured.value:.4g} {goal.unit}, no less than the "
             f"{goal.start:.4g} {goal.unit} it has; raise the target, or leave this stage out"
         )
+    details["target"] |= goal.beside(_built(model, taken))
     return taken
 
 

@@ -7,37 +7,20 @@ choice at hand, and the knapsack is solved again around each new choice (sequent
 changes.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from compressor.knapsack import BudgetError, Option, choose, frontier
 
 # The width of each group and 1 or 0 for each block, by name.
 State = Mapping[str, int]
 # The cost of each of several states, asked for together so that what has to be measured is measured in one go.
 Cost = Callable[[Sequence[State]], list[float]]
 
-# Beyond so many undominated partial choices they are thinned out evenly over the cost.
-_FRONTIER = 4096
+# How many undominated choices of the parts of one item are looked at.
 _INNER_FRONTIER = 96
 _ITERATIONS = 12
-
-
-class BudgetError(ValueError):
-    """A budget that no choice meets; `least` is the least cost that was found."""
-
-    def __init__(self, budget: float, least: float) -> None:
-        super().__init__(f"no choice costs at most {budget:.6g}: the cheapest costs {least:.6g}; raise the target")
-        self.least = least
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One way to have an item: what it loses and what it costs, in units that add up over items."""
-
-    loss: float
-    cost: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +50,6 @@ class Chosen:
     state: dict[str, int]
     loss: float
     cost: float
-
-
-def choose(items: Sequence[Sequence[Option]], budget: float) -> tuple[int, ...]:
-    """The index of one option of each item: the least total loss at a total cost of at most `budget`.
-
-    Of equals the cheapest. Exact while no more than 4096 partial choices are undominated; beyond, they are thinned
-    out evenly over the cost, and what is chosen still keeps the budget. Raises BudgetError where nothing does.
-    """
-    found = _frontier(items, budget, _FRONTIER, best_only=True)
-    if not found:
-        raise BudgetError(budget, sum(min(option.cost for option in item) for item in items))
-    return found[0][0]
 
 
 def choose_structure(items: Sequence[Item], cost: Cost, budget: float, start: State) -> Chosen:
@@ -112,6 +83,16 @@ def choose_structure(items: Sequence[Item], cost: Cost, budget: float, start: St
         best = search.repaired(picks)
     best = search.improved(best)
     return Chosen(state=search.state_of(best), loss=search.loss_of(best), cost=search.cost_of(best))
+
+
+def polish(items: Sequence[Item], cost: Cost, budget: float, start: State) -> Chosen:
+    """The state that single changes lead to from `start`: down to `budget` first, then to less loss within it.
+
+    Raises BudgetError where no change is cheaper any more and the budget is not kept.
+    """
+    search = _Search(items, cost, budget)
+    picks = search.improved(search.repaired(search.picks_of(start)))
+    return Chosen(state=search.state_of(picks), loss=search.loss_of(picks), cost=search.cost_of(picks))
 
 
 # One pick for each item: None where it is dropped, else the index of the choice of each part.
@@ -194,7 +175,7 @@ class _Search:
                 ]
                 for part, choices in enumerate(item.parts)
             ]
-            inner = _frontier(parts, np.inf, _INNER_FRONTIER)
+            inner = frontier(parts, math.inf, _INNER_FRONTIER)
             extra = item.kept.loss if item.kept is not None else 0.0
             row = [Option(loss=extra + loss, cost=whole - base + price) for _, loss, price in inner]
             names: list[_Pick] = [pick for pick, _, _ in inner]
@@ -247,44 +228,6 @@ class _Search:
             if not self.loss_of(better) < self.loss_of(picks):
                 return picks
             picks = better
-
-
-def _frontier(
-    items: Sequence[Sequence[Option]], budget: float, limit: int, *, best_only: bool = False
-) -> list[tuple[tuple[int, ...], float, float]]:
-    """The undominated choices within `budget` by rising cost, or the best: (option of each item, loss, cost)."""
-    losses: NDArray[np.float64] = np.zeros(1)
-    costs: NDArray[np.float64] = np.zeros(1)
-    parents: list[tuple[NDArray[np.int64], int]] = []
-    least = [min(option.cost for option in item) for item in items]
-    # Sums of differences: a budget that is met to the last digit is met.
-    slack = 1e-9 * (abs(budget) + sum(map(abs, least))) if np.isfinite(budget) else 0.0
-    for number, item in enumerate(items):
-        all_losses = (losses[:, None] + np.array([option.loss for option in item])).ravel()
-        all_costs = (costs[:, None] + np.array([option.cost for option in item])).ravel()
-        affordable = np.flatnonzero(all_costs + sum(least[number + 1 :]) <= budget + slack)
-        order = affordable[np.lexsort((all_losses[affordable], all_costs[affordable]))]
-        if not len(order):
-            return []
-        best = np.minimum.accumulate(all_losses[order])
-        order = order[np.concatenate(([True], best[1:] < best[:-1]))]
-        if len(order) > limit:
-            span = all_costs[order] - all_costs[order[0]]
-            bucket = np.floor(span / span[-1] * (limit - 2)).astype(np.int64)
-            # Of each bucket the most expensive, which loses least; and the cheapest of all, which fits what follows.
-            kept = np.append(bucket[1:] != bucket[:-1], True)
-            kept[0] = True
-            order = order[kept]
-        losses, costs = all_losses[order], all_costs[order]
-        parents.append((order, len(item)))
-    found = []
-    for end in range(len(losses) - 1 if best_only else 0, len(losses)):
-        picks, at = [], end
-        for order, count in reversed(parents):
-            at, option = divmod(int(order[at]), count)
-            picks.append(option)
-        found.append((tuple(reversed(picks)), float(losses[end]), float(costs[end])))
-    return found
 
 
 def _changes(item: Item, pick: _Pick) -> dict[str, int]:

@@ -1,9 +1,10 @@
-"""What a pruning target means for a model at hand: the limit, what a state would cost, and what was reached."""
+"""What a count or a latency means for a model at hand: the limit, what a state would cost, and what was reached."""
 
 import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -12,34 +13,15 @@ from compressor.estimate import Estimate
 from compressor.latency.latency_prediction import operators_of_graph
 from compressor.latency.latency_table import LatencyTable, in_one_model
 from compressor.latency.operators import Operator
-from compressor.pruning.pruning_targets import Latency, Macs, Parameters, PruningTarget
+from compressor.pruning.pruning_targets import Latency, Macs, Parameters
 from compressor.pruning.shipped_form import shipped_file
-from compressor.pruning.structure_choice import Cost
+from compressor.pruning.structure_choice import Chosen, Cost, Item, State, choose_structure
 from compressor.pruning.structure_costs import FileTime, LatencyCosts, StructureCosts
 from compressor.runtime import time_interleaved
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.structure.couplings import Coupled
 from compressor.structure.trials import evaluating
 from compressor.workload import Workload, resize_batch
-
-
-def goal_of(target: PruningTarget, model: nn.Module, workload: Workload, context: Context) -> "CountGoal | LatencyGoal":
-    """`target` for `model`: fractions are of the workload's own model. Raises StageError where it is reached already.
-
-    A latency exports and times both, interleaved, in the form that ships, which takes some seconds.
-    """
-    goal: CountGoal | LatencyGoal
-    if isinstance(target, Latency):
-        goal = LatencyGoal.of(target, model, workload, context)
-    else:
-        goal = CountGoal.of(target, model, workload, context)
-    if goal.start <= goal.limit:
-        raise StageError(
-            f"the model already has {_amount(goal.start, goal.unit)}, within the {_amount(goal.limit, goal.unit)} that "
-            f"{target!r} allows (reference: {_amount(goal.reference, goal.unit)}); lower the target or leave this stage"
-            " out"
-        )
-    return goal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +60,15 @@ class CountGoal:
         """What `model` really costs, in `unit`."""
         value = _count(self.kind, model, self.workload, self.context)
         return Estimate(value, value, value)
+
+    def choose(self, items: Sequence[Item], cost: Cost, limit: float, start: State) -> Chosen:
+        """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
+        return choose_structure(items, cost, limit, start)
+
+    def beside(self, model: nn.Module) -> dict[str, Any]:
+        """What else of `model` the report is told: nothing."""
+        del model
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +151,14 @@ class LatencyGoal:
         speedup = timing.speedup
         return Estimate(self.reference / speedup.value, self.reference / speedup.high, self.reference / speedup.low)
 
+    def choose(self, items: Sequence[Item], cost: Cost, limit: float, start: State) -> Chosen:
+        """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
+        return choose_structure(items, cost, limit, start)
 
-Goal = CountGoal | LatencyGoal
+    def beside(self, model: nn.Module) -> dict[str, Any]:
+        """What else of `model` the report is told: nothing."""
+        del model
+        return {}
 
 
 def _shipped(model: nn.Module, workload: Workload, context: Context, form: str) -> bytes:
@@ -200,7 +197,3 @@ def _count(kind: type[Macs | Parameters], model: nn.Module, workload: Workload, 
 def _sizes(model: nn.Module) -> tuple[tuple[int, ...], ...]:
     """The shapes of all weights: of models of one class, those that differ in time differ in them."""
     return tuple(sorted(tuple(value.shape) for value in model.state_dict().values()))
-
-
-def _amount(value: float, unit: str) -> str:
-    return f"{value:.3g} {unit}" if unit == "ms" else f"{value:,.0f} {unit}"

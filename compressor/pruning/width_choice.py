@@ -5,10 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from compressor.knapsack import BudgetError
 from compressor.pruning.importance import comparable, keep_best
 from compressor.pruning.scope import Global, Isomorphic, PerLayer, kept_widths
-from compressor.pruning.structure_choice import BudgetError, Choice, Cost, Item, choose_structure
+from compressor.pruning.structure_choice import Choice, Chosen, Cost, Item, State, choose_structure
 from compressor.structure.couplings import Coupled
+
+# The items, the cost, the limit and the state to start from: the state of the least loss within the limit.
+Choose = Callable[[Sequence[Item], Cost, float, State], Chosen]
 
 # So many widths of a group are enough to see its staircase; more cost a measured layer for each pair of neighbours.
 MOST_WIDTHS = 16
@@ -41,13 +45,14 @@ def widths_within(
     scores: Mapping[str, Tensor],
     align: Callable[[Coupled], int],
     across: Callable[[Tensor], Tensor] = comparable,
+    choose: Choose = choose_structure,
 ) -> dict[str, int]:
     """The width that each of `groups` keeps, by name, so that `cost` is at most `limit`.
 
     In the scope Global, the least importance goes: a knapsack over all widths in which every channel counts with its
-    score, made comparable by `across`, once for each layer that makes it. The other scopes take the least fraction that
-    is enough, of every layer or topology. `scores` are (width,) by group name. Raises BudgetError where nothing keeps
-    the limit.
+    score, made comparable by `across`, once for each layer that makes it; `choose` solves it. The other scopes take the
+    least fraction that is enough, of every layer or topology. `scores` are (width,) by group name. Raises BudgetError
+    where nothing keeps the limit.
     """
     if not isinstance(scope, Global):
         before = {group.name: group.width for group in groups}
@@ -71,7 +76,7 @@ def widths_within(
             )
         )
     whole = {group.name: group.width for group in groups}
-    return choose_structure(items, cost, limit, whole).state
+    return choose(items, cost, limit, whole).state
 
 
 def _first_within(limit: float, cost: Cost, tried: Sequence[dict[str, int]]) -> dict[str, int]:

@@ -1,151 +1,254 @@
-"""Ranges of a float graph's tensors over a stream of batches, in memory that does not grow with the stream.
+"""Ranges of a float graph's tensors over a stream of samples, in memory that does not grow with the stream.
 
-Minimum, maximum and a histogram are all that is kept. A histogram's bins are powers of two wide; when a value falls
-outside, the range doubles and bins merge in pairs, which is exact. So the counts are those that the final bins would
-have had from the start, and any split of the same values into batches gives the same bits.
+The graph runs on slices of the stream whose size follows from the graph alone, not from how the data comes in batches:
+the same samples in the same order give the same bits. Slices are small enough for what is computed to stay in a
+processor's cache until it is counted; where even one sample's tensors exceed the cap on memory, they are observed in
+several passes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
+import onnxruntime as ort
+import torch
+from onnx import TensorProto, helper
+from tqdm import tqdm
 
-from compressor.runtime import feeds_of, open_session
+from compressor.affine import Scheme
+from compressor.quantization.histogram import Observed
+from compressor.quantization.range_choice import choose_ranges
+from compressor.quantization.range_methods import MSE, Auto, Entropy, Method, MinMax, MovingAverage, Percentile
+from compressor.runtime import Feeds, feeds_of, open_session
 from compressor.stage import StageError
 from compressor.workload import batches_of
 
-# Even, so that pairs merge; 4096 on either side of zero resolve a range to 1/2048 of its end or finer.
-_BINS = 8192
-# 2**-126 is the smallest normal float32: whatever lies below shares the bins next to zero.
-_SMALLEST_EXPONENT = -126
+__all__ = [
+    "MSE",
+    "Auto",
+    "Calibration",
+    "Entropy",
+    "Method",
+    "MinMax",
+    "MovingAverage",
+    "Observed",
+    "Percentile",
+    "calibrate",
+    "observe_tensors",
+    "sample_slices",
+]
+
+# Ranges settle after hundreds of samples (Nagel et al. 2021, arXiv:2106.08295): what is beyond this costs time alone.
+_MOST_SAMPLES = 4096
+# What the observed tensors of one pass may take at once.
+_MAX_BYTES = 256 << 20
+# What the observed tensors of a slice take: slices of a few samples amortise the calls and still fit the cache.
+_SLICE_BYTES = 16 << 20
+_MOST_IN_SLICE = 32
+# Samples that are run at once to judge ranges by the outputs.
+_JUDGED_IN_SLICE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class MinMax:
-    """The whole range that calibration saw."""
+class Calibration:
+    """{tensor: (low, high)} of those that had values, how many samples they are from, and what the report is told."""
 
-    def range_of(self, observed: "Observed") -> tuple[float, float]:
-        """(low, high), the extremes."""
-        return observed.low, observed.high
-
-
-@dataclass(frozen=True, kw_only=True)
-class Percentile:
-    """The range that holds `percent` (in (50, 100]) of the values; what is cut is cut half on either side."""
-
-    percent: float = 99.99
-
-    def __post_init__(self) -> None:
-        if not 50 < self.percent <= 100:
-            hint = f"; did you mean {self.percent * 100:g}?" if 0.5 < self.percent <= 1 else ""
-            raise ValueError(f"percent is the share of values kept, in (50, 100], got {self.percent}{hint}")
-
-    def range_of(self, observed: "Observed") -> tuple[float, float]:
-        """(low, high), to the width of a bin and never wider than the extremes."""
-        counts, edges = observed.histogram()
-        if not counts.size:
-            return observed.low, observed.high
-        cut = counts.sum() * (100 - self.percent) / 200
-        below = np.cumsum(counts)
-        above = np.cumsum(counts[::-1])[::-1]
-        low = float(edges[int(np.argmax(below > cut))])
-        high = float(edges[len(counts) - int(np.argmax(above[::-1] > cut))])
-        return max(low, observed.low), min(high, observed.high)
+    ranges: Mapping[str, tuple[float, float]]
+    samples: int
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
-Method = MinMax | Percentile
+def calibrate(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    data: Iterable[Any],
+    method: Method,
+    scheme: Scheme,
+    *,
+    signed: bool,
+    threads: int | None = None,
+    progress: bool = False,
+    max_bytes: int = _MAX_BYTES,
+) -> Calibration:
+    """The ranges by `method` of the named float `tensors` of `model` over `data`, for integers of `scheme`.
 
-
-@dataclass(kw_only=True)
-class Observed:
-    """What one tensor's values were: extremes and, if `binned`, a histogram of `_BINS` bins over [-2**e, 2**e)."""
-
-    binned: bool = True
-    low: float = float("inf")
-    high: float = float("-inf")
-    exponent: int | None = None
-    zeros: int = 0
-    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, dtype=np.int64))
-
-    def update(self, values: npt.NDArray[Any]) -> None:
-        """Takes in more values. Raises ValueError at NaN and infinities."""
-        if values.size == 0:
-            return
-        low, high = float(values.min()), float(values.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise ValueError("it produced NaN or infinite values")
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        if self.binned:
-            self._count(values.reshape(-1), max(-low, high))
-
-    def histogram(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """(counts, edges) of all values so far, one more edge than counts; empty when there were none but zeros."""
-        if self.exponent is None:
-            return np.zeros(0, dtype=np.int64), np.zeros(1)
-        counts = self.counts.copy()
-        counts[_BINS // 2] += self.zeros
-        return counts, np.ldexp(np.arange(-_BINS // 2, _BINS // 2 + 1, dtype=np.float64), self._bin_exponent())
-
-    def _bin_exponent(self) -> int:
-        assert self.exponent is not None
-        return self.exponent + 1 - (_BINS.bit_length() - 1)
-
-    def _count(self, values: npt.NDArray[Any], largest: float) -> None:
-        if largest == 0:
-            # Zeros fit bins of any width, which is chosen when the first other value comes.
-            self.zeros += values.size
-            return
-        # frexp's mantissa is in [0.5, 1): |values| < 2**needed, so that the largest has a bin too.
-        needed = max(int(np.frexp(largest)[1]), _SMALLEST_EXPONENT)
-        if self.exponent is None:
-            self.exponent = needed
-        while self.exponent < needed:
-            self._double()
-        # Scaling by a power of two is exact: in float32 where it can neither overflow nor underflow, else in float64.
-        exact = np.float32 if values.dtype == np.float32 and -100 <= self.exponent <= 12 else np.float64
-        index = np.multiply(values.astype(exact), exact(2.0 ** -self._bin_exponent()))
-        self.counts += np.bincount(np.floor(index).astype(np.int32) + _BINS // 2, minlength=_BINS)
-
-    def _double(self) -> None:
-        assert self.exponent is not None
-        pairs = self.counts.reshape(-1, 2).sum(axis=1)
-        self.counts = np.zeros(_BINS, dtype=np.int64)
-        self.counts[_BINS // 4 : 3 * _BINS // 4] = pairs
-        self.exponent += 1
+    `data` yields batches as a workload's sets do, and is iterated more than once. `threads` run the graph, by default
+    as many as torch uses. Raises StageError where it is empty or a tensor is not finite.
+    """
+    threads = threads or torch.get_num_threads()
+    observed, samples = observe_tensors(
+        model,
+        tensors,
+        data,
+        binned=method.binned,
+        averaging=method.averaging,
+        samples=method.samples,
+        threads=threads,
+        progress=progress,
+        max_bytes=max_bytes,
+    )
+    seen = {name: entry for name, entry in observed.items() if not entry.empty}
+    details: dict[str, Any] = {"method": repr(method), "samples": samples, "tensors": len(tensors)}
+    ranges = {name: method.range_of(entry, scheme, signed=signed) for name, entry in seen.items()}
+    if isinstance(method, Auto) and seen:
+        options = {"each its own": ranges}
+        for candidate in method.candidates:
+            options[repr(candidate)] = {
+                name: candidate.range_of(entry, scheme, signed=signed) for name, entry in seen.items()
+            }
+        slices = sample_slices(model, data, size=_JUDGED_IN_SLICE, samples=method.judged)
+        best, errors = choose_ranges(model, options, slices, scheme, signed=signed, threads=threads, progress=progress)
+        ranges = options[best]
+        details["chosen"] = best
+        details["output_error"] = {name: float(f"{error:.4g}") for name, error in errors.items()}
+    return Calibration(ranges=ranges, samples=samples, details=details)
 
 
 def observe_tensors(
-    model: onnx.ModelProto, tensors: Sequence[str], data: Iterable[Any], *, binned: bool, threads: int = 1
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    data: Iterable[Any],
+    *,
+    binned: bool,
+    averaging: float | None = None,
+    samples: int | None = None,
+    threads: int = 1,
+    progress: bool = False,
+    max_bytes: int = _MAX_BYTES,
 ) -> tuple[dict[str, Observed], int]:
-    """What the named float tensors of `model` were over `data`, and how many samples that was.
+    """What the named float tensors of `model` were over the first `samples` of `data`, and how many samples that was.
 
-    `data` yields batches as a workload's sets do. Raises StageError when it is empty or a tensor is not finite.
+    `data` yields batches as a workload's sets do; None means all of it, 4096 samples at most. `binned` and `averaging`
+    as in `Observed`. The tensors of one run take `max_bytes` at most, unless a single one of a single sample takes
+    more. Raises StageError when `data` is empty or a tensor is not finite.
     """
+    observed = {name: Observed(binned=binned, averaging=averaging) for name in tensors}
+    limit = _MOST_SAMPLES if samples is None else samples
+    session = open_session(_shapes_of(model, tensors).SerializeToString(), threads=threads)
+    first = next(_slices(_fed(session, data), 1, 1), None)
+    if first is None:
+        raise StageError("calibration data is empty; give the workload at least one batch of it")
+    sizes = _bytes_of(session, tensors, first)
+    size = _fixed_batch(model) or (1 if averaging is not None else _slice_size(sum(sizes.values()), max_bytes))
+    count = 0
+    for group in _groups(sizes, max_bytes):
+        session = open_session(_probe(model, group).SerializeToString(), threads=threads)
+        computed = [name for name in group if name not in first]
+        count = 0
+        batches = tqdm(data, desc="calibration", unit="batch", leave=False, disable=not progress)
+        for feeds in _slices(_fed(session, batches), size, limit):
+            count += _samples_in(feeds)
+            values = dict(zip(computed, session.run(computed, feeds), strict=True)) if computed else {}
+            for name in group:
+                try:
+                    observed[name].update(feeds[name] if name in feeds else values[name])
+                except ValueError as error:
+                    raise StageError(
+                        f"tensor {name!r} cannot be calibrated: {error}; check the model and the calibration data"
+                    ) from error
+    return observed, count
+
+
+def sample_slices(
+    model: onnx.ModelProto, data: Iterable[Any], *, size: int, samples: int, threads: int = 1
+) -> list[Feeds]:
+    """The first `samples` of `data` as `model` is fed, `size` at a time."""
+    session = open_session(model.SerializeToString(), threads=threads)
+    return list(_slices(_fed(session, data), _fixed_batch(model) or size, samples))
+
+
+def _fed(session: ort.InferenceSession, data: Iterable[Any]) -> Iterator[Feeds]:
+    return (feeds_of(session, inputs) for inputs, _ in batches_of(data))
+
+
+def _samples_in(feeds: Feeds) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _slices(batches: Iterable[Feeds], size: int, samples: int) -> Iterator[Feeds]:
+    """The first `samples` of `batches` in slices of `size`; only the last, and those before a change of shape, less.
+
+    Samples lie along the first dimension of the first array; arrays of another length go with every slice of theirs.
+    """
+    rest: Feeds = {}
+    taken = 0
+    for batch in batches:
+        feeds = _part(batch, 0, samples - taken)
+        taken += _samples_in(feeds)
+        if rest and _joinable(rest, feeds):
+            feeds = {name: np.concatenate([rest[name], array]) for name, array in feeds.items()}
+        elif rest:
+            yield rest
+        whole = _samples_in(feeds) // size * size
+        for start in range(0, whole, size):
+            yield _part(feeds, start, start + size)
+        rest = _part(feeds, whole, None) if whole < _samples_in(feeds) else {}
+        if taken == samples:
+            break
+    if rest:
+        yield rest
+
+
+def _part(feeds: Feeds, start: int, stop: int | None) -> Feeds:
+    samples = _samples_in(feeds)
+    return {name: array[start:stop] if array.shape[:1] == (samples,) else array for name, array in feeds.items()}
+
+
+def _joinable(one: Feeds, other: Feeds) -> bool:
+    return all(
+        array.shape[:1] == (_samples_in(feeds),) and array.shape[1:] == one[name].shape[1:]
+        for feeds in (one, other)
+        for name, array in feeds.items()
+    )
+
+
+def _probe(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """`model` with `tensors` among its outputs."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    outputs = {output.name for output in probe.graph.output} | {value.name for value in probe.graph.input}
-    for name in tensors:
-        if name not in outputs:
-            probe.graph.output.append(onnx.ValueInfoProto(name=name))
-    session = open_session(probe.SerializeToString(), threads=threads)
-    input_names = [value.name for value in session.get_inputs()]
-    observed = {name: Observed(binned=binned) for name in tensors}
-    wanted = [name for name in tensors if name not in input_names]
-    samples = 0
-    for inputs, _ in batches_of(data):
-        feeds = feeds_of(session, inputs)
-        samples += len(next(iter(feeds.values())))
-        values = dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}
-        for name in tensors:
-            try:
-                observed[name].update(feeds[name] if name in feeds else values[name])
-            except ValueError as error:
-                raise StageError(
-                    f"tensor {name!r} cannot be calibrated: {error}; check the model and the calibration data"
-                ) from error
-    if samples == 0:
-        raise StageError("calibration data is empty; give the workload at least one batch of it")
-    return observed, samples
+    known = {value.name for value in chain(probe.graph.output, probe.graph.input)}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
+    return probe
+
+
+def _shapes_of(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """`model` with the shapes of `tensors` as its outputs, in their order: they themselves are freed on the way."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    for number, name in enumerate(tensors):
+        shape = f"calibrated_shape_{number}"
+        probe.graph.node.append(helper.make_node("Shape", [name], [shape], name=shape))
+        probe.graph.output.append(helper.make_tensor_value_info(shape, TensorProto.INT64, None))
+    return probe
+
+
+def _bytes_of(session: ort.InferenceSession, tensors: Sequence[str], sample: Feeds) -> dict[str, int]:
+    shapes = session.run(None, sample)
+    return {name: 4 * int(np.prod(shape)) for name, shape in zip(tensors, shapes, strict=True)}
+
+
+def _slice_size(sample_bytes: int, max_bytes: int) -> int:
+    return max(1, min(_MOST_IN_SLICE, min(_SLICE_BYTES, max_bytes) // max(sample_bytes, 1)))
+
+
+def _fixed_batch(model: onnx.ModelProto) -> int:
+    """The one batch size that the graph runs on, 0 where it takes any."""
+    dimensions = model.graph.input[0].type.tensor_type.shape.dim
+    return int(dimensions[0].dim_value) if dimensions else 0
+
+
+def _groups(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
+    """The tensors in groups of at most `max_bytes`, in their order; one that is larger is a group of its own."""
+    groups: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if size > room or not groups:
+            groups.append([])
+            room = max_bytes
+        groups[-1].append(name)
+        room -= size
+    return groups

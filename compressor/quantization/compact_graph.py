@@ -14,33 +14,36 @@ from compressor.runtime import load_session, session_options
 INTEGER_KERNELS = frozenset(
     {
         *("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger"),
-        *("ConvInteger", "DynamicQuantizeLSTM", "QLinearConvTranspose"),
+        *("ConvInteger", "DynamicQuantizeLSTM", "QLinearConvTranspose", "MatMulNBits"),
     }
 )
 # Operators of the optimized graph that multiply floats, under the names that fusions give them.
 FLOAT_KERNELS = frozenset(
-    {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU"}
+    {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN"}
 )
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def optimized_nodes(onnx_bytes: bytes) -> list[onnx.NodeProto]:
+def optimized_nodes(onnx_bytes: bytes, *, signed_activations: bool = False) -> list[onnx.NodeProto]:
     """The nodes that ONNX Runtime runs for the file on this machine, after all of its fusions.
 
+    `signed_activations` fuses int8 activations as on Arm, where this machine would leave them in float.
     Raises ValueError for a file that ONNX Runtime cannot load.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options = session_options()
         options.optimized_model_filepath = str(path)
+        if signed_activations:
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
         # The file is looked at, not shipped: that it fits this machine's CPU alone is the point.
         load_session(onnx_bytes, options)
         return list(onnx.load(str(path)).graph.node)
 
 
-def kernels(onnx_bytes: bytes) -> Counter[str]:
-    """How many nodes of each operator ONNX Runtime runs for the file."""
-    return Counter(node.op_type for node in optimized_nodes(onnx_bytes))
+def kernels(onnx_bytes: bytes, *, signed_activations: bool = False) -> Counter[str]:
+    """How many nodes of each operator ONNX Runtime runs for the file; `signed_activations` as in `optimized_nodes`."""
+    return Counter(node.op_type for node in optimized_nodes(onnx_bytes, signed_activations=signed_activations))
 
 
 def compact_graph(model: onnx.ModelProto) -> onnx.ModelProto:

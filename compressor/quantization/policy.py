@@ -9,10 +9,10 @@ import onnx
 from compressor.stage import StageError
 
 # Operators that hold the weights and take the time.
-HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 # Operators that ONNX Runtime computes on 8-bit tensors when both sides are 8-bit already: with float neighbours they
 # would only add conversions.
-_FOLLOWERS = frozenset(
+FOLLOWERS = frozenset(
     {
         *(
             "Add",
@@ -47,20 +47,43 @@ class Dynamic:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightOnly:
+    """Integer weights and float activations, for every operator with weights; needs no calibration.
+
+    Linear layers run as MatMulNBits on 4 or 8 bits, which pays where one or few rows are multiplied and the weights
+    come from memory; with many rows `Dynamic()` is faster. The others only take less room in the file.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float16:
+    """Weights stored as float16 and computed in float32: half the file, the same time, hardly any error."""
+
+
+Form = ByFamily | Static | Dynamic | WeightOnly | Float16
+_STORED = "its weights are stored as {kind} and computed in float32"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """Names of the nodes that take each form, and why the others of `HEAVY` stay in float."""
 
     static: tuple[str, ...] = ()
     dynamic: tuple[str, ...] = ()
     weight_only: tuple[str, ...] = ()
+    float16: tuple[str, ...] = ()
     left: Mapping[str, str]
 
 
-def placement_of(graph: onnx.ModelProto, form: ByFamily | Static | Dynamic, skip: tuple[str, ...]) -> Placement:
+def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> Placement:
     """Which form each weight-bearing node takes. Raises StageError for a skip pattern that matches no node."""
     constants = {tensor.name for tensor in graph.graph.initializer}
     sequential = _is_sequence_model(graph, constants)
-    static, dynamic, weight_only, left = [], [], [], {}
+    static: list[str] = []
+    dynamic: list[str] = []
+    weight_only: list[str] = []
+    float16: list[str] = []
+    left: dict[str, str] = {}
     used: set[str] = set()
     for node in graph.graph.node:
         embedding = node.op_type == "Gather" and node.input[0] in constants
@@ -72,6 +95,14 @@ def placement_of(graph: onnx.ModelProto, form: ByFamily | Static | Dynamic, skip
             left[node.name] = f"skipped by the pattern {matched[0]!r}"
             continue
         constant_weight = len(node.input) > 1 and node.input[1] in constants
+        if isinstance(form, WeightOnly | Float16):
+            if embedding or constant_weight:
+                stored, kind = (weight_only, "integers") if isinstance(form, WeightOnly) else (float16, "float16")
+                stored.append(node.name)
+                left[node.name] = _STORED.format(kind=kind)
+            else:
+                left[node.name] = "its weight is computed at run time"
+            continue
         is_dynamic = isinstance(form, Dynamic) or (isinstance(form, ByFamily) and sequential)
         match node.op_type:
             case "Conv" | "ConvTranspose" if isinstance(form, Dynamic):
@@ -86,11 +117,11 @@ def placement_of(graph: onnx.ModelProto, form: ByFamily | Static | Dynamic, skip
                 dynamic.append(node.name)
             case "LSTM":
                 left[node.name] = "no static int8 kernel for LSTM; use ByFamily() or Dynamic()"
-            case "GRU" if isinstance(form, ByFamily) and constant_weight:
+            case "GRU" | "RNN" if isinstance(form, ByFamily) and constant_weight:
                 weight_only.append(node.name)
-                left[node.name] = "no int8 kernel for GRU: its weights are stored in 8 bits and computed in float"
-            case "GRU":
-                left[node.name] = "no int8 kernel for GRU"
+                left[node.name] = f"no int8 kernel for {node.op_type}: {_STORED.format(kind='integers')}"
+            case "GRU" | "RNN":
+                left[node.name] = f"no int8 kernel for {node.op_type}"
             case "Gather" if is_dynamic:
                 dynamic.append(node.name)
             case "Gather":
@@ -105,7 +136,13 @@ def placement_of(graph: onnx.ModelProto, form: ByFamily | Static | Dynamic, skip
     if unused:
         names = [node.name for node in graph.graph.node if node.op_type in HEAVY]
         raise StageError(f"skip {unused} matches no node; the nodes are {', '.join(names)}")
-    return Placement(static=tuple(static), dynamic=tuple(dynamic), weight_only=tuple(weight_only), left=left)
+    return Placement(
+        static=tuple(static),
+        dynamic=tuple(dynamic),
+        weight_only=tuple(weight_only),
+        float16=tuple(float16),
+        left=left,
+    )
 
 
 def _is_sequence_model(graph: onnx.ModelProto, constants: set[str]) -> bool:
@@ -135,7 +172,7 @@ def followers(model: onnx.ModelProto, static: set[str]) -> list[str]:
         activations = [name for name in node.input if name and name not in constants]
         if node.name in static:
             eight_bit.update(node.output)
-        elif node.op_type in _FOLLOWERS and activations and eight_bit.issuperset(activations):
+        elif node.op_type in FOLLOWERS and activations and eight_bit.issuperset(activations):
             eight_bit.update(node.output)
             names.append(node.name)
     return names

@@ -1,13 +1,11 @@
-"""Integer forms of an ONNX graph's operators: static QDQ, dynamic, weight-only, each where ONNX Runtime has a kernel.
+"""A float ONNX graph with QuantizeLinear and DequantizeLinear around the operators that run on integers.
 
-ONNX Runtime's own quantizers place the nodes, so that its optimizer fuses them; scales and zero points are ours.
+ONNX Runtime fuses patterns: integers in and out of a Conv, an Add, a pool; an int32 bias on the grid of the products;
+one and the same grid on both sides of what only moves values. These are the rules that place them so.
 """
 
-import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,24 +13,26 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from torch import Tensor
 
-from compressor.affine import PerChannel, Scheme, Symmetric, choose_affine, extremes, integer_bounds, quantize
-from compressor.quantization.prepare_graph import quiet_logging
+from compressor.affine import Asymmetric, choose_affine, extremes, integer_bounds, quantize
+from compressor.quantization.activation_grids import ActivationGrid
+from compressor.quantization.saturating_operators import (
+    FLOAT_OUTPUTS,
+    MOVES,
+    drop_saturating,
+    keep_trailing_moves_float,
+    readers_of,
+)
+from compressor.quantization.weight_grids import WeightGrid, weight_positions
 from compressor.stage import StageError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """The integers that a placement uses: schemes, and whether activations are signed (Arm) or unsigned (x86)."""
-
-    weights: Scheme
-    activations: Scheme
-    signed_activations: bool
+# Operators whose constant operands are values, quantized like activations; elsewhere constants are shapes or bounds.
+_OPERANDS = frozenset({"Add", "Mul", "Concat", "MatMul", "Gemm", "Sub", "Div"})
+_NUMPY = {(8, False): np.uint8, (8, True): np.int8, (16, False): np.uint16, (16, True): np.int16}
+# A bias beyond this share of int32 leaves no room for the sum that it is added to.
+_BIAS_LIMIT = 2.0**31 * 0.5
+_INT4_DOMAIN = "com.microsoft"
 
 
 def tensors_to_observe(model: onnx.ModelProto, nodes: set[str]) -> tuple[list[str], dict[str, str]]:
@@ -46,10 +46,8 @@ def tensors_to_observe(model: onnx.ModelProto, nodes: set[str]) -> tuple[list[st
         for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
-    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in model.graph.node:
-        for name in node.input:
-            readers[name].append(node)
+    readers = readers_of(model.graph)
+    moved = {name for node in model.graph.node if node.op_type in MOVES for name in node.output}
     outputs = {value.name for value in model.graph.output}
     observe: dict[str, None] = {}
     same: dict[str, str] = {}
@@ -61,193 +59,220 @@ def tensors_to_observe(model: onnx.ModelProto, nodes: set[str]) -> tuple[list[st
                 continue
             reader = readers[name][0] if len(readers[name]) == 1 else None
             removable = reader is not None and reader.op_type in {"Relu", "Clip"} and reader.name in nodes
-            if reader is not None and removable and name not in outputs and name == reader.input[0]:
+            if reader is not None and removable and name not in outputs | moved and name == reader.input[0]:
                 same[name] = reader.output[0]
             else:
                 observe[name] = None
     return list(observe), same
 
 
+def with_shared(values: Mapping[str, Any], same: Mapping[str, str]) -> dict[str, Any]:
+    """`values` by tensor (ranges, say), and for every key of `same` that of the tensor it takes it from."""
+    complete = dict(values)
+    for name, source in reversed(list(same.items())):
+        if source in complete:
+            complete[name] = complete[source]
+    return complete
+
+
 def place_static(
-    model: onnx.ModelProto, nodes: set[str], ranges: Mapping[str, tuple[float, float]], numbers: Numbers
+    model: onnx.ModelProto,
+    nodes: set[str],
+    activations: Mapping[str, ActivationGrid],
+    weights: Mapping[str, WeightGrid],
 ) -> onnx.ModelProto:
-    """The graph with QuantizeLinear and DequantizeLinear around `nodes`, for the given ranges of activations."""
-    signed = numbers.signed_activations
-    kind = np.int8 if signed else np.uint8
-    affine = {
-        name: choose_affine(torch.tensor(low), torch.tensor(high), numbers.activations, signed=signed)
-        for name, (low, high) in ranges.items()
-    }
-    overrides: dict[str, list[dict[str, Any]]] = {
-        name: [{"scale": scale.numpy(), "zero_point": zero_point.numpy().astype(kind)}]
-        for name, (scale, zero_point) in affine.items()
-    }
-    # ONNX Runtime's quantizer takes every ReLU and clip between integers for saturation, right or not.
-    nodes = nodes - _unsaturated(model, nodes, affine, integer_bounds(numbers.activations.bits, signed=signed))
-    overrides.update(_weight_overrides(model, nodes, numbers.weights))
+    """The graph with QuantizeLinear and DequantizeLinear around `nodes`, with exactly these grids.
+
+    `activations` are by tensor, `weights` by initializer; tensors without a grid stay float. Two exceptions: what only
+    moves values has its input's grid on its output, and a channel whose bias would overflow int32 gets a larger step,
+    which happens where its weights are next to nothing. Raises StageError for weights with a scale per group, for which
+    there are no integer kernels with calibrated activations.
+    """
     placed = onnx.ModelProto()
     placed.CopyFrom(model)
-    types = {node.op_type for node in model.graph.node if node.name in nodes}
-    with quiet_logging():
-        quantizer = QDQQuantizer(
-            save_and_reload_model_with_shape_infer(placed),
-            isinstance(numbers.weights.granularity, PerChannel),
-            False,
-            QuantType.QInt8,
-            QuantType.QInt8 if signed else QuantType.QUInt8,
-            TensorsData(
-                CalibrationMethod.MinMax,
-                {
-                    name: TensorData(lowest=np.float32(low), highest=np.float32(high))
-                    for name, (low, high) in ranges.items()
-                },
-            ),
-            sorted(nodes),
-            [],
-            sorted(types),
-            {"TensorQuantOverrides": overrides, "WeightSymmetric": isinstance(numbers.weights, Symmetric)},
-        )
-        quantizer.quantize_model()
-    result: onnx.ModelProto = quantizer.model.model
-    _free_outputs(result)
-    return result
-
-
-def place_dynamic(model: onnx.ModelProto, nodes: set[str], weights: Scheme) -> onnx.ModelProto:
-    """The graph with `nodes` (LSTM, MatMul, Gemm, embedding Gather) on 8-bit weights and ranges found at run time."""
-    types = sorted({node.op_type for node in model.graph.node if node.name in nodes} | {"MatMul"})
-    # A Gemm becomes a MatMul of the same name with _MatMul behind it before nodes are selected.
-    names = sorted(nodes | {f"{name}_MatMul" for name in nodes})
-    with tempfile.TemporaryDirectory() as folder, quiet_logging():
-        out = Path(folder) / "dynamic.onnx"
-        try:
-            quantize_dynamic(
-                model,
-                str(out),
-                op_types_to_quantize=types,
-                per_channel=isinstance(weights.granularity, PerChannel),
-                reduce_range=weights.bits == 7,
-                weight_type=QuantType.QInt8,
-                nodes_to_quantize=names,
-                extra_options={"WeightSymmetric": isinstance(weights, Symmetric)},
-            )
-        except Exception as error:  # the quantizer raises bare RuntimeError, ValueError and AssertionError
-            raise StageError(
-                f"ONNX Runtime could not quantize {', '.join(sorted(nodes))} dynamically: {error}; "
-                "leave them out with skip"
-            ) from error
-        return onnx.load(str(out))
-
-
-def place_weight_only(model: onnx.ModelProto, nodes: set[str], weights: Scheme) -> onnx.ModelProto:
-    """The graph with the weights of GRU `nodes` as int8 behind DequantizeLinear: smaller, and no faster."""
-    placed = onnx.ModelProto()
-    placed.CopyFrom(model)
-    constants = {tensor.name: tensor for tensor in placed.graph.initializer}
-    ahead: list[onnx.NodeProto] = []
-    for node in placed.graph.node:
-        if node.name not in nodes:
-            continue
-        # W and R are (directions, gates * hidden, inputs): rows are the output channels, shared by both directions.
-        for position in (1, 2):
-            tensor = constants[node.input[position]]
-            values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-            axis = 1 if isinstance(weights.granularity, PerChannel) else None
-            scale, zero_point = choose_affine(*extremes(values, axis), weights, signed=True)
-            integers = quantize(values, scale, zero_point, bits=weights.bits, signed=True, axis=axis)
-            parts = {"int8": integers.to(torch.int8), "scale": scale, "zero": zero_point.to(torch.int8)}
-            for part, value in parts.items():
-                placed.graph.initializer.append(numpy_helper.from_array(value.numpy(), f"{tensor.name}_{part}"))
-            ahead.append(
-                helper.make_node(
-                    "DequantizeLinear",
-                    [f"{tensor.name}_{part}" for part in parts],
-                    [f"{tensor.name}_float"],
-                    f"{tensor.name}_dequantize",
-                    axis=axis,
-                )
-            )
-            placed.graph.initializer.remove(tensor)
-            node.input[position] = f"{tensor.name}_float"
-    nodes_after = list(placed.graph.node)
-    del placed.graph.node[:]
-    placed.graph.node.extend([*ahead, *nodes_after])
+    placement = _Placing(graph=placed.graph, nodes=set(nodes), activations=activations, weights=weights)
+    placement.run()
+    if placement.contrib and all(entry.domain != _INT4_DOMAIN for entry in placed.opset_import):
+        placed.opset_import.append(helper.make_opsetid(_INT4_DOMAIN, 1))
     return placed
 
 
-def _unsaturated(
-    model: onnx.ModelProto, nodes: set[str], affine: Mapping[str, tuple[Tensor, Tensor]], bounds: tuple[int, int]
-) -> set[str]:
-    """The ReLUs and clips among `nodes` whose bounds the integers of their output would not enforce by saturating."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    names = set()
-    for node in model.graph.node:
-        if node.name not in nodes or node.op_type not in {"Relu", "Clip"} or node.output[0] not in affine:
-            continue
-        limits = [0.0, float("inf")] if node.op_type == "Relu" else [float("-inf"), float("inf")]
-        known = True
-        for side, name in enumerate(node.input[1:]):
-            if name in constants:
-                limits[side] = float(numpy_helper.to_array(constants[name]))
-            known &= not name or name in constants
-        scale, zero_point = (float(value) for value in affine[node.output[0]])
-        lowest, highest = ((bound - zero_point) * scale for bound in bounds)
-        # Half a step is what rounding costs anyway.
-        if not known or lowest < limits[0] - scale / 2 or highest > limits[1] + scale / 2:
-            names.add(node.name)
-    return names
+@dataclass(kw_only=True)
+class _Placing:
+    """One graph on its way: nodes are read in order and written with what goes before and behind them."""
 
+    graph: onnx.GraphProto
+    nodes: set[str]
+    activations: Mapping[str, ActivationGrid]
+    weights: Mapping[str, WeightGrid]
+    contrib: bool = False
+    written: list[onnx.NodeProto] = field(default_factory=list)
+    # Tensor -> the name under which its dequantized version is read; by all, or by integer operators alone.
+    dequantized: dict[str, str] = field(default_factory=dict)
+    for_integers: dict[str, str] = field(default_factory=dict)
+    grids: dict[str, ActivationGrid] = field(default_factory=dict)
+    weight_scales: dict[str, Tensor] = field(default_factory=dict)
 
-def _weight_overrides(model: onnx.ModelProto, nodes: set[str], scheme: Scheme) -> dict[str, list[dict[str, Any]]]:
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    overrides: dict[str, list[dict[str, Any]]] = {}
-    for node in model.graph.node:
-        if node.name not in nodes or node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
-            continue
-        tensor = constants.get(node.input[1])
-        if tensor is None:
-            continue
+    def run(self) -> None:
+        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.outputs = {value.name for value in self.graph.output}
+        keep_trailing_moves_float(self.graph, self.nodes)
+        drop_saturating(self.graph, self.nodes, self.activations, self.constants)
+        self.readers = readers_of(self.graph)
+        for node in list(self.graph.node):
+            if node.name in self.nodes:
+                self._place(node)
+            else:
+                node.input[:] = [self.dequantized.get(name, name) for name in node.input]
+                self.written.append(node)
+        del self.graph.node[:]
+        self.graph.node.extend(self.written)
+        used = {name for node in self.graph.node for name in node.input} | self.outputs
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(kept)
+
+    def _place(self, node: onnx.NodeProto) -> None:
+        originals = list(node.input)
+        for position, name in enumerate(originals):
+            if name in self.weights and position in weight_positions(node):
+                node.input[position] = self._weight(node, originals)
+            elif position == 2 and node.op_type in {"Conv", "ConvTranspose", "Gemm"}:
+                node.input[position] = self._bias(node, originals)
+            elif name in self.constants:
+                if node.op_type in _OPERANDS and self.constants[name].data_type == TensorProto.FLOAT:
+                    node.input[position] = self._constant(name)
+            elif name:
+                node.input[position] = self._activation(name)
+        self.written.append(node)
+        if node.op_type in FLOAT_OUTPUTS and not any(
+            reader.name in self.nodes for name in node.output for reader in self.readers[name]
+        ):
+            # They have kernels with float output: quantizing it only to convert it back would cost an operator and
+            # the precision of, mostly, the logits.
+            return
+        for position, name in enumerate(node.output):
+            grid = self.grids.get(originals[0]) if node.op_type in MOVES else self.activations.get(name)
+            if name and grid is not None:
+                self._output(node, position, grid)
+
+    def _activation(self, name: str) -> str:
+        if name in self.dequantized:
+            return self.dequantized[name]
+        if name not in self.for_integers and name in self.activations:
+            # What computes it is float, and so may be others that read it: they read the float values.
+            self.grids[name] = self.activations[name]
+            self.for_integers[name] = f"{name}_DequantizeLinear_Output"
+            self._pair(name, self.for_integers[name], self.grids[name], name)
+        return self.for_integers.get(name, name)
+
+    def _output(self, node: onnx.NodeProto, position: int, grid: ActivationGrid) -> None:
+        name = node.output[position]
+        self.grids[name] = grid
+        if name in self.outputs:
+            node.output[position] = f"{name}_QuantizeLinear_Input"
+            self._pair(node.output[position], name, grid, name)
+            self.dequantized[name] = name
+        else:
+            self.dequantized[name] = f"{name}_DequantizeLinear_Output"
+            self._pair(name, self.dequantized[name], grid, name)
+
+    def _pair(self, source: str, target: str, grid: ActivationGrid, name: str) -> None:
+        zero_point = grid.zero_point.numpy().astype(_NUMPY[grid.bits, grid.signed])
+        parameters = self._parameters(name, grid.scale.numpy(), zero_point)
+        # 16 bits came into ONNX's own operators with opset 21; ONNX Runtime's have them at any.
+        domain = _INT4_DOMAIN if grid.bits == 16 else ""
+        self.contrib |= bool(domain)
+        integers = f"{name}_QuantizeLinear_Output"
+        self._write("QuantizeLinear", [source, *parameters], integers, f"{name}_QuantizeLinear", domain=domain)
+        self._write("DequantizeLinear", [integers, *parameters], target, f"{name}_DequantizeLinear", domain=domain)
+
+    def _weight(self, node: onnx.NodeProto, inputs: list[str]) -> str:
+        name = inputs[1]
+        grid = self.weights[name]
+        if grid.group_size is not None:
+            raise StageError(
+                f"{node.name} has a scale for every {grid.group_size} weights, for which ONNX Runtime has no kernel "
+                "with calibrated activations; use PerChannel(), or form=WeightOnly()"
+            )
+        grid = self._room_for_bias(node, inputs, grid)
+        self.weight_scales[name] = grid.scale
+        integers = f"{name}_quantized"
+        self._add(integers, grid.integers.to(torch.int8).numpy())
+        zero_point = grid.zero_point.to(torch.int8).numpy()
+        parameters = self._parameters(name, grid.scale.numpy(), zero_point)
+        target = f"{name}_DequantizeLinear_Output"
+        axis = {} if grid.axis is None else {"axis": grid.axis}
+        self._write("DequantizeLinear", [integers, *parameters], target, f"{name}_DequantizeLinear", **axis)
+        return target
+
+    def _bias_steps(self, node: onnx.NodeProto, inputs: list[str], scale: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(bias, its scale s_x * s_w), or None where it has to stay float."""
+        tensor = self.constants.get(inputs[2]) if len(inputs) > 2 else None
+        grid = self.grids.get(inputs[0])
+        if tensor is None or grid is None or grid.bits != 8 or tensor.data_type != TensorProto.FLOAT:
+            return None
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if attributes.get("beta", 1.0) != 1.0 or attributes.get("alpha", 1.0) != 1.0:
+            return None
         values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-        axis = weight_axis(node, values.ndim) if isinstance(scheme.granularity, PerChannel) else None
-        scale, zero_point = choose_affine(*extremes(values, axis), scheme, signed=True)
-        scales, zeros = np.atleast_1d(scale.numpy()), np.atleast_1d(zero_point.numpy().astype(np.int8))
-        overrides[tensor.name] = [
-            {"scale": s, "zero_point": z} | ({} if axis is None else {"axis": axis})
-            for s, z in zip(scales, zeros, strict=True)
-        ]
-    return overrides
+        if scale.ndim and values.shape != scale.shape:
+            return None
+        return values, grid.scale * scale
 
+    def _room_for_bias(self, node: onnx.NodeProto, inputs: list[str], grid: WeightGrid) -> WeightGrid:
+        found = self._bias_steps(node, inputs, grid.scale)
+        if found is None:
+            return grid
+        share = (found[0].double().abs() / found[1].double()) / _BIAS_LIMIT
+        factor = (share if grid.scale.ndim else share.max()).clamp(min=1)
+        if not bool((factor > 1).any()):
+            return grid
+        return replace(grid, scale=(grid.scale.double() * factor).float()).rounded(grid.values())
 
-def weight_axis(node: onnx.NodeProto, rank: int) -> int:
-    """The axis of the output channels in the weight (input 1) of a Conv, ConvTranspose, Gemm or MatMul."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if node.op_type == "Gemm" and attributes.get("transB", 0):
-        return 0
-    return rank - 1
+    def _bias(self, node: onnx.NodeProto, inputs: list[str]) -> str:
+        name = inputs[2]
+        found = (
+            self._bias_steps(node, inputs, self.weight_scales[inputs[1]]) if inputs[1] in self.weight_scales else None
+        )
+        if found is None:
+            return self.dequantized.get(name, name)
+        values, scale = found
+        low, high = integer_bounds(32, signed=True)
+        integers = (values.double() / scale.double()).round().clamp(low, high).to(torch.int32)
+        self._add(f"{name}_quantized", integers.numpy())
+        parameters = self._parameters(name, scale.numpy(), np.zeros(tuple(scale.shape), dtype=np.int32))
+        target = f"{name}_DequantizeLinear_Output"
+        axis = {"axis": 0} if scale.ndim else {}
+        inputs_of = [f"{name}_quantized", *parameters]
+        self._write("DequantizeLinear", inputs_of, target, f"{name}_DequantizeLinear", **axis)
+        return target
 
+    def _constant(self, name: str) -> str:
+        if name in self.for_integers:
+            return self.for_integers[name]
+        signed = any(grid.signed for grid in self.activations.values())
+        values = torch.from_numpy(numpy_helper.to_array(self.constants[name]).copy())
+        scale, zero_point = choose_affine(*extremes(values), Asymmetric(), signed=signed)
+        kind = _NUMPY[8, signed]
+        self._add(f"{name}_quantized", quantize(values, scale, zero_point, signed=signed).numpy().astype(kind))
+        parameters = self._parameters(name, scale.numpy(), zero_point.numpy().astype(kind))
+        self.for_integers[name] = f"{name}_DequantizeLinear_Output"
+        self._write(
+            "DequantizeLinear", [f"{name}_quantized", *parameters], self.for_integers[name], f"{name}_DequantizeLinear"
+        )
+        return self.for_integers[name]
 
-def _free_outputs(model: onnx.ModelProto) -> None:
-    # Gemm and MatMul have kernels with float output: quantizing the last one's only to convert it back costs an
-    # operator and the logits' precision.
-    producers = {name: node for node in model.graph.node for name in node.output}
-    readers = Counter(name for node in model.graph.node for name in node.input)
-    for value in model.graph.output:
-        last = producers.get(value.name)
-        if last is None or last.op_type != "DequantizeLinear" or readers[value.name]:
-            continue
-        previous = producers.get(last.input[0])
-        if previous is None or previous.op_type != "QuantizeLinear" or readers[last.input[0]] != 1:
-            continue
-        source = producers.get(previous.input[0])
-        if source is None or source.op_type not in {"Gemm", "MatMul"} or readers[previous.input[0]] != 1:
-            continue
-        source.output[list(source.output).index(previous.input[0])] = value.name
-        model.graph.node.remove(last)
-        model.graph.node.remove(previous)
+    def _parameters(self, name: str, scale: npt.NDArray[Any], zero_point: npt.NDArray[Any]) -> tuple[str, str]:
+        self._add(f"{name}_scale", scale.astype(np.float32))
+        self._add(f"{name}_zero_point", zero_point)
+        return f"{name}_scale", f"{name}_zero_point"
+
+    def _add(self, name: str, values: npt.NDArray[Any]) -> None:
+        self.graph.initializer.append(numpy_helper.from_array(values, name))
+
+    def _write(self, kind: str, inputs: list[str], output: str, name: str, **attributes: Any) -> None:
+        self.written.append(helper.make_node(kind, inputs, [output], name, **attributes))
 
 
 def sqnr_db(reference: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:

@@ -3,11 +3,23 @@
 from importlib.metadata import entry_points
 from typing import Any
 
+from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
 from compressor.pruning.criteria import FPGM, L1, L2, LAMP, Activation, BatchNormScale, Hessian, Random, Taylor
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.pruning.pruning_targets import Latency, Macs, Parameters
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
 from compressor.pruning.scope import Global, Isomorphic, PerGroup, PerLayer
+from compressor.quantization.adaptive_rounding import AdaRound
+from compressor.quantization.bias_correction import BiasCorrection
+from compressor.quantization.equalization import CrossLayerEqualization
+from compressor.quantization.give_back import GiveBack
+from compressor.quantization.gptq import GPTQ
+from compressor.quantization.mixed_precision import MixedPrecision
+from compressor.quantization.policy import ByFamily, Dynamic, Float16, Static, WeightOnly
+from compressor.quantization.portability import Portable, SafePairs, SevenBits
+from compressor.quantization.quantizer import Nearest
+from compressor.quantization.range_methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
+from compressor.quantization.smoothing import SmoothQuant
 from compressor.stage import stage_name
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.stages.channel_pruning import PruneChannels
@@ -15,6 +27,7 @@ from compressor.stages.distillation import Distill
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.layer_dropping import DropBlocks
 from compressor.stages.quantization import Quantize
+from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.structure_shrinking import ShrinkStructure
 from compressor.stages.zero_removal import RemoveZeroChannels
@@ -22,15 +35,27 @@ from compressor.stages.zero_removal import RemoveZeroChannels
 # The stages and the values that their fields take.
 __all__ = [
     "FPGM",
+    "GPTQ",
     "L1",
     "L2",
     "LAMP",
+    "MSE",
     "Activation",
+    "AdaRound",
+    "Asymmetric",
+    "Auto",
     "BatchNormScale",
+    "BiasCorrection",
+    "ByFamily",
+    "CrossLayerEqualization",
     "Cubic",
     "Distill",
     "DropBlocks",
+    "Dynamic",
+    "Entropy",
     "FineTune",
+    "Float16",
+    "GiveBack",
     "Global",
     "GroupLasso",
     "Hessian",
@@ -40,20 +65,36 @@ __all__ = [
     "Latency",
     "Linear",
     "Macs",
+    "MinMax",
+    "MixedPrecision",
+    "MovingAverage",
+    "Nearest",
     "OneShot",
     "Parameters",
+    "PerBlock",
+    "PerChannel",
     "PerGroup",
     "PerLayer",
+    "PerTensor",
+    "Percentile",
+    "Portable",
     "PruneChannels",
+    "QuantizationAwareTraining",
     "Quantize",
     "Random",
     "ReestimateBatchNorm",
     "RemoveZeroChannels",
+    "SafePairs",
+    "SevenBits",
     "ShrinkStructure",
     "SlimmingPenalty",
+    "SmoothQuant",
     "SparseTraining",
+    "Static",
     "Steps",
+    "Symmetric",
     "Taylor",
+    "WeightOnly",
     "catalogue",
 ]
 
@@ -66,6 +107,7 @@ BUILT_IN: tuple[type[Any], ...] = (
     ReestimateBatchNorm,
     FineTune,
     Distill,
+    QuantizationAwareTraining,
     Quantize,
 )
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compressor.knapsack import BudgetError
 from compressor.plan import Entry, apply_plan_
 from compressor.pruning.criteria import Criterion, Taylor, across_groups, channel_scores, unranked
 from compressor.pruning.measured_choice import Proposal, measured_choice
@@ -24,12 +25,12 @@ from compressor.pruning.narrowing import (
     survivors,
     why,
 )
+from compressor.pruning.pruning_goals import Goal, goal_of
 from compressor.pruning.pruning_targets import Latency, Macs, Parameters
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
 from compressor.pruning.scope import Global, Isomorphic, PerLayer, kept_widths
-from compressor.pruning.structure_choice import BudgetError, Cost
-from compressor.pruning.structure_goals import Goal, goal_of
-from compressor.pruning.width_choice import widths_within
+from compressor.pruning.structure_choice import Cost
+from compressor.pruning.width_choice import Choose, widths_within
 from compressor.stage import Context, Effect, StageError
 from compressor.structure.couplings import Coupled
 from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
@@ -48,7 +49,7 @@ class PruneChannels:
 
     Channels are those of convolutions and linear layers, the heads of attention and the units of recurrent layers. In
     the scope Global they are compared across layers: each layer's scores over their mean. Widths that remain are
-    multiples of `align` (None: what the target's float kernels are built for, an eighth for recurrent units; 1: any;
+    multiples of `align` (None: what the target's float kernels are built for, a sixteenth for recurrent units; 1: any;
     heads are never rounded). Layers that match a glob of `ignore`, layers that make the output, and whatever the model
     does not survive are left alone and listed with the reason. `schedule` spreads the removal over steps with training
     between them.
@@ -119,7 +120,7 @@ class PruneChannels:
 
         def propose(limit: float) -> Proposal:
             try:
-                entries = narrowing.entries(partial(narrowing.widths_within, limit, cost))
+                entries = narrowing.entries(partial(narrowing.widths_within, limit, cost, goal.choose))
             except BudgetError as error:
                 raise StageError(
                     f"{self.target!r} cannot be reached: with everything narrowed that may be, "
@@ -192,8 +193,8 @@ class _Narrowing:
             across=across_groups(self.stage.criterion),
         )
 
-    def widths_within(self, limit: float, cost: Cost) -> dict[str, int]:
-        """The widths that are left within `limit`."""
+    def widths_within(self, limit: float, cost: Cost, choose: Choose) -> dict[str, int]:
+        """The widths that are left within `limit`; `choose` weighs them where they are compared across layers."""
         return widths_within(
             limit,
             cost,
@@ -202,6 +203,7 @@ class _Narrowing:
             scores=self.scores,
             align=self.align,
             across=across_groups(self.stage.criterion),
+            choose=choose,
         )
 
     def entries(self, choose: Callable[[], dict[str, int]]) -> list[Entry]:

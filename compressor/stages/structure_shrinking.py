@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compressor.knapsack import BudgetError
 from compressor.plan import Entry, apply_plan_
 from compressor.pruning.criteria import Criterion, Taylor, channel_scores, unranked
 from compressor.pruning.measured_choice import Proposal, measured_choice
@@ -25,10 +26,10 @@ from compressor.pruning.narrowing import (
     survivors,
     why,
 )
+from compressor.pruning.pruning_goals import Goal, goal_of
 from compressor.pruning.pruning_targets import Latency, Macs, Parameters
-from compressor.pruning.structure_choice import BudgetError, Cost, Item, choose_structure
+from compressor.pruning.structure_choice import Cost, Item
 from compressor.pruning.structure_costs import block_key
-from compressor.pruning.structure_goals import Goal, goal_of
 from compressor.pruning.structure_losses import StructureLosses
 from compressor.stage import Context, Effect, StageError
 from compressor.structure.blocks import Block, find_blocks, skipped
@@ -43,8 +44,8 @@ class ShrinkStructure:
 
     `blocks` are globs of the modules that may go, as in DropBlocks; `()` narrows alone. Widths are multiples of `align`
     (None: what the target's float kernels are built for; for latencies in 8 bits, and for layers no wider, half
-    of it, because the measured staircase says what pays), an eighth for recurrent units, whole heads. Which channels of
-    a layer go is up to `criterion`. Losses are measured on `batches` calibration batches, anew in each of `rounds`.
+    of it, because the measured staircase says what pays), a sixteenth for recurrent units, whole heads. Which channels
+    of a layer go is up to `criterion`. Losses are measured on `batches` calibration batches, anew in each of `rounds`.
     Layers that match a glob of `ignore` keep their width. Training has to follow.
     """
 
@@ -219,7 +220,7 @@ class _Search:
 
     def _take(self, limit: float) -> None:
         try:
-            chosen = choose_structure(self.items, self.cost, limit, self.state)
+            chosen = self.goal.choose(self.items, self.cost, limit, self.state)
         except BudgetError as error:
             raise StageError(
                 f"{self.stage.target!r} cannot be reached: with everything gone that may go, "

@@ -1,0 +1,197 @@
+"""Learned rounding: each weight goes up or down, whichever keeps its layer's output, instead of to the nearest.
+
+Nagel et al. 2020, arXiv:2004.10568 (AdaRound). With s the step of the grid and V one number a weight that is learned,
+
+    w~ = s clip(floor(w / s) + h(V), n, p)                                                           (equation 22)
+    h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1), zeta = 1.1, gamma = -0.1                   (equation 23)
+    minimise |f(W x) - f(W~ x')|^2 + lambda sum(1 - |2 h(V) - 1|^beta)                               (equations 24, 25)
+
+layer by layer, f being the ReLU or clip behind the layer, x' the input in the network whose earlier layers are rounded
+already. beta falls from 20 to 2, by which the h that are undecided are drawn to 0 or 1. Two things differ. A batch is
+drawn from the positions of all samples instead of from whole images: positions of one image say much the same, and
+patches from everywhere make the products an order of magnitude smaller. And lambda is no constant, but a multiple of
+the mean size of the gradient by h, so that layers of any scale decide in the same number of iterations.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor
+from tqdm import tqdm
+
+from compressor.affine import integer_bounds
+from compressor.quantization.layer_data import Crossing, Layer, Place, Twins, Walk
+from compressor.quantization.layer_rows import input_columns, to_rows, to_weight
+from compressor.quantization.weight_grids import WeightGrid
+from compressor.stage import Context
+from compressor.workload import Workload
+
+# Section 3.4 and the authors' own implementation (AIMET): the stretch of the sigmoid, beta's way, the share of the
+# iterations before the regulariser begins.
+_ZETA, _GAMMA = 1.1, -0.1
+_BETA = (20.0, 2.0)
+_WARM_UP = 0.2
+# The regulariser against the mean gradient.
+_PULL = 1.0
+# Positions of which a layer's batches are drawn.
+_POOL = 16384
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaRound:
+    """Learns for every weight whether to round up or down, layer by layer.
+
+    `iterations` of Adam (>= 10) at `learning_rate`, each on `batch` positions (pixels, tokens) of `samples` samples.
+    """
+
+    iterations: int = 1000
+    batch: int = 512
+    learning_rate: float = 0.02
+    samples: int = 512
+
+    def __post_init__(self) -> None:
+        if self.iterations < 10:
+            raise ValueError(f"iterations is the number of steps a layer, at least 10; got {self.iterations}")
+        if self.batch < 1 or self.samples < 1:
+            raise ValueError(
+                f"batch and samples are numbers of positions and samples, at least 1; got {self.batch} and "
+                f"{self.samples}"
+            )
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(f"learning_rate is Adam's, in (0, 1]; got {self.learning_rate}")
+
+    def rounded(
+        self,
+        graph: onnx.ModelProto,
+        grids: Mapping[str, WeightGrid],
+        *,
+        place: Place,
+        workload: Workload,
+        context: Context,
+    ) -> dict[str, WeightGrid]:
+        """The same grids with other integers for the Conv, Gemm and MatMul nodes of `graph`."""
+        twins = Twins(graph, grids, place)
+        walk = Walk(twins, workload, samples=self.samples, seed=context.seed)
+        generator = torch.Generator().manual_seed(context.seed)
+        with tqdm(
+            total=len(twins.layers), desc="AdaRound", unit="layer", leave=False, disable=not context.progress
+        ) as bar:
+            for segment, crossing in walk:
+                for layer in segment.layers:
+                    twins.grids[layer.weight] = self._rounded(layer, crossing, twins, generator)
+                    bar.update()
+        return twins.grids
+
+    def _rounded(self, layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> WeightGrid:
+        weight, grid = twins.weights[layer.weight], twins.grids[layer.weight]
+        exact, quantized = _positions(layer, crossing, twins, generator)
+        rows = to_rows(layer.node, weight)
+        bias, bounds = _behind(layer, twins.graph, rows.shape[0] * rows.shape[1])
+        bias = bias.reshape(rows.shape[0], -1, 1)
+        target = (rows @ exact + bias).clamp(*bounds)
+        low, high = integer_bounds(grid.bits, signed=True)
+        steps = to_rows(layer.node, grid.continuous(weight).clamp(low, high))
+        scale, zero_point = (
+            to_rows(layer.node, grid.spread(part).expand_as(weight)) for part in (grid.scale, grid.zero_point)
+        )
+        rounding = SoftRounding(steps - zero_point, scale, learning_rate=self.learning_rate)
+        for iteration in range(self.iterations):
+            chosen = torch.randint(exact.shape[-1], (self.batch,), generator=generator)
+            inputs = quantized[..., chosen]
+            output = rounding.values() @ inputs + bias
+            error = (output.clamp(*bounds) - target[..., chosen]) * ((output > bounds[0]) & (output < bounds[1]))
+            rounding.step_(error @ inputs.mT, progress=iteration / self.iterations)
+        integers = rounding.integers() + zero_point
+        return grid.with_integers(to_weight(layer.node, integers.clamp(low, high), weight.shape))
+
+
+class SoftRounding:
+    """Weights between two neighbouring steps of their grid, drawn to one of them as training goes on.
+
+    `steps` is weight / scale of any shape, `scale` of the same.
+    """
+
+    def __init__(self, steps: Tensor, scale: Tensor, *, learning_rate: float) -> None:
+        self.floor, self.scale = steps.floor(), scale
+        rest = steps - self.floor
+        # h(V) = rest: it begins at the weights themselves.
+        self.logits = -torch.log((_ZETA - _GAMMA) / (rest - _GAMMA) - 1)
+        self.optimizer = torch.optim.Adam([self.logits], lr=learning_rate)
+        self.size: Tensor | None = None
+
+    def share(self) -> Tensor:
+        """h(V), how far up every weight is, in [0, 1]."""
+        return ((_ZETA - _GAMMA) * torch.sigmoid(self.logits) + _GAMMA).clamp(0, 1)
+
+    def values(self) -> Tensor:
+        """The weights as they are now."""
+        return self.scale * (self.floor + self.share())
+
+    def integers(self) -> Tensor:
+        """The steps that the weights are nearest to now."""
+        return self.floor + (self.share() >= 0.5)
+
+    def step_(self, gradient: Tensor, *, progress: float) -> None:
+        """One step of Adam for the `gradient` of the error by `values`, after the share `progress` of all steps."""
+        up = self.share()
+        gradient = gradient * self.scale
+        size = gradient.abs().mean()
+        self.size = size if self.size is None else 0.95 * self.size + 0.05 * size
+        if progress >= _WARM_UP:
+            phase = (progress - _WARM_UP) / (1 - _WARM_UP)
+            beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 + math.cos(math.pi * phase)) / 2
+            side = 2 * up - 1
+            gradient = gradient - _PULL * self.size * 2 * beta * side.abs() ** (beta - 1) * side.sign()
+        soft = torch.sigmoid(self.logits)
+        inside = (up > 0) & (up < 1)
+        self.logits.grad = torch.where(inside, gradient * (_ZETA - _GAMMA) * soft * (1 - soft), 0.0)
+        self.optimizer.step()
+
+
+def _positions(layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(float, quantized) inputs of `layer` at about `_POOL` positions, each (groups, inputs, positions)."""
+    shape = twins.weights[layer.weight].shape
+    kept: list[tuple[Tensor, Tensor]] = []
+    for exact, quantized in twins.inputs_of(layer, crossing):
+        a_sample = next(input_columns(layer.node, exact[:1], shape)).shape[-1]
+        share = min(1.0, _POOL / (a_sample * crossing.samples))
+        pairs = zip(input_columns(layer.node, exact, shape), input_columns(layer.node, quantized, shape), strict=True)
+        for ours, theirs in pairs:
+            count = max(1, round(share * ours.shape[-1]))
+            chosen = torch.randperm(ours.shape[-1], generator=generator)[:count]
+            kept.append((ours[..., chosen], theirs[..., chosen]))
+    return torch.cat([ours for ours, _ in kept], dim=-1), torch.cat([theirs for _, theirs in kept], dim=-1)
+
+
+def _behind(layer: Layer, graph: onnx.ModelProto, outputs: int) -> tuple[Tensor, tuple[float, float]]:
+    """The bias of the `outputs` (zeros where there is none) and the bounds of the ReLU or clip behind the layer.
+
+    A bias matters for what is clipped alone: without bounds it cancels.
+    """
+    node, unbounded = layer.node, (-math.inf, math.inf)
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    bias = torch.zeros(outputs)
+    readers = [other for other in graph.graph.node if node.output[0] in other.input]
+    scaled = attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0
+    if len(readers) != 1 or readers[0].op_type not in {"Relu", "Clip"} or scaled:
+        return bias, unbounded
+    if any(value.name == node.output[0] for value in graph.graph.output):
+        return bias, unbounded
+    if len(node.input) > 2 and node.input[2]:
+        tensor = constants.get(node.input[2])
+        values = None if tensor is None else torch.from_numpy(numpy_helper.to_array(tensor).copy()).flatten()
+        if values is None or len(values) not in {1, outputs}:
+            return bias, unbounded
+        bias = values.expand(outputs)
+    bounds = [0.0, math.inf] if readers[0].op_type == "Relu" else list(unbounded)
+    for side, name in enumerate(readers[0].input[1:]):
+        if name and name not in constants:
+            return bias, unbounded
+        if name:
+            bounds[side] = float(numpy_helper.to_array(constants[name]))
+    return bias, (bounds[0], bounds[1])

@@ -1,0 +1,151 @@
+"""What the channels of a graph's tensors were over calibration data: extremes, means and deviations, one pass."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from tqdm import tqdm
+
+from compressor.runtime import Feeds, feeds_of, open_session
+from compressor.stage import StageError
+from compressor.workload import batches_of
+
+Array = npt.NDArray[np.float64]
+
+# What the probed tensors of one call may take; a batch is cut into slices below it.
+_MAX_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChannelStatistics:
+    """Of every channel of one tensor, (channels,) float64 each; `deviation` is the standard one, over all values."""
+
+    low: Array
+    high: Array
+    mean: Array
+    deviation: Array
+
+
+def channel_statistics(
+    model: onnx.ModelProto, axes: Mapping[str, int], data: Iterable[Any], *, samples: int, progress: bool = False
+) -> dict[str, ChannelStatistics]:
+    """The statistics of the tensors in `axes` (name -> channel axis) over the first `samples` (>= 1) samples of `data`.
+
+    Raises StageError where `data` is empty or a tensor is not finite.
+    """
+    sums = {name: _Sums() for name in axes}
+    for values in probed(model, list(axes), data, samples=samples, progress=progress):
+        for name, axis in axes.items():
+            sums[name].update(np.moveaxis(values[name], axis, 0).reshape(values[name].shape[axis], -1), name)
+    if any(entry.count == 0 for entry in sums.values()):
+        raise StageError("calibration data is empty; give the workload at least one batch of it")
+    return {name: entry.statistics() for name, entry in sums.items()}
+
+
+def probed(
+    model: onnx.ModelProto, tensors: list[str], data: Iterable[Any], *, samples: int, progress: bool = False
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """The values of `tensors` of `model` by name, slice after slice of the first `samples` samples of `data`."""
+    session = open_session(with_outputs(model, tensors).SerializeToString())
+    inputs = {value.name for value in session.get_inputs()}
+    wanted = [name for name in tensors if name not in inputs]
+    slices = _slices(session, wanted, data, samples)
+    for feeds in tqdm(slices, desc="channels", unit="slice", leave=False, disable=not progress):
+        values = dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}
+        yield values | {name: feeds[name] for name in tensors if name in inputs}
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """The part of the graph that computes `tensors`, which are its outputs; inputs and their names stay."""
+    wanted = dict.fromkeys(tensors)
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    inputs = {value.name for value in part.graph.input}
+    if inputs.issuperset(wanted):
+        # ONNX Runtime cannot load a graph that computes nothing.
+        return part
+    known = {value.name: value for value in part.graph.output}
+    del part.graph.output[:]
+    part.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in wanted if name not in inputs)
+    needed, kept = set(wanted), []
+    for node in reversed(model.graph.node):
+        # Subgraphs read names from outside that are not among a node's inputs: such graphs stay whole.
+        if needed.intersection(node.output) or any(item.HasField("g") for item in node.attribute):
+            needed.update(node.input)
+            kept.append(node)
+    if not any(item.HasField("g") for node in kept for item in node.attribute):
+        del part.graph.node[:]
+        part.graph.node.extend(reversed(kept))
+        initializers = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+        del part.graph.initializer[:]
+        part.graph.initializer.extend(initializers)
+    return part
+
+
+def _slices(session: Any, wanted: list[str], data: Iterable[Any], samples: int) -> Iterator[Feeds]:
+    limit, left = 0, samples
+    for inputs, _ in batches_of(data):
+        feeds = feeds_of(session, inputs) if session.get_inputs() else {}
+        size = len(next(iter(feeds.values()))) if feeds else 1
+        if not limit:
+            values = session.run(wanted, _part(feeds, 0, 1, size)) if wanted else []
+            limit = max(1, _MAX_BYTES // max(1, sum(value.nbytes for value in values)))
+        size_used = min(size, left)
+        for start in range(0, size_used, limit):
+            yield _part(feeds, start, min(start + limit, size_used), size)
+        left -= size_used
+        if left <= 0:
+            return
+
+
+def _part(feeds: Feeds, start: int, end: int, size: int) -> Feeds:
+    return {name: value[start:end] if value.shape[:1] == (size,) else value for name, value in feeds.items()}
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.count = 0
+        self.low = self.high = self.first = self.second = np.zeros(0)
+
+    def update(self, values: npt.NDArray[Any], name: str) -> None:
+        if values.size == 0:
+            return
+        low, high = values.min(axis=1).astype(np.float64), values.max(axis=1).astype(np.float64)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise StageError(f"tensor {name!r} holds NaN or infinite values; check the model and the calibration data")
+        wide = values.astype(np.float64)
+        first, second = wide.sum(axis=1), np.einsum("ij,ij->i", wide, wide)
+        if self.count:
+            self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+            self.first, self.second = self.first + first, self.second + second
+        else:
+            self.low, self.high, self.first, self.second = low, high, first, second
+        self.count += values.shape[1]
+
+    def statistics(self) -> ChannelStatistics:
+        mean = self.first / self.count
+        variance = np.maximum(self.second / self.count - mean**2, 0)
+        return ChannelStatistics(low=self.low, high=self.high, mean=mean, deviation=np.sqrt(variance))
+
+
+def output_sqnr_db(before: onnx.ModelProto, after: onnx.ModelProto, data: Iterable[Any], *, samples: int) -> float:
+    """How well `after` keeps the first output of `before` over the first `samples` samples: decibels, at most 200."""
+    outputs = [model.graph.output[0].name for model in (before, after)]
+    pairs = zip(
+        probed(before, outputs[:1], data, samples=samples),
+        probed(after, outputs[1:], data, samples=samples),
+        strict=True,
+    )
+    signal = noise = 0.0
+    for expected, got in pairs:
+        reference = expected[outputs[0]].astype(np.float64)
+        signal += float(np.square(reference).sum())
+        noise += float(np.square(reference - got[outputs[1]]).sum())
+    if not np.isfinite(noise):
+        return float("-inf")
+    # JSON has no infinity: 200 dB is beyond what float32 can tell apart.
+    tiny = float(np.finfo(np.float64).tiny)
+    return round(min(200.0, 10 * float(np.log10(max(signal, tiny) / max(noise, tiny)))), 2)

@@ -1,0 +1,130 @@
+"""The linear layers of an ONNX graph: where their weights, biases and channels are, whichever operators spell them."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearLayer:
+    """A Conv, ConvTranspose or Gemm, or a MatMul with the Add behind it, of constant weight.
+
+    `input` and `output` are tensors, the output without the bias of an Add; channels lie along `input_axis` and
+    `output_axis`. `bias` is an initializer, "" for none.
+    """
+
+    name: str
+    kind: str
+    input: str
+    output: str
+    weight: str
+    bias: str
+    input_axis: int
+    output_axis: int
+    groups: int = 1
+    transposed: bool = False
+
+    def applied(self, weight: Array, inputs: Array) -> Array:
+        """What constant `inputs` (input channels,) give in every output channel: `weight` summed over its kernel."""
+        if self.kind == "Conv":
+            summed = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
+            grouped = summed.reshape(self.groups, -1, summed.shape[1])
+            return np.asarray(np.einsum("goi,gi->go", grouped, inputs.reshape(self.groups, -1))).reshape(-1)
+        if self.kind == "ConvTranspose":
+            summed = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
+            grouped = summed.reshape(self.groups, -1, summed.shape[1])
+            return np.asarray(np.einsum("gio,gi->go", grouped, inputs.reshape(self.groups, -1))).reshape(-1)
+        product: Array = weight @ inputs if self.transposed else inputs @ weight
+        return product
+
+
+def linear_layers(graph: onnx.ModelProto) -> list[LinearLayer]:
+    """The layers in graph order. A MatMul without an Add of a constant behind it has no bias and is left out."""
+    weights = {tensor.name: tensor for tensor in graph.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    ranks = _ranks(graph)
+    uses = Counter(name for node in graph.graph.node for name in node.input)
+    found = []
+    for node in graph.graph.node:
+        weight = weights.get(node.input[1]) if len(node.input) > 1 else None
+        if weight is None or node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
+            continue
+        rank = ranks.get(node.input[0])
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if rank is None or (bias and (bias not in weights or uses[bias] > 1)):
+            continue
+        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        if node.op_type == "Gemm":
+            width = weight.dims[0 if attributes.get("transB", 0) else 1]
+            odd = attributes.get("transA", 0) or attributes.get("beta", 1.0) != 1 or attributes.get("alpha", 1.0) != 1
+            if odd or (bias and list(weights[bias].dims) not in ([width], [1, width])):
+                continue
+        if node.op_type == "MatMul":
+            behind = readers.get(node.output[0], [])
+            if len(weight.dims) != 2 or len(behind) != 1 or behind[0].op_type != "Add":
+                continue
+            constants = [name for name in behind[0].input if name in weights and uses[name] == 1]
+            if len(constants) != 1 or list(weights[constants[0]].dims) != [weight.dims[1]]:
+                continue
+            bias = constants[0]
+        image = node.op_type.startswith("Conv")
+        found.append(
+            LinearLayer(
+                name=node.name,
+                kind=node.op_type,
+                input=node.input[0],
+                output=node.output[0],
+                weight=weight.name,
+                bias=bias,
+                input_axis=1 if image else rank - 1,
+                output_axis=1 if image else rank - 1,
+                groups=int(attributes.get("group", 1)),
+                transposed=bool(attributes.get("transB", 0)),
+            )
+        )
+    return found
+
+
+def with_biases(graph: onnx.ModelProto, layers: list[LinearLayer]) -> tuple[onnx.ModelProto, list[LinearLayer]]:
+    """The graph with a bias of zeros for every one of `layers` that has none, and the layers with it."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    nodes = {node.name: node for node in changed.graph.node}
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
+    given = []
+    for layer in layers:
+        if layer.bias:
+            given.append(layer)
+            continue
+        node, shape = nodes[layer.name], shapes[layer.weight]
+        match layer.kind:
+            case "Conv":
+                width = shape[0]
+            case "ConvTranspose":
+                width = shape[1] * layer.groups
+            case _:
+                width = shape[0] if layer.transposed else shape[1]
+        bias = f"{layer.weight}_bias"
+        changed.graph.initializer.append(numpy_helper.from_array(np.zeros(width, dtype=np.float32), bias))
+        node.input[:] = [node.input[0], node.input[1], bias]
+        given.append(replace(layer, bias=bias))
+    return changed, given
+
+
+def _ranks(graph: onnx.ModelProto) -> dict[str, int]:
+    inferred = onnx.shape_inference.infer_shapes(graph)
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
+        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
+    }

@@ -1,0 +1,300 @@
+"""Post-training quantization of an exported graph, in two halves that training can stand between.
+
+`prepare` cleans the graph, places the forms, calibrates and rounds; `finish` writes the integer graph, makes its file
+small, lists what runs on integers and refuses what broke.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Scheme, Symmetric
+from compressor.quantization.activation_grids import ActivationGrid, activation_grids
+from compressor.quantization.audit import coverage
+from compressor.quantization.calibration import Method, calibrate
+from compressor.quantization.compact_graph import compact_graph, kernels, serialize
+from compressor.quantization.dynamic_graph import place_dynamic
+from compressor.quantization.packing import pack_weights
+from compressor.quantization.policy import HEAVY, Form, Placement, WeightOnly, followers, placement_of
+from compressor.quantization.prepare_graph import clean_graph, is_quantized
+from compressor.quantization.quantize_graph import place_static, sqnr_db, tensors_to_observe, with_shared
+from compressor.quantization.residual_norms import keep_sums_apart_
+from compressor.quantization.weight_grids import WeightGrid, WeightRange, nearest_grids
+from compressor.quantization.weight_only import place_float16, place_weight_only
+from compressor.runtime import feeds_of, open_session
+from compressor.stage import Context, StageError
+from compressor.workload import Workload, first_batches
+
+# Below this the noise is about as large as the outputs; int8 models that work have 15 dB and more.
+_SQNR_FLOOR_DB = 5.0
+# Batches of calibration data on which the quantized outputs are compared with the float ones.
+_COMPARED_BATCHES = 8
+
+
+class Settings(Protocol):
+    """What a stage decides: schemes, calibration, form, and the nodes that stay in float."""
+
+    @property
+    def weights(self) -> Scheme: ...
+    @property
+    def activations(self) -> Scheme: ...
+    @property
+    def calibration(self) -> Method: ...
+    @property
+    def form(self) -> Form: ...
+    @property
+    def skip(self) -> tuple[str, ...]: ...
+
+
+class Rewrite(Protocol):
+    """A change of a float graph that keeps its function."""
+
+    def apply(
+        self, graph: onnx.ModelProto, workload: Workload, context: Context
+    ) -> tuple[onnx.ModelProto, dict[str, Any]]: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A clean float graph with all that its integer form needs; `replace` gives it other grids or another graph.
+
+    `exported` is the float file that it came from; `static` the nodes that work on integers, those that follow the
+    layers among them; `details` what the report is told.
+    """
+
+    exported: bytes
+    graph: onnx.ModelProto
+    placement: Placement
+    static: frozenset[str]
+    activations: Mapping[str, ActivationGrid]
+    weights: Mapping[str, WeightGrid]
+    scheme: Scheme
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def activation_bits(self) -> int:
+        """The most bits that a tensor has, 8 where none is calibrated."""
+        return max((grid.bits for grid in self.activations.values()), default=8)
+
+    def place(
+        self, graph: onnx.ModelProto | None = None, weights: Mapping[str, WeightGrid] | None = None
+    ) -> onnx.ModelProto:
+        """The integer graph of `graph` (a float graph with the same nodes and tensors; by default its own)."""
+        placed = self.graph if graph is None else graph
+        grids = self.weights if weights is None else weights
+        if self.placement.static:
+            placed = place_static(placed, set(self.static), self.activations, grids)
+        if self.placement.dynamic:
+            placed = place_dynamic(placed, set(self.placement.dynamic), grids)
+        if self.placement.weight_only:
+            placed = place_weight_only(placed, set(self.placement.weight_only), grids)
+        if self.placement.float16:
+            placed = place_float16(placed, set(self.placement.float16))
+        keep_sums_apart_(placed)
+        return placed
+
+    def without(self, reasons: Mapping[str, str]) -> "Prepared":
+        """The same with the static nodes that `reasons` names in float again; raises StageError where none is left."""
+        static = tuple(name for name in self.placement.static if name not in reasons)
+        left = {**self.placement.left, **reasons}
+        placement = replace(self.placement, static=static, left=left)
+        if not (static or placement.dynamic or placement.weight_only):
+            raise StageError("nothing would be left to quantize")
+        nodes = frozenset({*static, *followers(self.graph, set(static))}) & self.static
+        return replace(self, placement=placement, static=nodes)
+
+    def only(self, node: str, weights: Mapping[str, WeightGrid]) -> onnx.ModelProto:
+        """The graph in which `node` alone works on integers, with the grids `weights`."""
+        return place_static(self.graph, {node}, self.activations, weights)
+
+    def noting(self, name: str, told: Any) -> "Prepared":
+        """The same with one more entry for the report."""
+        return replace(self, details={**self.details, name: told})
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises ValueError for schemes that no kernel runs, saying which do."""
+    weights, activations = settings.weights, settings.activations
+    if not 2 <= weights.bits <= 8:
+        raise ValueError(
+            f"weights can have 2 to 8 bits, which fit the int8 kernels; got bits={weights.bits}. "
+            f"Use {type(weights).__name__}(bits=8)"
+        )
+    if activations.bits not in {8, 16}:
+        raise ValueError(
+            f"activations can have 8 or 16 bits, for which ONNX has types; got bits={activations.bits}. "
+            f"Use {type(activations).__name__}(bits=8)"
+        )
+    weight_only = isinstance(settings.form, WeightOnly)
+    if isinstance(weights.granularity, PerBlock) and not weight_only:
+        raise ValueError(
+            "weights with a scale per group have kernels for float activations alone; got "
+            f"granularity={weights.granularity} with form={settings.form}. Use PerChannel(), or form=WeightOnly()"
+        )
+    if isinstance(weights, Asymmetric) and isinstance(weights.granularity, PerChannel) and not weight_only:
+        raise ValueError(
+            "per-channel weights must be Symmetric, because ONNX Runtime's kernels take one zero point a tensor; "
+            "got Asymmetric(granularity=PerChannel()). Use Symmetric(), or Asymmetric(granularity=PerTensor())"
+        )
+    # Symmetric's own default is per channel, which means nothing for activations: it is read as per tensor.
+    default = isinstance(activations, Symmetric) and isinstance(activations.granularity, PerChannel)
+    if not isinstance(activations.granularity, PerTensor) and not default:
+        raise ValueError(
+            f"activations have one range a tensor, got granularity={activations.granularity}; use Asymmetric() or "
+            "Symmetric()"
+        )
+
+
+def prepare(
+    exported: bytes,
+    settings: Settings,
+    workload: Workload,
+    context: Context,
+    *,
+    weight_range: WeightRange = "auto",
+    rewrites: Mapping[str, Rewrite] | None = None,
+) -> Prepared:
+    """The exported float graph with its placement and nearest-rounded grids.
+
+    `rewrites` change the graph and keep its function; what they tell stands in the details under their names. Raises
+    StageError for a graph that is quantized already, where nothing can be quantized, and where `settings.skip` matches
+    nothing.
+    """
+    if is_quantized(onnx.load_from_string(exported)):
+        raise StageError(
+            "the model is quantized already: rounding rounded numbers only loses accuracy. Quantize once, as the "
+            "last stage"
+        )
+    graph = clean_graph(exported)
+    details: dict[str, Any] = {}
+    for name, rewrite in (rewrites or {}).items():
+        graph, details[name] = rewrite.apply(graph, workload, context)
+    placement = _placed(graph, settings)
+    scheme = settings.weights
+    signed = context.target.signed_activations
+    static: frozenset[str] = frozenset()
+    activations: dict[str, ActivationGrid] = {}
+    if placement.static:
+        static = frozenset({*placement.static, *followers(graph, set(placement.static))})
+        activations, details["calibration"] = calibrated(
+            graph, static, settings, workload, signed=signed, progress=context.progress
+        )
+    named = (*placement.static, *placement.dynamic, *placement.weight_only)
+    weights = nearest_grids(graph, dict.fromkeys(named, scheme), weight_range=weight_range)
+    details["form"] = {
+        "static": len(placement.static),
+        "dynamic": len(placement.dynamic),
+        "weight_only": len(placement.weight_only),
+        "float16": len(placement.float16),
+        "activations": "int8" if signed else "uint8",
+        "weight_bits": scheme.bits,
+    }
+    return Prepared(
+        exported=exported,
+        graph=graph,
+        placement=placement,
+        static=static,
+        activations=activations,
+        weights=weights,
+        scheme=scheme,
+        details=details,
+    )
+
+
+def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: onnx.ModelProto | None = None) -> bytes:
+    """The compact file of the integer graph (`placed`, by default what `prepared` gives), and details to the report.
+
+    Raises StageError where ONNX Runtime runs none of it on integers, and where the outputs broke.
+    """
+    quantized = prepared.place() if placed is None else placed
+    plain = serialize(quantized)
+    bits = {f"{name}_quantized": grid.bits for name, grid in prepared.weights.items()}
+    signed = context.target.signed_activations
+    onnx_bytes = _compacted(plain, quantized, bits, signed_activations=signed)
+    details = {
+        **prepared.details,
+        **coverage(
+            plain,
+            prepared.graph,
+            prepared.placement,
+            activation_bits=prepared.activation_bits,
+            signed_activations=signed,
+        ),
+    }
+    details["sqnr_db"] = _verified_sqnr(prepared.exported, onnx_bytes, workload)
+    context.details.update(details)
+    return onnx_bytes
+
+
+def calibrated(
+    graph: onnx.ModelProto,
+    nodes: frozenset[str],
+    settings: Settings,
+    workload: Workload,
+    *,
+    signed: bool,
+    progress: bool = False,
+) -> tuple[dict[str, ActivationGrid], dict[str, Any]]:
+    """({tensor: grid} for the static `nodes`, what the report is told of the calibration)."""
+    tensors, same = tensors_to_observe(graph, set(nodes))
+    found = calibrate(
+        graph,
+        tensors,
+        workload.calibration,
+        settings.calibration,
+        settings.activations,
+        signed=signed,
+        progress=progress,
+    )
+    grids = activation_grids(with_shared(found.ranges, same), settings.activations, signed=signed)
+    return grids, dict(found.details)
+
+
+def _placed(graph: onnx.ModelProto, settings: Settings) -> Placement:
+    placement = placement_of(graph, settings.form, settings.skip)
+    if not (placement.static or placement.dynamic or placement.weight_only or placement.float16):
+        reasons = "; ".join(f"{count} nodes: {reason}" for reason, count in Counter(placement.left.values()).items())
+        raise StageError(f"nothing to quantize: {reasons or 'the graph has none of ' + ', '.join(HEAVY)}")
+    return placement
+
+
+def _compacted(plain: bytes, quantized: onnx.ModelProto, bits: Mapping[str, int], *, signed_activations: bool) -> bytes:
+    # ONNX Runtime matches patterns: a smaller file that fuses differently would be a worse one.
+    running = kernels(plain, signed_activations=signed_activations)
+    candidates = [compact_graph(quantized)]
+    packed = pack_weights(quantized, bits)
+    if len(packed.graph.node) > len(quantized.graph.node):
+        candidates += [compact_graph(packed), packed]
+    files = [
+        data for data in map(serialize, candidates) if kernels(data, signed_activations=signed_activations) == running
+    ]
+    return min([plain, *files], key=len)
+
+
+def _verified_sqnr(reference: bytes, quantized: bytes, workload: Workload) -> float:
+    before, after = open_session(reference), open_session(quantized)
+    pairs = []
+    for inputs, _ in first_batches(workload.calibration, _COMPARED_BATCHES):
+        pairs.append((before.run(None, feeds_of(before, inputs))[0], after.run(None, feeds_of(after, inputs))[0]))
+        _check_single_sample(after, feeds_of(after, inputs))
+    expected, got = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
+    value = sqnr_db(expected, got) if np.isfinite(got).all() else float("-inf")
+    if not value >= _SQNR_FLOOR_DB:
+        raise StageError(
+            f"quantization broke the model: its outputs keep {value:.1f} dB of signal to noise, at least "
+            f"{_SQNR_FLOOR_DB:g} dB are needed; try calibration=Percentile(), or leave sensitive layers out with skip"
+        )
+    # JSON has no infinity: 200 dB is beyond what float32 can tell apart.
+    return round(min(value, 200.0), 2)
+
+
+def _check_single_sample(session: Any, feeds: dict[str, Any]) -> None:
+    output = session.run(None, {name: value[:1] for name, value in feeds.items()})[0]
+    if not np.isfinite(output).all():
+        raise StageError(
+            "the quantized model gives NaN or infinite outputs for a single sample; leave layers out with skip"
+        )

@@ -1,0 +1,117 @@
+"""Everything that post-training quantization does to an exported graph, in the one order that works.
+
+Rewrites that keep the function come first, since they change the ranges; then widths, portable scales, learned rounding
+on them, the biases, which make up for what rounding moved, and last what goes back to float.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from compressor.quantization.adaptive_rounding import AdaRound
+from compressor.quantization.bias_correction import BiasCorrection
+from compressor.quantization.channel_statistics import output_sqnr_db
+from compressor.quantization.equalization import CrossLayerEqualization
+from compressor.quantization.give_back import GiveBack
+from compressor.quantization.gptq import GPTQ
+from compressor.quantization.mixed_precision import MixedPrecision
+from compressor.quantization.pair_safety import repaired_grids
+from compressor.quantization.portability import (
+    SATURATING,
+    Portable,
+    check_cpus,
+    integer_nodes,
+    made_portable,
+    with_checked_cpus,
+)
+from compressor.quantization.post_training import Prepared, Rewrite, Settings, finish, prepare
+from compressor.quantization.smoothing import SmoothQuant
+from compressor.stage import Context
+from compressor.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """Every weight becomes the integer nearest to it."""
+
+
+Rounding = Nearest | AdaRound | GPTQ
+
+
+class Choices(Settings, Protocol):
+    """What post-training quantization decides besides schemes, calibration and form."""
+
+    @property
+    def equalization(self) -> CrossLayerEqualization | None: ...
+    @property
+    def smoothing(self) -> SmoothQuant | None: ...
+    @property
+    def mixed(self) -> MixedPrecision | None: ...
+    @property
+    def rounding(self) -> Rounding: ...
+    @property
+    def bias_correction(self) -> BiasCorrection | None: ...
+    @property
+    def give_back(self) -> GiveBack | None: ...
+    @property
+    def portable(self) -> Portable | None: ...
+
+
+def quantized_file(exported: bytes, choices: Choices, workload: Workload, context: Context) -> bytes:
+    """The integer file of an exported float file, with details to the report.
+
+    Raises StageError where nothing can be quantized and where the outputs broke.
+    """
+    prepared = _prepared(exported, choices, workload, context)
+    if choices.mixed is not None:
+        prepared = choices.mixed.apply(prepared, workload, context)
+    portable = portable_for(choices, context)
+    if portable is not None:
+        prepared = made_portable(prepared, portable, workload, context)
+    if not isinstance(choices.rounding, Nearest):
+        prepared = _rounded(prepared, choices.rounding, workload, context)
+        if portable is not None:
+            weights = repaired_grids(prepared.graph, prepared.weights, integer_nodes(prepared))
+            prepared = replace(prepared, weights=weights)
+    if choices.bias_correction is not None:
+        graph, told = choices.bias_correction.apply(prepared.graph, prepared.place, workload, context)
+        prepared = replace(prepared, graph=graph).noting("bias_correction", told)
+    if choices.give_back is not None:
+        prepared = choices.give_back.apply(prepared, workload, context)
+    onnx_bytes = finish(prepared, workload, context)
+    if portable is None:
+        return onnx_bytes
+    found, checked = check_cpus(onnx_bytes, workload, context, samples=portable.samples)
+    context.details["checked_cpus"] = checked
+    return with_checked_cpus(onnx_bytes, found)
+
+
+def _prepared(exported: bytes, choices: Choices, workload: Workload, context: Context) -> Prepared:
+    """The graph with its grids, equalized where that leaves more signal; it costs some on networks that need none."""
+    smoothing: dict[str, Rewrite] = {} if choices.smoothing is None else {"smoothing": choices.smoothing}
+    plain = prepare(exported, choices, workload, context, rewrites=smoothing)
+    if choices.equalization is None:
+        return plain
+    rewrites: dict[str, Rewrite] = {"equalization": choices.equalization, **smoothing}
+    equalized = prepare(exported, choices, workload, context, rewrites=rewrites)
+    samples = choices.equalization.samples
+    before, after = (
+        output_sqnr_db(plain.graph, each.place(), workload.calibration, samples=samples) for each in (plain, equalized)
+    )
+    told = {**equalized.details["equalization"], "sqnr_db": {"without": before, "with": after}, "kept": after > before}
+    return (equalized if after > before else plain).noting("equalization", told)
+
+
+def portable_for(choices: Choices, context: Context) -> Portable | None:
+    """What was asked for, and scales that cannot saturate wherever the target's own CPU would."""
+    return Portable() if choices.portable is None and context.target.isa in SATURATING else choices.portable
+
+
+def _rounded(prepared: Prepared, rounding: AdaRound | GPTQ, workload: Workload, context: Context) -> Prepared:
+    grids = rounding.rounded(
+        prepared.graph,
+        dict(prepared.weights),
+        place=lambda weights: prepared.place(weights=weights),
+        workload=workload,
+        context=context,
+    )
+    return replace(prepared, weights=grids).noting("rounding", repr(rounding))

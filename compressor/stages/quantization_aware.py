@@ -1,0 +1,154 @@
+"""Quantization-aware training: the integer graph itself learns, taught by the original, and becomes the file.
+
+The exported graph is cleaned (which folds BatchNorm into the convolutions), calibrated and placed exactly as `Quantize`
+does it; torch then runs the placed graph with straight-through gradients and learned steps (LSQ, LSQ+), and what it
+learned is written into the same graph. So the numbers that were trained are those that ONNX Runtime computes, up to the
+order in which float32 sums are added.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.affine import Asymmetric, Symmetric
+from compressor.batches import Inputs
+from compressor.export import export_onnx
+from compressor.optimization import check_schedule
+from compressor.precision import at_least_float32
+from compressor.quantization.calibration import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
+from compressor.quantization.compact_graph import serialize
+from compressor.quantization.fake_quantization import FakeQuantizedGraph
+from compressor.quantization.policy import Static
+from compressor.quantization.post_training import check_settings, finish, prepare
+from compressor.runtime import OnnxModule, feeds_of, load_session, open_session, session_options
+from compressor.snapshots import digest
+from compressor.stage import Context, Effect, StageError
+from compressor.teaching import Teacher, check_shapes, soft_target_loss
+from compressor.training import Position, train, training_details
+from compressor.workload import Workload, first_batches, predict
+
+# A value next to a rounding boundary falls to the other side when a sum is added in another order, and later layers
+# widen it: two correct executions of one file differ. Torch may differ from the fused file by a few times what the
+# file without fusions does, and by this share of the outputs' spread.
+_TOLERATED_TIMES, _TOLERATED_SHARE = 4.0, 0.005
+_COMPARED_BATCHES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationAwareTraining:
+    """The model as an integer graph that was trained as one, for accuracy that `Quantize` does not keep.
+
+    Weights of 2 to 8 bits and activations of 8 or 16, calibrated as by `Quantize`, learn for `epochs` (>= 1) of one
+    cycle up to `learning_rate` (> 0; AdamW: a fiftieth of it) from `workload.model`: `soft_weight` in [0, 1] is the
+    teacher's part of the loss, `temperature` (> 0, best 1 to 2) divides the logits. The file is that of the best epoch
+    by validation. `skip` holds globs of nodes and modules that stay in float. Weights that an earlier stage made zero
+    stay zero, and those it made equal stay equal. All nodes take calibrated ranges, recurrent layers stay in float.
+    """
+
+    effect: ClassVar[Effect] = Effect.ENCODING
+
+    weights: Symmetric | Asymmetric = field(default_factory=Symmetric)
+    activations: Symmetric | Asymmetric = field(default_factory=Asymmetric)
+    calibration: MinMax | MovingAverage | Percentile | Entropy | MSE | Auto = field(default_factory=MinMax)
+    epochs: int = 4
+    learning_rate: float = 0.02
+    temperature: float = 2.0
+    soft_weight: float = 0.9
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_schedule(epochs=self.epochs, learning_rate=self.learning_rate, tail_epochs=0, weight_decay=0.0)
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature divides the logits, above 0 and usually 1 to 2; got {self.temperature}")
+        if not 0 <= self.soft_weight <= 1:
+            hint = f"; did you mean {self.soft_weight / 100:g}?" if 1 < self.soft_weight <= 100 else ""
+            raise ValueError(
+                f"soft_weight is the teacher's fraction of the loss, in [0, 1]; got {self.soft_weight}{hint}"
+            )
+        check_settings(self)
+
+    @property
+    def form(self) -> Static:
+        """The form that is trained: every node with calibrated ranges."""
+        return Static()
+
+    def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
+        """An OnnxModule of the trained integer graph. Raises StageError where nothing can be quantized or trained."""
+        prepared = prepare(export_onnx(model, workload).onnx_bytes, self, workload, context)
+        learner = FakeQuantizedGraph(
+            prepared.graph,
+            prepared.place(),
+            prepared.activations,
+            prepared.weights,
+            static=prepared.static,
+            example=workload.example_inputs,
+        )
+        teacher = Teacher(workload.model, remember=True)
+
+        def objective(student: nn.Module, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:
+            outputs = at_least_float32(predict(student, inputs))
+            references = teacher.outputs(inputs, targets, position).to(outputs.device)
+            check_shapes(outputs, references)
+            with teacher.form.exact():
+                loss = (1 - self.soft_weight) * workload.loss(outputs, targets)
+                if workload.metric.classes:
+                    return loss + self.soft_weight * soft_target_loss(outputs, references, self.temperature)
+                return loss + self.soft_weight * F.mse_loss(outputs, references)
+
+        with teacher.form.applied(teacher.model):
+            logs = train(
+                learner,
+                workload,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                context=context,
+                weight_decay=0.0,
+                objective=objective,
+                label="quantization-aware training",
+                identity=f"{self!r} {digest(teacher.model)}",
+            )
+        graph, activations, weights = learner.learned(prepared.graph, prepared.activations)
+        # What was trained has other outputs than what it began with: the file is compared with the float graph of the
+        # learned weights, so that `sqnr_db` is what the integers of the activations cost.
+        trained = replace(prepared, exported=serialize(graph), graph=graph, activations=activations, weights=weights)
+        placed = trained.place()
+        context.details.update(training_details(logs, workload.metric))
+        context.details["teacher_cache"] = teacher.summary()
+        context.details["agreement"] = agreement(learner, placed, workload)
+        return OnnxModule(finish(trained, workload, context, placed=placed))
+
+
+def agreement(learner: FakeQuantizedGraph, placed: onnx.ModelProto, workload: Workload) -> dict[str, float]:
+    """Mean differences over the outputs' spread: torch to the file as ONNX Runtime fuses it, and unfused to fused.
+
+    The second says how much the order of sums matters. Raises StageError where torch computed something else.
+    """
+    unfused = session_options()
+    unfused.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = serialize(placed)
+    sessions = [open_session(data), load_session(data, unfused)]
+    rows: list[list[npt.NDArray[Any]]] = [[], [], []]
+    with torch.no_grad():
+        for inputs, _ in first_batches(workload.calibration, _COMPARED_BATCHES):
+            outputs = [session.run(None, feeds_of(session, inputs))[0] for session in sessions]
+            for row, output in zip(rows, [*outputs, predict(learner, inputs).numpy()], strict=True):
+                row.append(output.reshape(-1))
+    fused, plain, ours = (np.concatenate(row) for row in rows)
+    spread = max(float(fused.std()), float(np.finfo(np.float32).tiny))
+    torch_to_file = float(np.abs(ours - fused).mean()) / spread
+    unfused_to_fused = float(np.abs(plain - fused).mean()) / spread
+    if not torch_to_file <= _TOLERATED_TIMES * unfused_to_fused + _TOLERATED_SHARE:
+        raise StageError(
+            f"ONNX Runtime computes something else than what was trained: outputs differ by {torch_to_file:.3g} "
+            f"of their spread, those of the file without fusions by {unfused_to_fused:.3g}; this is a defect, please "
+            "report it with the model"
+        )
+    return {"torch_to_file": torch_to_file, "unfused_to_fused": unfused_to_fused}

@@ -1,0 +1,137 @@
+"""Training of quantized graphs: what it promises of the file, of earlier stages' work, and of killed runs."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
+from compressor.quantization.calibration import MinMax
+from compressor.runtime import OnnxModule, predict_all
+from compressor.stage import Context, Effect, Stage, StageError
+from compressor.stages import quantization_aware
+from compressor.stages.quantization import Quantize
+from compressor.stages.quantization_aware import QuantizationAwareTraining
+from compressor.workload import Workload
+
+SHORT = {"epochs": 2, "learning_rate": 0.02}
+
+
+def integers_of(module: nn.Module, shape: tuple[int, ...]) -> list[torch.Tensor]:
+    assert isinstance(module, OnnxModule)
+    model = onnx.load_from_string(module.onnx_bytes)
+    arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    return [torch.from_numpy(array.astype("int8")) for array in arrays if array.shape == shape]
+
+
+def test_two_bit_weights_recover(trained_workload: Workload) -> None:
+    """Weights of two bits, which rounding alone breaks, learn to do their work; the file holds what was trained."""
+    scheme = Symmetric(bits=2)
+    with pytest.raises(StageError, match="quantization broke the model"):
+        Quantize(weights=scheme).apply(trained_workload.model, trained_workload, Context(progress=False))
+    context = Context(progress=False)
+    stage = QuantizationAwareTraining(weights=scheme, epochs=8, learning_rate=0.2)
+    trained = stage.apply(copy.deepcopy(trained_workload.model), trained_workload, context)
+    assert isinstance(trained, OnnxModule)
+    outputs, targets = predict_all(trained.onnx_bytes, trained_workload.train)
+    assert float((outputs.argmax(1) == targets).float().mean()) > 0.9
+    assert len(context.details["epochs"]) == 8
+    assert context.details["agreement"]["torch_to_file"] < 0.002
+    assert context.details["form"]["weight_bits"] == 2
+    assert context.details["left_in_float"] == []
+
+
+def test_zeros_of_a_pruned_model_stay_zero(trained_workload: Workload) -> None:
+    """The integers of weights that were zero are zero after training, at full width of the rest."""
+    model = copy.deepcopy(trained_workload.model)
+    weight = model.get_submodule("layer1.0.conv1").weight
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    with torch.no_grad():
+        weight[mask] = 0
+    stage = QuantizationAwareTraining(**SHORT)
+    trained = stage.apply(model, trained_workload, Context(progress=False))
+    candidates = [
+        integers for integers in integers_of(trained, tuple(weight.shape)) if bool((integers[mask] == 0).all())
+    ]
+    assert len(candidates) == 1
+    assert float((candidates[0] != 0).float().mean()) > 0.45
+
+
+def test_clusters_of_an_earlier_stage_stay_together(trained_workload: Workload) -> None:
+    """Weights that were equal within an output channel are equal integers after training."""
+    model = copy.deepcopy(trained_workload.model)
+    weight = model.get_submodule("layer2.1.conv1").weight
+    assignment = torch.randint(0, 6, weight.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        weight.copy_(torch.linspace(-0.1, 0.12, 6)[assignment])
+    stage = QuantizationAwareTraining(**SHORT)
+    trained = stage.apply(model, trained_workload, Context(progress=False))
+
+    def tied(integers: torch.Tensor) -> bool:
+        return all(len(integers[c][assignment[c] == k].unique()) == 1 for c in range(len(weight)) for k in range(6))
+
+    assert [tied(integers) for integers in integers_of(trained, tuple(weight.shape))].count(True) == 1
+
+
+def test_killed_run_resumes_to_the_same_bits(
+    trained_workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that dies in its second epoch goes on from the first and ends with the file of an unbroken one."""
+    stage = QuantizationAwareTraining(**SHORT)
+    whole = stage.apply(trained_workload.model, trained_workload, Context(progress=False))
+    original = quantization_aware.train
+    seen: list[tuple[int, int]] = []
+
+    def watched(*args: Any, objective: Any, **kwargs: Any) -> Any:
+        def watching(model: Any, inputs: Any, targets: Any, position: Any) -> Any:
+            seen.append((position.view, position.batch))
+            if seen.count((1, 3)) == 1 and position.view == 1 and position.batch == 3:
+                raise RuntimeError("killed")
+            return objective(model, inputs, targets, position)
+
+        return original(*args, objective=watching, **kwargs)
+
+    monkeypatch.setattr(quantization_aware, "train", watched)
+    with pytest.raises(RuntimeError, match="killed"):
+        stage.apply(trained_workload.model, trained_workload, Context(progress=False, folder=tmp_path))
+    died = len(seen)
+    resumed = stage.apply(trained_workload.model, trained_workload, Context(progress=False, folder=tmp_path))
+    assert seen[died] == (1, 0)
+    assert isinstance(whole, OnnxModule)
+    assert isinstance(resumed, OnnxModule)
+    assert resumed.onnx_bytes == whole.onnx_bytes
+
+
+def test_is_a_stage_that_encodes() -> None:
+    """It keeps the stage protocol: an encoding with a repr that gives it back."""
+    stage = QuantizationAwareTraining(weights=Symmetric(bits=4), skip=("conv1",))
+    assert isinstance(stage, Stage)
+    assert stage.effect is Effect.ENCODING
+    names = {
+        kind.__name__: kind
+        for kind in (QuantizationAwareTraining, Symmetric, Asymmetric, PerChannel, PerTensor, MinMax)
+    }
+    assert eval(repr(stage), names) == stage  # noqa: S307 - the promise is that eval works
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"temperature": 0}, "temperature divides the logits, above 0 and usually 1 to 2; got 0"),
+        ({"soft_weight": 90}, "soft_weight is the teacher's fraction of the loss, in .*; got 90; did you mean 0.9?"),
+        ({"epochs": 0}, "epochs counts the passes over the training data, at least 1; got 0"),
+        ({"weights": Symmetric(bits=16)}, "weights can have 2 to 8 bits, .*got bits=16"),
+        ({"activations": Asymmetric(bits=4)}, "activations can have 8 or 16 bits, .*got bits=4"),
+        ({"weights": Asymmetric(granularity=PerChannel())}, "Use (Symmetric|PerChannel)"),
+        ({"weights": Symmetric(granularity=PerBlock(size=32))}, "Use (Symmetric|PerChannel)"),
+    ],
+)
+def test_impossible_parameters_are_refused(parameters: dict[str, Any], message: str) -> None:
+    """What cannot work is refused when the stage is made, with the value and the way out."""
+    with pytest.raises(ValueError, match=message):
+        QuantizationAwareTraining(**parameters)

@@ -1,0 +1,290 @@
+"""ONNX graphs in torch against ONNX Runtime, on networks of every kind and on single nodes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from compressor.export import export_onnx
+from compressor.metrics import Metric
+from compressor.quantization.prepare_graph import clean_graph
+from compressor.quantization.torch_graph import TorchGraph
+from compressor.runtime import feeds_of, open_session
+from compressor.stage import StageError
+from compressor.workload import Workload
+
+
+class Autoencoder(nn.Module):
+    """Convolutions down, transposed ones up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.LeakyReLU(0.1), nn.Conv2d(8, 8, 3, 2, 1), nn.Hardswish())
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(8, 8, 4, 2, 1), nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(8, 3, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
+
+
+class Pools(nn.Module):
+    """Every pooling, with padding, a concatenation and a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.average = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
+        self.largest = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.last = nn.Linear(6 * 4 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, x.flip(1).clamp(-0.5, 0.5)], dim=1)
+        x = self.average(nn.functional.relu6(self.depthwise(x))) + self.largest(x)
+        return self.last(x.flatten(1))
+
+
+class Encoder(nn.Module):
+    """A transformer over embedded tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.last(self.encoder(self.embedding(tokens)).mean(dim=1))
+
+
+class Recurrent(nn.Module):
+    """An LSTM in both directions, then a GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 5, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(10, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gru(self.lstm(x)[0])[0][:, -1]
+
+
+def exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+    batch = [(example, torch.zeros(len(example), dtype=torch.long))]
+    workload = Workload(
+        name="one",
+        model=model,
+        example_inputs=example,
+        train=batch,
+        calibration=batch,
+        validation=batch,
+        test=batch,
+        loss=nn.functional.cross_entropy,
+        metric=Metric.named("accuracy"),
+    )
+    return clean_graph(export_onnx(model, workload).onnx_bytes)
+
+
+def runtime_outputs(graph: onnx.ModelProto, inputs: Tensor) -> Tensor:
+    session = open_session(graph.SerializeToString())
+    return torch.from_numpy(session.run(None, feeds_of(session, inputs))[0])
+
+
+NETWORKS = {
+    "autoencoder": (Autoencoder, lambda: torch.randn(4, 3, 16, 16)),
+    "pools": (Pools, lambda: torch.randn(4, 3, 8, 8)),
+    "transformer": (Encoder, lambda: torch.randint(0, 20, (4, 7))),
+    "recurrent": (Recurrent, lambda: torch.randn(4, 6, 3)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_equals_onnx_runtime(name: str) -> None:
+    """Whole networks give ONNX Runtime's outputs to float32 accuracy."""
+    build, sample = NETWORKS[name]
+    inputs = sample()
+    graph = exported(build().eval(), inputs)
+    got = TorchGraph(graph)(inputs)
+    torch.testing.assert_close(got, runtime_outputs(graph, inputs), atol=2e-6, rtol=2e-5)
+
+
+def test_residual_network_equals_onnx_runtime_and_its_own_module(trained_workload: Workload) -> None:
+    """A trained residual CNN runs as ONNX Runtime runs it, and every weight and bias has a gradient."""
+    graph = clean_graph(export_onnx(trained_workload.model, trained_workload).onnx_bytes)
+    inputs = next(iter(trained_workload.validation))[0]
+    network = TorchGraph(graph)
+    outputs = network(inputs)
+    torch.testing.assert_close(outputs, runtime_outputs(graph, inputs), atol=1e-5, rtol=1e-5)
+    outputs.square().sum().backward()
+    constants = [tensor for tensor in graph.graph.initializer if tensor.data_type == TensorProto.FLOAT and tensor.dims]
+    parameters = dict(network.named_parameters())
+    assert len(parameters) == len(constants)
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters.values())
+
+
+def test_gradients_equal_those_of_the_module() -> None:
+    """The gradient of a weight of the graph is that of the module that was exported."""
+    model, inputs = Autoencoder().eval(), torch.randn(2, 3, 16, 16)
+    network = TorchGraph(exported(model, inputs))
+    network(inputs).square().sum().backward()
+    model(inputs).square().sum().backward()
+    ours = network.constant("down.0.weight").grad
+    assert ours is not None
+    torch.testing.assert_close(ours, model.down[0].weight.grad, atol=1e-5, rtol=1e-4)
+
+
+def single(
+    operator: str, inputs: Sequence[np.ndarray], outputs: int = 1, **attributes: object
+) -> tuple[onnx.ModelProto, list[np.ndarray]]:
+    """A graph of one node whose first input is fed, with what ONNX Runtime makes of it."""
+    names = [f"x{index}" for index in range(len(inputs))]
+    node = helper.make_node(operator, names, [f"y{index}" for index in range(outputs)], "node", **attributes)
+    first = inputs[0]
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x0", helper.np_dtype_to_tensor_dtype(first.dtype), first.shape)],
+        [helper.make_empty_tensor_value_info(name) for name in node.output],
+        [numpy_helper.from_array(value, name) for value, name in zip(inputs[1:], names[1:], strict=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    session = open_session(onnx.shape_inference.infer_shapes(model).SerializeToString())
+    return model, session.run(None, {"x0": first})
+
+
+FLOATS = np.linspace(-3, 3, 24, dtype=np.float32).reshape(2, 3, 4)
+PICTURE = np.arange(2 * 2 * 5 * 5, dtype=np.float32).reshape(2, 2, 5, 5) / 7
+KERNEL = np.linspace(-1, 1, 4 * 2 * 3 * 3, dtype=np.float32).reshape(4, 2, 3, 3)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+NODES: dict[str, tuple[str, list[np.ndarray], int, dict[str, object]]] = {
+    "slice backwards": ("Slice", [FLOATS, ints(3), ints(-10), ints(2), ints(-2)], 1, {}),
+    "slice with negative axis": ("Slice", [FLOATS, ints(1), ints(2**62), ints(-2)], 1, {}),
+    "split": ("Split", [FLOATS, ints(1, 3)], 2, {"axis": 2}),
+    "uneven split": ("Split", [FLOATS], 2, {"axis": 1, "num_outputs": 2}),
+    "gather of rows, some from the end": ("Gather", [FLOATS, np.array([[0, -1], [2, 1]])], 1, {"axis": 1}),
+    "squared mean over two axes": ("ReduceL2", [FLOATS, ints(0, 2)], 1, {"keepdims": 0}),
+    "mean over everything": ("ReduceMean", [FLOATS], 1, {}),
+    "expand with a one": ("Expand", [FLOATS, ints(2, 1, 3, 1)], 1, {}),
+    "pad one side": ("Pad", [PICTURE, ints(0, 1, 2, 0), np.float32(7), ints(2, 3)], 1, {}),
+    "reflect": ("Pad", [PICTURE, ints(0, 0, 1, 2, 0, 0, 2, 1)], 1, {"mode": "reflect"}),
+    "same padding": ("Conv", [PICTURE, KERNEL], 1, {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    "uneven padding": ("Conv", [PICTURE, KERNEL], 1, {"pads": [0, 1, 2, 0], "dilations": [1, 2]}),
+    "uneven pooling": ("AveragePool", [PICTURE], 1, {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1], "strides": [2, 2]}),
+    "pooling over the padding": (
+        *("AveragePool", [PICTURE], 1),
+        {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1},
+    ),
+    "transposed with output padding": (
+        *("ConvTranspose", [PICTURE, KERNEL.transpose(1, 0, 2, 3).copy()], 1),
+        {"strides": [2, 2], "pads": [1, 1, 0, 0], "output_padding": [0, 0]},
+    ),
+    "hard sigmoid": ("HardSigmoid", [FLOATS], 1, {"alpha": 0.3}),
+    "clip from below": ("Clip", [FLOATS, np.float32(-1)], 1, {}),
+    "gelu": ("Gelu", [FLOATS], 1, {"approximate": "tanh"}),
+    "layer norm over two axes": ("LayerNormalization", [FLOATS, np.ones((3, 4), np.float32)], 1, {"axis": 1}),
+    "trilu": ("Trilu", [FLOATS, np.array(1)], 1, {"upper": 0}),
+    "integer division": ("Div", [np.array([-7, 7]), np.array([2, 2])], 1, {}),
+    "softmax inside": ("Softmax", [FLOATS], 1, {"axis": 1}),
+    "bilinear": (
+        *("Resize", [PICTURE, np.array([], np.float32), np.array([1, 1, 2, 1.5], np.float32)], 1),
+        {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+    ),
+    "quantize": ("QuantizeLinear", [FLOATS, np.float32(0.5), np.uint8(3)], 1, {}),
+    "quantize to signed": ("QuantizeLinear", [FLOATS, np.float32(0.02), np.int8(-5)], 1, {}),
+    "dequantize by channel": (
+        *(
+            "DequantizeLinear",
+            [np.arange(6, dtype=np.int8).reshape(2, 3), np.float32([1, 2, 3]), np.int8([0, 1, 2])],
+            1,
+        ),
+        {"axis": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_node_equals_onnx_runtime(name: str) -> None:
+    """Single nodes in forms that networks rarely have give what ONNX Runtime gives."""
+    operator, inputs, outputs, attributes = NODES[name]
+    model, expected = single(operator, inputs, outputs, **attributes)
+    found = TorchGraph(model).run({"x0": torch.from_numpy(inputs[0])}, [f"y{index}" for index in range(outputs)])
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_run_starts_and_ends_anywhere() -> None:
+    """A tensor that is given cuts the graph behind it, one under an initializer's name stands in for it."""
+    nodes = [
+        helper.make_node("Mul", ["x", "two"], ["doubled"], "double"),
+        helper.make_node("MatMul", ["doubled", "weight"], ["y"], "product"),
+    ]
+    floats = TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", floats, ["n", 2])],
+        [helper.make_tensor_value_info("y", floats, ["n", 1])],
+        [
+            numpy_helper.from_array(np.float32(2), "two"),
+            numpy_helper.from_array(np.float32([[1], [10]]), "weight"),
+        ],
+    )
+    network = TorchGraph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    x = torch.tensor([[1.0, 2.0]])
+    assert network(x).tolist() == [[42]]
+    doubled, y = network.run({"x": x, "weight": torch.tensor([[1.0], [0.0]])}, ["doubled", "y"])
+    assert (doubled.tolist(), y.tolist()) == ([[2, 4]], [[2]])
+    assert network.run({"doubled": x}, ["y"])[0].tolist() == [[21]]
+    # The lone factor is arithmetic, the matrix is a weight.
+    assert [name for name, _ in network.named_parameters()] == ["weight"]
+    with pytest.raises(StageError, match="the tensor 'x', which double reads, is no input"):
+        network.run({}, ["y"])
+
+
+def test_updated_writes_parameters_back() -> None:
+    """A learned weight comes back in the graph under its own name, and ONNX Runtime runs with it."""
+    model, inputs = Autoencoder().eval(), torch.randn(2, 3, 16, 16)
+    graph = exported(model, inputs)
+    network = TorchGraph(graph)
+    with torch.no_grad():
+        network.constant("down.0.weight").mul_(0.5)
+    updated = network.updated(graph)
+    torch.testing.assert_close(runtime_outputs(updated, inputs), network(inputs).detach(), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(runtime_outputs(graph, inputs), network(inputs).detach(), atol=1e-3)
+
+
+def test_unknown_operator_is_refused_by_name() -> None:
+    """An operator without a form in torch is named with its node before anything runs."""
+    node = helper.make_node("Einsum", ["x"], ["y"], "attention.sum", equation="ij->ji")
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in ("x", "y")]
+    model = helper.make_model(helper.make_graph([node], "g", info[:1], info[1:]))
+    with pytest.raises(StageError, match=r"the operator Einsum \(node 'attention.sum'\) has no form in torch"):
+        TorchGraph(model)
+
+
+def test_gradient_passes_straight_through_rounding_alone() -> None:
+    """A quantized pair hands on gradients within its range and none from where it saturates."""
+    pair = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], "q"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], "d"),
+    ]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("x", "y")]
+    constants = [numpy_helper.from_array(np.float32(0.1), "scale"), numpy_helper.from_array(np.uint8(0), "zero")]
+    graph = helper.make_graph(pair, "g", info[:1], info[1:], constants)
+    network = TorchGraph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    x = torch.tensor([-0.2, 0.26, 25.5, 30.0], requires_grad=True)
+    y = network(x)
+    torch.testing.assert_close(y.detach(), torch.tensor([0.0, 0.3, 25.5, 25.5]))
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 1, 1, 0]
