@@ -82,9 +82,30 @@ def arms(network: str) -> dict[str, Arm]:
 
 def stages(network: str) -> dict[str, Stage]:
     """What compressor is asked for, by label."""
-    from compressor.stages import Quantize
+    from compressor import stages as c
 
-    return {"Quantize()": Quantize()}
+    four, three = c.Symmetric(bits=4), c.Symmetric(bits=3)
+    if network not in IMAGES:
+        blocks = c.Symmetric(bits=4, granularity=c.PerBlock(size=32))
+        return {
+            "int8": c.Quantize(),
+            "int8, fastest form": c.Quantize(form=c.Fastest()),
+            "4-bit weights alone": c.Quantize(form=c.WeightOnly(), weights=blocks),
+            "float16 weights": c.Quantize(form=c.Float16()),
+        }
+    found: dict[str, Stage] = {
+        "int8": c.Quantize(),
+        "int8, corrected": c.Quantize(calibration=c.Auto(), bias_correction=c.BiasCorrection()),
+        "int8, for VNNI alone": c.Quantize(portable=None),
+        "W4A8, nearest": c.Quantize(weights=four),
+        "W4A8, GPTQ": c.Quantize(weights=four, rounding=c.GPTQ()),
+        "W4A8, AdaRound": c.Quantize(weights=four, rounding=c.AdaRound()),
+        "W3A8, GPTQ": c.Quantize(weights=three, rounding=c.GPTQ()),
+        "W3-8A8 mixed, GPTQ": c.Quantize(mixed=c.MixedPrecision(size=0.5), rounding=c.GPTQ()),
+    }
+    if network == "resnet20":
+        found["W4A8, trained 2 epochs"] = c.QuantizationAwareTraining(weights=four, epochs=2)
+    return found
 
 
 def by_stage(stage: Stage) -> Arm:

@@ -310,3 +310,49 @@ def _brief(timing):
         return timing(*arguments, **{**options, "seconds": 0.1, "repeats": 3})
 
     return brief
+
+
+def test_a_quantization_table_has_a_row_for_success_and_for_failure(small_workload, tmp_path, monkeypatch, capsys):
+    """A file has its drop, speed and seconds; a tool that is missing or fails says so, and is not asked again."""
+    import quantization
+    import quantization_docs
+
+    from compressor.stages import Quantize
+
+    calls = []
+
+    def failing(_workload, _fp32, _folder):
+        calls.append("failing")
+        raise RuntimeError("no kernel\nfor this | network")
+
+    monkeypatch.setattr(quantization, "time_interleaved", _brief(quantization.time_interleaved))
+    arms = {"ours: int8": quantization.by_stage(Quantize()), "peer": failing, "nncf": quantization.by_tool("absent")}
+    for _ in range(2):
+        result = quantization.run(small_workload, arms, tmp_path, seconds=0.1)
+    assert calls == ["failing"]
+    fp32, ours, peer, missing = result["rows"]
+    assert fp32["drop"]["value"] == 0
+    assert ours["size_bytes"] < fp32["size_bytes"]
+    assert ours["speedup"]["low"] <= ours["speedup"]["value"] <= ours["speedup"]["high"]
+    assert ours["details"]["form"]["static"] > 0
+    assert peer["failed"] == "RuntimeError: no kernel"
+    assert missing["failed"] == "FileNotFoundError: not installed: make .venv-absent"
+    quantization.print_table("tiny", result)
+    assert "no kernel" in capsys.readouterr().out
+    result["environment"] = {"cpu": "a CPU", "versions": {"onnxruntime": "1"}}
+    page = quantization_docs.page({"quantization": {"networks": {"tiny": result}}})
+    assert "| peer | failed: RuntimeError: no kernel |" in page
+    assert page.count("| ours: int8 |") == 1
+    quantization_docs.draw({"tiny": result}, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_quantization_results_are_what_is_stored():
+    """docs/quantization-results.md is what `make docs` makes of the stored results: nothing is typed."""
+    pytest.importorskip("matplotlib", reason="matplotlib draws the pictures of the documents: pip install .[bench]")
+    import docs
+
+    results = docs.quantization_docs.stored(docs.RESULTS)
+    assert results, "the benchmark's results belong into the repository"
+    text = (ROOT / "docs" / "quantization-results.md").read_text(encoding="utf-8")
+    assert text == docs.quantization_docs.page(results)

@@ -198,14 +198,16 @@ def test_activations_are_unsigned_on_x86_and_signed_on_arm(cnn) -> None:
         assert zeros == {kind}
 
 
-def test_no_pair_of_products_saturates_without_vnni(cnn) -> None:
-    """Without VNNI the scales are such that nothing can saturate, and the file says that it was checked."""
-    for isa in (Isa.X86_AVX2, Isa.X86_AVX512):
+def test_no_pair_of_products_saturates_on_any_x86(cnn) -> None:
+    """Unless told otherwise the scales are such that nothing can saturate, and the file says that it was checked."""
+    for isa in (Isa.X86_AVX2, Isa.X86_AVX512, Isa.X86_VNNI):
         quantized, details = _quantize(Quantize(), *cnn, Target(isa=isa))
         assert details["checked_cpus"]["products_that_may_saturate"] == []
-        assert checked_cpus(quantized)[isa.value].startswith("exact")
-    _, plain = _quantize(Quantize(), *cnn, Target(isa=Isa.X86_VNNI))
-    assert "checked_cpus" not in plain
+        assert checked_cpus(quantized)["x86_avx2"].startswith("exact")
+    for stage, target in ((Quantize(portable=None), VNNI), (Quantize(), Target(isa=Isa.ARM_DOT))):
+        quantized, details = _quantize(stage, *cnn, target)
+        assert "checked_cpus" not in details
+        assert checked_cpus(quantized) == {}
 
 
 def test_lstm_becomes_dynamic() -> None:

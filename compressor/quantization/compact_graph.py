@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -38,7 +39,16 @@ def optimized_nodes(onnx_bytes: bytes, *, signed_activations: bool = False) -> l
             options.add_session_config_entry("session.qdqisint8allowed", "1")
         # The file is looked at, not shipped: that it fits this machine's CPU alone is the point.
         load_session(onnx_bytes, options)
-        return list(onnx.load(str(path)).graph.node)
+        return list(_with_inner(onnx.load(str(path)).graph))
+
+
+def _with_inner(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of `graph`, each followed by those of the graphs inside of it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _with_inner(attribute.g)
 
 
 def kernels(onnx_bytes: bytes, *, signed_activations: bool = False) -> Counter[str]:
@@ -99,7 +109,7 @@ def _drop_notes(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
     del graph.metadata_props[:]
     del graph.quantization_annotation[:]
-    used = {node.domain for node in graph.node} | {""}
+    used = {node.domain for node in _with_inner(graph)} | {""}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)

@@ -2,11 +2,11 @@
 
 A linear layer is written as DynamicQuantizeLinear, MatMulInteger and the multiplication with both scales, which ONNX
 Runtime fuses into one kernel; layers that read one tensor share its quantization. LSTMs and embeddings have operators
-of their own in ONNX Runtime.
+of their own in ONNX Runtime; GRU and RNN layers are written out as cells (`recurrent_cells`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.quantization.recurrent_cells import layer_of, write_layer
 from compressor.quantization.weight_grids import WeightGrid
 from compressor.stage import StageError
 
@@ -22,7 +23,7 @@ _CONTRIB = "com.microsoft"
 
 
 def place_dynamic(model: onnx.ModelProto, nodes: set[str], weights: Mapping[str, WeightGrid]) -> onnx.ModelProto:
-    """The graph with `nodes` (LSTM, MatMul, Gemm, embedding Gather) on the integers of their grids.
+    """The graph with `nodes` (LSTM, GRU, RNN, MatMul, Gemm, embedding Gather) on the integers of their grids.
 
     Raises StageError for grids that no kernel takes: a scale per group in a linear or recurrent layer.
     """
@@ -36,6 +37,8 @@ def place_dynamic(model: onnx.ModelProto, nodes: set[str], weights: Mapping[str,
             placing.linear(node)
         elif node.op_type == "LSTM":
             placing.lstm(node)
+        elif node.op_type in {"GRU", "RNN"}:
+            placing.cells(node)
         elif node.op_type == "Gather":
             placing.embedding(node)
         else:
@@ -59,7 +62,8 @@ class _Placing:
         graph.node.extend(self.written)
         graph.initializer.extend(kept)
         domains = {entry.domain for entry in self.model.opset_import}
-        if _CONTRIB not in domains and any(node.domain == _CONTRIB for node in graph.node):
+        # Cells hold operators of that domain inside of a Scan.
+        if _CONTRIB not in domains and any(node.domain == _CONTRIB or node.op_type == "Scan" for node in graph.node):
             self.model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
         return self.model
 
@@ -117,6 +121,29 @@ class _Placing:
         layer.attribute.extend(attribute for attribute in node.attribute if attribute.name != "layout")
         self.written.append(layer)
 
+    def cells(self, node: onnx.NodeProto) -> None:
+        inputs, states = (self.weights.get(name) for name in node.input[1:3])
+        if inputs is None or states is None:
+            self.written.append(node)
+            return
+        self._check(node, inputs)
+        self._check(node, states)
+        layer = layer_of(node, self.constants)
+        count = len(layer.backward)
+        # One product for both directions: they read the same, and two with one scale would not be fused.
+        name, product = node.input[1], f"{node.name}_projected"
+        bias = self._add(f"{name}_bias", np.concatenate([layer.biases(index)[0] for index in range(count)]))
+        self.weights = {**self.weights, name: _of_both(inputs)}
+        self.linear(helper.make_node("Gemm", [node.input[0], name, bias], [product], product, transB=1))
+        projected = [product] if count == 1 else [f"{product}_{index}" for index in range(count)]
+        if count > 1:
+            self.written.append(
+                helper.make_node("Split", [product], projected, f"{product}_0", axis=2, num_outputs=count)
+            )
+        written = write_layer(layer, projected, [_of_direction(states, index) for index in range(count)])
+        self.model.graph.initializer.extend(written.initializers)
+        self.written.extend(written.nodes)
+
     def embedding(self, node: onnx.NodeProto) -> None:
         name, indices, target = node.input[0], node.input[1], node.output[0]
         grid = self.weights.get(name)
@@ -151,3 +178,18 @@ class _Placing:
     def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.written.append(helper.make_node(kind, inputs, [output], output, **attributes))
         return output
+
+
+def _of_direction(grid: WeightGrid, direction: int) -> WeightGrid:
+    """The matrix (outputs, inputs) of one direction of a recurrent weight, whose directions share their scales."""
+    return replace(grid, axis=None if grid.axis is None else 0, integers=grid.integers[direction])
+
+
+def _of_both(grid: WeightGrid) -> WeightGrid:
+    """The matrix (directions * outputs, inputs) of all directions."""
+    integers = grid.integers.flatten(0, 1)
+    if grid.axis is None:
+        return replace(grid, integers=integers)
+    count = len(grid.integers)
+    scale, zero_point = grid.scale.repeat(count), grid.zero_point.repeat(count)
+    return replace(grid, axis=0, scale=scale, zero_point=zero_point, integers=integers)

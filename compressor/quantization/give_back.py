@@ -3,160 +3,190 @@
 An integer kernel can be slower than its float one (depthwise or tiny layers, conversions around a lone layer), and one
 layer can cost most of the accuracy. Which layers are slower is read from ONNX Runtime's profile of both files; that it
 helps to give them back is proved by timing the whole files in turns, since new conversions appear at their borders.
+Which layers cost accuracy is read from the output's noise without each of them, with the grids as they are placed; how
+many go back is decided by the score on validation data, or by a bound on the noise.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import onnx
-
-from compressor.estimate import Estimate
-from compressor.node_times import kernel_times
-from compressor.quantization.audit import original_name
+from compressor.budget import describe_drop, judge_drop
 from compressor.quantization.compact_graph import serialize
+from compressor.quantization.layer_times import layer_ms, slower_nodes
 from compressor.quantization.post_training import Prepared
-from compressor.quantization.sensitivity import Sensitivity, sensitivities
+from compressor.quantization.sensitivity import first_inputs, noise_db, output_values, reliefs
 from compressor.runtime import time_interleaved
 from compressor.scores import paired_drop, score_rows
 from compressor.stage import Context, StageError
 from compressor.workload import Workload, resize_batch
 
+# What is done to a candidate before it is judged: its biases are corrected for the layers that it rounds.
+Correct = Callable[[Prepared], Prepared]
+_SLOWER = "given back: its integer form is slower"
+_HARMFUL = "given back: it costs too much accuracy"
+_WAY_OUT = "train with QuantizationAwareTraining, use more bits, or allow more"
+
 
 @dataclass(frozen=True, kw_only=True)
 class GiveBack:
-    """Float again: what is slower in integers, and what costs more accuracy than `max_drop`.
+    """Float again: what is slower in integers, and what costs more accuracy than allowed.
 
-    `max_drop` is as in `Budget`, judged on the validation data (None does not look at accuracy); `slower` says whether
-    time is looked at. `samples` (>= 1) of the calibration data rank the layers by their noise.
+    `max_drop` is as in `Budget`, judged on the validation data, and `min_sqnr_db` (> 0) the signal to quantization
+    noise that the output must keep on calibration data; None does not look. `slower` says whether time is looked at.
+    `samples` (>= 1) of the calibration data measure noise.
     """
 
     max_drop: float | None = 0.01
+    min_sqnr_db: float | None = None
     slower: bool = True
     samples: int = 64
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise ValueError(f"max_drop is a fraction in [0, 1), one point of accuracy is 0.01; got {self.max_drop}")
-        if self.max_drop is None and not self.slower:
-            raise ValueError("max_drop=None with slower=False looks at nothing; leave GiveBack out")
+        if self.min_sqnr_db is not None and not self.min_sqnr_db > 0:
+            raise ValueError(f"min_sqnr_db is in decibels, above 0; got {self.min_sqnr_db}")
+        if not self.slower and not self._judges:
+            raise ValueError(
+                "max_drop=None, min_sqnr_db=None and slower=False look at nothing; set one, or leave GiveBack out"
+            )
         if self.samples < 1:
             raise ValueError(f"samples counts calibration samples, at least 1; got {self.samples}")
 
-    def apply(self, prepared: Prepared, workload: Workload, context: Context) -> Prepared:
-        """`prepared` without the layers that went back; all decisions stand in its details under "given_back"."""
-        told: dict[str, Any] = {"nodes": [], "tried": []}
+    @property
+    def _judges(self) -> bool:
+        return self.max_drop is not None or self.min_sqnr_db is not None
+
+    def apply(
+        self, prepared: Prepared, workload: Workload, context: Context, *, correct: Correct = lambda prepared: prepared
+    ) -> Prepared:
+        """`prepared` as `correct` leaves it, without the layers that went back.
+
+        Its details say which did under "given_back", and what was tried under "give_back". Raises StageError where the
+        goal is missed even with one layer left.
+        """
+        told = _Told()
         if self.slower:
             prepared = _faster(prepared, workload, context, told)
-        if self.max_drop is not None:
-            prepared = self._accurate(prepared, self.max_drop, workload, context, told)
-        return prepared.noting("given_back", told)
+        prepared = self._close_enough(prepared, workload, context, correct, told) if self._judges else correct(prepared)
+        return prepared.noting("given_back", told.layers).noting("give_back", {"tried": told.tried, **told.numbers})
 
-    def _accurate(
-        self, prepared: Prepared, max_drop: float, workload: Workload, context: Context, told: dict[str, Any]
+    def _close_enough(
+        self, prepared: Prepared, workload: Workload, context: Context, correct: Correct, told: "_Told"
     ) -> Prepared:
-        metric = workload.metric
-        reference = score_rows(prepared.exported, workload.validation, metric)
-
-        def drop_of(candidate: Prepared) -> Estimate:
-            rows = score_rows(serialize(candidate.place()), workload.validation, metric)
-            return paired_drop(rows, reference, metric, seed=context.seed)
-
-        before = drop_of(prepared)
-        told["drop"] = {"before": before.value, "max_drop": max_drop}
-        if before.value <= max_drop:
-            return prepared
-        ranked = _by_noise(prepared, workload, context, samples=self.samples)
-        given, best = 1, prepared
-        while True:
-            names = [entry.node for entry in ranked[:given]]
-            reasons = {
-                entry.node: f"given back: alone it leaves {entry.sqnr_db:.1f} dB, and the drop of {before.value:.4f} "
-                f"exceeds {max_drop:g}"
-                for entry in ranked[:given]
-            }
-            try:
-                best = prepared.without(reasons)
-            except StageError as error:
-                raise StageError(
-                    f"quantization loses {before.value:.4f} of {metric.name} on validation and may lose {max_drop:g}; "
-                    "giving back every layer but one does not help; train with QuantizationAwareTraining, or allow more"
-                ) from error
-            drop = drop_of(best)
-            told["tried"].append(
-                {"nodes": names, "why": "accuracy", "drop": drop.value, "kept": drop.value <= max_drop}
-            )
-            if drop.value <= max_drop:
-                told["nodes"] += [{"node": name, "why": reason} for name, reason in reasons.items()]
-                told["drop"]["after"] = drop.value
-                return best
-            if given >= len(ranked):
-                raise StageError(
-                    f"quantization loses {drop.value:.4f} of {metric.name} on validation with every ranked layer in "
-                    f"float, and may lose {max_drop:g}; train with QuantizationAwareTraining, or allow more"
-                )
-            given = min(2 * given, len(ranked))
+        judge = _Judge(self, prepared.exported, workload, context)
+        whole = correct(prepared)
+        missed, numbers = judge(whole)
+        told.numbers["before"] = numbers
+        if not missed:
+            return whole
+        kept_db, ranked = reliefs(prepared, workload, context, samples=self.samples)
+        order = list(ranked)
+        passing: dict[int, Prepared] = {}
+        failing, count = 0, 1
+        # Double until enough have gone back, then halve the gap: few files are scored, and few layers too many go.
+        while count < len(order):
+            candidate = correct(prepared.without(dict.fromkeys(order[:count], _HARMFUL)))
+            problem, numbers = judge(candidate)
+            told.tried.append({"nodes": order[:count], "why": "accuracy", "kept": not problem, **numbers})
+            if problem:
+                failing, missed = count, problem
+            else:
+                passing[count] = candidate
+            least = min(passing, default=None)
+            if least is not None and least - failing <= 1:
+                break
+            count = min(2 * count, max(count + 1, len(order) - 1)) if least is None else (failing + least) // 2
+        if not passing:
+            tried = "one quantized layer is all there is" if len(order) < 2 else "so it does with one layer left"
+            raise StageError(f"{missed}, and {tried}; {_WAY_OUT}")
+        least = min(passing)
+        reason = told.numbers["before"]["missed"]
+        for name in order[:least]:
+            why = f"with it in float the outputs keep {ranked[name]:.1f} dB instead of {kept_db:.1f}; {reason}"
+            told.add(name, why, sqnr_db=kept_db, sqnr_db_without=ranked[name])
+        return passing[least]
 
 
-def _faster(prepared: Prepared, workload: Workload, context: Context, told: dict[str, Any]) -> Prepared:
+@dataclass(kw_only=True)
+class _Told:
+    """What the report is told."""
+
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, node: str, why: str, **numbers: Any) -> None:
+        self.layers.append({"node": node, "why": why, "numbers": numbers})
+
+
+class _Judge:
+    """Whether a candidate is close enough to the float file."""
+
+    def __init__(self, goal: GiveBack, exported: bytes, workload: Workload, context: Context) -> None:
+        self.goal, self.workload, self.seed = goal, workload, context.seed
+        if goal.max_drop is not None:
+            self.rows = score_rows(exported, workload.validation, workload.metric)
+        if goal.min_sqnr_db is not None:
+            self.batches = first_inputs(workload.calibration, goal.samples)
+            self.outputs = output_values(exported, self.batches)
+
+    def __call__(self, candidate: Prepared) -> tuple[str, dict[str, Any]]:
+        """(what is missed in words, "" where nothing is; the numbers)."""
+        file = serialize(candidate.place())
+        missed: list[str] = []
+        numbers: dict[str, Any] = {}
+        if self.goal.max_drop is not None:
+            metric = self.workload.metric
+            rows = score_rows(file, self.workload.validation, metric)
+            drop = paired_drop(rows, self.rows, metric, seed=self.seed)
+            numbers["drop"] = asdict(drop)
+            if not judge_drop(drop, self.goal.max_drop, metric).keep:
+                missed.append(f"validation {describe_drop(drop, metric)}, max_drop is {self.goal.max_drop:g}")
+        if self.goal.min_sqnr_db is not None:
+            kept_db = numbers["sqnr_db"] = noise_db(self.outputs, output_values(file, self.batches))
+            if kept_db < self.goal.min_sqnr_db:
+                missed.append(f"the outputs keep {kept_db:.1f} dB, wanted are {self.goal.min_sqnr_db:g}")
+        return "; ".join(missed), {**numbers, "missed": "; ".join(missed)}
+
+
+def _faster(prepared: Prepared, workload: Workload, context: Context, told: _Told) -> Prepared:
     """`prepared` without the layers whose integer form is slower, as far as the whole file gets faster by it."""
     inputs = resize_batch(workload.example_inputs, context.target.batch_size)
     threads = context.target.threads
     current = serialize(prepared.place())
     slower = slower_nodes(
-        _layer_ms(serialize(prepared.graph), prepared.graph, inputs, threads),
-        _layer_ms(current, prepared.graph, inputs, threads),
-        prepared.placement.static,
+        layer_ms(serialize(prepared.graph), prepared.graph, inputs, threads=threads),
+        layer_ms(current, prepared.graph, inputs, threads=threads),
+        (*prepared.placement.static, *prepared.placement.dynamic),
     )
-    for names in _trials(slower):
-        reasons = {
-            name: f"given back: {slower[name][1]:.4f} ms in integers, {slower[name][0]:.4f} ms in float"
-            for name in names
-        }
+    for names in trials(slower):
         try:
-            candidate = prepared.without(reasons)
+            candidate = prepared.without(dict.fromkeys(names, _SLOWER))
         except StageError:
             continue  # nothing would be left: the pipeline's own gate judges the whole
         gain = time_interleaved(
             serialize(candidate.place()), current, inputs, threads=threads, seed=context.seed
         ).speedup
         kept = gain.low > 1
-        told["tried"].append({"nodes": names, "why": "time", "speedup": vars(gain), "kept": kept})
+        told.tried.append({"nodes": names, "why": "time", "speedup": asdict(gain), "kept": kept})
         if kept:
-            told["nodes"] += [{"node": name, "why": reason} for name, reason in reasons.items()]
+            for name in names:
+                float_ms, integer_ms = slower[name]
+                told.add(
+                    name,
+                    f"{integer_ms:.4f} ms in integers with its conversions, {float_ms:.4f} ms in float; the file is "
+                    f"{gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}] faster with {len(names)} back in float",
+                    float_ms=round(float_ms, 5),
+                    integer_ms=round(integer_ms, 5),
+                )
             return candidate
     return prepared
 
 
-def slower_nodes(
-    float_ms: Mapping[str, float], integer_ms: Mapping[str, float], nodes: Sequence[str]
-) -> dict[str, tuple[float, float]]:
-    """{node: (float, integer milliseconds)} of `nodes` whose integer form takes longer, the greatest loss first."""
-    found = {
-        name: (float_ms[name], integer_ms[name])
-        for name in nodes
-        if name in float_ms and name in integer_ms and integer_ms[name] > float_ms[name]
-    }
-    return dict(sorted(found.items(), key=lambda item: item[1][0] - item[1][1]))
-
-
-def _trials(slower: Mapping[str, tuple[float, float]]) -> list[list[str]]:
+def trials(slower: Mapping[str, tuple[float, float]]) -> list[list[str]]:
     """All of them, the half that loses most, the one that does: each less than the one before."""
     names = list(slower)
     sizes = sorted({len(names), (len(names) + 1) // 2, 1} - {0}, reverse=True)
     return [names[:size] for size in sizes if names]
-
-
-def _layer_ms(onnx_bytes: bytes, graph: onnx.ModelProto, inputs: Any, threads: int) -> dict[str, float]:
-    """Milliseconds of every layer with weights, by its name in the float `graph`."""
-    found: dict[str, float] = {}
-    for name, ms in kernel_times(onnx_bytes, inputs, threads=threads).items():
-        layer = original_name(name, graph)
-        found[layer] = found.get(layer, 0.0) + ms
-    return found
-
-
-def _by_noise(prepared: Prepared, workload: Workload, context: Context, *, samples: int) -> list[Sensitivity]:
-    """The static layers as they are placed, the noisiest first."""
-    found = sensitivities(prepared, (prepared.scheme.bits,), workload, context, samples=samples)
-    return sorted((entries[0] for entries in found.values()), key=lambda entry: entry.sqnr_db)

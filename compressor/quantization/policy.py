@@ -6,6 +6,8 @@ from fnmatch import fnmatchcase
 
 import onnx
 
+from compressor.affine import Asymmetric, PerBlock, Symmetric
+from compressor.quantization.recurrent_cells import hidden_units, why_no_cells
 from compressor.stage import StageError
 
 # Operators that hold the weights and take the time.
@@ -33,7 +35,11 @@ FOLLOWERS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class ByFamily:
-    """Static for convolutions and linear layers near them, dynamic for LSTMs and transformers, weight-only for GRUs."""
+    """Static for convolutions and linear layers near them, dynamic for LSTMs and transformers.
+
+    GRU and RNN layers, for which there is no integer kernel, are written out as cells where they are so wide that this
+    pays, and keep float arithmetic on integer weights otherwise; `Fastest()` measures it.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,10 @@ class Static:
 
 @dataclass(frozen=True, kw_only=True)
 class Dynamic:
-    """Ranges found at every call, for Gemm, MatMul, LSTM and embeddings; needs no calibration; Conv stays in float."""
+    """Ranges found at every call, for Gemm, MatMul, LSTM, GRU, RNN and embeddings; needs no calibration.
+
+    Conv stays in float.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +69,57 @@ class Float16:
     """Weights stored as float16 and computed in float32: half the file, the same time, hardly any error."""
 
 
-Form = ByFamily | Static | Dynamic | WeightOnly | Float16
+# Units of a GRU from which cells on integers beat the float kernel by more than a tenth on a CPU with VNNI and 2 MB of
+# L2 cache: 384 units are 1.8 MB of float weights; 256 come out even, 128 are 2.2 times slower.
+_CELLS_FROM = 384
 _STORED = "its weights are stored as {kind} and computed in float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A form to try, with the weights of the stage or its own."""
+
+    form: ByFamily | Static | Dynamic | WeightOnly | Float16
+    weights: Symmetric | Asymmetric | None = None
+
+    def __post_init__(self) -> None:
+        weights = self.weights
+        if weights and isinstance(weights.granularity, PerBlock) and not isinstance(self.form, WeightOnly):
+            raise ValueError(
+                f"weights with a scale per block have kernels for float activations alone; got {weights} with "
+                f"form={self.form}. Use form=WeightOnly()"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fastest:
+    """Whichever candidate is measured to be the fastest, the smallest of those that tie.
+
+    A candidate is out if it loses more than `max_drop` on the validation data (a fraction, as in `Budget`; None does
+    not look), or keeps fewer than `min_sqnr_db` decibels of the outputs on calibration data.
+    """
+
+    candidates: tuple[Candidate, ...] = (
+        Candidate(form=ByFamily()),
+        Candidate(form=Dynamic()),
+        Candidate(form=Static()),
+        Candidate(form=WeightOnly()),
+        Candidate(form=WeightOnly(), weights=Symmetric(bits=4, granularity=PerBlock(size=32))),
+        Candidate(form=Float16()),
+    )
+    max_drop: float | None = 0.01
+    min_sqnr_db: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise ValueError("candidates are the forms to choose from, at least one; got none")
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise ValueError(f"max_drop is a fraction in [0, 1), one point of accuracy is 0.01; got {self.max_drop}")
+        if self.min_sqnr_db is not None and not self.min_sqnr_db > 0:
+            raise ValueError(f"min_sqnr_db is a ratio in decibels, more than 0; got {self.min_sqnr_db}")
+
+
+Form = ByFamily | Static | Dynamic | WeightOnly | Float16 | Fastest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +135,8 @@ class Placement:
 
 def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> Placement:
     """Which form each weight-bearing node takes. Raises StageError for a skip pattern that matches no node."""
+    if isinstance(form, Fastest):
+        raise StageError(f"{form} is a choice between forms, which form_choice.fastest makes; place one of them")
     constants = {tensor.name for tensor in graph.graph.initializer}
     sequential = _is_sequence_model(graph, constants)
     static: list[str] = []
@@ -117,11 +177,18 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
                 dynamic.append(node.name)
             case "LSTM":
                 left[node.name] = "no static int8 kernel for LSTM; use ByFamily() or Dynamic()"
-            case "GRU" | "RNN" if isinstance(form, ByFamily) and constant_weight:
-                weight_only.append(node.name)
-                left[node.name] = f"no int8 kernel for {node.op_type}: {_STORED.format(kind='integers')}"
             case "GRU" | "RNN":
+                unfit = why_no_cells(node, constants)
+                narrow = isinstance(form, ByFamily) and hidden_units(node) < _CELLS_FROM
+                if not isinstance(form, Static) and unfit is None and not narrow:
+                    dynamic.append(node.name)
+                    continue
                 left[node.name] = f"no int8 kernel for {node.op_type}"
+                if unfit is not None:
+                    left[node.name] += f", and it cannot be written out as cells: {unfit}"
+                if isinstance(form, ByFamily) and constant_weight:
+                    weight_only.append(node.name)
+                    left[node.name] += f": {_STORED.format(kind='integers')}"
             case "Gather" if is_dynamic:
                 dynamic.append(node.name)
             case "Gather":

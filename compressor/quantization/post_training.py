@@ -98,11 +98,14 @@ class Prepared:
         return placed
 
     def without(self, reasons: Mapping[str, str]) -> "Prepared":
-        """The same with the static nodes that `reasons` names in float again; raises StageError where none is left."""
-        static = tuple(name for name in self.placement.static if name not in reasons)
+        """The same with the nodes that `reasons` names in float again; raises StageError where none is left."""
+        static, dynamic, weight_only = (
+            tuple(name for name in names if name not in reasons)
+            for names in (self.placement.static, self.placement.dynamic, self.placement.weight_only)
+        )
         left = {**self.placement.left, **reasons}
-        placement = replace(self.placement, static=static, left=left)
-        if not (static or placement.dynamic or placement.weight_only):
+        placement = replace(self.placement, static=static, dynamic=dynamic, weight_only=weight_only, left=left)
+        if not (static or dynamic or weight_only):
             raise StageError("nothing would be left to quantize")
         nodes = frozenset({*static, *followers(self.graph, set(static))}) & self.static
         return replace(self, placement=placement, static=nodes)

@@ -1,7 +1,7 @@
 """Everything that post-training quantization does to an exported graph, in the one order that works.
 
 Rewrites that keep the function come first, since they change the ranges; then widths, portable scales, learned rounding
-on them, the biases, which make up for what rounding moved, and last what goes back to float.
+on them, what goes back to float, and the biases, which make up for what rounding moved in the rest.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,6 @@ from compressor.quantization.gptq import GPTQ
 from compressor.quantization.mixed_precision import MixedPrecision
 from compressor.quantization.pair_safety import repaired_grids
 from compressor.quantization.portability import (
-    SATURATING,
     Portable,
     check_cpus,
     integer_nodes,
@@ -64,7 +63,8 @@ def quantized_file(exported: bytes, choices: Choices, workload: Workload, contex
     prepared = _prepared(exported, choices, workload, context)
     if choices.mixed is not None:
         prepared = choices.mixed.apply(prepared, workload, context)
-    portable = portable_for(choices, context)
+    # Signed activations add up in 32 bits, and the file is for Arm alone.
+    portable = None if context.target.signed_activations else choices.portable
     if portable is not None:
         prepared = made_portable(prepared, portable, workload, context)
     if not isinstance(choices.rounding, Nearest):
@@ -72,11 +72,18 @@ def quantized_file(exported: bytes, choices: Choices, workload: Workload, contex
         if portable is not None:
             weights = repaired_grids(prepared.graph, prepared.weights, integer_nodes(prepared))
             prepared = replace(prepared, weights=weights)
-    if choices.bias_correction is not None:
-        graph, told = choices.bias_correction.apply(prepared.graph, prepared.place, workload, context)
-        prepared = replace(prepared, graph=graph).noting("bias_correction", told)
-    if choices.give_back is not None:
-        prepared = choices.give_back.apply(prepared, workload, context)
+
+    def corrected(candidate: Prepared) -> Prepared:
+        if choices.bias_correction is None:
+            return candidate
+        graph, told = choices.bias_correction.apply(candidate.graph, candidate.place, workload, context)
+        return replace(candidate, graph=graph).noting("bias_correction", told)
+
+    if choices.give_back is None:
+        prepared = corrected(prepared)
+    else:
+        # A layer in float again needs its own bias: what goes back is decided on uncorrected graphs.
+        prepared = choices.give_back.apply(prepared, workload, context, correct=corrected)
     onnx_bytes = finish(prepared, workload, context)
     if portable is None:
         return onnx_bytes
@@ -99,11 +106,6 @@ def _prepared(exported: bytes, choices: Choices, workload: Workload, context: Co
     )
     told = {**equalized.details["equalization"], "sqnr_db": {"without": before, "with": after}, "kept": after > before}
     return (equalized if after > before else plain).noting("equalization", told)
-
-
-def portable_for(choices: Choices, context: Context) -> Portable | None:
-    """What was asked for, and scales that cannot saturate wherever the target's own CPU would."""
-    return Portable() if choices.portable is None and context.target.isa in SATURATING else choices.portable
 
 
 def _rounded(prepared: Prepared, rounding: AdaRound | GPTQ, workload: Workload, context: Context) -> Prepared:

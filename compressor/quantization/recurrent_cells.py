@@ -12,7 +12,7 @@ units, about as much as integers save for 256, and nothing against what they sav
 longer fit the cache of a core.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,11 @@ def why_no_cells(node: onnx.NodeProto, constants: set[str]) -> str | None:
     if attributes.get("clip"):
         return f"its gates are clipped at {attributes['clip']:g}"
     return "its batch comes first (layout=1)" if attributes.get("layout") else None
+
+
+def hidden_units(node: onnx.NodeProto) -> int:
+    """The number of units of a recurrent node, 0 where it does not say."""
+    return next((int(entry.i) for entry in node.attribute if entry.name == "hidden_size"), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,7 @@ class Written:
         return name
 
 
-def write_layer(layer: Layer, projected: list[str], recurrence: list[WeightGrid | _Array]) -> Written:
+def write_layer(layer: Layer, projected: list[str], recurrence: Sequence[WeightGrid | _Array]) -> Written:
     """What takes the place of the layer's node, given X W^T + b of every direction, (steps, batch, gates * hidden).
 
     `recurrence` holds R of every direction, (gates * hidden, hidden): as a grid of integers, or as floats, which is

@@ -2,7 +2,9 @@
 
 The noise powers of layers that are rounded one at a time add up to about that of all of them together, as long as each
 is small (Lin et al. 2016, arXiv:1511.06393, section 3.2: equation 8 turns the sum into a budget of bits). `predicted_db`
-is that sum; the report puts it beside what was measured.
+is that sum. How well it holds: on ResNet-20 within half a decibel from 25 dB on, with ResNet-56 and MobileNetV2 within 3;
+below 20 dB the errors of layers are no longer independent, and the sum is 2 to 8 dB too hopeful. It is good for choosing,
+so what was chosen is measured as a whole.
 """
 
 import math
@@ -16,13 +18,14 @@ import onnx
 from tqdm import tqdm
 
 from compressor.affine import Scheme
+from compressor.batches import Inputs
 from compressor.quantization.compact_graph import serialize
 from compressor.quantization.post_training import Prepared
 from compressor.quantization.quantize_graph import sqnr_db
 from compressor.quantization.weight_grids import nearest_grids, weight_positions
 from compressor.runtime import feeds_of, open_session
 from compressor.stage import Context
-from compressor.workload import Workload, batches_of
+from compressor.workload import Workload, batch_size_of, batches_of, resize_batch
 
 # Beyond what float32 can tell apart; JSON has no infinity.
 _MOST_DB = 200.0
@@ -57,29 +60,51 @@ def sensitivities(
         if node.name in prepared.placement.static
         and any(node.input[position] in constants for position in weight_positions(node))
     }
-    batches = _first(workload.calibration, samples)
-    reference = _outputs(serialize(prepared.graph), batches)
+    batches = first_inputs(workload.calibration, samples)
+    reference = output_values(serialize(prepared.graph), batches)
     found: dict[str, tuple[Sensitivity, ...]] = {}
     with tqdm(
-        total=len(nodes) * len(bits), desc="sensitivity", unit="layer", leave=False, disable=not context.progress
+        total=len(nodes) * len(bits), desc="sensitivity", unit="width", leave=False, disable=not context.progress
     ) as bar:
         for name, node in nodes.items():
             entries = []
             for width in bits:
                 scheme = scheme_of_width(prepared.scheme, width)
                 alone = prepared.only(name, nearest_grids(prepared.graph, {name: scheme}))
-                outputs = _outputs(serialize(alone), batches)
                 entries.append(
                     Sensitivity(
                         node=name,
                         bits=width,
-                        sqnr_db=round(min(sqnr_db(reference, outputs), _MOST_DB), 2),
+                        sqnr_db=noise_db(reference, output_values(serialize(alone), batches)),
                         size_bytes=math.ceil(_weights(node, constants) * width / 8),
                     )
                 )
                 bar.update()
             found[name] = tuple(entries)
     return found
+
+
+def reliefs(
+    prepared: Prepared, workload: Workload, context: Context, *, samples: int
+) -> tuple[float, dict[str, float]]:
+    """(decibels that the outputs keep, {quantized node: decibels with this node in float again}), the most first.
+
+    With the grids as they are placed, whatever widths and rounding they have; against the exported float file. Empty
+    where there is but one node.
+    """
+    batches = first_inputs(workload.calibration, samples)
+    reference = output_values(prepared.exported, batches)
+    placement = prepared.placement
+    nodes = (*placement.static, *placement.dynamic, *placement.weight_only)
+    whole = noise_db(reference, output_values(serialize(prepared.place()), batches))
+    found: dict[str, float] = {}
+    bar = tqdm(
+        nodes if len(nodes) > 1 else (), desc="giving back", unit="layer", leave=False, disable=not context.progress
+    )
+    for name in bar:
+        rest = prepared.without({name: "tried in float"})
+        found[name] = noise_db(reference, output_values(serialize(rest.place()), batches))
+    return whole, dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def scheme_of_width(scheme: Scheme, bits: int) -> Scheme:
@@ -93,12 +118,30 @@ def predicted_db(chosen: Iterable[Sensitivity]) -> float:
     return _MOST_DB if noise <= 0 else min(_MOST_DB, -10 * math.log10(noise))
 
 
+def reason_of(entries: Sequence[Sensitivity], chosen: int) -> str:
+    """Why one width was taken, in a sentence: what it leaves, and what its neighbours would have."""
+    widths = sorted(entries, key=lambda entry: entry.bits)
+    at = next(index for index, entry in enumerate(widths) if entry.bits == chosen)
+    entry = widths[at]
+    parts = [f"{entry.bits} bits leave {entry.sqnr_db:.1f} dB"]
+    if at:
+        less = widths[at - 1]
+        saved = entry.size_bytes - less.size_bytes
+        parts.append(f"{less.bits} bits would save {saved} bytes more and leave {less.sqnr_db:.1f} dB")
+    if at + 1 < len(widths):
+        more = widths[at + 1]
+        spent = more.size_bytes - entry.size_bytes
+        parts.append(f"{more.bits} bits would take {spent} bytes more and leave {more.sqnr_db:.1f} dB")
+    return "; ".join(parts)
+
+
 def sensitivity_rows(found: Mapping[str, Sequence[Sensitivity]], chosen: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What the report shows of every layer: {"node", "bits" (chosen), "sqnr_db" by width}."""
+    """What the report shows of every layer: "node", chosen "bits", "reason", "sqnr_db" and "size_bytes" by width."""
     return [
         {
             "node": name,
-            "bits": chosen.get(name),
+            "bits": chosen[name],
+            "reason": reason_of(entries, chosen[name]),
             "sqnr_db": {str(entry.bits): entry.sqnr_db for entry in entries},
             "size_bytes": {str(entry.bits): entry.size_bytes for entry in entries},
         }
@@ -106,23 +149,32 @@ def sensitivity_rows(found: Mapping[str, Sequence[Sensitivity]], chosen: Mapping
     ]
 
 
+def first_inputs(data: Iterable[Any], samples: int) -> list[Inputs]:
+    """The inputs of the first `samples` samples of `data`, in its batches."""
+    taken: list[Inputs] = []
+    left = samples
+    for inputs, _ in batches_of(data):
+        size = min(batch_size_of(inputs), left)
+        taken.append(resize_batch(inputs, size))
+        left -= size
+        if left <= 0:
+            break
+    return taken
+
+
+def output_values(onnx_bytes: bytes, batches: Sequence[Inputs]) -> npt.NDArray[Any]:
+    """The values of the first output over all of `batches`, in one row."""
+    session = open_session(onnx_bytes)
+    return np.concatenate([session.run(None, feeds_of(session, inputs))[0].reshape(-1) for inputs in batches])
+
+
+def noise_db(reference: npt.NDArray[Any], outputs: npt.NDArray[Any]) -> float:
+    """The signal to quantization noise in decibels as reports write it: two decimals, at most 200."""
+    return round(min(sqnr_db(reference, outputs), _MOST_DB), 2)
+
+
 def _weights(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> int:
     tensors = [
         constants[node.input[position]] for position in weight_positions(node) if node.input[position] in constants
     ]
     return sum(math.prod(tensor.dims) for tensor in tensors)
-
-
-def _first(data: Iterable[Any], samples: int) -> list[Any]:
-    taken, count = [], 0
-    for inputs, targets in batches_of(data):
-        taken.append(inputs)
-        count += len(targets)
-        if count >= samples:
-            break
-    return taken
-
-
-def _outputs(onnx_bytes: bytes, batches: Sequence[Any]) -> npt.NDArray[Any]:
-    session = open_session(onnx_bytes)
-    return np.concatenate([session.run(None, feeds_of(session, inputs))[0].reshape(-1) for inputs in batches])

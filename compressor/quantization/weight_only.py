@@ -57,6 +57,46 @@ def place_float16(model: onnx.ModelProto, nodes: set[str]) -> onnx.ModelProto:
     return placing.finished()
 
 
+def block_product(
+    grid: WeightGrid, rows: slice, source: str, target: str, bias: npt.NDArray[np.float32] | None
+) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    """(nodes, initializers) of one MatMulNBits from `source` to `target` with the `rows` of a matrix (outputs, inputs).
+
+    The grid has one scale, or one per row. Zero points other than 0 are stored, at 8 bits.
+    """
+    integers, scale = grid.integers[rows], grid.spread(grid.scale).expand(len(grid.integers), 1)[rows]
+    zero_point = grid.spread(grid.zero_point).expand(len(grid.integers), 1)[rows]
+    channels, inputs = integers.shape
+    block = _CHANNEL_BLOCK if inputs >= _CHANNEL_BLOCK else max(16, 1 << (inputs - 1).bit_length())
+    blocks = -(-inputs // block)
+    centred = not bool(zero_point.any())
+    bits = 4 if grid.bits <= 4 and centred else 8
+    stored = {
+        "blocks": _blocked(integers.numpy(), blocks, block, bits),
+        "scale": scale.expand(channels, blocks).reshape(-1).contiguous().numpy(),
+    }
+    if not centred:
+        stored["zero_point"] = (zero_point.expand(channels, blocks) + 128).to(torch.uint8).contiguous().numpy()
+    if bias is not None:
+        stored["bias"] = bias
+    names = [f"{target}_{part}" if part in stored else "" for part in ("blocks", "scale", "zero_point", "", "bias")]
+    while not names[-1]:
+        names.pop()
+    node = helper.make_node(
+        "MatMulNBits",
+        [source, *names],
+        [target],
+        target,
+        domain="com.microsoft",
+        K=inputs,
+        N=channels,
+        bits=bits,
+        block_size=block,
+        accuracy_level=_ACCURACY_LEVEL,
+    )
+    return [node], [numpy_helper.from_array(values, f"{target}_{part}") for part, values in stored.items()]
+
+
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

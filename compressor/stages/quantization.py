@@ -34,14 +34,15 @@ class Quantize:
     """The model as an ONNX graph of integers that ONNX Runtime runs with its 8-bit kernels.
 
     `weights` have 2 to 8 bits: fewer make the file smaller, not faster. `activations` have 8 bits, or 16, for which
-    there are no integer kernels: 16 show what the accuracy would be. `skip` holds globs over node names and module
-    paths (`layer1.0.conv1`, `layer3.*`) that stay in float.
-
-    What keeps accuracy, in the order in which it is done: `equalization` for depthwise networks, `smoothing` for
-    transformers, `mixed` for a width of its own for every layer, `rounding` that learns from calibration data (a must
-    below 8 bits), `bias_correction`; then `give_back` returns layers to float that cost accuracy or time. `portable`
-    makes the file exact on x86 CPUs without VNNI, where pairs of 8-bit products saturate, and notes in it which CPUs
-    were checked; a target without VNNI implies it.
+    there are no integer kernels: 16 show what the accuracy would be. `calibration` says how the ranges of activations
+    come from the calibration data. `form` says which operators take which integer form. `skip` holds globs over node
+    names and module paths (`layer1.0.conv1`, `layer3.*`) that stay in float. `equalization` evens out the channels of
+    neighbouring layers, for depthwise networks and weights with one scale a tensor. `smoothing` moves outliers of
+    activations into the weights, for transformers. `mixed` gives every layer a width of its own. `rounding` learns from
+    calibration data which way every weight is rounded, a must below 8 bits. `bias_correction` takes out the shift that
+    rounding causes in the mean. `give_back` returns layers to float that cost accuracy or time. `portable` makes the
+    file exact on x86 CPUs without VNNI too, where pairs of 8-bit products would saturate, and notes in it which CPUs
+    were checked.
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
@@ -56,7 +57,7 @@ class Quantize:
     rounding: Nearest | GPTQ | AdaRound = field(default_factory=Nearest)
     bias_correction: BiasCorrection | None = None
     give_back: GiveBack | None = None
-    portable: Portable | None = None
+    portable: Portable | None = field(default_factory=Portable)
 
     def __post_init__(self) -> None:
         check_settings(self)

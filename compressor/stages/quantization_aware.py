@@ -27,6 +27,7 @@ from compressor.quantization.calibration import MSE, Auto, Entropy, MinMax, Movi
 from compressor.quantization.compact_graph import serialize
 from compressor.quantization.fake_quantization import FakeQuantizedGraph
 from compressor.quantization.policy import Static
+from compressor.quantization.portability import SATURATING, check_cpus, with_checked_cpus
 from compressor.quantization.post_training import check_settings, finish, prepare
 from compressor.runtime import OnnxModule, feeds_of, load_session, open_session, session_options
 from compressor.snapshots import digest
@@ -40,6 +41,8 @@ from compressor.workload import Workload, first_batches, predict
 # file without fusions does, and by this share of the outputs' spread.
 _TOLERATED_TIMES, _TOLERATED_SHARE = 4.0, 0.005
 _COMPARED_BATCHES = 4
+# Validation samples on which the score of CPUs that would saturate is computed.
+_EMULATED_SAMPLES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,10 @@ class QuantizationAwareTraining:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the trained integer graph. Raises StageError where nothing can be quantized or trained."""
-        prepared = prepare(export_onnx(model, workload).onnx_bytes, self, workload, context)
+        saturates = context.target.isa in SATURATING and self.weights.bits == 8
+        # Pairs of 7-bit products cannot saturate, whatever the steps that training finds.
+        settings = replace(self, weights=replace(self.weights, bits=7)) if saturates else self
+        prepared = prepare(export_onnx(model, workload).onnx_bytes, settings, workload, context)
         learner = FakeQuantizedGraph(
             prepared.graph,
             prepared.place(),
@@ -123,7 +129,11 @@ class QuantizationAwareTraining:
         context.details.update(training_details(logs, workload.metric))
         context.details["teacher_cache"] = teacher.summary()
         context.details["agreement"] = agreement(learner, placed, workload)
-        return OnnxModule(finish(trained, workload, context, placed=placed))
+        onnx_bytes = finish(trained, workload, context, placed=placed)
+        if context.target.signed_activations:
+            return OnnxModule(onnx_bytes)
+        found, context.details["checked_cpus"] = check_cpus(onnx_bytes, workload, context, samples=_EMULATED_SAMPLES)
+        return OnnxModule(with_checked_cpus(onnx_bytes, found))
 
 
 def agreement(learner: FakeQuantizedGraph, placed: onnx.ModelProto, workload: Workload) -> dict[str, float]:
