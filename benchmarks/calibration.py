@@ -25,7 +25,7 @@ BATCH = 32
 OURS = ("MinMax", "MovingAverage", "Percentile", "Entropy", "MSE", "Auto", "Percentile of every tensor")
 THEIRS = ("MinMax", "Percentile", "Entropy")
 # What ONNX Runtime's histogram calibrators keep of an image of ResNet-56, with room for its copies while merging.
-_MIB_PER_IMAGE = 13
+_MIB_PER_IMAGE = 7
 # The share of free memory that they may take.
 _MEMORY_SHARE = 0.6
 

@@ -1,6 +1,6 @@
 """One quantizer of somebody else, run in an interpreter of its own: a float ONNX file in, a quantized one out.
 
-    python benchmarks/quantization_peer.py TOOL float.onnx calibration.npz quantized.onnx [--iterations 2000]
+    python benchmarks/quantization_peer.py TOOL float.onnx calibration.npz quantized.onnx [--iterations 1000]
 
 TOOL is `nncf`, `aimet`, `aimet-w4` or `aimet-adaround-w4`. `quantization_bench.py` calls it with the interpreter of an
 environment that holds the tool (`make .venv-nncf`, `make .venv-aimet`): these packages pin what others need newer.
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("calibration", type=Path)
     parser.add_argument("result", type=Path)
-    parser.add_argument("--iterations", type=int, default=2000, help="steps of AdaRound for every layer")
+    parser.add_argument("--iterations", type=int, default=1000, help="steps of AdaRound for every layer")
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     model = onnx.load(arguments.source)

@@ -6,7 +6,8 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
 
 import onnx
 import torch
@@ -27,6 +28,8 @@ OPSET = 20
 # Protocol buffers end at 2 GiB; the rest is room for the graph and for what quantization adds.
 MAX_BYTES = 1_800_000_000
 _PREFIX = "model."
+# Seconds after which no further file is tried.
+_PATIENCE = 600.0
 # These write to logs and standard error about operators of packages that are not installed and about their own insides.
 _LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnx")
 
@@ -46,8 +49,10 @@ def export_onnx(model: nn.Module, workload: Workload) -> Exported:
 
     torch's current exporter goes first, the TorchScript one second. What either writes counts only after ONNX Runtime
     gave the eager model's outputs (within TOLERANCE of their scale) for calibration inputs in several other batch
-    sizes, and in other lengths along every dimension that the model lets vary. The same model gives the same bytes.
-    `model` is left as it was; an OnnxModule is returned as the file it is. Raises ExportError where neither file
+    sizes, and in other lengths along every dimension that the model lets vary. Where neither can write a file of free
+    lengths, the current one writes one with all lengths but the batch fixed, and the notes say so, unless the first two
+    took longer than _PATIENCE. The same model gives the same bytes.
+    `model` is left as it was; an OnnxModule is returned as the file it is. Raises ExportError where no file
     passes, and for models beyond MAX_BYTES.
     """
     if isinstance(model, OnnxModule):
@@ -61,29 +66,33 @@ def export_onnx(model: nn.Module, workload: Workload) -> Exported:
             "export a smaller model, or store its weights as float16"
         )
     with _quietly(), torch.no_grad():
+        start = perf_counter()
         task = export_task(model, workload)
         attempts: dict[str, tuple[bytes, int, list[str]]] = {}
         errors: dict[str, str] = {}
         culprit = ""
         data_dependent = False
-        for exporter, convert in (("dynamo", _dynamo), ("torchscript", _torchscript)):
+        for exporter in ("dynamo", "torchscript"):
             try:
-                proto = convert(task, data_dependent=data_dependent)
-                # Cleaning comes before verification: what ships is what was verified.
-                simplify_shapes_(proto)
-                pool_globally_(proto)
-                rename_(proto, task.parameters, prefix=_PREFIX)
-                strip_(proto)
-                onnx_bytes, notes = verified_bytes(proto, task)
-                attempts[exporter] = (onnx_bytes, _opset(proto), notes)
+                attempts[exporter] = _attempt(exporter, task, task, data_dependent=data_dependent)
             except Exception as error:  # noqa: BLE001 - exporters raise anything; every error is reported or survived
                 errors[exporter] = _condensed(error)
                 if exporter == "dynamo":
                     culprit = _failing_module(task)
                     data_dependent = "data-dependent" in str(error).lower()
             else:
-                if not notes:
+                if not attempts[exporter][2]:
                     break
+        fixed = replace(task, free=tuple(axes & {0} for axes in task.free))
+        if not attempts and fixed.free != task.free and perf_counter() - start < _PATIENCE:
+            with contextlib.suppress(Exception):  # its error would say again what is known
+                onnx_bytes, opset, notes = _attempt("dynamo", fixed, task, data_dependent=data_dependent)
+                reasons = "; ".join(f"{exporter}: {message}" for exporter, message in errors.items())
+                attempts["dynamo"] = (
+                    onnx_bytes,
+                    opset,
+                    [*notes, f"with free lengths it could not be written ({reasons})"],
+                )
     if not attempts:
         tried = "; ".join(f"{exporter}: {message}" for exporter, message in errors.items())
         where = f" The error arose in the submodule {culprit}." if culprit else ""
@@ -99,6 +108,21 @@ def export_onnx(model: nn.Module, workload: Workload) -> Exported:
         reason = errors.get("dynamo") or "; ".join(attempts["dynamo"][2])
         notes = [*notes, f"written by the TorchScript exporter; the current one: {reason}"]
     return Exported(onnx_bytes=onnx_bytes, exporter=exporter, opset=opset, notes=tuple(notes))
+
+
+def _attempt(
+    exporter: str, task: ExportTask, judged_by: ExportTask, *, data_dependent: bool
+) -> tuple[bytes, int, list[str]]:
+    """The file that `exporter` writes for `task`, its opset and what it fixes, once it passed what `judged_by` asks."""
+    convert = _dynamo if exporter == "dynamo" else _torchscript
+    proto = convert(task, data_dependent=data_dependent)
+    # Cleaning comes before verification: what ships is what was verified.
+    simplify_shapes_(proto)
+    pool_globally_(proto)
+    rename_(proto, task.parameters, prefix=_PREFIX)
+    strip_(proto)
+    onnx_bytes, notes = verified_bytes(proto, judged_by)
+    return onnx_bytes, _opset(proto), notes
 
 
 def _traced(model: nn.Module, task: ExportTask) -> torch.export.ExportedProgram:

@@ -16,6 +16,8 @@ from compressor.structure.attention import narrow_attention_
 
 Entry = dict[str, Any]
 Slot = tuple[nn.Module, str]
+# What parameters became, by identity and kept indices, each with the parameter itself, so that it stays alive.
+Slices = dict[tuple[int, tuple[tuple[int, bytes], ...]], tuple[Tensor, Tensor]]
 
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -35,7 +37,7 @@ class PassThrough(nn.Identity):
         return (input,) if self.as_tuple else input
 
 
-def apply_plan_(model: nn.Module, plan: list[Entry]) -> nn.Module:
+def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = None) -> nn.Module:
     """`model` itself with every entry of `plan` carried out, in order.
 
     An entry is one of
@@ -45,6 +47,7 @@ def apply_plan_(model: nn.Module, plan: list[Entry]) -> nn.Module:
         {"kind": "attention", "modules": [name, ...]}    # nn.MultiheadAttention becomes NarrowAttention
     where `as_tuple`, `shapes`, `attributes` and `why` may be left out. Parameters and buffers keep dtype, device,
     memory format and `requires_grad`; tensors that were tied stay tied. Gradients of sliced parameters are dropped.
+    `slices` takes what parameters became and gives it to the next model with the same parameters under the same plan.
     Raises ValueError, naming tensor or module, where the plan does not fit the model.
     """
     if not isinstance(plan, list):
@@ -58,7 +61,7 @@ def apply_plan_(model: nn.Module, plan: list[Entry]) -> nn.Module:
             slots = None
         elif kind == "slice":
             slots = slots or _Slots(model)
-            _slice_(model, entry, slots)
+            _slice_(model, entry, slots, slices)
         elif kind == "attention":
             narrow_attention_(model, list(entry.get("modules", ())))
             slots = None
@@ -178,11 +181,13 @@ class _Slots:
         self.together = {name: shared[id(getattr(*slot))] for name, slot in self.by_name.items()}
 
 
-def _slice_(model: nn.Module, entry: Entry, places: _Slots) -> None:
+def _slice_(model: nn.Module, entry: Entry, places: _Slots, slices: Slices | None) -> None:
     slots = places.by_name
     shapes = entry.get("shapes", {})
-    done: dict[int, tuple[str, dict[int, list[int]]]] = {}
-    work: list[tuple[str, Tensor, dict[int, list[int]]]] = []
+    done: dict[int, tuple[str, dict[str, list[int]]]] = {}
+    work: list[tuple[str, Tensor, dict[int, Tensor]]] = []
+    # Tensors of one group may share their lists: each is looked at once.
+    looked_at: dict[tuple[int, int], Tensor] = {}
     for name, dims in entry.get("tensors", {}).items():
         if name not in slots:
             raise ValueError(f"the plan narrows tensor {name!r}, which {type(model).__name__} does not have")
@@ -192,9 +197,9 @@ def _slice_(model: nn.Module, entry: Entry, places: _Slots) -> None:
                 f"the plan narrows tensor {name!r} of shape {tuple(shapes[name])}, but {type(model).__name__} has "
                 f"{tuple(tensor.shape)}; give the model that the plan was made for"
             )
-        kept = {int(dim): _checked(name, tensor, dim, indices) for dim, indices in dims.items()}
-        earlier, other = done.setdefault(id(tensor), (name, kept))
-        if other != kept:
+        kept = {int(dim): _places(name, tensor, dim, indices, looked_at) for dim, indices in dims.items()}
+        earlier, other = done.setdefault(id(tensor), (name, dims))
+        if other != dims:
             raise ValueError(f"{earlier!r} and {name!r} are one tied tensor, but the plan narrows them differently")
         if earlier == name:
             work.append((name, tensor, kept))
@@ -207,18 +212,20 @@ def _slice_(model: nn.Module, entry: Entry, places: _Slots) -> None:
         _check_attribute(module, key, value)
     # Everything is checked: from here on nothing fails, so a refused entry leaves the model as it was.
     for name, tensor, kept in work:
-        value = tensor.detach()
-        for dim, indices in kept.items():
-            value = value.index_select(dim, torch.tensor(indices, device=value.device))
-        _put_(places.together[name], tensor, _laid_out_as(tensor, value))
+        new = _cut(tensor, kept, slices)
+        for slot in places.together[name]:
+            setattr(*slot, new)
     for module, key, value in attributes:
         setattr(module, key, tuple(value) if isinstance(value, list) else value)
 
 
-def _checked(name: str, tensor: Tensor, dim: Any, indices: Any) -> list[int]:
+def _places(name: str, tensor: Tensor, dim: Any, indices: Any, looked_at: dict[tuple[int, int], Tensor]) -> Tensor:
+    """The kept `indices` of `tensor`; `looked_at` are those that were found sound, by identity and size."""
     if not str(dim).isdigit() or int(dim) >= tensor.ndim:
         raise ValueError(f"the plan narrows dimension {dim!r} of {name!r}, which has {tensor.ndim} dimensions")
     size = tensor.shape[int(dim)]
+    if (id(indices), size) in looked_at:
+        return looked_at[id(indices), size]
     whole = isinstance(indices, list) and set(map(type, indices)) <= {int}
     if not whole or not indices or len(set(indices)) != len(indices):
         raise ValueError(f"kept indices of {name!r}, dimension {dim}, must be a non-empty list of distinct integers")
@@ -228,7 +235,25 @@ def _checked(name: str, tensor: Tensor, dim: Any, indices: Any) -> list[int]:
             f"the plan keeps index {wrong} of dimension {dim} of {name!r}, but its shape is {tuple(tensor.shape)}; "
             "give the model that the plan was made for"
         )
-    return list(indices)
+    return looked_at.setdefault((id(indices), size), torch.tensor(indices))
+
+
+def _cut(tensor: Tensor, kept: dict[int, Tensor], slices: Slices | None) -> Tensor:
+    """What is left of `tensor`, from `slices` where it is known."""
+    key = id(tensor), tuple((dim, places.numpy().tobytes()) for dim, places in kept.items())
+    if slices is not None and key in slices:
+        return slices[key][1]
+    value = tensor.detach()
+    for dim, places in kept.items():
+        value = value.index_select(dim, places.to(value.device))
+    value = _laid_out_as(tensor, value)
+    if not isinstance(tensor, nn.Parameter):
+        return value
+    # A new Parameter, for autograd may still hold the old one's accumulator with the old shape.
+    new = nn.Parameter(value, requires_grad=tensor.requires_grad)
+    if slices is not None:
+        slices[key] = tensor, new
+    return new
 
 
 def _check_attribute(module: nn.Module, key: str, value: Any) -> None:

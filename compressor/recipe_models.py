@@ -186,10 +186,15 @@ def _annotation(hint: Any) -> Any:
     """The pydantic type of a field's type."""
     members = _members(hint)
     plain = [member for member in members if not dataclasses.is_dataclass(member)]
-    plain_type = Union[tuple(map(_plain, plain))] if plain else None  # noqa: UP007  # known at run time only
+    plain_type = _any_of(list(map(_plain, plain))) if plain else None
     if len(plain) == len(members):
         return plain_type
     return _union(options(hint), plain=plain_type)
+
+
+def _any_of(kinds: list[Any]) -> Any:
+    # typing hashes the members of a union, which lists of value objects do not survive: one alone needs no union.
+    return kinds[0] if len(kinds) == 1 else Union[tuple(kinds)]  # noqa: UP007  # known at run time only
 
 
 def _plain(member: Any) -> Any:

@@ -17,6 +17,8 @@ _SHOWN = {
     "epochs": "epoch",
     "scores": "group",
     "zero_channels": "layer",
+    "sensitivity": "node",
+    "given_back": "node",
 }
 
 
@@ -88,6 +90,27 @@ class Curve:
     points: tuple[tuple[float, float], ...]
 
 
+@dataclass(frozen=True)
+class Widths:
+    """What the network's output keeps, in decibels, when one layer alone has weights of so many bits.
+
+    `bits` is the width that was chosen, None where that is not told; `points` are (bits, decibels) by rising bits.
+    """
+
+    layer: str
+    bits: int | None
+    reason: str
+    points: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class GivenBack:
+    """A layer that went back to float, and why."""
+
+    layer: str
+    reason: str
+
+
 def channel_groups(step: Step) -> list[Group]:
     """The layers whose channels were looked at, as the stage lists them."""
     found = []
@@ -144,6 +167,36 @@ def zero_channels(step: Step) -> list[Zeros]:
     return found
 
 
+def sensitivity(step: Step) -> list[Widths]:
+    """The noise of every layer at every width that was tried, in the order of the model."""
+    found = []
+    for entry in _dicts(step.details.get("sensitivity")):
+        given = entry.get("sqnr_db")
+        pairs = [(_number_of(key), _number(value)) for key, value in given.items()] if isinstance(given, dict) else []
+        points = tuple(sorted((bits, db) for bits, db in pairs if bits is not None and db is not None))
+        chosen = _number(entry.get("bits"))
+        if points:
+            reason = printable(str(entry.get("reason") or ""))
+            found.append(Widths(_name(entry.get("node")), None if chosen is None else round(chosen), reason, points))
+    return found
+
+
+def given_back(step: Step) -> list[GivenBack]:
+    """The layers that were tried in integers and went back to float."""
+    return [
+        GivenBack(_name(entry.get("node")), printable(str(entry.get("why") or "no reason given")))
+        for entry in _dicts(step.details.get("given_back"))
+    ]
+
+
+def missed_before(step: Step) -> str:
+    """What was wrong before layers were given back, in words; "" where nothing was."""
+    told = step.details.get("give_back")
+    before = told.get("before") if isinstance(told, dict) else None
+    missed = before.get("missed") if isinstance(before, dict) else None
+    return printable(missed) if isinstance(missed, str) else ""
+
+
 def left_in_float(step: Step) -> list[Reasoned]:
     """The operators that were not quantized, by reason and type."""
     return _by_reason(
@@ -176,7 +229,7 @@ def other_details(step: Step) -> dict[str, Any]:
     return {
         key: value
         for key, value in step.details.items()
-        if not (key in _SHOWN and _dicts(value)) and not (key == "left_in_float" and value == [])
+        if not (key in _SHOWN and _dicts(value)) and not (key in {"left_in_float", "given_back"} and value == [])
     }
 
 
@@ -197,6 +250,11 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def _number_of(key: Any) -> int | None:
+    """A key of a JSON object that counts something."""
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 4 else None
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

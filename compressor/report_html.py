@@ -10,8 +10,10 @@ from compressor.report import Report, Step
 from compressor.report_details import (
     block_strips,
     channel_groups,
+    given_back,
     left_in_float,
     locked_layers,
+    missed_before,
     other_details,
     quantized_count,
     zero_channels,
@@ -31,6 +33,7 @@ from compressor.report_numbers import (
     times,
 )
 from compressor.report_scores import criteria, score_plots
+from compressor.report_sensitivity import sensitivity_plot, width_rows, widths_summary, widths_tried
 from compressor.report_view import (
     COLUMNS,
     budget_lines,
@@ -69,6 +72,7 @@ def html(report: Report) -> str:
             sections=sections,
             any_removed=any(section["removes"] for section in sections),
             any_float=any(section["quantizes"] for section in sections),
+            any_sensitive=any(section["sensitivity"] or section["given_back"] for section in sections),
             any_training=any(section["curves"] for section in sections),
             any_other=any(section["other"] for section in sections),
             budget=budget_lines(report.budget, scale),
@@ -248,6 +252,13 @@ def _section(index: int, step: Step, scale: ScoreScale) -> dict[str, Any]:
         "coverage": count / (count + left) if count and count + left else None,
         "sqnr_db": step.details.get("sqnr_db") if isinstance(step.details.get("sqnr_db"), int | float) else None,
         "quantizes": count is not None or bool(floats),
+        "sensitivity": sensitivity_plot(step),
+        "widths": widths_tried(step),
+        "width_rows": width_rows(step),
+        "widths_summary": widths_summary(step),
+        "mixed": step.details.get("mixed_precision") if isinstance(step.details.get("mixed_precision"), dict) else {},
+        "given_back": given_back(step),
+        "missed": missed_before(step),
         "curves": training_curves(step, scale),
         "other": _other(step),
     }

@@ -13,13 +13,16 @@ from compressor.report import Report, Step
 from compressor.report_details import (
     block_strips,
     channel_groups,
+    given_back,
     left_in_float,
     locked_layers,
+    missed_before,
     quantized_count,
     zero_channels,
 )
 from compressor.report_numbers import ScoreScale, duration, printable, shorten
 from compressor.report_scores import criteria, removals
+from compressor.report_sensitivity import width_rows, widths_summary, widths_tried
 from compressor.report_view import (
     COLUMNS,
     DROPPED_FIRST,
@@ -63,6 +66,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for index, step in enumerate(report.steps):
         if step.kept and index:
             _print_removed(console, step)
+            _print_widths(console, step)
     for warning in report.warnings:
         console.print(Text(f"warning: {printable(warning)}", style="yellow"))
     if report.environment.get("busy"):
@@ -99,6 +103,20 @@ def _print_removed(console: Console, step: Step) -> None:
         names = ", ".join(lock.names[:3]) + (f" and {len(lock.names) - 3} more" if len(lock.names) > 3 else "")
         console.print(Padding(Text(f"left alone: {names}: {lock.reason}", style="dim"), (0, 0, 0, 2)))
     console.print()
+
+
+def _print_widths(console: Console, step: Step) -> None:
+    """Prints how many layers got each width, and what went back to float."""
+    lines = [f"weights: {widths_summary(step)}"] if widths_summary(step) else []
+    gone = [layer.layer for layer in given_back(step)]
+    if gone:
+        more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+        lines.append(f"given back to float: {', '.join(gone[:3])}{more}")
+    if lines:
+        console.print(Text(printable(step.stage), style="bold"), no_wrap=True, overflow="ellipsis")
+        for line in lines:
+            console.print(Padding(Text(line), (0, 0, 0, 2)))
+        console.print()
 
 
 def print_rows(console: Console, rows: Sequence[Row], marks: Sequence[str], *, title: str = "stage") -> None:
@@ -154,6 +172,7 @@ def markdown(report: Report) -> str:
         _section("Stage by stage", markdown_table(rows, [outcome(row) for row in rows])),
         _section("Reasons", _bullets(f"{step.stage}: {step.reason}" for step in report.steps[1:] if step.reason)),
         _section("What was removed", "\n\n".join(filter(None, map(_removed, report.steps)))),
+        _section("Sensitivity", "\n\n".join(filter(None, map(_sensitivity, report.steps)))),
         _section("What stayed in float", "\n\n".join(filter(None, map(_float, report.steps)))),
         _section("Budget", _bullets(budget_lines(report.budget, ScoreScale.of(report.workload)))),
         _section("Recipe", _fence(recipe_yaml(report), "yaml")),
@@ -254,6 +273,28 @@ def _float(step: Step) -> str:
         f"- {len(left.names)} {escape(left.kind)}, {escape(left.reason)}: {', '.join(map(_code, left.names))}"
         for left in left_in_float(step)
     ]
+    return _titled(step, lines)
+
+
+def _sensitivity(step: Step) -> str:
+    """What each layer's rounding costs at every width, which it got, and what went back to float."""
+    rows, widths = width_rows(step), widths_tried(step)
+    lines = []
+    if rows:
+        lines = [
+            f"Signal to noise at the output when one layer alone is rounded. Weights: {widths_summary(step)}.",
+            "",
+            "| layer | bits | " + " | ".join(f"{bits} bits, dB" for bits in widths) + " | why |",
+            "|---|--:|" + "--:|" * len(widths) + "---|",
+            *(
+                f"| {_code(row.layer)} | {row.bits} | {' | '.join(row.decibels)} | {escape(row.reason)} |"
+                for row in rows
+            ),
+            "",
+        ]
+    if missed_before(step):
+        lines.append(f"- with all in integers {escape(missed_before(step))}")
+    lines += [f"- given back to float: {_code(layer.layer)}: {escape(layer.reason)}" for layer in given_back(step)]
     return _titled(step, lines)
 
 

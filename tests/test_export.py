@@ -412,3 +412,31 @@ def test_what_does_not_fit_one_file_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(export, "MAX_BYTES", 50)
     with pytest.raises(ExportError, match=r"Linear holds 0\.0 GB of weights, and one ONNX file holds at most 0\.0 GB"):
         export_onnx(nn.Linear(4, 3), workload_of(nn.Linear(4, 3), torch.randn(10, 4)))
+
+
+class PooledTo(nn.Module):
+    """Pools any length to four places, which no exporter can write for a length that is not known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(nn.functional.adaptive_max_pool1d(x, 4).flatten(1))
+
+
+def test_where_no_file_of_free_lengths_passes_only_the_batch_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The length of the example is fixed, and the notes say so and why; a model that took too long is refused."""
+    model = PooledTo()
+    x = torch.randn(10, 3, 12)
+    exported = export_onnx(model, workload_of(model, x))
+    assert exported.exporter == "dynamo"
+    assert dims(exported.onnx_bytes) == ["batch", 3, 12]
+    fixed, why = exported.notes
+    assert fixed == "dimension 2 of 'input' is fixed at 12, though the model takes other lengths"
+    assert re.match(r"with free lengths it could not be written \(dynamo: .*; torchscript: .*adaptive_max_pool1d", why)
+    with torch.no_grad():
+        torch.testing.assert_close(run(exported.onnx_bytes, input=x[:7]), model(x[:7]))
+    monkeypatch.setattr(export, "_PATIENCE", 0.0)
+    with pytest.raises(ExportError, match=r"PooledTo could not be exported.*Tried dynamo: .*; torchscript: "):
+        export_onnx(model, workload_of(model, x))

@@ -79,3 +79,17 @@ def test_choice_by_hand() -> None:
     assert kept_by_threshold([torch.ones(4), torch.ones(8)], 6, 1) == [2, 4]
     assert keep_best(torch.tensor([1.0, 3.0, 2.0, 3.0]), 2) == [1, 3]
     assert [aligned_width(kept, 20, 8) for kept in (1, 8, 9, 17)] == [8, 8, 16, 20]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(700, 900), (50, 60, 11, 11), (3, 400_000)])
+def test_norms_of_large_weights_are_those_of_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Sums over stretches of a weight agree with float64 to six digits, along either dimension, for either norm."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for dim in (0, 1):
+        rows = weight.double().movedim(dim, 0).flatten(1)
+        for order in (1, 2):
+            wanted = torch.linalg.vector_norm(rows, order, dim=1)
+            found = norm_importance(weight, dim, order)
+            assert found.dtype == torch.float64
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)

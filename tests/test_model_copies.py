@@ -162,3 +162,89 @@ def test_attention_is_one_operator_without_numbers_too() -> None:
     )
     assert first == second
     assert ("q", 2, "heads", True) in first
+
+
+def test_zeros_in_activations_are_zeros_in_weights() -> None:
+    """Layers of their own keep their weights and compute what zeroed weights give; tied and grouped ones are zeroed."""
+
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.grouped = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=2)
+            self.norm, self.line = nn.BatchNorm2d(4), nn.Linear(4, 4)
+            self.first = nn.Linear(4, 4, bias=False)
+            self.second = nn.Linear(4, 4, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.grouped(self.norm(self.conv(x))).mean(dim=(2, 3))
+            return self.second(self.first(self.line(input=x)))
+
+    model = Layers().eval()
+    kept = {
+        "conv.weight": {0: [0, 3], 1: [1]},
+        "conv.bias": {0: [0, 3]},
+        "norm.weight": {0: [0, 3]},
+        "grouped.weight": {0: [0, 1, 2]},
+        "line.weight": {1: [2]},
+        "first.weight": {0: [0, 1], 1: [1, 2]},
+    }
+    sizes = Sizes(shapes={}, kept=kept, attributes={})
+    masked = masked_copy(model, sizes, by_activations=True)
+    assert masked.conv.weight is model.conv.weight
+    assert masked.line.weight is model.line.weight
+    assert masked.grouped.weight is not model.grouped.weight
+    assert masked.first.weight is masked.second.weight is not model.first.weight
+    x = torch.randn(2, 2, 8, 8)
+    wanted = mask_(copy.deepcopy(model), sizes)(x)
+    torch.testing.assert_close(masked(x), wanted, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(model(x), wanted)
+
+
+def test_torchs_own_derivatives_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial runs a backward pass through derivatives that a program brings along, and through no others."""
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx: object, x: torch.Tensor) -> torch.Tensor:
+            return x * x
+
+        @staticmethod
+        def backward(_ctx: object, *gradients: torch.Tensor) -> torch.Tensor:
+            return gradients[0]
+
+    class Squared(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Square.apply(super().forward(x))
+
+    ran = []
+    own = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: ran.append(1) or own(*args, **kwargs))
+    x = torch.randn(2, 1, 6, 6)
+    usual = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.Linear(64, 2)).eval()
+    assert difference(usual, usual, x, samples=1, backward=True) is None
+    assert ran == []
+    foreign = nn.Sequential(usual, Squared(2, 2)).eval()
+    assert difference(foreign, foreign, x, samples=1, backward=True) is None
+    assert ran == [1]
+
+
+@pytest.mark.parametrize(("width", "threads"), [(16, 1), (600, 2)])
+def test_large_weights_get_all_threads(width: int, threads: int) -> None:
+    """A trial of small layers takes one thread, one of large layers all, and the number ends as it was."""
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = Watched(width, width)
+        assert difference(model, model, torch.randn(2, width), samples=1, backward=False) is None
+        assert set(seen) == {threads}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -1,12 +1,13 @@
 """Plans: structure decisions that rebuild a model from its own class."""
 
+import copy
 import json
 
 import pytest
 import torch
 from torch import nn
 
-from compressor.plan import PassThrough, apply_plan_, load_checkpoint, save_checkpoint
+from compressor.plan import PassThrough, Slices, apply_plan_, load_checkpoint, save_checkpoint
 
 NARROW = {
     "kind": "slice",
@@ -191,3 +192,27 @@ def test_tied_tensors_narrowed_in_two_ways_are_refused() -> None:
     entry = {"kind": "slice", "tensors": {"head.weight": {"1": [0]}, "embedding.weight": {"1": [1]}}}
     with pytest.raises(ValueError, match="are one tied tensor"):
         apply_plan_(Tied(), [entry])
+
+
+def test_slices_are_made_once() -> None:
+    """A second model of the same parameters gets what the first got, but for other indices and tensors of its own."""
+    model = two_layers()
+    twin, other, apart = two_layers(), two_layers(), two_layers()
+    for copied in (twin, other):
+        for number in (0, 2):
+            copied[number].weight, copied[number].bias = model[number].weight, model[number].bias
+    wanted = apply_plan_(copy.deepcopy(model), [NARROW])
+    slices: Slices = {}
+    apply_plan_(twin, [NARROW], slices=slices)
+    moved = {**NARROW, "tensors": {**NARROW["tensors"], "0.weight": {"0": [1, 2]}}}
+    apply_plan_(other, [moved], slices=slices)
+    assert other[0].weight is not twin[0].weight
+    assert torch.equal(other[0].weight, model[0].weight[[1, 2]])
+    assert other[0].bias is twin[0].bias
+    apply_plan_(apart, [NARROW], slices=slices)
+    assert apart[0].weight is not twin[0].weight
+    apply_plan_(model, [NARROW], slices=slices)
+    assert model[0].weight is twin[0].weight
+    assert model[2].weight is twin[2].weight
+    for name, tensor in wanted.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)

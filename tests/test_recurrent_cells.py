@@ -169,7 +169,7 @@ def test_only_wide_layers_become_cells_by_family() -> None:
     assert placement_of(model, Dynamic(), ()).dynamic == ("layer",)
     assert placement_of(model, Static(), ()).left == {"layer": "no int8 kernel for GRU"}
     wide = next(entry for entry in model.graph.node[0].attribute if entry.name == "hidden_size")
-    wide.i = 384
+    wide.i = 256
     assert placement_of(model, ByFamily(), ()).dynamic == ("layer",)
 
 

@@ -6,73 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.knapsack import BudgetError, Option, choose
+from compressor.knapsack import BudgetError
 from compressor.pruning.structure_choice import Choice, Item, choose_structure
-
-options = st.lists(
-    st.builds(Option, loss=st.integers(-2, 9).map(float), cost=st.integers(0, 9).map(float)), min_size=1, max_size=5
-)
 
 
 def group(name: str, losses: dict[int, float]) -> Item:
     """A group by its loss at each width."""
     return Item(parts=(tuple(Choice(changes={name: width}, loss=loss) for width, loss in losses.items()),))
-
-
-def test_knapsack_by_hand() -> None:
-    """With costs 4, 2, 1 at losses 0, 1, 5 twice, a budget of 5 keeps 4 + 1 or 2 + 2, and the latter loses least."""
-    item = [Option(loss=0.0, cost=4.0), Option(loss=1.0, cost=2.0), Option(loss=5.0, cost=1.0)]
-    assert choose([item, item], 5.0) == (1, 1)
-    assert choose([item, item], 6.0) in {(0, 1), (1, 0)}
-    assert choose([item, item], 8.0) == (0, 0)
-    with pytest.raises(BudgetError, match=r"no choice costs at most 1\.5: the cheapest costs 2"):
-        choose([item, item], 1.5)
-
-
-def test_of_equal_losses_the_cheapest_is_taken() -> None:
-    """A width that costs more than the next larger one, as on a staircase, is never taken."""
-    stairs = [Option(loss=0.0, cost=16.0), Option(loss=1.0, cost=17.0), Option(loss=2.0, cost=8.0)]
-    assert choose([stairs], 17.0) == (0,)
-    assert choose([stairs], 15.0) == (2,)
-    assert choose([[Option(loss=0.0, cost=3.0), Option(loss=0.0, cost=2.0)]], 9.0) == (1,)
-
-
-@settings(max_examples=150, deadline=None)
-@given(items=st.lists(options, min_size=1, max_size=4), budget=st.integers(0, 30))
-def test_knapsack_is_as_good_as_trying_everything(items: list[list[Option]], budget: int) -> None:
-    """The chosen options keep the budget and lose what the best of all combinations loses."""
-    losses = [
-        sum(option.loss for option in combination)
-        for combination in itertools.product(*items)
-        if sum(option.cost for option in combination) <= budget
-    ]
-    if not losses:
-        with pytest.raises(BudgetError):
-            choose(items, budget)
-        return
-    chosen = [item[index] for item, index in zip(items, choose(items, budget), strict=True)]
-    assert sum(option.cost for option in chosen) <= budget
-    assert sum(option.loss for option in chosen) == min(losses)
-
-
-def test_many_items_stay_within_the_budget_and_near_the_bound() -> None:
-    """Forty items of eight widths are solved within 0.5 % of the linear relaxation's bound, thinned out or not."""
-    items = [
-        [
-            Option(loss=(1 + k % 7) * (8 - width) ** 1.5, cost=width * (1 + (k * 37 % 11) / 7.13))
-            for width in range(1, 9)
-        ]
-        for k in range(40)
-    ]
-    whole = sum(item[-1].cost for item in items)
-    chosen = [item[index] for item, index in zip(items, choose(items, whole / 2), strict=True)]
-    # The best split of the cost by one price for all, a lower bound on the loss of any choice (Lagrange).
-    bound = max(
-        sum(min(option.loss + price * option.cost for option in item) for item in items) - price * whole / 2
-        for price in (step / 100 for step in range(1, 4000))
-    )
-    assert sum(option.cost for option in chosen) <= whole / 2
-    assert bound <= sum(option.loss for option in chosen) <= 1.005 * bound
 
 
 def test_a_product_of_widths_is_seen_as_one() -> None:

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from compressor.batches import Inputs
 from compressor.plan import apply_plan_, load_checkpoint, save_checkpoint
+from compressor.structure import structure_graph
 from compressor.structure.attention import NarrowAttention
 from compressor.structure.couplings import Coupled, Couplings
 from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
@@ -363,3 +364,52 @@ def test_embeddings_lose_features() -> None:
 
     narrow, _ = halved(Bag(), torch.randint(0, 10, (3, 5)))
     assert (narrow.words.num_embeddings, narrow.words.embedding_dim, narrow.out.in_features) == (10, 4, 4)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_group_norm_of_one_channel_per_group_is_narrowed(*, affine: bool) -> None:
+    """As many groups as channels mix nothing: the channels go, and their groups with them."""
+    model = nn.Sequential(nn.Conv1d(2, 8, 3), nn.GroupNorm(8, 8, affine=affine), nn.ReLU(), nn.Conv1d(8, 3, 1))
+    narrow, graph = halved(model, torch.randn(2, 2, 9))
+    assert list(free(graph)) == ["0"]
+    assert (narrow[1].num_groups, narrow[1].num_channels) == (4, 4)
+
+
+def test_weights_used_without_their_layer_have_the_last_word() -> None:
+    """A program that reads a layer's weight without calling the layer is narrowed all the same."""
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.linear(x, self.first.weight, self.first.bias).sigmoid()
+            return self.last(F.linear(x, self.second.weight).relu() + self.second.bias)
+
+    narrow, graph = halved(Reads(), torch.randn(2, 4))
+    assert list(free(graph)) == ["first", "second"]
+    assert narrow.second.weight.shape == (4, 4)
+
+
+def test_layers_taken_as_one_operator_hang_together_as_their_parts_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear layers and layer norms without numbers give the groups that a trace with numbers gives."""
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    model = nn.Sequential(nn.Linear(5, 16), nn.LayerNorm(16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 3)).eval()
+    x = torch.randn(2, 4, 5)
+    prepare_(model, x)
+    graph = trace_structure(model, x)
+    monkeypatch.setattr(structure_graph, "shape_copy", None)
+    other = trace_structure(model, x)
+    assert [(group.name, group.width, group.kind, group.parts) for group in graph.groups]
+    for one, two in zip(graph.groups, other.groups, strict=True):
+        assert (one.name, one.width, one.kind, one.locked is None) == (
+            two.name,
+            two.width,
+            two.kind,
+            two.locked is None,
+        )
+        assert [(part.module, part.tensors, part.channels) for part in one.parts] == [
+            (part.module, part.tensors, part.channels) for part in two.parts
+        ]
+    assert sum(group.locked is None for group in graph.groups) >= 4

@@ -3,14 +3,15 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Scheme, Symmetric
 from compressor.quantization.compact_graph import kernels, serialize
 from compressor.quantization.dynamic_graph import place_dynamic
 from compressor.quantization.quantize_graph import sqnr_db
-from compressor.quantization.weight_grids import nearest_grids
-from compressor.quantization.weight_only import place_float16, place_weight_only
+from compressor.quantization.weight_grids import nearest_grid, nearest_grids
+from compressor.quantization.weight_only import block_product, place_float16, place_weight_only
 from compressor.runtime import open_session
 from compressor.stage import StageError
 
@@ -100,6 +101,19 @@ def test_float16_halves_the_file_and_runs_the_float_model() -> None:
     assert sqnr_db(_run(model, _normal(2, 64, 8, 8)), _run(placed, _normal(2, 64, 8, 8))) > 60
     large = _model([node], {"w": _normal(64, 64, 3, 3) * 1e6}, [2, 64, 8, 8])
     assert serialize(place_float16(large, {"conv"})) == serialize(large)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_product_of_some_rows_keeps_their_zero_points(bits: int) -> None:
+    """Unsymmetric rows of ones and twos give 3 x 40 and 2 x 40 for inputs of 1, plus the bias, within 0.3 %."""
+    weight = torch.tensor([[1.0] * 40, [1.0, 5.0] * 20, [2.0] * 40])
+    grid = nearest_grid(weight, Asymmetric(bits=bits, granularity=PerTensor()), axis=0)
+    bias = np.array([0.5, -0.5], dtype=np.float32)
+    nodes, weights = block_product(grid, slice(1, None), "input", "output", bias)
+    model = _model(nodes, {tensor.name: numpy_helper.to_array(tensor) for tensor in weights}, [1, 40])
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    got = _run(model, np.ones((1, 40), dtype=np.float32))
+    np.testing.assert_allclose(got, [[120.5, 79.5]], rtol=3e-3)
 
 
 def test_dynamic_layers_share_the_quantization_of_what_they_read() -> None:

@@ -1,23 +1,25 @@
 """How much each channel of a layer matters: pure functions on weights and gradients, one score a channel."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+_STRETCH = 1 << 18  # elements
 
 
 def norm_importance(weight: Tensor, dim: int, order: int) -> Tensor:
     """The L1 (`order` 1) or L2 (`order` 2) norm of every slice of `weight` along `dim`, (channels,) in float64.
 
-    Li et al. 2017, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710, sec. 3.1 (L1).
+    Li et al. 2017, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710, sec. 3.1 (L1). Summed in float32 over
+    short stretches, whose sums are added in float64.
     """
-    if order == 1:
-        others = [other for other in range(weight.ndim) if other != dim]
-        return weight.detach().abs().sum(dim=others, dtype=torch.float64) if others else weight.detach().double().abs()
-    return squared_norms(weight, dim).sqrt()
+    return _sums(weight, dim, torch.abs) if order == 1 else squared_norms(weight, dim).sqrt()
 
 
 def squared_norms(weight: Tensor, dim: int) -> Tensor:
-    """The sum of the squares of every slice of `weight` along `dim`, (channels,) in float64."""
-    return _rows(weight, dim).square().sum(dim=1)
+    """The sum of the squares of every slice of `weight` along `dim`, (channels,) in float64, summed as norms are."""
+    return _sums(weight, dim, torch.square)
 
 
 def taylor_importance(weight: Tensor, gradient: Tensor, dim: int) -> Tensor:
@@ -110,6 +112,20 @@ def kept_by_threshold(groups: list[Tensor], remove: int, least: int | list[int])
     kept = torch.ones(sum(map(len, groups)), dtype=torch.bool)
     kept[order[:remove]] = False
     return [int(part.sum()) for part in torch.split(kept, [len(group) for group in groups])]
+
+
+def _sums(weight: Tensor, dim: int, term: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sum of `term` over every slice of `weight` along `dim`, (channels,) in float64."""
+    values = weight.detach()
+    if values.dtype in {torch.float16, torch.bfloat16}:
+        values = values.float()
+    if values.ndim == 1:
+        return term(values.double())
+    others = [other for other in range(values.ndim) if other != dim]
+    # Stretches that fit the cache: fresh memory for the terms of a whole matrix takes longer than the sums.
+    rows = torch.split(values, max(1, _STRETCH // max(1, values[0].numel())))
+    sums = [term(stretch).sum(dim=others).double() for stretch in rows]
+    return torch.cat(sums) if dim == 0 else torch.stack(sums).sum(dim=0)
 
 
 def _rows(weight: Tensor, dim: int) -> Tensor:

@@ -103,7 +103,7 @@ def reason_to_lock(group: Coupled, model: nn.Module, *, ignore: tuple[str, ...],
         module = model.get_submodule(name)
         if hasattr(module, "parametrizations") or hasattr(module, "weight_g"):
             return f"{name} is parametrized; remove the parametrization first"
-        if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+        if isinstance(module, nn.GroupNorm) and 1 < module.num_groups < module.num_channels:
             return f"the groups of {name} would hold other channels"
     if group.width <= align:
         return f"width {group.width} is not above the aligned minimum {align}"

@@ -7,7 +7,9 @@ several passes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -45,8 +47,8 @@ __all__ = [
 _MOST_SAMPLES = 4096
 # What the observed tensors of one pass may take at once.
 _MAX_BYTES = 256 << 20
-# What the observed tensors of a slice take: slices of a few samples amortise the calls and still fit the cache.
-_SLICE_BYTES = 16 << 20
+# What the observed tensors of a slice take: slices of some samples amortise the calls.
+_SLICE_BYTES = 32 << 20
 _MOST_IN_SLICE = 32
 # Samples that are run at once to judge ranges by the outputs.
 _JUDGED_IN_SLICE = 8
@@ -134,22 +136,33 @@ def observe_tensors(
     sizes = _bytes_of(session, tensors, first)
     size = _fixed_batch(model) or (1 if averaging is not None else _slice_size(sum(sizes.values()), max_bytes))
     count = 0
-    for group in _groups(sizes, max_bytes):
-        session = open_session(_probe(model, group).SerializeToString(), threads=threads)
-        computed = [name for name in group if name not in first]
-        count = 0
-        batches = tqdm(data, desc="calibration", unit="batch", leave=False, disable=not progress)
-        for feeds in _slices(_fed(session, batches), size, limit):
-            count += _samples_in(feeds)
-            values = dict(zip(computed, session.run(computed, feeds), strict=True)) if computed else {}
-            for name in group:
-                try:
-                    observed[name].update(feeds[name] if name in feeds else values[name])
-                except ValueError as error:
-                    raise StageError(
-                        f"tensor {name!r} cannot be calibrated: {error}; check the model and the calibration data"
-                    ) from error
+    with ThreadPoolExecutor(threads) as pool:
+        for group in _groups(sizes, max_bytes):
+            session = open_session(_probe(model, group).SerializeToString(), threads=threads)
+            computed = [name for name in group if name not in first]
+            shares = [group[start::threads] for start in range(threads)]
+            count = 0
+            batches = tqdm(data, desc="calibration", unit="batch", leave=False, disable=not progress)
+            for feeds in _slices(_fed(session, batches), size, limit):
+                count += _samples_in(feeds)
+                values = dict(feeds)
+                if computed:
+                    values.update(zip(computed, session.run(computed, feeds), strict=True))
+                # Every tensor is counted by one thread, slice after slice: threads do not change the result.
+                list(pool.map(partial(_update, observed, values), shares))
+                # Not held while the next slice is computed.
+                del values
     return observed, count
+
+
+def _update(observed: Mapping[str, Observed], values: Feeds, names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            observed[name].update(values[name])
+        except ValueError as error:
+            raise StageError(
+                f"tensor {name!r} cannot be calibrated: {error}; check the model and the calibration data"
+            ) from error
 
 
 def sample_slices(

@@ -53,6 +53,7 @@ class _Placing:
     constants: dict[str, TensorProto] = field(default_factory=dict)
     written: list[onnx.NodeProto] = field(default_factory=list)
     quantized: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    tables: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def finished(self) -> onnx.ModelProto:
         graph = self.model.graph
@@ -75,8 +76,7 @@ class _Placing:
             return
         self._check(node, grid)
         name, source, target = node.input[1], node.input[0], node.output[0]
-        integers = grid.integers.T if attributes.get("transB", 0) else grid.integers
-        stored = self._add(f"{name}_quantized", integers.to(torch.int8).contiguous().numpy())
+        stored = self._matrix(name, grid.integers.T if attributes.get("transB", 0) else grid.integers)
         zero_point = self._add(f"{name}_zero_point", grid.zero_point.to(torch.int8).numpy())
         scale = self._add(f"{name}_scale", (grid.scale * attributes.get("alpha", 1.0)).float().numpy())
         activation, its_scale, its_zero = self._activation(source)
@@ -92,6 +92,14 @@ class _Placing:
             self.written.append(helper.make_node("Add", [product, bias], [target], node.name))
         else:
             self.written.append(helper.make_node("Mul", [product, both], [target], node.name))
+
+    def _matrix(self, name: str, integers: torch.Tensor) -> str:
+        """The stored integers (inputs, outputs): a table of words turned around where they are tied to one."""
+        for table, rows in self.tables.items():
+            if torch.equal(rows.T, integers):
+                # ONNX Runtime turns constants around when it loads the file: it costs nothing at run time.
+                return self._node("Transpose", [table], f"{name}_quantized", perm=[1, 0])
+        return self._add(f"{name}_quantized", integers.to(torch.int8).contiguous().numpy())
 
     def _activation(self, name: str) -> tuple[str, str, str]:
         if name not in self.quantized:
@@ -152,6 +160,7 @@ class _Placing:
             self.written.append(node)
             return
         rows = self._add(f"{name}_quantized", grid.integers.to(torch.int8).numpy())
+        self.tables[rows] = grid.integers
         found = self._node("Gather", [rows, indices], f"{node.name}_rows")
         if grid.scale.ndim == 0:
             scale = self._add(f"{name}_scale", grid.scale.numpy())

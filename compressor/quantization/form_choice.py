@@ -1,7 +1,7 @@
 """The fastest of several integer forms of one exported graph, by measurement.
 
-Which form pays depends on widths and on the machine: a GRU on integers is slower than in float up to some 256 units and
-several times faster from 384 on; a transformer's products are faster on integers, its small ones are not.
+Which form pays depends on widths and on the machine: a GRU on integers takes twice the time of float with 128 units and
+half of it with 384; weights of 4 bits are the smallest and, with many rows to multiply, the slowest.
 """
 
 from collections.abc import Sequence

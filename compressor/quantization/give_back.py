@@ -102,9 +102,8 @@ class GiveBack:
             tried = "one quantized layer is all there is" if len(order) < 2 else "so it does with one layer left"
             raise StageError(f"{missed}, and {tried}; {_WAY_OUT}")
         least = min(passing)
-        reason = told.numbers["before"]["missed"]
         for name in order[:least]:
-            why = f"with it in float the outputs keep {ranked[name]:.1f} dB instead of {kept_db:.1f}; {reason}"
+            why = f"costs accuracy: with it in float the outputs keep {ranked[name]:.2f} dB instead of {kept_db:.2f}"
             told.add(name, why, sqnr_db=kept_db, sqnr_db_without=ranked[name])
         return passing[least]
 
@@ -155,38 +154,40 @@ def _faster(prepared: Prepared, workload: Workload, context: Context, told: _Tol
     """`prepared` without the layers whose integer form is slower, as far as the whole file gets faster by it."""
     inputs = resize_batch(workload.example_inputs, context.target.batch_size)
     threads = context.target.threads
-    current = serialize(prepared.place())
-    slower = slower_nodes(
-        layer_ms(serialize(prepared.graph), prepared.graph, inputs, threads=threads),
-        layer_ms(current, prepared.graph, inputs, threads=threads),
-        (*prepared.placement.static, *prepared.placement.dynamic),
-    )
-    for names in trials(slower):
-        try:
-            candidate = prepared.without(dict.fromkeys(names, _SLOWER))
-        except StageError:
-            continue  # nothing would be left: the pipeline's own gate judges the whole
-        gain = time_interleaved(
-            serialize(candidate.place()), current, inputs, threads=threads, seed=context.seed
-        ).speedup
-        kept = gain.low > 1
-        told.tried.append({"nodes": names, "why": "time", "speedup": asdict(gain), "kept": kept})
-        if kept:
-            for name in names:
-                float_ms, integer_ms = slower[name]
-                told.add(
-                    name,
-                    f"{integer_ms:.4f} ms in integers with its conversions, {float_ms:.4f} ms in float; the file is "
-                    f"{gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}] faster with {len(names)} back in float",
-                    float_ms=round(float_ms, 5),
-                    integer_ms=round(integer_ms, 5),
-                )
-            return candidate
-    return prepared
+    float_ms = layer_ms(serialize(prepared.graph), prepared.graph, inputs, threads=threads)
+    # What went back leaves other layers alone among conversions: looked at again, until nothing gains any more.
+    while True:
+        current = serialize(prepared.place())
+        integer_ms = layer_ms(current, prepared.graph, inputs, threads=threads)
+        nodes = (*prepared.placement.static, *prepared.placement.dynamic)
+        slower = slower_nodes(float_ms, integer_ms, nodes)
+        for names in trials(slower):
+            try:
+                candidate = prepared.without(dict.fromkeys(names, _SLOWER))
+            except StageError:
+                continue  # nothing would be left: the pipeline's own gate judges the whole
+            file = serialize(candidate.place())
+            gain = time_interleaved(file, current, inputs, threads=threads, seed=context.seed).speedup
+            told.tried.append({"nodes": names, "why": "time", "speedup": asdict(gain), "kept": gain.low > 1})
+            if gain.low > 1:
+                break
+        else:
+            return prepared
+        for name in names:
+            told.add(
+                name,
+                f"slower: {integer_ms[name]:.4f} ms in integers with its conversions, {float_ms[name]:.4f} ms in "
+                f"float; the file is {gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}] faster with {len(names)} back",
+                float_ms=round(float_ms[name], 5),
+                integer_ms=round(integer_ms[name], 5),
+            )
+        prepared = candidate
 
 
 def trials(slower: Mapping[str, tuple[float, float]]) -> list[list[str]]:
-    """All of them, the half that loses most, the one that does: each less than the one before."""
+    """All of them, then again and again the half that loses most, down to the one that does."""
     names = list(slower)
-    sizes = sorted({len(names), (len(names) + 1) // 2, 1} - {0}, reverse=True)
-    return [names[:size] for size in sizes if names]
+    found = [names] if names else []
+    while found and len(found[-1]) > 1:
+        found.append(found[-1][: (len(found[-1]) + 1) // 2])
+    return found

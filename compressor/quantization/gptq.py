@@ -63,6 +63,7 @@ class GPTQ:
                 for layer in segment.layers:
                     twins.grids[layer.weight] = self._rounded(layer, crossing, twins)
                     bar.update()
+        context.details["rounding"] = twins.details(self, grids, walk.samples)
         return twins.grids
 
     def _rounded(self, layer: Layer, crossing: Crossing, twins: Twins) -> WeightGrid:

@@ -18,7 +18,7 @@ BINS = 8192
 # 2**-126 is the smallest normal float32: whatever lies below shares the bins next to zero.
 _SMALLEST_EXPONENT = -126
 # Values that are counted at once: what is made of them on the way stays in a core's second-level cache.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 
 
 @dataclass(kw_only=True)

@@ -59,16 +59,10 @@ class Twins:
     def __init__(self, graph: onnx.ModelProto, grids: Mapping[str, WeightGrid], place: Place) -> None:
         self.graph, self.grids = graph, dict(grids)
         self.float_net = TorchGraph(graph).requires_grad_(requires_grad=False)
-        placed = place(self.grids)
-        try:
-            self.quantized_net = TorchGraph(placed).requires_grad_(requires_grad=False)
-        except StageError:
-            placed, self.quantized_net = graph, self.float_net
-        self.names = _twin_names(graph, placed)
         self.layers = [
             Layer(node=node, weight=node.input[1])
             for node in graph.graph.node
-            if node.op_type in _ROUNDED and node.input[1] in self.grids and node.input[1] in self.names
+            if node.op_type in _ROUNDED and node.input[1] in self.grids
         ]
         weights = {layer.weight for layer in self.layers}
         self.weights: Values = {
@@ -76,10 +70,32 @@ class Twins:
             for tensor in graph.graph.initializer
             if tensor.name in weights
         }
+        self.quantized_net, self.names = self._twin(place(self.grids))
+
+    def _twin(self, placed: onnx.ModelProto) -> tuple[TorchGraph, dict[str, str]]:
+        names = _twin_names(self.graph, placed)
+        if names.keys() >= self.weights.keys():
+            try:
+                return TorchGraph(placed).requires_grad_(requires_grad=False), names
+            except StageError:
+                pass
+        return self.float_net, _twin_names(self.graph, self.graph)
 
     def stand_ins(self) -> Values:
         """The weights as the grids have them now, under the twin's names."""
         return {self.names[name]: self.grids[name].values() for name in self.weights}
+
+    def details(self, method: object, before: Mapping[str, WeightGrid], samples: int) -> dict[str, Any]:
+        """What the report is told: the method, and the share of the weights whose integer it changed from `before`."""
+        total = sum(weight.numel() for weight in self.weights.values())
+        changed = sum(int((self.grids[name].integers != before[name].integers).sum()) for name in self.weights)
+        return {
+            "method": repr(method),
+            "samples": samples,
+            "layers": len(self.layers),
+            "changed_fraction": round(changed / max(1, total), 4),
+            "to_nearest": sorted(before.keys() - self.weights.keys()),
+        }
 
     def run_float(self, values: Values, wanted: Iterable[str]) -> Values:
         """The `wanted` activations of the float network, from `values` that cut it."""

@@ -115,8 +115,8 @@ class MixedPrecision:
             best = predicted_db(max(layer, key=lambda entry: entry.sqnr_db) for layer in layers)
             least = sum(min(entry.size_bytes for entry in layer) for layer in layers)
             raise StageError(
-                f"no choice of {self.bits} bits meets {wanted}: the best has {best:.1f} dB, the smallest {least} bytes; "
-                "ask for less or allow other widths"
+                f"no choice of {self.bits} bits meets {wanted}: the best has {best:.1f} dB, the smallest {least} "
+                "bytes; ask for less or allow other widths"
             ) from error
         return tuple(layer[pick] for layer, pick in zip(layers, picks, strict=True))
 

@@ -1,10 +1,10 @@
 """What every layer's rounding does to the network's output, by itself: its signal to quantization noise.
 
-The noise powers of layers that are rounded one at a time add up to about that of all of them together, as long as each
-is small (Lin et al. 2016, arXiv:1511.06393, section 3.2: equation 8 turns the sum into a budget of bits). `predicted_db`
-is that sum. How well it holds: on ResNet-20 within half a decibel from 25 dB on, with ResNet-56 and MobileNetV2 within 3;
-below 20 dB the errors of layers are no longer independent, and the sum is 2 to 8 dB too hopeful. It is good for choosing,
-so what was chosen is measured as a whole.
+The noise powers of layers that are rounded one at a time add up to about that of all of them together, as long as
+each is small (Lin et al. 2016, arXiv:1511.06393, section 3.2: equation 8 turns the sum into a budget of bits).
+`predicted_db` is that sum. How well it holds: on ResNet-20 within half a decibel from 25 dB on, on ResNet-56 and
+MobileNetV2 within 3; below 20 dB the errors of layers are no longer independent, and the sum is 2 to 8 dB too hopeful.
+That is good enough to choose by; what was chosen is measured as a whole.
 """
 
 import math
@@ -119,19 +119,17 @@ def predicted_db(chosen: Iterable[Sensitivity]) -> float:
 
 
 def reason_of(entries: Sequence[Sensitivity], chosen: int) -> str:
-    """Why one width was taken, in a sentence: what it leaves, and what its neighbours would have."""
+    """What the chosen width leaves and takes, and what its neighbours would have."""
     widths = sorted(entries, key=lambda entry: entry.bits)
     at = next(index for index, entry in enumerate(widths) if entry.bits == chosen)
     entry = widths[at]
-    parts = [f"{entry.bits} bits leave {entry.sqnr_db:.1f} dB"]
+    parts = [f"{entry.sqnr_db:.1f} dB in {entry.size_bytes} bytes"]
     if at:
         less = widths[at - 1]
-        saved = entry.size_bytes - less.size_bytes
-        parts.append(f"{less.bits} bits would save {saved} bytes more and leave {less.sqnr_db:.1f} dB")
+        parts.append(f"{less.bits} bits: {less.sqnr_db:.1f} dB for {entry.size_bytes - less.size_bytes} bytes less")
     if at + 1 < len(widths):
         more = widths[at + 1]
-        spent = more.size_bytes - entry.size_bytes
-        parts.append(f"{more.bits} bits would take {spent} bytes more and leave {more.sqnr_db:.1f} dB")
+        parts.append(f"{more.bits} bits: {more.sqnr_db:.1f} dB for {more.size_bytes - entry.size_bytes} bytes more")
     return "; ".join(parts)
 
 

@@ -67,7 +67,7 @@ def block_product(
     integers, scale = grid.integers[rows], grid.spread(grid.scale).expand(len(grid.integers), 1)[rows]
     zero_point = grid.spread(grid.zero_point).expand(len(grid.integers), 1)[rows]
     channels, inputs = integers.shape
-    block = _CHANNEL_BLOCK if inputs >= _CHANNEL_BLOCK else max(16, 1 << (inputs - 1).bit_length())
+    block = _block_of_rows(inputs)
     blocks = -(-inputs // block)
     centred = not bool(zero_point.any())
     bits = 4 if grid.bits <= 4 and centred else 8
@@ -95,6 +95,11 @@ def block_product(
         accuracy_level=_ACCURACY_LEVEL,
     )
     return [node], [numpy_helper.from_array(values, f"{target}_{part}") for part, values in stored.items()]
+
+
+def _block_of_rows(inputs: int) -> int:
+    """The block for rows with one scale: not longer than a short row needs, since blocks are filled up."""
+    return min(_CHANNEL_BLOCK, max(min(_BLOCKS), 1 << (inputs - 1).bit_length()))
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -133,13 +138,13 @@ class _Placing:
         plain = attributes.get("transA", 0) == 0 and {attributes.get(name, 1.0) for name in ("alpha", "beta")} == {1.0}
         if grid is None or grid.integers.ndim != 2 or not plain or bool(grid.zero_point.any()):
             return False
-        block = _CHANNEL_BLOCK if grid.group_size is None else grid.group_size
-        if block not in _BLOCKS:
-            return False
         name, rows = node.input[1], grid.integers
         if grid.axis == 1 or (grid.axis is None and not attributes.get("transB", 0)):
             rows = rows.T
         channels, inputs = rows.shape
+        block = _block_of_rows(inputs) if grid.group_size is None else grid.group_size
+        if block not in _BLOCKS:
+            return False
         blocks = -(-inputs // block)
         bits = 4 if grid.bits <= 4 else 8
         scale = grid.scale if grid.group_size else grid.scale.reshape(-1, 1).expand(channels, blocks)

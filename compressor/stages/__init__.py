@@ -15,7 +15,7 @@ from compressor.quantization.equalization import CrossLayerEqualization
 from compressor.quantization.give_back import GiveBack
 from compressor.quantization.gptq import GPTQ
 from compressor.quantization.mixed_precision import MixedPrecision
-from compressor.quantization.policy import ByFamily, Dynamic, Float16, Static, WeightOnly
+from compressor.quantization.policy import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.portability import Portable, SafePairs, SevenBits
 from compressor.quantization.quantizer import Nearest
 from compressor.quantization.range_methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
@@ -47,12 +47,14 @@ __all__ = [
     "BatchNormScale",
     "BiasCorrection",
     "ByFamily",
+    "Candidate",
     "CrossLayerEqualization",
     "Cubic",
     "Distill",
     "DropBlocks",
     "Dynamic",
     "Entropy",
+    "Fastest",
     "FineTune",
     "Float16",
     "GiveBack",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.knapsack import BudgetError
-from compressor.plan import Entry, apply_plan_
+from compressor.plan import Entry, Slices, apply_plan_
 from compressor.pruning.criteria import Criterion, Taylor, across_groups, channel_scores, unranked
 from compressor.pruning.measured_choice import Proposal, measured_choice
 from compressor.pruning.narrowing import (
@@ -95,9 +95,10 @@ class PruneChannels:
                     entries = narrowing.entries(partial(narrowing.widths_of, fraction))
                 else:
                     entries = self._towards(goal, share, narrowing, context)
-            narrowing.release()
+            slices = narrowing.release()
             if entries:
-                apply_plan_(model, entries)
+                apply_plan_(model, entries, slices=slices)
+                slices.clear()
                 context.plan.extend(entries)
                 book.settle(narrowing)
             if step < len(shares) and not isinstance(self.schedule, OneShot) and entries:
@@ -223,9 +224,11 @@ class _Narrowing:
             entry["why"] = why(group, repr(self.stage.criterion), self.scores[group.name], gone[group])
         return entries
 
-    def release(self) -> None:
-        """Lets go of the graph, whose trials hold on to the parameters that are about to be cut."""
+    def release(self) -> Slices:
+        """What the last trial made of the parameters, once the graph is gone, which holds on to what is to be cut."""
+        slices = self.graph.slices if isinstance(self.graph, ProbedStructure) else {}
         del self.graph
+        return slices
 
     def _tried(self, wanted: Gone) -> tuple[Gone, dict[str, str]]:
         """What of `wanted` can go together, and by group name why the rest cannot."""

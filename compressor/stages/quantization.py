@@ -15,10 +15,11 @@ from compressor.export import export_onnx
 from compressor.quantization.adaptive_rounding import AdaRound
 from compressor.quantization.bias_correction import BiasCorrection
 from compressor.quantization.equalization import CrossLayerEqualization
+from compressor.quantization.form_choice import fastest
 from compressor.quantization.give_back import GiveBack
 from compressor.quantization.gptq import GPTQ
 from compressor.quantization.mixed_precision import MixedPrecision
-from compressor.quantization.policy import ByFamily, Dynamic, Float16, Static, WeightOnly
+from compressor.quantization.policy import ByFamily, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.portability import Portable
 from compressor.quantization.post_training import check_settings
 from compressor.quantization.quantizer import Nearest, quantized_file
@@ -35,9 +36,9 @@ class Quantize:
 
     `weights` have 2 to 8 bits: fewer make the file smaller, not faster. `activations` have 8 bits, or 16, for which
     there are no integer kernels: 16 show what the accuracy would be. `calibration` says how the ranges of activations
-    come from the calibration data. `form` says which operators take which integer form. `skip` holds globs over node
-    names and module paths (`layer1.0.conv1`, `layer3.*`) that stay in float. `equalization` evens out the channels of
-    neighbouring layers, for depthwise networks and weights with one scale a tensor. `smoothing` moves outliers of
+    come from the calibration data. `form` says which operators take which integer form; `Fastest` measures. `skip` holds
+    globs over node names and module paths (`layer1.0.conv1`, `layer3.*`) that stay in float. `equalization` evens out
+    the channels of neighbouring layers, for depthwise networks and weights with one scale a tensor. `smoothing` moves outliers of
     activations into the weights, for transformers. `mixed` gives every layer a width of its own. `rounding` learns from
     calibration data which way every weight is rounded, a must below 8 bits. `bias_correction` takes out the shift that
     rounding causes in the mean. `give_back` returns layers to float that cost accuracy or time. `portable` makes the
@@ -49,7 +50,7 @@ class Quantize:
     weights: Symmetric | Asymmetric = field(default_factory=Symmetric)
     activations: Symmetric | Asymmetric = field(default_factory=Asymmetric)
     calibration: MinMax | MovingAverage | Percentile | Entropy | MSE | Auto = field(default_factory=MinMax)
-    form: ByFamily | Static | Dynamic | WeightOnly | Float16 = field(default_factory=ByFamily)
+    form: ByFamily | Static | Dynamic | WeightOnly | Float16 | Fastest = field(default_factory=ByFamily)
     skip: tuple[str, ...] = ()
     equalization: CrossLayerEqualization | None = None
     smoothing: SmoothQuant | None = None
@@ -64,4 +65,5 @@ class Quantize:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the integer graph. Raises StageError where nothing can be quantized or the model breaks."""
-        return OnnxModule(quantized_file(export_onnx(model, workload).onnx_bytes, self, workload, context))
+        make = fastest if isinstance(self.form, Fastest) else quantized_file
+        return OnnxModule(make(export_onnx(model, workload).onnx_bytes, self, workload, context))

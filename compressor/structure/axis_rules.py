@@ -220,7 +220,7 @@ def _batch_norm(call: Call) -> list[Dims]:
     return [dims, *rest]
 
 
-@_rule("native_layer_norm", "rms_norm", "_fused_rms_norm")
+@_rule("native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm")
 def _layer_norm(call: Call) -> list[Dims]:
     dims = call.dims("input")
     count = len(call["normalized_shape"])

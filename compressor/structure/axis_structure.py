@@ -120,6 +120,7 @@ class AxisStructure:
         for group, channels in gone.items():
             removed[self.axes[group]] = _mask(group.width, channels)
             left: dict[Axis, Mask] = {}
+            lines: dict[tuple[Axis, bytes | None], list[int]] = {}
             tensors: dict[str, dict[str, list[int]]] = {}
             shapes: dict[str, list[int]] = {}
             for name, dim in self.places[group]:
@@ -127,13 +128,15 @@ class AxisStructure:
                 if axis not in left:
                     left[axis] = kept(axis, removed)
                 old = masks.get((name, dim))
-                positions = np.flatnonzero(left[axis] if old is None else left[axis][old])
+                line = (axis, None if old is None else old.tobytes())
+                if line not in lines:
+                    lines[line] = np.flatnonzero(left[axis] if old is None else left[axis][old]).tolist()
                 if name not in shapes:
                     shapes[name] = [
                         int(masks[name, other].sum()) if (name, other) in masks else size
                         for other, size in enumerate(self.shapes[name])
                     ]
-                tensors.setdefault(name, {})[str(dim)] = positions.tolist()
+                tensors.setdefault(name, {})[str(dim)] = lines[line]
             for name, dim in self.places[group]:
                 masks[name, dim] = left[self.dims[name][dim]]
             attributes: dict[str, dict[str, Any]] = {}

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.batches import Inputs, map_tensors
@@ -18,6 +17,7 @@ from compressor.structure.axis_rules import rule_of
 from compressor.structure.axis_views import permutation, unreadable
 from compressor.structure.recurrent_axes import RECURRENT, recurrent_dims
 from compressor.structure.tensor_ids import tensors_of
+from compressor.structure.whole_calls import WholeCalls
 from compressor.workload import call_model
 
 _MARK = "_axes_known"  # what is known of a tensor travels with it
@@ -34,7 +34,7 @@ _REARRANGING = {
     "unsafe_split",
 }
 _REARRANGING |= {"mul", "div", "neg", "roll", "flip", "contiguous"}
-_NORMS = (nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - no public names
+_NORMS = (nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)  # noqa: SLF001 - no public names
 # On the meta device these cost more than all else in a network: there they are Python.
 _LIKE_INPUT = {f"aten.{name}.default" for name in ("relu", "gelu", "silu", "sigmoid", "tanh")}
 OUTPUT = "it makes the model's output"
@@ -281,7 +281,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
     def hooks(self, model: nn.Module) -> Iterator[None]:
         """`model` with hooks that take over for recurrent layers, whose kernels are one operator for many weights."""
         if self.shapes_only:
-            with _WholeAttention(self.whole), self._layers(model):
+            with WholeCalls(self.whole, lambda tensor: self._known(tensor).computed), self._layers(model):
                 yield
         else:
             with self._layers(model):
@@ -319,8 +319,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
     def _channels(self, name: str) -> Any:
         def note(module: nn.Module, args: Any) -> None:
             dims = self.dims_of(args[0])
-            if len(dims) > 1 and dims[1].size == module.num_features:
-                self.trace.counts[name, "num_features"] = dims[1]
+            for attribute in ("num_features", "num_channels", "num_groups"):
+                # As many groups as channels are groups of one.
+                if len(dims) > 1 and dims[1].size == getattr(module, attribute, None):
+                    self.trace.counts[name, attribute] = dims[1]
 
         return note
 
@@ -344,17 +346,3 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
                     self.trace.made |= {(full, 0) for full in self._names[id(tensor)]}
 
         return take
-
-
-class _WholeAttention(TorchFunctionMode):
-    """Hands attention to `take` as one operator: it is one kernel on every device but the one without numbers."""
-
-    def __init__(self, take: Any) -> None:
-        super().__init__()
-        self._take = take
-
-    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is nn.functional.scaled_dot_product_attention:
-            return self._take(torch.ops.aten.scaled_dot_product_attention.default, function, args, kwargs)
-        return function(*args, **kwargs)

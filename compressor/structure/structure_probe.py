@@ -4,6 +4,7 @@ Half of every group is taken out at once, and the narrowed model must compute wh
 weights at zero. Only where that fails are the groups taken apart by halving.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, combinations
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.plan import Entry, apply_plan_
+from compressor.plan import Entry, Slices, apply_plan_
 from compressor.structure.axis_structure import AxisStructure
 from compressor.structure.couplings import Coupled
 from compressor.structure.model_copies import masked_copy, sharing_copy
@@ -27,7 +28,8 @@ class ProbedStructure:
     """The structure of a model together with the private copy that cuts are tried on.
 
     `model` shares its parameters with the model, but for constant ones, which are `distinct_`. Outputs are compared for
-    the first `samples` (1 or 2) of `inputs`: one says it all where the program does not look at values.
+    the first `samples` (1 or 2) of `inputs`: one says it all where the program does not look at values. `slices` are
+    what parameters became in the last trial, for the model itself.
     """
 
     def __init__(self, model: nn.Module, structure: AxisStructure, inputs: Inputs, samples: int) -> None:
@@ -44,6 +46,8 @@ class ProbedStructure:
                 )
                 structure.choices[group.name] = tuple(by_name(self._candidates[group], group.kind))
         self.settled = not self._candidates
+        self._failed = False
+        self.slices: Slices = {}
 
     @property
     def groups(self) -> tuple[Coupled, ...]:
@@ -71,8 +75,8 @@ class ProbedStructure:
                 self._settle(list(self._candidates))
 
     def fault_without(self, gone: dict[Coupled, list[int]]) -> str | None:
-        """Why these channels cannot go, or None: narrowed, the model must run, forwards and backwards, at two batch
-        sizes, and compute what it computes with the channels at zero.
+        """Why these channels cannot go, or None: narrowed, the model must run at two batch sizes, backwards too
+        where it brings derivatives of its own, and compute what it computes with the channels at zero.
         """
         with evaluating(self._model):
             return self._fault_without(gone, backward=True)
@@ -123,10 +127,22 @@ class ProbedStructure:
 
     def _fault_without(self, gone: dict[Coupled, list[int]], *, backward: bool) -> str | None:
         try:
-            narrow = apply_plan_(sharing_copy(self._model), self._structure.entries(gone))
+            self.slices = {}
+            narrow = apply_plan_(sharing_copy(self._model), self._structure.entries(gone), slices=self.slices)
         except Exception as error:  # noqa: BLE001 - a user's model may raise anything
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        masked = masked_copy(self._model, self._structure.sizes_without(gone))
+        sizes = self._structure.sizes_without(gone)
+        if not self._failed:
+            # Zeros in activations cost no memory, but miss weights that are used in other ways and may not fit every
+            # kind of tensor: zeros in the weights have the last word.
+            with suppress(Exception):
+                masked = masked_copy(self._model, sizes, by_activations=True)
+                if self._difference(narrow, masked, backward=backward) is None:
+                    return None
+            self._failed = True
+        return self._difference(narrow, masked_copy(self._model, sizes), backward=backward)
+
+    def _difference(self, narrow: nn.Module, masked: nn.Module, *, backward: bool) -> str | None:
         return difference(narrow, masked, self._inputs, samples=self._samples, backward=backward)
 
 

@@ -1,14 +1,20 @@
 """Whether a model whose structure was changed still works: what a transaction on structure asks before it commits."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from compressor.batches import Inputs, map_tensors
 from compressor.plan import forget_
 from compressor.workload import batch_size_of, predict
+
+_OWN = re.compile(r"\w+Backward\d+|torch::autograd::(AccumulateGrad|CopySlices|CopyBackwards)")
+# From this mean size of the weights of a layer on, in elements, a trial is worth all threads.
+_LARGE = 1 << 18
 
 
 def fault(model: nn.Module, inputs: Inputs, wanted: dict[int, Tensor]) -> str | None:
@@ -22,7 +28,7 @@ def fault(model: nn.Module, inputs: Inputs, wanted: dict[int, Tensor]) -> str | 
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(parameter.is_floating_point())
-        with _one_thread(), torch.enable_grad():
+        with _few_threads(model), torch.enable_grad():
             for size, before in wanted.items():
                 forget_(model)
                 output = predict(model, _head(inputs, size))
@@ -43,10 +49,10 @@ def difference(narrow: nn.Module, masked: nn.Module, inputs: Inputs, *, samples:
 
     The first `samples` (1 or 2) of `inputs` must give the same in both. At the other of the two batch sizes the first
     sample must give what it gave; where it does not, `masked` has to agree with that at the same batch size. With
-    `backward`, a backward pass through one sample must run. `requires_grad` flags end as they were, and gradients
-    are left alone.
+    `backward`, a backward pass through one sample must run where derivatives are not all torch's own. `requires_grad`
+    flags end as they were, and gradients are left alone.
     """
-    with _one_thread():
+    with _few_threads(masked):
         try:
             forget_(narrow)
             one = (
@@ -72,10 +78,13 @@ def _without_gradients(model: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def _with_gradients(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The output, once a backward pass ran through it: to vectors where that is possible, which costs half."""
-    weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    vectors = [weight for weight in weights if weight.ndim == 1]
+    """The output, once a backward pass ran through it: to vectors where that is possible, which costs half.
+
+    It is not run where all derivatives are torch's own, whose shapes follow from those of the forward pass.
+    """
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    weights = [parameter for parameter, _ in flags if parameter.is_floating_point()]
+    vectors = [weight for weight in weights if weight.ndim == 1]
     try:
         for wanted in (vectors, weights):
             for parameter, _ in flags:
@@ -85,7 +94,8 @@ def _with_gradients(model: nn.Module, inputs: Inputs) -> Tensor:
             with torch.enable_grad():
                 output = predict(model, inputs)
                 if output.requires_grad or wanted is weights:
-                    torch.autograd.grad(output.float().sum(), wanted, allow_unused=True)
+                    if _has_derivatives_of_its_own(output):
+                        torch.autograd.grad(output.float().sum(), wanted, allow_unused=True)
                     return output.detach()
                 forget_(model)
     finally:
@@ -94,9 +104,26 @@ def _with_gradients(model: nn.Module, inputs: Inputs) -> Tensor:
     raise AssertionError("the second round always ends it")
 
 
+def _has_derivatives_of_its_own(output: Tensor) -> bool:
+    """Whether `output` came through a function whose derivative is not known to be torch's."""
+    if output.grad_fn is None:
+        return True
+    found, rest = {output.grad_fn}, [output.grad_fn]
+    while rest:
+        node = rest.pop()
+        # Torch numbers its own; a Python function's name is that of its class, and what C++ adds has others.
+        if isinstance(node, BackwardCFunction) or not _OWN.fullmatch(node.name()):
+            return True
+        for before, _ in node.next_functions:
+            if before is not None and before not in found:
+                found.add(before)
+                rest.append(before)
+    return False
+
+
 def outputs_at(model: nn.Module, inputs: Inputs, sizes: tuple[int, ...] = (1, 2)) -> dict[int, Tensor]:
     """The judged outputs of `model` for the first samples of `inputs`, by batch size."""
-    with _one_thread(), torch.no_grad():
+    with _few_threads(model), torch.no_grad():
         outputs = {size: predict(model, _head(inputs, size)) for size in sizes}
     forget_(model)
     return outputs
@@ -141,11 +168,14 @@ def _head(inputs: Inputs, size: int) -> Inputs:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _few_threads(model: nn.Module) -> Iterator[None]:
+    """One thread for a model of small weights, as many as there are for one of large weights."""
+    sizes = [parameter.numel() for parameter in model.parameters() if parameter.ndim > 1]
+    threads = torch.get_num_threads()
     # Two samples are too little to share; on a busy machine the threads of many small operations wait for each other
     # thirty times as long as one thread works.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if sum(sizes) < _LARGE * len(sizes):
+        torch.set_num_threads(1)
     try:
         yield
     finally:
