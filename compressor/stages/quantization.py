@@ -36,14 +36,14 @@ class Quantize:
 
     `weights` have 2 to 8 bits: fewer make the file smaller, not faster. `activations` have 8 bits, or 16, for which
     there are no integer kernels: 16 show what the accuracy would be. `calibration` says how the ranges of activations
-    come from the calibration data. `form` says which operators take which integer form; `Fastest` measures. `skip` holds
-    globs over node names and module paths (`layer1.0.conv1`, `layer3.*`) that stay in float. `equalization` evens out
-    the channels of neighbouring layers, for depthwise networks and weights with one scale a tensor. `smoothing` moves outliers of
-    activations into the weights, for transformers. `mixed` gives every layer a width of its own. `rounding` learns from
-    calibration data which way every weight is rounded, a must below 8 bits. `bias_correction` takes out the shift that
-    rounding causes in the mean. `give_back` returns layers to float that cost accuracy or time. `portable` makes the
-    file exact on x86 CPUs without VNNI too, where pairs of 8-bit products would saturate, and notes in it which CPUs
-    were checked.
+    come from the calibration data. `form` says which operators take which integer form; `Fastest` measures. `skip`
+    holds globs over node names and module paths (`layer1.0.conv1`, `layer3.*`) that stay in float. `equalization` evens
+    out the channels of neighbouring layers, for depthwise networks and weights with one scale a tensor. `smoothing`
+    moves outliers of activations into the weights, for transformers. `mixed` gives every layer a width of its own.
+    `rounding` learns from calibration data which way every weight is rounded, a must below 8 bits. `bias_correction`
+    takes out the shift that rounding causes in the mean. `give_back` returns layers to float that cost accuracy or
+    time. `portable` makes the file exact on x86 CPUs without VNNI too, where pairs of 8-bit products would saturate,
+    and notes in it which CPUs were checked.
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
