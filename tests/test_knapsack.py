@@ -98,9 +98,8 @@ def test_the_frontier_holds_every_undominated_choice(items: list[list[Option]], 
 
 
 def test_a_budget_met_to_the_last_digit_is_met() -> None:
-    """Ten items of cost 0.1 fit a budget of 1.0, though their sum in floats is 0.9999999999999999 or more."""
-    assert choose([[Option(loss=1.0, cost=0.1)]] * 10, 1.0) == (0,) * 10
-    assert choose([[Option(loss=1.0, cost=0.3)]] * 3, 0.9) == (0,) * 3
+    """Three items of cost 0.1 fit a budget of 0.3, though their sum in floats is 0.30000000000000004."""
+    assert choose([[Option(loss=1.0, cost=0.1)]] * 3, 0.3) == (0,) * 3
 
 
 def test_no_items_need_no_choice() -> None:

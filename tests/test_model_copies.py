@@ -184,7 +184,7 @@ def test_zeros_in_activations_are_zeros_in_weights() -> None:
     kept = {
         "conv.weight": {0: [0, 3], 1: [1]},
         "conv.bias": {0: [0, 3]},
-        "norm.weight": {0: [0, 3]},
+        "norm.bias": {0: [0, 3]},
         "grouped.weight": {0: [0, 1, 2]},
         "line.weight": {1: [2]},
         "first.weight": {0: [0, 1], 1: [1, 2]},
