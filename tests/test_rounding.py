@@ -191,14 +191,20 @@ def test_regulariser_decides_every_weight() -> None:
 
 
 def test_adaround_sees_what_the_relu_hides() -> None:
-    """Outputs far below zero are zero behind the ReLU whatever the weights: those stay at the nearest integers."""
-    weight = torch.tensor([[0.45, 0.35]])
-    inputs = torch.rand(64, 1).expand(64, 2).contiguous()
-    hidden, seen = (
-        _round(QUICK, _linear(weight, relu=True, bias=bias), _grid(weight), inputs) for bias in (-100.0, 1.0)
+    """What is zero behind the ReLU has no say: one sample in eleven is seen, and wants 2.45 + 2.35 to become 5.
+
+    The others, (2, -2) and (-2, 2), want both weights to move alike; nearest, 2 + 2, is best for all of them together.
+    """
+    weight = torch.tensor([[2.45, 2.35]])
+    seen, hidden = torch.ones(20, 2), torch.tensor([[2.0, -2.0], [-2.0, 2.0]]).repeat(100, 1)
+    inputs = torch.cat([seen, hidden])[torch.randperm(220)]
+    method = replace(QUICK, samples=220)
+    relu, linear = (
+        _round(method, _linear(weight, relu=relu, bias=-3.0), _grid(weight), inputs)[0].tolist()
+        for relu in (True, False)
     )
-    assert hidden.tolist() == [[0, 0]]
-    assert sorted(seen[0].tolist()) == [0, 1]
+    assert linear == [2, 2]
+    assert sorted(relu) == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -116,4 +116,4 @@ def _rounded(prepared: Prepared, rounding: AdaRound | GPTQ, workload: Workload, 
         workload=workload,
         context=context,
     )
-    return replace(prepared, weights=grids).noting("rounding", repr(rounding))
+    return replace(prepared, weights=grids).noting("rounding", context.details.pop("rounding"))
