@@ -8,8 +8,8 @@ import onnx
 import pytest
 import torch
 from conftest import TinyResNet, make_workload
-from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from onnx import helper, numpy_helper
+from onnx_graphs import calibrated_on, graph_of
 
 from compressor.affine import Symmetric
 from compressor.export import export_onnx
@@ -25,26 +25,6 @@ from compressor.stages.quantization import Quantize
 from compressor.workload import Workload
 
 QUIET = Context(progress=False)
-
-
-def _graph(nodes: list, weights: dict[str, np.ndarray], shape: list, out: list) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, out)],
-        [numpy_helper.from_array(np.asarray(value, dtype=np.float32), name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _workload(inputs: torch.Tensor) -> Workload:
-    data = inputs, torch.arange(len(inputs)) % 2
-    return Workload.from_datasets(
-        nn.Identity(), train=data, validation=data, test=data, calibration_samples=len(inputs), name="given"
-    )
 
 
 def _rounding(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -70,14 +50,14 @@ def _rounding(model: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.mark.parametrize("method", ["empirical", "analytic"])
 def test_a_shift_by_hand(method: str) -> None:
     """Weights 1.4 and 0.8 round to 1 and 1: for inputs of mean 2 and 5 the bias gets 2 * 0.4 + 5 * -0.2 = -0.2."""
-    model = _graph(
+    model = graph_of(
         [helper.make_node("Gemm", ["input", "w", "b"], ["output"], "linear", transB=1)],
         {"w": np.array([[1.4, 0.8]]), "b": np.array([3.0])},
         ["n", 2],
         ["n", 1],
     )
     inputs = torch.tensor([[1.0, 4], [3, 4], [1, 6], [3, 6]])
-    corrected, details = BiasCorrection(method=method).apply(model, _rounding, _workload(inputs), QUIET)
+    corrected, details = BiasCorrection(method=method).apply(model, _rounding, calibrated_on(inputs), QUIET)
     assert read_weights(corrected)["b"].item() == pytest.approx(2.8)
     assert details["kept"] is True
     assert details["sqnr_db_after"] > details["sqnr_db_before"]
@@ -87,12 +67,12 @@ def test_a_shift_by_hand(method: str) -> None:
 @pytest.mark.parametrize("method", ["empirical", "analytic"])
 def test_layers_without_a_bias_get_one(method: str) -> None:
     """A convolution without bias whose kernel 0.6 rounds to 1 shifts inputs of mean 5 by 2: its new bias is -2."""
-    model = _graph(
+    model = graph_of(
         [helper.make_node("Conv", ["input", "w"], ["output"], "conv")], {"w": np.full((1, 1, 1, 1), 0.6)},
         ["n", 1, 2, 2], ["n", 1, 2, 2],
     )  # fmt: skip
     inputs = torch.full((4, 1, 2, 2), 5.0) + torch.tensor([-1.0, -1, 1, 1]).reshape(4, 1, 1, 1)
-    corrected, details = BiasCorrection(method=method).apply(model, _rounding, _workload(inputs), QUIET)
+    corrected, details = BiasCorrection(method=method).apply(model, _rounding, calibrated_on(inputs), QUIET)
     (node,) = corrected.graph.node
     assert read_weights(corrected)[node.input[2]].tolist() == pytest.approx([-2.0])
     assert details["layers"] == 1
@@ -104,9 +84,9 @@ def test_later_layers_see_corrected_ones() -> None:
         helper.make_node("Gemm", ["input", "w"], ["a"], "one"),
         helper.make_node("Gemm", ["a", "v"], ["output"], "two"),
     ]
-    model = _graph(nodes, {"w": np.array([[0.6]]), "v": np.array([[0.6]])}, ["n", 1], ["n", 1])
+    model = graph_of(nodes, {"w": np.array([[0.6]]), "v": np.array([[0.6]])}, ["n", 1], ["n", 1])
     inputs = torch.tensor([[4.0], [6.0]])
-    corrected, _ = BiasCorrection(method="empirical").apply(model, _rounding, _workload(inputs), QUIET)
+    corrected, _ = BiasCorrection(method="empirical").apply(model, _rounding, calibrated_on(inputs), QUIET)
     biases = {node.name: read_weights(corrected)[node.input[2]].item() for node in corrected.graph.node}
     assert biases == {"one": pytest.approx(-2), "two": pytest.approx(-1.2)}
 
@@ -195,8 +175,8 @@ def test_matmuls_with_an_added_bias_are_corrected(method: str) -> None:
         helper.make_node("MatMul", ["input", "w"], ["m"], "linear"),
         helper.make_node("Add", ["m", "b"], ["output"], "bias"),
     ]
-    model = _graph(nodes, {"w": generator.normal(size=(16, 8)), "b": np.zeros(8)}, ["n", 3, 16], ["n", 3, 8])
-    workload = _workload(torch.rand(64, 3, 16) + 1)
+    model = graph_of(nodes, {"w": generator.normal(size=(16, 8)), "b": np.zeros(8)}, ["n", 3, 16], ["n", 3, 8])
+    workload = calibrated_on(torch.rand(64, 3, 16) + 1)
     prepared = prepare(model.SerializeToString(), Quantize(form=Dynamic(), weights=Symmetric(bits=4)), workload, QUIET)
     corrected, details = BiasCorrection(method=method).apply(prepared.graph, prepared.place, workload, QUIET)
     assert (details["layers"], details["missing"]) == (1, [])
@@ -206,7 +186,7 @@ def test_matmuls_with_an_added_bias_are_corrected(method: str) -> None:
 
 def test_constants_are_computed_and_others_are_not() -> None:
     """A weight behind DequantizeLinear is its float values; a tensor that depends on the input is no constant."""
-    model = _graph(
+    model = graph_of(
         [helper.make_node("Gemm", ["input", "w"], ["output"], "linear")], {"w": np.array([[1.4]])}, ["n", 1], ["n", 1]
     )
     placed = _rounding(model)
@@ -233,7 +213,7 @@ def test_constant_inputs_through_a_layer_agree_with_onnx_runtime(op: str, shape:
     image = op != "Gemm"
     node = helper.make_node(op, ["input", "w"], ["output"], "layer", **attributes)
     out = ["n", "c", "h", "v"] if image else ["n", "c"]
-    model = _graph([node], {"w": weight}, ["n", 3, 7, 7] if image else ["n", 3], out)
+    model = graph_of([node], {"w": weight}, ["n", 3, 7, 7] if image else ["n", 3], out)
     (layer,) = linear_layers(model)
     field = np.broadcast_to(inputs.reshape(1, 3, 1, 1), (1, 3, 7, 7)) if image else inputs.reshape(1, 3)
     got = open_session(model.SerializeToString()).run(None, {"input": np.ascontiguousarray(field, dtype=np.float32)})[0]
@@ -243,11 +223,11 @@ def test_constant_inputs_through_a_layer_agree_with_onnx_runtime(op: str, shape:
 
 def test_float_graphs_have_nothing_to_correct() -> None:
     """Where nothing is quantized the stage refuses, instead of doing nothing."""
-    model = _graph(
+    model = graph_of(
         [helper.make_node("Gemm", ["input", "w"], ["output"], "linear")], {"w": np.array([[1.4]])}, ["n", 1], ["n", 1]
     )
     with pytest.raises(StageError, match="no bias to correct: no Conv, Gemm or MatMul with a bias is quantized"):
-        BiasCorrection().apply(model, lambda graph: graph, _workload(torch.ones(4, 1)), QUIET)
+        BiasCorrection().apply(model, lambda graph: graph, calibrated_on(torch.ones(4, 1)), QUIET)
 
 
 def test_unknown_methods_are_refused() -> None:

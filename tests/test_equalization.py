@@ -10,7 +10,7 @@ from conftest import TinyResNet, make_workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from onnx_graphs import calibrated_on, graph_of
 
 from compressor.affine import PerTensor, Symmetric
 from compressor.export import export_onnx
@@ -29,27 +29,6 @@ from compressor.workload import Workload
 QUIET = Context(progress=False)
 
 
-def _graph(nodes: list, weights: dict[str, np.ndarray], shape: list, out: list) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, out)],
-        [numpy_helper.from_array(np.asarray(value, dtype=np.float32), name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _workload(inputs: torch.Tensor) -> Workload:
-    """Calibration on exactly these inputs, in their order as far as sums go."""
-    data = inputs, torch.arange(len(inputs)) % 2
-    return Workload.from_datasets(
-        nn.Identity(), train=data, validation=data, test=data, calibration_samples=len(inputs), name="given"
-    )
-
-
 def _run(model: onnx.ModelProto, inputs: torch.Tensor) -> np.ndarray:
     return open_session(model.SerializeToString()).run(None, {"input": inputs.numpy()})[0]
 
@@ -65,14 +44,14 @@ def _mlp(first: list, second: list, between: list[onnx.NodeProto] | None = None)
     weights |= {"b1": np.ones(len(first[0])), "b2": np.zeros(len(second[0]))}
     used = {name for node in nodes for name in node.input}
     sizes = len(first), len(second[0])
-    return _graph(nodes, {k: v for k, v in weights.items() if k in used}, ["n", sizes[0]], ["n", sizes[1]])
+    return graph_of(nodes, {k: v for k, v in weights.items() if k in used}, ["n", sizes[0]], ["n", sizes[1]])
 
 
 def test_two_layers_get_the_same_ranges() -> None:
     """Channel maxima 8 and 2 in front, 2 and 8 behind: both scales make them sqrt(8 * 2) = 4, and the bias follows."""
     model = _mlp([[8.0, 2.0]], [[2.0], [8.0]])
     inputs = torch.linspace(-1, 1, 8).reshape(8, 1)
-    equalized, details = CrossLayerEqualization(deviations=None).apply(model, _workload(inputs), QUIET)
+    equalized, details = CrossLayerEqualization(deviations=None).apply(model, calibrated_on(inputs), QUIET)
     weights = read_weights(equalized)
     np.testing.assert_allclose(weights["w1"], [[4, 4]], rtol=1e-6)
     np.testing.assert_allclose(weights["w2"], [[4], [4]], rtol=1e-6)
@@ -86,7 +65,7 @@ def test_two_layers_get_the_same_ranges() -> None:
 def test_channels_without_weights_keep_their_scale() -> None:
     """A channel that nothing makes or nothing reads stays as it is: a scale of 0 or infinity would break the other."""
     model = _mlp([[0.0, 8.0, 3.0]], [[5.0], [2.0], [0.0]])
-    equalized, _ = CrossLayerEqualization(deviations=None).apply(model, _workload(torch.ones(4, 1)), QUIET)
+    equalized, _ = CrossLayerEqualization(deviations=None).apply(model, calibrated_on(torch.ones(4, 1)), QUIET)
     weights = read_weights(equalized)
     np.testing.assert_allclose(weights["w1"], [[0, 4, 3]], rtol=1e-6)
     np.testing.assert_allclose(weights["w2"], [[5], [4], [0]], rtol=1e-6)
@@ -120,7 +99,7 @@ def test_any_scale_of_a_group_keeps_the_function(groups: int, depth: int, betwee
     }
     if second:
         weights["offset"] = generator.normal(size=(1, 4, 1, 1))
-    model = _graph(nodes, weights, [2, 3, 8, 8], [2, 2])
+    model = graph_of(nodes, weights, [2, 3, 8, 8], [2, 2])
     found = scaling_groups(model)
     assert [(group.sources, group.readers) for group in found] == [(["one"], ["two"]), (["two"], ["three"])]
     values = read_weights(model)
@@ -140,7 +119,7 @@ def test_what_is_not_homogeneous_locks(op: str) -> None:
     model = _mlp([[8.0, 2.0]], [[2.0], [8.0]], [helper.make_node(op, ["a"], ["b"], "between")])
     assert scaling_groups(model) == []
     with pytest.raises(StageError, match="nothing to equalize: no channel leads from one Conv, Gemm or MatMul to"):
-        CrossLayerEqualization().apply(model, _workload(torch.ones(4, 1)), QUIET)
+        CrossLayerEqualization().apply(model, calibrated_on(torch.ones(4, 1)), QUIET)
 
 
 def test_a_second_reader_locks() -> None:
@@ -198,7 +177,7 @@ def test_a_bound_that_never_binds_becomes_relu() -> None:
     """ReLU6 whose inputs reach 5 changes nothing as ReLU: it goes, and both layers are equalized."""
     model = _clipped([[4.0, 1.0]], [[1.0], [4.0]])
     inputs = torch.linspace(-1, 1, 8).reshape(8, 1)
-    equalized, details = CrossLayerEqualization(deviations=None).apply(model, _workload(inputs), QUIET)
+    equalized, details = CrossLayerEqualization(deviations=None).apply(model, calibrated_on(inputs), QUIET)
     assert details["unclipped"] == ["relu6"]
     assert [node.op_type for node in equalized.graph.node] == ["Gemm", "Relu", "Gemm"]
     np.testing.assert_allclose(read_weights(equalized)["w1"], [[2, 2]], rtol=1e-6)
@@ -209,7 +188,9 @@ def test_a_bound_that_binds_keeps_its_layer_as_it_is() -> None:
     """ReLU6 whose inputs reach 9 stays, and so do the weights around it, instead of a wrong function."""
     model = _clipped([[8.0, 1.0]], [[1.0], [4.0]])
     with pytest.raises(StageError, match="nothing to equalize"):
-        CrossLayerEqualization(deviations=None).apply(model, _workload(torch.linspace(-1, 1, 8).reshape(8, 1)), QUIET)
+        CrossLayerEqualization(deviations=None).apply(
+            model, calibrated_on(torch.linspace(-1, 1, 8).reshape(8, 1)), QUIET
+        )
 
 
 def test_kept_bounds_get_scales_below_them() -> None:
@@ -218,10 +199,10 @@ def test_kept_bounds_get_scales_below_them() -> None:
     inputs = torch.linspace(-1, 1, 8).reshape(8, 1)
     # Identical outputs count as 200 dB: 201 keeps the bound.
     stage = CrossLayerEqualization(deviations=None, least_sqnr_db=201)
-    equalized, details = stage.apply(model, _workload(inputs), QUIET)
+    equalized, details = stage.apply(model, calibrated_on(inputs), QUIET)
     assert details["unclipped"] == []
     np.testing.assert_allclose(_run(equalized, inputs), _run(model, inputs), rtol=1e-5)
-    seen = channel_statistics(equalized, {"a": 1}, _workload(inputs).calibration, samples=8)["a"]
+    seen = channel_statistics(equalized, {"a": 1}, calibrated_on(inputs).calibration, samples=8)["a"]
     # Channels reach 2 and 5; scales of 1/2 and 2 would give 4 and 2.5, both below 5.45: no common factor is needed.
     np.testing.assert_allclose(seen.high, [4, 2.5], rtol=1e-5)
 
@@ -249,7 +230,7 @@ def test_absorption_narrows_high_channels() -> None:
     model.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.array([10.0], dtype=np.float32), "b1"))
     assert model.graph.initializer[2].name == "b1"
     inputs = torch.linspace(-1.7, 1.7, 64).reshape(64, 1)  # uniform: deviation 1
-    equalized, details = CrossLayerEqualization().apply(model, _workload(inputs), QUIET)
+    equalized, details = CrossLayerEqualization().apply(model, calibrated_on(inputs), QUIET)
     weights = read_weights(equalized)
     assert details["absorbed_channels"] == 1
     assert float(weights["b1"][0]) == pytest.approx(3.0, abs=0.05)
@@ -264,7 +245,7 @@ def test_padded_readers_absorb_nothing() -> None:
         helper.make_node("Conv", ["r", "v", "c"], ["output"], "two", pads=[1, 1, 1, 1]),
     ]
     weights = {"w": np.ones((1, 1, 1, 1)), "b": np.ones(1), "v": np.ones((1, 1, 3, 3)), "c": np.ones(1)}
-    assert absorbable(_graph(nodes, weights, [1, 1, 4, 4], [1, 1, 4, 4])) == []
+    assert absorbable(graph_of(nodes, weights, [1, 1, 4, 4], [1, 1, 4, 4])) == []
 
 
 def test_extremes_of_a_grouped_reader() -> None:
@@ -295,19 +276,19 @@ def _normalized(readers: int) -> onnx.ModelProto:
     gain = np.ones(8)
     gain[3] = 50
     weights = {"gain": gain, "shift": np.zeros(8), "w": generator.normal(size=(8, 8))}
-    return _graph(nodes, weights, ["n", 4, 8], ["n", 4, 8])
+    return graph_of(nodes, weights, ["n", 4, 8], ["n", 4, 8])
 
 
 @pytest.mark.parametrize("readers", [1, 2])
 def test_smoothing_keeps_the_function_and_levels_the_outlier(readers: int) -> None:
     """An outlier of 50 times shrinks below 10 in what the MatMul reads; its outputs move by less than 1e-5."""
     model, inputs = _normalized(readers), torch.randn(64, 4, 8)
-    smoothed, details = SmoothQuant(insert=readers == 2).apply(model, _workload(inputs), QUIET)
+    smoothed, details = SmoothQuant(insert=readers == 2).apply(model, calibrated_on(inputs), QUIET)
     expected = _run(model, inputs)
     np.testing.assert_allclose(_run(smoothed, inputs), expected, atol=1e-5 * np.abs(expected).max())
     read = next(node.input[0] for node in smoothed.graph.node if node.name == "linear")
     for graph, tensor, least, most in ((model, "n", 20, 100), (smoothed, read, 1, 10)):
-        seen = channel_statistics(graph, {tensor: 2}, _workload(inputs).calibration, samples=64)[tensor]
+        seen = channel_statistics(graph, {tensor: 2}, calibrated_on(inputs).calibration, samples=64)[tensor]
         largest = np.maximum(seen.high, -seen.low)
         assert least < largest.max() / np.median(largest) < most
     assert details["smoothed" if readers == 1 else "smoothed_by_mul"] == ["linear"]
@@ -317,7 +298,7 @@ def test_smoothing_keeps_the_function_and_levels_the_outlier(readers: int) -> No
 def test_smoothing_needs_leave_to_add_operators() -> None:
     """Where the residual reads the normalization too, nothing is inserted unless asked for; the error says how."""
     with pytest.raises(StageError, match=r"nothing to smooth: .*SmoothQuant\(insert=True\)"):
-        SmoothQuant().apply(_normalized(2), _workload(torch.randn(8, 4, 8)), QUIET)
+        SmoothQuant().apply(_normalized(2), calibrated_on(torch.randn(8, 4, 8)), QUIET)
 
 
 @pytest.mark.parametrize(

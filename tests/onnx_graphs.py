@@ -1,0 +1,31 @@
+"""Small ONNX graphs written by hand, and the data that they are calibrated on."""
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from compressor.workload import Workload
+
+
+def graph_of(nodes: list, weights: dict[str, np.ndarray], shape: list, out: list) -> onnx.ModelProto:
+    """The checked model "input" -> "output" of `nodes`, with `weights` as its initializers."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, out)],
+        [numpy_helper.from_array(np.asarray(value, dtype=np.float32), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def calibrated_on(inputs: torch.Tensor) -> Workload:
+    """Calibration on exactly these inputs, in their order as far as sums go."""
+    data = inputs, torch.arange(len(inputs)) % 2
+    return Workload.from_datasets(
+        nn.Identity(), train=data, validation=data, test=data, calibration_samples=len(inputs), name="given"
+    )
