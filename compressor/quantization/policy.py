@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 import onnx
 
-from compressor.affine import Asymmetric, PerBlock, Symmetric
+from compressor.affine import Asymmetric, PerBlock, PerTensor, Symmetric
 from compressor.quantization.recurrent_cells import hidden_units, why_no_cells
 from compressor.stage import StageError
 
@@ -101,6 +101,8 @@ class Fastest:
 
     candidates: tuple[Candidate, ...] = (
         Candidate(form=ByFamily()),
+        # The LSTM kernel is some 15 % faster with one scale a tensor.
+        Candidate(form=ByFamily(), weights=Symmetric(granularity=PerTensor())),
         Candidate(form=Dynamic()),
         Candidate(form=Static()),
         Candidate(form=WeightOnly()),
