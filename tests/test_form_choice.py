@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.affine import PerBlock, Symmetric
+from compressor.affine import PerBlock, PerTensor, Symmetric  # noqa: F401  # representations name PerTensor
 from compressor.estimate import Estimate
 from compressor.export import export_onnx
 from compressor.quantization import form_choice
