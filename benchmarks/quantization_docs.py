@@ -48,7 +48,7 @@ def section(result: dict) -> list[str]:
             "timed interleaved with the network's fp32 file; drops are paired, sample by sample, in points, with their "
             "95 % intervals. On CIFAR-10 the drop stands over the full test set (10,000) and over the half that no "
             "choice has read; elsewhere over the test set. *Over defaults* is the time of `quantize_static` with its "
-            "defaults over ours. Seconds: making the file, calibration and learning included."
+            "defaults over ours. Seconds: making the file on one core, calibration and learning included, for orientation."
         ),
         "",
     ]

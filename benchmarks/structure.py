@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--out", type=Path, default=Path("runs/bench/structure"))
     parser.add_argument("--seconds", type=float, default=4.0, help="time for one comparison of two files")
+    parser.add_argument("--arms", nargs="+", help="only labels that hold one of these texts; other rows stay as stored")
     parser.add_argument("--again", action="store_true", help="prune again, even what is there")
     arguments = parser.parse_args()
     if arguments.again:
@@ -156,7 +157,14 @@ def main() -> None:
     for network in arguments.networks:
         workload, target = WORKLOADS[network](), Target()
         where = environment(target)
-        rows = run(workload, arms(network), arguments.out / network, target=target, seconds=arguments.seconds)
+        chosen = arms(network)
+        order = [DENSE, *chosen]
+        if arguments.arms:
+            chosen = {label: arm for label, arm in chosen.items() if any(text in label for text in arguments.arms)}
+        rows = run(workload, chosen, arguments.out / network, target=target, seconds=arguments.seconds)
+        if arguments.arms:
+            rows = stored.get(network, {}).get("rows", {}) | rows
+            rows = {label: rows[label] for label in order if label in rows}
         stored[network] = {"environment": where, "rows": rows}
         if network == "lstm":
             stored[network]["kernel"] = recurrent_kernel(workload, target)
