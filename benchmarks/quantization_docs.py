@@ -44,11 +44,12 @@ def section(result: dict) -> list[str]:
         "## Files beside those of other quantizers (`make bench-quantization`)",
         "",
         (
-            f"{where.get('cpu')}, one thread, batch 1, ONNX Runtime {where['versions']['onnxruntime']}. Every file is "
-            "timed interleaved with the network's fp32 file; drops are paired, sample by sample, in points, with their "
-            "95 % intervals. On CIFAR-10 the drop stands over the full test set (10,000) and over the half that no "
-            "choice has read; elsewhere over the test set. *Over defaults* is the time of `quantize_static` with its "
-            "defaults over ours. Seconds: making the file on one core, calibration and learning included, for orientation."
+            f"{where.get('cpu')}, one thread, batch 1, ONNX Runtime {where['versions']['onnxruntime']}. Every "
+            "file is timed interleaved with the network's fp32 file; drops are paired, sample by sample, in "
+            "points, with their 95 % intervals. On CIFAR-10 the drop stands over the full test set (10,000) and "
+            "over the half that no choice has read; elsewhere over the test set. *Over defaults* is the time of "
+            "`quantize_static` with its defaults over ours. Seconds: making the file on one core, calibration "
+            "and learning included, for orientation."
         ),
         "",
     ]
