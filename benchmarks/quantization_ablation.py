@@ -22,8 +22,6 @@ import cifar
 import mobilenet
 import numpy as np
 import structure
-from compressor.quantization.adaptive_rounding import AdaRound
-from compressor.quantization.gptq import GPTQ
 from structure_docs import escaped
 from tqdm import tqdm
 
@@ -31,10 +29,12 @@ from compressor import Target
 from compressor.affine import PerTensor, Symmetric
 from compressor.export import export_onnx
 from compressor.measure import paired_drop, score_rows
+from compressor.quantization.adaptive_rounding import AdaRound
 from compressor.quantization.bias_correction import BiasCorrection
 from compressor.quantization.channel_scaling import read_weights, rescale_, with_weights
 from compressor.quantization.channel_tracing import scaling_groups
 from compressor.quantization.equalization import CrossLayerEqualization
+from compressor.quantization.gptq import GPTQ
 from compressor.quantization.policy import Static
 from compressor.quantization.prepare_graph import clean_graph
 from compressor.quantization.smoothing import SmoothQuant

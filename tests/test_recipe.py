@@ -455,7 +455,7 @@ def test_target_comes_from_the_caller_then_the_recipe() -> None:
 
 @pytest.mark.usefixtures("real_catalogue")
 @pytest.mark.parametrize(
-    "name", ["prune_distill_int8", "drop_blocks_distill_int8", "int8", "distill_only", "prune_only"]
+    "name", sorted(path.stem for path in (Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 )
 def test_shipped_recipes(name: str) -> None:
     """Every shipped recipe loads by its name, says what it is for, has a budget and comes back from its own text."""
