@@ -462,7 +462,8 @@ def test_shipped_recipes(name: str) -> None:
     recipe = Recipe.load(name)
     assert recipe.name == name
     assert recipe.description
-    assert recipe.budget == Budget(max_drop=0.02)
+    assert recipe.budget is not None
+    assert recipe.budget.max_drop in {0.005, 0.02}
     assert Recipe.loads(recipe.dump()) == recipe
     assert name in shipped_recipes()
 
