@@ -173,6 +173,22 @@ def _status(key: str, path: str = "/proc/self/status") -> float:
     raise KeyError(f"{path} has no {key}")
 
 
+def section(result: dict) -> list[str]:
+    """The lines of the results page."""
+    where = result["environment"]
+    return [
+        "## Calibration (`python benchmarks/calibration.py`)",
+        "",
+        (
+            f"{result['network']}, batches of {result['batch']}, {where.get('cpu')}: images a second and growth of "
+            "resident memory, every cell in a process of its own. ONNX Runtime's calibrators observe more tensors than "
+            "ours need; like for like is the row of every tensor."
+        ),
+        "",
+        *calibration_table(result).splitlines(),
+    ]
+
+
 def calibration_table(result: dict[str, Any]) -> str:
     """A Markdown table: methods by images, images a second and MiB of memory, and how much faster ours are."""
     rows = {(row["method"], row["images"]): row for row in result["rows"]}
