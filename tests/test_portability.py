@@ -17,6 +17,7 @@ from compressor.export import export_onnx
 from compressor.quantization.compact_graph import serialize
 from compressor.quantization.cpu_emulation import SaturatingModel
 from compressor.quantization.pair_safety import repaired_grids, safe_grids
+from compressor.quantization.policy import Dynamic
 from compressor.quantization.portability import (
     METADATA_KEY,
     Portable,
@@ -270,3 +271,25 @@ def test_the_table_says_what_each_file_loses_where() -> None:
     assert "### resnet20, 1024 samples, float score 89.45 %" in lines
     assert "| 8 bits | 89.45 % | 87.99 % | 1.46 (0.39 to 2.54) | 31.5 | 16.4 | up to 22.080 % |" in lines
     assert any(line.startswith("| safe |") and line.endswith("| none possible |") for line in lines)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+def test_recurrent_cells_cannot_saturate(kind) -> None:
+    """A GRU and an RNN as loops of integer products are safe on every x86 CPU, like any other layer."""
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = kind(8, 16, batch_first=True)
+            self.linear = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.linear(self.recurrent(x)[0].mean(dim=1))
+
+    torch.manual_seed(0)
+    data = torch.rand(32, 6, 8), torch.randint(0, 4, (32,))
+    workload = Workload.from_datasets(Classifier().eval(), train=data, validation=data, test=data, name="recurrent")
+    context = Context(progress=False, target=Target(isa=Isa.X86_VNNI))
+    Quantize(form=Dynamic()).apply(copy.deepcopy(workload.model), workload, context)
+    assert context.details["checked_cpus"]["products"] > 0
+    assert context.details["checked_cpus"]["products_that_may_saturate"] == []

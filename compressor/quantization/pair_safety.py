@@ -21,7 +21,7 @@ from compressor.quantization.weight_grids import WeightGrid, weight_axis, weight
 
 # 255 * 128 = 32640 fits into 16 bits, 255 * 129 does not.
 _LARGEST_PAIR = 128
-_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul", "LSTM"})
+_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 
 
 def safe_grids(
