@@ -1,11 +1,14 @@
 """Copies of a model to try things on."""
 
 import copy
+import gc
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
+from compressor.stage import StageError
 from compressor.structure.model_copies import masked_copy, shape_copy, sharing_copy
 from compressor.structure.structure_graph import _trace, trace_structure
 from compressor.structure.tensor_ids import Sizes, mask_, tensors_of
@@ -118,6 +121,43 @@ def test_what_goes_wrong_in_a_trial_is_told() -> None:
     one = Forwards(3, 3)
     assert difference(one, one, x, samples=1, backward=True) == "RuntimeError: no way back"
     assert difference(one, one, x, samples=1, backward=False) is None
+
+
+def test_models_that_mix_samples_are_compared_size_by_size() -> None:
+    """What each sample gives may depend on the others, if it does so in both; a fault in either size is found."""
+
+    class Mix(nn.Module):
+        def __init__(self, *, wrong: int = 0) -> None:
+            super().__init__()
+            self.wrong = wrong
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x.mean(0) + (len(x) == self.wrong)
+
+    x = torch.randn(2, 3)
+    for samples in (1, 2):
+        assert difference(Mix(), Mix(), x, samples=samples, backward=False) is None
+        for wrong in (1, 2):
+            assert "something else" in str(difference(Mix(wrong=wrong), Mix(), x, samples=samples, backward=False))
+
+
+def test_the_collector_rests_during_a_trace_alone() -> None:
+    """While a structure is found no reference cycles are looked for; afterwards they are, an error or not."""
+
+    class Watched(nn.Linear):
+        seen: ClassVar[list[bool]] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(gc.isenabled())
+            return super().forward(x)
+
+    trace_structure(nn.Sequential(Watched(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 4))
+    assert Watched.seen
+    assert not any(Watched.seen)
+    assert gc.isenabled()
+    with pytest.raises(StageError, match="cannot be traced"):
+        trace_structure(Watched(4, 4), torch.randn(2, 5))
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("looks", [False, True])

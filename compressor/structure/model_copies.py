@@ -94,7 +94,10 @@ def _mask_activations_(layer: nn.Module, kept: dict[int, list[int]]) -> None:
         layer.register_forward_pre_hook(enter, with_kwargs=True)
     if 0 in kept:
         outputs = _mask(weight, 0, kept[0], behind)
-        layer.register_forward_hook(lambda _layer, _args, output: output * outputs)
+        # Without gradients what a layer gives is nobody else's.
+        layer.register_forward_hook(
+            lambda _layer, _args, output: output * outputs if torch.is_grad_enabled() else output.mul_(outputs)
+        )
 
 
 def _mask(tensor: Tensor, dim: int, kept: list[int], ndim: int) -> Tensor:
@@ -124,7 +127,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo[id(module)] = twin
     state = vars(twin)
     for key, value in vars(module).items():
-        if isinstance(value, _FIXED):
+        if isinstance(value, _FIXED) or (type(value) is tuple and all(isinstance(item, _FIXED) for item in value)):
             state[key] = value
         elif key == "_modules":
             state[key] = {name: child if child is None else _copied(child, memo) for name, child in value.items()}

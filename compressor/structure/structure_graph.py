@@ -18,7 +18,7 @@ from compressor.structure.couplings import Coupled, Couplings
 from compressor.structure.model_copies import shape_copy, sharing_copy
 from compressor.structure.structure_probe import ProbedStructure, constant_parameters, distinct_
 from compressor.structure.tensor_ids import Sizes
-from compressor.structure.trials import evaluating, outputs_at, same_outputs
+from compressor.structure.trials import collector_paused, evaluating, outputs_at, same_outputs
 from compressor.workload import batch_size_of
 
 
@@ -40,6 +40,7 @@ class StructureGraph(Protocol):
         """What is left of every tensor."""
 
 
+@collector_paused()
 def trace_structure(model: nn.Module, inputs: Inputs, *, settled: bool = True) -> StructureGraph:
     """The structure of `model` as one call on `inputs` (a batch of at least 2) shows it; the model stays as it is.
 

@@ -18,7 +18,7 @@ from compressor.structure.couplings import Coupled
 from compressor.structure.model_copies import masked_copy, sharing_copy
 from compressor.structure.size_attributes import Choice, by_name, candidates, key_of
 from compressor.structure.tensor_ids import Sizes
-from compressor.structure.trials import difference, evaluating
+from compressor.structure.trials import collector_paused, difference, evaluating
 
 # Attributes that may or may not follow are tried one by one and in pairs, at most this often for one group.
 _TRIES = 24
@@ -71,14 +71,14 @@ class ProbedStructure:
         """Finds the attributes that keep sizes, and locks what cannot be narrowed, with the reason; once."""
         if not self.settled:
             self.settled = True
-            with evaluating(self._model):
+            with evaluating(self._model), collector_paused():
                 self._settle(list(self._candidates))
 
     def fault_without(self, gone: dict[Coupled, list[int]]) -> str | None:
         """Why these channels cannot go, or None: narrowed, the model must run at two batch sizes, backwards too
         where it brings derivatives of its own, and compute what it computes with the channels at zero.
         """
-        with evaluating(self._model):
+        with evaluating(self._model), collector_paused():
             return self._fault_without(gone, backward=True)
 
     def _settle(self, groups: list[Coupled]) -> None:
