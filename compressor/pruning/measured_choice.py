@@ -1,4 +1,7 @@
-"""A choice of structure that was built and measured, and made once more where the prediction was off."""
+"""A choice of structure that was built and measured, and made once more where the prediction was off.
+
+What can be off is what the choice costs, and, where milliseconds are to fall in step with a count, their efficiency.
+"""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +12,7 @@ from torch import nn
 
 from compressor.estimate import Estimate
 from compressor.plan import Entry, apply_plan_
-from compressor.pruning.pruning_goals import Goal
+from compressor.pruning.pruning_goals import EfficientGoal, Goal
 from compressor.pruning.pruning_targets import PruningTarget
 from compressor.stage import StageError
 
@@ -63,7 +66,36 @@ def measured_choice(
             f"{goal.start:.4g} {goal.unit} it has; raise the target, or leave this stage out"
         )
     details["target"] |= goal.beside(_built(model, taken))
+    if isinstance(goal, EfficientGoal) and goal.shortfall(details["target"]) > _TOLERANCE:
+        taken = _in_step(goal, target, model, taken, propose, details)
     return taken
+
+
+def _in_step(
+    goal: EfficientGoal,
+    target: PruningTarget,
+    model: nn.Module,
+    first: Proposal,
+    propose: Callable[[float], Proposal],
+    details: dict[str, Any],
+) -> Proposal:
+    """What `propose` gives once `goal` has learned from `first`, where that was measured to be nearer to it."""
+    told = details["target"]
+    goal.learn(told)
+    try:
+        second = propose(goal.limit)
+    except StageError as error:
+        details["second_choice"] = str(error)
+        return first
+    if second.state == first.state:
+        return first
+    built = _built(model, second)
+    again = _told(goal, target, second, goal.measured(built)) | goal.beside(built)
+    if again["measured"] <= goal.limit * (1 + _TOLERANCE) and goal.shortfall(again) < goal.shortfall(told):
+        details["first_choice"], details["target"] = told, again
+        return second
+    details["second_choice"] = again
+    return first
 
 
 def missed(goal: Goal, measured: Estimate) -> bool:

@@ -35,8 +35,9 @@ class EfficientGoal:
     counted: CountGoal
     timed: tuple[LatencyGoal, ...]
     efficiency: float
-    # By form, what was predicted of the last choice.
+    # By form, what was predicted of the last choice, and how much longer than predicted a measured one took.
     promised: dict[str, float] = field(default_factory=dict)
+    slower: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -85,7 +86,13 @@ class EfficientGoal:
 
         def shares(states: Sequence[State]) -> list[tuple[float, list[float]]]:
             return [
-                (count / self.reference, [ms / goal.reference for ms, goal in zip(times, self.timed, strict=True)])
+                (
+                    count / self.reference,
+                    [
+                        self.slower.get(goal.target.form, 1.0) * ms / goal.reference
+                        for ms, goal in zip(times, self.timed, strict=True)
+                    ],
+                )
                 for count, times in cost.of(states)
             ]
 
@@ -120,6 +127,17 @@ class EfficientGoal:
                 },
             }
         }
+
+    def shortfall(self, beside: dict[str, Any]) -> float:
+        """How far the form that is worst off, by `beside`, was measured below the efficiency asked for; at least 0."""
+        return max(0.0, *(self.efficiency - beside["efficiency"][goal.target.form]["measured"] for goal in self.timed))
+
+    def learn(self, beside: dict[str, Any]) -> None:
+        """Takes what comes from now on as so much slower or faster than predicted as the choice of `beside` was."""
+        for goal in self.timed:
+            form = goal.target.form
+            told = beside["efficiency"][form]
+            self.slower[form] = self.slower.get(form, 1.0) * told["predicted"] / told["measured"]
 
 
 @dataclass(frozen=True, kw_only=True)
