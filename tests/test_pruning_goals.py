@@ -94,7 +94,7 @@ def test_one_form_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("slow", [False, True])
 def test_a_form_that_falls_short_is_chosen_for_once_more(monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
-    """Where a network takes longer than its table says, a second choice makes up for it; the first stays where none can.
+    """Where a network takes longer than its table says, a second choice makes up for it; else the first one stays.
 
     By the table half of the time is that of the products and half that of the last layer's inputs. On the clock it is
     all that of the inputs, or, `slow`, every narrowed network takes twice the time.

@@ -67,13 +67,12 @@ def measured_choice(
         )
     details["target"] |= goal.beside(_built(model, taken))
     if isinstance(goal, EfficientGoal) and goal.shortfall(details["target"]) > _TOLERANCE:
-        taken = _in_step(goal, target, model, taken, propose, details)
+        taken = _in_step(goal, model, taken, propose, details)
     return taken
 
 
 def _in_step(
     goal: EfficientGoal,
-    target: PruningTarget,
     model: nn.Module,
     first: Proposal,
     propose: Callable[[float], Proposal],
@@ -90,7 +89,7 @@ def _in_step(
     if second.state == first.state:
         return first
     built = _built(model, second)
-    again = _told(goal, target, second, goal.measured(built)) | goal.beside(built)
+    again = told | _costs(goal, second, goal.measured(built)) | goal.beside(built)
     if again["measured"] <= goal.limit * (1 + _TOLERANCE) and goal.shortfall(again) < goal.shortfall(told):
         details["first_choice"], details["target"] = told, again
         return second
@@ -118,6 +117,10 @@ def _built(model: nn.Module, proposal: Proposal) -> nn.Module:
 
 
 def _told(goal: Goal, target: PruningTarget, proposal: Proposal, measured: Estimate) -> dict[str, Any]:
+    return {"target": repr(target), "unit": goal.unit, **_costs(goal, proposal, measured)}
+
+
+def _costs(goal: Goal, proposal: Proposal, measured: Estimate) -> dict[str, float]:
     numbers = {
         "reference": goal.reference,
         "start": goal.start,
@@ -128,4 +131,4 @@ def _told(goal: Goal, target: PruningTarget, proposal: Proposal, measured: Estim
         "measured_high": measured.high,
         "fraction_of_reference": measured.value / goal.reference,
     }
-    return {"target": repr(target), "unit": goal.unit, **{key: float(f"{value:.5g}") for key, value in numbers.items()}}
+    return {key: float(f"{value:.5g}") for key, value in numbers.items()}

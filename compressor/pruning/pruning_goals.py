@@ -130,7 +130,8 @@ class EfficientGoal:
 
     def shortfall(self, beside: dict[str, Any]) -> float:
         """How far the form that is worst off, by `beside`, was measured below the efficiency asked for; at least 0."""
-        return max(0.0, *(self.efficiency - beside["efficiency"][goal.target.form]["measured"] for goal in self.timed))
+        measured: list[float] = [beside["efficiency"][goal.target.form]["measured"] for goal in self.timed]
+        return max(0.0, self.efficiency - min(measured))
 
     def learn(self, beside: dict[str, Any]) -> None:
         """Takes what comes from now on as so much slower or faster than predicted as the choice of `beside` was."""
