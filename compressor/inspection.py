@@ -21,10 +21,11 @@ from compressor.pruning.narrowing import Gone, fault_without, multiple_of, reaso
 from compressor.shares import Shares
 from compressor.source_lines import call_lines, error_line, shortened
 from compressor.stage import StageError
-from compressor.structure.blocks import Block, find_blocks, skipped
+from compressor.structure.blocks import Block, fault_without_blocks, find_blocks, skipped
 from compressor.structure.couplings import Coupled
+from compressor.structure.recurrent_layers import stack_and_layer
 from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
-from compressor.structure.trials import evaluating, fault, outputs_at
+from compressor.structure.trials import evaluating, outputs_at
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -50,7 +51,7 @@ class PrunableGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class DroppableBlock:
-    """A module that can become identity, or why it cannot; `group` is its class and activation shape."""
+    """A module or recurrent layer that can go, or why it cannot; `group` is its class and activation shape."""
 
     name: str
     group: str
@@ -183,7 +184,8 @@ def _droppable(name: str, block: Block, reason: str | None, shares: Shares, line
         time_fraction=shares.time(blocks=[name]),
         parameter_fraction=shares.held_by_blocks([name]),
         locked=reason,
-        line=lines.get(name),
+        # A layer of a stack is called where the stack is.
+        line=lines.get(stack_and_layer(name)[0] if block.in_stack else name),
     )
 
 
@@ -261,8 +263,8 @@ def _blocks(model: nn.Module, example: Inputs, refusals: dict[str, str]) -> dict
     wanted = outputs_at(model, example)
     blocks: dict[str, tuple[Block, str | None]] = {}
     for name, block in found.items():
+        reason = fault_without_blocks(model, {name: block}, example, wanted)
         with skipped(model, {name: block}):
-            reason = fault(model, example, wanted)
             line = _raising_line(model, example) if reason is not None else None
         place = f" at {line}" if line else ""
         blocks[name] = block, None if reason is None else f"without it the model fails{place}: {reason}"

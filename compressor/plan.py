@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from compressor.storage import read_json, write_atomic
 from compressor.structure.attention import narrow_attention_
+from compressor.structure.pass_through import PassThrough
+from compressor.structure.recurrent_layers import drop_layers_
 
 Entry = dict[str, Any]
 Slot = tuple[nn.Module, str]
@@ -23,29 +25,17 @@ PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 
-class PassThrough(nn.Identity):
-    """What stands where a block was: hands back its first argument and takes whatever else the block was given.
-
-    `as_tuple` gives a tuple of one, for callers that unpack what the block returned.
-    """
-
-    def __init__(self, *, as_tuple: bool = False) -> None:
-        super().__init__()
-        self.as_tuple = as_tuple
-
-    def forward(self, input: Any, *_args: Any, **_kwargs: Any) -> Any:  # noqa: A002 - the name nn.Identity gives it
-        return (input,) if self.as_tuple else input
-
-
 def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = None) -> nn.Module:
     """`model` itself with every entry of `plan` carried out, in order.
 
     An entry is one of
-        {"kind": "identity", "modules": [name, ...], "as_tuple": False, "why": {...}}
+        {"kind": "identity", "modules": [name, ...], "as_tuple": False, "with_state": False, "why": {...}}
+        {"kind": "layers", "dropped": {module: [numbers]}, "counts": {module: layers before}, "why": {...}}
         {"kind": "slice", "tensors": {name: {"dim": [kept indices]}}, "shapes": {name: [sizes before]},
          "attributes": {module: {attribute: value}}, "why": {...}}
         {"kind": "attention", "modules": [name, ...]}    # nn.MultiheadAttention becomes NarrowAttention
-    where `as_tuple`, `shapes`, `attributes` and `why` may be left out. Parameters and buffers keep dtype, device,
+    where `as_tuple`, `with_state`, `counts`, `shapes`, `attributes` and `why` may be left out; "layers" are those of
+    stacked nn.LSTM, nn.GRU and nn.RNN, the others of which move down. Parameters and buffers keep dtype, device,
     memory format and `requires_grad`; tensors that were tied stay tied. Gradients of sliced parameters are dropped.
     `slices` takes what parameters became and gives it to the next model with the same parameters under the same plan.
     Raises ValueError, naming tensor or module, where the plan does not fit the model.
@@ -57,7 +47,10 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
         kind = entry.get("kind") if isinstance(entry, dict) else entry
         if kind == "identity":
             for name in entry.get("modules", ()):
-                _replace_(model, name, as_tuple=bool(entry.get("as_tuple", False)))
+                _replace_(model, name, {key: bool(entry.get(key, False)) for key in ("as_tuple", "with_state")})
+            slots = None
+        elif kind == "layers":
+            drop_layers_(model, entry.get("dropped", {}), entry.get("counts", {}))
             slots = None
         elif kind == "slice":
             slots = slots or _Slots(model)
@@ -67,7 +60,7 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
             slots = None
         else:
             raise ValueError(
-                f"entry {number} of the plan must be of kind 'identity', 'slice' or 'attention', got {kind!r}"
+                f"entry {number} of the plan must be of kind 'identity', 'layers', 'slice' or 'attention', got {kind!r}"
             )
     return forget_(model)
 
@@ -159,13 +152,13 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); restore it or run again") from error
 
 
-def _replace_(model: nn.Module, name: str, *, as_tuple: bool) -> None:
+def _replace_(model: nn.Module, name: str, returns: dict[str, bool]) -> None:
     parent_name, _, key = name.rpartition(".")
     parent = _module(model, parent_name)
     old = getattr(parent, key, None) if key else None
     if not isinstance(old, nn.Module):
         raise ValueError(f"the plan removes module {name!r}, which {type(model).__name__} lacks")
-    setattr(parent, key, PassThrough(as_tuple=as_tuple).train(old.training))
+    setattr(parent, key, PassThrough(**returns).train(old.training))
 
 
 class _Slots:

@@ -8,6 +8,7 @@ from torch import nn
 
 from compressor.node_times import NodeTime
 from compressor.structure.couplings import Coupled
+from compressor.structure.recurrent_layers import is_layer, stack_and_layer, weights_of_layer
 from compressor.structure.tensor_ids import tensors_of
 
 
@@ -36,10 +37,15 @@ class Shares:
         if not total:
             return None
         groups, blocks = tuple(groups), tuple(blocks)
+        parts = [self._part_of_module(name) for name in blocks]
         found = (
             time.ms
+            * (
+                1.0
+                if any(self._decides(group, time) for group in groups)
+                else min(1.0, math.fsum(part for name, part in parts if _inside(time.module, name)))
+            )
             for time in self.times
-            if any(self._decides(group, time) for group in groups) or any(_inside(time.module, name) for name in blocks)
         )
         return sum(found) / total
 
@@ -60,8 +66,20 @@ class Shares:
 
     def held_by_blocks(self, blocks: Iterable[str]) -> float:
         """The fraction of the parameters inside these blocks."""
-        modules = (self.model.get_submodule(name) for name in blocks)
-        return sum(parameter.numel() for module in modules for parameter in module.parameters()) / self.parameters
+        parts = (self._part_of_module(name) for name in blocks)
+        return sum(part * _size(self.model.get_submodule(name)) for name, part in parts) / self.parameters
+
+    def _part_of_module(self, block: str) -> tuple[str, float]:
+        """The module that `block` is, or is a layer of, and the part of that module's weights that is the block's.
+
+        The products of a recurrent layer go with its weights, and its operator is not told from those of the others.
+        """
+        if not is_layer(self.model, block):
+            return block, 1.0
+        name, layer = stack_and_layer(block)
+        stack = self.model.get_submodule(name)
+        weights = (getattr(stack, key) for key in weights_of_layer(stack, layer))  # type: ignore[arg-type]  # is_layer has looked
+        return name, sum(weight.numel() for weight in weights) / max(1, _size(stack))
 
     def operators(self) -> dict[str, float]:
         """The fraction of the time by kind of operator, largest first; empty where nothing was timed."""
@@ -79,6 +97,10 @@ class Shares:
                 if time.weighted or part.makes or vectors:
                     return True
         return False
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _inside(module: str, name: str) -> bool:

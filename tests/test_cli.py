@@ -271,6 +271,16 @@ def test_a_stopped_run_prints_how_to_go_on(folder: Path, number: int, code: int,
     assert "Traceback" not in err
 
 
+def test_the_handler_of_sigterm_is_put_back() -> None:
+    """A program that calls the command line keeps its own handler."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert call("stages", "distil")[0] == 2
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_stages_lists_the_catalogue() -> None:
     """`compressor stages` names every stage; with a name, its parameters with defaults and value objects."""
     code, out, _ = call("stages")
@@ -390,6 +400,7 @@ def test_doctor_refuses(folder: Path) -> None:
     code, _, err = call("doctor", "-w", "mine:untrained_nan")
     assert code == 2
     assert "linear.weight" in err
-    code, _, err = call("doctor", "--recipe", "found.yaml")
-    assert code == 2
-    assert "name one with --workload" in err
+    for option in (("--recipe", "found.yaml"), ("--threads", "2"), ("--batch-size", "8")):
+        code, _, err = call("doctor", *option)
+        assert code == 2
+        assert "name one with --workload" in err

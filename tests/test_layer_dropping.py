@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from compressor.batches import Batches
 from compressor.metrics import Metric
-from compressor.plan import PassThrough, apply_plan_, load_checkpoint, save_checkpoint
+from compressor.plan import apply_plan_, load_checkpoint, save_checkpoint
 from compressor.pruning.scope import Global
 from compressor.stage import Context, StageError
 from compressor.stages.layer_dropping import (
@@ -24,6 +24,7 @@ from compressor.stages.layer_dropping import (
     loss_increases,
 )
 from compressor.structure.blocks import find_blocks
+from compressor.structure.pass_through import PassThrough
 from compressor.structure.trials import evaluating
 from compressor.workload import Workload, predict
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.plan import PassThrough, Slices, apply_plan_, load_checkpoint, save_checkpoint
+from compressor.plan import Slices, apply_plan_, load_checkpoint, save_checkpoint
+from compressor.structure.pass_through import PassThrough
 
 NARROW = {
     "kind": "slice",
@@ -87,6 +88,7 @@ def test_identity_hands_through_and_takes_other_arguments() -> None:
     assert isinstance(model[1], PassThrough)
     assert model[1](ones, 3, mask=None) is ones
     assert PassThrough(as_tuple=True)(ones)[0] is ones
+    assert PassThrough(with_state=True)(ones, None) == (ones, None)
 
 
 def test_tied_tensors_stay_tied_when_narrowed() -> None:
@@ -175,6 +177,7 @@ def test_damaged_weights_are_named(tmp_path, damage: str) -> None:
         ({"kind": "slice", "tensors": {}, "attributes": {"0": {"in_features": "4"}}}, "only sizes"),
         ({"kind": "identity", "modules": ["layer9"]}, "removes module 'layer9'"),
         ({"kind": "identity", "modules": [""]}, "removes module ''"),
+        ({"kind": "layers", "dropped": {"0": [1]}}, "layers of '0', which is no recurrent module of Sequential"),
         ({"kind": "magic"}, "entry 0 .* got 'magic'"),
     ],
 )

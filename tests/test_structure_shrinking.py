@@ -63,14 +63,13 @@ class Chain(nn.Module):
         return self.head(self.steps(x))
 
 
-def chain_workload(model: Chain) -> Workload:
-    """A chain that judges its own outputs: whatever changes them costs."""
+def judged_by_its_outputs(model: nn.Module, inputs: Tensor) -> Workload:
+    """A model that is to keep its outputs for these inputs: whatever changes them costs."""
     model.eval()
-    inputs = torch.randn(64, 8)
     with torch.no_grad():
         data = Batches((inputs, model(inputs)), batch_size=16)
     return Workload(
-        name="chain",
+        name="judged",
         model=model,
         example_inputs=inputs[:2],
         train=data,
@@ -80,6 +79,10 @@ def chain_workload(model: Chain) -> Workload:
         loss=F.mse_loss,
         metric=Metric.named("mse"),
     )
+
+
+def chain_workload(model: Chain) -> Workload:
+    return judged_by_its_outputs(model, torch.randn(64, 8))
 
 
 def test_blocks_that_do_nothing_go_first() -> None:
@@ -109,6 +112,78 @@ def test_idle_units_go_where_no_block_is_idle() -> None:
     assert set(widths(context).values()) == {(16, 8)}
     inputs = workload.example_inputs
     torch.testing.assert_close(predict(shrunk, inputs), predict(workload.model, inputs))
+
+
+class Recurrent(nn.Module):
+    """The last outputs of three layers of units, of which the second only hands through what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.head = nn.RNN(4, 8, 3, batch_first=True, nonlinearity="relu"), nn.Linear(8, 2)
+        with torch.no_grad():
+            for name, weight in self.memory.named_parameters():
+                if name.endswith("_l1"):
+                    weight.copy_(torch.eye(8) if name == "weight_ih_l1" else torch.zeros_like(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.memory(x)[0][:, -1])
+
+
+def test_a_recurrent_layer_that_does_nothing_goes() -> None:
+    """At 0.75 of the products it is the idle second layer of a stack that is gone, not units, and outputs stay."""
+    workload = judged_by_its_outputs(Recurrent(), torch.randn(64, 5, 4))
+    shrunk, context = shrink(ShrinkStructure(target=Macs(0.75), criterion=L1(), align=4), workload)
+    assert [entry["kept"] for entry in context.details["blocks"]] == [False, True]
+    assert context.plan[-1]["dropped"] == {"memory": [1]}
+    assert widths(context) == {"memory": (8, 8)}
+    assert shrunk.memory.num_layers == 2
+    torch.testing.assert_close(
+        predict(shrunk, workload.example_inputs), predict(workload.model, workload.example_inputs)
+    )
+    # 5 steps of 8 units: 4 + 8 inputs, then 16 for each of two more layers, of which one is left.
+    assert context.details["target"]["reference"] == 5 * 8 * (12 + 16 + 16) + 16
+    assert context.details["target"]["measured"] == 5 * 8 * (12 + 16) + 16 == macs_of(shrunk, workload)
+    rebuilt = apply_plan_(copy.deepcopy(workload.model), json.loads(json.dumps(context.plan)))
+    assert torch.equal(predict(rebuilt, workload.example_inputs), predict(shrunk, workload.example_inputs))
+
+
+def test_layers_and_units_go_together() -> None:
+    """Of 418 parameters, 90 are left with 4 of 8 units in two of three layers: nothing else within 0.22 is so much."""
+    workload = judged_by_its_outputs(Recurrent(), torch.randn(64, 5, 4))
+    shrunk, context = shrink(ShrinkStructure(target=Parameters(0.22), criterion=L1(), align=4, rounds=2), workload)
+    assert context.details["target"]["reference"] == 8 * (4 + 8 + 2) + 2 * 8 * (8 + 8 + 2) + 18
+    assert context.details["target"]["measured"] == context.details["target"]["predicted"] == 90
+    assert (shrunk.memory.num_layers, shrunk.memory.hidden_size) == (2, 4)
+    rebuilt = apply_plan_(copy.deepcopy(workload.model), json.loads(json.dumps(context.plan)))
+    assert torch.equal(predict(rebuilt, workload.example_inputs), predict(shrunk, workload.example_inputs))
+
+
+class Plain(nn.Module):
+    """Without a shortcut around it, the block's inputs and outputs are channels of two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 8)
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+        self.head = nn.Linear(8, 2)
+        with torch.no_grad():
+            for layer in (self.block[0], self.block[2]):
+                layer.weight.copy_(torch.eye(8))
+                layer.bias.zero_()
+            # The first half of what the block is given matters least, of what it gives the second half.
+            self.stem.weight[:4] *= 0.1
+            self.block[2].weight[4:] *= 0.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.stem(x).relu()))
+
+
+def test_a_block_between_other_channels_is_kept() -> None:
+    """Narrowed to its last channels before the block and its first ones after it, the model needs the block between."""
+    workload = judged_by_its_outputs(Plain(), torch.randn(64, 4))
+    stage = ShrinkStructure(target=Macs(0.15), criterion=L1(), align=4, rounds=1)
+    with pytest.raises(StageError, match=r"block: the channels left before and after it are not the same ones"):
+        shrink(stage, workload)
 
 
 def test_products_are_those_of_the_exported_file(tiny_workload: Workload) -> None:

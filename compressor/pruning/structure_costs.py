@@ -15,6 +15,7 @@ from compressor.latency.operators import Operator
 from compressor.pruning.layer_calls import LayerCall, Shape, calls_of
 from compressor.pruning.structure_choice import State
 from compressor.structure.couplings import Coupled
+from compressor.structure.recurrent_layers import as_if_modules, layer_name
 from compressor.structure.tensor_ids import tensors_of
 from compressor.workload import batch_size_of
 
@@ -59,7 +60,8 @@ class StructureCosts:
                 for tensor, dim in part.tensors:
                     self._sides.setdefault(tensor, []).append((dim, group.name, len(part.indices) / group.width))
         self._heads = [(group, {part.module for part in group.parts}) for group in groups if group.kind == "heads"]
-        self._records = [self._record(call) for call in calls_of(model, inputs)]
+        self._places = as_if_modules(model)
+        self._records = [record for call in calls_of(model, inputs) for record in self._records_of(call)]
         self._parameters = self._parameter_records(model)
         self._known: dict[tuple[int, tuple[int, ...]], list[Operator]] = {}
 
@@ -112,6 +114,20 @@ class StructureCosts:
     def _within(self, name: str) -> tuple[str, ...]:
         return tuple(block_key(block) for block in self._blocks if name == block or name.startswith(f"{block}."))
 
+    def _records_of(self, call: LayerCall) -> list[_Record]:
+        whole = self._record(call)
+        if call.kind != "recurrent" or len(call.operators) == 1:
+            return [whole]
+
+        def of_layer(layer: int) -> _Record:
+            def operators(size_of: SizeOf, state: State) -> list[Operator]:
+                return whole.operators(size_of, state)[layer : layer + 1]
+
+            name = layer_name(call.name, layer)
+            return replace(whole, name=name, blocks=self._within(name), operators=operators)
+
+        return [of_layer(layer) for layer in range(len(call.operators))]
+
     def _record(self, call: LayerCall) -> _Record:
         tensors = [f"{call.name}.{key}" if call.name else key for key in call.tensors]
         groups = {group for tensor in tensors for _, group, _ in self._sides.get(tensor, ())}
@@ -142,9 +158,13 @@ class StructureCosts:
         names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
+
+        def within(name: str) -> tuple[str, ...]:
+            return self._within(self._places.get(name, name))
+
         # What is tied to a layer outside of a block stays when the block goes.
         return [
-            (tied[0], tuple(block for block in self._within(tied[0]) if all(block in self._within(n) for n in tied)))
+            (tied[0], tuple(block for block in within(tied[0]) if all(block in within(name) for name in tied)))
             for tied in names.values()
         ]
 

@@ -5,7 +5,7 @@ Men et al. 2024, "ShortGPT", arXiv:2403.03853 (block influence).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,8 +17,9 @@ from compressor.plan import apply_plan_
 from compressor.pruning.loss_probe import loss_increases
 from compressor.pruning.scope import Global, PerGroup
 from compressor.stage import Context, Effect, StageError
-from compressor.structure.blocks import Block, find_blocks, skipped
-from compressor.structure.trials import evaluating, fault, outputs_at
+from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
+from compressor.structure.recurrent_layers import layer_activations, plain, stack_and_layer
+from compressor.structure.trials import evaluating, outputs_at
 from compressor.workload import Loss, Workload, first_batches, predict
 
 
@@ -58,9 +59,11 @@ class DropBlocks:
 
     A block is a module that holds at least two layers with parameters, runs exactly once per call and hands back a
     tensor of the shape and type of its first argument. Where blocks are nested, a chain of blocks counts as its members
-    and everything else as its outermost module. `blocks` are globs of the module names that may go. `batches`
-    calibration batches decide the ranking, and after every removal the remaining blocks are ranked again. Training has
-    to follow. A group, in the scope PerGroup, are the blocks of one class and one activation shape.
+    and everything else as its outermost module. Recurrent layers are blocks, too, alone or in a stack, where their
+    input is as wide as their output: the second layer of the stack `rnn` is called `rnn.layers.1`, and the module keeps
+    those that are left. `blocks` are globs of the names that may go. `batches` calibration batches decide the ranking,
+    and after every removal the remaining blocks are ranked again. Training has to follow. A group, in the scope
+    PerGroup, are the blocks of one class and one activation shape.
     """
 
     effect: ClassVar[Effect] = Effect.STRUCTURE
@@ -88,23 +91,16 @@ class DropBlocks:
             wanted = outputs_at(model, example)
 
             def fault_without(names: list[str]) -> str | None:
-                with skipped(model, {name: found[name] for name in names}):
-                    return fault(model, example, wanted)
+                return fault_without_blocks(model, {name: found[name] for name in names}, example, wanted)
 
             locked = {name: reason for name in found if (reason := fault_without([name])) is not None}
             free = {name: block for name, block in found.items() if name not in locked}
             scores, dropped = self._rank(model, free, self._quota(free, locked), data, workload.loss)
             dropped = _together(dropped, fault_without, locked)
-        for as_tuple in (False, True):
-            modules = [name for name in dropped if found[name].as_tuple is as_tuple]
-            if modules:
-                entry: dict[str, Any] = {"kind": "identity", "modules": modules}
-                if as_tuple:
-                    entry["as_tuple"] = True
-                why = {"criterion": repr(self.rank_by), "scores": {name: _short(scores[name]) for name in modules}}
-                entry["why"] = why
-                context.plan.append(entry)
-                apply_plan_(model, [entry])
+        for entry, names in entries_without(model, {name: found[name] for name in found if name in dropped}):
+            entry["why"] = {"criterion": repr(self.rank_by), "scores": {name: _short(scores[name]) for name in names}}
+            context.plan.append(entry)
+            apply_plan_(model, [entry])
         context.details["blocks"] = [
             {"block": name, "group": found[name].group, "score": _short(score), "kept": name not in dropped}
             for name, score in scores.items()
@@ -138,7 +134,7 @@ class DropBlocks:
         while pool := {name: b for name, b in free.items() if name not in gone and left[self._group(b)] > 0}:
             with skipped(model, gone):
                 if self.rank_by == Influence():
-                    scores |= measure_influence(model, [name for name in free if name not in gone], data)
+                    scores |= measure_influence(model, {name: free[name] for name in free if name not in gone}, data)
                 else:
                     scores |= loss_increases(model, pool, data, loss)
             least = min(pool, key=lambda name: _rank_key(scores[name]))
@@ -168,22 +164,31 @@ def _together(
     return settled
 
 
-def measure_influence(model: nn.Module, blocks: list[str], data: list[Batch]) -> dict[str, float]:
+def measure_influence(model: nn.Module, blocks: Mapping[str, Block], data: list[Batch]) -> dict[str, float]:
     """The mean influence of each block of `model`, in eval mode, over the samples of `data`."""
     rows: dict[str, list[Tensor]] = {name: [] for name in blocks}
     handles = []
-    for name in blocks:
+    for name, block in blocks.items():
+        if block.in_stack:
+            stack, layer = stack_and_layer(name)
+
+            def look(stack: Any, args: tuple[Any, ...], _: Any, name: str = name, layer: int = layer) -> None:
+                rows[name].append(block_influence(*layer_activations(stack, args)[layer]))
+
+            handles.append(model.get_submodule(stack).register_forward_hook(look))
+            continue
         given: list[Tensor] = []
 
         def keep(_: nn.Module, args: tuple[Any, ...], given: list[Tensor] = given) -> None:
             # A block may start with an in-place operation on what it was given.
-            given.append(args[0].clone())
+            given.append(plain(args[0]).clone())
 
         def compare(_: nn.Module, _args: Any, output: Any, name: str = name, given: list[Tensor] = given) -> None:
-            rows[name].append(block_influence(given.pop(), output[0] if isinstance(output, tuple) else output))
+            made = plain(output[0] if isinstance(output, tuple) else output)
+            rows[name].append(block_influence(given.pop(), made))
 
-        block = model.get_submodule(name)
-        handles += [block.register_forward_pre_hook(keep), block.register_forward_hook(compare)]
+        module = model.get_submodule(name)
+        handles += [module.register_forward_pre_hook(keep), module.register_forward_hook(compare)]
     try:
         with torch.no_grad():
             for inputs, _ in data:

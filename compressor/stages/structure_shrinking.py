@@ -32,9 +32,10 @@ from compressor.pruning.structure_choice import Cost, Item
 from compressor.pruning.structure_costs import block_key
 from compressor.pruning.structure_losses import StructureLosses
 from compressor.stage import Context, Effect, StageError
-from compressor.structure.blocks import Block, find_blocks, skipped
+from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
 from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
-from compressor.structure.trials import evaluating, fault, outputs_at
+from compressor.structure.tensor_ids import mask_
+from compressor.structure.trials import evaluating, outputs_at, same_outputs
 from compressor.workload import Workload, first_batches
 
 
@@ -42,11 +43,11 @@ from compressor.workload import Workload, first_batches
 class ShrinkStructure:
     """Drops blocks and narrows layers, whichever costs less loss, until the model is within `target`.
 
-    `blocks` are globs of the modules that may go, as in DropBlocks; `()` narrows alone. Widths are multiples of `align`
-    (None: what the target's float kernels are built for; for latencies in 8 bits, and for layers no wider, half
-    of it, because the measured staircase says what pays), a sixteenth for recurrent units, whole heads. Which channels
-    of a layer go is up to `criterion`. Losses are measured on `batches` calibration batches, anew in each of `rounds`.
-    Layers that match a glob of `ignore` keep their width. Training has to follow.
+    `blocks` are globs of the modules and recurrent layers that may go, as in DropBlocks; `()` narrows alone. Widths are
+    multiples of `align` (None: what the target's float kernels are built for; for latencies in 8 bits, and for layers
+    no wider, half of it, because the measured staircase says what pays), a sixteenth for recurrent units, whole heads.
+    Which channels of a layer go is up to `criterion`. Losses are measured on `batches` calibration batches, anew in
+    each of `rounds`. Layers that match a glob of `ignore` keep their width. Training has to follow.
     """
 
     effect: ClassVar[Effect] = Effect.STRUCTURE
@@ -178,10 +179,11 @@ class _Search:
                 entry["why"] = why(group, repr(self.stage.criterion), self.scores[group.name], gone[group])
             self.locked.update(faults)
             narrowed = apply_plan_(copy.deepcopy(self.model), entries)
-            _, broken = bisected(self.dropped, lambda names: self._fault_without_blocks(narrowed, names))  # noqa: B023 - called at once
+            masked = mask_(copy.deepcopy(self.model), self.graph.sizes_without(gone))
+            _, broken = bisected(self.dropped, lambda names: self._fault_without_blocks(narrowed, masked, names))  # noqa: B023 - called at once
             self.locked.update(broken)
             if len(self.locked) == locked:
-                entries += self._identities()
+                entries += self._drops()
                 return Proposal(entries=entries, state=self.state, predicted=self.predicted)
             # What turned out to be locked stays whole, and the rest makes up for it.
             self._visited.clear()
@@ -246,22 +248,25 @@ class _Search:
         return {name: found[name] for name in found if name in kept}
 
     def _fault_of_skipping(self, blocks: dict[str, Block]) -> str | None:
-        with skipped(self.model, blocks):
-            return fault(self.model, self.example, self.wanted)
+        return fault_without_blocks(self.model, blocks, self.example, self.wanted)
 
-    def _fault_without_blocks(self, narrowed: nn.Module, names: list[str]) -> str | None:
-        with skipped(narrowed, {name: self.losses.blocks[name] for name in names}):
-            return fault(narrowed, self.example, self.wanted)
+    def _fault_without_blocks(self, narrowed: nn.Module, masked: nn.Module, names: list[str]) -> str | None:
+        """Why these blocks cannot go from the narrowed model: around them, other channels may be left than before."""
+        gone = {name: self.losses.blocks[name] for name in names}
+        reason = fault_without_blocks(narrowed, gone, self.example, self.wanted)
+        if reason is not None:
+            return reason
+        with skipped(narrowed, gone), skipped(masked, gone):
+            narrow, zero = (outputs_at(model, self.example, (2,))[2] for model in (narrowed, masked))
+            differ = same_outputs(narrow, zero) is not None
+        return "the channels left before and after it are not the same ones" if differ else None
 
-    def _identities(self) -> list[Entry]:
-        entries: list[Entry] = []
+    def _drops(self) -> list[Entry]:
         losses = self._block_losses()
-        for as_tuple in (False, True):
-            names = [name for name in self.dropped if self.losses.blocks[name].as_tuple is as_tuple]
-            if names:
-                scores = {name: losses.get(name) for name in names}
-                reason = {"criterion": "loss increase, measured", "scores": scores}
-                entries.append({"kind": "identity", "modules": names, "as_tuple": as_tuple, "why": reason})
+        entries = []
+        for entry, names in entries_without(self.model, {name: self.losses.blocks[name] for name in self.dropped}):
+            scores = {name: losses.get(name) for name in names}
+            entries.append(entry | {"why": {"criterion": "loss increase, measured", "scores": scores}})
         return entries
 
     def _block_losses(self) -> dict[str, float | None]:

@@ -1,7 +1,10 @@
-"""Which modules of a network are blocks that can be skipped: found by running it once and watching."""
+"""Which parts of a network are blocks that can be skipped: found by running it once and watching.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+A block is a module, or a layer of a stacked nn.LSTM, nn.GRU or nn.RNN, which has a name as though it were one.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -11,20 +14,40 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.plan import PassThrough
+from compressor.plan import Entry
 from compressor.stage import StageError
+from compressor.structure.pass_through import PassThrough
+from compressor.structure.recurrent_layers import (
+    droppable_layers,
+    layer_name,
+    layers_of,
+    layers_skipped,
+    plain,
+    stack_and_layer,
+)
+from compressor.structure.trials import fault, outputs_at
 from compressor.workload import predict
 
-# Two modules with parameters of their own make a block; a single layer is not worth a shortcut.
+# Two modules with parameters of their own make a block; a single layer is not worth a shortcut, unless it is recurrent.
 _MIN_LAYERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A droppable block: its group (class and activation shape), and whether it returns a tuple of one tensor."""
+    """A droppable block: its group (class and activation shape), and what it returns where that is no tensor.
+
+    `as_tuple`: a tuple of one; `with_state`: a sequence and a state. `in_stack`: a layer of a stacked recurrent module.
+    """
 
     group: str
-    as_tuple: bool
+    as_tuple: bool = False
+    with_state: bool = False
+    in_stack: bool = False
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether it is a recurrent layer, alone or in a stack."""
+        return self.with_state or self.in_stack
 
 
 @dataclass(kw_only=True)
@@ -37,6 +60,7 @@ class _Calls:
     result: int = -1
     single_input: bool = True
     nearest: str = ""
+    shape: str = ""
 
 
 def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",)) -> dict[str, Block]:
@@ -49,9 +73,9 @@ def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",
         if call.block is not None
         and call.count == 1
         and any(fnmatchcase(name, glob) for glob in globs)
-        and _layer_count(names[name]) >= _MIN_LAYERS
+        and (call.block.is_recurrent or _layer_count(names[name]) >= _MIN_LAYERS)
     ]
-    chains = {name for name in fit if _is_chain(name, calls, names)}
+    chains = {name for name in fit if name in names and _is_chain(name, calls, names)}
 
     def settle(inside: list[str]) -> list[str]:
         kept: list[str] = []
@@ -66,12 +90,14 @@ def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",
     blocks = {name: block for name in settle(fit) if (block := calls[name].block) is not None}
     if not blocks:
         near = [
-            f"{name} {call.nearest}" for name, call in calls.items() if call.nearest and _layer_count(names[name]) > 1
+            f"{name} {call.nearest}"
+            for name, call in calls.items()
+            if call.nearest and name in names and (_layer_count(names[name]) > 1 or isinstance(names[name], nn.RNNBase))
         ]
         raise StageError(
             f"{type(model).__name__} has no droppable block among {', '.join(globs)}: wanted a module of at least "
-            f"{_MIN_LAYERS} layers, called once, whose output has its first argument's shape and type; closest: "
-            f"{'; '.join(near[-3:]) or 'no module holds two layers'}"
+            f"{_MIN_LAYERS} layers or a recurrent layer, called once, whose output has its first argument's shape and "
+            f"type; closest: {'; '.join(near[-3:]) or 'no module holds two layers'}"
         )
     return blocks
 
@@ -82,30 +108,87 @@ def _set(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 @contextmanager
-def skipped(model: nn.Module, blocks: dict[str, Block]) -> Iterator[None]:
+def skipped(model: nn.Module, blocks: Mapping[str, Block]) -> Iterator[None]:
     """`model` with `blocks` replaced by identity, and whole again afterwards."""
-    old = {name: model.get_submodule(name) for name in blocks}
+    with ExitStack() as stack:
+        for name, layers in _by_stack(blocks).items():
+            module = model.get_submodule(name)
+            if isinstance(module, nn.RNNBase) and set(layers) < set(layers_of(module)):
+                stack.enter_context(layers_skipped(module, layers))
+            else:
+                stack.enter_context(_replaced(model, name, PassThrough(with_state=True)))
+        for name, block in blocks.items():
+            if not block.in_stack:
+                stand_in = PassThrough(as_tuple=block.as_tuple, with_state=block.with_state)
+                stack.enter_context(_replaced(model, name, stand_in))
+        yield
+
+
+def fault_without_blocks(
+    model: nn.Module, blocks: Mapping[str, Block], inputs: Inputs, wanted: Mapping[int, Tensor]
+) -> str | None:
+    """Why `model`, in eval mode, cannot do without `blocks`, or None: it must run, backwards too, with finite outputs.
+
+    `wanted` are the outputs of the whole model by batch size, from `outputs_at`.
+    """
+    with skipped(model, blocks):
+        reason = fault(model, inputs, dict(wanted))
+        if reason is None:
+            outputs = outputs_at(model, inputs, tuple(wanted))
+            if any(wanted[size].isfinite().all() and not outputs[size].isfinite().all() for size in wanted):
+                reason = "the output becomes infinite or NaN"
+    return reason
+
+
+def entries_without(model: nn.Module, blocks: Mapping[str, Block]) -> list[tuple[Entry, list[str]]]:
+    """The plan entries that take `blocks` out of `model` for good, each with the names of those it takes."""
+    found: list[tuple[Entry, list[str]]] = []
+    for flags in ((), ("as_tuple",), ("with_state",)):
+        names = [
+            name
+            for name, block in blocks.items()
+            if not block.in_stack and flags == tuple(key for key in ("as_tuple", "with_state") if getattr(block, key))
+        ]
+        if names:
+            found.append(({"kind": "identity", "modules": names, **dict.fromkeys(flags, True)}, names))
+    stacks = _by_stack(blocks)
+    if stacks:
+        counts = {name: model.get_submodule(name).num_layers for name in stacks}
+        entry = {"kind": "layers", "dropped": stacks, "counts": counts}
+        found.append((entry, [name for name, block in blocks.items() if block.in_stack]))
+    return found
+
+
+def _by_stack(blocks: Mapping[str, Block]) -> dict[str, list[int]]:
+    """The numbers of the layers among `blocks`, by the name of their stack."""
+    stacks: dict[str, list[int]] = {}
     for name, block in blocks.items():
-        _set(model, name, PassThrough(as_tuple=block.as_tuple))
+        if block.in_stack:
+            stack, layer = stack_and_layer(name)
+            stacks.setdefault(stack, []).append(layer)
+    return {name: sorted(layers) for name, layers in stacks.items()}
+
+
+@contextmanager
+def _replaced(model: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
+    old = model.get_submodule(name)
+    _set(model, name, module)
     try:
         yield
     finally:
-        for name, module in old.items():
-            _set(model, name, module)
+        _set(model, name, old)
 
 
 def _trace(model: nn.Module, inputs: Inputs) -> dict[str, _Calls]:
-    calls = {name: _Calls() for name, _ in model.named_modules() if name}
-    seen: list[Tensor] = []  # kept alive, so that no two tensors share an id
+    calls = {name: _Calls() for name, module in model.named_modules() if name or isinstance(module, nn.RNNBase)}
+    seen: list[Any] = []  # kept alive, so that no two tensors share an id
 
-    def number(tensor: Tensor) -> int:
+    def number(tensor: Any) -> int:
         seen.append(tensor)
         return id(tensor)
 
     handles = []
-    for name, module in model.named_modules():
-        if not name:
-            continue
+    for name in tuple(calls):
 
         def record(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = name
@@ -114,28 +197,56 @@ def _trace(model: nn.Module, inputs: Inputs) -> dict[str, _Calls]:
             call.count += 1
             given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             call.single_input = len(given) == 1 or any(True for _ in module.parameters())
+            recurrent = isinstance(module, nn.RNNBase)
             as_tuple = isinstance(output, tuple) and len(output) == 1
-            result = output[0] if as_tuple else output
-            if not (args and isinstance(args[0], Tensor) and isinstance(result, Tensor)):
+            result = plain(output[0]) if as_tuple or recurrent else output
+            first = plain(args[0]) if args else None
+            if not (isinstance(first, Tensor) and isinstance(result, Tensor)):
                 call.nearest = "does not take a tensor first and return one"
                 return
-            source = args[0]
-            call.source, call.result = number(source), number(result)
-            if source.shape != result.shape or source.dtype != result.dtype:
-                call.nearest = f"maps {tuple(source.shape)} to {tuple(result.shape)}"
-            elif result.is_floating_point() and source.ndim > 1:
-                shape = "x".join(map(str, result.shape[1:]))
-                call.block = Block(group=f"{type(module).__name__} {shape}", as_tuple=as_tuple)
+            call.source, call.result = number(first), number(result)
+            call.shape = "x".join(map(str, result.shape[1:]))
+            if first.shape != result.shape or first.dtype != result.dtype:
+                call.nearest = f"maps {tuple(first.shape)} to {tuple(result.shape)}"
+            elif result.is_floating_point() and result.ndim > 1:
+                group = f"{type(module).__name__} {call.shape}"
+                call.block = Block(group=group, as_tuple=as_tuple, with_state=recurrent)
                 call.nearest = f"runs {call.count} times" if call.count > 1 else ""
 
-        handles.append(module.register_forward_hook(record, with_kwargs=True))
+        handles.append(model.get_submodule(name).register_forward_hook(record, with_kwargs=True))
     try:
         with torch.no_grad():
             predict(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    found: dict[str, _Calls] = {}
+    for name, call in calls.items():
+        module = model.get_submodule(name)
+        if isinstance(module, nn.RNNBase) and (len(layers_of(module)) > 1 or not name):
+            # The layers are the blocks, and nothing could stand where the model itself was.
+            call.block = None
+            between = [number(object()) for _ in layers_of(module)[1:]]
+            found |= {name: call} | _calls_of_layers(name, module, call, [call.source, *between, call.result])
+        else:
+            found[name] = call
+    return found
+
+
+def _calls_of_layers(name: str, stack: nn.RNNBase, call: _Calls, ends: list[int]) -> dict[str, _Calls]:
+    """What the layers of `stack` did, each on the result of the one before; `ends` are the numbers of the tensors."""
+    block = Block(group=f"{type(stack).__name__} layer {call.shape}", in_stack=True)
+    free = droppable_layers(stack)
+    if not name and free == layers_of(stack):
+        del free[0]  # something of the model has to be left
+    if not free:
+        call.nearest = "has no layer with plain weights whose input is of the size of its output"
+    return {
+        layer_name(name, layer): _Calls(
+            count=call.count, block=block if layer in free else None, source=ends[place], result=ends[place + 1]
+        )
+        for place, layer in enumerate(layers_of(stack))
+    }
 
 
 def _layer_count(module: nn.Module) -> int:

@@ -1,0 +1,93 @@
+"""How the command line ends when something goes wrong: a sentence on stderr and an exit code."""
+
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar
+
+import typer
+
+FAILED, WRONG_USE, BUDGET_NOT_MET = 1, 2, 3
+
+_Result = TypeVar("_Result")
+
+
+class WrongUseError(Exception):
+    """What the caller can put right: exit code 2."""
+
+
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise _Terminated
+
+
+@contextmanager
+def reported(*, verbose: bool) -> Iterator[None]:
+    """Turns what goes wrong into a line on stderr and an exit code, and warnings into lines on stderr."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            yield
+    except KeyboardInterrupt as error:
+        # A second Ctrl-C must not wait for anything.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        typer.secho(f"\nstopped; what is finished is kept. To go on: {_command()}", err=True, fg="yellow")
+        raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # noqa: BLE001  # every error ends in a sentence and an exit code
+        if verbose:
+            import traceback
+
+            traceback.print_exc()
+        code = WRONG_USE if _is_wrong_use(error) else FAILED
+        hint = "" if verbose or _is_expected(error) else " (run again with -v for the traceback)"
+        typer.secho(f"error: {_text(error)}{hint}", err=True, fg="red")
+        raise typer.Exit(code) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_wrong_use(error: Exception) -> bool:
+    # By name: importing their modules loads torch, which may be the very thing that is missing.
+    names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("compressor.")}
+    return isinstance(error, WrongUseError) or bool(names & {"RecipeError", "WorkloadError"})
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether the error is one that the package explains itself, rather than a fault in it."""
+    # RunFolderError, StageError and ExportError are all of them made with a sentence for people.
+    return _is_wrong_use(error) or isinstance(error, OSError) or type(error).__module__.startswith("compressor.")
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    text = str(error) or "it gave no reason"
+    return text if type(error).__module__.startswith("compressor.") else f"{type(error).__name__}: {text}"
+
+
+def used(action: Callable[[], _Result]) -> _Result:
+    """The result of `action`, whose refusals are the caller's to put right."""
+    try:
+        return action()
+    except ValueError as error:
+        raise WrongUseError(str(error)) from error
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    del category
+    typer.secho(f"warning: {message}", err=True, fg="yellow")
+
+
+def _command() -> str:
+    return shlex.join(["compressor", *sys.argv[1:]])
