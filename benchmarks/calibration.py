@@ -53,7 +53,13 @@ def main() -> None:
             for method in options.methods:
                 rows.append(row := in_a_process(method, images, folder, options.threads))
                 print(row, flush=True)
-    result = {"network": "ResNet-56", "batch": BATCH, "rows": rows, "environment": environment(Target())}
+    result = {
+        "network": "ResNet-56",
+        "batch": BATCH,
+        "rows": rows,
+        "memory_growth": memory_growth(rows),
+        "environment": environment(Target()),
+    }
     write_json(options.out, result)
     print(f"\n{calibration_table(result)}\n\nstored in {options.out}")
 
@@ -77,7 +83,7 @@ def in_a_process(method: str, images: int, folder: str, threads: int) -> dict[st
     row: dict[str, Any] = {"method": method, "images": images}
     needed, free = images * _MIB_PER_IMAGE, _status("MemAvailable", "/proc/meminfo")
     if method in {"onnxruntime Percentile", "onnxruntime Entropy"} and needed > _MEMORY_SHARE * free:
-        return {**row, "skipped": f"would keep about {needed / 1024:.0f} GiB of activations"}
+        return {**row, "skipped": f"it would keep {needed / 1024:.0f} GiB of activations"}
     command = [sys.executable, __file__, "--threads", str(threads), "--worker", method, str(images), folder]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode < 0:
@@ -166,6 +172,19 @@ def _theirs(method: str, data: Any, path: Path, begin: Any) -> tuple[tuple[float
     return started, len(found.data)
 
 
+def memory_growth(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """{method: images of the smallest and of the largest run that it finished, and MiB that the second took more}."""
+    found = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        done = sorted(
+            (row["images"], row["growth_mib"]) for row in rows if row["method"] == method and "seconds" in row
+        )
+        if len(done) > 1:
+            (fewest, before), (most, after) = done[0], done[-1]
+            found[method] = {"from_images": fewest, "to_images": most, "mib": round(after - before, 1)}
+    return found
+
+
 def _status(key: str, path: str = "/proc/self/status") -> float:
     for line in Path(path).read_text(encoding="ascii").splitlines():
         if line.startswith(f"{key}:"):
@@ -182,7 +201,8 @@ def section(result: dict) -> list[str]:
         (
             f"{result['network']}, batches of {result['batch']}, {where.get('cpu')}: images a second and growth of "
             "resident memory, every cell in a process of its own. ONNX Runtime's calibrators observe more tensors than "
-            "ours need; like for like is the row of every tensor."
+            "ours need; like for like is the row of every tensor. *More memory* is what the largest run took more than "
+            "the smallest."
         ),
         "",
         *calibration_table(result).splitlines(),
@@ -190,21 +210,21 @@ def section(result: dict) -> list[str]:
 
 
 def calibration_table(result: dict[str, Any]) -> str:
-    """A Markdown table: methods by images, images a second and MiB of memory, and how much faster ours are."""
+    """A Markdown table, methods by images: images a second and MiB, memory gained by more images, how much faster.
+
+    A run that was left out says why.
+    """
     rows = {(row["method"], row["images"]): row for row in result["rows"]}
     counts = sorted({row["images"] for row in result["rows"]})
     methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
+    growth = memory_growth(result["rows"])
     heads = [f"{count} images" for count in counts]
     lines = [
-        f"| method | tensors | {' | '.join(heads)} | of ORT's percentile |",
-        f"|---|---|{'---|' * (len(counts) + 1)}",
+        f"| method | tensors | {' | '.join(heads)} | more memory | of ORT's percentile |",
+        f"|---|---|{'---|' * (len(counts) + 2)}",
     ]
     for method in methods:
         entries = [rows.get((method, count), {}) for count in counts]
-        cells = [
-            f"{entry['images_per_second']:.0f} /s, {entry['growth_mib']:.0f} MiB" if "seconds" in entry else "too large"
-            for entry in entries
-        ]
         tensors = next((str(entry["tensors"]) for entry in entries if "tensors" in entry), "")
         ratios = [
             entry["images_per_second"] / other["images_per_second"]
@@ -213,8 +233,16 @@ def calibration_table(result: dict[str, Any]) -> str:
         ]
         # The largest run that both finished: smaller ones are mostly the opening of sessions.
         ratio = f"{ratios[-1]:.1f}x" if ratios else ""
-        lines.append(f"| {method} | {tensors} | {' | '.join(cells)} | {ratio} |")
+        more = growth.get(method)
+        gained = f"{round(more['mib']):+d} MiB from {more['from_images']} to {more['to_images']}" if more else ""
+        lines.append(f"| {method} | {tensors} | {' | '.join(map(_cell, entries))} | {gained} | {ratio} |")
     return "\n".join(lines)
+
+
+def _cell(entry: dict[str, Any]) -> str:
+    if "seconds" in entry:
+        return f"{entry['images_per_second']:.0f} /s, {entry['growth_mib']:.0f} MiB"
+    return f"left out: {entry['skipped']}" if "skipped" in entry else ""
 
 
 if __name__ == "__main__":

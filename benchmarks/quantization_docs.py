@@ -9,6 +9,7 @@ from structure_docs import escaped, spread
 # The benchmarks in the order of the page: result file, the module that makes its section.
 SECTIONS = {
     "quantization": "quantization_docs",
+    "integer-speed": "integer_speed",
     "quantization-ablation": "quantization_ablation",
     "calibration": "calibration",
     "saturation": "saturation",

@@ -181,6 +181,12 @@ def sensitivity(step: Step) -> list[Widths]:
     return found
 
 
+def float_share(step: Step) -> float | None:
+    """The fraction of the weights that widths were chosen for and that stay in float; None where it is not told."""
+    told = step.details.get("mixed_precision")
+    return _number(told.get("float_share")) if isinstance(told, dict) else None
+
+
 def given_back(step: Step) -> list[GivenBack]:
     """The layers that were tried in integers and went back to float."""
     return [

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from compressor.report import Step
 from compressor.report_charts import Box, Tick, nice_ticks
-from compressor.report_details import Widths, sensitivity
+from compressor.report_details import Widths, float_share, sensitivity
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 230, 44, 196
 # Room at the right end of the lines for their names.
 _RIGHT = _WIDTH - 52
 _LINE_HEIGHT = 14.0
+# What widths are called of which layers compute floats. Hardly any noise is left there, so they have no line.
+_FLOATS = {16: "float16", 32: "float"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +38,10 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityPlot:
-    """Decibels by layer, a line for every width, ready to be drawn."""
+    """Decibels by layer, a line for every width, ready to be drawn; `floats` are layers in float, at the top."""
 
     series: tuple[Series, ...]
+    floats: tuple[Dot, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     width: int = _WIDTH
@@ -50,7 +53,10 @@ class SensitivityPlot:
 
 @dataclass(frozen=True, kw_only=True)
 class WidthRow:
-    """One layer: its number in the plot, its width, and the decibels at every width of the table, "" where unknown."""
+    """One layer: its number in the plot, its width, and the decibels at every width of the table, "" where unknown.
+
+    `bits` are "float" and "float16" for layers that compute floats.
+    """
 
     number: int
     layer: str
@@ -74,7 +80,7 @@ def width_rows(step: Step) -> list[WidthRow]:
             WidthRow(
                 number=number,
                 layer=layer.layer,
-                bits="" if layer.bits is None else str(layer.bits),
+                bits="" if layer.bits is None else _FLOATS.get(layer.bits, str(layer.bits)),
                 decibels=tuple(f"{known[bits]:.1f}" if bits in known else "" for bits in widths),
                 reason=layer.reason,
             )
@@ -83,27 +89,38 @@ def width_rows(step: Step) -> list[WidthRow]:
 
 
 def widths_summary(step: Step) -> str:
-    """How many layers have each width, "4 layers of 4 bits, 18 of 8"; "" where nothing was chosen."""
+    """How many layers have each width, "4 layers of 4 bits, 18 of 8, 2 in float"; "" where nothing was chosen."""
     count = Counter(layer.bits for layer in sensitivity(step) if layer.bits is not None)
-    parts = [f"{count[bits]} of {bits}" for bits in sorted(count)]
-    if parts:
+    parts = [f"{count[bits]} {f'in {_FLOATS[bits]}' if bits in _FLOATS else f'of {bits}'}" for bits in sorted(count)]
+    if parts and min(count) not in _FLOATS:
         number = count[min(count)]
         parts[0] = f"{number} layer{'' if number == 1 else 's'} of {min(count)} bits"
-    return ", ".join(parts)
+    share = float_share(step)
+    return ", ".join(parts) + (f" ({100 * share:.0f} % of the weights)" if share and count.keys() & _FLOATS else "")
 
 
 def sensitivity_plot(step: Step) -> SensitivityPlot | None:
     """The plot of a step; None where no layer was looked at."""
     layers = sensitivity(step)
-    if not layers:
+    values = [db for layer in layers for bits, db in layer.points if bits not in _FLOATS]
+    if not values:
         return None
-    values = [db for layer in layers for _, db in layer.points]
     pad = 0.06 * (max(values) - min(values)) or 1.0
     box = Box(_LEFT + 10, _RIGHT - 10, 10, _BOTTOM, (1.0, float(len(layers))), (min(values) - pad, max(values) + pad))
-    series = [_series(bits, layers, box) for bits in widths_tried(step)]
+    series = [_series(bits, layers, box) for bits in widths_tried(step) if bits not in _FLOATS]
     marked = [1, *(round(x) for x in nice_ticks(1, len(layers), 12) if round(x) > 1)]
     return SensitivityPlot(
         series=_named_apart(series),
+        floats=tuple(
+            Dot(
+                x=box.place(number, 0)[0],
+                y=box.place(0, box.y[1])[1],
+                chosen=True,
+                title=f"{number}: {layer.layer} in {_FLOATS[layer.bits]}, chosen",
+            )
+            for number, layer in enumerate(layers, start=1)
+            if layer.bits in _FLOATS
+        ),
         x_ticks=tuple(Tick(at=box.place(x, 0)[0], text=str(x)) for x in dict.fromkeys(marked)),
         y_ticks=tuple(Tick(at=box.place(0, y)[1], text=f"{y:g}") for y in nice_ticks(*box.y, 6)),
     )

@@ -17,13 +17,8 @@ from compressor.affine import Asymmetric, Symmetric, dequantize, quantize
 from compressor.export import export_onnx
 from compressor.quantization.activation_grids import ActivationGrid
 from compressor.quantization.compact_graph import kernels, serialize
-from compressor.quantization.fake_quantization import (
-    FakeQuantizedGraph,
-    LearnedGrid,
-    LearnedWeight,
-    fake_quantize,
-    with_scaled_gradient,
-)
+from compressor.quantization.fake_quantization import FakeQuantizedGraph
+from compressor.quantization.learned_grids import LearnedGrid, LearnedWeight, fake_quantize, with_scaled_gradient
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.quantization.torch_graph import TorchGraph
 from compressor.quantization.weight_grids import nearest_grid

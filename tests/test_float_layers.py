@@ -3,50 +3,70 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.affine import Asymmetric, Symmetric
+from compressor.affine import Asymmetric, PerBlock, Symmetric
 from compressor.quantization.activation_grids import activation_grids
 from compressor.quantization.compact_graph import kernels, serialize
+from compressor.quantization.policy import Dynamic, Form, Static, WeightOnly
 from compressor.quantization.quantize_graph import place_static
 from compressor.quantization.weight_grids import nearest_grids
-from compressor.runtime import open_session
+from compressor.runtime import OnnxModule, open_session
+from compressor.stage import Context
+from compressor.stages.quantization import Quantize
+from compressor.target import Isa, Target
+from compressor.workload import Workload
 
 
 def chain(middle: str) -> onnx.ModelProto:
-    """Three convolutions of 4 channels, the second a `middle`, with a ReLU behind it."""
+    """Three layers of 4 channels, the second a `middle` with a ReLU behind it: all Gemm, or convolutions around it.
+
+    What the first Gemm gives is read by an integer "d" too, without which it would be left in float.
+    """
     generator = np.random.default_rng(0)
-    weights = {f"{name}.w": generator.normal(size=(4, 4, 3, 3)).astype(np.float32) / 6 for name in "abc"}
+    linear = middle == "Gemm"
+    size = (4, 4) if linear else (4, 4, 3, 3)
+    weights = {f"{name}.w": generator.normal(size=size).astype(np.float32) / (2 if linear else 6) for name in "abcd"}
     # One scale for the tensor would round the other channels to nothing.
     weights["b.w"][0 if middle == "Conv" else slice(None), slice(None) if middle == "Conv" else 0] *= 1000
+    outer, settings = ("Gemm", {}) if linear else ("Conv", {"pads": [1, 1, 1, 1]})
     nodes = [
-        helper.make_node("Conv", ["input", "a.w"], ["a"], "a", pads=[1, 1, 1, 1]),
-        helper.make_node(middle, ["a", "b.w"], ["b"], "b", pads=[1, 1, 1, 1]),
+        helper.make_node(outer, ["input", "a.w"], ["a"], "a", **settings),
+        helper.make_node(middle, ["a", "b.w"], ["b"], "b", **settings),
         helper.make_node("Relu", ["b"], ["r"], "relu"),
-        helper.make_node("Conv", ["r", "c.w"], ["output"], "c", pads=[1, 1, 1, 1]),
+        helper.make_node(outer, ["r", "c.w"], ["output"], "c", **settings),
     ]
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4, 6, 6]) for name in ("input", "output")]
+    shape = ["n", 4] if linear else ["n", 4, 6, 6]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("input", "output")]
+    if linear:
+        nodes.append(helper.make_node("Gemm", ["a", "d.w"], ["other"], "d"))
+        value.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, shape))
+    else:
+        del weights["d.w"]
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, "chain", value[:1], value[1:], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     return onnx.shape_inference.infer_shapes(model)
 
 
-@pytest.mark.parametrize("middle", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("middle", ["Conv", "ConvTranspose", "Gemm"])
 def test_a_float_layer_between_integer_ones_computes_floats(middle: str) -> None:
     """What ONNX Runtime gives for the layer alone in float is what it gives with its own rewriting switched off."""
     model = chain(middle)
     ranges = {"input": (-3.0, 3.0), "a": (-3.0, 3.0), "r": (0.0, 3000.0), "output": (-3000.0, 3000.0)}
     activations = activation_grids(ranges, Asymmetric(), signed=False)
-    grids = nearest_grids(model, dict.fromkeys("ac", Symmetric()))
-    placed = place_static(model, {"a", "c"}, activations, grids)
-    assert kernels(serialize(placed))["QLinearConv"] == 2
+    kernel, nodes = ("QGemm", {"a", "c", "d"}) if middle == "Gemm" else ("QLinearConv", {"a", "c"})
+    placed = place_static(model, nodes, activations, nearest_grids(model, dict.fromkeys(nodes, Symmetric())))
+    assert kernels(serialize(placed))[kernel] == len(nodes)
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = ort.InferenceSession(serialize(placed), options, providers=["CPUExecutionProvider"])
-    x = {"input": np.random.default_rng(1).normal(size=(4, 4, 6, 6)).astype(np.float32)}
+    x = {
+        "input": np.random.default_rng(1).normal(size=(64, 4) if middle == "Gemm" else (4, 4, 6, 6)).astype(np.float32)
+    }
     expected, got = plain.run(None, x)[0], open_session(serialize(placed)).run(None, x)[0]
     step = float(activations["output"].scale)
     assert np.abs(expected - got).max() <= 1.01 * step
@@ -63,3 +83,77 @@ def test_nothing_is_added_where_no_layer_stands_between() -> None:
         grids = nearest_grids(model, dict.fromkeys(nodes - {"relu"}, Symmetric()))
         placed = place_static(model, nodes, activations, grids)
         assert not [tensor.name for tensor in placed.graph.initializer if tensor.name.endswith("_by_channel")]
+
+
+@pytest.mark.parametrize("reader", ["nothing", "the caller", "another node"])
+def test_a_float_result_that_others_read_needs_no_scale(reader: str) -> None:
+    """ONNX Runtime rewrites a layer whose result is quantized for one reader alone; then the scale is by channel."""
+    model = chain("Conv")
+    shape = ["n", 4, 6, 6]
+    if reader == "another node":
+        model.graph.node.append(helper.make_node("Neg", ["r"], ["more"], "more"))
+        model.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, shape))
+    if reader == "the caller":
+        model.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, shape))
+    ranges = {"input": (-3.0, 3.0), "a": (-3.0, 3.0), "r": (0.0, 3000.0), "output": (-3000.0, 3000.0)}
+    activations = activation_grids(ranges, Asymmetric(), signed=False)
+    placed = place_static(model, {"a", "c"}, activations, nearest_grids(model, dict.fromkeys("ac", Symmetric())))
+    added = [tensor.name for tensor in placed.graph.initializer if tensor.name.endswith("_by_channel")]
+    assert bool(added) == (reader == "nothing")
+    running = kernels(serialize(placed))
+    assert running["QLinearConv"] == 2
+    assert running["Conv"] + running["FusedConv"] == 1
+
+
+TABLE = np.random.default_rng(2).normal(size=(40, 16)).astype(np.float32)
+
+
+def language_model(*, tied: bool) -> tuple[OnnxModule, Workload]:
+    """Six words looked up in a table, and scored by a linear layer that has the same table if `tied`."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input"], ["found"], "embedding"),
+        helper.make_node("Transpose", ["table"], ["turned"], "turn", perm=[1, 0]),
+        helper.make_node("MatMul", ["found", "turned" if tied else "head.w"], ["output"], "head"),
+    ]
+    weights = {"table": TABLE} if tied else {"table": TABLE, "head.w": TABLE[::-1].T.copy()}
+    graph = helper.make_graph(
+        nodes if tied else [nodes[0], nodes[2]],
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.INT64, ["batch", 6])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 6, 40])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    module = OnnxModule(serialize(model))
+    data = torch.from_numpy(np.random.default_rng(3).integers(0, 40, (32, 6))), torch.zeros(32, 6, 40)
+    return module, Workload.from_datasets(module, train=data, test=data, metric="mse", calibration_samples=16)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("form", "weights", "kernel"),
+    [
+        (Static(), Symmetric(), "MatMulIntegerToFloat"),
+        (Dynamic(), Symmetric(), "DynamicQuantizeMatMul"),
+        (WeightOnly(), Symmetric(), "MatMulNBits"),
+        (WeightOnly(), Symmetric(bits=4, granularity=PerBlock(size=16)), "MatMulNBits"),
+    ],
+)
+def test_a_skipped_embedding_stays_float(form: Form, weights: Symmetric, kernel: str, tied) -> None:
+    """The table is looked up bit by bit as it was and listed with the pattern; the output layer is quantized.
+
+    So it is where the output layer has the embedding's own weights.
+    """
+    module, workload = language_model(tied=tied)
+    context = Context(target=Target(isa=Isa.X86_VNNI), progress=False)
+    stage = Quantize(form=form, weights=weights, skip=("embedding",))
+    graph = onnx.load_from_string(stage.apply(module, workload, context).onnx_bytes).graph
+    (lookup,) = [node for node in graph.node if node.op_type == "Gather"]
+    (table,) = [tensor for tensor in graph.initializer if tensor.name == lookup.input[0]]
+    assert np.array_equal(numpy_helper.to_array(table), TABLE)
+    assert numpy_helper.to_array(table).dtype == np.float32
+    assert context.details["quantized"] == 1
+    assert set(context.details["integer_kernels"]) == {kernel}
+    assert {"node": "embedding", "op": "Gather", "reason": "skipped by the pattern 'embedding'"} in context.details[
+        "left_in_float"
+    ]

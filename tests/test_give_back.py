@@ -6,9 +6,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import TinyResNet, make_workload
+from onnx import helper
 
 from compressor.affine import Symmetric
 from compressor.estimate import Estimate
@@ -17,7 +19,7 @@ from compressor.quantization import give_back
 from compressor.quantization.bias_correction import BiasCorrection
 from compressor.quantization.compact_graph import kernels, serialize
 from compressor.quantization.give_back import GiveBack, trials
-from compressor.quantization.layer_times import slower_nodes
+from compressor.quantization.layer_times import islands, slower_groups
 from compressor.quantization.policy import Dynamic
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.quantization.sensitivity import output_values
@@ -80,15 +82,73 @@ def test_slower_layers_come_in_the_order_of_their_loss() -> None:
     """Layer b loses 0.3 ms, a 0.1; c gains, d was not measured in float, e is none of the layers."""
     float_ms = {"a": 0.1, "b": 0.1, "c": 0.3, "e": 0.1}
     integer_ms = {"a": 0.2, "b": 0.4, "c": 0.2, "d": 0.5, "e": 0.9}
-    found = slower_nodes(float_ms, integer_ms, ("a", "b", "c", "d"))
-    assert list(found.items()) == [("b", (0.1, 0.4)), ("a", (0.1, 0.2))]
+    found = slower_groups(float_ms, integer_ms, [("a",), ("b",), ("c",), ("d",)])
+    assert list(found.items()) == [(("b",), (0.1, 0.4)), (("a",), (0.1, 0.2))]
+
+
+def test_groups_are_slower_by_their_sums() -> None:
+    """Layers b and c take 0.6 ms in integers and 0.4 in float, a and c gain together, d's time is unknown."""
+    float_ms = {"a": 0.4, "b": 0.1, "c": 0.3}
+    integer_ms = {"a": 0.2, "b": 0.4, "c": 0.2, "d": 0.5}
+    found = slower_groups(float_ms, integer_ms, [("a", "c"), ("b", "c"), ("b", "d")])
+    assert {names: pytest.approx(times) for names, times in found.items()} == {("b", "c"): (0.4, 0.6)}
 
 
 def test_trials_halve() -> None:
     """Of five slower layers all are tried, then 3, 2 and 1, always those that lose most."""
-    slower = dict.fromkeys("abcde", (0.0, 1.0))
-    assert trials(slower) == [list("abcde"), list("abc"), list("ab"), ["a"]]
-    assert trials({}) == []
+    five = [(name,) for name in "abcde"]
+    assert trials(five) == [five, five[:3], five[:2], five[:1]]
+    assert trials([]) == []
+
+
+def test_islands_lie_between_conversions(prepared: Prepared) -> None:
+    """A residual block hangs together over its sum; two layers with a float one between them do not."""
+    layers = prepared.placement.static
+    assert islands(prepared.graph, prepared.static, layers) == [layers]
+    left = {"conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.1.conv1", "linear"}
+    few = prepared.without(dict.fromkeys(set(layers) - left, "float"))
+    assert islands(few.graph, few.static, few.placement.static) == [
+        ("conv1", "layer1.0.conv1", "layer1.0.conv2"),
+        ("layer2.1.conv1",),
+        ("linear",),
+    ]
+
+
+def test_branches_are_one_island_with_what_they_read() -> None:
+    """Both heads of a network with two outputs hang on its trunk, however long the first one is."""
+    reads = {"trunk": ("image", "t"), "a": ("t", "u"), "b": ("u", "v"), "head": ("t", "w")}
+    graph = onnx.ModelProto()
+    graph.graph.node.extend(helper.make_node("Conv", [one], [other], name) for name, (one, other) in reads.items())
+    assert islands(graph, set(reads), set(reads)) == [tuple(reads)]
+    assert islands(graph, {"a", "b", "head"}, {"a", "head"}) == [("a", "head")]
+    assert islands(graph, {"trunk", "b"}, set(reads)) == [("trunk",), ("b",)]
+
+
+def test_islands_go_back_whole(prepared: Prepared, workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer pays 0.6 ms more for the conversion, the second gains 0.3: only together do they go back.
+
+    Alone, the first would hand the conversion on to the second, and nothing would be gained.
+    """
+    names = ("layer2.1.conv1", "layer2.1.conv2")
+    few = prepared.without(dict.fromkeys(set(prepared.placement.static) - {"conv1", *names}, "float"))
+    assert names in islands(few.graph, few.static, few.placement.static)
+    tried = timed(monkeypatch, {names[0]: 1.6, names[1]: 0.7}, {1: 0.97, 2: 1.3})
+    found = GiveBack(max_drop=None).apply(few, workload, QUIET)
+    assert tried == [2]
+    assert found.placement.static == ("conv1",)
+    assert [entry["node"] for entry in found.details["given_back"]] == list(names)
+    why = "slower: 2.3000 ms in integers with its conversions, 2.0000 ms in float for 2 layers between conversions"
+    assert all(entry["why"].startswith(why) for entry in found.details["given_back"])
+
+
+def test_what_goes_back_has_no_integers(prepared: Prepared) -> None:
+    """A layer in float again has no grid, so that nothing is learned for it and nothing is stored."""
+    weights = {node.name: node.input[1] for node in prepared.graph.graph.node if len(node.input) > 1}
+    left = prepared.without({"conv1": "tried"})
+    assert set(prepared.weights) - set(left.weights) == {weights["conv1"]}
+    half = prepared.without({"conv1": "tried"}, float16=["conv1"])
+    assert half.placement.float16 == ("conv1",)
+    assert half.without({"conv1": "again"}).placement.float16 == ()
 
 
 def test_slower_layers_go_back_where_the_file_gains(

@@ -8,10 +8,12 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
 from compressor.quantization.calibration import MinMax
+from compressor.quantization.policy import Dynamic, WeightOnly
 from compressor.runtime import OnnxModule, predict_all
 from compressor.stage import Context, Effect, Stage, StageError
 from compressor.stages import quantization_aware
@@ -20,6 +22,51 @@ from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.workload import Workload
 
 SHORT = {"epochs": 2, "learning_rate": 0.02}
+
+
+class Reader(nn.Module):
+    """Words, an LSTM in both directions and four classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 16)
+        self.recurrent = nn.LSTM(16, 12, batch_first=True, bidirectional=True)
+        self.last = nn.Linear(24, 4)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.last(self.recurrent(self.words(words))[0].mean(dim=1))
+
+
+def sentences(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of seven words; the class is the commonest remainder of their numbers by 4, of equals the smallest."""
+    words = torch.randint(0, 20, (count, 7), generator=torch.Generator().manual_seed(seed))
+    return words, F.one_hot(words % 4, 4).sum(dim=1).argmax(dim=1)
+
+
+@pytest.fixture(scope="module")
+def _reader() -> Reader:
+    torch.manual_seed(0)
+    model = Reader()
+    words, targets = sentences(1024, seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    for _ in range(10):
+        for batch in torch.randperm(1024).split(128):
+            optimizer.zero_grad()
+            F.cross_entropy(model(words[batch]), targets[batch]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture
+def reading(_reader: Reader) -> Workload:
+    return Workload.from_datasets(
+        copy.deepcopy(_reader),
+        train=sentences(256, seed=1),
+        test=sentences(128, seed=2),
+        batch_size=64,
+        calibration_samples=64,
+        name="reading",
+    )
 
 
 def integers_of(module: nn.Module, shape: tuple[int, ...]) -> list[torch.Tensor]:
@@ -78,6 +125,47 @@ def test_clusters_of_an_earlier_stage_stay_together(trained_workload: Workload) 
     assert [tied(integers) for integers in integers_of(trained, tuple(weight.shape))].count(True) == 1
 
 
+def test_two_bit_lstm_recovers(reading: Workload) -> None:
+    """An LSTM, its table of words and its last layer learn on two bits, and run on ONNX Runtime's integer kernels."""
+    scheme = Symmetric(bits=2, granularity=PerTensor())
+
+    def accuracy(stage: Stage, context: Context) -> float:
+        module = stage.apply(copy.deepcopy(reading.model), reading, context)
+        assert isinstance(module, OnnxModule)
+        outputs, targets = predict_all(module.onnx_bytes, reading.train)
+        return float((outputs.argmax(1) == targets).float().mean())
+
+    context = Context(progress=False)
+    rounded = accuracy(Quantize(weights=scheme), Context(progress=False))
+    trained = accuracy(QuantizationAwareTraining(weights=scheme, epochs=8, learning_rate=0.2), context)
+    assert rounded < 0.9
+    assert trained > 0.94
+    assert context.details["integer_kernels"] == {"DynamicQuantizeLSTM": 1, "DynamicQuantizeMatMul": 1}
+    assert context.details["left_in_float"] == []
+    assert context.details["agreement"]["torch_to_file"] < 0.002
+
+
+def test_zeros_and_clusters_of_an_lstm_survive(reading: Workload) -> None:
+    """Of recurrent weights, too, zeros stay zero and what was equal is one integer after training."""
+    inputs, states = reading.model.recurrent.weight_ih_l0, reading.model.recurrent.weight_hh_l0
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(inputs.shape, generator=generator) < 0.5
+    assignment = torch.randint(0, 6, states.shape, generator=generator)
+    with torch.no_grad():
+        inputs[mask] = 0
+        states.copy_(torch.linspace(-0.5, 0.6, 6)[assignment])
+        reading.model.recurrent.weight_hh_l0_reverse.copy_(states)
+    stage = QuantizationAwareTraining(weights=Symmetric(granularity=PerTensor()), **SHORT)
+    trained = stage.apply(copy.deepcopy(reading.model), reading, Context(progress=False))
+    # The file holds (directions, inputs, gates), and ONNX's gates are i, o, f, c where torch's are i, f, g, o.
+    order = [torch.arange(12) + 12 * gate for gate in (0, 3, 1, 2)]
+    ours, theirs = (integers_of(trained, (2, size, 48))[0][0].T for size in (16, 12))
+    pruned, clusters = mask[torch.cat(order)], assignment[torch.cat(order)]
+    assert bool((ours[pruned] == 0).all())
+    assert float((ours[~pruned] != 0).float().mean()) > 0.9
+    assert [len(theirs[clusters == number].unique()) for number in range(6)] == [1] * 6
+
+
 def test_killed_run_resumes_to_the_same_bits(
     trained_workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,12 +197,12 @@ def test_killed_run_resumes_to_the_same_bits(
 
 def test_is_a_stage_that_encodes() -> None:
     """It keeps the stage protocol: an encoding with a repr that gives it back."""
-    stage = QuantizationAwareTraining(weights=Symmetric(bits=4), skip=("conv1",))
+    stage = QuantizationAwareTraining(weights=Symmetric(bits=4), form=Dynamic(), skip=("conv1",))
     assert isinstance(stage, Stage)
     assert stage.effect is Effect.ENCODING
     names = {
         kind.__name__: kind
-        for kind in (QuantizationAwareTraining, Symmetric, Asymmetric, PerChannel, PerTensor, MinMax)
+        for kind in (QuantizationAwareTraining, Symmetric, Asymmetric, PerChannel, PerTensor, MinMax, Dynamic)
     }
     assert eval(repr(stage), names) == stage  # noqa: S307 - the promise is that eval works
 
@@ -124,6 +212,7 @@ def test_is_a_stage_that_encodes() -> None:
     [
         ({"temperature": 0}, "temperature divides the logits, above 0 and usually 1 to 2; got 0"),
         ({"soft_weight": 90}, "soft_weight is the teacher's fraction of the loss, in .*; got 90; did you mean 0.9?"),
+        ({"form": WeightOnly()}, r"form is what is trained, ByFamily.*; got WeightOnly\(\)\. .* use Quantize"),
         ({"epochs": 0}, "epochs counts the passes over the training data, at least 1; got 0"),
         ({"weights": Symmetric(bits=16)}, "weights can have 2 to 8 bits, .*got bits=16"),
         ({"activations": Asymmetric(bits=4)}, "activations can have 8 or 16 bits, .*got bits=4"),

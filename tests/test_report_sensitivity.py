@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from dataclasses import replace
 
 from report_samples import MIXED, hostile, mixed
 from rich.console import Console
@@ -53,6 +54,30 @@ def test_the_chosen_width_is_marked_and_more_decibels_lie_higher() -> None:
     assert eight.dots[0].y < eight.dots[1].y < four.dots[0].y
     assert eight.dots[1].title == "2: b at 8 bits: 30.0 dB, chosen"
     assert sensitivity_plot(step()) is None
+
+
+def test_layers_in_float_stand_at_the_top() -> None:
+    """A float layer has no noise to draw: a mark above all others, "float" in the table, and its share in words."""
+    layers = [
+        {"node": "a", "bits": 8, "sqnr_db": {"8": 40.0, "16": 75.0}},
+        {"node": "b", "bits": 32, "sqnr_db": {"8": 20.0, "16": 71.0}},
+        {"node": "c", "bits": 16, "sqnr_db": {"8": 30.0, "16": 72.0}},
+    ]
+    told = step(sensitivity=layers, mixed_precision={"float_share": 0.25})
+    plot = sensitivity_plot(told)
+    assert plot is not None
+    assert [one.bits for one in plot.series] == [8]
+    assert max(float(tick.text) for tick in plot.y_ticks) == 40  # and not up to the 75 of float16
+    assert [dot.title for dot in plot.floats] == ["2: b in float, chosen", "3: c in float16, chosen"]
+    (line,) = plot.series
+    assert max(dot.y for dot in plot.floats) < min(dot.y for dot in line.dots)
+    assert [dot.x for dot in plot.floats] == [dot.x for dot in line.dots[1:]]
+    assert [row.bits for row in width_rows(told)] == ["8", "float", "float16"]
+    assert widths_tried(told) == (8, 16)
+    assert widths_summary(told) == "1 layer of 8 bits, 1 in float16, 1 in float (25 % of the weights)"
+    page = replace(mixed(), steps=(told,), final=0).to_html()
+    assert page.count('<rect class="dot"') == 3  # and one in the legend
+    assert "1 in float (25 % of the weights)" in page
 
 
 def test_names_of_widths_do_not_touch() -> None:

@@ -9,12 +9,15 @@ import torch
 from conftest import TinyResNet, make_workload
 
 from compressor.export import export_onnx
+from compressor.metrics import Metric
 from compressor.quantization.compact_graph import optimized_nodes, serialize
 from compressor.quantization.layer_times import layer_of
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.quantization.sensitivity import (
     Sensitivity,
+    TaskMetric,
     first_inputs,
+    first_samples,
     noise_db,
     output_values,
     predicted_db,
@@ -23,6 +26,7 @@ from compressor.quantization.sensitivity import (
     sensitivities,
     sensitivity_rows,
 )
+from compressor.quantization.weight_grids import nearest_grids
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload
@@ -130,6 +134,52 @@ def test_reasons_name_the_neighbours() -> None:
     (row,) = sensitivity_rows({"a": layer}, {"a": 4})
     assert row["bits"] == 4
     assert row["sqnr_db"] == {"3": 12.0, "4": 20.0, "8": 40.0}
+
+
+def test_float_has_no_noise_and_its_price_is_told() -> None:
+    """The neighbours' prices are in bytes, or in milliseconds where these were measured; 32 bits have no decibels."""
+    layer = [entry("a", 8, 40.0, 80), entry("a", 16, 71.0, 160), entry("a", 32, 200.0, 320)]
+    assert reason_of(layer, 16) == (
+        "in float, 71.0 dB in 160 bytes; 8 bits: 40.0 dB for 80 bytes less; float: no noise for 160 bytes more"
+    )
+    timed = [replace(layer[0], ms=0.3), replace(layer[2], ms=0.2)]
+    assert reason_of(timed, 32) == "in float, no noise in 0.2000 ms; 8 bits: 40.0 dB for 0.1000 ms more"
+    (row,) = sensitivity_rows({"a": timed}, {"a": 32})
+    assert row["bits"] == 32
+    assert row["sqnr_db"] == {"8": 40.0}
+    assert row["size_bytes"] == {"8": 80, "32": 320}
+    assert row["ms"] == {"8": 0.3, "32": 0.2}
+    assert "drop" not in row
+
+
+def test_the_metric_counts_before_noise() -> None:
+    """A layer that costs one sample of a hundred is worse than any that costs none, however noisy that one is."""
+    quiet, noisy = replace(entry("a", 4, 60.0), drop=0.01), replace(entry("a", 8, 0.0), drop=0.0)
+    assert noisy.loss == pytest.approx(1e-6)
+    assert quiet.loss == pytest.approx(0.01, abs=1e-6)
+    assert replace(noisy, drop=-0.05).loss == noisy.loss
+    assert entry("a", 8, 20.0).loss == pytest.approx(0.01)
+
+
+def test_drops_are_those_of_the_task(workload: Workload, prepared: Prepared) -> None:
+    """At 2 bits the last layer's drop is what the mean probability of the target falls by; in float there is none."""
+    sure = Metric(
+        name="probability", per_sample=lambda outputs, targets: outputs.softmax(1).gather(1, targets[:, None])
+    )
+    few = prepared.without(dict.fromkeys(set(prepared.placement.static) - {"linear"}, "not looked at"))
+    task = replace(workload, metric=sure)
+    two, whole = sensitivities(few, (2, 32), task, QUIET, samples=40, criterion=TaskMetric())["linear"]
+    data = first_samples(workload.calibration, 40)
+    targets = torch.cat([each for _, each in data])
+    alone = few.only("linear", nearest_grids(few.graph, {"linear": replace(few.scheme, bits=2)}))
+    before, after = (
+        torch.from_numpy(output_values(serialize(graph), [inputs for inputs, _ in data])).reshape(40, -1).softmax(1)
+        for graph in (few.graph, alone)
+    )
+    fall = float((before - after)[range(40), targets].mean())
+    assert fall > 0.001
+    assert two.drop == pytest.approx(fall, rel=1e-4)
+    assert (whole.drop, whole.sqnr_db, whole.noise) == (0.0, 200.0, 0.0)
 
 
 def test_kernels_are_told_by_the_layers_they_work_for(prepared: Prepared) -> None:

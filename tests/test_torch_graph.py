@@ -9,10 +9,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from compressor.affine import Asymmetric, PerBlock, PerTensor, Scheme, Symmetric
 from compressor.export import export_onnx
 from compressor.metrics import Metric
+from compressor.quantization.dynamic_graph import place_dynamic
 from compressor.quantization.prepare_graph import clean_graph
+from compressor.quantization.straight_through import dynamic_integers
 from compressor.quantization.torch_graph import TorchGraph
+from compressor.quantization.weight_grids import nearest_grids
+from compressor.quantization.weight_only import place_weight_only
 from compressor.runtime import feeds_of, open_session
 from compressor.stage import StageError
 from compressor.workload import Workload
@@ -199,6 +204,17 @@ NODES: dict[str, tuple[str, list[np.ndarray], int, dict[str, object]]] = {
         *("Resize", [PICTURE, np.array([], np.float32), np.array([1, 1, 2, 1.5], np.float32)], 1),
         {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
     ),
+    "integers of a call": ("DynamicQuantizeLinear", [FLOATS * 1.3 + 0.7], 3, {}),
+    "integers of positive values": ("DynamicQuantizeLinear", [FLOATS + 9], 3, {}),
+    "integers of zeros": ("DynamicQuantizeLinear", [np.zeros((2, 3), np.float32)], 3, {}),
+    "product of integers": (
+        *(
+            "MatMulInteger",
+            [np.uint8([[0, 7, 255], [200, 9, 31]]), np.int8([[-128, 5], [127, 64], [3, -77]]), np.uint8(90)],
+            1,
+        ),
+        {},
+    ),
     "quantize": ("QuantizeLinear", [FLOATS, np.float32(0.5), np.uint8(3)], 1, {}),
     "quantize to signed": ("QuantizeLinear", [FLOATS, np.float32(0.02), np.int8(-5)], 1, {}),
     "dequantize by channel": (
@@ -220,6 +236,133 @@ def test_node_equals_onnx_runtime(name: str) -> None:
     found = TorchGraph(model).run({"x0": torch.from_numpy(inputs[0])}, [f"y{index}" for index in range(outputs)])
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours.detach().numpy(), theirs, atol=1e-5, rtol=1e-5)
+
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+STEPS, BATCH, INPUTS, UNITS = 9, 3, 20, 24
+
+
+def recurrent(op: str, direction: str, *, bias: bool = True, states: bool = True, **attributes) -> onnx.ModelProto:
+    """A recurrent node "layer" on the input x (steps, batch, inputs) with constant first states."""
+    count, rows, random = 2 if direction == "bidirectional" else 1, GATES[op] * UNITS, np.random.default_rng(3)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) * 0.4).astype(np.float32)
+
+    constants = {"W": normal(count, rows, INPUTS), "R": normal(count, rows, UNITS)}
+    constants |= {"B": normal(count, 2 * rows)} if bias else {}
+    constants |= {name: normal(count, BATCH, UNITS) for name in ("h", "c")} if states else {}
+    names = ["x", "W", "R", "B" if bias else "", "", *(("h", "c") if states else ())][: 7 if op == "LSTM" else 6]
+    outputs = ["all", "last", "cell"] if op == "LSTM" else ["all", "last"]
+    node = helper.make_node(op, names, outputs, "layer", direction=direction, hidden_size=UNITS, **attributes)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [STEPS, BATCH, INPUTS])],
+        [helper.make_empty_tensor_value_info(name) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def largest_difference(model: onnx.ModelProto) -> float:
+    """Between torch and ONNX Runtime over all outputs, which lie within [-1, 1] or near."""
+    x = np.random.default_rng(0).standard_normal((STEPS, BATCH, INPUTS)).astype(np.float32)
+    session = open_session(model.SerializeToString())
+    names = [output.name for output in session.get_outputs()]
+    network = TorchGraph(model)
+    with torch.no_grad():
+        found = network.run(network.feeds(torch.from_numpy(x)), names)
+    pairs = zip(found, session.run(names, {session.get_inputs()[0].name: x}), strict=True)
+    return max(float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_float_recurrent_node_equals_onnx_runtime(op: str, direction: str) -> None:
+    """Float layers of every kind and direction, with first states, agree to float32 accuracy."""
+    attributes = {"linear_before_reset": 1} if op == "GRU" else {}
+    assert largest_difference(recurrent(op, direction, **attributes)) < 2e-6
+    assert largest_difference(recurrent(op, direction, bias=False, states=False, **attributes)) < 2e-6
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("scheme", [Symmetric(), Symmetric(bits=4), Asymmetric(granularity=PerTensor())], ids=str)
+def test_dynamic_lstm_equals_onnx_runtime(scheme: Scheme, direction: str) -> None:
+    """The integer LSTM rounds its state at every step as ONNX Runtime does: no state ends on another integer."""
+    for options in ({}, {"bias": False, "states": False}):
+        model = recurrent("LSTM", direction, **options)
+        placed = place_dynamic(model, {"layer"}, nearest_grids(model, {"layer": scheme}))
+        assert [node.op_type for node in placed.graph.node] == ["DynamicQuantizeLSTM"]
+        # A state on the other integer would be off by 1 / 255 of the largest, some 4e-3.
+        assert largest_difference(placed) < 2e-5
+
+
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("direction", ["reverse", "bidirectional"])
+@pytest.mark.parametrize("scheme", [Symmetric(), Symmetric(bits=4), Asymmetric(granularity=PerTensor())], ids=str)
+@pytest.mark.parametrize("op", ["GRU", "RNN"])
+def test_integer_cells_equal_onnx_runtime(op: str, scheme: Scheme, direction: str, after: int) -> None:
+    """Layers written out as a Scan over cells of integers give ONNX Runtime's states, in either form of a GRU."""
+    model = recurrent(op, direction, **({"linear_before_reset": after} if op == "GRU" else {}))
+    placed = place_dynamic(model, {"layer"}, nearest_grids(model, {"layer": scheme}))
+    assert "Scan" in {node.op_type for node in placed.graph.node}
+    assert largest_difference(placed) < 2e-5
+
+
+@pytest.mark.parametrize("scheme", [Symmetric(), Symmetric(bits=4), Symmetric(bits=4, granularity=PerBlock(size=32))])
+def test_blocks_of_weights_equal_onnx_runtime(scheme: Scheme) -> None:
+    """MatMulNBits rounds its activations block by block; packed weights are unpacked as the kernel reads them."""
+    weight = np.random.default_rng(0).standard_normal((INPUTS, 16)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "weight"], ["y"], "product")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [STEPS, BATCH, INPUTS])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [STEPS, BATCH, 16])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    placed = place_weight_only(model, {"product"}, nearest_grids(model, {"product": scheme}))
+    assert [node.op_type for node in placed.graph.node] == ["MatMulNBits"]
+    assert largest_difference(placed) < 2e-5
+
+
+def test_integers_of_a_call_by_hand() -> None:
+    """The range takes in 0, the steps are a 255th of it, and every value hands on the gradient over the step."""
+    values = torch.tensor([-1.0, 0.004, 1.55], requires_grad=True)
+    integers, scale, zero_point = dynamic_integers(values)
+    assert (integers.tolist(), zero_point.tolist()) == ([0, 100, 255], 100)
+    assert scale.tolist() == pytest.approx(0.01)
+    integers.sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == pytest.approx([100, 100, 100])
+    # Positive values: the range begins at 0.
+    assert dynamic_integers(torch.tensor([51.0, 255.0]))[0].tolist() == [51, 255]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"clip": 3.0}, "LSTM 'layer' has sequence lengths, peepholes, a clip.* leave it in float with skip"),
+        ({"activations": ["Sigmoid", "Relu", "Tanh"]}, "other activations or its batch first, and has no form"),
+    ],
+)
+def test_unusual_integer_lstm_is_refused(attributes: dict, message: str) -> None:
+    """An LSTM that torch would compute otherwise is named, with the way out."""
+    model = recurrent("LSTM", "forward", **attributes)
+    placed = place_dynamic(model, {"layer"}, nearest_grids(model, {"layer": Symmetric()}))
+    with pytest.raises(StageError, match=message):
+        TorchGraph(placed)(torch.zeros(STEPS, BATCH, INPUTS))
+
+
+def test_scan_along_another_axis_is_refused() -> None:
+    """A loop over columns is named rather than run over rows."""
+    model = recurrent("RNN", "forward")
+    placed = place_dynamic(model, {"layer"}, nearest_grids(model, {"layer": Symmetric()}))
+    loop = next(node for node in placed.graph.node if node.op_type == "Scan")
+    loop.attribute.append(helper.make_attribute("scan_input_axes", [1]))
+    with pytest.raises(StageError, match="Scan 'layer_0_last' walks along another axis than the first"):
+        TorchGraph(placed)(torch.zeros(STEPS, BATCH, INPUTS))
 
 
 def test_run_starts_and_ends_anywhere() -> None:

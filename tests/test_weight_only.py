@@ -59,7 +59,8 @@ def test_linear_layers_become_matmulnbits(op: str, granularity, bits: int) -> No
     placed = place_weight_only(model, {"linear"}, grids)
     assert kernels(serialize(placed))["MatMulNBits"] == 1
     x = _normal(5, 100)
-    assert sqnr_db(_run(_with_values(model, grids), x), _run(placed, x)) > 40
+    # Below float32's own noise: the activations are rounded.
+    assert 40 < sqnr_db(_run(_with_values(model, grids), x), _run(placed, x)) < 80
     if bits == 4:
         assert len(serialize(placed)) < len(serialize(model)) / 4
 
@@ -73,10 +74,25 @@ def test_linear_layers_become_matmulnbits(op: str, granularity, bits: int) -> No
         Symmetric(bits=3, granularity=PerTensor()),
     ],
 )
-@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "GRU"])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "GRU", "Gather", "Gemm"])
 def test_other_weights_are_unpacked_once_and_exactly(op: str, scheme: Scheme) -> None:
-    """A convolution and a GRU run as before, with nothing in front of them, on exactly the values of the grid."""
-    if op == "GRU":
+    """What MatMulNBits is not made for runs as before, with nothing in front, on exactly the values of the grid.
+
+    A Gemm is such a layer where it turns its input around.
+    """
+    if op == "Gather":
+        model = _model(
+            [helper.make_node("Gather", ["w", "input"], ["output"], "layer")],
+            {"w": _normal(50, 20)},
+            [4, 7],
+            TensorProto.INT64,
+        )
+        x = np.random.default_rng(1).integers(0, 50, (4, 7))
+    elif op == "Gemm":
+        node = helper.make_node("Gemm", ["input", "w"], ["output"], "layer", transA=1)
+        model = _model([node], {"w": _normal(20, 16)}, [20, 3])
+        x = _normal(20, 3)
+    elif op == "GRU":
         node = helper.make_node("GRU", ["input", "w", "r"], ["output", ""], "layer", hidden_size=8)
         model = _model([node], {"w": _normal(1, 24, 20), "r": _normal(1, 24, 8)}, [5, 2, 20])
         x = _normal(5, 2, 20)
@@ -92,7 +108,10 @@ def test_other_weights_are_unpacked_once_and_exactly(op: str, scheme: Scheme) ->
 
 
 def test_float16_halves_the_file_and_runs_the_float_model() -> None:
-    """The file has half the size and the same kernels; outputs keep over 60 dB; what float16 cannot hold stays."""
+    """The file has half the size and the same kernels; outputs keep over 60 dB.
+
+    What float16 cannot hold stays, and what is so small (225 weights) that a Cast costs as much as it saves.
+    """
     node = helper.make_node("Conv", ["input", "w"], ["output"], "conv")
     model = _model([node], {"w": _normal(64, 64, 3, 3)}, [2, 64, 8, 8])
     placed = place_float16(model, {"conv"})
@@ -101,6 +120,8 @@ def test_float16_halves_the_file_and_runs_the_float_model() -> None:
     assert sqnr_db(_run(model, _normal(2, 64, 8, 8)), _run(placed, _normal(2, 64, 8, 8))) > 60
     large = _model([node], {"w": _normal(64, 64, 3, 3) * 1e6}, [2, 64, 8, 8])
     assert serialize(place_float16(large, {"conv"})) == serialize(large)
+    small = _model([node], {"w": _normal(5, 5, 3, 3)}, [2, 5, 8, 8])
+    assert serialize(place_float16(small, {"conv"})) == serialize(small)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -6,7 +6,6 @@ from torch import nn
 
 from compressor.affine import Asymmetric, Symmetric
 from compressor.export import export_onnx
-from compressor.quantization.compact_graph import serialize
 from compressor.quantization.policy import ByFamily
 from compressor.quantization.post_training import prepare
 from compressor.quantization.range_methods import MinMax
@@ -40,4 +39,4 @@ def shipped_file(model: nn.Module, workload: Workload, target: Target, form: str
         raise StageError(
             f"{type(model).__name__} has no 8-bit form: {error}; set form='float32' in the latency target"
         ) from error
-    return serialize(prepared.place())
+    return prepared.shipped()

@@ -14,21 +14,17 @@ proportion to the mean gradient that rounding to nearest causes, so that layers 
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
 import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
-from tqdm import tqdm
 
 from compressor.affine import integer_bounds
-from compressor.quantization.layer_data import Crossing, Layer, Place, Twins, Walk
-from compressor.quantization.layer_rows import input_columns, to_rows, to_weight
+from compressor.quantization.layer_data import Crossing, Layer, Twins
+from compressor.quantization.layer_rows import input_columns, paired_columns, to_rows, to_weight
 from compressor.quantization.weight_grids import WeightGrid
-from compressor.stage import Context
-from compressor.workload import Workload
 
 # Section 3.4 and the authors' own implementation (AIMET): the stretch of the sigmoid, beta's way, the share of the
 # iterations before the regulariser begins.
@@ -64,41 +60,16 @@ class AdaRound:
         if not 0 < self.learning_rate <= 1:
             raise ValueError(f"learning_rate is Adam's, in (0, 1]; got {self.learning_rate}")
 
-    def rounded(
-        self,
-        graph: onnx.ModelProto,
-        grids: Mapping[str, WeightGrid],
-        *,
-        place: Place,
-        workload: Workload,
-        context: Context,
-    ) -> dict[str, WeightGrid]:
-        """The same grids with other integers for the Conv, Gemm and MatMul nodes of `graph`."""
-        twins = Twins(graph, grids, place)
-        walk = Walk(twins, workload, samples=self.samples, seed=context.seed)
-        generator = torch.Generator().manual_seed(context.seed)
-        with tqdm(
-            total=len(twins.layers), desc="AdaRound", unit="layer", leave=False, disable=not context.progress
-        ) as bar:
-            for segment, crossing in walk:
-                for layer in segment.layers:
-                    twins.grids[layer.weight] = self._rounded(layer, crossing, twins, generator)
-                    bar.update()
-        context.details["rounding"] = twins.details(self, grids, walk.samples)
-        return twins.grids
-
-    def _rounded(self, layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> WeightGrid:
+    def rounded(self, layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> WeightGrid:
+        """The layer's grid with the integers learned; positions and batches come from `generator`."""
         weight, grid = twins.weights[layer.weight], twins.grids[layer.weight]
         exact, quantized = _positions(layer, crossing, twins, generator)
-        rows = to_rows(layer.node, weight)
+        rows, scale, zero_point = twins.rows_of(layer)
         bias, bounds = _behind(layer, twins.graph, rows.shape[0] * rows.shape[1])
         bias = bias.reshape(rows.shape[0], 1, -1)
         target = (exact @ rows.mT + bias).clamp(*bounds)
         low, high = integer_bounds(grid.bits, signed=True)
         steps = to_rows(layer.node, grid.continuous(weight).clamp(low, high))
-        scale, zero_point = (
-            to_rows(layer.node, grid.spread(part).expand_as(weight)) for part in (grid.scale, grid.zero_point)
-        )
 
         def gradient_at(values: Tensor) -> Tensor:
             chosen = torch.randint(exact.shape[1], (self.batch,), generator=generator)
@@ -167,8 +138,7 @@ def _positions(layer: Layer, crossing: Crossing, twins: Twins, generator: torch.
     for exact, quantized in twins.inputs_of(layer, crossing):
         a_sample = next(input_columns(layer.node, exact[:1], shape)).shape[-1]
         share = min(1.0, _POOL / (a_sample * crossing.samples))
-        pairs = zip(input_columns(layer.node, exact, shape), input_columns(layer.node, quantized, shape), strict=True)
-        for ours, theirs in pairs:
+        for ours, theirs in paired_columns(layer.node, exact, quantized, shape):
             count = max(1, round(share * ours.shape[-1]))
             chosen = torch.randperm(ours.shape[-1], generator=generator)[:count]
             kept.append((ours[..., chosen].mT, theirs[..., chosen].mT))

@@ -1,5 +1,6 @@
-"""What ONNX Runtime runs on integers, what it does not, and why."""
+"""What ONNX Runtime runs on integers, what it does not, and why: seen in the graph that it makes on this machine."""
 
+import platform
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,9 +33,12 @@ def coverage(
 
     `quantized` counts the operators with weights that run on integers or stored ones, `integer_kernels` and
     `integer_followers` the kernels by operator. `left_in_float` lists the operators with weights that compute floats,
-    `float_islands` those without weights that floats are made for and turned back behind, each with its reason;
-    `conversions` counts the QuantizeLinear and DequantizeLinear that run. Raises StageError where nothing is gained.
+    or look them up, `float_islands` those without weights that floats are made for and turned back behind, each with
+    its reason; `conversions` counts the QuantizeLinear and DequantizeLinear that run. `signed_activations` on a machine
+    that is no Arm adds `kernels_seen_on`: what is told is what ONNX Runtime fuses here when it lets int8 activations
+    through as on Arm, and nothing has run there. Raises StageError where nothing is gained.
     """
+    elsewhere = _seen_on() if signed_activations else None
     nodes = optimized_nodes(plain, signed_activations=signed_activations)
     integer = Counter(node.op_type for node in nodes if node.op_type in INTEGER_KERNELS)
     stored = len(placement.weight_only) + len(placement.float16)
@@ -44,11 +48,13 @@ def coverage(
             name = original_name(node.name, graph)
             reason = placement.left.get(name) or _unfused(name, placement, activation_bits)
             left.append({"node": name, "op": node.op_type, "reason": reason})
+    left += _float_tables(graph, placement)
     # 16-bit activations show an accuracy; nobody expects them to be fast.
     if not integer and not stored and activation_bits == 8:
+        seen = f", seen on {elsewhere}" if elsewhere else ""
         raise StageError(
-            f"ONNX Runtime runs none of {len(placement.static) + len(placement.dynamic)} prepared nodes on integers; "
-            "leave this stage out for this model"
+            f"ONNX Runtime runs none of {len(placement.static) + len(placement.dynamic)} prepared nodes on "
+            f"integers{seen}; leave this stage out for this model"
         )
     return {
         "quantized": sum(integer.values()) + stored - integer["MatMulNBits"],
@@ -59,7 +65,26 @@ def coverage(
         "left_in_float": left,
         "float_islands": _islands(nodes, graph),
         "conversions": sum(node.op_type in _CONVERSIONS for node in nodes),
+        **({"kernels_seen_on": elsewhere} if elsewhere else {}),
     }
+
+
+def _seen_on() -> str | None:
+    """In words, where kernels for signed activations were seen; None on an Arm machine, whose kernels they are."""
+    machine = platform.machine()
+    if machine.lower() in {"arm64", "aarch64"}:
+        return None
+    return f"{machine}, which let int8 activations through as ONNX Runtime does on Arm; the file has not run on Arm"
+
+
+def _float_tables(graph: onnx.ModelProto, placement: Placement) -> list[dict[str, str]]:
+    """Embeddings whose tables stay as they are; a lookup computes nothing, so that no kernel's name tells."""
+    stored = {*placement.weight_only, *placement.float16}
+    return [
+        {"node": node.name, "op": node.op_type, "reason": placement.left[node.name]}
+        for node in graph.graph.node
+        if node.op_type == "Gather" and node.name in placement.left and node.name not in stored
+    ]
 
 
 def _unfused(name: str, placement: Placement, activation_bits: int) -> str:

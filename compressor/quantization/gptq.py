@@ -10,20 +10,15 @@ Inputs come from the network whose earlier layers are rounded already. What that
 the row of least squares for the float output is w + w E[(x - x') x'^T] (E[x' x'^T])^-1.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import onnx
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from compressor.affine import integer_bounds
-from compressor.quantization.layer_data import Crossing, Layer, Place, Twins, Walk
-from compressor.quantization.layer_rows import input_columns, to_rows, to_weight
+from compressor.quantization.layer_data import Crossing, Layer, Twins
+from compressor.quantization.layer_rows import paired_columns, to_rows, to_weight
 from compressor.quantization.weight_grids import WeightGrid
-from compressor.stage import Context
-from compressor.workload import Workload
 
 # Columns that are rounded before their changes are passed on to the columns behind, in one product instead of many.
 _BLOCK = 128
@@ -46,42 +41,22 @@ class GPTQ:
         if self.samples < 1:
             raise ValueError(f"samples is the number of samples that are looked at, at least 1; got {self.samples}")
 
-    def rounded(
-        self,
-        graph: onnx.ModelProto,
-        grids: Mapping[str, WeightGrid],
-        *,
-        place: Place,
-        workload: Workload,
-        context: Context,
-    ) -> dict[str, WeightGrid]:
-        """The same grids with other integers for the Conv, Gemm and MatMul nodes of `graph`."""
-        twins = Twins(graph, grids, place)
-        walk = Walk(twins, workload, samples=self.samples, seed=context.seed)
-        with tqdm(total=len(twins.layers), desc="GPTQ", unit="layer", leave=False, disable=not context.progress) as bar:
-            for segment, crossing in walk:
-                for layer in segment.layers:
-                    twins.grids[layer.weight] = self._rounded(layer, crossing, twins)
-                    bar.update()
-        context.details["rounding"] = twins.details(self, grids, walk.samples)
-        return twins.grids
-
-    def _rounded(self, layer: Layer, crossing: Crossing, twins: Twins) -> WeightGrid:
+    def rounded(self, layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> WeightGrid:
+        """The layer's grid with the integers that `gptq` finds; nothing is random."""
+        del generator
         hessian, drift = _second_moments(layer, crossing, twins)
-        grid, weight = twins.grids[layer.weight], twins.weights[layer.weight]
-        scale, zero_point = (
-            to_rows(layer.node, grid.spread(part).expand_as(weight)).double() for part in (grid.scale, grid.zero_point)
-        )
+        grid = twins.grids[layer.weight]
+        rows, scale, zero_point = twins.rows_of(layer)
         integers = gptq(
-            to_rows(layer.node, weight).double(),
-            scale,
-            zero_point,
+            rows.double(),
+            scale.double(),
+            zero_point.double(),
             hessian,
             drift,
             bounds=integer_bounds(grid.bits, signed=True),
             damping=self.damping,
         )
-        return grid.with_integers(to_weight(layer.node, integers, weight.shape))
+        return grid.with_integers(to_weight(layer.node, integers, grid.integers.shape))
 
 
 def _second_moments(layer: Layer, crossing: Crossing, twins: Twins) -> tuple[Tensor, Tensor]:
@@ -91,8 +66,7 @@ def _second_moments(layer: Layer, crossing: Crossing, twins: Twins) -> tuple[Ten
     hessian = torch.zeros(groups, inputs, inputs, dtype=torch.float64)
     drift = torch.zeros_like(hessian)
     for exact, quantized in twins.inputs_of(layer, crossing):
-        pairs = zip(input_columns(layer.node, exact, shape), input_columns(layer.node, quantized, shape), strict=True)
-        for ours, theirs in pairs:
+        for ours, theirs in paired_columns(layer.node, exact, quantized, shape):
             hessian += theirs @ theirs.mT
             drift += (ours - theirs) @ theirs.mT
     return hessian, drift

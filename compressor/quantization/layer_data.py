@@ -16,6 +16,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from compressor.quantization.layer_rows import to_rows
 from compressor.quantization.torch_graph import TorchGraph
 from compressor.quantization.weight_grids import WeightGrid
 from compressor.replay import replayed
@@ -85,17 +86,11 @@ class Twins:
         """The weights as the grids have them now, under the twin's names."""
         return {self.names[name]: self.grids[name].values() for name in self.weights}
 
-    def details(self, method: object, before: Mapping[str, WeightGrid], samples: int) -> dict[str, Any]:
-        """What the report is told: the method, and the share of the weights whose integer it changed from `before`."""
-        total = sum(weight.numel() for weight in self.weights.values())
-        changed = sum(int((self.grids[name].integers != before[name].integers).sum()) for name in self.weights)
-        return {
-            "method": repr(method),
-            "samples": samples,
-            "layers": len(self.layers),
-            "changed_fraction": round(changed / max(1, total), 4),
-            "to_nearest": sorted(before.keys() - self.weights.keys()),
-        }
+    def rows_of(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+        """(weight, scale, zero point) of the layer as the products see them, each (groups, outputs, inputs)."""
+        grid, weight = self.grids[layer.weight], self.weights[layer.weight]
+        scale, zero_point = (grid.spread(part).expand_as(weight) for part in (grid.scale, grid.zero_point))
+        return to_rows(layer.node, weight), to_rows(layer.node, scale), to_rows(layer.node, zero_point)
 
     def run_float(self, values: Values, wanted: Iterable[str]) -> Values:
         """The `wanted` activations of the float network, from `values` that cut it."""

@@ -55,6 +55,13 @@ def input_columns(node: onnx.NodeProto, values: Tensor, shape: Sequence[int]) ->
         yield moved.reshape(groups, -1, moved.shape[rank + 1 :].numel())
 
 
+def paired_columns(
+    node: onnx.NodeProto, exact: Tensor, quantized: Tensor, shape: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`input_columns` of the float and of the quantized input side by side."""
+    return zip(input_columns(node, exact, shape), input_columns(node, quantized, shape), strict=True)
+
+
 def _padding(node: onnx.NodeProto, spatial: Sequence[int], spans: Sequence[int], strides: Sequence[int]) -> list[int]:
     """The padding as torch's `pad` takes it: (before, after) of the last dimension first."""
     rank, mode = len(spatial), _attribute(node, "auto_pad", b"NOTSET").decode()

@@ -5,7 +5,7 @@ that needs it: the one behind a QuantizeLinear, the one ahead of a DequantizeLin
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 import onnx
 
@@ -34,16 +34,41 @@ def layer_of(kernel: str, graph: onnx.ModelProto) -> str | None:
     return _Owners(graph).of(kernel)
 
 
-def slower_nodes(
-    float_ms: Mapping[str, float], integer_ms: Mapping[str, float], nodes: Sequence[str]
-) -> dict[str, tuple[float, float]]:
-    """{node: (float, integer milliseconds)} of `nodes` whose integer form takes longer, the greatest loss first."""
-    found = {
-        name: (float_ms[name], integer_ms[name])
-        for name in nodes
-        if name in float_ms and name in integer_ms and integer_ms[name] > float_ms[name]
+def slower_groups(
+    float_ms: Mapping[str, float], integer_ms: Mapping[str, float], groups: Iterable[tuple[str, ...]]
+) -> dict[tuple[str, ...], tuple[float, float]]:
+    """{group: (float, integer milliseconds)} of `groups` of nodes whose integer form takes longer altogether.
+
+    The greatest loss comes first. Groups with a node of unknown time are left out.
+    """
+    known = float_ms.keys() & integer_ms.keys()
+    sums = {
+        names: (sum(float_ms[name] for name in names), sum(integer_ms[name] for name in names))
+        for names in groups
+        if known.issuperset(names)
     }
-    return dict(sorted(found.items(), key=lambda item: item[1][0] - item[1][1]))
+    slower = {names: times for names, times in sums.items() if times[1] > times[0]}
+    return dict(sorted(slower.items(), key=lambda item: item[1][0] - item[1][1]))
+
+
+def islands(graph: onnx.ModelProto, static: Collection[str], layers: Collection[str]) -> list[tuple[str, ...]]:
+    """The `layers` of every connected part of `graph` that works on integers, `static` being all nodes that do.
+
+    Within an island nothing is converted: of its layers those at the border pay for all.
+    """
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    parts: list[tuple[set[str], set[str]]] = []
+    for node in graph.graph.node:
+        if node.name not in static:
+            continue
+        tensors = {name for name in (*node.input, *node.output) if name and name not in constants}
+        touched = [part for part in parts if not tensors.isdisjoint(part[0])]
+        rest = [part for part in parts if tensors.isdisjoint(part[0])]
+        joined = tensors.union(*(part[0] for part in touched)), {node.name}.union(*(part[1] for part in touched))
+        parts = [*rest, joined]
+    order = [node.name for node in graph.graph.node if node.name in layers]
+    found = [tuple(name for name in order if name in names) for _, names in parts]
+    return [names for names in found if names]
 
 
 class _Owners:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.quantization.compact_graph import compact_graph, kernels, serialize
+
 # Bits of each plane, by the width of the integers: a byte holds 8, 4 or 2 values of a plane. 7 bits would save an
 # eighth of the file and are left as they are.
 _PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
@@ -99,3 +101,22 @@ def pack_plane(values: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.uint
     shifted = padded.reshape(-1, count) << np.arange(0, 8, width, dtype=np.uint8)
     result: npt.NDArray[np.uint8] = np.bitwise_or.reduce(shifted, axis=1, keepdims=True)
     return result
+
+
+def smallest_file(
+    plain: bytes, quantized: onnx.ModelProto, bits: Mapping[str, int], *, signed_activations: bool
+) -> bytes:
+    """The smallest file of the placed graph `quantized` that runs with the kernels of its `plain` one.
+
+    `bits` are those of its integer weights, by initializer.
+    """
+    # ONNX Runtime matches patterns: a smaller file that fuses differently would be a worse one.
+    running = kernels(plain, signed_activations=signed_activations)
+    candidates = [compact_graph(quantized)]
+    packed = pack_weights(quantized, bits)
+    if len(packed.graph.node) > len(quantized.graph.node):
+        candidates += [compact_graph(packed), packed]
+    files = [
+        data for data in map(serialize, candidates) if kernels(data, signed_activations=signed_activations) == running
+    ]
+    return min([plain, *files], key=len)

@@ -4,6 +4,9 @@ The kernels of CPUs without VNNI add two products of neighbours in 16 bits (see 
 pair is safe where its weights of one sign add up to at most 128. ONNX Runtime's own answer, 7 bits for every weight,
 halves the resolution of all; here each output channel's scale grows only by what its largest pair needs, so that most
 channels keep 8 bits and none can saturate.
+
+Which weights are neighbours depends on the number of input channels where it is odd: `channel_alignment` may add a
+channel of zeros. Such convolutions are made safe with it and without.
 """
 
 from collections.abc import Collection, Mapping
@@ -74,7 +77,8 @@ def _is_depthwise(node: onnx.NodeProto, grid: WeightGrid) -> bool:
 
 
 def _grown(grid: WeightGrid, weight: Tensor, node: onnx.NodeProto) -> WeightGrid:
-    largest = torch.from_numpy(_pair_sums(_rows(grid.integers, node)).max(axis=1, initial=0))
+    layouts = [_rows(_with_channels(grid.integers, spare), node) for spare in _spares(grid.integers, node)]
+    largest = torch.from_numpy(np.max([_pair_sums(rows).max(axis=1, initial=0) for rows in layouts], axis=0))
     # Several matrices, those of an LSTM's directions for instance, share the scales of their channels.
     shared = largest.max() if grid.axis is None else largest.reshape(-1, grid.integers.shape[grid.axis]).amax(dim=0)
     growth = (shared / _LARGEST_PAIR).clamp(min=1.0).float()
@@ -84,10 +88,19 @@ def _grown(grid: WeightGrid, weight: Tensor, node: onnx.NodeProto) -> WeightGrid
 
 def _lowered(grid: WeightGrid, node: onnx.NodeProto) -> WeightGrid:
     """The grid with the weights of unsafe pairs nearer to zero: both share what is too much."""
-    rows = _rows(grid.integers, node)
+    integers = grid.integers
+    for spare in _spares(grid.integers, node):
+        # Weights only come nearer to zero, so that a layout that was made safe stays so.
+        lowered = _lowered_rows(_with_channels(integers, spare), node)
+        integers = lowered[:, : integers.shape[1]] if spare else lowered
+    return grid if torch.equal(integers, grid.integers) else grid.with_integers(integers)
+
+
+def _lowered_rows(integers: Tensor, node: onnx.NodeProto) -> Tensor:
+    rows = _rows(integers, node)
     unsafe = np.nonzero(_pair_sums(rows) > _LARGEST_PAIR)
     if not len(unsafe[0]):
-        return grid
+        return integers
     for row, index in zip(*unsafe, strict=True):
         pair = rows[row, 2 * index : 2 * index + 2]
         excess = int(np.abs(pair.sum())) - _LARGEST_PAIR
@@ -95,7 +108,16 @@ def _lowered(grid: WeightGrid, node: onnx.NodeProto) -> WeightGrid:
         sign = np.sign(pair[larger])
         pair[larger] -= sign * ceil(excess / 2)
         pair[1 - larger] -= sign * (excess // 2)
-    return grid.with_integers(_from_rows(rows, grid.integers.shape, node))
+    return _from_rows(rows, integers.shape, node)
+
+
+def _spares(integers: Tensor, node: onnx.NodeProto) -> tuple[int, ...]:
+    """How many channels of zeros may stand behind those of the weight: none, or one where their number is odd."""
+    return (0, 1) if node.op_type == "Conv" and integers.shape[1] % 2 else (0,)
+
+
+def _with_channels(integers: Tensor, spare: int) -> Tensor:
+    return torch.cat([integers, torch.zeros_like(integers[:, :spare])], dim=1) if spare else integers
 
 
 def _pair_sums(rows: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -23,12 +23,13 @@ FOLLOWERS = frozenset(
             "Clip",
             "LeakyRelu",
             "Sigmoid",
+            "HardSigmoid",
             "Concat",
             "GlobalAveragePool",
             "AveragePool",
             "MaxPool",
         ),
-        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize", "Pad", "Split", "Slice"),
+        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize", "Pad", "Split", "Slice", "DepthToSpace"),
     }
 )
 
@@ -72,6 +73,10 @@ class Float16:
 # Units from which cells on integers are not slower than the float kernel on a CPU with VNNI and 2 MB of L2 cache, at
 # batch 1 and 61 steps: a GRU runs 0.49, 1.21 and 2.3 times as fast at 128, 256 and 384 units, an RNN 1.01, 1.8 and 2.6.
 _CELLS_FROM = {"GRU": 256, "RNN": 128}
+_NO_TRANSPOSED = (
+    "no int8 kernel for ConvTranspose; as a convolution it would gain nothing (windows that do not overlap), or cannot "
+    "be written (groups, dilation, not two axes, unequal strides)"
+)
 _STORED = "its weights are stored as {kind} and computed in float32"
 
 
@@ -172,7 +177,7 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
             case "Conv" | "ConvTranspose" if not constant_weight:
                 left[node.name] = "its weight is computed at run time"
             case "ConvTranspose":
-                left[node.name] = "no int8 kernel for ConvTranspose"
+                left[node.name] = _NO_TRANSPOSED
             case "Conv":
                 static.append(node.name)
             case "LSTM" if not isinstance(form, Static) and constant_weight:

@@ -5,34 +5,39 @@ small, lists what runs on integers and refuses what broke.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import onnx
 
 from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Scheme, Symmetric
 from compressor.quantization.activation_grids import ActivationGrid, activation_grids
 from compressor.quantization.audit import coverage
 from compressor.quantization.calibration import Method, calibrate
-from compressor.quantization.compact_graph import compact_graph, kernels, serialize
+from compressor.quantization.channel_alignment import aligned
+from compressor.quantization.compact_graph import serialize
 from compressor.quantization.dynamic_graph import place_dynamic
-from compressor.quantization.packing import pack_weights
-from compressor.quantization.policy import HEAVY, Form, Placement, WeightOnly, followers, placement_of
+from compressor.quantization.output_check import verified_sqnr
+from compressor.quantization.packing import smallest_file
+from compressor.quantization.policy import (
+    HEAVY,
+    ByFamily,
+    Form,
+    Placement,
+    Static,
+    WeightOnly,
+    followers,
+    placement_of,
+)
 from compressor.quantization.prepare_graph import clean_graph, is_quantized
-from compressor.quantization.quantize_graph import place_static, sqnr_db, tensors_to_observe, with_shared
+from compressor.quantization.quantize_graph import place_static, tensors_to_observe, with_shared
 from compressor.quantization.residual_norms import keep_sums_apart_
-from compressor.quantization.weight_grids import WeightGrid, WeightRange, nearest_grids
+from compressor.quantization.transposed_convolutions import as_convolutions
+from compressor.quantization.weight_grids import WeightGrid, WeightRange, nearest_grids, weight_positions
 from compressor.quantization.weight_only import place_float16, place_weight_only
-from compressor.runtime import feeds_of, open_session
 from compressor.stage import Context, StageError
-from compressor.workload import Workload, first_batches
-
-# Below this the noise is about as large as the outputs; int8 models that work have 15 dB and more.
-_SQNR_FLOOR_DB = 5.0
-# Batches of calibration data on which the quantized outputs are compared with the float ones.
-_COMPARED_BATCHES = 8
+from compressor.workload import Workload
 
 
 class Settings(Protocol):
@@ -97,18 +102,39 @@ class Prepared:
         keep_sums_apart_(placed)
         return placed
 
-    def without(self, reasons: Mapping[str, str]) -> "Prepared":
-        """The same with the nodes that `reasons` names in float again; raises StageError where none is left."""
+    def shipped(self) -> bytes:
+        """What `place` gives, with the channels of zeros that kernels are faster with: what is timed."""
+        return serialize(aligned(self.place()))
+
+    def without(self, reasons: Mapping[str, str], *, float16: Collection[str] = ()) -> "Prepared":
+        """The same with the nodes that `reasons` names in float again, the weights of `float16` stored as float16.
+
+        Raises StageError where none is left.
+        """
         static, dynamic, weight_only = (
             tuple(name for name in names if name not in reasons)
             for names in (self.placement.static, self.placement.dynamic, self.placement.weight_only)
         )
-        left = {**self.placement.left, **reasons}
-        placement = replace(self.placement, static=static, dynamic=dynamic, weight_only=weight_only, left=left)
         if not (static or dynamic or weight_only):
             raise StageError("nothing would be left to quantize")
+        placement = replace(
+            self.placement,
+            static=static,
+            dynamic=dynamic,
+            weight_only=weight_only,
+            float16=(*(name for name in self.placement.float16 if name not in reasons), *float16),
+            left={**self.placement.left, **reasons},
+        )
         nodes = frozenset({*static, *followers(self.graph, set(static))}) & self.static
-        return replace(self, placement=placement, static=nodes)
+        rounded = {*static, *dynamic, *weight_only}
+        used = {
+            name
+            for node in self.graph.graph.node
+            if node.name in rounded
+            for name in (node.input[position] for position in weight_positions(node))
+        }
+        weights = {name: grid for name, grid in self.weights.items() if name in used}
+        return replace(self, placement=placement, static=nodes, weights=weights)
 
     def only(self, node: str, weights: Mapping[str, WeightGrid]) -> onnx.ModelProto:
         """The graph in which `node` alone works on integers, with the grids `weights`."""
@@ -173,6 +199,8 @@ def prepare(
             "last stage"
         )
     graph = clean_graph(exported)
+    if isinstance(settings.form, ByFamily | Static):
+        graph = as_convolutions(graph)
     details: dict[str, Any] = {}
     for name, rewrite in (rewrites or {}).items():
         graph, details[name] = rewrite.apply(graph, workload, context)
@@ -213,11 +241,11 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
 
     Raises StageError where ONNX Runtime runs none of it on integers, and where the outputs broke.
     """
-    quantized = prepared.place() if placed is None else placed
+    quantized = aligned(prepared.place() if placed is None else placed)
     plain = serialize(quantized)
     bits = {f"{name}_quantized": grid.bits for name, grid in prepared.weights.items()}
     signed = context.target.signed_activations
-    onnx_bytes = _compacted(plain, quantized, bits, signed_activations=signed)
+    onnx_bytes = smallest_file(plain, quantized, bits, signed_activations=signed)
     details = {
         **prepared.details,
         **coverage(
@@ -228,7 +256,7 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
             signed_activations=signed,
         ),
     }
-    details["sqnr_db"] = _verified_sqnr(prepared.exported, onnx_bytes, workload)
+    details["sqnr_db"] = verified_sqnr(prepared.exported, onnx_bytes, workload)
     context.details.update(details)
     return onnx_bytes
 
@@ -263,41 +291,3 @@ def _placed(graph: onnx.ModelProto, settings: Settings) -> Placement:
         reasons = "; ".join(f"{count} nodes: {reason}" for reason, count in Counter(placement.left.values()).items())
         raise StageError(f"nothing to quantize: {reasons or 'the graph has none of ' + ', '.join(HEAVY)}")
     return placement
-
-
-def _compacted(plain: bytes, quantized: onnx.ModelProto, bits: Mapping[str, int], *, signed_activations: bool) -> bytes:
-    # ONNX Runtime matches patterns: a smaller file that fuses differently would be a worse one.
-    running = kernels(plain, signed_activations=signed_activations)
-    candidates = [compact_graph(quantized)]
-    packed = pack_weights(quantized, bits)
-    if len(packed.graph.node) > len(quantized.graph.node):
-        candidates += [compact_graph(packed), packed]
-    files = [
-        data for data in map(serialize, candidates) if kernels(data, signed_activations=signed_activations) == running
-    ]
-    return min([plain, *files], key=len)
-
-
-def _verified_sqnr(reference: bytes, quantized: bytes, workload: Workload) -> float:
-    before, after = open_session(reference), open_session(quantized)
-    pairs = []
-    for inputs, _ in first_batches(workload.calibration, _COMPARED_BATCHES):
-        pairs.append((before.run(None, feeds_of(before, inputs))[0], after.run(None, feeds_of(after, inputs))[0]))
-        _check_single_sample(after, feeds_of(after, inputs))
-    expected, got = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
-    value = sqnr_db(expected, got) if np.isfinite(got).all() else float("-inf")
-    if not value >= _SQNR_FLOOR_DB:
-        raise StageError(
-            f"quantization broke the model: its outputs keep {value:.1f} dB of signal to noise, at least "
-            f"{_SQNR_FLOOR_DB:g} dB are needed; try calibration=Percentile(), or leave sensitive layers out with skip"
-        )
-    # JSON has no infinity: 200 dB is beyond what float32 can tell apart.
-    return round(min(value, 200.0), 2)
-
-
-def _check_single_sample(session: Any, feeds: dict[str, Any]) -> None:
-    output = session.run(None, {name: value[:1] for name, value in feeds.items()})[0]
-    if not np.isfinite(output).all():
-        raise StageError(
-            "the quantized model gives NaN or infinite outputs for a single sample; leave layers out with skip"
-        )

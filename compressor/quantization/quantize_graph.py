@@ -18,6 +18,7 @@ from torch import Tensor
 from compressor.affine import Asymmetric, choose_affine, extremes, integer_bounds, quantize
 from compressor.quantization.activation_grids import ActivationGrid
 from compressor.quantization.float_layers import keep_float_
+from compressor.quantization.integer_forms import take_integer_forms_
 from compressor.quantization.saturating_operators import (
     FLOAT_OUTPUTS,
     MOVES,
@@ -94,6 +95,7 @@ def place_static(
     placement = _Placing(graph=placed.graph, nodes=set(nodes), activations=activations, weights=weights)
     placement.run()
     keep_float_(placed.graph, placement.nodes)
+    take_integer_forms_(placed.graph)
     if placement.contrib and all(entry.domain != _INT4_DOMAIN for entry in placed.opset_import):
         placed.opset_import.append(helper.make_opsetid(_INT4_DOMAIN, 1))
     return placed

@@ -13,6 +13,7 @@ from compressor.quantization.channel_statistics import output_sqnr_db
 from compressor.quantization.equalization import CrossLayerEqualization
 from compressor.quantization.give_back import GiveBack
 from compressor.quantization.gptq import GPTQ
+from compressor.quantization.layer_rounding import round_layers
 from compressor.quantization.mixed_precision import MixedPrecision
 from compressor.quantization.pair_safety import repaired_grids
 from compressor.quantization.portability import (
@@ -109,11 +110,12 @@ def _prepared(exported: bytes, choices: Choices, workload: Workload, context: Co
 
 
 def _rounded(prepared: Prepared, rounding: AdaRound | GPTQ, workload: Workload, context: Context) -> Prepared:
-    grids = rounding.rounded(
+    grids, told = round_layers(
+        rounding,
         prepared.graph,
-        dict(prepared.weights),
+        prepared.weights,
         place=lambda weights: prepared.place(weights=weights),
         workload=workload,
         context=context,
     )
-    return replace(prepared, weights=grids).noting("rounding", context.details.pop("rounding"))
+    return replace(prepared, weights=grids).noting("rounding", told)

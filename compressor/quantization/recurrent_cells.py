@@ -72,14 +72,34 @@ class Layer:
         name = next((entry.s.decode() for entry in self.node.attribute if entry.name == "direction"), "forward")
         return {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[name]
 
+    @property
+    def rows(self) -> int:
+        """Gates times units: how many values the products of the inputs give."""
+        return _GATES[self.node.op_type] * self.hidden
+
+    @property
+    def kept(self) -> int:
+        """How many of the last values of a state's bias have to stay in the cell: those of the candidate, if any."""
+        return self.hidden if self.reset_after and self.node.op_type == "GRU" else 0
+
+    @property
+    def products(self) -> dict[str, slice]:
+        """{result of a product of the state in the cell: its rows of R}."""
+        if self.node.op_type == "RNN" or self.reset_after:
+            return {"u": slice(None)}
+        return {"u_zr": slice(2 * self.hidden), "v": slice(2 * self.hidden, None)}
+
+    def loop(self, direction: int) -> str:
+        """The name of the Scan of one direction."""
+        return f"{self.node.name}_{direction}_last"
+
     def biases(self, direction: int) -> tuple[_Array, _Array | None]:
         """(what the product of the inputs takes, what has to stay in the cell: that of the candidate, if any)."""
-        gates = _GATES[self.node.op_type] * self.hidden
-        both = np.zeros(2 * gates, dtype=np.float32) if self.bias is None else self.bias[direction]
-        inputs, states = both[:gates].copy(), both[gates:]
-        kept = self.hidden if self.reset_after and self.node.op_type == "GRU" else 0
-        inputs[: gates - kept] += states[: gates - kept]
-        return inputs, states[gates - kept :] if kept else None
+        both = np.zeros(2 * self.rows, dtype=np.float32) if self.bias is None else self.bias[direction]
+        inputs, states = both[: self.rows].copy(), both[self.rows :]
+        early = self.rows - self.kept
+        inputs[:early] += states[:early]
+        return inputs, states[early:] if self.kept else None
 
 
 def layer_of(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> Layer:
@@ -126,7 +146,7 @@ def write_layer(layer: Layer, projected: list[str], recurrence: Sequence[WeightG
             sizes = written.constant(f"{prefix}_sizes", np.array([2 * layer.hidden, layer.hidden]))
             sources = [f"{prefix}_gates", f"{prefix}_candidates"]
             written.add("Split", [source, sizes], *sources, axis=2)
-        outputs = [f"{prefix}_last", f"{prefix}_states"]
+        outputs = [layer.loop(index), f"{prefix}_states"]
         written.add(
             "Scan",
             [firsts[index], *sources],
@@ -174,7 +194,7 @@ def _body(layer: Layer, weight: WeightGrid | _Array, bias: _Array | None) -> onn
     hidden = layer.hidden
     scanned = {"x": hidden}
     if layer.node.op_type == "RNN":
-        product("h", "u", slice(None), None)
+        product("h", "u", layer.products["u"], None)
         written.add("Tanh", [written.add("Add", ["u", "x"], "a")], "next")
     else:
         scanned = {"x_zr": 2 * hidden, "x_n": hidden}
@@ -182,16 +202,16 @@ def _body(layer: Layer, weight: WeightGrid | _Array, bias: _Array | None) -> onn
         if layer.reset_after:
             thirds = written.constant("thirds", np.array([2 * hidden, hidden]))
             full = None if bias is None else np.concatenate([np.zeros(2 * hidden, dtype=np.float32), bias])
-            product("h", "u", slice(None), full)
+            product("h", "u", layer.products["u"], full)
             written.add("Split", ["u", thirds], "u_zr", "u_n", axis=1)
         else:
-            product("h", "u_zr", slice(2 * hidden), None)
+            product("h", "u_zr", layer.products["u_zr"], None)
         gates = written.add("Sigmoid", [written.add("Add", ["u_zr", "x_zr"], "a_zr")], "zr")
         written.add("Split", [gates, halves], "z", "r", axis=1)
         if layer.reset_after:
             written.add("Mul", ["r", "u_n"], "v")
         else:
-            product(written.add("Mul", ["r", "h"], "rh"), "v", slice(2 * hidden, None), None)
+            product(written.add("Mul", ["r", "h"], "rh"), "v", layer.products["v"], None)
         written.add("Tanh", [written.add("Add", ["v", "x_n"], "a_n")], "n")
         written.add("Mul", ["z", written.add("Sub", ["h", "n"], "difference")], "moved")
         written.add("Add", ["n", "moved"], "next")

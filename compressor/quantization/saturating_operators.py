@@ -16,7 +16,7 @@ from compressor.quantization.activation_grids import ActivationGrid
 MOVES = frozenset(
     {
         *("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather", "Expand"),
-        *("Tile", "Resize", "Pad"),
+        *("Tile", "Resize", "Pad", "DepthToSpace"),
     }
 )
 # Operators with kernels that take integers and give floats.

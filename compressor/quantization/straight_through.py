@@ -25,6 +25,35 @@ def round_trip(values: Tensor, scale: Tensor, zero_point: Tensor, bounds: tuple[
     return result
 
 
+def dynamic_integers(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(integers, scale, zero point) of `values` over their own range, all float32: ONNX's DynamicQuantizeLinear.
+
+    With low = min(0, smallest) and high = max(0, largest): s = (high - low) / 255, z = round(-low / s) and round(x / s)
+    + z in [0, 255]; s = 1 where all values are zero. The range follows the values, so that nothing is cut off: the
+    gradient to `values` is 1 / s everywhere, and neither s nor z hands one on.
+    """
+    integers, scale, zero_point = _DynamicIntegers.apply(values)  # type: ignore[no-untyped-call] # the same
+    return integers, scale, zero_point
+
+
+class _DynamicIntegers(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        smallest, largest = values.aminmax()
+        low, high = smallest.clamp(max=0), largest.clamp(min=0)
+        scale = torch.where(high > low, (high - low) / 255, torch.ones_like(high))
+        zero_point = (-low / scale).round_().clamp_(0, 255)
+        integers = (values / scale).round_().add_(zero_point).clamp_(0, 255)
+        ctx.save_for_backward(scale)
+        ctx.mark_non_differentiable(scale, zero_point)
+        return integers, scale, zero_point
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
+        scale: Tensor = ctx.saved_tensors[0]
+        return gradient / scale
+
+
 class _Round(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, values: Tensor) -> Tensor:

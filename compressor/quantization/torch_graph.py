@@ -1,7 +1,6 @@
 """An ONNX graph as a torch module: the same numbers as ONNX Runtime, with gradients."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.quantization.torch_layers import LAYERS
-from compressor.quantization.torch_operators import OPERATORS, Call, Operator
-from compressor.quantization.torch_shapes import SHAPES
+from compressor.quantization.torch_operators import Call
+from compressor.quantization.torch_scan import scan
+from compressor.quantization.torch_steps import KNOWN, SCAN, Step, steps_of, torch_tensor
 from compressor.stage import StageError
 
-_KNOWN: Mapping[str, Operator] = {**OPERATORS, **SHAPES, **LAYERS}
-# ai.onnx under its two names, and ONNX Runtime's own operators that are the same computation.
-_DOMAINS = {"", "ai.onnx", "com.microsoft"}
 # Inputs that hold weights. Of arithmetic operators, constants of more than one value: biases, scales, embeddings.
 _WEIGHT_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Conv": (1, 2),
@@ -28,53 +24,34 @@ _WEIGHT_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Gather": (0,),
     "PRelu": (1,),
     "LSTM": (1, 2, 3),
+    "DynamicQuantizeLSTM": (3,),
     "GRU": (1, 2, 3),
+    "RNN": (1, 2, 3),
     "LayerNormalization": (1, 2),
     "BatchNormalization": (1, 2),
     "InstanceNormalization": (1, 2),
     "GroupNormalization": (1, 2),
 }
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
-# (low, high) of the integers, by onnx.TensorProto's element types.
-_BOUNDS: Mapping[int, tuple[int, int]] = {
-    TensorProto.UINT8: (0, 255),
-    TensorProto.INT8: (-128, 127),
-    TensorProto.UINT16: (0, 65535),
-    TensorProto.INT16: (-32768, 32767),
-    TensorProto.UINT4: (0, 15),
-    TensorProto.INT4: (-8, 7),
-    TensorProto.INT32: (-(2**31), 2**31 - 1),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Step:
-    """One node, ready to run."""
-
-    name: str
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
-    opset: int
-    bounds: tuple[int, int] | None
 
 
 class TorchGraph(nn.Module):
-    """The graph of `model`, float or with QuantizeLinear and DequantizeLinear, run by torch.
+    """The graph of `model`, in floats or with integers as the placements here write them, run by torch.
 
-    Weights and biases in float32 are parameters, everything else constant is a buffer; `parameter_of` maps
-    initializers to the names of both. Rounding passes gradients straight through. Takes inputs as `OnnxModule` does.
-    Raises StageError at an operator that it does not know.
+    Weights and biases in float32 are parameters (those among `learn` alone, where it is given), everything else
+    constant is a buffer, and so is all that the bodies of loops hold; `parameter_of` maps initializers to the names of
+    both. Rounding passes gradients straight through. Takes inputs as `OnnxModule` does. Raises StageError at an
+    operator that it does not know.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, *, learn: frozenset[str] | None = None) -> None:
         super().__init__()
         graph = model.graph
         self.input_names = [value.name for value in graph.input if value.name not in _names(graph.initializer)]
         self.output_names = [value.name for value in graph.output]
         self.parameter_of: dict[str, str] = {}
-        trainable = _weights(graph)
+        trainable = _weights(graph) if learn is None else _weights(graph) & learn
+        self.bodies = nn.ModuleDict()
         for tensor in graph.initializer:
             value = torch_tensor(tensor)
             # nn.Module takes no dots in names; ONNX's names have no spaces to be confused with.
@@ -85,7 +62,11 @@ class TorchGraph(nn.Module):
                 self.register_parameter(name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
-        self._steps = _steps(model)
+        self._steps = steps_of(model)
+        for step in self._steps:
+            if step.operator == SCAN:
+                body = helper.make_model(step.attributes["body"], opset_imports=model.opset_import)
+                self.bodies[_body_key(step)] = TorchGraph(body, learn=frozenset())
         self._makers = {output: index for index, step in enumerate(self._steps) for output in step.outputs if output}
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -116,7 +97,8 @@ class TorchGraph(nn.Module):
     def run(self, values: Mapping[str, Tensor], wanted: Sequence[str]) -> list[Tensor]:
         """The tensors `wanted`, from `values`: the inputs, or any tensors that cut the graph behind them.
 
-        A value under an initializer's name stands in for it. Only the nodes that `wanted` needs are run. Raises
+        A value under an initializer's name stands in for it, one under "loop/name" for what the body of the Scan node
+        "loop" holds. Only the nodes that `wanted` needs are run. Raises
         StageError where `values` leaves something open.
         """
         known: dict[str, Tensor] = dict(values)
@@ -137,7 +119,7 @@ class TorchGraph(nn.Module):
                     opset=step.opset,
                     bounds=step.bounds,
                 )
-                result = _KNOWN[step.operator](call)
+                result = self._loop(step, call, known) if step.operator == SCAN else KNOWN[step.operator](call)
                 known.update(zip(step.outputs, result if isinstance(result, tuple) else (result,), strict=False))
                 for name in step.inputs:
                     if last[name] == index and name not in kept:
@@ -160,6 +142,17 @@ class TorchGraph(nn.Module):
                 tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
         return result
 
+    def _loop(self, step: Step, call: Call, known: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        body = self.bodies[_body_key(step)]
+        assert isinstance(body, TorchGraph)
+        inside = f"{step.name}/"
+        stand_ins = {name.removeprefix(inside): value for name, value in known.items() if name.startswith(inside)}
+
+        def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+            return body.run(stand_ins | dict(zip(body.input_names, inputs, strict=True)), body.output_names)
+
+        return scan(call, run)
+
     def _value(self, name: str, known: Mapping[str, Tensor], reader: str) -> Tensor:
         if name in known:
             return known[name]
@@ -179,14 +172,8 @@ class TorchGraph(nn.Module):
         return sorted(found)
 
 
-def torch_tensor(tensor: onnx.TensorProto) -> Tensor:
-    """The initializer's values; types that torch lacks in the next wider one."""
-    array = numpy_helper.to_array(tensor)
-    wider: dict[int, type] = {TensorProto.UINT16: np.int32, TensorProto.UINT32: np.int64, TensorProto.INT4: np.int8}
-    kind = np.uint8 if tensor.data_type == TensorProto.UINT4 else wider.get(tensor.data_type)
-    if tensor.data_type == TensorProto.BFLOAT16:
-        return torch.from_numpy(array.astype(np.float32)).bfloat16()
-    return torch.from_numpy(np.array(array, dtype=kind))
+def _body_key(step: Step) -> str:
+    return f"body of {step.name}".replace(".", " ")
 
 
 def _device_type(values: Mapping[str, Tensor]) -> str:
@@ -210,72 +197,3 @@ def _weights(graph: onnx.GraphProto) -> set[str]:
             if position in _WEIGHT_INPUTS.get(node.op_type, ()) or (node.op_type in _ARITHMETIC and floats[name] > 1):
                 found.add(name)
     return found
-
-
-def _steps(model: onnx.ModelProto) -> list[_Step]:
-    opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
-    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    steps = []
-    for index, node in enumerate(model.graph.node):
-        name = node.name or f"{node.op_type.lower()}_{index}"
-        if node.op_type not in _KNOWN or node.domain not in _DOMAINS:
-            where = f" of {node.domain}" if node.domain else ""
-            raise StageError(
-                f"the operator {node.op_type}{where} (node {name!r}) has no form in torch here, so the graph cannot be "
-                "trained; leave training of the quantized graph out for this model"
-            )
-        attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
-        if node.op_type == "Constant":
-            attributes = {"value": _constant(attributes)}
-        bounds = None
-        if node.op_type == "QuantizeLinear":
-            kind = types.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-            kind = kind or attributes.get("output_dtype") or TensorProto.UINT8
-            if kind not in _BOUNDS:
-                raise StageError(f"QuantizeLinear {name!r} to the ONNX type {kind} is no integer type known here")
-            bounds = _BOUNDS[kind]
-        steps.append(
-            _Step(
-                name=name,
-                operator=node.op_type,
-                inputs=tuple(node.input),
-                outputs=tuple(node.output),
-                attributes=attributes,
-                opset=opset,
-                bounds=bounds,
-            )
-        )
-    scalars = {tensor.name for tensor in model.graph.initializer if int(np.prod(tensor.dims)) == 1}
-    return _paired(steps, scalars)
-
-
-def _paired(steps: list[_Step], scalars: set[str]) -> list[_Step]:
-    """The steps with DequantizeLinear right behind QuantizeLinear computed from the latter's input."""
-    quantizers = {step.outputs[0]: step for step in steps if step.operator == "QuantizeLinear"}
-    paired = []
-    for step in steps:
-        before = quantizers.get(step.inputs[0]) if step.operator == "DequantizeLinear" else None
-        if before is not None and before.inputs[1:] == step.inputs[1:] and before.inputs[1] in scalars:
-            paired.append(replace(before, name=step.name, operator="FakeQuantize", outputs=step.outputs))
-        else:
-            paired.append(step)
-    return paired
-
-
-def _attribute(attribute: onnx.AttributeProto) -> Any:
-    value = helper.get_attribute_value(attribute)
-    if isinstance(value, onnx.TensorProto):
-        return torch_tensor(value)
-    if isinstance(value, bytes):
-        return value.decode()
-    return list(value) if attribute.type in {onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS} else value
-
-
-def _constant(attributes: Mapping[str, Any]) -> Tensor:
-    for name, kind in (("value_int", torch.int64), ("value_ints", torch.int64), ("value_float", torch.float32)):
-        if name in attributes:
-            return torch.tensor(attributes[name], dtype=kind)
-    if "value_floats" in attributes:
-        return torch.tensor(attributes["value_floats"], dtype=torch.float32)
-    value: Tensor = attributes["value"]
-    return value

@@ -130,7 +130,7 @@ def _pad(call: Call) -> Tensor:
         sides[axis] = (before, after)
     fill, mode = call.optional(2), call.get("mode", "constant")
     if mode == "constant":
-        return _padded(values, sides, 0.0 if fill is None else float(fill))
+        return _padded(values, sides, 0.0 if fill is None else float(fill.detach()))
     if mode not in {"reflect", "edge"}:
         raise _refuse(call, f"mode {mode!r}")
     # Only the last dimensions can be reflected.
@@ -171,20 +171,21 @@ def _resize(call: Call) -> Tensor:
     return F.interpolate(values, wanted[2:], mode=kind, align_corners=aligned)
 
 
-# The order of torch's gates in ONNX's: i, f, g, o from i, o, f, c; and r, z, n from z, r, h.
-_LSTM_GATES, _GRU_GATES = (0, 2, 3, 1), (1, 0, 2)
+# The order of torch's gates in ONNX's: i, f, g, o from i, o, f, c; r, z, n from z, r, h; an RNN has none.
+_LSTM_GATES, _GRU_GATES, _RNN_GATES = (0, 2, 3, 1), (1, 0, 2), (0,)
+_ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
 
 def _recurrent(call: Call, gates: Sequence[int]) -> tuple[Tensor, list[Tensor], int, int]:
-    """(values, torch's flat weights, directions, hidden units) of an LSTM or GRU."""
-    direction = call.get("direction", "forward")
-    if direction == "reverse" or call.get("layout", 0) or "activations" in call.attributes or "clip" in call.attributes:
-        raise _refuse(call, "reverse direction, batch-first layout, activations or clip")
-    if call.optional(4) is not None:
-        raise _refuse(call, "sequence_lens")
+    """(values, torch's flat weights, directions, hidden units) of a recurrent node; reversed where that is its way."""
     values, inputs, recurrent = call.tensor(0), call.tensor(1), call.tensor(2)
     bias = call.optional(3)
     directions, hidden = inputs.shape[0], recurrent.shape[-1]
+    usual = _ACTIVATIONS[call.operator] * directions
+    if call.get("layout", 0) or call.get("clip", 0) or call.get("activations", usual) != usual:
+        raise _refuse(call, "batch-first layout, a clip or other activations")
+    if call.optional(4) is not None:
+        raise _refuse(call, "sequence_lens")
     if bias is None:
         bias = inputs.new_zeros(directions, 2 * len(gates) * hidden)
 
@@ -196,7 +197,11 @@ def _recurrent(call: Call, gates: Sequence[int]) -> tuple[Tensor, list[Tensor], 
     for side in range(directions):
         ours, theirs = torch.split(bias[side], len(gates) * hidden)
         flat += [ordered(rows) for rows in (inputs[side], recurrent[side], ours, theirs)]
-    return values, flat, directions, hidden
+    return values.flip(0) if _reverse(call) else values, flat, directions, hidden
+
+
+def _reverse(call: Call) -> bool:
+    return bool(call.get("direction", "forward") == "reverse")
 
 
 def _state(call: Call, position: int, values: Tensor, directions: int, hidden: int) -> Tensor:
@@ -204,9 +209,10 @@ def _state(call: Call, position: int, values: Tensor, directions: int, hidden: i
     return values.new_zeros(directions, values.shape[1], hidden) if given is None else given
 
 
-def _by_direction(output: Tensor, directions: int) -> Tensor:
+def _by_direction(call: Call, output: Tensor, directions: int) -> Tensor:
     # torch: (time, batch, directions * hidden); ONNX: (time, directions, batch, hidden).
-    return output.reshape(*output.shape[:2], directions, -1).movedim(2, 1)
+    found = output.reshape(*output.shape[:2], directions, -1).movedim(2, 1)
+    return found.flip(0) if _reverse(call) else found
 
 
 def _lstm(call: Call) -> tuple[Tensor, ...]:
@@ -215,7 +221,7 @@ def _lstm(call: Call) -> tuple[Tensor, ...]:
         raise _refuse(call, "peepholes or coupled gates")
     state = tuple(_state(call, position, values, directions, hidden) for position in (5, 6))
     output, last, cell = torch.lstm(values, state, flat, True, 1, 0.0, False, directions == 2, False)
-    return _by_direction(output, directions), last, cell
+    return _by_direction(call, output, directions), last, cell
 
 
 def _gru(call: Call) -> tuple[Tensor, ...]:
@@ -224,7 +230,14 @@ def _gru(call: Call) -> tuple[Tensor, ...]:
         raise _refuse(call, "linear_before_reset=0")
     state = _state(call, 5, values, directions, hidden)
     output, last = torch.gru(values, state, flat, True, 1, 0.0, False, directions == 2, False)
-    return _by_direction(output, directions), last
+    return _by_direction(call, output, directions), last
+
+
+def _rnn(call: Call) -> tuple[Tensor, ...]:
+    values, flat, directions, hidden = _recurrent(call, _RNN_GATES)
+    state = _state(call, 5, values, directions, hidden)
+    output, last = torch.rnn_tanh(values, state, flat, True, 1, 0.0, False, directions == 2, False)
+    return _by_direction(call, output, directions), last
 
 
 LAYERS: dict[str, Operator] = {
@@ -238,4 +251,5 @@ LAYERS: dict[str, Operator] = {
     "Resize": _resize,
     "LSTM": _lstm,
     "GRU": _gru,
+    "RNN": _rnn,
 }

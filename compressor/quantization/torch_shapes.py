@@ -142,6 +142,16 @@ def _trilu(call: Call) -> Tensor:
     return torch.triu(call.tensor(0), diagonal) if call.get("upper", 1) else torch.tril(call.tensor(0), diagonal)
 
 
+def _depth_to_space(call: Call) -> Tensor:
+    values, block = call.tensor(0), int(call.attributes["blocksize"])
+    batch, channels, height, width = values.shape
+    if call.get("mode", "DCR") == "CRD":
+        return torch.pixel_shuffle(values, block)
+    # Blocks lie outside the channels here, inside of them in torch.
+    swapped = values.reshape(batch, block**2, channels // block**2, height, width).swapaxes(1, 2)
+    return torch.pixel_shuffle(swapped.reshape(values.shape), block)
+
+
 SHAPES: dict[str, Operator] = {
     "Identity": unary(lambda x: x),
     "Dropout": unary(lambda x: x),
@@ -161,6 +171,7 @@ SHAPES: dict[str, Operator] = {
     "CumSum": lambda call: call.tensor(0).cumsum(int(_one_value(call.tensor(1)))),
     "Reshape": _reshape,
     "Flatten": _flatten,
+    "DepthToSpace": _depth_to_space,
     "Transpose": _transpose,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,

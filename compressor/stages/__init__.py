@@ -19,6 +19,7 @@ from compressor.quantization.policy import ByFamily, Candidate, Dynamic, Fastest
 from compressor.quantization.portability import Portable, SafePairs, SevenBits
 from compressor.quantization.quantizer import Nearest
 from compressor.quantization.range_methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
+from compressor.quantization.sensitivity import SQNR, TaskMetric
 from compressor.quantization.smoothing import SmoothQuant
 from compressor.stage import stage_name
 from compressor.stages.batch_norm import ReestimateBatchNorm
@@ -40,6 +41,7 @@ __all__ = [
     "L2",
     "LAMP",
     "MSE",
+    "SQNR",
     "Activation",
     "AdaRound",
     "Asymmetric",
@@ -95,6 +97,7 @@ __all__ = [
     "Static",
     "Steps",
     "Symmetric",
+    "TaskMetric",
     "Taylor",
     "WeightOnly",
     "catalogue",

@@ -26,7 +26,7 @@ from compressor.precision import at_least_float32
 from compressor.quantization.calibration import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.quantization.compact_graph import serialize
 from compressor.quantization.fake_quantization import FakeQuantizedGraph
-from compressor.quantization.policy import Static
+from compressor.quantization.policy import ByFamily, Dynamic, Static
 from compressor.quantization.portability import SATURATING, check_cpus, with_checked_cpus
 from compressor.quantization.post_training import check_settings, finish, prepare
 from compressor.runtime import OnnxModule, feeds_of, load_session, open_session, session_options
@@ -53,7 +53,9 @@ class QuantizationAwareTraining:
     cycle up to `learning_rate` (> 0; AdamW: a fiftieth of it) from `workload.model`: `soft_weight` in [0, 1] is the
     teacher's part of the loss, `temperature` (> 0, best 1 to 2) divides the logits. The file is that of the best epoch
     by validation. `skip` holds globs of nodes and modules that stay in float. Weights that an earlier stage made zero
-    stay zero, and those it made equal stay equal. All nodes take calibrated ranges, recurrent layers stay in float.
+    stay zero, and those it made equal stay equal. In the default `form` convolutions and what is near them take
+    calibrated ranges; transformers, LSTMs, GRUs and RNNs are trained with the ranges that a run finds, `Static()` gives
+    transformers calibrated ones. Ranges found at run time are those of a whole batch, in training as in the file.
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
@@ -65,6 +67,7 @@ class QuantizationAwareTraining:
     learning_rate: float = 0.02
     temperature: float = 2.0
     soft_weight: float = 0.9
+    form: ByFamily | Static | Dynamic = field(default_factory=ByFamily)
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,12 +79,12 @@ class QuantizationAwareTraining:
             raise ValueError(
                 f"soft_weight is the teacher's fraction of the loss, in [0, 1]; got {self.soft_weight}{hint}"
             )
+        if not isinstance(self.form, ByFamily | Static | Dynamic):
+            raise ValueError(
+                f"form is what is trained, ByFamily(), Static() or Dynamic(); got {self.form}. The others keep float "
+                "arithmetic or choose between forms: use Quantize for them"
+            )
         check_settings(self)
-
-    @property
-    def form(self) -> Static:
-        """The form that is trained: every node with calibrated ranges."""
-        return Static()
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the trained integer graph. Raises StageError where nothing can be quantized or trained."""
