@@ -189,7 +189,7 @@ def test_time_by_hand(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> No
         taken = sum((entry.ms or 0.0) + 0.2 * entry.in_float for entry in chosen)
         return SimpleNamespace(speedup=Estimate(4 / taken, 4 / taken, 4 / taken))
 
-    monkeypatch.setattr(width_search, "assigned", lambda _, __, chosen: SimpleNamespace(place=lambda: chosen))
+    monkeypatch.setattr(width_search, "assigned", lambda _, __, chosen: SimpleNamespace(shipped=lambda: chosen))
     monkeypatch.setattr(width_search, "serialize", lambda graph: graph)
     monkeypatch.setattr(width_search, "time_interleaved", time_interleaved)
     found = {entries[0].node: entries for entries in TIMED}
@@ -226,7 +226,7 @@ def test_the_fewest_bytes_that_score_enough_by_bisection(
         enough = not isinstance(file, tuple) or sum(entry.size_bytes for entry in file) >= least
         return torch.full((50,), float(enough))
 
-    monkeypatch.setattr(width_search, "assigned", lambda _, __, chosen: SimpleNamespace(place=lambda: chosen))
+    monkeypatch.setattr(width_search, "assigned", lambda _, __, chosen: SimpleNamespace(shipped=lambda: chosen))
     monkeypatch.setattr(width_search, "serialize", lambda graph: graph)
     monkeypatch.setattr(width_search, "score_rows", fake_rows)
     plain = SimpleNamespace(exported=b"")
@@ -239,7 +239,7 @@ def test_the_fewest_bytes_that_score_enough_by_bisection(
 
 def test_accuracy_out_of_reach_is_refused(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where even the most bytes lose it all, the message says how much, and what helps."""
-    monkeypatch.setattr(width_search, "assigned", lambda _, __, chosen: SimpleNamespace(place=lambda: chosen))
+    monkeypatch.setattr(width_search, "assigned", lambda _, __, chosen: SimpleNamespace(shipped=lambda: chosen))
     monkeypatch.setattr(width_search, "serialize", lambda graph: graph)
     monkeypatch.setattr(
         width_search, "score_rows", lambda file, *_: torch.full((50,), float(not isinstance(file, tuple)))
