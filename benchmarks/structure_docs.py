@@ -263,7 +263,8 @@ def draw(networks: dict[str, dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, len(FORMS), figsize=(11, 5), squeeze=False, layout="constrained")
-    markers, labels = "os^Dv*PX<>hpd8", list(dict.fromkeys(label for entry in networks.values() for label in entry["rows"]))
+    markers = "os^Dv*PX<>hpd8"
+    labels = list(dict.fromkeys(label for entry in networks.values() for label in entry["rows"]))
     labels.remove(DENSE)
     for axis, (form, title) in zip(panels[0], FORMS.items(), strict=True):
         highest = 2.0
