@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper, numpy_helper
 
+from compressor.weights import names_read
+
 _RECURRENT = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 # What hands on zeros whatever its other inputs are.
 _MOVES = frozenset({"Slice", "Expand", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Identity", "Cast", "Concat"})
@@ -214,20 +216,13 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 def _drop_unused_(graph: onnx.GraphProto) -> None:
     """Removes the nodes and initialisers that nothing reads any more."""
-    readers = Counter(name for node in graph.node for name in _read(node))
+    readers = Counter(name for node in graph.node for name in names_read(node))
     readers.update(value.name for value in graph.output)
     for position in reversed(range(len(graph.node))):
         node = graph.node[position]
         if not any(readers[name] for name in node.output):
-            readers.subtract(_read(node))
+            readers.subtract(names_read(node))
             del graph.node[position]
     kept = [tensor for tensor in graph.initializer if readers[tensor.name] > 0]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-
-
-def _read(node: onnx.NodeProto) -> list[str]:
-    """The tensors that a node reads, those that the graphs inside of it read included."""
-    inner = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    inner += [graph for a in node.attribute for graph in a.graphs]
-    return [*node.input, *(name for graph in inner for child in graph.node for name in _read(child))]

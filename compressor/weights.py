@@ -87,6 +87,11 @@ def inner_graphs(node: NodeProto) -> list[onnx.GraphProto]:
     ]
 
 
+def names_read(node: NodeProto) -> list[str]:
+    """The tensors that a node reads, those that the graphs inside of it read included."""
+    return [*node.input, *(name for graph in inner_graphs(node) for inner in graph.node for name in names_read(inner))]
+
+
 def _count_graph(graph: onnx.GraphProto, outer: dict[str, TensorProto], counts: _Counts) -> None:
     """Adds to `counts`, by the tensor's identity, what this graph and those inside its nodes compute with."""
     known = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}

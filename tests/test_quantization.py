@@ -8,13 +8,14 @@ import pytest
 import torch
 from conftest import TinyResNet, make_workload
 from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import calibrated_on, graph_of
 
 from compressor.affine import Asymmetric, PerChannel, PerTensor, Symmetric
 from compressor.export import export_onnx
 from compressor.quantization.activation_grids import activation_grids
 from compressor.quantization.calibration import MinMax, Percentile
 from compressor.quantization.compact_graph import compact_graph, kernels, serialize
-from compressor.quantization.policy import ByFamily, Dynamic, Static
+from compressor.quantization.policy import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.portability import checked_cpus
 from compressor.quantization.prepare_graph import clean_graph
 from compressor.quantization.quantize_graph import place_static, sqnr_db
@@ -308,3 +309,33 @@ def test_representation_rebuilds_the_stage() -> None:
     """eval(repr(stage)) is the stage."""
     stage = Quantize(calibration=Percentile(percent=99.9), form=ByFamily(), skip=("conv1",))
     assert eval(repr(stage)) == stage  # noqa: S307 - the representation is our own
+
+
+@pytest.mark.parametrize("form", ["static", "weight only"])
+def test_constants_that_only_a_branch_reads_stay(form: str) -> None:
+    """What the graph inside of an If reads from outside is kept under its name, a twin of another constant, too."""
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(16, 4, 3, 3)).astype(np.float32)
+    weights = {"w": weight, "two": np.array([2.0]), "also two": np.array([2.0]), "three": np.array([3.0])}
+
+    def branch(name: str) -> onnx.GraphProto:
+        result = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        inside = [
+            helper.make_node("Mul", ["most", "also two"], [f"{name} product"], f"{name} product"),
+            helper.make_node("Add", [f"{name} product", "three"], [name], name),
+        ]
+        return helper.make_graph(inside, name, [], [result])
+
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["a"], "conv"),
+        helper.make_node("ReduceMax", ["input"], ["most"], "most", keepdims=0),
+        helper.make_node("Greater", ["most", "two"], ["is"], "is"),
+        helper.make_node("If", ["is"], ["b"], "if", then_branch=branch("then"), else_branch=branch("else")),
+        helper.make_node("Mul", ["a", "b"], ["output"], "mul"),
+    ]
+    model = graph_of(nodes, weights, ["batch", 4, 8, 8], ["batch", 16, 6, 6])
+    inputs = torch.rand(16, 4, 8, 8)
+    settings = {"static": Quantize(), "weight only": Quantize(form=WeightOnly(), weights=Symmetric())}
+    made = settings[form].apply(OnnxModule(serialize(model)), calibrated_on(inputs), Context(progress=False))
+    expected = OnnxModule(serialize(model))(inputs)
+    assert sqnr_db(expected.numpy(), made(inputs).numpy()) > 30

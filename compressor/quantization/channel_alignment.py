@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from compressor.weights import names_read
+
 # Operators that work on every channel by itself, or on each place of the map.
 _CHANNELWISE = frozenset({"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool"})
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -78,7 +80,7 @@ class _Widening:
         self.graph = graph
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.producers = {name: node for node in graph.node for name in node.output}
-        self.uses = Counter(name for node in graph.node for name in node.input)
+        self.uses = Counter(name for node in graph.node for name in names_read(node))
         self.groups: dict[str, _Group] = {}
         self.products: list[_Product] = []
         for value in [*graph.input, *graph.output]:
@@ -124,7 +126,7 @@ class _Widening:
                     self._pad(product.weight.input[0], 1, width)
             written.append(node)
         # What only those convolutions read is dequantized for nobody.
-        read = {name for node in written for name in node.input} | {value.name for value in self.graph.output}
+        read = {name for node in written for name in names_read(node)} | {value.name for value in self.graph.output}
         del self.graph.node[:]
         self.graph.node.extend(node for node in written if read.intersection(node.output))
 

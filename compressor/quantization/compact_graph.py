@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compressor.runtime import load_session, session_options
+from compressor.weights import names_read
 
 # Operators of ONNX Runtime's optimized graph that multiply integers.
 INTEGER_KERNELS = frozenset(
@@ -80,14 +81,16 @@ def _merge_constants(graph: onnx.GraphProto) -> None:
     first: dict[tuple[int, tuple[int, ...], str], str] = {}
     renamed: dict[str, str] = {}
     outputs = {value.name for value in graph.output}
-    used = {name for node in graph.node for name in node.input} | outputs
+    used = {name for node in graph.node for name in names_read(node)} | outputs
+    # What a loop or branch reads keeps its name.
+    inside = {name for node in graph.node for name in names_read(node)[len(node.input) :]}
     kept = []
     for tensor in graph.initializer:
         if tensor.name not in used:
             continue
         digest = hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
         key = (tensor.data_type, tuple(tensor.dims), digest)
-        if key in first and tensor.name not in outputs:
+        if key in first and tensor.name not in outputs | inside:
             renamed[tensor.name] = first[key]
             continue
         first.setdefault(key, tensor.name)

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.quantization.recurrent_cells import layer_of, write_layer
 from compressor.quantization.weight_grids import WeightGrid
 from compressor.stage import StageError
+from compressor.weights import names_read
 
 _CONTRIB = "com.microsoft"
 
@@ -57,7 +58,7 @@ class _Placing:
 
     def finished(self) -> onnx.ModelProto:
         graph = self.model.graph
-        used = {name for node in self.written for name in node.input} | {value.name for value in graph.output}
+        used = {name for node in self.written for name in names_read(node)} | {value.name for value in graph.output}
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
         del graph.node[:], graph.initializer[:]
         graph.node.extend(self.written)

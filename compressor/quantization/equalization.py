@@ -32,6 +32,7 @@ from compressor.quantization.channel_scaling import (
 from compressor.quantization.channel_statistics import channel_statistics, output_sqnr_db
 from compressor.quantization.channel_tracing import LINEAR, scaling_groups
 from compressor.stage import Context, StageError
+from compressor.weights import names_read
 from compressor.workload import Workload
 
 # A scale that moves by less than this in a sweep changes no integer of an 8-bit weight.
@@ -183,7 +184,7 @@ def without_bounds(graph: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
         if node.name in wanted:
             node.op_type = "Relu"
             del node.input[1:]
-    used = {name for node in changed.graph.node for name in node.input}
+    used = {name for node in changed.graph.node for name in names_read(node)}
     kept = [tensor for tensor in changed.graph.initializer if tensor.name in used]
     del changed.graph.initializer[:]
     changed.graph.initializer.extend(kept)

@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from compressor.weights import names_read
+
 _ALPHA, _BETA = 0.2, 0.5  # ONNX's own
 
 
@@ -21,7 +23,7 @@ def take_integer_forms_(graph: onnx.GraphProto) -> None:
     producers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in names_read(node):
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     replaced: set[str] = set()
@@ -53,7 +55,7 @@ def take_integer_forms_(graph: onnx.GraphProto) -> None:
             replaced.add(node.output[0])
     # What read the floats of a Pad goes, and what only the rewritten operators read.
     kept = [node for node in written if not replaced.intersection(node.input)]
-    read = {name for node in kept for name in node.input} | outputs
+    read = {name for node in kept for name in names_read(node)} | outputs
     del graph.node[:]
     graph.node.extend(node for node in kept if read.intersection(node.output))
 

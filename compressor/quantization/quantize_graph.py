@@ -28,6 +28,7 @@ from compressor.quantization.saturating_operators import (
 )
 from compressor.quantization.weight_grids import WeightGrid, weight_positions
 from compressor.stage import StageError
+from compressor.weights import names_read
 
 # Operators whose constant operands are values, quantized like activations; elsewhere constants are shapes or bounds.
 _OPERANDS = frozenset({"Add", "Mul", "Concat", "MatMul", "Gemm", "Sub", "Div"})
@@ -131,7 +132,7 @@ class _Placing:
                 self.written.append(node)
         del self.graph.node[:]
         self.graph.node.extend(self.written)
-        used = {name for node in self.graph.node for name in node.input} | self.outputs
+        used = {name for node in self.graph.node for name in names_read(node)} | self.outputs
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)

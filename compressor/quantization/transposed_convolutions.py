@@ -13,6 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from compressor.weights import names_read
+
 Array = NDArray[Any]
 
 
@@ -40,7 +42,7 @@ def as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in names_read(node):
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     written: list[onnx.NodeProto] = []
@@ -63,7 +65,7 @@ def as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     del graph.node[:]
     graph.node.extend(written)
-    used = {name for node in written for name in node.input}
+    used = {name for node in written for name in names_read(node)}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compressor.affine import integer_bounds
 from compressor.quantization.weight_grids import WeightGrid, weight_positions
+from compressor.weights import names_read
 
 # MatMulNBits wants powers of two from 16 on.
 _BLOCKS = frozenset({16, 32, 64, 128, 256})
@@ -137,7 +138,7 @@ class _Placing:
     def finished(self) -> onnx.ModelProto:
         graph = self.model.graph
         nodes = [*self.ahead, *self.written]
-        used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+        used = {name for node in nodes for name in names_read(node)} | {value.name for value in graph.output}
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
         del graph.node[:], graph.initializer[:]
         graph.node.extend(nodes)
