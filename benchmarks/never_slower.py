@@ -141,7 +141,7 @@ def section(result: dict[str, Any]) -> list[str]:
     back = sum(bool(row.get("given_back")) for row in rows if row["outcome"] == "kept")
     where = result["environment"]
     parts = [
-        "## Never slower (`python benchmarks/never_slower.py`)",
+        "## Never slower (`make bench-never-slower`)",
         "",
         (
             "`Pipeline([Quantize(give_back=GiveBack(max_drop=None))], budget=Budget(max_drop=None))` on the "
