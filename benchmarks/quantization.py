@@ -105,8 +105,6 @@ def stages(network: str) -> dict[str, Stage]:
         "W3A8, GPTQ": c.Quantize(weights=three, rounding=c.GPTQ()),
         "W3-8A8 mixed, GPTQ": c.Quantize(mixed=c.MixedPrecision(size=0.5), rounding=c.GPTQ()),
     }
-    if network == "mobilenetv2":
-        del found["W4A8, AdaRound"]  # of so many layers it takes longer than everything else here
     if network == "resnet20":
         found["W4A8, trained 2 epochs"] = c.QuantizationAwareTraining(weights=four, epochs=2)
     return found

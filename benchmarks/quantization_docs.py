@@ -3,6 +3,7 @@
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 from structure_docs import escaped, spread
 
@@ -97,27 +98,32 @@ def draw(networks: dict[str, dict], path: Path) -> None:
     figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 3.2 * lines), squeeze=False, layout="constrained")
     for axis in axes.flat[len(networks) :]:
         axis.set_axis_off()
+    arms = list(dict.fromkeys(row["arm"] for entry in networks.values() for row in entry["rows"] if "speedup" in row))
+    ours = [arm for arm in arms if arm.startswith("ours")]
+    looks = {arm: _look(ours.index(arm), ours=True) for arm in ours}
+    looks |= {arm: _look(index, ours=False) for index, arm in enumerate(arm for arm in arms if arm not in looks)}
+    handles = {}
     for axis, (network, entry) in zip(axes.flat, networks.items(), strict=False):
         for row in entry["rows"]:
             if "speedup" not in row:
                 continue
-            ours = row["arm"].startswith("ours")
             drop = row.get("full_drop", row["drop"])
-            axis.plot(
-                row["speedup"]["value"],
-                100 * drop["value"],
-                "o" if ours else "s",
-                color="#2563eb" if ours else "#9ca3af",
+            (handles[row["arm"]],) = axis.plot(
+                row["speedup"]["value"], 100 * drop["value"], label=row["arm"], linestyle="none", **looks[row["arm"]]
             )
-            axis.annotate(
-                row["arm"].removeprefix("ours: "), (row["speedup"]["value"], 100 * drop["value"]), fontsize=5.5,
-                xytext=(3, 3), textcoords="offset points",
-            )  # fmt: skip
         axis.axvline(1.0, color="#d1d5db", linewidth=0.8)
+        axis.axhline(0.0, color="#d1d5db", linewidth=0.8)
         axis.set_title(network, fontsize=9)
         axis.set_xlabel("speed-up over fp32", fontsize=8)
         axis.set_ylabel(f"{entry['metric']} lost, points", fontsize=8)
         axis.invert_yaxis()
         axis.tick_params(labelsize=7)
+    figure.legend(handles=[handles[arm] for arm in looks], loc="outside right center", fontsize=7)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def _look(index: int, *, ours: bool) -> dict[str, Any]:
+    """A marker of its own for every arm: ours filled, in one colour for each form, the others' outlines."""
+    color = f"C{index % 10}" if ours else "#4b5563"
+    return {"marker": "osD^vP*X<>hp"[index % 12], "color": color, "markerfacecolor": color if ours else "none"}

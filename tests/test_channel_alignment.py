@@ -7,8 +7,9 @@ from onnx import helper, numpy_helper
 from onnx_graphs import graph_of
 
 from compressor.affine import Asymmetric, Symmetric
+from compressor.integer_widths import filled_width
 from compressor.quantization.activation_grids import activation_grids
-from compressor.quantization.channel_alignment import aligned, aligned_width
+from compressor.quantization.channel_alignment import aligned
 from compressor.quantization.compact_graph import compact_graph, kernels, serialize
 from compressor.quantization.cpu_emulation import SaturatingModel
 from compressor.quantization.pair_safety import repaired_grids, safe_grids
@@ -76,7 +77,7 @@ def _images(channels: int = 3) -> dict[str, np.ndarray]:
 )
 def test_widths_are_filled_up_to_fours_and_to_sixteen(width: int, filled_up: int) -> None:
     """Multiples of four stay, and between 8 and 16 channels become 16."""
-    assert aligned_width(width) == filled_up
+    assert filled_width(width) == filled_up
 
 
 def test_every_tensor_between_convolutions_is_filled_up() -> None:

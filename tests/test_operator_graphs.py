@@ -1,5 +1,6 @@
 """Operator graphs: every operator's small graph runs, in the kernel that a model would use."""
 
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -58,6 +59,33 @@ def test_every_copy_is_run() -> None:
     assert kernels(_run(runnable(linear(8, 8, 1, flags=("relu",)), "float32"), copies=5))["FusedGemm"] == 5
     assert kernels(_run(runnable(conv(8, 8, (8, 8), kernel=(3, 3)), "int8"), copies=5))["QLinearConv"] == 5
     assert kernels(_run(runnable(recurrent("lstm", 5, 6, 4), "int8"), copies=2))["DynamicQuantizeLSTM"] == 2
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "outputs"),
+    [
+        (conv(3, 20, (8, 8), kernel=(3, 3)), 4, 20),
+        (conv(3, 18, (8, 8), kernel=(4, 4), stride=4), 3, 20),
+        (conv(9, 30, (8, 8), kernel=(1, 1)), 16, 32),
+        (conv(9, 9, (8, 8), kernel=(3, 3), groups=9), 16, 16),
+        (conv(6, 9, (8, 8), kernel=(3, 3), groups=3), 6, 9),
+        (conv(9, 9, (8,), kernel=(3,)), 9, 9),
+    ],
+)
+def test_integer_convolutions_have_the_channels_of_the_file(operator: Operator, inputs: int, outputs: int) -> None:
+    """What is timed in int8 is filled up with channels as a quantized file is, not on Arm and not in float."""
+
+    def channels(made: onnx.ModelProto) -> tuple[int, int]:
+        sizes = {tensor.name: tensor.dims for tensor in made.graph.initializer}
+        (node,) = (node for node in made.graph.node if node.op_type in {"QLinearConv", "Conv"})
+        weight = sizes[node.input[3 if node.op_type == "QLinearConv" else 1]]
+        groups = next(entry.i for entry in node.attribute if entry.name == "group")
+        return weight[1] * groups, weight[0]
+
+    plain = operator.inputs, operator.outputs
+    for precision, signed, wanted in (("int8", False, (inputs, outputs)), ("int8", True, plain), ("float32", 0, plain)):
+        graph = operator_graph(runnable(operator, precision), 1, signed_activations=bool(signed))
+        assert channels(onnx.load_from_string(graph.onnx_bytes)) == wanted
 
 
 def test_what_time_ignores_is_one_entry() -> None:

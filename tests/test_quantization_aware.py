@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
 from compressor.quantization.calibration import MinMax
-from compressor.quantization.policy import Dynamic, WeightOnly
+from compressor.quantization.policy import Dynamic, Float16
 from compressor.runtime import OnnxModule, predict_all
 from compressor.stage import Context, Effect, Stage, StageError
 from compressor.stages import quantization_aware
@@ -212,7 +212,7 @@ def test_is_a_stage_that_encodes() -> None:
     [
         ({"temperature": 0}, "temperature divides the logits, above 0 and usually 1 to 2; got 0"),
         ({"soft_weight": 90}, "soft_weight is the teacher's fraction of the loss, in .*; got 90; did you mean 0.9?"),
-        ({"form": WeightOnly()}, r"form is what is trained, ByFamily.*; got WeightOnly\(\)\. .* use Quantize"),
+        ({"form": Float16()}, r"form is what is trained, ByFamily.*; got Float16\(\)\. .* use Quantize"),
         ({"epochs": 0}, "epochs counts the passes over the training data, at least 1; got 0"),
         ({"weights": Symmetric(bits=16)}, "weights can have 2 to 8 bits, .*got bits=16"),
         ({"activations": Asymmetric(bits=4)}, "activations can have 8 or 16 bits, .*got bits=4"),

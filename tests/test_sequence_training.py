@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.affine import Symmetric
+from compressor.affine import Asymmetric, PerBlock, Symmetric
 from compressor.export import export_onnx
 from compressor.quantization.compact_graph import kernels, serialize
 from compressor.quantization.fake_quantization import FakeQuantizedGraph
-from compressor.quantization.policy import ByFamily, Dynamic, Static
+from compressor.quantization.policy import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.runtime import feeds_of, load_session, session_options
 from compressor.stage import Context
@@ -72,6 +72,10 @@ def stage(bits: int, form: ByFamily | Static | Dynamic | None = None) -> Quantiz
     return QuantizationAwareTraining(weights=Symmetric(bits=bits), form=form or ByFamily())
 
 
+def stored(weights: Symmetric | Asymmetric) -> QuantizationAwareTraining:
+    return QuantizationAwareTraining(weights=weights, form=WeightOnly())
+
+
 SEQUENCES: dict[str, tuple[Callable[[], nn.Module], QuantizationAwareTraining]] = {
     "transformer": (Transformer, stage(8)),
     "transformer in few bits": (Transformer, stage(4)),
@@ -83,6 +87,11 @@ SEQUENCES: dict[str, tuple[Callable[[], nn.Module], QuantizationAwareTraining]] 
     "RNN as cells": (lambda: Tagger(nn.RNN), stage(4, Dynamic())),
     "GRU, stored": (lambda: Tagger(nn.GRU), stage(8)),
     "words twice": (lambda: Transformer(tied=True), stage(8)),
+    "weights alone, in blocks": (Transformer, stored(Symmetric(bits=4, granularity=PerBlock(size=16)))),
+    "weights alone, in blocks longer than a row": (Frames, stored(Symmetric(bits=3, granularity=PerBlock(size=32)))),
+    "weights alone, a channel": (lambda: Tagger(nn.GRU), stored(Symmetric(bits=4))),
+    "weights alone, off centre": (lambda: Tagger(nn.LSTM), stored(Asymmetric(bits=4))),
+    "weights alone, words twice": (lambda: Transformer(tied=True), stored(Symmetric())),
 }
 WORDS = torch.randint(0, 20, (64, 7), generator=torch.Generator().manual_seed(0))
 

@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from compressor.integer_widths import filled_width
 from compressor.latency.light_graphs import ALIKE, BETWEEN_INTEGERS, BY_ROW, LIGHT
 from compressor.latency.operators import CONVOLUTIONS, RECURRENT, Operator
 from compressor.latency.small_graphs import MICROSOFT, OperatorGraph, SmallGraph
+
+# Fewer input channels are colours: windows of them that do not overlap get no channel of zeros.
+_INNER = 4
 
 
 def runnable(operator: Operator, precision: str) -> Operator:
@@ -92,6 +96,7 @@ def _convolutions(graph: SmallGraph, operator: Operator, copies: int) -> None:
 
 def _quantized_convolutions(graph: SmallGraph, operator: Operator, copies: int) -> None:
     # ONNX Runtime's own form of DequantizeLinear, Conv, QuantizeLinear: 8-bit convolutions with the channels last.
+    operator = operator if graph.signed else _filled_up(operator)
     x = graph.feed("x", (operator.batch, *operator.size, operator.inputs), graph.activations)
     scale, zero = graph.constant(0.05), graph.constant(3, graph.activations)
     scales, zeros = graph.constant([0.01] * operator.outputs), graph.constant([0] * operator.outputs, np.int8)
@@ -103,6 +108,20 @@ def _quantized_convolutions(graph: SmallGraph, operator: Operator, copies: int) 
         if "add" in operator.flags:
             other = graph.feed("skip", (operator.batch, *operator.output_size, operator.outputs), graph.activations)
             graph.node("QLinearAdd", [made, scale, zero, other, scale, zero, scale, zero], domain=MICROSOFT)
+
+
+def _filled_up(operator: Operator) -> Operator:
+    """The convolution with the channels of zeros that a quantized file gives it."""
+    depthwise = operator.groups == operator.inputs == operator.outputs
+    if len(operator.kernel) != 2 or (operator.groups > 1 and not depthwise):
+        return operator
+    inputs, outputs = filled_width(operator.inputs), filled_width(operator.outputs)
+    if depthwise:
+        return replace(operator, inputs=inputs, outputs=inputs, groups=inputs)
+    patches = all(size <= stride for size, stride in zip(operator.kernel, operator.stride, strict=True))
+    if patches and operator.inputs < _INNER:
+        inputs = operator.inputs
+    return replace(operator, inputs=inputs, outputs=outputs)
 
 
 def _window(operator: Operator) -> dict[str, Any]:

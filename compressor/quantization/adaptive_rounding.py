@@ -33,15 +33,18 @@ _BETA = (20.0, 2.0)
 _WARM_UP = 0.2
 # The regulariser against the mean gradient of the error at the nearest integers.
 _PULL = 1.0
-# Positions of which a layer's batches are drawn.
-_POOL = 16384
+# Positions of a batch for each input of a row of weights: nine weights of a depthwise filter need no more than 72.
+_POSITIONS_AN_INPUT = 8
+# Positions of which a layer's batches are drawn, in batches.
+_POOL = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaRound:
     """Learns for every weight whether to round up or down, layer by layer.
 
-    `iterations` of Adam (>= 10) at `learning_rate`, each on `batch` positions (pixels, tokens) of `samples` samples.
+    `iterations` of Adam (>= 10) at `learning_rate`, each on `batch` positions (pixels, tokens) of `samples` samples, or
+    on eight for every input of a row where that is less: depthwise filters, which have few inputs, are many.
     """
 
     iterations: int = 500
@@ -63,8 +66,9 @@ class AdaRound:
     def rounded(self, layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> WeightGrid:
         """The layer's grid with the integers learned; positions and batches come from `generator`."""
         weight, grid = twins.weights[layer.weight], twins.grids[layer.weight]
-        exact, quantized = _positions(layer, crossing, twins, generator)
         rows, scale, zero_point = twins.rows_of(layer)
+        batch = min(self.batch, _POSITIONS_AN_INPUT * rows.shape[-1])
+        exact, quantized = _positions(layer, crossing, twins, generator, _POOL * batch)
         bias, bounds = _behind(layer, twins.graph, rows.shape[0] * rows.shape[1])
         bias = bias.reshape(rows.shape[0], 1, -1)
         target = (exact @ rows.mT + bias).clamp(*bounds)
@@ -72,7 +76,7 @@ class AdaRound:
         steps = to_rows(layer.node, grid.continuous(weight).clamp(low, high))
 
         def gradient_at(values: Tensor) -> Tensor:
-            chosen = torch.randint(exact.shape[1], (self.batch,), generator=generator)
+            chosen = torch.randint(exact.shape[1], (batch,), generator=generator)
             inputs = quantized[:, chosen]
             output = inputs @ values.mT + bias
             error = (output.clamp(*bounds) - target[:, chosen]) * ((output > bounds[0]) & (output < bounds[1]))
@@ -131,13 +135,15 @@ class SoftRounding:
         self.optimizer.step()
 
 
-def _positions(layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(float, quantized) inputs of `layer` at about `_POOL` positions, each (groups, positions, inputs)."""
+def _positions(
+    layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator, pool: int
+) -> tuple[Tensor, Tensor]:
+    """(float, quantized) inputs of `layer` at about `pool` positions, each (groups, positions, inputs)."""
     shape = twins.weights[layer.weight].shape
     kept: list[tuple[Tensor, Tensor]] = []
     for exact, quantized in twins.inputs_of(layer, crossing):
         a_sample = next(input_columns(layer.node, exact[:1], shape)).shape[-1]
-        share = min(1.0, _POOL / (a_sample * crossing.samples))
+        share = min(1.0, pool / (a_sample * crossing.samples))
         for ours, theirs in paired_columns(layer.node, exact, quantized, shape):
             count = max(1, round(share * ours.shape[-1]))
             chosen = torch.randperm(ours.shape[-1], generator=generator)[:count]

@@ -1,9 +1,6 @@
 """Integer convolutions with zero channels added up to the widths that ONNX Runtime's fast kernels take.
 
-Its kernels for x86 (MLAS, `MlasConvSym`) read input channels in fours and write at least 16 output channels, a multiple
-of four of them. A convolution of any other width is unfolded into a matrix first, which costs 1.1 to 1.9 times as much
-on each class of x86 CPU: 3 colours into 16 channels of 32x32 take 1.6 times as long as 4 into 16. Added channels have
-weights of zero wherever they are read, so that no output changes by a bit, whatever stands in them.
+Added channels have weights of zero wherever they are read, so that no output changes by a bit, whatever stands in them.
 """
 
 from collections import Counter
@@ -16,20 +13,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from compressor.integer_widths import FEWEST_OUTPUTS, filled_width, in_fours
 from compressor.weights import names_read
 
 # Operators that work on every channel by itself, or on each place of the map.
 _CHANNELWISE = frozenset({"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool"})
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-# Fewer output channels stay with the matrix product: filling up to 16 would double the work.
-_NARROW = 8
-_FEWEST_OUTPUTS = 16
-
-
-def aligned_width(width: int) -> int:
-    """The channels that a tensor of `width` channels gets between integer convolutions: a multiple of four."""
-    fours = -(-width // 4) * 4
-    return fours if width <= _NARROW else max(fours, _FEWEST_OUTPUTS)
 
 
 def aligned(placed: onnx.ModelProto) -> onnx.ModelProto:
@@ -93,7 +82,7 @@ class _Widening:
         for group in {id(group): group for group in self.groups.values()}.values():
             if group.fixed or group.width is None or not group.made:
                 continue
-            width = aligned_width(group.width)
+            width = filled_width(group.width)
             if width == group.width:
                 continue
             for product in [*group.made, *group.filtered]:
@@ -116,7 +105,7 @@ class _Widening:
             if product is not None and not product.depthwise and self._has_room(product):
                 dequantize = self.producers[node.input[0]]
                 quantize = self.producers.get(dequantize.input[0])
-                width = -(-product.inputs // 4) * 4
+                width = in_fours(product.inputs)
                 if quantize is not None and quantize.input[0] in inputs:
                     key = (node.input[0], width)
                     if key not in padded:
@@ -136,7 +125,7 @@ class _Widening:
             size > stride for size, stride in zip(weight.dims[2:], _attribute(node, "strides", [1, 1]), strict=True)
         )
         outputs = int(weight.dims[0])
-        fit = outputs >= _FEWEST_OUTPUTS and outputs % 4 == 0
+        fit = outputs >= FEWEST_OUTPUTS and outputs % 4 == 0
         return overlapping and fit and int(weight.dims[1]) == product.inputs and bool(product.inputs % 4)
 
     def _padding(

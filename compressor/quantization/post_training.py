@@ -216,14 +216,6 @@ def prepare(
         )
     named = (*placement.static, *placement.dynamic, *placement.weight_only)
     weights = nearest_grids(graph, dict.fromkeys(named, scheme), weight_range=weight_range)
-    details["form"] = {
-        "static": len(placement.static),
-        "dynamic": len(placement.dynamic),
-        "weight_only": len(placement.weight_only),
-        "float16": len(placement.float16),
-        "activations": "int8" if signed else "uint8",
-        "weight_bits": scheme.bits,
-    }
     return Prepared(
         exported=exported,
         graph=graph,
@@ -246,12 +238,22 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
     bits = {f"{name}_quantized": grid.bits for name, grid in prepared.weights.items()}
     signed = context.target.signed_activations
     onnx_bytes = smallest_file(plain, quantized, bits, signed_activations=signed)
+    placement = prepared.placement
+    form = {
+        "static": len(placement.static),
+        "dynamic": len(placement.dynamic),
+        "weight_only": len(placement.weight_only),
+        "float16": len(placement.float16),
+        "activations": "int8" if signed else "uint8",
+        "weight_bits": prepared.scheme.bits,
+    }
     details = {
         **prepared.details,
+        "form": form,
         **coverage(
             plain,
             prepared.graph,
-            prepared.placement,
+            placement,
             activation_bits=prepared.activation_bits,
             signed_activations=signed,
         ),

@@ -13,6 +13,9 @@ from compressor.quantization.learned_grids import LearnedWeight
 from compressor.quantization.recurrent_cells import Layer, layer_of
 from compressor.quantization.weight_grids import WeightGrid, weight_positions
 
+# What `place_weight_only` calls the floats that it unpacks from integers, the last of its steps first.
+_UNPACKED = ("float", "moved", "scaled")
+
 # {tensor of the integer graph: its present value} of one weight.
 StandIns = Callable[[LearnedWeight], dict[str, Tensor]]
 
@@ -44,10 +47,14 @@ def stored_weights(graph: onnx.ModelProto, placed: onnx.ModelProto, weights: Map
             name = node.input[position] if position < len(node.input) else ""
             if name not in weights:
                 continue
+            unpacked = [target for ending in _UNPACKED if (target := f"{name}_{ending}") in made]
             if f"{name}_DequantizeLinear_Output" in made:
                 stand_ins[name] = _dequantized(f"{name}_DequantizeLinear_Output")
-            elif f"{name}_wide" in made and f"{name}_scaled" in made:
-                stand_ins[name] = _dequantized(f"{name}_scaled")
+            elif f"{name}_blocks" in made:
+                # An embedding that a product shares has its numbers unpacked beside the product's blocks.
+                stand_ins[name] = _blocks(node, name, unpacked[:1])
+            elif f"{name}_wide" in made and unpacked:
+                stand_ins[name] = _dequantized(unpacked[0])
             elif node.op_type in {"GRU", "RNN"} and position == 2:
                 # Written out as cells, or else in float.
                 layer = layer_of(node, constants)
@@ -84,6 +91,17 @@ def turned_grid(table: WeightGrid, matrix: WeightGrid) -> WeightGrid:
 
 def _dequantized(target: str) -> StandIns:
     return lambda learned: {target: learned()}
+
+
+def _blocks(node: onnx.NodeProto, name: str, unpacked: list[str]) -> StandIns:
+    """Of a matrix that MatMulNBits multiplies by: its rows in floats, and all of it where something looks it up."""
+    turned = node.op_type == "MatMul" or not any(entry.name == "transB" and entry.i for entry in node.attribute)
+
+    def stand_ins(learned: LearnedWeight) -> dict[str, Tensor]:
+        values = learned()
+        return {f"{name}_blocks": values.T if turned else values, **dict.fromkeys(unpacked, values)}
+
+    return stand_ins
 
 
 def _integers(node: onnx.NodeProto, name: str) -> StandIns:

@@ -26,7 +26,7 @@ from compressor.precision import at_least_float32
 from compressor.quantization.calibration import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.quantization.compact_graph import serialize
 from compressor.quantization.fake_quantization import FakeQuantizedGraph
-from compressor.quantization.policy import ByFamily, Dynamic, Static
+from compressor.quantization.policy import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.portability import SATURATING, check_cpus, with_checked_cpus
 from compressor.quantization.post_training import check_settings, finish, prepare
 from compressor.runtime import OnnxModule, feeds_of, load_session, open_session, session_options
@@ -55,7 +55,8 @@ class QuantizationAwareTraining:
     by validation. `skip` holds globs of nodes and modules that stay in float. Weights that an earlier stage made zero
     stay zero, and those it made equal stay equal. In the default `form` convolutions and what is near them take
     calibrated ranges; transformers, LSTMs, GRUs and RNNs are trained with the ranges that a run finds, `Static()` gives
-    transformers calibrated ones. Ranges found at run time are those of a whole batch, in training as in the file.
+    transformers calibrated ones, and `WeightOnly()` trains weights of few bits, per channel or per block, under float
+    arithmetic. Ranges found at run time are those of a whole batch, in training as in the file.
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
@@ -67,7 +68,7 @@ class QuantizationAwareTraining:
     learning_rate: float = 0.02
     temperature: float = 2.0
     soft_weight: float = 0.9
-    form: ByFamily | Static | Dynamic = field(default_factory=ByFamily)
+    form: ByFamily | Static | Dynamic | WeightOnly = field(default_factory=ByFamily)
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -79,17 +80,18 @@ class QuantizationAwareTraining:
             raise ValueError(
                 f"soft_weight is the teacher's fraction of the loss, in [0, 1]; got {self.soft_weight}{hint}"
             )
-        if not isinstance(self.form, ByFamily | Static | Dynamic):
+        if not isinstance(self.form, ByFamily | Static | Dynamic | WeightOnly):
             raise ValueError(
-                f"form is what is trained, ByFamily(), Static() or Dynamic(); got {self.form}. The others keep float "
-                "arithmetic or choose between forms: use Quantize for them"
+                f"form is what is trained, ByFamily(), Static(), Dynamic() or WeightOnly(); got {self.form}. Float16() "
+                "leaves nothing to learn and Fastest() chooses between forms: use Quantize for them"
             )
         check_settings(self)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the trained integer graph. Raises StageError where nothing can be quantized or trained."""
-        saturates = context.target.isa in SATURATING and self.weights.bits == 8
-        # Pairs of 7-bit products cannot saturate, whatever the steps that training finds.
+        # Pairs of 7-bit products cannot saturate, whatever the steps that training finds. MatMulNBits never does.
+        pairs = not isinstance(self.form, WeightOnly) and self.weights.bits == 8
+        saturates = pairs and context.target.isa in SATURATING
         settings = replace(self, weights=replace(self.weights, bits=7)) if saturates else self
         prepared = prepare(export_onnx(model, workload).onnx_bytes, settings, workload, context)
         learner = FakeQuantizedGraph(
