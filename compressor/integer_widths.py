@@ -6,7 +6,8 @@ on each class of x86 CPU: 3 colours into 16 channels of 32x32 take 1.6 times as 
 """
 
 FEWEST_OUTPUTS = 16
-# Fewer output channels stay with the matrix product: filling up to 16 would double the work.
+# Fewer output channels stay with the matrix product: 8 filled up to 16 take 0.8 of the time on AVX-512 with VNNI, the
+# same without, and 1.15 of it on AVX2.
 _NARROW = 8
 
 
