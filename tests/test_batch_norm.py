@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from same_data import same_data
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.metrics import Metric
 from compressor.stage import Context, Effect, StageError
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.workload import Workload
@@ -14,17 +13,7 @@ from compressor.workload import Workload
 
 def workload_of(model: nn.Module, inputs: Tensor, *, batch_size: int = 2) -> Workload:
     data = Batches((inputs, torch.zeros(len(inputs), dtype=torch.long)), batch_size=batch_size)
-    return Workload(
-        name="batch_norm",
-        model=model,
-        example_inputs=inputs[:2],
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    return same_data(model, data, inputs[:2])
 
 
 def test_statistics_are_plain_averages_over_batches() -> None:

@@ -8,11 +8,11 @@ import pytest
 import structure_clock
 import torch
 from conftest import TinyResNet, make_workload
+from same_data import same_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.metrics import Metric
 from compressor.plan import apply_plan_
 from compressor.pruning.criteria import L1, L2, BatchNormScale, Taylor
 from compressor.pruning.pruning_targets import Latency, Macs, Parameters
@@ -28,16 +28,8 @@ from compressor.workload import Workload, predict
 def workload_of(model: nn.Module, inputs: Tensor, targets: Tensor | None = None) -> Workload:
     targets = torch.arange(len(inputs)) % 2 if targets is None else targets
     data = Batches((inputs, targets), batch_size=8)
-    return Workload(
-        name="small",
-        model=model,
-        example_inputs=inputs[:2],
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=lambda outputs, wanted: F.cross_entropy(outputs.flatten(0, -2), wanted.flatten()),
-        metric=Metric.accuracy(),
+    return same_data(
+        model, data, inputs[:2], loss=lambda outputs, wanted: F.cross_entropy(outputs.flatten(0, -2), wanted.flatten())
     )
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from conftest import TinyResNet, make_workload, synthetic_images
+from same_data import same_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.metrics import Metric
 from compressor.pruning.criteria import (
     FPGM,
     L1,
@@ -69,17 +69,7 @@ def gated(module: str, gates: int, hidden: int) -> Part:
 def workload_of(model: nn.Module, inputs: Tensor, targets: Tensor | None = None, loss=None) -> Workload:
     targets = torch.arange(len(inputs)) % 2 if targets is None else targets
     data = Batches((inputs, targets), batch_size=2)
-    return Workload(
-        name="small",
-        model=model,
-        example_inputs=inputs[:2],
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=loss or F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    return same_data(model, data, inputs[:2], loss=loss or F.cross_entropy)
 
 
 def score(criterion: Criterion, model: nn.Module, graph: Graph, workload: Workload | None = None) -> list[float]:

@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from same_data import same_data
 from torch import Tensor, nn
 
 from compressor import export
 from compressor.export import ExportError, export_onnx
 from compressor.graph_cleaning import pool_globally_
-from compressor.metrics import Metric
 from compressor.runtime import OnnxModule, open_session
 from compressor.workload import Workload, predict
 
@@ -98,17 +98,7 @@ def workload_of(model: nn.Module, inputs: Any) -> Workload:
         return tuple(t[start:stop] for t in inputs) if isinstance(inputs, tuple) else inputs[start:stop]
 
     data = [(rows(0, 6), torch.arange(6) % 2), (rows(6, 10), torch.arange(4) % 2)]
-    return Workload(
-        name="small",
-        model=model,
-        example_inputs=rows(0, 2),
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=nn.functional.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    return same_data(model, data, rows(0, 2))
 
 
 def lived_in(model: nn.Module) -> nn.Module:

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 from conftest import Block, TinyResNet
+from same_data import same_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.metrics import Metric
 from compressor.plan import apply_plan_, load_checkpoint, save_checkpoint
 from compressor.pruning.scope import Global
 from compressor.stage import Context, StageError
@@ -81,17 +81,7 @@ class Stack(nn.Module):
 def stack_workload(*strengths: float) -> Workload:
     data = Batches((torch.tensor([[0.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 1])), batch_size=2)
     model = Stack(*strengths).eval()
-    return Workload(
-        name="stack",
-        model=model,
-        example_inputs=torch.tensor([[0.0, 1.0], [0.0, 2.0]]),
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    return same_data(model, data, torch.tensor([[0.0, 1.0], [0.0, 2.0]]))
 
 
 def test_influence_by_hand() -> None:
@@ -259,17 +249,7 @@ def test_blocks_the_model_needs_are_locked_with_the_reason() -> None:
     model = Picky().eval()
     images = torch.randn(4, 4, 4, 4)
     data = Batches((images, torch.arange(4)), batch_size=2)
-    workload = Workload(
-        name="picky",
-        model=model,
-        example_inputs=images[:2],
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    workload = same_data(model, data, images[:2])
     _, context = drop(DropBlocks(remove=0.5), workload)
     assert gone(context) == {"body.1"}
     assert context.details["locked"][0]["layer"] == "body.0"

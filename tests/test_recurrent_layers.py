@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from same_data import same_data
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.metrics import Metric
 from compressor.node_times import NodeTime
 from compressor.plan import apply_plan_, load_checkpoint, save_checkpoint
 from compressor.pruning.structure_costs import StructureCosts, block_key
@@ -54,17 +53,7 @@ def workload_of(model: nn.Module, features: int = 4, count: int = 48) -> Workloa
     x = torch.randn(count, 5, features)
     y = (x[:, -1, 0] > 0.4).long() + (x[:, -1, 0] > -0.4).long()
     data = Batches((x, y), batch_size=16)
-    return Workload(
-        name="sequences",
-        model=model.eval(),
-        example_inputs=x[:2],
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    return same_data(model.eval(), data, x[:2])
 
 
 def drop(stage: DropBlocks, workload: Workload) -> tuple[nn.Module, Context]:
@@ -258,17 +247,7 @@ def test_packed_sequences_and_given_states() -> None:
     x = torch.randn(3, 5, 4)
     assert list(find_blocks(model, x)) == [f"memory.layers.{layer}" for layer in range(3)]
     data = Batches((x, torch.tensor([0, 1, 2])), batch_size=3)
-    workload = Workload(
-        name="packed",
-        model=model,
-        example_inputs=x,
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    workload = same_data(model, data, x)
     left, context = drop(DropBlocks(remove=0.34, rank_by=Influence()), workload)
     assert left.memory.num_layers == 2
     assert all(0 < entry["score"] < 2 for entry in context.details["blocks"])

@@ -7,6 +7,7 @@ import pytest
 import structure_clock
 import torch
 from conftest import Block, TinyResNet, make_workload
+from same_data import same_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,17 +69,7 @@ def judged_by_its_outputs(model: nn.Module, inputs: Tensor) -> Workload:
     model.eval()
     with torch.no_grad():
         data = Batches((inputs, model(inputs)), batch_size=16)
-    return Workload(
-        name="judged",
-        model=model,
-        example_inputs=inputs[:2],
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.mse_loss,
-        metric=Metric.named("mse"),
-    )
+    return same_data(model, data, inputs[:2], loss=F.mse_loss, metric=Metric.named("mse"))
 
 
 def chain_workload(model: Chain) -> Workload:

@@ -7,11 +7,11 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from same_data import same_data
 from torch import Tensor, nn
 
 from compressor.affine import Asymmetric, PerBlock, PerTensor, Scheme, Symmetric
 from compressor.export import export_onnx
-from compressor.metrics import Metric
 from compressor.quantization.dynamic_graph import place_dynamic
 from compressor.quantization.prepare_graph import clean_graph
 from compressor.quantization.straight_through import dynamic_integers
@@ -81,17 +81,7 @@ class Recurrent(nn.Module):
 
 def exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
     batch = [(example, torch.zeros(len(example), dtype=torch.long))]
-    workload = Workload(
-        name="one",
-        model=model,
-        example_inputs=example,
-        train=batch,
-        calibration=batch,
-        validation=batch,
-        test=batch,
-        loss=nn.functional.cross_entropy,
-        metric=Metric.named("accuracy"),
-    )
+    workload = same_data(model, batch, example)
     return clean_graph(export_onnx(model, workload).onnx_bytes)
 
 

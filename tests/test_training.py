@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from same_data import same_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,17 +38,7 @@ def line_workload(model: nn.Module, *, batch_size: int = 4, count: int = 16) -> 
     """Regression on y = 2 x in one dimension, never shuffled."""
     x = torch.linspace(-1, 1, count).unsqueeze(1)
     batches = Batches((x, 2 * x), batch_size=batch_size)
-    return Workload(
-        name="line",
-        model=model,
-        example_inputs=x[:2],
-        train=batches,
-        calibration=batches,
-        validation=batches,
-        test=batches,
-        loss=F.mse_loss,
-        metric=Metric.mse(),
-    )
+    return same_data(model, batches, x[:2], loss=F.mse_loss, metric=Metric.mse())
 
 
 def equal(left: nn.Module, right: nn.Module) -> bool:
@@ -287,17 +278,7 @@ def test_a_last_batch_of_one_is_skipped_for_batch_norm(tiny_workload) -> None:
     """33 samples in batches of 16 leave a batch of 1, on which BatchNorm cannot train."""
     images = torch.randn(33, 3, 8, 8)
     few = Batches((images, torch.arange(33) % 4), batch_size=16)
-    workload = Workload(
-        name="odd",
-        model=tiny_workload.model,
-        example_inputs=images[:2],
-        train=few,
-        calibration=few,
-        validation=few,
-        test=few,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    workload = same_data(tiny_workload.model, few, images[:2])
     sizes = []
 
     def objective(model, inputs, targets, position):
@@ -345,17 +326,7 @@ def test_fused_updates_in_channels_last_equal_plain_ones(tiny_cnn, monkeypatch) 
     images, targets = torch.randn(32, 3, 8, 8), torch.arange(32) % 4
     data = Batches((images, targets), batch_size=8)
     start = tiny_cnn()
-    workload = Workload(
-        name="plain",
-        model=start,
-        example_inputs=images[:2],
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    workload = same_data(start, data, images[:2])
     ours, plain = copy.deepcopy(start), copy.deepcopy(start).train()
     train(ours, workload, epochs=1, learning_rate=0.01, weight_decay=0.0, context=QUIET)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.0, momentum=0.9, nesterov=True, fused=False, foreach=False)
@@ -419,17 +390,7 @@ def test_a_transformer_with_dict_inputs_trains() -> None:
     inputs = {"tokens": tokens, "mask": torch.zeros(48, 5, dtype=torch.bool)}
     data = Batches((inputs, (tokens[:, 0] > 5).long()), batch_size=8, shuffle=True)
     model = Tagger().eval()
-    workload = Workload(
-        name="tagger",
-        model=model,
-        example_inputs={name: value[:2] for name, value in inputs.items()},
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    workload = same_data(model, data, {name: value[:2] for name, value in inputs.items()})
     logs = train(copy.deepcopy(model), workload, epochs=12, learning_rate=1.0, context=QUIET)
     assert logs[-1].loss < logs[0].loss
     assert logs[-1].score > 0.7

@@ -14,11 +14,11 @@ from time import process_time
 from typing import Any
 
 import torch
+from same_data import same_data
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
 from compressor.export import ExportError, export_onnx
-from compressor.metrics import Metric
 from compressor.plan import Entry, apply_plan_
 from compressor.pruning.criteria import L1
 from compressor.pruning.scope import PerLayer
@@ -162,17 +162,7 @@ def randomized_(model: nn.Module) -> nn.Module:
 def workload_of(architecture: Architecture, model: nn.Module) -> Workload:
     """`model` with random inputs of its kind; the loss draws its outputs to zero."""
     data = [(inputs, torch.zeros(4)) for inputs in (architecture.sample(4), architecture.sample(4))]
-    return Workload(
-        name="zoo",
-        model=model,
-        example_inputs=architecture.sample(2),
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=lambda outputs, _: outputs.float().square().mean(),
-        metric=Metric.accuracy(),
-    )
+    return same_data(model, data, architecture.sample(2), loss=lambda outputs, _: outputs.float().square().mean())
 
 
 def check_structure(model: nn.Module, pruned: nn.Module, plan: list[Entry], workload: Workload) -> None:
