@@ -159,7 +159,7 @@ def unaligned(prepared: Prepared) -> bytes:
 
 def matrix_products(prepared: Prepared) -> bytes:
     """The same weights a step lower with a zero point of -1, which only the kernels for matrix products take."""
-    placed = aligned(prepared.place())
+    placed = aligned(prepared.place(), prepared.isa)
     constants = {tensor.name: tensor for tensor in placed.graph.initializer}
     sources = {node.output[0]: node for node in placed.graph.node if node.op_type == "DequantizeLinear"}
     for node in placed.graph.node:
@@ -185,7 +185,7 @@ def without_sums(prepared: Prepared) -> bytes:
             kept.append(node)
     del graph.graph.node[:]
     graph.graph.node.extend(kept)
-    return serialize(aligned(prepared.place(graph)))
+    return serialize(aligned(prepared.place(graph), prepared.isa))
 
 
 def float_first(prepared: Prepared) -> bytes:

@@ -10,17 +10,22 @@ from compressor.workload import Workload
 
 
 def graph_of(nodes: list, weights: dict[str, np.ndarray], shape: list, out: list) -> onnx.ModelProto:
-    """The checked model "input" -> "output" of `nodes`, with `weights` as its initializers."""
+    """The checked model "input" -> "output" of `nodes`, with `weights` as initializers, float32 or 8-bit integers."""
     graph = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, out)],
-        [numpy_helper.from_array(np.asarray(value, dtype=np.float32), name) for name, value in weights.items()],
+        [numpy_helper.from_array(_constant(value), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _constant(value: np.ndarray) -> np.ndarray:
+    array = np.asarray(value)
+    return array if array.dtype in (np.int8, np.uint8) else array.astype(np.float32)
 
 
 def calibrated_on(inputs: torch.Tensor) -> Workload:

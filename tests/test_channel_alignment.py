@@ -17,6 +17,7 @@ from compressor.quantization.policy import followers
 from compressor.quantization.quantize_graph import place_static, tensors_to_observe, with_shared
 from compressor.quantization.weight_grids import nearest_grids
 from compressor.runtime import open_session
+from compressor.target import Isa
 
 RANGE = (-2.0, 3.0)
 
@@ -47,7 +48,7 @@ def _network(widths: tuple[int, int, int], *, image: int = 3) -> onnx.ModelProto
 
 
 def _placed(model: onnx.ModelProto, *, signed: bool = False, safe: bool = False) -> onnx.ModelProto:
-    return aligned(_plain(model, signed=signed, safe=safe))
+    return aligned(_plain(model, signed=signed, safe=safe), Isa.X86_VNNI)
 
 
 def _plain(model: onnx.ModelProto, *, signed: bool = False, safe: bool = False) -> onnx.ModelProto:
@@ -73,11 +74,12 @@ def _images(channels: int = 3) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("width", "filled_up"), [(1, 4), (3, 4), (4, 4), (6, 8), (8, 8), (9, 16), (12, 16), (16, 16), (17, 20), (24, 24)]
+    ("width", "filled_up"), [(1, 4), (3, 4), (4, 4), (5, 16), (8, 16), (9, 16), (12, 16), (16, 16), (17, 20), (24, 24)]
 )
 def test_widths_are_filled_up_to_fours_and_to_sixteen(width: int, filled_up: int) -> None:
-    """Multiples of four stay, and between 8 and 16 channels become 16."""
-    assert filled_width(width) == filled_up
+    """Multiples of four stay, and between 4 and 16 channels become 16; on AVX2, where that costs, from 9 on."""
+    assert filled_width(width, Isa.X86_VNNI) == filled_width(width, Isa.X86_AVX512) == filled_up
+    assert filled_width(width, Isa.X86_AVX2) == (8 if 4 < width <= 8 else filled_up)
 
 
 def test_every_tensor_between_convolutions_is_filled_up() -> None:

@@ -67,7 +67,7 @@ def cnn(tiny_cnn: type[nn.Module]) -> tuple[Workload, bytes]:
 @pytest.fixture
 def unit_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatencyTable:
     """A table in which products take a millisecond per million multiply-accumulates, and all else nothing."""
-    monkeypatch.setattr(latency_table, "time_operator", lambda operator, **_: operator.macs / 1e6)
+    monkeypatch.setattr(latency_table, "time_operator", lambda operator, _: operator.macs / 1e6)
     return LatencyTable(Target(), folder=tmp_path, progress=False)
 
 

@@ -18,7 +18,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Operator]:
     """The operators that were timed; each takes its inputs in milliseconds."""
     calls: list[Operator] = []
 
-    def pretend(operator: Operator, **_: object) -> float:
+    def pretend(operator: Operator, _: Target) -> float:
         calls.append(operator)
         return float(operator.inputs)
 
@@ -60,7 +60,7 @@ def test_two_writers_lose_nothing(tmp_path: Path, timed: list[Operator]) -> None
 def test_what_was_measured_before_an_error_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interruption keeps the entries that were measured by then."""
 
-    def fail(operator: Operator, **_: object) -> float:
+    def fail(operator: Operator, _: Target) -> float:
         if operator.inputs == 5:
             raise KeyboardInterrupt
         return 1.0
@@ -117,17 +117,17 @@ def test_larger_operators_take_longer() -> None:
         (light("Relu", 4096), light("Relu", 65536)),
     ]
     for small, large in pairs:
-        times = [time_operator(runnable(operator, "float32")) for operator in (small, large)]
+        times = [time_operator(runnable(operator, "float32"), Target()) for operator in (small, large)]
         assert 0 < 2 * times[0] < times[1], (small, times)
 
 
 def test_the_call_itself_has_a_time() -> None:
     """Calling a model that does nothing takes between a microsecond and a millisecond."""
-    assert 1e-3 < time_operator(runnable(light("Call", 1), "float32")) < 1
+    assert 1e-3 < time_operator(runnable(light("Call", 1), "float32"), Target()) < 1
 
 
 def test_what_onnx_runtime_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator that ONNX Runtime refuses is named in the error."""
     monkeypatch.setattr(latency_table, "operator_graph", lambda *_, **__: OperatorGraph(b"no model", {}, optimize=True))
     with pytest.raises(ValueError, match=r'no time for {"kind": "linear", "inputs": 4, "outputs": 4'):
-        time_operator(runnable(linear(4, 4, 1), "float32"))
+        time_operator(runnable(linear(4, 4, 1), "float32"), Target())

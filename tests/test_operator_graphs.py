@@ -9,6 +9,7 @@ from compressor.latency.operator_graphs import operator_graph, runnable
 from compressor.latency.operators import Operator, conv, light, linear, matmul, recurrent
 from compressor.quantization.compact_graph import kernels
 from compressor.runtime import load_session, session_options
+from compressor.target import Isa, Target
 
 HEAVY = [
     conv(8, 12, (7, 7), kernel=(3, 3), flags=("relu",)),
@@ -28,7 +29,7 @@ HEAVY = [
 
 
 def _run(operator: Operator, copies: int = 3) -> bytes:
-    graph = operator_graph(operator, copies)
+    graph = operator_graph(operator, copies, Target())
     options = session_options()
     if not graph.optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -67,6 +68,7 @@ def test_every_copy_is_run() -> None:
         (conv(3, 20, (8, 8), kernel=(3, 3)), 4, 20),
         (conv(3, 18, (8, 8), kernel=(4, 4), stride=4), 3, 20),
         (conv(9, 30, (8, 8), kernel=(1, 1)), 16, 32),
+        (conv(4, 6, (8, 8), kernel=(1, 1)), 4, 16),
         (conv(9, 9, (8, 8), kernel=(3, 3), groups=9), 16, 16),
         (conv(6, 9, (8, 8), kernel=(3, 3), groups=3), 6, 9),
         (conv(9, 9, (8,), kernel=(3,)), 9, 9),
@@ -83,8 +85,13 @@ def test_integer_convolutions_have_the_channels_of_the_file(operator: Operator, 
         return weight[1] * groups, weight[0]
 
     plain = operator.inputs, operator.outputs
-    for precision, signed, wanted in (("int8", False, (inputs, outputs)), ("int8", True, plain), ("float32", 0, plain)):
-        graph = operator_graph(runnable(operator, precision), 1, signed_activations=bool(signed))
+    vnni, arm = Target(isa=Isa.X86_VNNI), Target(isa=Isa.ARM_DOT)
+    for precision, target, wanted in (
+        ("int8", vnni, (inputs, outputs)),
+        ("int8", arm, plain),
+        ("float32", vnni, plain),
+    ):
+        graph = operator_graph(runnable(operator, precision), 1, target)
         assert channels(onnx.load_from_string(graph.onnx_bytes)) == wanted
 
 

@@ -28,7 +28,7 @@ from compressor.storage import read_json, write_json
 from compressor.target import Target, cpu_name
 
 # Raised when graphs or the way of timing change: tables of before would not compare.
-_METHOD = 1
+_METHOD = 2
 # How long the larger graph of an operator runs: long against the microseconds by which the start of a call varies.
 _RUN_SECONDS = 2e-4
 _MOST_COPIES = 17
@@ -91,10 +91,7 @@ class LatencyTable:
         saved = perf_counter()
         try:
             for operator in bar:
-                signed = self.target.signed_activations
-                self._entries[operator] = time_operator(
-                    operator, threads=self.target.threads, signed_activations=signed
-                )
+                self._entries[operator] = time_operator(operator, self.target)
                 if perf_counter() - saved > _SAVE_SECONDS:
                     self._write()
                     saved = perf_counter()
@@ -137,16 +134,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compressor"
 
 
-def time_operator(operator: Operator, *, threads: int = 1, signed_activations: bool = False) -> float:
+def time_operator(operator: Operator, target: Target) -> float:
     """Milliseconds of an operator that `runnable` gave back, measured now, in some ten milliseconds.
 
     The difference between a graph of many copies and a graph of few, over the number of copies more; each graph's time
     is its fastest block of calls. Raises ValueError where ONNX Runtime cannot run it.
     """
-    call = partial(_call, operator, threads=threads, signed_activations=signed_activations)
+    call = partial(_call, operator, target=target)
     with _uncollected():
         if operator.flags == ("Call",):
-            return 1e3 * min(_block(_plain_call(operator, threads)) for _ in range(50))
+            return 1e3 * min(_block(_plain_call(operator, target)) for _ in range(50))
         fewest, most = _copies(operator)
         one, many = call(fewest), call(fewest + 1)
         alone = max(min(_block(many, 1), _block(many, 1)) - _block(one, 1), 1e-6)
@@ -162,9 +159,9 @@ def time_operator(operator: Operator, *, threads: int = 1, signed_activations: b
     return max(1e3 * (fastest[1] - fastest[0]) / (copies - fewest), 1e-5)
 
 
-def _call(operator: Operator, copies: int, *, threads: int, signed_activations: bool) -> Callable[[], Any]:
-    graph = operator_graph(operator, copies, signed_activations=signed_activations)
-    options = session_options(threads)
+def _call(operator: Operator, copies: int, *, target: Target) -> Callable[[], Any]:
+    graph = operator_graph(operator, copies, target)
+    options = session_options(target.threads)
     if not graph.optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -180,9 +177,9 @@ def _call(operator: Operator, copies: int, *, threads: int, signed_activations: 
     return partial(session.run_with_iobinding, binding)
 
 
-def _plain_call(operator: Operator, threads: int) -> Callable[[], Any]:
-    graph = operator_graph(operator, 1)
-    session = load_session(graph.onnx_bytes, session_options(threads))
+def _plain_call(operator: Operator, target: Target) -> Callable[[], Any]:
+    graph = operator_graph(operator, 1, target)
+    session = load_session(graph.onnx_bytes, session_options(target.threads))
     return partial(session.run, None, graph.feeds)
 
 

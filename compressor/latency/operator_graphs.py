@@ -15,6 +15,7 @@ from compressor.integer_widths import filled_width
 from compressor.latency.light_graphs import ALIKE, BETWEEN_INTEGERS, BY_ROW, LIGHT
 from compressor.latency.operators import CONVOLUTIONS, RECURRENT, Operator
 from compressor.latency.small_graphs import MICROSOFT, OperatorGraph, SmallGraph
+from compressor.target import Isa, Target
 
 # Fewer input channels are colours: windows of them that do not overlap get no channel of zeros.
 _INNER = 4
@@ -50,16 +51,20 @@ def runnable(operator: Operator, precision: str) -> Operator:
     return replace(operator, flags=tuple(kept), precision=chosen)
 
 
-def operator_graph(operator: Operator, copies: int, *, signed_activations: bool = False) -> OperatorGraph:
-    """The graph with `copies` (>= 0) of an operator that `runnable` gave back.
+def operator_graph(operator: Operator, copies: int, target: Target) -> OperatorGraph:
+    """The graph with `copies` (>= 0) of an operator that `runnable` gave back, as a file for `target` has it.
 
     Its weights are random and differ from copy to copy, so that none is merged and each is read from memory.
     """
-    graph = SmallGraph(signed=signed_activations)
+    graph = SmallGraph(signed=target.signed_activations)
     if operator.kind == "light":
         LIGHT[operator.flags[0]](graph, operator.size, copies)
     elif operator.kind in CONVOLUTIONS:
-        (_quantized_convolutions if operator.precision == "int8" else _convolutions)(graph, operator, copies)
+        if operator.precision == "int8":
+            widened = operator if target.signed_activations else _filled_up(operator, target.isa)
+            _quantized_convolutions(graph, widened, copies)
+        else:
+            _convolutions(graph, operator, copies)
     elif operator.kind == "linear":
         (_quantized_linears if operator.precision == "int8" else _linears)(graph, operator, copies)
     elif operator.kind in RECURRENT:
@@ -96,7 +101,6 @@ def _convolutions(graph: SmallGraph, operator: Operator, copies: int) -> None:
 
 def _quantized_convolutions(graph: SmallGraph, operator: Operator, copies: int) -> None:
     # ONNX Runtime's own form of DequantizeLinear, Conv, QuantizeLinear: 8-bit convolutions with the channels last.
-    operator = operator if graph.signed else _filled_up(operator)
     x = graph.feed("x", (operator.batch, *operator.size, operator.inputs), graph.activations)
     scale, zero = graph.constant(0.05), graph.constant(3, graph.activations)
     scales, zeros = graph.constant([0.01] * operator.outputs), graph.constant([0] * operator.outputs, np.int8)
@@ -110,12 +114,12 @@ def _quantized_convolutions(graph: SmallGraph, operator: Operator, copies: int) 
             graph.node("QLinearAdd", [made, scale, zero, other, scale, zero, scale, zero], domain=MICROSOFT)
 
 
-def _filled_up(operator: Operator) -> Operator:
+def _filled_up(operator: Operator, isa: Isa) -> Operator:
     """The convolution with the channels of zeros that a quantized file gives it."""
     depthwise = operator.groups == operator.inputs == operator.outputs
     if len(operator.kernel) != 2 or (operator.groups > 1 and not depthwise):
         return operator
-    inputs, outputs = filled_width(operator.inputs), filled_width(operator.outputs)
+    inputs, outputs = filled_width(operator.inputs, isa), filled_width(operator.outputs, isa)
     if depthwise:
         return replace(operator, inputs=inputs, outputs=inputs, groups=inputs)
     patches = all(size <= stride for size, stride in zip(operator.kernel, operator.stride, strict=True))

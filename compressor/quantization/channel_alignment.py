@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from compressor.integer_widths import FEWEST_OUTPUTS, filled_width, in_fours
+from compressor.target import Isa
 from compressor.weights import names_read
 
 # Operators that work on every channel by itself, or on each place of the map.
@@ -21,8 +22,10 @@ _CHANNELWISE = frozenset({"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", 
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
-def aligned(placed: onnx.ModelProto) -> onnx.ModelProto:
+def aligned(placed: onnx.ModelProto, isa: Isa) -> onnx.ModelProto:
     """`placed` with zero channels between its integer convolutions, and ahead of those that read the graph's inputs.
+
+    How many is a matter of the CPU class that the file is for.
 
     Only where activations are uint8: what the kernels of Arm want was not measured. Inputs and outputs of the graph
     keep their shapes, and so does whatever an operator reads that knows channels by number (Concat, Reshape, floats).
@@ -30,7 +33,7 @@ def aligned(placed: onnx.ModelProto) -> onnx.ModelProto:
     wider = onnx.ModelProto()
     wider.CopyFrom(placed)
     widening = _Widening(wider.graph)
-    widening.fill_up_()
+    widening.fill_up_(isa)
     widening.pad_inputs_()
     return wider
 
@@ -77,12 +80,12 @@ class _Widening:
         for node in graph.node:
             self._read(node)
 
-    def fill_up_(self) -> None:
+    def fill_up_(self, isa: Isa) -> None:
         """Widens every group of tensors that nothing else looks into."""
         for group in {id(group): group for group in self.groups.values()}.values():
             if group.fixed or group.width is None or not group.made:
                 continue
-            width = filled_width(group.width)
+            width = filled_width(group.width, isa)
             if width == group.width:
                 continue
             for product in [*group.made, *group.filtered]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.quantization.channel_storage import without_filling
 from compressor.quantization.compact_graph import compact_graph, kernels, serialize
 
 # Bits of each plane, by the width of the integers: a byte holds 8, 4 or 2 values of a plane. 7 bits would save an
@@ -112,11 +113,12 @@ def smallest_file(
     """
     # ONNX Runtime matches patterns: a smaller file that fuses differently would be a worse one.
     running = kernels(plain, signed_activations=signed_activations)
-    candidates = [compact_graph(quantized)]
-    packed = pack_weights(quantized, bits)
-    if len(packed.graph.node) > len(quantized.graph.node):
+    stored, becomes = without_filling(quantized)
+    candidates = [compact_graph(quantized), compact_graph(stored)]
+    packed = pack_weights(stored, {**bits, **{name: bits.get(whole, 8) for name, whole in becomes.items()}})
+    if len(packed.graph.node) > len(stored.graph.node):
         candidates += [compact_graph(packed), packed]
-    files = [
-        data for data in map(serialize, candidates) if kernels(data, signed_activations=signed_activations) == running
-    ]
-    return min([plain, *files], key=len)
+    for data in sorted((serialize(candidate) for candidate in candidates), key=len):
+        if len(data) < len(plain) and kernels(data, signed_activations=signed_activations) == running:
+            return data
+    return plain

@@ -37,6 +37,7 @@ from compressor.quantization.transposed_convolutions import as_convolutions
 from compressor.quantization.weight_grids import WeightGrid, WeightRange, nearest_grids, weight_positions
 from compressor.quantization.weight_only import place_float16, place_weight_only
 from compressor.stage import Context, StageError
+from compressor.target import Isa
 from compressor.workload import Workload
 
 
@@ -78,6 +79,7 @@ class Prepared:
     activations: Mapping[str, ActivationGrid]
     weights: Mapping[str, WeightGrid]
     scheme: Scheme
+    isa: Isa
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -104,7 +106,7 @@ class Prepared:
 
     def shipped(self) -> bytes:
         """What `place` gives, with the channels of zeros that kernels are faster with: what is timed."""
-        return serialize(aligned(self.place()))
+        return serialize(aligned(self.place(), self.isa))
 
     def without(self, reasons: Mapping[str, str], *, float16: Collection[str] = ()) -> "Prepared":
         """The same with the nodes that `reasons` names in float again, the weights of `float16` stored as float16.
@@ -224,6 +226,7 @@ def prepare(
         activations=activations,
         weights=weights,
         scheme=scheme,
+        isa=context.target.isa,
         details=details,
     )
 
@@ -233,7 +236,7 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
 
     Raises StageError where ONNX Runtime runs none of it on integers, and where the outputs broke.
     """
-    quantized = aligned(prepared.place() if placed is None else placed)
+    quantized = aligned(prepared.place() if placed is None else placed, prepared.isa)
     plain = serialize(quantized)
     bits = {f"{name}_quantized": grid.bits for name, grid in prepared.weights.items()}
     signed = context.target.signed_activations
