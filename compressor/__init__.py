@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from compressor.budget import Budget
     from compressor.comparison import compare
     from compressor.metrics import Metric
+    from compressor.onnx_files import read_onnx
     from compressor.pipeline import Pipeline
     from compressor.plan import load_checkpoint
     from compressor.recipe import Recipe
@@ -32,6 +33,7 @@ _HOMES = {
     "Workload": "workload",
     "compare": "comparison",
     "load_checkpoint": "plan",
+    "read_onnx": "onnx_files",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - the names are strings; ruff cannot see through the dict

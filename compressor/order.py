@@ -52,6 +52,16 @@ def refuse_impossible_orders(stages: Sequence[Stage]) -> None:
             )
 
 
+def refuse_for_files(stages: Sequence[Stage]) -> None:
+    """Raises ValueError where something trains or reshapes a model that is an ONNX file."""
+    for stage in stages:
+        if stage.effect is not Effect.ENCODING:
+            raise ValueError(
+                f"{stage_name(stage)} needs the layers of a torch model, and this one is an ONNX file; quantize and "
+                "quantization_aware_training work on files; for everything else give the model that it came from"
+            )
+
+
 def doubtful_orders(stages: Sequence[Stage]) -> tuple[str, ...]:
     """A sentence for every order that works but is known to disappoint."""
     return tuple(

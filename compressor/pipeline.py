@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from compressor.budget import Budget
-from compressor.order import doubtful_orders, refuse_impossible_orders
+from compressor.order import doubtful_orders, refuse_for_files, refuse_impossible_orders
 from compressor.preflight import check_workload
 from compressor.run import Result, Run
 from compressor.run_folder import RunFolder
+from compressor.runtime import OnnxModule
 from compressor.stage import Stage
 from compressor.target import Target
 from compressor.workload import Workload
@@ -69,10 +70,13 @@ class Pipeline:
         """Compresses `workload.model` (which stays as it is) and writes model.onnx and the report to the folder `out`.
 
         `out` defaults to a new temporary folder. A run that was killed goes on when called again with the same `out`.
-        Raises WorkloadError for a workload that cannot work, RunFolderError where `out` holds another run, and, without
+        Raises WorkloadError for a workload that cannot work, ValueError where a stage needs layers and the model is an
+        ONNX file, RunFolderError where `out` holds another run, and, without
         a budget, StageError or ExportError where a stage cannot do its work; with one, that stage is rolled back.
         """
         check_workload(workload)
+        if isinstance(workload.model, OnnxModule):
+            refuse_for_files(self.stages)
         folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
         run = Run(
             self.stages,

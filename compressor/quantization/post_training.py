@@ -40,6 +40,9 @@ from compressor.stage import Context, StageError
 from compressor.target import Isa
 from compressor.workload import Workload
 
+# DequantizeLinear along an axis.
+_LEAST_OPSET = 13
+
 
 class Settings(Protocol):
     """What a stage decides: schemes, calibration, form, and the nodes that stay in float."""
@@ -201,6 +204,12 @@ def prepare(
             "last stage"
         )
     graph = clean_graph(exported)
+    opset = max(entry.version for entry in graph.opset_import if entry.domain in {"", "ai.onnx"})
+    if opset < _LEAST_OPSET:
+        raise StageError(
+            f"the file has opset {opset}, and scales for every channel came with {_LEAST_OPSET}; read it with "
+            "compressor.read_onnx(path), which converts it"
+        )
     if isinstance(settings.form, ByFamily | Static):
         graph = as_convolutions(graph)
     details: dict[str, Any] = {}
