@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from compressor.batches import Inputs
 from compressor.export import MAX_BYTES, OPSET
-from compressor.runtime import Feeds, OnnxModule, feeds_of, open_session
+from compressor.runtime import Feeds, OnnxModule, feeds_of, load_session, open_session, session_options
 
 # The first opset whose DequantizeLinear has scales for every channel, and the last whose QuantizeLinear ONNX Runtime
 # fuses: a file between them that cannot be converted is taken as it is.
@@ -161,8 +161,7 @@ def _copied_batch(target: NDArray[Any]) -> NDArray[Any]:
 
 
 def _inferred_batch(target: NDArray[Any]) -> NDArray[Any]:
-    if -1 not in target:
-        target[0] = -1
+    target[0] = 0 if -1 in target else -1
     return target
 
 
@@ -186,8 +185,10 @@ def _feeds(model: onnx.ModelProto, example: Inputs | None) -> Feeds:
 
 def _outputs(model: onnx.ModelProto, feeds: Feeds) -> list[NDArray[Any]] | str:
     """The outputs for `feeds`, or the first line of the error."""
+    options = session_options()
+    options.log_severity_level = 4  # what fails here is tried in another way, or raised
     try:
-        session = open_session(_with_constants(model).SerializeToString())
+        session = load_session(_with_constants(model).SerializeToString(), options)
         return [np.asarray(output) for output in session.run(None, feeds)]
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class below Exception
         return _first_line(error)
