@@ -165,7 +165,7 @@ def doctor(
         typer.Option(
             "--workload",
             "-w",
-            metavar="NAME|MODULE:FUNCTION",
+            metavar="NAME|MODULE:FUNCTION|FILES",
             help="Looks into this workload's model instead of the machine.",
         ),
     ] = None,

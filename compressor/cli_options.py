@@ -15,8 +15,9 @@ WorkloadName = Annotated[
     typer.Option(
         "--workload",
         "-w",
-        metavar="NAME|MODULE:FUNCTION",
-        help="`digits`, or `package.module:function` of yours that returns a compressor.Workload.",
+        metavar="NAME|MODULE:FUNCTION|FILES",
+        help="`digits`, `package.module:function` of yours that returns a compressor.Workload, or an ONNX file with "
+        "arrays `inputs` and `targets`: `model.onnx:data.npz`.",
     ),
 ]
 Settings = Annotated[

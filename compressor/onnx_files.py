@@ -30,9 +30,10 @@ def read_onnx(path: str | Path, *, example: Inputs | None = None) -> OnnxModule:
     """The ONNX file at `path` as a model for `Workload.from_datasets`, to be quantized and measured.
 
     A fixed batch becomes free, weights that are listed as inputs become constants, and the opset the one that is
-    written here; the outputs are compared with those of the file as it was, on `example` (a batch as the file takes
-    it) or on made-up inputs. Weights in files of their own are read, too. Raises FileNotFoundError, and ValueError for
-    what is no ONNX file, is too large, or could not be changed so that it computes the same.
+    written here; the outputs are compared with those of the file as it was, on `example` (a batch of inputs, of which
+    a file with a fixed batch gets the first) or on made-up ones. Weights in files of their own are read, too. Raises
+    FileNotFoundError, and ValueError for what is no ONNX file, is too large, or could not be changed so that it
+    computes the same.
     """
     original = _loaded(Path(path))
     feeds = _feeds(original, example)
@@ -77,6 +78,11 @@ def _given_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.input if value.name not in constants]
 
 
+def _batches(model: onnx.ModelProto) -> list[tuple[str, Any]]:
+    """(name, first dimension, as a list that may be empty) of every input."""
+    return [(value.name, value.type.tensor_type.shape.dim[:1]) for value in _given_inputs(model)]
+
+
 def _with_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without the inputs that are weights: only constants are folded, fused and quantized."""
     model, inputs = _copy(model), _given_inputs(model)
@@ -104,7 +110,7 @@ def _converted(model: onnx.ModelProto, path: str | Path) -> onnx.ModelProto:
 
 def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: str | Path) -> onnx.ModelProto:
     """`model` for any batch, as it is where it takes one. Raises ValueError where it computes one alone."""
-    first = [value.type.tensor_type.shape.dim[:1] for value in _given_inputs(model)]
+    first = [dim for _, dim in _batches(model)]
     fixed = {dim[0].dim_value for dim in first if dim and dim[0].HasField("dim_value")}
     if not fixed:
         return model
@@ -168,7 +174,8 @@ def _inferred_batch(target: NDArray[Any]) -> NDArray[Any]:
 def _feeds(model: onnx.ModelProto, example: Inputs | None) -> Feeds:
     """What the file is run on: `example`, or made-up values of the shapes that it declares."""
     if example is not None:
-        return feeds_of(open_session(_with_constants(model).SerializeToString()), example)
+        given = feeds_of(open_session(_with_constants(model).SerializeToString()), example)
+        return {name: given[name][: dim[0].dim_value or None] if dim else given[name] for name, dim in _batches(model)}
     generator = np.random.default_rng(0)
     sizes: dict[str, int] = {}
     feeds: Feeds = {}

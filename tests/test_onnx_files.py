@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from compressor.onnx_files import read_onnx
 from compressor.pipeline import Pipeline
 from compressor.runtime import OnnxModule
+from compressor.scores import score_rows
 from compressor.stage import Context, StageError
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.workload import Workload
+from compressor.workloads import load
 
 QUIET = Context(progress=False)
 
@@ -149,6 +151,86 @@ def test_inputs_that_cannot_be_made_up_are_asked_for(tmp_path: Path) -> None:
         read_onnx(path)
     words = torch.tensor([[7, 8, 9], [10, 7, 8]])
     assert read_onnx(path, example=words)(words)[1, 0].tolist() == [0, 0, 0, 1]
+
+
+def arrays(folder: Path, **values: np.ndarray) -> Path:
+    path = folder / "data.npz"
+    np.savez(path, **values)
+    return path
+
+
+def test_a_file_and_arrays_are_a_workload(trained: TinyResNet, tmp_path: Path) -> None:
+    """Two paths are enough: two fifths are for the report, half of the rest decides, and the score is the model's."""
+    images, targets = (values.numpy() for values in synthetic_images(200, seed=4))
+    path = written(exported(trained, torch.randn(1, 3, 8, 8), free=False), tmp_path)
+    data = arrays(tmp_path, image=images.astype(np.float64), targets=targets)
+    workload = load(f"{path}:{data}")
+    counts = {name: sum(len(labels) for _, labels in getattr(workload, name)) for name in ("validation", "test")}
+    assert counts == {"validation": 60, "test": 80}
+    assert (workload.name, workload.metric.name) == ("given", "accuracy")
+    scored = score_rows(workload.model.onnx_bytes, workload.test, workload.metric)
+    with torch.no_grad():
+        right = (trained(torch.cat([inputs for inputs, _ in workload.test])).argmax(dim=1)) == torch.cat(
+            [labels for _, labels in workload.test]
+        )
+    assert scored.tolist() == right.float().tolist()
+    report = {"test_inputs": images[:30], "test_targets": targets[:30]}
+    named = load(f"{path}:{arrays(tmp_path, inputs=images, targets=targets, **report)}")
+    assert sum(len(labels) for _, labels in named.test) == 30
+
+
+def test_several_inputs_go_by_their_names(tmp_path: Path) -> None:
+    """Each input is an array of its name; numbers as targets are judged by their squared error."""
+
+    class Sum(nn.Module):
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return left + 2 * right
+
+    path = tmp_path / "sum.onnx"
+    torch.onnx.export(
+        Sum(), (torch.ones(1, 2), torch.ones(1, 2)), path, dynamo=False, opset_version=17, input_names=["left", "right"]
+    )
+    left, right = np.random.default_rng(0).normal(size=(2, 40, 2)).astype(np.float32)
+    workload = load(f"{path}:{arrays(tmp_path, left=left, right=right, targets=left + 2 * right)}")
+    assert workload.metric.name == "mse"
+    rows = score_rows(workload.model.onnx_bytes, workload.test, workload.metric)
+    assert rows.mean().item() == pytest.approx(0, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"targets": np.zeros(40, np.int64)}, r"has the arrays targets and lacks image \(or inputs\): wanted are"),
+        ({"image": np.zeros((40, 3, 8, 8), np.float32)}, r"has the arrays image and lacks targets"),
+        (
+            {"inputs": np.zeros((40, 3, 8, 8), np.float32), "targets": np.zeros(39, np.int64)},
+            r"as many rows in every array, got 40 of image, 39 of targets",
+        ),
+        (
+            {"inputs": np.zeros((9, 3, 8, 8), np.float32), "targets": np.zeros(9, np.int64)},
+            r"has 9 samples, and at least 20 are needed",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    trained: TinyResNet, given: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    """What is missing or of another length is named, with what was found."""
+    path = written(exported(trained, torch.randn(1, 3, 8, 8)), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load(f"{path}:{arrays(tmp_path, **given)}")
+
+
+def test_files_that_are_missing_or_no_arrays_are_refused(trained: TinyResNet, tmp_path: Path) -> None:
+    """Either path is named; text is no archive of arrays."""
+    path = written(exported(trained, torch.randn(1, 3, 8, 8)), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file none\.npz"):
+        load(f"{path}:none.npz")
+    with pytest.raises(FileNotFoundError, match=r"no file none\.onnx"):
+        load(f"none.onnx:{arrays(tmp_path, inputs=np.zeros(30), targets=np.zeros(30))}")
+    (tmp_path / "text.npz").write_text("no arrays")
+    with pytest.raises(ValueError, match=r"text\.npz is no \.npz file of arrays.*numpy\.savez"):
+        load(f"{path}:{tmp_path / 'text.npz'}")
 
 
 def test_an_old_file_that_was_not_read_says_how(trained: TinyResNet) -> None:

@@ -1,4 +1,4 @@
-"""Ready workloads by name, and those of the user's own by `package.module:function`."""
+"""Ready workloads by name, and those of the user's own: `package.module:function`, or `model.onnx:data.npz`."""
 
 import importlib
 import sys
@@ -10,16 +10,23 @@ _READY = {"digits": "compressor.workloads.digits:digits"}
 
 
 def load(name: str) -> Workload:
-    """The workload that `name` says: `digits`, or what `package.module:function` returns when called.
+    """The workload that `name` says: `digits`, what `package.module:function` returns, or two files.
+
+    `model.onnx:data.npz` is an ONNX file on arrays, as `workload_of_files` reads them.
 
     The current folder is importable, so that a file of one's own beside the recipe is enough. Raises ValueError where
     there is no such module or function, or where it returns something else.
     """
+    model, separator, data = name.partition(".onnx:")
+    if separator:
+        from compressor.workloads.files import workload_of_files
+
+        return workload_of_files(Path(f"{model}.onnx"), Path(data))
     path = _READY.get(name, name)
     module_name, separator, function_name = path.partition(":")
     if not separator or not module_name or not function_name:
         raise ValueError(
-            f"a workload is one of {', '.join(_READY)} or package.module:function, got {name!r}; "
+            f"a workload is one of {', '.join(_READY)}, package.module:function, or model.onnx:data.npz, got {name!r}; "
             "the function takes nothing and returns a compressor.Workload"
         )
     if str(Path.cwd()) not in sys.path:

@@ -1,0 +1,111 @@
+"""A workload of two files: a model in ONNX, and arrays to judge it on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper
+from torch import Tensor
+
+from compressor.onnx_files import read_onnx
+from compressor.workload import Workload
+
+# The part of the samples that is kept for the report where the file names none for it.
+_TEST_FRACTION = 0.4
+# Of the others: files are quantized, for which some hundred samples do, and seldom trained.
+_VALIDATION_FRACTION = 0.5
+_FEWEST_SAMPLES = 20
+
+Samples = tuple[Tensor | dict[str, Tensor], Tensor]
+
+
+def workload_of_files(model: Path, data: Path) -> Workload:
+    """The ONNX file `model` on the arrays of `data`, an .npz file with a sample in every row.
+
+    `targets` are classes where they are integers, judged by accuracy, and numbers judged by their mean squared error
+    otherwise. The inputs have the names that the ONNX file gives them; a single one may be called `inputs`. Arrays
+    called `test_...` are for the report; without them two fifths of the samples are. Half of the others decide, the
+    rest calibrates and trains. Raises FileNotFoundError, and ValueError for arrays that are missing or do not fit.
+    """
+    arrays = _arrays(data)
+    kinds = _input_kinds(model)
+    samples = _samples(arrays, kinds, data, prefix="")
+    tested = [name for name in arrays if name.startswith("test_")]
+    train, test = (samples, _samples(arrays, kinds, data, prefix="test_")) if tested else _halves(samples, data)
+    example = train[0] if isinstance(train[0], Tensor) else dict(train[0])
+    return Workload.from_datasets(
+        read_onnx(model, example=example),
+        train=train,
+        test=test,
+        metric="accuracy" if not train[1].is_floating_point() else "mse",
+        validation_fraction=_VALIDATION_FRACTION,
+        name=model.stem,
+    )
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no .npz file of arrays: {error}; write one with numpy.savez(path, inputs=..., targets=...)"
+        ) from error
+
+
+def _input_kinds(path: Path) -> dict[str, np.dtype[Any]]:
+    """{input: its type} of an ONNX file."""
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    graph = onnx.load(str(path), load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return {
+        value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        for value in graph.input
+        if value.name not in constants
+    }
+
+
+def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], path: Path, *, prefix: str) -> Samples:
+    names = {name: f"{prefix}{name}" for name in kinds}
+    if len(kinds) == 1 and f"{prefix}inputs" in arrays:
+        names = dict.fromkeys(kinds, f"{prefix}inputs")
+    missing = [name for name in (*names.values(), f"{prefix}targets") if name not in arrays]
+    if missing:
+        alone = " (or inputs)" if len(kinds) == 1 and not prefix else ""
+        raise ValueError(
+            f"{path} has the arrays {', '.join(sorted(arrays))} and lacks {', '.join(missing)}{alone}: wanted are the "
+            f"inputs of the model, {', '.join(kinds)}, and targets"
+        )
+    tensors = {name: torch.from_numpy(arrays[names[name]].astype(kind)) for name, kind in kinds.items()}
+    values = arrays[f"{prefix}targets"]
+    targets = torch.from_numpy(values.astype(np.float32 if values.dtype.kind == "f" else np.int64))
+    counts = {name: len(tensor) for name, tensor in (*tensors.items(), ("targets", targets))}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise ValueError(f"{path} needs as many rows in every array, got {told}")
+    return next(iter(tensors.values())) if len(tensors) == 1 else tensors, targets
+
+
+def _halves(samples: Samples, path: Path) -> tuple[Samples, Samples]:
+    """(what decisions read, what the report reads), drawn with a fixed seed."""
+    inputs, targets = samples
+    count = len(targets)
+    if count < _FEWEST_SAMPLES:
+        raise ValueError(
+            f"{path} has {count} samples, and at least {_FEWEST_SAMPLES} are needed for calibration, decisions and the "
+            "report; some hundred are better"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    first = round(count * (1 - _TEST_FRACTION))
+
+    def part(rows: Tensor) -> Samples:
+        chosen = inputs[rows] if isinstance(inputs, Tensor) else {name: each[rows] for name, each in inputs.items()}
+        return chosen, targets[rows]
+
+    return part(order[:first]), part(order[first:])
