@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from compressor.preflight import WorkloadError
 from compressor.stage import Effect, Stage, stage_name
 
 
@@ -53,10 +54,10 @@ def refuse_impossible_orders(stages: Sequence[Stage]) -> None:
 
 
 def refuse_for_files(stages: Sequence[Stage]) -> None:
-    """Raises ValueError where something trains or reshapes a model that is an ONNX file."""
+    """Raises WorkloadError where something trains or reshapes a model that is an ONNX file."""
     for stage in stages:
         if stage.effect is not Effect.ENCODING:
-            raise ValueError(
+            raise WorkloadError(
                 f"{stage_name(stage)} needs the layers of a torch model, and this one is an ONNX file; quantize and "
                 "quantization_aware_training work on files; for everything else give the model that it came from"
             )

@@ -70,9 +70,9 @@ class Pipeline:
         """Compresses `workload.model` (which stays as it is) and writes model.onnx and the report to the folder `out`.
 
         `out` defaults to a new temporary folder. A run that was killed goes on when called again with the same `out`.
-        Raises WorkloadError for a workload that cannot work, ValueError where a stage needs layers and the model is an
-        ONNX file, RunFolderError where `out` holds another run, and, without
-        a budget, StageError or ExportError where a stage cannot do its work; with one, that stage is rolled back.
+        Raises WorkloadError for a workload that cannot work (an ONNX file where a stage needs layers), RunFolderError
+        where `out` holds another run, and, without a budget, StageError or ExportError where a stage cannot do its
+        work; with one, that stage is rolled back.
         """
         check_workload(workload)
         if isinstance(workload.model, OnnxModule):

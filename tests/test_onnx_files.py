@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compressor.onnx_files import read_onnx
 from compressor.pipeline import Pipeline
+from compressor.preflight import WorkloadError
 from compressor.runtime import OnnxModule
 from compressor.scores import score_rows
 from compressor.stage import Context, StageError
@@ -89,7 +90,7 @@ def test_a_file_learns_as_integers(trained: TinyResNet, tmp_path: Path) -> None:
     context = Context(progress=False)
     QuantizationAwareTraining(epochs=1).apply(module, workload, context)
     assert context.details["agreement"]["torch_to_file"] < 0.01
-    with pytest.raises(ValueError, match=r"prune_channels needs the layers of a torch model.*quantize and"):
+    with pytest.raises(WorkloadError, match=r"prune_channels needs the layers of a torch model.*quantize and"):
         Pipeline([PruneChannels(remove=0.5)]).run(workload, progress=False)
 
 
