@@ -15,7 +15,8 @@ from tqdm import tqdm
 from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_values, unmet_goals
 from compressor.estimate import Estimate
 from compressor.export import ExportError, export_onnx
-from compressor.measure import Measurement, measure, paired_drop, score_estimate, score_rows, speedup_over
+from compressor.file_scores import FileScores
+from compressor.measure import Measurement, measure, speedup_over
 from compressor.order import segments
 from compressor.plan import save_checkpoint
 from compressor.report import Report, Step, describe_workload, environment, write_report
@@ -68,7 +69,7 @@ class Run:
         self.target, self.folder, self.seed, self.progress = target, folder, seed, progress
         self.steps: list[Step] = []
         self.warnings: list[str] = []
-        self._known_rows: dict[tuple[str, str], Tensor] = {}
+        self.scores = FileScores(workload, seed=seed)
 
     def go(self, *, recipe: dict[str, Any] | None, warnings: Sequence[str], accept_changes: bool) -> Result:
         """Runs what is not finished on disk and writes the result there."""
@@ -109,7 +110,7 @@ class Run:
             model = deepcopy(self.workload.model).eval()
             exported = export_onnx(model, self.workload)
             state = State(model=model, onnx_bytes=exported.onnx_bytes, plan=[], key=key)
-            rows = self._test_rows(exported.onnx_bytes)
+            rows = self.scores.rows(exported.onnx_bytes, "test")
             measurement = replace(self._measure(exported.onnx_bytes, exported.onnx_bytes, rows), speedup=_UNCHANGED)
             outcome = Outcome(
                 seconds=time.perf_counter() - started,
@@ -132,7 +133,7 @@ class Run:
                 reason="what the stages are compared with",
                 seconds=outcome.seconds,
                 measurement=outcome.measurement,
-                validation={"score": vars(self._validation_score(state)), "drop": None},
+                validation={"score": vars(self.scores.score(state.onnx_bytes, "validation")), "drop": None},
                 pays=None,
                 details=outcome.details,
             )
@@ -140,7 +141,7 @@ class Run:
         return state
 
     def _warn_of_known_validation(self, state: State, measurement: Measurement) -> None:
-        validation, test = self._validation_score(state), measurement.score
+        validation, test = self.scores.score(state.onnx_bytes, "validation"), measurement.score
         better = self.workload.metric.higher_is_better
         known = validation.low > test.high if better else validation.high < test.low
         if known:
@@ -193,12 +194,14 @@ class Run:
         metric = self.workload.metric
         verdicts: list[Verdict] = []
         if self.budget.max_drop is not None:
-            verdicts.append(judge_drop(self._drop(state, self.reference), self.budget.max_drop, metric))
+            drop = self.scores.drop(state.onnx_bytes, self.reference.onnx_bytes, "validation")
+            verdicts.append(judge_drop(drop, self.budget.max_drop, metric))
         standing = [number for number in range(first_step, len(self.steps)) if self.steps[number].kept]
         names = {self.steps[number].stage for number in standing}
         kept = [stage for index in indices if stage_name(stage := self.stages[index]) in names]
         if all(stage.effect is Effect.VALUES for stage in kept):
-            verdicts.append(judge_values(self._drop(state, entry), metric))
+            change = self.scores.drop(state.onnx_bytes, entry.onnx_bytes, "validation")
+            verdicts.append(judge_values(change, metric))
         refused = [verdict for verdict in verdicts if not verdict.keep]
         reason = "; ".join(verdict.reason for verdict in (refused or verdicts))
         if len(standing) > 1:
@@ -244,9 +247,9 @@ class Run:
             target=self.target,
             seed=seed,
         )
-        rows, reference = self._test_rows(exported.onnx_bytes), self.reference.onnx_bytes
+        rows, reference = self.scores.rows(exported.onnx_bytes, "test"), self.reference.onnx_bytes
         measurement = self._measure(exported.onnx_bytes, reference, rows)
-        drop = paired_drop(rows, self._test_rows(reference), self.workload.metric, seed=self.seed)
+        drop = self.scores.drop(exported.onnx_bytes, reference, "test")
         state = State(model=model, onnx_bytes=exported.onnx_bytes, plan=base.plan + context.plan, key=key)
         outcome = Outcome(
             seconds=seconds,
@@ -282,7 +285,7 @@ class Run:
             reason = f"does not pay: {verdict.reason}; kept because no budget forbids it"
         else:
             reason = verdict.reason if kept else f"rolled back: {verdict.reason}"
-        drop = self._drop(state, self.reference)
+        drop = self.scores.drop(state.onnx_bytes, self.reference.onnx_bytes, "validation")
         return Step(
             stage=stage_name(stage),
             parameters=stage_parameters(stage),
@@ -290,9 +293,9 @@ class Run:
             reason=reason,
             seconds=outcome.seconds,
             measurement=outcome.measurement,
-            validation={"score": vars(self._validation_score(state)), "drop": vars(drop)},
+            validation={"score": vars(self.scores.score(state.onnx_bytes, "validation")), "drop": vars(drop)},
             pays=pays,
-            details={**outcome.details, **_scores(outcome.plan), "versus_base": vars(outcome.versus_base)},
+            details={**outcome.details, **_unit_scores(outcome.plan), "versus_base": vars(outcome.versus_base)},
             drop=outcome.drop,
         )
 
@@ -310,28 +313,6 @@ class Run:
                 details={},
             )
         )
-
-    def _rows(self, state: State) -> Tensor:
-        return self._scored(state.onnx_bytes, "validation")
-
-    def _test_rows(self, onnx_bytes: bytes) -> Tensor:
-        return self._scored(onnx_bytes, "test")
-
-    def _scored(self, onnx_bytes: bytes, part: str) -> Tensor:
-        """The metric's rows of a file on a part of the data, computed once."""
-        key = (sha256(onnx_bytes), part)
-        if key not in self._known_rows:
-            # Not bound to the target's threads: this is about the score, not the time.
-            self._known_rows[key] = score_rows(
-                onnx_bytes, getattr(self.workload, part), self.workload.metric, threads=torch.get_num_threads()
-            )
-        return self._known_rows[key]
-
-    def _validation_score(self, state: State) -> Estimate:
-        return score_estimate(self._rows(state), self.workload.metric, seed=self.seed)
-
-    def _drop(self, state: State, base: State) -> Estimate:
-        return paired_drop(self._rows(state), self._rows(base), self.workload.metric, seed=self.seed)
 
     def _record(self, step: Step) -> None:
         self.steps.append(step)
@@ -384,7 +365,7 @@ class Run:
         return Result(report=report, artifact=Artifact(path), model=state.model)
 
 
-def _scores(plan: list[dict[str, Any]]) -> dict[str, Any]:
+def _unit_scores(plan: list[dict[str, Any]]) -> dict[str, Any]:
     """Why units were kept and removed, for the report, where the plan says so."""
     reasons = [entry.get("why", {}) for entry in plan]
     scores = [why for why in reasons if "kept_scores" in why]
