@@ -79,6 +79,8 @@ def run(
 
     `compressor run mine.yaml -w my_models.resnet:workload --out runs/mine --set stages.0.remove=0.3`
 
+    `compressor run int8 -w model.onnx:data.npz --out runs/file`
+
     A run that was stopped goes on where it was when the same command is given again.
     """
     with reported(verbose=verbose):
@@ -165,7 +167,7 @@ def doctor(
         typer.Option(
             "--workload",
             "-w",
-            metavar="NAME|MODULE:FUNCTION|FILES",
+            metavar="WORKLOAD",
             help="Looks into this workload's model instead of the machine.",
         ),
     ] = None,

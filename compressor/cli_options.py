@@ -15,7 +15,7 @@ WorkloadName = Annotated[
     typer.Option(
         "--workload",
         "-w",
-        metavar="NAME|MODULE:FUNCTION|FILES",
+        metavar="WORKLOAD",
         help="`digits`, `package.module:function` of yours that returns a compressor.Workload, or an ONNX file with "
         "arrays `inputs` and `targets`: `model.onnx:data.npz`.",
     ),

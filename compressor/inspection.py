@@ -18,6 +18,7 @@ from compressor.export import export_onnx
 from compressor.node_times import NodeTime, node_times
 from compressor.plan import apply_plan_
 from compressor.pruning.narrowing import Gone, fault_without, multiple_of, reason_to_lock, survivors
+from compressor.runtime import OnnxModule
 from compressor.shares import Shares
 from compressor.source_lines import call_lines, error_line, shortened
 from compressor.stage import StageError
@@ -27,7 +28,10 @@ from compressor.structure.recurrent_layers import stack_and_layer
 from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
 from compressor.structure.trials import evaluating, outputs_at
 from compressor.target import Target
+from compressor.weights import count_parameters
 from compressor.workload import Workload
+
+_A_FILE = "an ONNX file has no layers to take out; give the torch model that it came from"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +140,10 @@ def inspect(workload: Workload, *, target: Target, seconds: float = 2.0) -> Insp
         shares = Shares.of(model, _times(model, workload, target, seconds, refusals))
         blocks = _blocks(model, example, refusals)
         graph, reasons = _structure(copy.deepcopy(model), example, target, refusals)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if isinstance(model, OnnxModule):
+        refusals |= dict.fromkeys(("blocks", "widths"), _A_FILE)
+        parameters, _ = count_parameters(model.onnx_bytes)
     groups = {group.name: group for group in graph.groups} if graph is not None else {}
     narrow = [group for name, group in groups.items() if name not in reasons]
     dropped = [name for name, (_, reason) in blocks.items() if reason is None]
@@ -149,7 +157,7 @@ def inspect(workload: Workload, *, target: Target, seconds: float = 2.0) -> Insp
     return Inspection(
         workload=workload.name,
         model=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         target=target,
         latency_ms=sum(time.ms for time in shares.times) if shares.times else None,
         found=Findings(

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 from onnx.inliner import inline_local_functions
 
+from compressor.runtime import open_session
+
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 _WIDE_INTEGERS = {TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64}
 _NEVER = {TensorProto.BOOL, TensorProto.STRING, TensorProto.INT64, TensorProto.UINT64, TensorProto.UNDEFINED}
@@ -41,6 +43,12 @@ _QUANTIZED = {
     "QLinearAdd": _Quantized({0: (2, 0), 3: (5, 0)}),
     "QLinearMul": _Quantized({0: (2, 0), 3: (5, 0)}),
 }
+# What unpacks weights that are stored in fewer bits: it starts from integers of 8 bits, and all else that it reads is
+# constant. Channels of zeros that a Pad adds behind it are no weights.
+_UNPACKING_FROM = {"BitShift", "Cast"}
+_UNPACKING = _UNPACKING_FROM | {
+    *("BitwiseAnd", "BitwiseOr", "Reshape", "Slice", "Sub", "Mul", "Split", "Transpose"),
+}
 # By the tensor's identity, which it keeps while it is held here: the tensor, its elements, those that are not zero.
 _Counts = dict[int, tuple[TensorProto, int, int]]
 
@@ -65,6 +73,7 @@ def count_parameters(onnx_bytes: bytes) -> tuple[int, int]:
     if model.functions:
         model = inline_local_functions(model)
     counts: _Counts = {}
+    _unpack_stored_(model)
     _count_graph(model.graph, {}, counts)
     return sum(total for _, total, _ in counts.values()), sum(nonzero for _, _, nonzero in counts.values())
 
@@ -90,6 +99,38 @@ def inner_graphs(node: NodeProto) -> list[onnx.GraphProto]:
 def names_read(node: NodeProto) -> list[str]:
     """The tensors that a node reads, those that the graphs inside of it read included."""
     return [*node.input, *(name for graph in inner_graphs(node) for inner in graph.node for name in names_read(inner))]
+
+
+def _unpack_stored_(model: onnx.ModelProto) -> None:
+    """Replaces the nodes that unpack stored weights by the weights themselves."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    unpacked: set[str] = set()
+    nodes, rest = [], []
+    for node in graph.node:
+        first = node.input[0] if node.input else ""
+        starts = (
+            node.op_type in _UNPACKING_FROM
+            and first in constants
+            and constants[first].data_type in {TensorProto.INT8, TensorProto.UINT8}
+        )
+        goes_on = node.op_type in _UNPACKING and not unpacked.isdisjoint(node.input)
+        if (starts or goes_on) and all(not name or name in constants or name in unpacked for name in node.input):
+            nodes.append(node)
+            unpacked.update(node.output)
+        else:
+            rest.append(node)
+    if not nodes:
+        return
+    wanted = sorted(unpacked.intersection(name for node in rest for name in names_read(node)))
+    outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in wanted]
+    part = onnx.helper.make_graph(nodes, "unpacking", [], outputs, list(graph.initializer))
+    versions = list(model.opset_import)
+    alone = onnx.helper.make_model(part, opset_imports=versions, ir_version=model.ir_version)
+    values = open_session(alone.SerializeToString()).run(wanted, {})
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in zip(wanted, values, strict=True))
+    del graph.node[:]
+    graph.node.extend(rest)
 
 
 def _count_graph(graph: onnx.GraphProto, outer: dict[str, TensorProto], counts: _Counts) -> None:

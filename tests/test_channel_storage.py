@@ -10,6 +10,7 @@ from compressor.quantization.channel_storage import without_filling
 from compressor.quantization.compact_graph import kernels, serialize
 from compressor.quantization.packing import smallest_file
 from compressor.runtime import open_session
+from compressor.weights import count_parameters
 
 
 def _convolution(weight: np.ndarray) -> onnx.ModelProto:
@@ -60,6 +61,9 @@ def test_zeros_behind_channels_are_not_stored(bits: int) -> None:
     assert kernels(small) == kernels(plain)
     assert kernels(small)["QLinearConv"] == 1
     np.testing.assert_array_equal(_outputs(small, 16), _outputs(plain, 16))
+    # The zeros that fill up are no weights.
+    assert count_parameters(plain)[0] == 16 * 16 * 9
+    assert count_parameters(small) == (9 * 6 * 9, count_parameters(plain)[1])
 
 
 def test_zeros_among_channels_and_few_zeros_stay() -> None:

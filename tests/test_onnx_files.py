@@ -11,6 +11,7 @@ from conftest import TinyResNet, synthetic_images
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from compressor.inspection import inspect
 from compressor.onnx_files import read_onnx
 from compressor.pipeline import Pipeline
 from compressor.preflight import WorkloadError
@@ -20,6 +21,7 @@ from compressor.stage import Context, StageError
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
+from compressor.target import Target
 from compressor.workload import Workload
 from compressor.workloads import load
 
@@ -178,6 +180,17 @@ def test_a_file_and_arrays_are_a_workload(trained: TinyResNet, tmp_path: Path) -
     report = {"test_inputs": images[:30], "test_targets": targets[:30]}
     named = load(f"{path}:{arrays(tmp_path, inputs=images, targets=targets, **report)}")
     assert sum(len(labels) for _, labels in named.test) == 30
+
+
+def test_a_file_is_inspected(trained: TinyResNet, tmp_path: Path) -> None:
+    """The doctor times the file and counts its weights, and says where structure would be found."""
+    images, targets = (values.numpy() for values in synthetic_images(40, seed=4))
+    path = written(exported(trained, torch.randn(1, 3, 8, 8)), tmp_path)
+    found = inspect(load(f"{path}:{arrays(tmp_path, inputs=images, targets=targets)}"), target=Target(), seconds=0.1)
+    assert found.parameters > 50_000
+    assert found.operators["Conv"] > 0.2
+    assert found.refusals["blocks"] == found.refusals["widths"]
+    assert "give the torch model" in found.refusals["blocks"]
 
 
 def test_several_inputs_go_by_their_names(tmp_path: Path) -> None:

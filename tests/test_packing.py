@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.quantization.compact_graph import kernels
 from compressor.quantization.packing import pack_plane, pack_weights
 from compressor.runtime import open_session
+from compressor.weights import count_parameters
 
 
 def _convolutions(bits: int, channels: tuple[int, ...] = (5, 16, 3)) -> onnx.ModelProto:
@@ -55,6 +56,8 @@ def test_packed_file_runs_the_same_kernels_to_the_same_bits(bits: int) -> None:
     feeds = {"input": np.random.default_rng(0).normal(size=(2, 5, 8, 8)).astype(np.float32)}
     before, after = (open_session(data).run(None, feeds)[0] for data in (plain, small))
     assert np.array_equal(before, after)
+    # What is stored in fewer bytes is as many weights, and as many of them are zero.
+    assert count_parameters(small) == count_parameters(plain)
 
 
 def test_weights_take_their_bits_in_the_file() -> None:
