@@ -246,6 +246,7 @@ class Run:
             example_inputs=self.workload.example_inputs,
             target=self.target,
             seed=seed,
+            decides=stage.effect is not Effect.VALUES and self._judges_gain(),
         )
         rows, reference = self.scores.rows(exported.onnx_bytes, "test"), self.reference.onnx_bytes
         measurement = self._measure(exported.onnx_bytes, reference, rows)

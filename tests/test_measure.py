@@ -7,6 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor import measure as measure_module
 from compressor.estimate import Estimate
 from compressor.measure import (
     Measurement,
@@ -16,8 +17,10 @@ from compressor.measure import (
     paired_drop,
     score_estimate,
     score_rows,
+    speedup_over,
 )
 from compressor.metrics import Metric
+from compressor.runtime import Timing
 from compressor.target import Target
 from compressor.workload import resize_batch
 
@@ -386,6 +389,28 @@ def test_measurement_has_every_number_and_survives_json() -> None:
         "speedup",
     ]
     assert Measurement.from_json(value) == found
+
+
+@pytest.mark.parametrize(
+    ("decides", "first", "times"), [(True, 1.0, 2), (True, 1.1, 1), (True, 0.9, 1), (False, 1.0, 1)]
+)
+def test_what_decides_is_timed_again_where_it_is_open(
+    decides: bool, first: float, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interval around 1 does not say which file is faster: a longer timing does, if it matters."""
+    asked: list[dict] = []
+
+    def timed(*_: object, **settings: float) -> Timing:
+        asked.append(settings)
+        value = first if len(asked) == 1 else 0.98
+        found = Estimate(value, value - 0.01, value + 0.01)
+        return Timing(reference_ms=found, candidate_ms=found, speedup=found)
+
+    monkeypatch.setattr(measure_module, "time_interleaved", timed)
+    found = speedup_over(b"", b"", example_inputs=torch.zeros(2, 1), target=Target(), decides=decides)
+    assert found.value == (first if times == 1 else 0.98)
+    assert [settings.get("seconds", 2.0) for settings in asked] == [2.0, 6.0][:times]
+    assert len({settings["seed"] for settings in asked}) == times
 
 
 def test_incomplete_measurement_is_refused() -> None:
