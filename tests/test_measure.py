@@ -395,7 +395,7 @@ def test_measurement_has_every_number_and_survives_json() -> None:
     ("decides", "first", "times"), [(True, 1.0, 2), (True, 1.1, 1), (True, 0.9, 1), (False, 1.0, 1)]
 )
 def test_what_decides_is_timed_again_where_it_is_open(
-    decides: bool, first: float, times: int, monkeypatch: pytest.MonkeyPatch
+    *, decides: bool, first: float, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interval around 1 does not say which file is faster: a longer timing does, if it matters."""
     asked: list[dict] = []
