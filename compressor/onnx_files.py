@@ -22,6 +22,8 @@ from compressor.runtime import Feeds, OnnxModule, feeds_of, load_session, open_s
 _OPSETS = (13, 22)
 # Outputs may differ by this share of their largest value: other opsets may fuse in another order.
 _TOLERANCE = 1e-4
+# Samples of an example that are compared where the batch is free.
+_MOST_SAMPLES = 16
 # What free dimensions other than the batch are in made-up inputs.
 _FREE_LENGTH = 8
 
@@ -30,8 +32,8 @@ def read_onnx(path: str | Path, *, example: Inputs | None = None) -> OnnxModule:
     """The ONNX file at `path` as a model for `Workload.from_datasets`, to be quantized and measured.
 
     A fixed batch becomes free, weights that are listed as inputs become constants, and the opset the one that is
-    written here; the outputs are compared with those of the file as it was, on `example` (a batch of inputs, of which
-    a file with a fixed batch gets the first) or on made-up ones. Weights in files of their own are read, too. Raises
+    written here; the outputs are compared with those of the file as it was, on the first of `example` (inputs, a
+    sample in every row) or on made-up ones. Weights in files of their own are read, too. Raises
     FileNotFoundError, and ValueError for what is no ONNX file, is too large, or could not be changed so that it
     computes the same.
     """
@@ -48,6 +50,14 @@ def read_onnx(path: str | Path, *, example: Inputs | None = None) -> OnnxModule:
     if problem:
         raise ValueError(f"{path} computes something else in opset {OPSET}: {problem}; export it with that opset")
     return OnnxModule(_with_free_batch(model, feeds, path).SerializeToString(deterministic=True))
+
+
+def input_kinds(path: str | Path) -> dict[str, np.dtype[Any]]:
+    """{input: the type of its values} of the ONNX file at `path`. Raises as `read_onnx` does."""
+    return {
+        value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        for value in _given_inputs(_loaded(Path(path)))
+    }
 
 
 def _loaded(path: Path) -> onnx.ModelProto:
@@ -115,13 +125,15 @@ def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: str | Path) -> 
     if not fixed:
         return model
     sizes = ", ".join(map(str, sorted(fixed)))
-    problem = "its inputs have different ones"
-    if len(fixed) == 1 and all(map(len, first)):
-        # Samples with other values behind them: outputs that mix samples would show.
-        turned = {name: np.flip(values).copy() for name, values in feeds.items()}
+    # Samples with other values behind them: outputs that mix samples would show.
+    turned = {name: np.flip(values).copy() for name, values in feeds.items()}
+    parts = [_outputs(model, each) for each in (feeds, turned)]
+    if len(fixed) > 1 or not all(map(len, first)):
+        problem = "its inputs have different ones, or none"
+    elif any(isinstance(part, str) or not all(output.ndim for output in part) for part in parts):
+        problem = "its outputs have none, or not for all inputs"
+    else:
         twice = {name: np.concatenate([values, turned[name]]) for name, values in feeds.items()}
-        parts = [_outputs(model, each) for each in (feeds, turned)]
-        assert not any(isinstance(part, str) for part in parts)
         expected = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
         for change in (_as_it_is, _copied_batch, _inferred_batch):
             candidate = _freed(model, change, *fixed)
@@ -175,7 +187,10 @@ def _feeds(model: onnx.ModelProto, example: Inputs | None) -> Feeds:
     """What the file is run on: `example`, or made-up values of the shapes that it declares."""
     if example is not None:
         given = feeds_of(open_session(_with_constants(model).SerializeToString()), example)
-        return {name: given[name][: dim[0].dim_value or None] if dim else given[name] for name, dim in _batches(model)}
+        return {
+            name: given[name][: dim[0].dim_value or _MOST_SAMPLES] if dim else given[name]
+            for name, dim in _batches(model)
+        }
     generator = np.random.default_rng(0)
     sizes: dict[str, int] = {}
     feeds: Feeds = {}

@@ -123,14 +123,16 @@ def _unpack_stored_(model: onnx.ModelProto) -> None:
     if not nodes:
         return
     wanted = sorted(unpacked.intersection(name for node in rest for name in names_read(node)))
+    del graph.node[:]
+    graph.node.extend(rest)
+    if not wanted:
+        return
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in wanted]
     part = onnx.helper.make_graph(nodes, "unpacking", [], outputs, list(graph.initializer))
     versions = list(model.opset_import)
     alone = onnx.helper.make_model(part, opset_imports=versions, ir_version=model.ir_version)
     values = open_session(alone.SerializeToString()).run(wanted, {})
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in zip(wanted, values, strict=True))
-    del graph.node[:]
-    graph.node.extend(rest)
 
 
 def _count_graph(graph: onnx.GraphProto, outer: dict[str, TensorProto], counts: _Counts) -> None:

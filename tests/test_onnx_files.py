@@ -125,6 +125,28 @@ def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
         read_onnx(path)
 
 
+def test_a_file_without_a_batch_of_outputs_is_refused(tmp_path: Path) -> None:
+    """One number for all samples of a fixed batch cannot be told apart."""
+
+    class Total(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum()
+
+    path = written(exported(Total(), torch.randn(1, 5), free=False), tmp_path)
+    with pytest.raises(ValueError, match=r"for batches of 1 alone.*its outputs have none"):
+        read_onnx(path)
+
+
+def test_weights_in_a_file_of_their_own_are_read(trained: TinyResNet, tmp_path: Path) -> None:
+    """Large models keep their weights beside the graph."""
+    images, _ = synthetic_images(4, seed=3)
+    path = tmp_path / "apart.onnx"
+    onnx.save(exported(trained, images), str(path), save_as_external_data=True, location="weights", size_threshold=0)
+    assert (tmp_path / "weights").stat().st_size > 100_000
+    with torch.no_grad():
+        torch.testing.assert_close(read_onnx(path)(images), trained(images), rtol=1e-3, atol=1e-4)
+
+
 def test_what_is_no_file_of_a_model_is_refused(tmp_path: Path) -> None:
     """A missing path, other bytes and an empty graph each have their sentence."""
     with pytest.raises(FileNotFoundError, match=r"no file .*missing\.onnx"):
@@ -242,6 +264,9 @@ def test_files_that_are_missing_or_no_arrays_are_refused(trained: TinyResNet, tm
         load(f"{path}:none.npz")
     with pytest.raises(FileNotFoundError, match=r"no file none\.onnx"):
         load(f"none.onnx:{arrays(tmp_path, inputs=np.zeros(30), targets=np.zeros(30))}")
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ValueError, match=r"text\.onnx is no ONNX file"):
+        load(f"{tmp_path / 'text.onnx'}:{arrays(tmp_path, inputs=np.zeros(30), targets=np.zeros(30))}")
     (tmp_path / "text.npz").write_text("no arrays")
     with pytest.raises(ValueError, match=r"text\.npz is no \.npz file of arrays.*numpy\.savez"):
         load(f"{path}:{tmp_path / 'text.npz'}")

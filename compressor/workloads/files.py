@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import helper
 from torch import Tensor
 
-from compressor.onnx_files import read_onnx
+from compressor.onnx_files import input_kinds, read_onnx
 from compressor.workload import Workload
 
 # The part of the samples that is kept for the report where the file names none for it.
@@ -27,17 +25,17 @@ def workload_of_files(model: Path, data: Path) -> Workload:
 
     `targets` are classes where they are integers, judged by accuracy, and numbers judged by their mean squared error
     otherwise. The inputs have the names that the ONNX file gives them; a single one may be called `inputs`. Arrays
-    called `test_...` are for the report; without them two fifths of the samples are. Half of the others decide, the
-    rest calibrates and trains. Raises FileNotFoundError, and ValueError for arrays that are missing or do not fit.
+    `test_targets` and `test_` and each input's name are for the report; without them two fifths of the samples are.
+    Half of the others decide, the rest calibrates and trains. Raises FileNotFoundError, and ValueError for arrays that
+    are missing or do not fit.
     """
     arrays = _arrays(data)
-    kinds = _input_kinds(model)
+    kinds = input_kinds(model)
     samples = _samples(arrays, kinds, data, prefix="")
-    tested = [name for name in arrays if name.startswith("test_")]
-    train, test = (samples, _samples(arrays, kinds, data, prefix="test_")) if tested else _halves(samples, data)
-    example = train[0] if isinstance(train[0], Tensor) else dict(train[0])
+    named = "test_targets" in arrays
+    train, test = (samples, _samples(arrays, kinds, data, prefix="test_")) if named else _parts(samples, data)
     return Workload.from_datasets(
-        read_onnx(model, example=example),
+        read_onnx(model, example=train[0]),
         train=train,
         test=test,
         metric="accuracy" if not train[1].is_floating_point() else "mse",
@@ -56,19 +54,6 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(
             f"{path} is no .npz file of arrays: {error}; write one with numpy.savez(path, inputs=..., targets=...)"
         ) from error
-
-
-def _input_kinds(path: Path) -> dict[str, np.dtype[Any]]:
-    """{input: its type} of an ONNX file."""
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}")
-    graph = onnx.load(str(path), load_external_data=False).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    return {
-        value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        for value in graph.input
-        if value.name not in constants
-    }
 
 
 def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], path: Path, *, prefix: str) -> Samples:
@@ -92,7 +77,7 @@ def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], p
     return next(iter(tensors.values())) if len(tensors) == 1 else tensors, targets
 
 
-def _halves(samples: Samples, path: Path) -> tuple[Samples, Samples]:
+def _parts(samples: Samples, path: Path) -> tuple[Samples, Samples]:
     """(what decisions read, what the report reads), drawn with a fixed seed."""
     inputs, targets = samples
     count = len(targets)
