@@ -57,7 +57,7 @@ def export_onnx(model: nn.Module, workload: Workload) -> Exported:
     """
     if isinstance(model, OnnxModule):
         proto = onnx.load_from_string(model.onnx_bytes)
-        return Exported(onnx_bytes=model.onnx_bytes, exporter="onnx", opset=_opset(proto), notes=())
+        return Exported(onnx_bytes=model.onnx_bytes, exporter="onnx", opset=opset_of(proto), notes=())
     kind = type(model).__name__
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))  # tied weights count once
     if size > MAX_BYTES:
@@ -122,7 +122,7 @@ def _attempt(
     rename_(proto, task.parameters, prefix=_PREFIX)
     strip_(proto)
     onnx_bytes, notes = verified_bytes(proto, judged_by)
-    return onnx_bytes, _opset(proto), notes
+    return onnx_bytes, opset_of(proto), notes
 
 
 def _traced(model: nn.Module, task: ExportTask) -> torch.export.ExportedProgram:
@@ -199,7 +199,8 @@ def _entering(entered: list[str], label: str) -> Callable[..., None]:
     return note
 
 
-def _opset(proto: onnx.ModelProto) -> int:
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators in the file."""
     return next(int(item.version) for item in proto.opset_import if item.domain in {"", "ai.onnx"})
 
 

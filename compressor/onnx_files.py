@@ -4,7 +4,7 @@ Files in the wild fix the batch, list their weights as inputs and use old opsets
 changed has to give the outputs of the file as it was.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from compressor.batches import Inputs
-from compressor.export import MAX_BYTES, OPSET
-from compressor.runtime import Feeds, OnnxModule, feeds_of, load_session, open_session, session_options
+from compressor.export import MAX_BYTES, OPSET, opset_of
+from compressor.runtime import Feeds, OnnxModule, feeds_of, first_line, load_session, open_session, session_options
 
 # The first opset whose DequantizeLinear has scales for every channel, and the last whose QuantizeLinear ONNX Runtime
 # fuses: a file between them that cannot be converted is taken as it is.
@@ -66,7 +66,7 @@ def _loaded(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf and onnx raise errors of their own
-        raise ValueError(f"{path} is no ONNX file, or is damaged: {_first_line(error)}") from error
+        raise ValueError(f"{path} is no ONNX file, or is damaged: {first_line(error)}") from error
     if not model.graph.node:
         raise ValueError(f"{path} is no ONNX file: it has no graph")
     if model.ByteSize() > MAX_BYTES:
@@ -104,7 +104,7 @@ def _with_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _converted(model: onnx.ModelProto, path: str | Path) -> onnx.ModelProto:
-    opset = next((int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), OPSET)
+    opset = opset_of(model)
     if opset == OPSET:
         return model
     try:
@@ -113,7 +113,7 @@ def _converted(model: onnx.ModelProto, path: str | Path) -> onnx.ModelProto:
         if _OPSETS[0] <= opset <= _OPSETS[1]:
             return model
         raise ValueError(
-            f"{path} has opset {opset}, and could not be converted to {OPSET}: {_first_line(error)}. Integers need one "
+            f"{path} has opset {opset}, and could not be converted to {OPSET}: {first_line(error)}. Integers need one "
             f"from {_OPSETS[0]} to {_OPSETS[1]}; export it again"
         ) from error
 
@@ -135,19 +135,18 @@ def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: str | Path) -> 
     else:
         twice = {name: np.concatenate([values, turned[name]]) for name, values in feeds.items()}
         expected = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
-        for change in (_as_it_is, _copied_batch, _inferred_batch):
-            candidate = _freed(model, change, *fixed)
-            problem = _difference(candidate, twice, expected)
-            if not problem:
-                return candidate
+        freed = _freed(model, *fixed)
+        problem = _difference(freed, twice, expected)
+        if not problem:
+            return freed
     raise ValueError(
         f"{path} is for batches of {sizes} alone, and the batch could not be made free: {problem}. Export it with a "
         "free batch: dynamic_shapes (or dynamic_axes) of torch.onnx.export"
     )
 
 
-def _freed(model: onnx.ModelProto, change: Callable[[NDArray[Any]], NDArray[Any]], batch: int) -> onnx.ModelProto:
-    """`model` with a free batch, and `change` applied to the targets of Reshape that begin with `batch`."""
+def _freed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """`model` with a free batch, which Reshape infers where its target begins with `batch`, or copies."""
     free = _copy(model)
     del free.graph.value_info[:]
     for value in [*free.graph.input, *free.graph.output]:
@@ -155,9 +154,11 @@ def _freed(model: onnx.ModelProto, change: Callable[[NDArray[Any]], NDArray[Any]
         if dims and dims[0].dim_value == batch:
             dims[0].dim_param = "batch"
     for holder in _reshape_targets(free.graph):
-        target = numpy_helper.to_array(holder)
+        target = numpy_helper.to_array(holder).copy()
         if target.ndim == 1 and target.size and target[0] == batch:
-            holder.CopyFrom(numpy_helper.from_array(change(target.copy()), holder.name))
+            # One dimension may be inferred; 0 copies the input's.
+            target[0] = 0 if -1 in target else -1
+            holder.CopyFrom(numpy_helper.from_array(target, holder.name))
     return free
 
 
@@ -167,20 +168,6 @@ def _reshape_targets(graph: onnx.GraphProto) -> Iterator[TensorProto]:
     for node in graph.node:
         if node.op_type == "Constant" and node.output[0] in wanted:
             yield from (entry.t for entry in node.attribute if entry.name == "value")
-
-
-def _as_it_is(target: NDArray[Any]) -> NDArray[Any]:
-    return target
-
-
-def _copied_batch(target: NDArray[Any]) -> NDArray[Any]:
-    target[0] = 0  # Reshape copies the dimension of its input
-    return target
-
-
-def _inferred_batch(target: NDArray[Any]) -> NDArray[Any]:
-    target[0] = 0 if -1 in target else -1
-    return target
 
 
 def _feeds(model: onnx.ModelProto, example: Inputs | None) -> Feeds:
@@ -213,7 +200,7 @@ def _outputs(model: onnx.ModelProto, feeds: Feeds) -> list[NDArray[Any]] | str:
         session = load_session(_with_constants(model).SerializeToString(), options)
         return [np.asarray(output) for output in session.run(None, feeds)]
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class below Exception
-        return _first_line(error)
+        return first_line(error)
 
 
 def _difference(model: onnx.ModelProto, feeds: Feeds, expected: list[NDArray[Any]]) -> str:
@@ -232,7 +219,3 @@ def _difference(model: onnx.ModelProto, feeds: Feeds, expected: list[NDArray[Any
         if not np.allclose(ours, theirs, rtol=0.0, atol=_TOLERANCE * max(largest, 1e-6), equal_nan=True):
             return f"output {index} differs by {np.nanmax(np.abs(ours - theirs)):.3g} of {largest:.3g}"
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".")

@@ -65,7 +65,7 @@ def load_session(model: bytes | Path, options: ort.SessionOptions) -> ort.Infere
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         raise ValueError(
-            f"ONNX Runtime {ort.__version__} cannot load {name}: {_first_line(error)}. It is no ONNX file, is damaged, "
+            f"ONNX Runtime {ort.__version__} cannot load {name}: {first_line(error)}. It is no ONNX file, is damaged, "
             "or uses operators this version lacks; export it again"
         ) from error
 
@@ -277,5 +277,6 @@ def _named(session: ort.InferenceSession, tensors: Sequence[Tensor]) -> dict[str
     return dict(zip(names, tensors, strict=False))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
+def first_line(error: Exception) -> str:
+    """What an error says first, without its full stop; its type where it says nothing."""
+    return (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".")

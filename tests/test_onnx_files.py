@@ -34,7 +34,7 @@ def exported(model: nn.Module, example: Tensor, *, opset: int = 17, free: bool =
     torch.onnx.export(
         model.eval(),
         (example,),
-        file,  # type: ignore[arg-type]
+        file,
         dynamo=False,
         opset_version=opset,
         input_names=["image"],
@@ -97,7 +97,7 @@ def test_a_file_learns_as_integers(trained: TinyResNet, tmp_path: Path) -> None:
 
 
 def test_reshapes_to_a_fixed_batch_are_freed(tmp_path: Path) -> None:
-    """A Reshape to (1, 4, 6) copies its batch instead; one that makes the batch another number infers it."""
+    """A Reshape to (1, 4, 6) or from a flat tensor infers the batch, one to (1, -1) copies it."""
 
     class Folding(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +107,15 @@ def test_reshapes_to_a_fixed_batch_are_freed(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.view(-1).view(1, 24) * 2
 
-    for model, expected in ((Folding(), lambda x: x.view(-1, 4, 6).sum(dim=1)), (Spreading(), lambda x: 2 * x)):
+    class Flattening(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(1, -1, 6).sum(dim=1)
+
+    for model, expected in (
+        (Folding(), lambda x: x.view(-1, 4, 6).sum(dim=1)),
+        (Spreading(), lambda x: 2 * x),
+        (Flattening(), lambda x: x.view(-1, 4, 6).sum(dim=1)),
+    ):
         x = torch.randn(3, 24)
         path = written(exported(model, x[:1], free=False), tmp_path)
         torch.testing.assert_close(read_onnx(path)(x), expected(x))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import onnx
 
 from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Scheme, Symmetric
+from compressor.export import opset_of
 from compressor.quantization.activation_grids import ActivationGrid, activation_grids
 from compressor.quantization.audit import coverage
 from compressor.quantization.calibration import Method, calibrate
@@ -204,7 +205,7 @@ def prepare(
             "last stage"
         )
     graph = clean_graph(exported)
-    opset = max(entry.version for entry in graph.opset_import if entry.domain in {"", "ai.onnx"})
+    opset = opset_of(graph)
     if opset < _LEAST_OPSET:
         raise StageError(
             f"the file has opset {opset}, and scales for every channel came with {_LEAST_OPSET}; read it with "

@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from compressor.export import opset_of
 from compressor.quantization.torch_dynamic import DYNAMIC
 from compressor.quantization.torch_layers import LAYERS
 from compressor.quantization.torch_operators import OPERATORS, Operator
@@ -48,7 +49,7 @@ class Step:
 
 def steps_of(model: onnx.ModelProto) -> list[Step]:
     """The nodes in order. Raises StageError at an operator that has no form in torch."""
-    opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+    opset = opset_of(model)
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     steps = []
     for index, node in enumerate(model.graph.node):
