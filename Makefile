@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo check format docs clean bench bench-cifar10 bench-training \
-	bench-aa bench-quantization bench-integer-speed bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-architectures
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-architectures
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -60,7 +60,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff check --fix .
 
 bench: bench-training bench-aa bench-latency bench-pruning-time bench-structure bench-recurrent bench-architectures bench-quantization \
-	bench-integer-speed bench-never-slower \
+	bench-integer-speed bench-filled-widths bench-never-slower \
 	bench-cifar10 bench-recovery  ## every benchmark
 
 bench-cifar10: $(VENV)/installed-dev  ## ResNet-56 and ResNet-20 by the shipped recipes, beside today's chains (hours; resumes)
@@ -112,6 +112,10 @@ bench-quantization: $(VENV)/installed-dev .venv-nncf .venv-aimet  ## int8 and in
 
 bench-integer-speed: $(VENV)/installed-dev  ## where the microseconds of fp32 and int8 go, node by node
 	$(BIN)/python benchmarks/integer_speed.py
+	$(BIN)/python benchmarks/docs.py
+
+bench-filled-widths: $(VENV)/installed-dev  ## what channels of zeros gain and cost, by CPU class and over the zoo
+	$(BIN)/python benchmarks/filled_widths.py
 	$(BIN)/python benchmarks/docs.py
 
 bench-never-slower: $(VENV)/installed-dev  ## every architecture of the zoo quantized under a budget, timed (an hour; resumes)

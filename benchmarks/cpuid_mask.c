@@ -1,4 +1,4 @@
-/* Hides VNNI and AMX, and with CPUID_MASK=avx2 AVX-512 too, from the libraries of the program it is preloaded into.
+/* Hides VNNI and AMX, with CPUID_MASK=avx2 AVX-512 too, and with avx_vnni AVX-512 and AMX alone, from the libraries of the program it is preloaded into.
 
    Intel CPUs can make the CPUID instruction fault (Linux: arch_prctl(ARCH_SET_CPUID), flag cpuid_fault). The handler
    runs it, clears the feature bits and goes on behind it, so that ONNX Runtime picks the kernels of an older CPU and
@@ -17,7 +17,7 @@
 #define ARCH_SET_CPUID 0x1012
 #define BIT(n) (1u << (n))
 
-static int keep_avx512;
+static int keep_avx512, keep_avx_vnni;
 
 static void run_masked(int signal_number, siginfo_t *info, void *context) {
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
@@ -39,7 +39,7 @@ static void run_masked(int signal_number, siginfo_t *info, void *context) {
             d &= ~(BIT(8) | BIT(23));                                          /* VP2INTERSECT FP16 */
         }
     } else if (leaf == 7 && subleaf == 1) {
-        a &= ~(BIT(4) | BIT(5));               /* AVX_VNNI AVX512_BF16 */
+        a &= ~((keep_avx_vnni ? 0 : BIT(4)) | BIT(5)); /* AVX_VNNI AVX512_BF16 */
         d &= ~(BIT(4) | BIT(10));              /* AVX_VNNI_INT8 AVX_VNNI_INT16 */
     }
     registers[REG_RAX] = a;
@@ -53,6 +53,7 @@ __attribute__((constructor)) static void start(void) {
     const char *name = getenv("CPUID_MASK");
     if (name == NULL) return;
     keep_avx512 = strcmp(name, "avx512") == 0;
+    keep_avx_vnni = strcmp(name, "avx_vnni") == 0;
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_sigaction = run_masked;

@@ -35,17 +35,22 @@ def can_mask() -> bool:
     return {"cpuid_fault", "avx512_vnni"} <= cpu_flags() and shutil.which("cc") is not None
 
 
+def masked_environment(mask: str, folder: Path) -> dict[str, str]:
+    """The environment in which a process sees the CPU that `mask` names: avx512, avx_vnni or avx2."""
+    library = folder / "cpuid_mask.so"
+    subprocess.run([shutil.which("cc") or "cc", "-O2", "-shared", "-fPIC", "-o", library, _SOURCE], check=True)
+    return {**os.environ, "LD_PRELOAD": str(library), "CPUID_MASK": mask}
+
+
 def run_masked(onnx_bytes: bytes, feeds: dict[str, NDArray], isa: Isa) -> list[NDArray]:
     """The outputs of the file as ONNX Runtime's kernels for `isa` (AVX2, or AVX-512 without VNNI) compute them."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        library = folder / "cpuid_mask.so"
-        subprocess.run([shutil.which("cc") or "cc", "-O2", "-shared", "-fPIC", "-o", library, _SOURCE], check=True)
         (folder / "model.onnx").write_bytes(onnx_bytes)
         np.savez(folder / "inputs.npz", **feeds)
         subprocess.run(
             [sys.executable, "-c", _RUNNER, name],
-            env={**os.environ, "LD_PRELOAD": str(library), "CPUID_MASK": MASKS[isa]},
+            env=masked_environment(MASKS[isa], folder),
             check=True,
         )
         with np.load(folder / "outputs.npz") as outputs:

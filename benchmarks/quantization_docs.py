@@ -11,6 +11,7 @@ from structure_docs import escaped, spread
 SECTIONS = {
     "quantization": "quantization_docs",
     "integer-speed": "integer_speed",
+    "filled-widths": "filled_widths",
     "quantization-ablation": "quantization_ablation",
     "calibration": "calibration",
     "saturation": "saturation",

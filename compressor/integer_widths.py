@@ -8,9 +8,9 @@ on each class of x86 CPU: 3 colours into 16 channels of 32x32 take 1.6 times as 
 from compressor.target import Isa
 
 FEWEST_OUTPUTS = 16
-# Up to so many output channels stay with the matrix product. On 16x16 maps residual layers of 8 channels take 0.84 of
-# the time as 16 with VNNI (AVX-512 and AVX2 alike), 0.95 on AVX-512 without and 1.11 on AVX2 without; layers of 4
-# channels gain nothing anywhere.
+# Up to so many output channels stay with the matrix product. On 16x16 maps residual layers of 8 channels take 0.80 of
+# the time as 16 with VNNI on AVX-512, 0.87 with AVX-VNNI, 0.98 on AVX-512 without and 1.12 on AVX2 without; layers of 4
+# channels 0.97, 1.04, 1.24 and 1.40 (benchmarks/filled_widths.py).
 _NARROW, _NARROW_AVX2 = 4, 8
 
 

@@ -89,6 +89,10 @@ SEQUENCES: dict[str, tuple[Callable[[], nn.Module], QuantizationAwareTraining]] 
     "words twice": (lambda: Transformer(tied=True), stage(8)),
     "weights alone, in blocks": (Transformer, stored(Symmetric(bits=4, granularity=PerBlock(size=16)))),
     "weights alone, in blocks longer than a row": (Frames, stored(Symmetric(bits=3, granularity=PerBlock(size=32)))),
+    "weights alone, gates in blocks": (
+        lambda: Tagger(nn.GRU),
+        stored(Symmetric(bits=4, granularity=PerBlock(size=16))),
+    ),
     "weights alone, a channel": (lambda: Tagger(nn.GRU), stored(Symmetric(bits=4))),
     "weights alone, off centre": (lambda: Tagger(nn.LSTM), stored(Asymmetric(bits=4))),
     "weights alone, words twice": (lambda: Transformer(tied=True), stored(Symmetric())),
