@@ -14,9 +14,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
-from compressor.measure import score_estimate
+from compressor.measuring.measure import score_estimate
 from compressor.metrics import Metric
-from compressor.report import environment
+from compressor.report.report import environment
 from compressor.runtime import time_interleaved
 from compressor.storage import write_json
 from compressor.target import Target

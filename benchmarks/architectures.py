@@ -13,7 +13,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from compressor.report import environment
+from compressor.report.report import environment
 from compressor.storage import write_atomic
 from compressor.target import Target
 

@@ -42,7 +42,7 @@ def main() -> None:
         method, images, folder = options.worker
         print(json.dumps(measure(method, int(images), Path(folder), options.threads)))
         return
-    from compressor.report import environment
+    from compressor.report.report import environment
     from compressor.storage import write_json
     from compressor.target import Target
 
@@ -68,8 +68,8 @@ def prepare(folder: Path, images: int) -> None:
     """Writes the clean graph and the images, normalised, to `folder`."""
     import cifar
 
-    from compressor.export import export_onnx
-    from compressor.quantization.prepare_graph import clean_graph
+    from compressor.files.export import export_onnx
+    from compressor.quantization.placement.prepare_graph import clean_graph
 
     workload = cifar.resnet56()
     graph = clean_graph(export_onnx(workload.model, workload).onnx_bytes)
@@ -128,12 +128,12 @@ def _ours(method: str, data: Any, path: Path, begin: Any) -> tuple[tuple[float, 
     import onnx
     import torch
 
-    from compressor.affine import Asymmetric
     from compressor.batches import Batches
-    from compressor.quantization import range_methods
-    from compressor.quantization.calibration import calibrate
-    from compressor.quantization.policy import ByFamily, followers, placement_of
-    from compressor.quantization.quantize_graph import tensors_to_observe
+    from compressor.quantization.grids.schemes import Asymmetric
+    from compressor.quantization.placement.policy import ByFamily, followers, placement_of
+    from compressor.quantization.placement.static import tensors_to_observe
+    from compressor.quantization.ranges import methods as range_methods
+    from compressor.quantization.ranges.calibration import calibrate
 
     graph = onnx.load(path)
     static = set(placement_of(graph, ByFamily(), ()).static)

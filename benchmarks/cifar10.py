@@ -18,8 +18,8 @@ import cifar
 import peers
 
 from compressor import Pipeline, Recipe, Target
-from compressor.measure import measure, paired_drop, score_rows
-from compressor.report import environment
+from compressor.measuring.measure import measure, paired_drop, score_rows
+from compressor.report.report import environment
 from compressor.storage import read_json, write_atomic, write_json
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,15 +24,15 @@ from masked_cpu import can_mask, masked_environment
 from structure_docs import spread
 from tqdm import tqdm
 
-from compressor.export import ExportError, export_onnx
-from compressor.latency.latency_table import time_operator
+from compressor.files.export import ExportError, export_onnx
 from compressor.latency.operator_graphs import runnable
 from compressor.latency.operators import conv
-from compressor.quantization.channel_alignment import aligned
-from compressor.quantization.compact_graph import compact_graph, serialize
-from compressor.quantization.packing import smallest_file
+from compressor.latency.table import time_operator
+from compressor.quantization.file.channel_alignment import aligned
+from compressor.quantization.file.compact_graph import compact_graph, serialize
+from compressor.quantization.file.packing import smallest_file
 from compressor.quantization.post_training import prepare
-from compressor.report import environment
+from compressor.report.report import environment
 from compressor.runtime import time_interleaved
 from compressor.stage import Context, StageError
 from compressor.stages.quantization import Quantize

@@ -24,11 +24,11 @@ from onnx import numpy_helper
 from peers import quantize_static_defaults
 from structure_docs import spread
 
-from compressor.export import export_onnx
-from compressor.quantization.channel_alignment import aligned
-from compressor.quantization.compact_graph import serialize
+from compressor.files.export import export_onnx
+from compressor.quantization.file.channel_alignment import aligned
+from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.report import environment
+from compressor.report.report import environment
 from compressor.runtime import feeds_of, load_session, open_session, session_options, time_interleaved
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.export import export_onnx
-from compressor.latency.latency_prediction import operators_of_graph, predict_ms
-from compressor.latency.latency_table import LatencyTable
-from compressor.report import environment
+from compressor.files.export import export_onnx
+from compressor.latency.prediction import operators_of_graph, predict_ms
+from compressor.latency.table import LatencyTable
+from compressor.report.report import environment
 from compressor.runtime import feeds_of, open_session, time_interleaved
 from compressor.stage import Context
 from compressor.stages import Quantize

@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     workload = mobilenetv2(arguments.out, epochs=arguments.epochs)
-    from compressor.precision import Form
-    from compressor.training import validation_score
+    from compressor.training.loop import validation_score
+    from compressor.training.precision import Form
 
     score = validation_score(workload.model, workload, Form.of(workload.model))
     print(f"{workload.name}: validation accuracy {score:.4f}, kept in {arguments.out / workload.name}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.stage import Context
-from compressor.training import train
+from compressor.training.loop import train
 from compressor.workload import Workload
 
 

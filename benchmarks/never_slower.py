@@ -24,8 +24,8 @@ from structure_docs import escaped, spread
 from compressor import Budget, Pipeline
 from compressor.batches import Inputs
 from compressor.metrics import Metric
-from compressor.quantization.give_back import GiveBack
-from compressor.report import environment
+from compressor.quantization.choice.give_back import GiveBack
+from compressor.report.report import environment
 from compressor.runtime import time_interleaved
 from compressor.stages import Quantize
 from compressor.storage import write_atomic

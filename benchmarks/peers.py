@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressor.export import export_onnx
+from compressor.files.export import export_onnx
 from compressor.stage import Context
 from compressor.storage import read_json, write_json
-from compressor.training import train
+from compressor.training.loop import train
 from compressor.workload import Workload, batches_of, call_model, first_batches, input_tensors, predict
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from compressor.report import environment
+from compressor.report.report import environment
 from compressor.stage import Context
 from compressor.storage import read_json, write_json
 from compressor.target import Target
@@ -150,21 +150,21 @@ def load_modules(tool: str) -> None:
     """Imports what `tool` needs, so that nobody's time is that of reading files."""
     if tool == "compressor":
         import compressor.stages
-        import compressor.structure.structure_graph  # noqa: F401 - imported for the time it takes
+        import compressor.structure.graph  # noqa: F401 - imported for the time it takes
     else:
         import torch_pruning  # noqa: F401 - the same
 
 
 def our_graph(model: nn.Module, example: dict[str, Tensor]) -> None:
-    from compressor.structure.structure_graph import trace_structure
+    from compressor.structure.graph import trace_structure
 
     trace_structure(model, example)
 
 
 def our_pruning(model: nn.Module, example: dict[str, Tensor]) -> tuple[nn.Module, object]:
     from compressor.metrics import Metric
-    from compressor.pruning.criteria import L1
-    from compressor.pruning.scope import PerLayer
+    from compressor.pruning.ranking.criteria import L1
+    from compressor.pruning.ranking.scope import PerLayer
     from compressor.stages import PruneChannels
 
     data = [(example, torch.zeros(2, dtype=torch.long))]

@@ -26,19 +26,19 @@ from structure_docs import escaped
 from tqdm import tqdm
 
 from compressor import Target
-from compressor.affine import PerTensor, Symmetric
-from compressor.export import export_onnx
-from compressor.measure import paired_drop, score_rows
-from compressor.quantization.adaptive_rounding import AdaRound
-from compressor.quantization.bias_correction import BiasCorrection
-from compressor.quantization.channel_scaling import read_weights, rescale_, with_weights
-from compressor.quantization.channel_tracing import scaling_groups
-from compressor.quantization.equalization import CrossLayerEqualization
-from compressor.quantization.gptq import GPTQ
-from compressor.quantization.policy import Static
-from compressor.quantization.prepare_graph import clean_graph
-from compressor.quantization.smoothing import SmoothQuant
-from compressor.report import environment
+from compressor.files.export import export_onnx
+from compressor.measuring.measure import paired_drop, score_rows
+from compressor.quantization.accuracy.adaptive_rounding import AdaRound
+from compressor.quantization.accuracy.bias_correction import BiasCorrection
+from compressor.quantization.accuracy.channel_scaling import read_weights, rescale_, with_weights
+from compressor.quantization.accuracy.channel_tracing import scaling_groups
+from compressor.quantization.accuracy.equalization import CrossLayerEqualization
+from compressor.quantization.accuracy.gptq import GPTQ
+from compressor.quantization.accuracy.smoothing import SmoothQuant
+from compressor.quantization.grids.schemes import PerTensor, Symmetric
+from compressor.quantization.placement.policy import Static
+from compressor.quantization.placement.prepare_graph import clean_graph
+from compressor.report.report import environment
 from compressor.runtime import OnnxModule
 from compressor.stage import Context
 from compressor.stages import Quantize

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor import Metric, Target
-from compressor.export import export_onnx
-from compressor.macs import count_macs
-from compressor.measure import paired_drop, score_rows
-from compressor.report import environment
+from compressor.files.export import export_onnx
+from compressor.measuring.macs import count_macs
+from compressor.measuring.measure import paired_drop, score_rows
+from compressor.report.report import environment
 from compressor.runtime import time_interleaved
 from compressor.stage import Context, Stage
 from compressor.stages import Distill, DropBlocks, PruneChannels
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def shrink(keep: float) -> Stage:
-    from compressor.pruning.pruning_targets import Macs
+    from compressor.pruning.choice.targets import Macs
     from compressor.stages.structure_shrinking import ShrinkStructure
 
     # Finer widths than the kernels like best: the peers' latency leaves room, and accuracy is what is compared.
@@ -101,7 +101,7 @@ def shrink(keep: float) -> Stage:
 
 
 def channels(keep: float) -> Stage:
-    from compressor.pruning.pruning_targets import Macs
+    from compressor.pruning.choice.targets import Macs
 
     return PruneChannels(target=Macs(keep))
 

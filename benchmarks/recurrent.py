@@ -14,7 +14,7 @@ from pathlib import Path
 import structure
 
 from compressor import Pipeline, Target
-from compressor.report import environment
+from compressor.report.report import environment
 from compressor.stage import Stage
 from compressor.stages import Distill, PruneChannels, Quantize
 from compressor.storage import read_json, write_json
@@ -32,7 +32,7 @@ RATES = {"lstm": 0.05, "gru": 0.05, "autoencoder": 0.03}
 
 def stages(network: str) -> list[Stage]:
     """Half of the multiply-accumulates, eight epochs of recovery, 8 bits."""
-    from compressor.pruning.pruning_targets import Macs
+    from compressor.pruning.choice.targets import Macs
 
     return [PruneChannels(target=Macs(0.5)), Distill(epochs=7, learning_rate=RATES[network]), Quantize()]
 

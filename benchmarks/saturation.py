@@ -25,14 +25,20 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.export import export_onnx
-from compressor.measure import paired_drop
-from compressor.quantization.compact_graph import serialize
-from compressor.quantization.portability import Portable, SafePairs, SevenBits, emulated_outputs, made_portable
+from compressor.files.export import export_onnx
+from compressor.measuring.measure import paired_drop
+from compressor.quantization.file.compact_graph import serialize
+from compressor.quantization.grids.weights import nearest_grids
+from compressor.quantization.other_cpus.portability import (
+    Portable,
+    SafePairs,
+    SevenBits,
+    emulated_outputs,
+    made_portable,
+)
+from compressor.quantization.placement.static import sqnr_db
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.quantization.quantize_graph import sqnr_db
-from compressor.quantization.weight_grids import nearest_grids
-from compressor.report import environment
+from compressor.report.report import environment
 from compressor.runtime import feeds_of, open_session
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize

@@ -28,9 +28,9 @@ from torch import nn
 from tqdm import tqdm
 
 from compressor import Target
-from compressor.export import export_onnx
-from compressor.macs import count_macs
-from compressor.report import environment
+from compressor.files.export import export_onnx
+from compressor.measuring.macs import count_macs
+from compressor.report.report import environment
 from compressor.runtime import OnnxModule, time_interleaved
 from compressor.stage import Context, Stage
 from compressor.stages import DropBlocks, PruneChannels, Quantize
@@ -104,7 +104,7 @@ BLOCKS_ALONE = {"resnet56": 0.52, "transformer": 0.5, "lstm": 0.5}
 
 def arms(network: str) -> dict[str, Arm]:
     """The arms of `network` by label, in the order of the table."""
-    from compressor.pruning.pruning_targets import Latency, Macs
+    from compressor.pruning.choice.targets import Latency, Macs
     from compressor.stages.structure_shrinking import ShrinkStructure
 
     # Only time is judged here: losses from fewer images do.
@@ -239,8 +239,8 @@ def make(label: str, arm: Arm | None, workload: Workload, folder: Path, target: 
 
 def recurrent_kernel(workload: Workload, target: Target) -> dict:
     """What two stacked LSTM layers alone take by the latency table: milliseconds and products at every 16th width."""
-    from compressor.latency.latency_table import LatencyTable
     from compressor.latency.operators import recurrent as layer
+    from compressor.latency.table import LatencyTable
 
     whole, (steps, bands) = workload.model.recurrent.hidden_size, workload.example_inputs.shape[1:]
     table, found = LatencyTable(target), {"macs": {}, "float32": {}, "int8": {}}

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from compressor.batches import Batches
 from compressor.metrics import Metric
-from compressor.precision import Form
-from compressor.report import environment
+from compressor.report.report import environment
 from compressor.stage import Context
 from compressor.storage import write_json
 from compressor.target import Target
-from compressor.training import train
+from compressor.training.loop import train
+from compressor.training.precision import Form
 from compressor.workload import Workload
 from compressor.workloads.residual import ResNet
 
@@ -71,7 +71,7 @@ def plain_rate(workload: Workload) -> float:
 
 
 def our_rate(workload: Workload) -> float:
-    """Images a second of `compressor.training.train`, everything but its start included."""
+    """Images a second of `compressor.training.loop.train`, everything but its start included."""
     torch.manual_seed(0)
     (log,) = train(resnet20(), workload, epochs=1, learning_rate=0.1, context=Context(progress=False))
     return len(workload.train) * BATCH / log.seconds

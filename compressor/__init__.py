@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compressor.budget import Budget
-    from compressor.comparison import compare
+    from compressor.files.reading import read_onnx
     from compressor.metrics import Metric
-    from compressor.onnx_files import read_onnx
-    from compressor.pipeline import Pipeline
-    from compressor.plan import load_checkpoint
-    from compressor.recipe import Recipe
-    from compressor.run import Result
+    from compressor.recipe.recipe import Recipe
+    from compressor.running.comparison import compare
+    from compressor.running.pipeline import Pipeline
+    from compressor.running.run import Result
     from compressor.stage import Context, Effect, Stage, StageError
+    from compressor.structure.plan import load_checkpoint
     from compressor.target import Isa, Target
     from compressor.workload import Workload
 
@@ -24,16 +24,16 @@ _HOMES = {
     "Effect": "stage",
     "Isa": "target",
     "Metric": "metrics",
-    "Pipeline": "pipeline",
-    "Recipe": "recipe",
-    "Result": "run",
+    "Pipeline": "running.pipeline",
+    "Recipe": "recipe.recipe",
+    "Result": "running.run",
     "Stage": "stage",
     "StageError": "stage",
     "Target": "target",
     "Workload": "workload",
-    "compare": "comparison",
-    "load_checkpoint": "plan",
-    "read_onnx": "onnx_files",
+    "compare": "running.comparison",
+    "load_checkpoint": "structure.plan",
+    "read_onnx": "files.reading",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - the names are strings; ruff cannot see through the dict

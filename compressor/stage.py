@@ -30,7 +30,7 @@ class Context:
 
     `seed` decides every random choice. `folder`, where there is one, is the stage's own: snapshots go there, so that a
     killed run goes on where it was. `details` is what the stage tells the report (JSON values only).
-    `plan` collects what structure stages decided, entries as in `compressor.plan`.
+    `plan` collects what structure stages decided, entries as in `compressor.structure.plan`.
     """
 
     seed: int = 0

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.export import export_onnx
-from compressor.plan import apply_plan_
-from compressor.run_folder import fingerprint_model
+from compressor.files.export import export_onnx
+from compressor.running.folder import fingerprint_model
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Effect, Stage, StageError, stage_name, stage_parameters
+from compressor.structure.plan import apply_plan_
 from compressor.workload import Workload, first_batches, predict
 
 

@@ -77,7 +77,8 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are timed for a moment instead of seconds: tests check decisions and forms, not speed-ups."""
-    from compressor import measure, runtime
+    from compressor import runtime
+    from compressor.measuring import measure
 
     brief = functools.partial(runtime.time_interleaved, seconds=0.3, repeats=5)
     monkeypatch.setattr(measure, "time_interleaved", brief)

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from compressor.estimate import Estimate
-from compressor.measure import Measurement
-from compressor.report import Report, Step
+from compressor.measuring.measure import Measurement
+from compressor.report.report import Report, Step
 
 WORKLOAD = {"name": "tiny", "model": "TinyResNet", "metric": "accuracy", "higher_is_better": True, "bounded": True}
 ENVIRONMENT = {

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from compressor.estimate import Estimate
-from compressor.macs import count_macs
-from compressor.pruning import structure_goals
+from compressor.measuring.macs import count_macs
+from compressor.pruning.choice import structure_goals
 from compressor.runtime import Timing
 
 

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.affine import Asymmetric, PerTensor, Symmetric, choose_affine, dequantize, extremes, quantize
+from compressor.quantization.grids.schemes import (
+    Asymmetric,
+    PerTensor,
+    Symmetric,
+    choose_affine,
+    dequantize,
+    extremes,
+    quantize,
+)
 
 finite = st.floats(min_value=-1e6, max_value=1e6, width=32)
 

@@ -8,14 +8,14 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_graphs import graph_of
 
-from compressor.affine import Asymmetric, Symmetric
-from compressor.quantization.activation_grids import activation_grids
-from compressor.quantization.audit import coverage
-from compressor.quantization.compact_graph import optimized_nodes, serialize
-from compressor.quantization.policy import Placement, WeightOnly, placement_of
-from compressor.quantization.quantize_graph import place_static
-from compressor.quantization.weight_grids import nearest_grids
-from compressor.quantization.weight_only import place_weight_only
+from compressor.quantization.file.audit import coverage
+from compressor.quantization.file.compact_graph import optimized_nodes, serialize
+from compressor.quantization.grids.activations import activation_grids
+from compressor.quantization.grids.schemes import Asymmetric, Symmetric
+from compressor.quantization.grids.weights import nearest_grids
+from compressor.quantization.placement.policy import Placement, WeightOnly, placement_of
+from compressor.quantization.placement.static import place_static
+from compressor.quantization.placement.weight_only import place_weight_only
 from compressor.stage import StageError
 
 RANGE = (-3.0, 3.0)

@@ -11,13 +11,13 @@ from conftest import TinyResNet, make_workload
 from onnx import helper, numpy_helper
 from onnx_graphs import calibrated_on, graph_of
 
-from compressor.affine import Symmetric
-from compressor.export import export_onnx
-from compressor.quantization.bias_correction import BiasCorrection, clipped_normal_mean, constant_value
-from compressor.quantization.channel_scaling import read_weights, with_weights
-from compressor.quantization.channel_statistics import channel_statistics, output_sqnr_db
-from compressor.quantization.linear_layers import linear_layers, with_biases
-from compressor.quantization.policy import Dynamic
+from compressor.files.export import export_onnx
+from compressor.quantization.accuracy.bias_correction import BiasCorrection, clipped_normal_mean, constant_value
+from compressor.quantization.accuracy.channel_scaling import read_weights, with_weights
+from compressor.quantization.accuracy.channel_statistics import channel_statistics, output_sqnr_db
+from compressor.quantization.accuracy.linear_layers import linear_layers, with_biases
+from compressor.quantization.grids.schemes import Symmetric
+from compressor.quantization.placement.policy import Dynamic
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.runtime import open_session
 from compressor.stage import Context, StageError

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from compressor.affine import Asymmetric
-from compressor.quantization import calibration
-from compressor.quantization.calibration import Auto, MinMax, MovingAverage, Observed, calibrate, observe_tensors
+from compressor.quantization.grids.schemes import Asymmetric
+from compressor.quantization.ranges import calibration
+from compressor.quantization.ranges.calibration import Auto, MinMax, MovingAverage, Observed, calibrate, observe_tensors
 from compressor.stage import StageError
 
 any_float = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -6,16 +6,16 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx_graphs import graph_of
 
-from compressor.affine import Asymmetric, Symmetric
 from compressor.integer_widths import filled_width
-from compressor.quantization.activation_grids import activation_grids
-from compressor.quantization.channel_alignment import aligned
-from compressor.quantization.compact_graph import compact_graph, kernels, serialize
-from compressor.quantization.cpu_emulation import SaturatingModel
-from compressor.quantization.pair_safety import repaired_grids, safe_grids
-from compressor.quantization.policy import followers
-from compressor.quantization.quantize_graph import place_static, tensors_to_observe, with_shared
-from compressor.quantization.weight_grids import nearest_grids
+from compressor.quantization.file.channel_alignment import aligned
+from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
+from compressor.quantization.grids.activations import activation_grids
+from compressor.quantization.grids.schemes import Asymmetric, Symmetric
+from compressor.quantization.grids.weights import nearest_grids
+from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel
+from compressor.quantization.other_cpus.pair_safety import repaired_grids, safe_grids
+from compressor.quantization.placement.policy import followers
+from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.runtime import open_session
 from compressor.target import Isa
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.plan import apply_plan_
-from compressor.pruning.criteria import L1, L2, BatchNormScale, Taylor
-from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.choice.targets import Latency, Macs, Parameters
+from compressor.pruning.ranking.criteria import L1, L2, BatchNormScale, Taylor
+from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer
 from compressor.pruning.schedules import Cubic, Linear, Steps
-from compressor.pruning.scope import Global, Isomorphic, PerLayer
 from compressor.stage import Context, StageError
 from compressor.stages.channel_pruning import PruneChannels
+from compressor.structure.plan import apply_plan_
 from compressor.structure.tensor_ids import kept_indices
 from compressor.target import Isa, Target
 from compressor.workload import Workload, predict

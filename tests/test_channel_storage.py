@@ -6,11 +6,11 @@ import pytest
 from onnx import helper
 from onnx_graphs import graph_of
 
-from compressor.quantization.channel_storage import without_filling
-from compressor.quantization.compact_graph import kernels, serialize
-from compressor.quantization.packing import smallest_file
+from compressor.files.weights import count_parameters
+from compressor.quantization.file.channel_storage import without_filling
+from compressor.quantization.file.compact_graph import kernels, serialize
+from compressor.quantization.file.packing import smallest_file
 from compressor.runtime import open_session
-from compressor.weights import count_parameters
 
 
 def _convolution(weight: np.ndarray) -> onnx.ModelProto:

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from compressor import __version__, measure, runtime
-from compressor.cli import app
-from compressor.pipeline import Pipeline
+from compressor import __version__, runtime
+from compressor.cli.app import app
+from compressor.measuring import measure
+from compressor.running.pipeline import Pipeline
 from compressor.stage import StageError
 
 WORKLOAD = """\
@@ -321,7 +322,7 @@ def fake_compare(monkeypatch):
             print=lambda: sys.stdout.write("the table\n"), failures=state.failures, any_budget_met=state.met
         )
 
-    monkeypatch.setattr("compressor.comparison.compare", compare)
+    monkeypatch.setattr("compressor.running.comparison.compare", compare)
     return state
 
 

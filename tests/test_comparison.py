@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from compressor.budget import Budget
-from compressor.comparison import Comparison, compare
 from compressor.estimate import Estimate
-from compressor.measure import Measurement
-from compressor.pipeline import Pipeline
-from compressor.preflight import WorkloadError
-from compressor.recipe import Recipe, RecipeError
-from compressor.report import Report, Step
+from compressor.measuring.measure import Measurement
+from compressor.recipe.recipe import Recipe, RecipeError
+from compressor.report.report import Report, Step
+from compressor.running.comparison import Comparison, compare
+from compressor.running.pipeline import Pipeline
+from compressor.running.preflight import WorkloadError
 from compressor.stage import StageError
 from compressor.stages import FineTune, Quantize
 from compressor.target import Target

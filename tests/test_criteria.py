@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.pruning.criteria import (
+from compressor.pruning.ranking.criteria import (
     FPGM,
     L1,
     L2,
@@ -26,9 +26,9 @@ from compressor.pruning.criteria import (
     channel_scores,
     unranked,
 )
-from compressor.pruning.gradients import empirical_fisher, loss_gradients
+from compressor.pruning.ranking.gradients import empirical_fisher, loss_gradients
 from compressor.structure.couplings import Coupled, Part
-from compressor.structure.structure_graph import trace_structure
+from compressor.structure.graph import trace_structure
 from compressor.structure.tensor_ids import mask_
 from compressor.workload import Workload
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor import teaching
 from compressor.batches import Batches
 from compressor.metrics import Metric
-from compressor.snapshots import capture
 from compressor.stage import Context, Effect, StageError
 from compressor.stages import distillation
 from compressor.stages.distillation import Distill
-from compressor.teaching import soft_target_loss
-from compressor.training import train
+from compressor.training import teaching
+from compressor.training.loop import train
+from compressor.training.snapshots import capture
+from compressor.training.teaching import soft_target_loss
 from compressor.workload import Workload
 
 SHORT = {"epochs": 2, "learning_rate": 0.02, "tail_epochs": 1}

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from compressor import doctor
-from compressor.cli import app
-from compressor.doctor import (
+from compressor.cli.app import app
+from compressor.inspection import doctor
+from compressor.inspection.doctor import (
     Diagnosis,
     Finding,
     Grade,

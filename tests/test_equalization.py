@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import calibrated_on, graph_of
 
-from compressor.affine import PerTensor, Symmetric
-from compressor.export import export_onnx
-from compressor.quantization.channel_scaling import Slot, read_weights, rescale_
-from compressor.quantization.channel_statistics import channel_statistics, output_sqnr_db
-from compressor.quantization.channel_tracing import scaling_groups
-from compressor.quantization.equalization import CrossLayerEqualization, absorb_, absorbable
+from compressor.files.export import export_onnx
+from compressor.quantization.accuracy.channel_scaling import Slot, read_weights, rescale_
+from compressor.quantization.accuracy.channel_statistics import channel_statistics, output_sqnr_db
+from compressor.quantization.accuracy.channel_tracing import scaling_groups
+from compressor.quantization.accuracy.equalization import CrossLayerEqualization, absorb_, absorbable
+from compressor.quantization.accuracy.smoothing import SmoothQuant, smoothing_scale
+from compressor.quantization.grids.schemes import PerTensor, Symmetric
+from compressor.quantization.placement.prepare_graph import clean_graph
 from compressor.quantization.post_training import prepare
-from compressor.quantization.prepare_graph import clean_graph
-from compressor.quantization.smoothing import SmoothQuant, smoothing_scale
 from compressor.runtime import open_session
 from compressor.stage import Context, StageError
 from compressor.stages.quantization import Quantize

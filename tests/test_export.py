@@ -18,9 +18,9 @@ import torch
 from same_data import same_data
 from torch import Tensor, nn
 
-from compressor import export
-from compressor.export import ExportError, export_onnx
-from compressor.graph_cleaning import pool_globally_
+from compressor.files import export
+from compressor.files.export import ExportError, export_onnx
+from compressor.files.graph_cleaning import pool_globally_
 from compressor.runtime import OnnxModule, open_session
 from compressor.workload import Workload, predict
 

@@ -13,15 +13,20 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.affine import Asymmetric, Symmetric, dequantize, quantize
-from compressor.export import export_onnx
-from compressor.quantization.activation_grids import ActivationGrid
-from compressor.quantization.compact_graph import kernels, serialize
-from compressor.quantization.fake_quantization import FakeQuantizedGraph
-from compressor.quantization.learned_grids import LearnedGrid, LearnedWeight, fake_quantize, with_scaled_gradient
+from compressor.files.export import export_onnx
+from compressor.quantization.file.compact_graph import kernels, serialize
+from compressor.quantization.grids.activations import ActivationGrid
+from compressor.quantization.grids.schemes import Asymmetric, Symmetric, dequantize, quantize
+from compressor.quantization.grids.weights import nearest_grid
+from compressor.quantization.learning.fake_quantization import FakeQuantizedGraph
+from compressor.quantization.learning.learned_grids import (
+    LearnedGrid,
+    LearnedWeight,
+    fake_quantize,
+    with_scaled_gradient,
+)
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.quantization.torch_graph import TorchGraph
-from compressor.quantization.weight_grids import nearest_grid
+from compressor.quantization.torch_graph.graph import TorchGraph
 from compressor.runtime import feeds_of, load_session, session_options
 from compressor.stage import Context
 from compressor.stages.quantization_aware import QuantizationAwareTraining

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.snapshots import capture
 from compressor.stage import Context, Effect, Stage
 from compressor.stages.fine_tuning import FineTune
+from compressor.training.snapshots import capture
 
 
 def test_fine_tuning_repairs_a_damaged_model(trained_workload) -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.affine import Asymmetric, PerBlock, Symmetric
-from compressor.quantization.activation_grids import activation_grids
-from compressor.quantization.compact_graph import kernels, serialize
-from compressor.quantization.policy import Dynamic, Form, Static, WeightOnly
-from compressor.quantization.quantize_graph import place_static
-from compressor.quantization.weight_grids import nearest_grids
+from compressor.quantization.file.compact_graph import kernels, serialize
+from compressor.quantization.grids.activations import activation_grids
+from compressor.quantization.grids.schemes import Asymmetric, PerBlock, Symmetric
+from compressor.quantization.grids.weights import nearest_grids
+from compressor.quantization.placement.policy import Dynamic, Form, Static, WeightOnly
+from compressor.quantization.placement.static import place_static
 from compressor.runtime import OnnxModule, open_session
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize

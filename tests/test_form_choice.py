@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.affine import PerBlock, PerTensor, Symmetric  # noqa: F401  # representations name PerTensor
 from compressor.estimate import Estimate
-from compressor.export import export_onnx
+from compressor.files.export import export_onnx
 from compressor.quantization import form_choice
-from compressor.quantization.compact_graph import kernels
+from compressor.quantization.file.compact_graph import kernels
 from compressor.quantization.form_choice import fastest, smallest_of_ties
-from compressor.quantization.policy import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
+from compressor.quantization.grids.schemes import PerBlock, PerTensor, Symmetric  # noqa: F401  # representations name PerTensor
+from compressor.quantization.placement.policy import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.quantizer import quantized_file
 from compressor.runtime import Timing, predict_batches
 from compressor.stage import Context, StageError

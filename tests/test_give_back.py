@@ -12,17 +12,17 @@ import torch
 from conftest import TinyResNet, make_workload
 from onnx import helper
 
-from compressor.affine import Symmetric
 from compressor.estimate import Estimate
-from compressor.export import export_onnx
-from compressor.quantization import give_back
-from compressor.quantization.bias_correction import BiasCorrection
-from compressor.quantization.compact_graph import kernels, serialize
-from compressor.quantization.give_back import GiveBack, trials
-from compressor.quantization.layer_times import islands, slower_groups
-from compressor.quantization.policy import Dynamic
+from compressor.files.export import export_onnx
+from compressor.quantization.accuracy.bias_correction import BiasCorrection
+from compressor.quantization.choice import give_back
+from compressor.quantization.choice.give_back import GiveBack, trials
+from compressor.quantization.choice.layer_times import islands, slower_groups
+from compressor.quantization.choice.sensitivity import output_values
+from compressor.quantization.file.compact_graph import kernels, serialize
+from compressor.quantization.grids.schemes import Symmetric
+from compressor.quantization.placement.policy import Dynamic
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.quantization.sensitivity import output_values
 from compressor.stage import Context, StageError
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.pruning.importance import (
+from compressor.pruning.ranking.importance import (
     aligned_width,
     comparable,
     coupled_importance,

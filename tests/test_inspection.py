@@ -12,18 +12,18 @@ from onnx import helper
 from rich.console import Console
 from torch import nn
 
-from compressor import inspection as inspection_module
-from compressor.export import export_onnx
-from compressor.inspection import DroppableBlock, Findings, Inspection, PrunableGroup, inspect, name_pattern
-from compressor.inspection_text import print_inspection
-from compressor.node_times import NodeTime, _places, node_times
-from compressor.pruning.pruning_targets import Latency
-from compressor.recipe import Recipe
-from compressor.recommendation import recommend
-from compressor.shares import Shares
-from compressor.source_lines import call_lines, error_line, shortened
+from compressor.files.export import export_onnx
+from compressor.inspection import inspection as inspection_module
+from compressor.inspection.inspection import DroppableBlock, Findings, Inspection, PrunableGroup, inspect, name_pattern
+from compressor.inspection.recommendation import recommend
+from compressor.inspection.shares import Shares
+from compressor.inspection.text import print_inspection
+from compressor.measuring.node_times import NodeTime, _places, node_times
+from compressor.pruning.choice.targets import Latency
+from compressor.recipe.recipe import Recipe
 from compressor.stage import stage_name
 from compressor.structure.couplings import Coupled, Part
+from compressor.structure.source_lines import call_lines, error_line, shortened
 from compressor.target import Isa, Target
 
 TARGET = Target(isa=Isa.X86_VNNI)

@@ -7,16 +7,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from compressor.affine import Asymmetric, Symmetric
-from compressor.quantization.activation_grids import activation_grids
-from compressor.quantization.compact_graph import kernels, serialize
-from compressor.quantization.integer_forms import take_integer_forms_
-from compressor.quantization.policy import followers
-from compressor.quantization.quantize_graph import place_static, sqnr_db, tensors_to_observe, with_shared
-from compressor.quantization.torch_operators import Call
-from compressor.quantization.torch_shapes import SHAPES
-from compressor.quantization.transposed_convolutions import as_convolutions
-from compressor.quantization.weight_grids import nearest_grids
+from compressor.quantization.file.compact_graph import kernels, serialize
+from compressor.quantization.grids.activations import activation_grids
+from compressor.quantization.grids.schemes import Asymmetric, Symmetric
+from compressor.quantization.grids.weights import nearest_grids
+from compressor.quantization.placement.integer_forms import take_integer_forms_
+from compressor.quantization.placement.policy import followers
+from compressor.quantization.placement.static import place_static, sqnr_db, tensors_to_observe, with_shared
+from compressor.quantization.placement.transposed_convolutions import as_convolutions
+from compressor.quantization.torch_graph.operators import Call
+from compressor.quantization.torch_graph.shapes import SHAPES
 from compressor.runtime import open_session
 
 SAME = {"pads": [1, 1, 1, 1]}
@@ -80,7 +80,7 @@ def test_padding_moves_integers(mode: str, value: float | None, monkeypatch: pyt
     placed = _placed(model)
     running = kernels(serialize(placed))
     assert running["QuantizeLinear"] == running["DequantizeLinear"] == running["Pad"] == 1
-    monkeypatch.setattr("compressor.quantization.quantize_graph.take_integer_forms_", lambda graph: None)
+    monkeypatch.setattr("compressor.quantization.placement.static.take_integer_forms_", lambda graph: None)
     plain = _placed(model)
     assert kernels(serialize(plain))["DequantizeLinear"] == 2
     np.testing.assert_array_equal(_run(placed)[0], _run(plain)[0])

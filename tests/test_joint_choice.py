@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.knapsack import BudgetError
-from compressor.pruning.joint_choice import choose_jointly
-from compressor.pruning.structure_choice import Choice, Item, choose_structure
+from compressor.pruning.choice.joint_choice import choose_jointly
+from compressor.pruning.choice.knapsack_choice import Choice, Item, choose_structure
 
 
 def group(name: str, losses: dict[int, float]) -> Item:

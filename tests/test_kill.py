@@ -32,7 +32,7 @@ stages:
 
 
 def command(folder: Path, out: str) -> list[str]:
-    program = "from compressor.cli import main; main()"
+    program = "from compressor.cli.app import main; main()"
     options = ["run", "killed.yaml", "--workload", "tiny_workload:tiny", "--out", out, "--quiet"]
     return [sys.executable, "-c", program, *options]
 

@@ -9,12 +9,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from compressor.export import export_onnx
-from compressor.latency import latency_table
-from compressor.latency.latency_prediction import operators_of_graph, predict_against, predict_ms, summary
-from compressor.latency.latency_table import LatencyTable
+from compressor.files.export import export_onnx
+from compressor.latency import table as latency_table
 from compressor.latency.operators import Operator
-from compressor.macs import count_macs
+from compressor.latency.prediction import operators_of_graph, predict_against, predict_ms, summary
+from compressor.latency.table import LatencyTable
+from compressor.measuring.macs import count_macs
 from compressor.runtime import time_interleaved
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from compressor.latency import latency_table
-from compressor.latency.latency_table import LatencyTable, cache_folder, in_one_model, time_operator, weight_bytes
+from compressor.latency import table as latency_table
 from compressor.latency.operator_graphs import runnable
 from compressor.latency.operators import Operator, conv, light, linear, recurrent
 from compressor.latency.small_graphs import OperatorGraph
+from compressor.latency.table import LatencyTable, cache_folder, in_one_model, time_operator, weight_bytes
 from compressor.target import Target
 
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.plan import apply_plan_, load_checkpoint, save_checkpoint
-from compressor.pruning.scope import Global
+from compressor.pruning.ranking.scope import Global
 from compressor.stage import Context, StageError
 from compressor.stages.layer_dropping import (
     DropBlocks,
@@ -25,6 +24,7 @@ from compressor.stages.layer_dropping import (
 )
 from compressor.structure.blocks import find_blocks
 from compressor.structure.pass_through import PassThrough
+from compressor.structure.plan import apply_plan_, load_checkpoint, save_checkpoint
 from compressor.structure.trials import evaluating
 from compressor.workload import Workload, predict
 

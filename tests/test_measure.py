@@ -7,9 +7,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor import measure as measure_module
 from compressor.estimate import Estimate
-from compressor.measure import (
+from compressor.measuring import measure as measure_module
+from compressor.measuring.measure import (
     Measurement,
     count_macs,
     count_parameters,

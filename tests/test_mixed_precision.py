@@ -11,16 +11,16 @@ import torch
 from conftest import TinyResNet, make_workload
 
 from compressor.estimate import Estimate
-from compressor.export import export_onnx
-from compressor.quantization import width_search
-from compressor.quantization.compact_graph import kernels, serialize
-from compressor.quantization.mixed_precision import MixedPrecision
-from compressor.quantization.policy import Dynamic
+from compressor.files.export import export_onnx
+from compressor.measuring.scores import score_rows
+from compressor.quantization.choice import width_search
+from compressor.quantization.choice.mixed_precision import MixedPrecision
+from compressor.quantization.choice.sensitivity import SQNR, Sensitivity, TaskMetric, predicted_db
+from compressor.quantization.choice.width_search import fewest_bytes, quantized_choices, with_times, within_time
+from compressor.quantization.file.compact_graph import kernels, serialize
+from compressor.quantization.placement.policy import Dynamic
 from compressor.quantization.post_training import Prepared, finish, prepare
-from compressor.quantization.sensitivity import SQNR, Sensitivity, TaskMetric, predicted_db
-from compressor.quantization.width_search import fewest_bytes, quantized_choices, with_times, within_time
-from compressor.recipe import Recipe
-from compressor.scores import score_rows
+from compressor.recipe.recipe import Recipe
 from compressor.stage import Context, StageError
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from compressor.stage import StageError
+from compressor.structure.graph import _trace, trace_structure
 from compressor.structure.model_copies import masked_copy, shape_copy, sharing_copy
-from compressor.structure.structure_graph import _trace, trace_structure
 from compressor.structure.tensor_ids import Sizes, mask_, tensors_of
 from compressor.structure.trials import difference
 

@@ -11,12 +11,12 @@ from conftest import TinyResNet, synthetic_images
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from compressor.inspection import inspect
-from compressor.onnx_files import read_onnx
-from compressor.pipeline import Pipeline
-from compressor.preflight import WorkloadError
+from compressor.files.reading import read_onnx
+from compressor.inspection.inspection import inspect
+from compressor.measuring.scores import score_rows
+from compressor.running.pipeline import Pipeline
+from compressor.running.preflight import WorkloadError
 from compressor.runtime import OnnxModule
-from compressor.scores import score_rows
 from compressor.stage import Context, StageError
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.quantization import Quantize

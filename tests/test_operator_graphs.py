@@ -7,7 +7,7 @@ import pytest
 from compressor.latency.light_graphs import LIGHT
 from compressor.latency.operator_graphs import operator_graph, runnable
 from compressor.latency.operators import Operator, conv, light, linear, matmul, recurrent
-from compressor.quantization.compact_graph import kernels
+from compressor.quantization.file.compact_graph import kernels
 from compressor.runtime import load_session, session_options
 from compressor.target import Isa, Target
 

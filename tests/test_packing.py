@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.quantization.compact_graph import kernels
-from compressor.quantization.packing import pack_plane, pack_weights
+from compressor.files.weights import count_parameters
+from compressor.quantization.file.compact_graph import kernels
+from compressor.quantization.file.packing import pack_plane, pack_weights
 from compressor.runtime import open_session
-from compressor.weights import count_parameters
 
 
 def _convolutions(bits: int, channels: tuple[int, ...] = (5, 16, 3)) -> onnx.ModelProto:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from compressor import Budget, Context, Effect, Pipeline, Recipe, StageError, load_checkpoint
-from compressor.order import segments
-from compressor.pipeline import PipelineWarning
-from compressor.run_folder import RunFolderError
+from compressor.running.folder import RunFolderError
+from compressor.running.order import segments
+from compressor.running.pipeline import PipelineWarning
 from compressor.runtime import open_session
 from compressor.stages import (
     Distill,

@@ -13,12 +13,12 @@ from conftest import TinyResNet, make_workload
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from compressor.export import export_onnx
-from compressor.quantization.compact_graph import serialize
-from compressor.quantization.cpu_emulation import SaturatingModel
-from compressor.quantization.pair_safety import repaired_grids, safe_grids
-from compressor.quantization.policy import Dynamic
-from compressor.quantization.portability import (
+from compressor.files.export import export_onnx
+from compressor.quantization.file.compact_graph import serialize
+from compressor.quantization.grids.weights import WeightGrid
+from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel
+from compressor.quantization.other_cpus.pair_safety import repaired_grids, safe_grids
+from compressor.quantization.other_cpus.portability import (
     METADATA_KEY,
     Portable,
     SafePairs,
@@ -33,8 +33,8 @@ from compressor.quantization.portability import (
     seven_bit_nodes,
     with_checked_cpus,
 )
+from compressor.quantization.placement.policy import Dynamic
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.quantization.weight_grids import WeightGrid
 from compressor.runtime import feeds_of, open_session, predict_all
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
@@ -196,7 +196,7 @@ def test_layers_are_measured_again_after_every_choice(cnn, monkeypatch: pytest.M
         seen = shares[frozenset(onnx_bytes.decode())]
         return {name: type("Seen", (), {"sum_share": share})() for name, share in seen.items()}
 
-    monkeypatch.setattr("compressor.quantization.portability.saturation_report", report)
+    monkeypatch.setattr("compressor.quantization.other_cpus.portability.saturation_report", report)
     nodes = seven_bit_nodes(lambda names: "".join(sorted(names)).encode(), SevenBits(), workload, CONTEXT, samples=1)
     assert nodes == frozenset("ab")
 

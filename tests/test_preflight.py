@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.metrics import Metric
-from compressor.preflight import BATCHES_READ, WorkloadError, check_workload
+from compressor.running.preflight import BATCHES_READ, WorkloadError, check_workload
 from compressor.workload import Workload
 
 Change = dict[str, Any]

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from compressor.estimate import Estimate
-from compressor.pruning import structure_goals
-from compressor.pruning.criteria import L1
-from compressor.pruning.pruning_targets import Macs
+from compressor.pruning.choice import structure_goals
+from compressor.pruning.choice.targets import Macs
+from compressor.pruning.ranking.criteria import L1
 from compressor.runtime import Timing
 from compressor.stage import Context
 from compressor.stages import PruneChannels

@@ -2,9 +2,9 @@
 
 import pytest
 
-from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
-from compressor.recipe import Recipe, RecipeError
+from compressor.recipe.recipe import Recipe, RecipeError
 from compressor.stages import PruneChannels
 
 

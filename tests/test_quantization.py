@@ -10,16 +10,16 @@ from conftest import TinyResNet, make_workload
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import calibrated_on, graph_of
 
-from compressor.affine import Asymmetric, PerChannel, PerTensor, Symmetric
-from compressor.export import export_onnx
-from compressor.quantization.activation_grids import activation_grids
-from compressor.quantization.calibration import MinMax, Percentile
-from compressor.quantization.compact_graph import compact_graph, kernels, serialize
-from compressor.quantization.policy import ByFamily, Dynamic, Static, WeightOnly
-from compressor.quantization.portability import checked_cpus
-from compressor.quantization.prepare_graph import clean_graph
-from compressor.quantization.quantize_graph import place_static, sqnr_db
-from compressor.quantization.weight_grids import nearest_grids
+from compressor.files.export import export_onnx
+from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
+from compressor.quantization.grids.activations import activation_grids
+from compressor.quantization.grids.schemes import Asymmetric, PerChannel, PerTensor, Symmetric
+from compressor.quantization.grids.weights import nearest_grids
+from compressor.quantization.other_cpus.portability import checked_cpus
+from compressor.quantization.placement.policy import ByFamily, Dynamic, Static, WeightOnly
+from compressor.quantization.placement.prepare_graph import clean_graph
+from compressor.quantization.placement.static import place_static, sqnr_db
+from compressor.quantization.ranges.calibration import MinMax, Percentile
 from compressor.runtime import OnnxModule, predict_all
 from compressor.stage import Context, StageError
 from compressor.stages import *  # noqa: F403 - a representation may name any value object

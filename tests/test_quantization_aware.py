@@ -11,9 +11,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
-from compressor.quantization.calibration import MinMax
-from compressor.quantization.policy import Dynamic, Float16
+from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
+from compressor.quantization.placement.policy import Dynamic, Float16
+from compressor.quantization.ranges.calibration import MinMax
 from compressor.runtime import OnnxModule, predict_all
 from compressor.stage import Context, Effect, Stage, StageError
 from compressor.stages import quantization_aware

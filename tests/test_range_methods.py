@@ -11,10 +11,18 @@ from hypothesis import strategies as st
 from onnxruntime.quantization.calibrate import HistogramCollector
 from scipy.stats import entropy
 
-from compressor.affine import Asymmetric, PerTensor, Scheme, Symmetric, choose_affine, dequantize, quantize
-from compressor.quantization.histogram import Observed
-from compressor.quantization.range_errors import information_loss, squared_errors
-from compressor.quantization.range_methods import MSE, Auto, Entropy, Method, MinMax, MovingAverage, Percentile
+from compressor.quantization.grids.schemes import (
+    Asymmetric,
+    PerTensor,
+    Scheme,
+    Symmetric,
+    choose_affine,
+    dequantize,
+    quantize,
+)
+from compressor.quantization.ranges.costs import information_loss, squared_errors
+from compressor.quantization.ranges.histogram import Observed
+from compressor.quantization.ranges.methods import MSE, Auto, Entropy, Method, MinMax, MovingAverage, Percentile
 
 UINT8, INT8 = Asymmetric(), Symmetric(granularity=PerTensor())
 METHODS: tuple[Method, ...] = (MinMax(), Percentile(), Entropy(), MSE(), Auto())

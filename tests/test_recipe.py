@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import compressor.recipe
+import compressor.recipe.recipe
 from compressor.budget import Budget
-from compressor.recipe import Recipe, RecipeError, shipped_recipes
-from compressor.recipe_text import parse, parse_value, to_yaml
+from compressor.recipe.recipe import Recipe, RecipeError, shipped_recipes
+from compressor.recipe.text import parse, parse_value, to_yaml
 from compressor.stage import Effect
 
 
@@ -82,7 +82,7 @@ class Teach:
 @pytest.fixture(autouse=True)
 def _two_stages(monkeypatch, request):
     if "real_catalogue" not in request.keywords.get("usefixtures", pytest.mark.usefixtures()).args:
-        monkeypatch.setattr(compressor.recipe, "catalogue", lambda: {"encode": Encode, "teach": Teach})
+        monkeypatch.setattr(compressor.recipe.recipe, "catalogue", lambda: {"encode": Encode, "teach": Teach})
 
 
 @pytest.fixture
@@ -471,7 +471,7 @@ def test_shipped_recipes(name: str) -> None:
 @pytest.mark.usefixtures("real_catalogue")
 def test_pipelines_and_recipes_become_each_other() -> None:
     """A pipeline made from a recipe gives the recipe back."""
-    from compressor.pipeline import Pipeline
+    from compressor.running.pipeline import Pipeline
 
     recipe = Recipe.load("drop_blocks_distill_int8")
     pipeline = Pipeline.from_recipe(recipe)

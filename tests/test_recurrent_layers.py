@@ -10,18 +10,18 @@ from same_data import same_data
 from torch import Tensor, nn
 
 from compressor.batches import Batches
-from compressor.node_times import NodeTime
-from compressor.plan import apply_plan_, load_checkpoint, save_checkpoint
-from compressor.pruning.structure_costs import StructureCosts, block_key
-from compressor.shares import Shares
+from compressor.files.weights import parse
+from compressor.inspection.shares import Shares
+from compressor.measuring.node_times import NodeTime
+from compressor.pruning.choice.costs import StructureCosts, block_key
 from compressor.stage import Context, StageError
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.layer_dropping import DropBlocks, Influence, LossIncrease, block_influence
 from compressor.stages.quantization import Quantize
 from compressor.structure.blocks import entries_without, find_blocks, skipped
 from compressor.structure.pass_through import PassThrough
+from compressor.structure.plan import apply_plan_, load_checkpoint, save_checkpoint
 from compressor.structure.recurrent_layers import is_layer, layer_activations, layer_name, layers_of, stack_and_layer
-from compressor.weights import parse
 from compressor.workload import Workload, predict
 
 STACKS = {

@@ -13,9 +13,8 @@ from report_samples import ALL, ENVIRONMENT, QUANTIZE, REFERENCE, hostile, nothi
 from rich.console import Console
 
 from compressor.estimate import Estimate
-from compressor.report import Report, Step, describe_workload, environment, json_safe, write_report
-from compressor.report_charts import BAR_WIDTH, Item, dot_chart, nice_ticks
-from compressor.report_comparison import (
+from compressor.report.charts import BAR_WIDTH, Item, dot_chart, nice_ticks
+from compressor.report.comparison import (
     ComparisonRow,
     comparison_html,
     comparison_markdown,
@@ -23,9 +22,10 @@ from compressor.report_comparison import (
     pareto_front,
     print_comparison,
 )
-from compressor.report_numbers import ScoreScale, claim, duration, si, size, smaller
-from compressor.report_scatter import place_labels, staircase
-from compressor.report_view import summary, table
+from compressor.report.numbers import ScoreScale, claim, duration, si, size, smaller
+from compressor.report.report import Report, Step, describe_workload, environment, json_safe, write_report
+from compressor.report.scatter import place_labels, staircase
+from compressor.report.view import summary, table
 from compressor.target import Isa, Target
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report_schema.json").read_text(encoding="utf-8"))

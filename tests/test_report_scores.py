@@ -6,9 +6,9 @@ import pytest
 from report_samples import DROP, NARROW, SPARSE, narrowed
 from rich.console import Console
 
-from compressor.report import Step
-from compressor.report_details import Scores, unit_scores, zero_channels
-from compressor.report_scores import PLOT_HEIGHT, PLOT_WIDTH, Removal, criteria, removals, score_plots
+from compressor.report.details import Scores, unit_scores, zero_channels
+from compressor.report.report import Step
+from compressor.report.scores import PLOT_HEIGHT, PLOT_WIDTH, Removal, criteria, removals, score_plots
 
 
 def step(**details) -> Step:

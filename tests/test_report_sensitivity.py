@@ -7,9 +7,9 @@ from dataclasses import replace
 from report_samples import MIXED, hostile, mixed
 from rich.console import Console
 
-from compressor.report import Step
-from compressor.report_details import GivenBack, Widths, given_back, other_details, sensitivity
-from compressor.report_sensitivity import WidthRow, sensitivity_plot, width_rows, widths_summary, widths_tried
+from compressor.report.details import GivenBack, Widths, given_back, other_details, sensitivity
+from compressor.report.report import Step
+from compressor.report.sensitivity import WidthRow, sensitivity_plot, width_rows, widths_summary, widths_tried
 
 
 def step(**details) -> Step:
@@ -93,7 +93,7 @@ def test_every_form_of_the_report_tells_widths_and_what_went_back() -> None:
     """Page, Markdown and terminal name the chosen widths and the layer in float again, with its reason."""
     report, stream = mixed(), io.StringIO()
     page, text = report.to_html(), report.to_markdown()
-    from compressor.report_text import print_report
+    from compressor.report.text import print_report
 
     print_report(report, Console(file=stream, width=100))
     for written in (page, text, stream.getvalue()):

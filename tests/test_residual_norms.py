@@ -5,7 +5,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.quantization.residual_norms import keep_sums_apart_
+from compressor.quantization.placement.residual_norms import keep_sums_apart_
 
 
 def graph() -> onnx.ModelProto:

@@ -14,18 +14,18 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
-from compressor.affine import Symmetric
-from compressor.export import export_onnx
-from compressor.quantization import layer_data
-from compressor.quantization.adaptive_rounding import AdaRound, SoftRounding
-from compressor.quantization.compact_graph import serialize
-from compressor.quantization.gptq import GPTQ, gptq
-from compressor.quantization.layer_data import Crossing, Layer, Twins, Walk
-from compressor.quantization.layer_rounding import round_layers
-from compressor.quantization.layer_rows import input_columns, to_rows, to_weight
+from compressor.files.export import export_onnx
+from compressor.quantization.accuracy import layer_data
+from compressor.quantization.accuracy.adaptive_rounding import AdaRound, SoftRounding
+from compressor.quantization.accuracy.gptq import GPTQ, gptq
+from compressor.quantization.accuracy.layer_data import Crossing, Layer, Twins, Walk
+from compressor.quantization.accuracy.layer_rounding import round_layers
+from compressor.quantization.accuracy.layer_rows import input_columns, to_rows, to_weight
+from compressor.quantization.file.compact_graph import serialize
+from compressor.quantization.grids.schemes import Symmetric
+from compressor.quantization.grids.weights import WeightGrid, nearest_grids
+from compressor.quantization.placement.static import sqnr_db
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.quantization.quantize_graph import sqnr_db
-from compressor.quantization.weight_grids import WeightGrid, nearest_grids
 from compressor.runtime import OnnxModule, predict_all
 from compressor.stage import Context, StageError
 from compressor.stages.quantization import Quantize

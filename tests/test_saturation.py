@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.quantization.cpu_emulation import SaturatingModel
-from compressor.quantization.integer_kernels import (
+from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel
+from compressor.quantization.other_cpus.integer_kernels import (
     dynamic_quantize_matmul,
     matmul_integer,
     matmul_integer_to_float,
@@ -18,8 +18,8 @@ from compressor.quantization.integer_kernels import (
     qlinear_conv,
     qlinear_matmul,
 )
-from compressor.quantization.integer_lstm import dynamic_quantize_lstm
-from compressor.quantization.saturation import exact_product, saturated_product, saturating_pairs
+from compressor.quantization.other_cpus.integer_lstm import dynamic_quantize_lstm
+from compressor.quantization.other_cpus.saturation import exact_product, saturated_product, saturating_pairs
 from compressor.runtime import open_session
 from compressor.target import Isa
 
@@ -184,7 +184,7 @@ def test_saturated_product_is_the_sum_of_clipped_pairs(monkeypatch: pytest.Monke
         expected += sums.clip(-32768, 32767)
         clipped += int((sums != sums.clip(-32768, 32767)).sum())
         touched |= sums != sums.clip(-32768, 32767)
-    monkeypatch.setattr("compressor.quantization.saturation._CHUNK", 60)
+    monkeypatch.setattr("compressor.quantization.other_cpus.saturation._CHUNK", 60)
     result = saturated_product(weights, columns)
     assert np.array_equal(result.values, expected)
     assert (result.pairs, result.sums) == (clipped, int(touched.sum()))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.pruning.scope import Global, Isomorphic, PerLayer, kept_widths, topology
+from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer, kept_widths, topology
 from compressor.structure.couplings import Coupled, Part
 
 

@@ -8,12 +8,10 @@ import pytest
 import torch
 from conftest import TinyResNet, make_workload
 
-from compressor.export import export_onnx
+from compressor.files.export import export_onnx
 from compressor.metrics import Metric
-from compressor.quantization.compact_graph import optimized_nodes, serialize
-from compressor.quantization.layer_times import layer_of
-from compressor.quantization.post_training import Prepared, prepare
-from compressor.quantization.sensitivity import (
+from compressor.quantization.choice.layer_times import layer_of
+from compressor.quantization.choice.sensitivity import (
     Sensitivity,
     TaskMetric,
     first_inputs,
@@ -26,7 +24,9 @@ from compressor.quantization.sensitivity import (
     sensitivities,
     sensitivity_rows,
 )
-from compressor.quantization.weight_grids import nearest_grids
+from compressor.quantization.file.compact_graph import optimized_nodes, serialize
+from compressor.quantization.grids.weights import nearest_grids
+from compressor.quantization.post_training import Prepared, prepare
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.affine import Asymmetric, PerBlock, Symmetric
-from compressor.export import export_onnx
-from compressor.quantization.compact_graph import kernels, serialize
-from compressor.quantization.fake_quantization import FakeQuantizedGraph
-from compressor.quantization.policy import ByFamily, Dynamic, Static, WeightOnly
+from compressor.files.export import export_onnx
+from compressor.quantization.file.compact_graph import kernels, serialize
+from compressor.quantization.grids.schemes import Asymmetric, PerBlock, Symmetric
+from compressor.quantization.learning.fake_quantization import FakeQuantizedGraph
+from compressor.quantization.placement.policy import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.runtime import feeds_of, load_session, session_options
 from compressor.stage import Context

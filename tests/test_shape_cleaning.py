@@ -8,8 +8,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from compressor.export import export_onnx
-from compressor.shape_cleaning import simplify_shapes_
+from compressor.files.export import export_onnx
+from compressor.files.shape_cleaning import simplify_shapes_
 from compressor.workload import Workload
 
 

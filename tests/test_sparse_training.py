@@ -7,14 +7,14 @@ import torch
 from conftest import make_workload
 from torch import nn
 
-from compressor.optimization import Cycle
-from compressor.pipeline import Pipeline
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
+from compressor.running.pipeline import Pipeline
 from compressor.stage import Context, StageError
 from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.zero_removal import RemoveZeroChannels
 from compressor.target import Isa, Target
 from compressor.testing import check_stage
+from compressor.training.optimization import Cycle
 from compressor.workload import predict
 
 # Widths of 8 suit the tiny network, whichever machine this runs on.
@@ -62,7 +62,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(trained_workload, tmp_path, 
     """Killed in its second epoch and started again, the training ends with the very weights of an undisturbed one."""
     penalty = GroupLasso(strength=0.1)
     whole, _ = trained(penalty, trained_workload, epochs=3)
-    from compressor import training
+    from compressor.training import loop as training
 
     score = training.validation_score
     calls = []

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compressor.batches import Batches
-from compressor.pruning.pruning_targets import Macs
+from compressor.pruning.choice.targets import Macs
 from compressor.stage import Effect, StageError
 from compressor.stages import (
     BUILT_IN,

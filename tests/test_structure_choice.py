@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.knapsack import BudgetError
-from compressor.pruning.structure_choice import Choice, Item, choose_structure
+from compressor.pruning.choice.knapsack_choice import Choice, Item, choose_structure
 
 
 def group(name: str, losses: dict[int, float]) -> Item:

@@ -8,10 +8,10 @@ from conftest import TinyResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.plan import apply_plan_
+from compressor.pruning.choice.costs import FileTime, LatencyCosts, StructureCosts, block_key
 from compressor.pruning.narrowing import gone_channels
-from compressor.pruning.structure_costs import FileTime, LatencyCosts, StructureCosts, block_key
-from compressor.structure.structure_graph import prepare_, trace_structure
+from compressor.structure.graph import prepare_, trace_structure
+from compressor.structure.plan import apply_plan_
 from compressor.structure.trials import evaluating
 
 

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from compressor.batches import Inputs
-from compressor.plan import apply_plan_, load_checkpoint, save_checkpoint
-from compressor.structure import structure_graph
+from compressor.structure import graph as structure_graph
 from compressor.structure.attention import NarrowAttention
 from compressor.structure.couplings import Coupled, Couplings
-from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.plan import apply_plan_, load_checkpoint, save_checkpoint
 from compressor.structure.tensor_ids import mask_
 from compressor.workload import predict
 

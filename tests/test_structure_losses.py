@@ -7,12 +7,12 @@ import torch
 from conftest import TinyResNet
 from torch import nn
 
-from compressor.pruning.loss_probe import batch_statistics, loss_of, masked
+from compressor.pruning.choice.costs import block_key
+from compressor.pruning.choice.loss_probe import batch_statistics, loss_of, masked
+from compressor.pruning.choice.losses import StructureLosses
 from compressor.pruning.narrowing import gone_channels
-from compressor.pruning.structure_costs import block_key
-from compressor.pruning.structure_losses import StructureLosses
 from compressor.structure.blocks import find_blocks
-from compressor.structure.structure_graph import trace_structure
+from compressor.structure.graph import trace_structure
 from compressor.workload import Workload, first_batches
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.quantization.tied_weights import TiedWeight
+from compressor.quantization.learning.tied_weights import TiedWeight
 
 
 def test_zeros_stay_zero_and_the_rest_learns() -> None:

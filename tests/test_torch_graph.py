@@ -10,14 +10,14 @@ from onnx import TensorProto, helper, numpy_helper
 from same_data import same_data
 from torch import Tensor, nn
 
-from compressor.affine import Asymmetric, PerBlock, PerTensor, Scheme, Symmetric
-from compressor.export import export_onnx
-from compressor.quantization.dynamic_graph import place_dynamic
-from compressor.quantization.prepare_graph import clean_graph
-from compressor.quantization.straight_through import dynamic_integers
-from compressor.quantization.torch_graph import TorchGraph
-from compressor.quantization.weight_grids import nearest_grids
-from compressor.quantization.weight_only import place_weight_only
+from compressor.files.export import export_onnx
+from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerTensor, Scheme, Symmetric
+from compressor.quantization.grids.weights import nearest_grids
+from compressor.quantization.placement.dynamic import place_dynamic
+from compressor.quantization.placement.prepare_graph import clean_graph
+from compressor.quantization.placement.weight_only import place_weight_only
+from compressor.quantization.torch_graph.graph import TorchGraph
+from compressor.quantization.torch_graph.straight_through import dynamic_integers
 from compressor.runtime import feeds_of, open_session
 from compressor.stage import StageError
 from compressor.workload import Workload

@@ -12,14 +12,14 @@ from same_data import same_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor import precision
 from compressor.batches import Batches
 from compressor.metrics import Metric
-from compressor.optimization import ADAMW_RATE, Cycle, is_adaptive, one_cycle, optimizer_for
-from compressor.precision import Form
-from compressor.snapshots import capture, read_snapshot
 from compressor.stage import Context, StageError
-from compressor.training import EpochLog, Position, best_epoch, train
+from compressor.training import precision
+from compressor.training.loop import EpochLog, Position, best_epoch, train
+from compressor.training.optimization import ADAMW_RATE, Cycle, is_adaptive, one_cycle, optimizer_for
+from compressor.training.precision import Form
+from compressor.training.snapshots import capture, read_snapshot
 from compressor.workload import Workload, predict
 
 QUIET = Context(progress=False)

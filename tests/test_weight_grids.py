@@ -6,8 +6,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
-from compressor.quantization.weight_grids import WeightGrid, nearest_grid, nearest_grids, weight_axis
+from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
+from compressor.quantization.grids.weights import WeightGrid, nearest_grid, nearest_grids, weight_axis
 
 
 def _linear(weight: np.ndarray, op: str = "MatMul", **attributes: int) -> onnx.ModelProto:

@@ -13,7 +13,7 @@ from compressor.batches import Inputs
 from compressor.pruning.narrowing import reason_to_lock
 from compressor.stage import StageError
 from compressor.structure.couplings import Coupled, Part
-from compressor.structure.structure_graph import trace_structure
+from compressor.structure.graph import trace_structure
 from compressor.structure.trials import evaluating
 
 _NORM_LAYERS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)

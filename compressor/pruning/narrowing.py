@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.plan import apply_plan_
-from compressor.pruning.importance import keep_best
+from compressor.pruning.ranking.importance import keep_best
 from compressor.structure.couplings import Coupled
-from compressor.structure.structure_graph import StructureGraph
-from compressor.structure.structure_probe import ProbedStructure
+from compressor.structure.graph import StructureGraph
+from compressor.structure.plan import apply_plan_
+from compressor.structure.probe import ProbedStructure
 from compressor.structure.tensor_ids import mask_
 from compressor.structure.trials import fault, outputs_at, same_outputs
 

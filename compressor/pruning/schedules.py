@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from compressor.optimization import check_schedule
+from compressor.training.optimization import check_schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Protocol
 from tqdm import tqdm
 
 from compressor.estimate import Estimate
-from compressor.quantization.policy import Candidate, Fastest
+from compressor.measuring.scores import paired_drop, score_rows
+from compressor.quantization.placement.policy import Candidate, Fastest
 from compressor.quantization.quantizer import Choices, quantized_file
 from compressor.runtime import time_interleaved
-from compressor.scores import paired_drop, score_rows
 from compressor.stage import Context, StageError
 from compressor.workload import Workload, resize_batch
 

@@ -11,17 +11,17 @@ from typing import Any, Protocol
 
 import onnx
 
-from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Scheme, Symmetric
-from compressor.export import opset_of
-from compressor.quantization.activation_grids import ActivationGrid, activation_grids
-from compressor.quantization.audit import coverage
-from compressor.quantization.calibration import Method, calibrate
-from compressor.quantization.channel_alignment import aligned
-from compressor.quantization.compact_graph import serialize
-from compressor.quantization.dynamic_graph import place_dynamic
-from compressor.quantization.output_check import verified_sqnr
-from compressor.quantization.packing import smallest_file
-from compressor.quantization.policy import (
+from compressor.files.export import opset_of
+from compressor.quantization.file.audit import coverage
+from compressor.quantization.file.channel_alignment import aligned
+from compressor.quantization.file.compact_graph import serialize
+from compressor.quantization.file.output_check import verified_sqnr
+from compressor.quantization.file.packing import smallest_file
+from compressor.quantization.grids.activations import ActivationGrid, activation_grids
+from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Scheme, Symmetric
+from compressor.quantization.grids.weights import WeightGrid, WeightRange, nearest_grids, weight_positions
+from compressor.quantization.placement.dynamic import place_dynamic
+from compressor.quantization.placement.policy import (
     HEAVY,
     ByFamily,
     Form,
@@ -31,12 +31,12 @@ from compressor.quantization.policy import (
     followers,
     placement_of,
 )
-from compressor.quantization.prepare_graph import clean_graph, is_quantized
-from compressor.quantization.quantize_graph import place_static, tensors_to_observe, with_shared
-from compressor.quantization.residual_norms import keep_sums_apart_
-from compressor.quantization.transposed_convolutions import as_convolutions
-from compressor.quantization.weight_grids import WeightGrid, WeightRange, nearest_grids, weight_positions
-from compressor.quantization.weight_only import place_float16, place_weight_only
+from compressor.quantization.placement.prepare_graph import clean_graph, is_quantized
+from compressor.quantization.placement.residual_norms import keep_sums_apart_
+from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
+from compressor.quantization.placement.transposed_convolutions import as_convolutions
+from compressor.quantization.placement.weight_only import place_float16, place_weight_only
+from compressor.quantization.ranges.calibration import Method, calibrate
 from compressor.stage import Context, StageError
 from compressor.target import Isa
 from compressor.workload import Workload

@@ -7,16 +7,17 @@ on them, what goes back to float, and the biases, which make up for what roundin
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from compressor.quantization.adaptive_rounding import AdaRound
-from compressor.quantization.bias_correction import BiasCorrection
-from compressor.quantization.channel_statistics import output_sqnr_db
-from compressor.quantization.equalization import CrossLayerEqualization
-from compressor.quantization.give_back import GiveBack
-from compressor.quantization.gptq import GPTQ
-from compressor.quantization.layer_rounding import round_layers
-from compressor.quantization.mixed_precision import MixedPrecision
-from compressor.quantization.pair_safety import repaired_grids
-from compressor.quantization.portability import (
+from compressor.quantization.accuracy.adaptive_rounding import AdaRound
+from compressor.quantization.accuracy.bias_correction import BiasCorrection
+from compressor.quantization.accuracy.channel_statistics import output_sqnr_db
+from compressor.quantization.accuracy.equalization import CrossLayerEqualization
+from compressor.quantization.accuracy.gptq import GPTQ
+from compressor.quantization.accuracy.layer_rounding import round_layers
+from compressor.quantization.accuracy.smoothing import SmoothQuant
+from compressor.quantization.choice.give_back import GiveBack
+from compressor.quantization.choice.mixed_precision import MixedPrecision
+from compressor.quantization.other_cpus.pair_safety import repaired_grids
+from compressor.quantization.other_cpus.portability import (
     Portable,
     check_cpus,
     integer_nodes,
@@ -24,7 +25,6 @@ from compressor.quantization.portability import (
     with_checked_cpus,
 )
 from compressor.quantization.post_training import Prepared, Rewrite, Settings, finish, prepare
-from compressor.quantization.smoothing import SmoothQuant
 from compressor.stage import Context
 from compressor.workload import Workload
 

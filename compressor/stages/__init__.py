@@ -3,24 +3,24 @@
 from importlib.metadata import entry_points
 from typing import Any
 
-from compressor.affine import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
-from compressor.pruning.criteria import FPGM, L1, L2, LAMP, Activation, BatchNormScale, Hessian, Random, Taylor
+from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
-from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.ranking.criteria import FPGM, L1, L2, LAMP, Activation, BatchNormScale, Hessian, Random, Taylor
+from compressor.pruning.ranking.scope import Global, Isomorphic, PerGroup, PerLayer
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
-from compressor.pruning.scope import Global, Isomorphic, PerGroup, PerLayer
-from compressor.quantization.adaptive_rounding import AdaRound
-from compressor.quantization.bias_correction import BiasCorrection
-from compressor.quantization.equalization import CrossLayerEqualization
-from compressor.quantization.give_back import GiveBack
-from compressor.quantization.gptq import GPTQ
-from compressor.quantization.mixed_precision import MixedPrecision
-from compressor.quantization.policy import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
-from compressor.quantization.portability import Portable, SafePairs, SevenBits
+from compressor.quantization.accuracy.adaptive_rounding import AdaRound
+from compressor.quantization.accuracy.bias_correction import BiasCorrection
+from compressor.quantization.accuracy.equalization import CrossLayerEqualization
+from compressor.quantization.accuracy.gptq import GPTQ
+from compressor.quantization.accuracy.smoothing import SmoothQuant
+from compressor.quantization.choice.give_back import GiveBack
+from compressor.quantization.choice.mixed_precision import MixedPrecision
+from compressor.quantization.choice.sensitivity import SQNR, TaskMetric
+from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
+from compressor.quantization.other_cpus.portability import Portable, SafePairs, SevenBits
+from compressor.quantization.placement.policy import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.quantizer import Nearest
-from compressor.quantization.range_methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
-from compressor.quantization.sensitivity import SQNR, TaskMetric
-from compressor.quantization.smoothing import SmoothQuant
+from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.stage import stage_name
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.stages.channel_pruning import PruneChannels

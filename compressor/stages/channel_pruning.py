@@ -1,7 +1,7 @@
 """Structured pruning: whole channels, neurons, heads and recurrent units go, with all that is coupled to them.
 
-A criterion decides which go (`pruning/criteria.py`), a fraction or a target decides how many of which layer, and only
-what the model demonstrably survives is taken out.
+A criterion decides which go (`pruning/ranking/criteria.py`), a fraction or a target decides how many of which layer,
+and only what the model demonstrably survives is taken out.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.knapsack import BudgetError
-from compressor.plan import Entry, Slices, apply_plan_
-from compressor.pruning.criteria import Criterion, Taylor, across_groups, channel_scores, unranked
-from compressor.pruning.measured_choice import Proposal, measured_choice
+from compressor.pruning.choice.goals import Goal, goal_of
+from compressor.pruning.choice.knapsack_choice import Cost
+from compressor.pruning.choice.measured_choice import Proposal, measured_choice
+from compressor.pruning.choice.targets import Latency, Macs, Parameters
+from compressor.pruning.choice.width_choice import Choose, widths_within
 from compressor.pruning.narrowing import (
     Gone,
     fault_without,
@@ -25,18 +27,16 @@ from compressor.pruning.narrowing import (
     survivors,
     why,
 )
-from compressor.pruning.pruning_goals import Goal, goal_of
-from compressor.pruning.pruning_targets import Latency, Macs, Parameters
+from compressor.pruning.ranking.criteria import Criterion, Taylor, across_groups, channel_scores, unranked
+from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer, kept_widths
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
-from compressor.pruning.scope import Global, Isomorphic, PerLayer, kept_widths
-from compressor.pruning.structure_choice import Cost
-from compressor.pruning.width_choice import Choose, widths_within
 from compressor.stage import Context, Effect, StageError
 from compressor.structure.couplings import Coupled
-from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
-from compressor.structure.structure_probe import ProbedStructure
+from compressor.structure.graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.plan import Entry, Slices, apply_plan_
+from compressor.structure.probe import ProbedStructure
 from compressor.structure.trials import evaluating
-from compressor.training import train
+from compressor.training.loop import train
 from compressor.workload import Workload
 
 

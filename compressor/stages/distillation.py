@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Inputs
-from compressor.optimization import check_schedule
-from compressor.precision import Form, at_least_float32
-from compressor.replay import kept_modes, replayed
-from compressor.snapshots import digest
 from compressor.stage import Context, Effect, StageError
-from compressor.teaching import Teacher, check_shapes, soft_target_loss
-from compressor.training import Position, train, training_details
+from compressor.training.loop import Position, train, training_details
+from compressor.training.optimization import check_schedule
+from compressor.training.precision import Form, at_least_float32
+from compressor.training.replay import kept_modes, replayed
+from compressor.training.snapshots import digest
+from compressor.training.teaching import Teacher, check_shapes, soft_target_loss
 from compressor.workload import Workload, call_model, output_tensor, predict
 
 

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from compressor.optimization import check_schedule
 from compressor.stage import Context, Effect
-from compressor.training import train, training_details
+from compressor.training.loop import train, training_details
+from compressor.training.optimization import check_schedule
 from compressor.workload import Workload
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batch
-from compressor.plan import apply_plan_
-from compressor.pruning.loss_probe import loss_increases
-from compressor.pruning.scope import Global, PerGroup
+from compressor.pruning.choice.loss_probe import loss_increases
+from compressor.pruning.ranking.scope import Global, PerGroup
 from compressor.stage import Context, Effect, StageError
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
+from compressor.structure.plan import apply_plan_
 from compressor.structure.recurrent_layers import layer_activations, plain, stack_and_layer
 from compressor.structure.trials import evaluating, outputs_at
 from compressor.workload import Loss, Workload, first_batches, predict

@@ -10,21 +10,21 @@ from typing import ClassVar
 
 from torch import nn
 
-from compressor.affine import Asymmetric, Symmetric
-from compressor.export import export_onnx
-from compressor.quantization.adaptive_rounding import AdaRound
-from compressor.quantization.bias_correction import BiasCorrection
-from compressor.quantization.equalization import CrossLayerEqualization
+from compressor.files.export import export_onnx
+from compressor.quantization.accuracy.adaptive_rounding import AdaRound
+from compressor.quantization.accuracy.bias_correction import BiasCorrection
+from compressor.quantization.accuracy.equalization import CrossLayerEqualization
+from compressor.quantization.accuracy.gptq import GPTQ
+from compressor.quantization.accuracy.smoothing import SmoothQuant
+from compressor.quantization.choice.give_back import GiveBack
+from compressor.quantization.choice.mixed_precision import MixedPrecision
 from compressor.quantization.form_choice import fastest
-from compressor.quantization.give_back import GiveBack
-from compressor.quantization.gptq import GPTQ
-from compressor.quantization.mixed_precision import MixedPrecision
-from compressor.quantization.policy import ByFamily, Dynamic, Fastest, Float16, Static, WeightOnly
-from compressor.quantization.portability import Portable
+from compressor.quantization.grids.schemes import Asymmetric, Symmetric
+from compressor.quantization.other_cpus.portability import Portable
+from compressor.quantization.placement.policy import ByFamily, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.post_training import check_settings
 from compressor.quantization.quantizer import Nearest, quantized_file
-from compressor.quantization.range_methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
-from compressor.quantization.smoothing import SmoothQuant
+from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Effect
 from compressor.workload import Workload

@@ -18,22 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.affine import Asymmetric, Symmetric
 from compressor.batches import Inputs
-from compressor.export import export_onnx
-from compressor.optimization import check_schedule
-from compressor.precision import at_least_float32
-from compressor.quantization.calibration import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
-from compressor.quantization.compact_graph import serialize
-from compressor.quantization.fake_quantization import FakeQuantizedGraph
-from compressor.quantization.policy import ByFamily, Dynamic, Static, WeightOnly
-from compressor.quantization.portability import SATURATING, check_cpus, with_checked_cpus
+from compressor.files.export import export_onnx
+from compressor.quantization.file.compact_graph import serialize
+from compressor.quantization.grids.schemes import Asymmetric, Symmetric
+from compressor.quantization.learning.fake_quantization import FakeQuantizedGraph
+from compressor.quantization.other_cpus.portability import SATURATING, check_cpus, with_checked_cpus
+from compressor.quantization.placement.policy import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.post_training import check_settings, finish, prepare
+from compressor.quantization.ranges.calibration import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.runtime import OnnxModule, feeds_of, load_session, open_session, session_options
-from compressor.snapshots import digest
 from compressor.stage import Context, Effect, StageError
-from compressor.teaching import Teacher, check_shapes, soft_target_loss
-from compressor.training import Position, train, training_details
+from compressor.training.loop import Position, train, training_details
+from compressor.training.optimization import check_schedule
+from compressor.training.precision import at_least_float32
+from compressor.training.snapshots import digest
+from compressor.training.teaching import Teacher, check_shapes, soft_target_loss
 from compressor.workload import Workload, first_batches, predict
 
 # A value next to a rounding boundary falls to the other side when a sum is added in another order, and later layers

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from compressor.optimization import MOMENTUM, check_schedule, peak_rate
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
-from compressor.training import train
+from compressor.training.loop import train
+from compressor.training.optimization import MOMENTUM, check_schedule, peak_rate
 from compressor.workload import Workload
 
 

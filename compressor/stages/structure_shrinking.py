@@ -1,8 +1,8 @@
 """Blocks and widths in one decision: which blocks go and how wide the rest stays, for the least loss within a target.
 
 Every way to shrink the network is measured in one currency, the growth of the calibration loss, and paid for in the
-unit of the target; a knapsack chooses (`pruning/structure_choice.py`). Losses do not add up when much goes at once, so
-the target is approached in rounds, and everything is measured again around the choice of the round before.
+unit of the target; a knapsack chooses (`pruning/choice/knapsack_choice.py`). Losses do not add up when much goes at
+once, so the target is approached in rounds, and everything is measured again around the choice of the round before.
 """
 
 import copy
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.knapsack import BudgetError
-from compressor.plan import Entry, apply_plan_
-from compressor.pruning.criteria import Criterion, Taylor, channel_scores, unranked
-from compressor.pruning.measured_choice import Proposal, measured_choice
+from compressor.pruning.choice.costs import block_key
+from compressor.pruning.choice.goals import Goal, goal_of
+from compressor.pruning.choice.knapsack_choice import Cost, Item
+from compressor.pruning.choice.losses import StructureLosses
+from compressor.pruning.choice.measured_choice import Proposal, measured_choice
+from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.narrowing import (
     bisected,
     fault_without,
@@ -26,14 +29,11 @@ from compressor.pruning.narrowing import (
     survivors,
     why,
 )
-from compressor.pruning.pruning_goals import Goal, goal_of
-from compressor.pruning.pruning_targets import Latency, Macs, Parameters
-from compressor.pruning.structure_choice import Cost, Item
-from compressor.pruning.structure_costs import block_key
-from compressor.pruning.structure_losses import StructureLosses
+from compressor.pruning.ranking.criteria import Criterion, Taylor, channel_scores, unranked
 from compressor.stage import Context, Effect, StageError
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
-from compressor.structure.structure_graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.plan import Entry, apply_plan_
 from compressor.structure.tensor_ids import mask_
 from compressor.structure.trials import evaluating, outputs_at, same_outputs
 from compressor.workload import Workload, first_batches

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.plan import Entry
 from compressor.stage import StageError
 from compressor.structure.pass_through import PassThrough
+from compressor.structure.plan import Entry
 from compressor.structure.recurrent_layers import (
     droppable_layers,
     layer_name,

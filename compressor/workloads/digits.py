@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressor.stage import Context
-from compressor.training import train
+from compressor.training.loop import train
 from compressor.workload import Workload
 from compressor.workloads.residual import ResNet
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.onnx_files import input_kinds, read_onnx
+from compressor.files.reading import input_kinds, read_onnx
 from compressor.workload import Workload
 
 # The part of the samples that is kept for the report where the file names none for it.

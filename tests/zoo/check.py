@@ -18,13 +18,13 @@ from same_data import same_data
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
-from compressor.export import ExportError, export_onnx
-from compressor.plan import Entry, apply_plan_
-from compressor.pruning.criteria import L1
-from compressor.pruning.scope import PerLayer
+from compressor.files.export import ExportError, export_onnx
+from compressor.pruning.ranking.criteria import L1
+from compressor.pruning.ranking.scope import PerLayer
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, StageError
 from compressor.stages.channel_pruning import PruneChannels
+from compressor.structure.plan import Entry, apply_plan_
 from compressor.structure.tensor_ids import tensors_of
 from compressor.structure.trials import evaluating
 from compressor.workload import Workload, batch_size_of, call_model, output_tensor, predict

@@ -1,0 +1,5 @@
+"""The command line as `python -m compressor.cli`."""
+
+from compressor.cli.app import main
+
+main()

@@ -1,0 +1,297 @@
+"""The command line: run, compare, doctor, stages; it loads nothing heavier than typer, so that --help is quick."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from compressor.cli.exits import BUDGET_NOT_MET, FAILED, WrongUseError, reported, used
+from compressor.cli.options import (
+    Accept,
+    AsJson,
+    BatchSize,
+    Quiet,
+    Seed,
+    Settings,
+    Threads,
+    Verbose,
+    WorkloadName,
+    recipe_of,
+    workload_of,
+)
+
+if TYPE_CHECKING:
+    from compressor.recipe.recipe import Recipe
+    from compressor.workload import Workload
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""Makes PyTorch models smaller and faster, and measures what came of it as the ONNX file you would ship.
+
+Try it: `compressor run int8 --workload digits --out runs/first`
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 budget not met, 130 interrupted.""",
+)
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001  # typer calls it with the flag
+    if asked:
+        from compressor import __version__
+
+        typer.echo(f"compressor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Prints the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    del version  # its callback has answered
+
+
+@app.command()
+def run(
+    *,
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe such as int8 or prune_distill_int8.")],
+    workload: WorkloadName,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result: model.onnx, report.html, .md, .json.")] = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    batch_size: BatchSize = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Prints the plan and checks the workload; no work.")
+    ] = False,
+    accept_changes: Accept = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compresses a workload by a recipe.
+
+    `compressor run drop_blocks_distill_int8 --workload digits --out runs/digits`
+
+    `compressor run mine.yaml -w my_models.resnet:workload --out runs/mine --set stages.0.remove=0.3`
+
+    `compressor run int8 -w model.onnx:data.npz --out runs/file`
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    with reported(verbose=verbose):
+        plan = recipe_of(recipe, settings)
+        from compressor.running.pipeline import Pipeline, PipelineWarning
+
+        warnings.simplefilter("always", PipelineWarning)
+        pipeline = used(lambda: Pipeline.from_recipe(plan))
+        found, target = workload_of(workload), plan.target(batch_size=batch_size, threads=threads)
+        chosen = plan.seed if seed is None else seed
+        if dry_run:
+            _print_plan(plan, found, chosen)
+            return
+        if out is None:
+            raise WrongUseError("--out is missing: the folder for model.onnx and the report, such as --out runs/first")
+        result = pipeline.run(
+            found, target=target, out=out, seed=chosen, progress=not quiet, accept_changes=accept_changes
+        )
+        if not quiet:
+            result.report.print()
+        typer.echo(str(result.artifact.path))
+        if not result.report.budget_met:
+            typer.secho("the budget is not met; the report says by how much", err=True, fg="yellow")
+            raise typer.Exit(BUDGET_NOT_MET)
+
+
+@app.command()
+def compare(
+    *,
+    recipes: Annotated[list[str], typer.Argument(help="YAML files or names of shipped recipes.")],
+    workload: WorkloadName,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; every recipe gets a folder in it.")],
+    settings: Settings = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    batch_size: BatchSize = None,
+    accept_changes: Accept = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Runs several recipes on one workload: one table and one picture, accuracy against latency and size.
+
+    `compressor compare int8 prune_distill_int8 drop_blocks_distill_int8 --workload digits --out runs/compared`
+
+    A recipe that fails is shown with its error and the others go on. Exit code 1 where one failed, 3 where none met its
+    budget.
+    """
+    with reported(verbose=verbose):
+        plans = [recipe_of(name, settings) for name in recipes]
+        from compressor.running.comparison import compare as compare_recipes
+        from compressor.running.pipeline import PipelineWarning
+        from compressor.target import Target
+
+        warnings.simplefilter("always", PipelineWarning)
+        asked = batch_size is not None or threads is not None
+        target = Target(batch_size=batch_size or 1, threads=threads or 1) if asked else None
+        found = workload_of(workload)
+        comparison = compare_recipes(
+            plans,
+            found,
+            target=target,
+            out=out,
+            seed=seed,
+            progress=not quiet,
+            accept_changes=accept_changes,
+        )
+        if not quiet:
+            comparison.print()
+        typer.echo(str(out / "comparison.html"))
+        if comparison.failures:
+            for name, error in comparison.failures.items():
+                typer.secho(f"{name} failed: {error}", err=True, fg="red")
+            raise typer.Exit(FAILED)
+        if not comparison.any_budget_met:
+            typer.secho("no recipe met its budget", err=True, fg="yellow")
+            raise typer.Exit(BUDGET_NOT_MET)
+
+
+@app.command()
+def doctor(
+    *,
+    workload: Annotated[
+        str | None,
+        typer.Option(
+            "--workload",
+            "-w",
+            metavar="WORKLOAD",
+            help="Looks into this workload's model instead of the machine.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="Writes the recommended recipe there.")
+    ] = None,
+    threads: Threads = None,
+    batch_size: BatchSize = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Tells what this machine can do, or what of a model can be made smaller.
+
+    `compressor doctor`
+
+    `compressor doctor --workload digits --recipe mine.yaml`
+
+    Without a workload: versions, CPU features that matter, and what ONNX Runtime makes of them; exit code 1 where
+    something that is needed is missing. With one: the blocks and widths that can go with their share of the time, what
+    is locked and why, what would be left at best, and a recipe that suits.
+    """
+    with reported(verbose=verbose):
+        if workload is not None:
+            _inspect(workload, recipe=recipe, threads=threads, batch_size=batch_size, as_json=as_json)
+            return
+        if recipe is not None or threads is not None or batch_size is not None:
+            raise WrongUseError("--recipe, --threads and --batch-size are about a model; name one with --workload")
+        from compressor.inspection.doctor import diagnose
+
+        diagnosis = diagnose()
+        if as_json:
+            _print_json(diagnosis.to_json())
+        else:
+            diagnosis.print()
+        if not diagnosis.healthy:
+            raise typer.Exit(FAILED)
+
+
+@app.command()
+def stages(
+    *,
+    name: Annotated[str | None, typer.Argument(help="One stage, such as distill; without it, all of them.")] = None,
+    as_json: AsJson = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Prints the JSON schema of recipes, for editors.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """The stages that a recipe can name, with their parameters and defaults.
+
+    `compressor stages`
+
+    `compressor stages prune_channels`
+
+    `compressor stages --schema > recipe.schema.json`
+    """
+    with reported(verbose=verbose):
+        from compressor.cli.stage_listing import listing, print_listing
+        from compressor.recipe.problems import did_you_mean
+        from compressor.recipe.recipe import Recipe
+
+        if schema:
+            _print_json(Recipe.json_schema())
+            return
+        entries = listing()
+        if name is not None and name not in entries:
+            raise WrongUseError(f"unknown stage {name!r}{did_you_mean(name, entries)} (known: {', '.join(entries)})")
+        shown = list(entries.values()) if name is None else [entries[name]]
+        if as_json:
+            _print_json([entry.to_json() for entry in shown] if name is None else shown[0].to_json())
+        else:
+            print_listing(shown, whole=name is not None)
+
+
+def main() -> None:
+    """The console command."""
+    app()
+
+
+def _inspect(name: str, *, recipe: Path | None, threads: int | None, batch_size: int | None, as_json: bool) -> None:
+    from compressor.inspection.doctor import Grade, check_load
+    from compressor.inspection.inspection import inspect
+    from compressor.inspection.recommendation import recommend
+    from compressor.inspection.text import print_inspection
+    from compressor.running.preflight import check_workload
+    from compressor.storage import write_atomic
+    from compressor.target import Target
+
+    found = workload_of(name)
+    check_workload(found)
+    target = Target(batch_size=batch_size or 1, threads=threads or 1)
+    inspection = inspect(found, target=target)
+    recommended = recommend(inspection, target)
+    if as_json:
+        _print_json({**inspection.to_json(), "recipe": recommended.text if recommended else None})
+    else:
+        print_inspection(inspection, recommended)
+        for finding in check_load():
+            if finding.grade is not Grade.GOOD:
+                typer.secho(f"note: load {finding.says}", err=True, fg="yellow")
+    if recipe is not None and recommended is not None:
+        write_atomic(recipe, recommended.text)
+        typer.secho(f"wrote {recipe}; to run it: compressor run {recipe} -w {name} --out runs/{recipe.stem}", err=True)
+
+
+def _print_plan(recipe: "Recipe", workload: "Workload", seed: int) -> None:
+    from compressor.running.order import segments
+    from compressor.running.preflight import check_workload
+    from compressor.stage import stage_name
+
+    lines = [f"{recipe.name}: {recipe.description}".rstrip(": "), f"seed {seed}, {recipe.budget or 'no budget'}"]
+    groups = segments(recipe.stages)
+    for number, group in enumerate(groups, start=1):
+        judged = "judged together" if len(group) > 1 else "judged alone"
+        lines.append(f"segment {number} of {len(groups)}, {judged}")
+        for index in group:
+            parameters = repr(recipe.stages[index]).partition("(")[2].removesuffix(")")
+            lines.append(f"  stages.{index} {stage_name(recipe.stages[index])}: {parameters}")
+    typer.echo("\n".join(lines))
+    check_workload(workload)
+    typer.echo(
+        f"workload {workload.name}: {type(workload.model).__name__}, judged by {workload.metric.name}; checks passed"
+    )
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2))

@@ -1,0 +1,1 @@
+"""ONNX files: exported from torch, verified, cleaned, read from elsewhere."""

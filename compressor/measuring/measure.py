@@ -1,0 +1,116 @@
+"""The only place numbers come from: the score, size, work and speed of an ONNX file, with their uncertainty."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+import zstandard
+from torch import Tensor
+
+from compressor.batches import Inputs
+from compressor.estimate import Estimate
+from compressor.files.weights import count_parameters
+from compressor.measuring.macs import count_macs
+from compressor.measuring.scores import paired_drop, score_estimate, score_rows
+from compressor.metrics import Metric
+from compressor.runtime import time_interleaved
+from compressor.target import Target
+from compressor.workload import resize_batch
+
+__all__ = [
+    "Measurement",
+    "count_macs",
+    "count_parameters",
+    "measure",
+    "paired_drop",
+    "score_estimate",
+    "score_rows",
+]
+
+_ZSTD_LEVEL = 19
+# Three times as long as the first timing: intervals are then about as narrow as timing can tell files apart.
+_SECONDS_WHERE_OPEN = 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """An ONNX file in numbers: `macs` are those of one sample, `latency_ms` and `speedup` those of one call.
+
+    `compressed_bytes` is the file through zstandard, where zeros and repeated weights show. `speedup` is the
+    reference's latency over this file's.
+    """
+
+    score: Estimate
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+    size_bytes: int
+    compressed_bytes: int
+    latency_ms: Estimate
+    speedup: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values: numbers, and {"value", "low", "high"} for estimates."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Measurement":
+        """The measurement that `to_json` wrote. Raises ValueError where a field is missing."""
+        missing = [field.name for field in fields(cls) if field.name not in value]
+        if missing:
+            raise ValueError(f"a measurement needs {[field.name for field in fields(cls)]}, got none of {missing}")
+        known: dict[str, Any] = {
+            name: Estimate(**entry) if isinstance(entry, Mapping) else entry
+            for name, entry in ((field.name, value[field.name]) for field in fields(cls))
+        }
+        return cls(**known)
+
+
+def speedup_over(
+    onnx_bytes: bytes, base: bytes, *, example_inputs: Inputs, target: Target, seed: int = 0, decides: bool = False
+) -> Estimate:
+    """How many times faster than `base` the file is on `target`, timed interleaved.
+
+    Where it `decides` whether something stays, a first answer that leaves open which file is faster is not enough: they
+    are timed again, for longer.
+    """
+    inputs = resize_batch(example_inputs, target.batch_size)
+    timed = partial(time_interleaved, onnx_bytes, base, inputs, threads=target.threads)
+    found = timed(seed=seed).speedup
+    if decides and found.low < 1 < found.high:
+        return timed(seed=seed + 1, seconds=_SECONDS_WHERE_OPEN).speedup
+    return found
+
+
+def measure(
+    onnx_bytes: bytes,
+    *,
+    reference: bytes,
+    data: Iterable[Any],
+    metric: Metric,
+    example_inputs: Inputs,
+    target: Target,
+    seed: int = 0,
+    rows: Tensor | None = None,
+) -> Measurement:
+    """The numbers of an ONNX file: its score on `data`, its speed against the file `reference` as `target` runs them.
+
+    `example_inputs` are repeated or cut to the target's batch size. `seed` decides the resampling and the order of
+    timing. `rows`, where they are at hand, are what `score_rows` gave for this file and `data`.
+    """
+    if rows is None:
+        rows = score_rows(onnx_bytes, data, metric, threads=target.threads)
+    parameters, nonzero = count_parameters(onnx_bytes)
+    inputs = resize_batch(example_inputs, target.batch_size)
+    timing = time_interleaved(onnx_bytes, reference, inputs, threads=target.threads, seed=seed)
+    return Measurement(
+        score=score_estimate(rows, metric, seed=seed),
+        parameters=parameters,
+        nonzero_parameters=nonzero,
+        macs=count_macs(onnx_bytes, example_inputs),
+        size_bytes=len(onnx_bytes),
+        compressed_bytes=len(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(onnx_bytes)),
+        latency_ms=timing.candidate_ms,
+        speedup=timing.speedup,
+    )

@@ -1,0 +1,217 @@
+"""What a structure costs before it is built: milliseconds, multiply-accumulates or parameters, for any state of it.
+
+One call on the example shows which layers run, on which sizes; the groups of coupled channels say which sides of their
+weights shrink. A layer's cost follows from its narrowed sizes alone, and is worked out once for each.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from compressor.batches import Inputs
+from compressor.latency.operators import Operator
+from compressor.pruning.choice.knapsack_choice import State
+from compressor.pruning.choice.layer_calls import LayerCall, Shape, calls_of
+from compressor.structure.couplings import Coupled
+from compressor.structure.recurrent_layers import as_if_modules, layer_name
+from compressor.structure.tensor_ids import tensors_of
+from compressor.workload import batch_size_of
+
+SizeOf = Callable[[str], Shape]
+# The milliseconds of each of several models, given all operators of each.
+ModelTimes = Callable[[Sequence[Sequence[Operator]]], list[float]]
+
+
+def block_key(name: str) -> str:
+    """What a state calls the block `name`: 1 where it stands, 0 where it is gone."""
+    return f"block:{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """One layer, or one parameter: on which groups and blocks it depends, and what it is at given sizes."""
+
+    name: str
+    groups: tuple[str, ...]
+    blocks: tuple[str, ...]
+    operators: Callable[[SizeOf, State], list[Operator]]
+
+
+class StructureCosts:
+    """The costs of every state of `model`, as one call on `inputs` shows them.
+
+    `model` is in eval mode, and left as it is; `inputs` have the batch size that is to be paid for. `groups` are those
+    of its structure graph, `blocks` the names of those that may go. A state gives widths by group name and 1 or 0 by
+    `block_key`; what it leaves out stands whole. Products outside of known layers are counted, and shrink with the
+    heads of the module they run in.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, groups: Sequence[Coupled], blocks: Sequence[str] = ()) -> None:
+        self.batch = batch_size_of(inputs)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+        self._widths = {group.name: group.width for group in groups}
+        self._blocks = tuple(blocks)
+        # By tensor and dimension: how many indices each group's channel takes there.
+        self._sides: dict[str, list[tuple[int, str, float]]] = {}
+        for group in groups:
+            for part in group.parts:
+                for tensor, dim in part.tensors:
+                    self._sides.setdefault(tensor, []).append((dim, group.name, len(part.indices) / group.width))
+        self._heads = [(group, {part.module for part in group.parts}) for group in groups if group.kind == "heads"]
+        self._places = as_if_modules(model)
+        self._records = [record for call in calls_of(model, inputs) for record in self._records_of(call)]
+        self._parameters = self._parameter_records(model)
+        self._known: dict[tuple[int, tuple[int, ...]], list[Operator]] = {}
+
+    def parameters(self, states: Sequence[State]) -> list[float]:
+        """How many parameters each state has; tied ones count once."""
+        return [
+            float(
+                sum(
+                    math.prod(self._size_of(state)(name))
+                    for name, blocks in self._parameters
+                    if all(state.get(block, 1) for block in blocks)
+                )
+            )
+            for state in states
+        ]
+
+    def macs(self, states: Sequence[State]) -> list[float]:
+        """The multiply-accumulates of one sample in each state."""
+        return [sum(operator.macs for operator in self.operators(state)) / self.batch for state in states]
+
+    def elements(self, states: Sequence[State]) -> list[float]:
+        """How many numbers the layers of each state put out: what additions, activations and moves take time for."""
+        return [float(sum(map(_elements, self.operators(state)))) for state in states]
+
+    def operators(self, state: State) -> list[Operator]:
+        """All that is counted in `state`, in the order of the calls."""
+        found: list[Operator] = []
+        for key in self._keys(state):
+            if key not in self._known:
+                self._known[key] = self._records[key[0]].operators(self._size_of(state), state)
+            found += self._known[key]
+        return found
+
+    def _keys(self, state: State) -> list[tuple[int, tuple[int, ...]]]:
+        return [
+            (number, tuple(state.get(group, self._widths[group]) for group in record.groups))
+            for number, record in enumerate(self._records)
+            if all(state.get(block, 1) for block in record.blocks)
+        ]
+
+    def _size_of(self, state: State) -> SizeOf:
+        def size_of(tensor: str) -> Shape:
+            shape = list(self._shapes[tensor])
+            for dim, group, each in self._sides.get(tensor, ()):
+                shape[dim] -= round(each * (self._widths[group] - state.get(group, self._widths[group])))
+            return tuple(max(1, size) for size in shape)
+
+        return size_of
+
+    def _within(self, name: str) -> tuple[str, ...]:
+        return tuple(block_key(block) for block in self._blocks if name == block or name.startswith(f"{block}."))
+
+    def _records_of(self, call: LayerCall) -> list[_Record]:
+        whole = self._record(call)
+        if call.kind != "recurrent" or len(call.operators) == 1:
+            return [whole]
+
+        def of_layer(layer: int) -> _Record:
+            def operators(size_of: SizeOf, state: State) -> list[Operator]:
+                return whole.operators(size_of, state)[layer : layer + 1]
+
+            name = layer_name(call.name, layer)
+            return replace(whole, name=name, blocks=self._within(name), operators=operators)
+
+        return [of_layer(layer) for layer in range(len(call.operators))]
+
+    def _record(self, call: LayerCall) -> _Record:
+        tensors = [f"{call.name}.{key}" if call.name else key for key in call.tensors]
+        groups = {group for tensor in tensors for _, group, _ in self._sides.get(tensor, ())}
+        head = self._head_of(call.name) if not call.tensors else None
+        if head is not None:
+            groups.add(head)
+        shapes = {tensor: self._shapes[tensor] for tensor in tensors}
+
+        def operators(size_of: SizeOf, state: State) -> list[Operator]:
+            if head is not None:
+                share = state.get(head, self._widths[head]) / self._widths[head]
+                return [replace(op, batch=max(1, round(op.batch * share))) for op in call.operators]
+            return call.narrowed(shapes, {tensor: size_of(tensor) for tensor in tensors})
+
+        return _Record(
+            name=call.name, groups=tuple(sorted(groups)), blocks=self._within(call.name), operators=operators
+        )
+
+    def _head_of(self, module: str) -> str | None:
+        """The heads that the products in `module` belong to: those of a layer in it, or beside it."""
+        for scope in (module, module.rpartition(".")[0]):
+            for group, layers in self._heads:
+                if any(layer == scope or layer.startswith(f"{scope}.") for layer in layers):
+                    return group.name
+        return None
+
+    def _parameter_records(self, model: nn.Module) -> list[tuple[str, tuple[str, ...]]]:
+        names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+
+        def within(name: str) -> tuple[str, ...]:
+            return self._within(self._places.get(name, name))
+
+        # What is tied to a layer outside of a block stays when the block goes.
+        return [
+            (tied[0], tuple(block for block in within(tied[0]) if all(block in within(name) for name in tied)))
+            for tied in names.values()
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTime:
+    """What a table says of a whole file: `whole_ms`, of which `call_ms` go whatever is in it.
+
+    `step_ms` is what the operators between the layers take however small they are, all together.
+    """
+
+    whole_ms: float
+    call_ms: float = 0.0
+    step_ms: float = 0.0
+
+
+class LatencyCosts:
+    """Milliseconds of every state: its layers by a table, and what runs between them.
+
+    `times` gives the table's milliseconds of models, `file` what it says of the file with everything in it. What the
+    layers and the call do not account for are additions, activations and moves: their starts go with the number of
+    layers that are left, the rest with the numbers that these put out. All of it is scaled so that the state with
+    everything in it takes the `measured_ms`.
+    """
+
+    def __init__(self, costs: StructureCosts, times: ModelTimes, *, file: FileTime, measured_ms: float) -> None:
+        self._costs, self._times = costs, times
+        (layers_ms,), (elements,) = times([costs.operators({})]), costs.elements([{}])
+        between = max(0.0, file.whole_ms - layers_ms - file.call_ms)
+        self._call = file.call_ms
+        self._step = min(file.step_ms, between) / max(len(costs.operators({})), 1)
+        self._move = max(0.0, between - file.step_ms) / max(elements, 1.0)
+        whole = layers_ms + self._call + between
+        self._scale = measured_ms / whole if whole > 0 else 1.0
+
+    def __call__(self, states: Sequence[State]) -> list[float]:
+        """The milliseconds of one call in each state."""
+        models = [self._costs.operators(state) for state in states]
+        rows = zip(self._times(models), models, self._costs.elements(states), strict=True)
+        return [
+            self._scale * (layers_ms + self._call + self._step * len(operators) + self._move * elements)
+            for layers_ms, operators, elements in rows
+        ]
+
+
+def _elements(op: Operator) -> int:
+    if op.kind == "light":
+        return 0
+    rows = math.prod(op.output_size) if op.kind != "linear" else 1
+    return op.batch * rows * op.outputs * (2 if "bidirectional" in op.flags else 1)

@@ -1,0 +1,1 @@
+"""Which channels matter least: criteria, and the scopes in which their scores are compared."""

@@ -1,0 +1,1 @@
+"""What keeps accuracy: equalization, smoothing, learned rounding, corrected biases."""

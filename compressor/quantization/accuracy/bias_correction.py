@@ -1,0 +1,272 @@
+"""Bias correction: what rounding shifts in the mean of every channel, taken out of the biases, at no cost at run time.
+
+Rounded weights change the expected output of a channel, E[W~ x~] != E[W x]; the difference goes into the bias (Nagel et
+al. 2019, arXiv:1906.04721, section 4.2).
+
+- empirical (appendix D there): layer by layer in graph order, the mean over calibration data of the float output minus
+  that of the quantized one, with all earlier layers corrected already, so that nothing is corrected twice.
+- analytic (equations 16 to 19): (W - W~) E[x], all layers at once. Behind a ReLU or ReLU6, E[x] is the mean of a
+  clipped normal distribution; its mean and deviation in front of the activation are measured, because BatchNorm's own
+  are folded away in an exported graph. Other inputs have their measured mean. Padding counts as if it held E[x].
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, numpy_helper
+from tqdm import tqdm
+
+from compressor.quantization.accuracy.channel_scaling import Array, read_weights, with_weights
+from compressor.quantization.accuracy.channel_statistics import (
+    ChannelStatistics,
+    channel_statistics,
+    output_sqnr_db,
+    probed,
+    with_outputs,
+)
+from compressor.quantization.accuracy.linear_layers import LinearLayer, linear_layers, with_biases
+from compressor.runtime import open_session
+from compressor.stage import Context, StageError
+from compressor.workload import Workload
+
+Place = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasCorrection:
+    """Biases that make up for the mean error of every quantized channel, measured or computed.
+
+    `method` "analytic" computes the error from the weights and the mean inputs, "empirical" runs the quantized network
+    up to every layer in turn. With 8-bit weights both help alike; with 4 bits matching the means alone does harm where
+    rounding has also narrowed the distributions. Means come from `samples` calibration samples.
+    """
+
+    method: Literal["empirical", "analytic"] = "analytic"
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        if self.method not in {"empirical", "analytic"}:
+            raise ValueError(f"method is 'empirical' or 'analytic', got {self.method!r}")
+        if self.samples < 1:
+            raise ValueError(f"samples is a count, at least 1; got {self.samples}")
+
+    def apply(
+        self, graph: onnx.ModelProto, place: Place, workload: Workload, context: Context
+    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """(the float graph with corrected biases, details for the report).
+
+        `place` gives the quantized graph of a float graph; layers that it leaves in float stay as they are. A
+        correction that does not bring the outputs on calibration data closer to those of the float graph is not kept:
+        `graph` comes back. Raises StageError where no layer with a bias is quantized.
+        """
+        start = place(graph)
+        layers = [layer for layer in linear_layers(graph) if _is_quantized(start, layer)]
+        if not layers:
+            raise StageError(
+                "no bias to correct: no Conv, Gemm or MatMul with a bias is quantized; leave bias_correction out"
+            )
+        biased, layers = with_biases(graph, layers)
+        correct = self._empirical if self.method == "empirical" else self._analytic
+        corrected, missing = correct(biased, layers, place, workload, context)
+        data, samples = workload.calibration, self.samples
+        before, after = (output_sqnr_db(graph, model, data, samples=samples) for model in (start, place(corrected)))
+        details = {
+            "method": self.method,
+            "layers": len(layers) - len(missing),
+            "missing": missing,
+            "sqnr_db_before": before,
+            "sqnr_db_after": after,
+            "kept": after > before,
+        }
+        return (corrected if after > before else graph), details
+
+    def _empirical(
+        self, graph: onnx.ModelProto, layers: list[LinearLayer], place: Place, workload: Workload, context: Context
+    ) -> tuple[onnx.ModelProto, list[str]]:
+        axes = {layer.output: layer.output_axis for layer in layers}
+        wanted = self._statistics(graph, axes, workload, context)
+        weights, placed, missing = read_weights(graph), place(graph), []
+        for layer in tqdm(layers, desc="bias correction", unit="layer", leave=False, disable=not context.progress):
+            tensor = _in_placed(placed, layer)
+            if tensor is None:
+                missing.append(layer.name)
+                continue
+            part = with_outputs(placed, [tensor])
+            got = _mean(part, tensor, layer.output_axis, workload, self.samples)
+            change = wanted[layer.output].mean - got
+            weights[layer.bias] = _added(weights[layer.bias], change)
+            # Placing a whole graph again for every layer takes longer than all the rest.
+            if not _patch_(placed, layer, change):
+                placed = place(with_weights(graph, weights))
+        return with_weights(graph, weights), missing
+
+    def _analytic(
+        self, graph: onnx.ModelProto, layers: list[LinearLayer], place: Place, workload: Workload, context: Context
+    ) -> tuple[onnx.ModelProto, list[str]]:
+        weights, placed, missing = read_weights(graph), place(graph), []
+        bounds = _activations(graph)
+        axes = {layer.input: layer.input_axis for layer in layers}
+        axes |= {bounds[layer.input][0]: layer.input_axis for layer in layers if layer.input in bounds}
+        seen = self._statistics(graph, axes, workload, context)
+        for layer in layers:
+            node = _named(placed, layer)
+            value = integer_weight(placed, layer.output) if node is None else constant_value(placed, node.input[1])
+            if value is None or value.shape != weights[layer.weight].shape:
+                missing.append(layer.name)
+                continue
+            mean = seen[layer.input].mean
+            if layer.input in bounds:
+                source, low, high = bounds[layer.input]
+                mean = clipped_normal_mean(seen[source].mean, seen[source].deviation, low, high)
+            change = layer.applied(weights[layer.weight].astype(np.float64) - value, mean)
+            weights[layer.bias] = _added(weights[layer.bias], change)
+        return with_weights(graph, weights), missing
+
+    def _statistics(
+        self, graph: onnx.ModelProto, axes: Mapping[str, int], workload: Workload, context: Context
+    ) -> dict[str, ChannelStatistics]:
+        return channel_statistics(graph, axes, workload.calibration, samples=self.samples, progress=context.progress)
+
+
+def clipped_normal_mean(mean: Array, deviation: Array, low: float, high: float) -> Array:
+    """E[clip(z, low, high)] for normal z, elementwise; bounds may be infinite, a deviation of 0 gives clip(mean).
+
+    Nagel et al. 2019, equation 19 (and 18 for ReLU, low 0 and high infinite).
+    """
+    # Where nothing varies, the clipped mean below is what counts.
+    wide = np.where(deviation > 0, deviation, 1.0)
+    a, b = (low - mean) / wide, (high - mean) / wide
+
+    def density(z: Array) -> Array:
+        found: Array = np.exp(-0.5 * np.square(np.clip(z, -40, 40))) / np.sqrt(2 * np.pi)
+        return found
+
+    def share(z: Array) -> Array:
+        found: Array = torch.special.ndtr(torch.from_numpy(np.asarray(z, dtype=np.float64))).numpy()
+        return found
+
+    inside = mean * (share(b) - share(a)) + wide * (density(a) - density(b))
+    below = low * share(a) if np.isfinite(low) else 0.0
+    above = high * (1 - share(b)) if np.isfinite(high) else 0.0
+    total: Array = inside + below + above
+    return np.where(deviation > 0, total, np.clip(mean, low, high))
+
+
+def constant_value(model: onnx.ModelProto, tensor: str) -> Array | None:
+    """The value of a tensor that follows from initializers alone, as ONNX Runtime computes it; None for others."""
+    initializers = {item.name: item for item in model.graph.initializer}
+    if tensor in initializers:
+        return numpy_helper.to_array(initializers[tensor])
+    part = with_outputs(model, [tensor])
+    produced = {name for node in part.graph.node for name in node.output} | set(initializers) | {""}
+    if tensor not in produced or any(name not in produced for node in part.graph.node for name in node.input):
+        return None
+    del part.graph.input[:]
+    value: Array = open_session(part.SerializeToString()).run([tensor], {})[0]
+    return value
+
+
+def _mean(part: onnx.ModelProto, tensor: str, axis: int, workload: Workload, samples: int) -> Array:
+    total, count = np.zeros(1), 0
+    for values in probed(part, [tensor], workload.calibration, samples=samples):
+        rows = np.moveaxis(values[tensor], axis, 0)
+        rows = rows.reshape(rows.shape[0], -1)
+        total, count = total + rows.sum(axis=1, dtype=np.float64), count + rows.shape[1]
+    mean: Array = total / count
+    return mean
+
+
+def integer_weight(model: onnx.ModelProto, tensor: str) -> Array | None:
+    """The float values of the weight of the MatMulInteger that `tensor` is made of by casts, scales and biases."""
+    initializers = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    scale, open_ends = np.ones(1), [tensor]
+    while open_ends:
+        node = producers.get(open_ends.pop())
+        if node is None or node.op_type not in {"MatMulInteger", "Mul", "Add", "Cast"}:
+            continue
+        if node.op_type == "MatMulInteger":
+            zero = initializers.get(node.input[3], np.zeros(1)) if len(node.input) > 3 else np.zeros(1)
+            integers = initializers.get(node.input[1])
+            return None if integers is None else (integers.astype(np.float64) - zero) * scale
+        constants = [initializers[name] for name in node.input if name in initializers]
+        if node.op_type == "Mul" and constants:
+            scale = constants[0].astype(np.float64)
+        # The scales' product ends in constants and the input's scale: what is pushed last is looked at first.
+        open_ends.extend(sorted(node.input, key=lambda name: getattr(producers.get(name), "op_type", "") == "Mul"))
+    return None
+
+
+def _named(placed: onnx.ModelProto, layer: LinearLayer) -> onnx.NodeProto | None:
+    """The layer's node, unless placement made others of it, to the last of which the name may have gone."""
+    return next((node for node in placed.graph.node if node.name == layer.name and node.op_type == layer.kind), None)
+
+
+def _is_quantized(placed: onnx.ModelProto, layer: LinearLayer) -> bool:
+    node = _named(placed, layer)
+    floats = {tensor.name for tensor in placed.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    # A layer that is gone by its name was replaced by an integer operator.
+    return node is None or node.input[1] not in floats
+
+
+def _in_placed(placed: onnx.ModelProto, layer: LinearLayer) -> str | None:
+    """The tensor of the placed graph that the layer computes, before it is rounded."""
+    produced = {name: node for node in placed.graph.node for name in node.output}
+    # Placement drops a ReLU whose bound the integers enforce; the layer then writes what the ReLU wrote.
+    named = _named(placed, layer)
+    if named is not None:
+        return str(named.output[0])
+    last = produced.get(layer.output)
+    if last is None:
+        return None
+    source = produced.get(last.input[0]) if last.op_type == "DequantizeLinear" else None
+    return str(source.input[0]) if source is not None and source.op_type == "QuantizeLinear" else layer.output
+
+
+def _patch_(placed: onnx.ModelProto, layer: LinearLayer, change: Array) -> bool:
+    """Adds `change` to the layer's bias in the placed graph, whether it is float there or int32; whether it could."""
+    initializers = {tensor.name: tensor for tensor in placed.graph.initializer}
+    own = initializers.get(layer.bias)
+    if own is not None and own.data_type == TensorProto.FLOAT:
+        own.CopyFrom(numpy_helper.from_array(_added(numpy_helper.to_array(own), change), own.name))
+        return True
+    node = _named(placed, layer)
+    if node is None or len(node.input) < 3:
+        return False
+    source = next((item for item in placed.graph.node if node.input[2] in item.output), None)
+    if source is None or source.op_type != "DequantizeLinear" or any(name not in initializers for name in source.input):
+        return False
+    integers = initializers[source.input[0]]
+    if integers.data_type != TensorProto.INT32:
+        return False
+    scale = numpy_helper.to_array(initializers[source.input[1]]).astype(np.float64)
+    value = numpy_helper.to_array(integers)
+    added = value.astype(np.float64) + np.rint(change / scale).reshape(value.shape)
+    limits = np.iinfo(np.int32)
+    integers.CopyFrom(numpy_helper.from_array(np.clip(added, limits.min, limits.max).astype(np.int32), integers.name))
+    return True
+
+
+def _added(bias: Array, change: Array) -> Array:
+    added: Array = (bias.astype(np.float64) + change.reshape(bias.shape)).astype(np.float32)
+    return added
+
+
+def _activations(graph: onnx.ModelProto) -> dict[str, tuple[str, float, float]]:
+    """Outputs of ReLU and Clip with constant bounds: (what goes in, low, high)."""
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    linear = {name for layer in linear_layers(graph) for name in (layer.output,)}
+    found = {}
+    for node in graph.graph.node:
+        if node.op_type not in {"Relu", "Clip"} or node.input[0] not in linear:
+            continue
+        limits = [0.0, float("inf")] if node.op_type == "Relu" else [float("-inf"), float("inf")]
+        for side, name in enumerate(node.input[1:]):
+            if name and name in constants:
+                limits[side] = float(numpy_helper.to_array(constants[name]))
+        found[node.output[0]] = (node.input[0], limits[0], limits[1])
+    return found

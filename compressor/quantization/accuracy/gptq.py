@@ -1,0 +1,115 @@
+"""Rounding in closed form: each weight's rounding error is made up for by the weights of its row that are still free.
+
+Frantar et al. 2022, arXiv:2210.17323, algorithm 1 (GPTQ), after Frantar & Alistarh 2022, arXiv:2208.11580 (OBQ). For a
+layer of weights w and inputs X, the squared error of the outputs is d H d^T for a change d of a row, H = X X^T. Column
+by column, the one with the largest diagonal of H first, the weight q is rounded and the others take the change
+
+    -(w_q - round(w_q)) / [H^-1]_qq * [H^-1]_q,:                                                           (equation 2)
+
+Inputs come from the network whose earlier layers are rounded already. What that changed, x - x', is made up for first:
+the row of least squares for the float output is w + w E[(x - x') x'^T] (E[x' x'^T])^-1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.quantization.accuracy.layer_data import Crossing, Layer, Twins
+from compressor.quantization.accuracy.layer_rows import paired_columns, to_rows, to_weight
+from compressor.quantization.grids.schemes import integer_bounds
+from compressor.quantization.grids.weights import WeightGrid
+
+# Columns that are rounded before their changes are passed on to the columns behind, in one product instead of many.
+_BLOCK = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTQ:
+    """Rounds column by column and lets the remaining weights make up for it, in closed form.
+
+    `damping` is added to the diagonal of H as a fraction of its mean (>= 0), `samples` is how many samples H is the
+    sum of.
+    """
+
+    damping: float = 0.01
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.damping < 10:
+            raise ValueError(f"damping is a fraction of the mean of the diagonal, from 0 to 10; got {self.damping}")
+        if self.samples < 1:
+            raise ValueError(f"samples is the number of samples that are looked at, at least 1; got {self.samples}")
+
+    def rounded(self, layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> WeightGrid:
+        """The layer's grid with the integers that `gptq` finds; nothing is random."""
+        del generator
+        hessian, drift = _second_moments(layer, crossing, twins)
+        grid = twins.grids[layer.weight]
+        rows, scale, zero_point = twins.rows_of(layer)
+        integers = gptq(
+            rows.double(),
+            scale.double(),
+            zero_point.double(),
+            hessian,
+            drift,
+            bounds=integer_bounds(grid.bits, signed=True),
+            damping=self.damping,
+        )
+        return grid.with_integers(to_weight(layer.node, integers, grid.integers.shape))
+
+
+def _second_moments(layer: Layer, crossing: Crossing, twins: Twins) -> tuple[Tensor, Tensor]:
+    """The sums of x' x'^T and of (x - x') x'^T over all positions, float64 (groups, inputs, inputs)."""
+    shape = twins.weights[layer.weight].shape
+    groups, _, inputs = to_rows(layer.node, twins.weights[layer.weight]).shape
+    hessian = torch.zeros(groups, inputs, inputs, dtype=torch.float64)
+    drift = torch.zeros_like(hessian)
+    for exact, quantized in twins.inputs_of(layer, crossing):
+        for ours, theirs in paired_columns(layer.node, exact, quantized, shape):
+            hessian += theirs @ theirs.mT
+            drift += (ours - theirs) @ theirs.mT
+    return hessian, drift
+
+
+def gptq(
+    rows: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    hessian: Tensor,
+    drift: Tensor,
+    *,
+    bounds: tuple[int, int],
+    damping: float,
+) -> Tensor:
+    """The integers of `rows` (groups, outputs, inputs), float64 whole numbers within `bounds`; nearest where H is zero.
+
+    `scale` and `zero_point` have the rows' shape. `hessian` = sum of x' x'^T and `drift` = sum of (x - x') x'^T are
+    (groups, inputs, inputs); inputs x' that are always zero change nothing and are rounded to nearest.
+    """
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    dead = diagonal <= 0
+    # Without damping a singular H has no inverse: float64's resolution of it is added at least.
+    extra = max(damping, 1e-9) * diagonal.mean(dim=-1, keepdim=True)
+    damped = hessian + torch.diag_embed(torch.where(dead, 1.0, extra.expand_as(diagonal)))
+    left = torch.linalg.solve(damped, (rows @ drift).mT).mT + rows
+    order = torch.argsort(damped.diagonal(dim1=-2, dim2=-1) * ~dead, dim=-1, descending=True, stable=True)
+    columns = order[:, None, :].expand_as(rows)
+    left, scale, zero_point = (part.gather(2, columns) for part in (left, scale, zero_point))
+    sorted_h = damped.gather(1, order[:, :, None].expand_as(damped)).gather(2, order[:, None, :].expand_as(damped))
+    # The upper Cholesky factor U of H^-1 holds, row by row, [H^-1] of the columns that are left, over its diagonal.
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(sorted_h)), upper=True)
+    integers = torch.zeros_like(rows)
+    inputs = rows.shape[-1]
+    for start in range(0, inputs, _BLOCK):
+        end = min(start + _BLOCK, inputs)
+        errors = torch.zeros_like(left[..., start:end])
+        for column in range(start, end):
+            weight, step, zero = (part[..., column] for part in (left, scale, zero_point))
+            rounded = ((weight / step).round() + zero).clamp(*bounds)
+            integers[..., column] = rounded
+            error = (weight - (rounded - zero) * step) / upper[:, column, column, None]
+            left[..., column:end] -= error[..., None] * upper[:, None, column, column:end]
+            errors[..., column - start] = error
+        left[..., end:] -= errors @ upper[:, start:end, end:]
+    return torch.zeros_like(integers).scatter_(2, columns, integers)

@@ -1,0 +1,258 @@
+"""A float network beside its quantized twin, walked segment by segment from the inputs to the outputs.
+
+A segment begins and ends where few tensors cross the graph. What crosses is kept for all samples, once as the float
+network computes it and once as the network does whose earlier layers are rounded already (Nagel et al. 2020,
+arXiv:2004.10568, section 3.3, asymmetric reconstruction): so a walk costs one forward pass of either network, however
+many layers there are.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from compressor.quantization.accuracy.layer_rows import to_rows
+from compressor.quantization.grids.weights import WeightGrid
+from compressor.quantization.torch_graph.graph import TorchGraph
+from compressor.stage import StageError
+from compressor.training.replay import replayed
+from compressor.workload import Workload, batches_of
+
+Place = Callable[[dict[str, WeightGrid]], onnx.ModelProto]
+Values = dict[str, Tensor]
+
+# What crosses the borders of a segment is held for all samples: of larger activations fewer samples are taken.
+MAX_BYTES = 1 << 30
+# Samples in one forward pass.
+_CHUNK = 32
+_ROUNDED = frozenset({"Conv", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """A node whose weight is to be rounded, and the initializer that holds it."""
+
+    node: onnx.NodeProto
+    weight: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segment:
+    """Consecutive nodes with the activations that enter and leave them; without `inputs` it begins the network."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layers: tuple[Layer, ...]
+
+
+class Twins:
+    """The float network and its quantized twin in torch; `grids` stand in for the twin's weights and may be exchanged.
+
+    Activations go by the float graph's names. Where torch has no form for the quantized graph (ranges found at run
+    time, packed weights), the twin has quantized weights alone.
+    """
+
+    def __init__(self, graph: onnx.ModelProto, grids: Mapping[str, WeightGrid], place: Place) -> None:
+        self.graph, self.grids = graph, dict(grids)
+        self.float_net = TorchGraph(graph).requires_grad_(requires_grad=False)
+        self.layers = [
+            Layer(node=node, weight=node.input[1])
+            for node in graph.graph.node
+            if node.op_type in _ROUNDED and node.input[1] in self.grids
+        ]
+        weights = {layer.weight for layer in self.layers}
+        self.weights: Values = {
+            tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            for tensor in graph.graph.initializer
+            if tensor.name in weights
+        }
+        self.quantized_net, self.names = self._twin(place(self.grids))
+
+    def _twin(self, placed: onnx.ModelProto) -> tuple[TorchGraph, dict[str, str]]:
+        names = _twin_names(self.graph, placed)
+        if names.keys() >= self.weights.keys():
+            try:
+                return TorchGraph(placed).requires_grad_(requires_grad=False), names
+            except StageError:
+                pass
+        return self.float_net, _twin_names(self.graph, self.graph)
+
+    def stand_ins(self) -> Values:
+        """The weights as the grids have them now, under the twin's names."""
+        return {self.names[name]: self.grids[name].values() for name in self.weights}
+
+    def rows_of(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+        """(weight, scale, zero point) of the layer as the products see them, each (groups, outputs, inputs)."""
+        grid, weight = self.grids[layer.weight], self.weights[layer.weight]
+        scale, zero_point = (grid.spread(part).expand_as(weight) for part in (grid.scale, grid.zero_point))
+        return to_rows(layer.node, weight), to_rows(layer.node, scale), to_rows(layer.node, zero_point)
+
+    def run_float(self, values: Values, wanted: Iterable[str]) -> Values:
+        """The `wanted` activations of the float network, from `values` that cut it."""
+        names = list(wanted)
+        with torch.no_grad():
+            return dict(zip(names, self.float_net.run(values, names), strict=True))
+
+    def run_quantized(self, values: Values, wanted: Iterable[str], weights: Values) -> Values:
+        """The `wanted` activations of the twin with `weights` (under its names), from `values` that cut it."""
+        names = list(wanted)
+        # What comes into the network is rounded there; what crosses a border was.
+        inputs = self.quantized_net.input_names
+        given = {name if name in inputs else self.names.get(name, name): value for name, value in values.items()}
+        with torch.no_grad():
+            found = self.quantized_net.run(given | weights, [self.names[name] for name in names])
+        return dict(zip(names, found, strict=True))
+
+    def inputs_of(self, layer: Layer, crossing: "Crossing") -> Iterator[tuple[Tensor, Tensor]]:
+        """(float, quantized) input of the layer, some samples at a time."""
+        source, weights = layer.node.input[0], self.stand_ins()
+        for exact, quantized in crossing.chunks():
+            yield (
+                self.run_float(exact, [source])[source],
+                self.run_quantized(quantized, [source], weights)[source],
+            )
+
+
+def _twin_names(graph: onnx.ModelProto, placed: onnx.ModelProto) -> dict[str, str]:
+    """Tensor of `graph` -> what nodes of `placed` read instead; tensors that are gone there have no entry."""
+    made = {name for node in placed.graph.node for name in node.output}
+    made |= {value.name for value in placed.graph.input} | {tensor.name for tensor in placed.graph.initializer}
+    outputs = {value.name for value in graph.graph.output}
+    names = {tensor.name for tensor in graph.graph.initializer} | {value.name for value in graph.graph.input}
+    names |= {name for node in graph.graph.node for name in node.output if name}
+    found = {}
+    for name in sorted(names):
+        behind = f"{name}_DequantizeLinear_Output"
+        if behind in made and name not in outputs:
+            found[name] = behind
+        elif name in made:
+            found[name] = name
+    return found
+
+
+@dataclass(kw_only=True, eq=False)
+class Crossing:
+    """What crosses one border for all samples, as either network has it, and the network's inputs."""
+
+    feeds: Values
+    exact: Values
+    quantized: Values
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(next(iter(self.feeds.values())))
+
+    def rows(self, chosen: Any) -> tuple[Values, Values]:
+        """(float, quantized) values of the `chosen` samples with the network's inputs, for `run_float` and its twin."""
+        feeds, exact, quantized = (
+            {name: value[chosen] for name, value in values.items()}
+            for values in (self.feeds, self.exact, self.quantized)
+        )
+        return feeds | exact, feeds | quantized
+
+    def chunks(self) -> Iterator[tuple[Values, Values]]:
+        """`rows` of all samples in order, some at a time."""
+        return (self.rows(slice(start, start + _CHUNK)) for start in range(0, self.samples, _CHUNK))
+
+
+class Walk:
+    """The segments of `twins` in order, each with what enters it; the grids of a segment are read when it is left."""
+
+    def __init__(self, twins: Twins, workload: Workload, *, samples: int, seed: int) -> None:
+        self.twins = twins
+        feeds = _first_samples(twins.float_net, workload, samples, seed)
+        sizes = _bytes_per_sample(twins, feeds)
+        self.segments = _segments(twins, set(sizes))
+        widest = max(
+            (sum(2 * sizes[name] for name in (*part.inputs, *part.outputs)) for part in self.segments), default=0
+        )
+        kept = max(1, min(samples, MAX_BYTES // max(1, widest)))
+        self._start = Crossing(feeds={name: rows[:kept] for name, rows in feeds.items()}, exact={}, quantized={})
+
+    @property
+    def samples(self) -> int:
+        """How many samples are looked at."""
+        return self._start.samples
+
+    def __iter__(self) -> Iterator[tuple[Segment, Crossing]]:
+        crossing = self._start
+        for number, segment in enumerate(self.segments, 1):
+            yield segment, crossing
+            if number == len(self.segments):
+                return
+            weights = self.twins.stand_ins()
+            exact, quantized = [], []
+            for ours, theirs in crossing.chunks():
+                exact.append(self.twins.run_float(ours, segment.outputs))
+                quantized.append(self.twins.run_quantized(theirs, segment.outputs, weights))
+            crossing = Crossing(feeds=crossing.feeds, exact=_joined(exact), quantized=_joined(quantized))
+
+
+def _joined(chunks: list[Values]) -> Values:
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _first_samples(net: TorchGraph, workload: Workload, samples: int, seed: int) -> Values:
+    """The first `samples` of the calibration set, and of the training set where that has too few."""
+    kept: list[Values] = []
+    count = 0
+    with replayed(seed, 0):
+        for inputs, _ in chain(batches_of(workload.calibration), batches_of(workload.train)):
+            kept.append(net.feeds(inputs))
+            count += len(next(iter(kept[-1].values())))
+            if count >= samples:
+                break
+    if not kept:
+        raise StageError("calibration data is empty; give the workload at least one batch of it")
+    return {name: torch.cat([batch[name] for batch in kept])[:samples] for name in kept[0]}
+
+
+def _bytes_per_sample(twins: Twins, feeds: Values) -> dict[str, int]:
+    """The bytes that a sample has in each float activation; what carries no samples, such as a shape, is left out."""
+    names = [name for node in twins.graph.graph.node for name in node.output if name]
+    sizes: list[dict[str, int]] = []
+    # What has two rows for two samples and three for three has its samples in rows.
+    for count in (2, 3):
+        rows = {name: value[torch.arange(count) % len(value)] for name, value in feeds.items()}
+        values = twins.run_float(rows, names)
+        sizes.append(
+            {
+                name: value[0].numel() * value.element_size()
+                for name, value in values.items()
+                if value.dtype == torch.float32 and value.ndim and len(value) == count
+            }
+        )
+    return {name: size for name, size in sizes[0].items() if name in sizes[1]}
+
+
+def _segments(twins: Twins, sampled: set[str]) -> list[Segment]:
+    """The graph cut into segments that hold layers, wherever the twin has all the activations that cross the border."""
+    graph = twins.graph.graph
+    last = {name: index for index, node in enumerate(graph.node) for name in node.input}
+    last |= {value.name: len(graph.node) for value in graph.output}
+    layer_of = {layer.node.name: layer for layer in twins.layers}
+    found: list[Segment] = []
+    live: list[str] = []
+    inputs: tuple[str, ...] = ()
+    layers: list[Layer] = []
+    for index, node in enumerate(graph.node):
+        live = [name for name in [*live, *node.output] if last.get(name, -1) > index]
+        if node.name in layer_of:
+            layers.append(layer_of[node.name])
+        crossing = tuple(name for name in live if name in sampled)
+        usable = bool(crossing) and twins.names.keys() >= set(crossing)
+        if index < len(graph.node) - 1 and not usable:
+            continue
+        if layers or not found:
+            found.append(Segment(inputs=inputs, outputs=crossing, layers=tuple(layers)))
+        else:
+            # An addition or a pool behind a layer belongs to that layer's segment.
+            found[-1] = Segment(inputs=found[-1].inputs, outputs=crossing, layers=found[-1].layers)
+        inputs, layers = crossing, []
+    return found

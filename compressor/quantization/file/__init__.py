@@ -1,0 +1,1 @@
+"""The quantized file: small, aligned to the kernels, and checked."""

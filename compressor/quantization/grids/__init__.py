@@ -1,0 +1,1 @@
+"""Integers for real numbers: scales, zero points and the rounding onto them."""

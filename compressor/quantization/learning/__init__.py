@@ -1,0 +1,1 @@
+"""Training with quantized weights and activations in the loop."""

@@ -1,0 +1,1 @@
+"""What the file computes on CPUs that this machine is not."""

@@ -1,0 +1,1 @@
+"""Where quantizers stand in a graph, for every form that ONNX Runtime runs fast."""

@@ -1,0 +1,253 @@
+"""Which integer form each operator of an ONNX graph takes, and why the others stay in float."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx
+
+from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerTensor, Symmetric
+from compressor.quantization.placement.recurrent_cells import hidden_units, why_no_cells
+from compressor.stage import StageError
+
+# Operators that hold the weights and take the time.
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+# Operators that ONNX Runtime computes on 8-bit tensors when both sides are 8-bit already: with float neighbours they
+# would only add conversions.
+FOLLOWERS = frozenset(
+    {
+        *(
+            "Add",
+            "Mul",
+            "Relu",
+            "Clip",
+            "LeakyRelu",
+            "Sigmoid",
+            "HardSigmoid",
+            "Concat",
+            "GlobalAveragePool",
+            "AveragePool",
+            "MaxPool",
+        ),
+        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize", "Pad", "Split", "Slice", "DepthToSpace"),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByFamily:
+    """Static for convolutions and linear layers near them, dynamic for LSTMs and transformers.
+
+    GRU and RNN layers, for which there is no integer kernel, are written out as cells where they are so wide that this
+    pays, and keep float arithmetic on integer weights otherwise; `Fastest()` measures it.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Static:
+    """Calibrated ranges for every Conv, Gemm and MatMul, and embeddings of integers; LSTMs and GRUs stay in float."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dynamic:
+    """Ranges found at every call, for Gemm, MatMul, LSTM, GRU, RNN and embeddings; needs no calibration.
+
+    Conv stays in float.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOnly:
+    """Integer weights and float activations, for every operator with weights; needs no calibration.
+
+    Linear layers run as MatMulNBits on 4 or 8 bits, which pays where one or few rows are multiplied and the weights
+    come from memory; with many rows `Dynamic()` is faster. The others only take less room in the file.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float16:
+    """Weights stored as float16 and computed in float32: half the file, the same time, hardly any error."""
+
+
+# Units from which cells on integers are not slower than the float kernel on a CPU with VNNI and 2 MB of L2 cache, at
+# batch 1 and 61 steps: a GRU runs 0.49, 1.21 and 2.3 times as fast at 128, 256 and 384 units, an RNN 1.01, 1.8 and 2.6.
+_CELLS_FROM = {"GRU": 256, "RNN": 128}
+_NO_TRANSPOSED = (
+    "no int8 kernel for ConvTranspose; as a convolution it would gain nothing (windows that do not overlap), or cannot "
+    "be written (groups, dilation, not two axes, unequal strides)"
+)
+_STORED = "its weights are stored as {kind} and computed in float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A form to try, with the weights of the stage or its own."""
+
+    form: ByFamily | Static | Dynamic | WeightOnly | Float16
+    weights: Symmetric | Asymmetric | None = None
+
+    def __post_init__(self) -> None:
+        weights = self.weights
+        if weights and isinstance(weights.granularity, PerBlock) and not isinstance(self.form, WeightOnly):
+            raise ValueError(
+                f"weights with a scale per block have kernels for float activations alone; got {weights} with "
+                f"form={self.form}. Use form=WeightOnly()"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fastest:
+    """Whichever candidate is measured to be the fastest, the smallest of those that tie.
+
+    A candidate is out if it loses more than `max_drop` on the validation data (a fraction, as in `Budget`; None does
+    not look), or keeps fewer than `min_sqnr_db` decibels of the outputs on calibration data.
+    """
+
+    candidates: tuple[Candidate, ...] = (
+        Candidate(form=ByFamily()),
+        # The LSTM kernel is some 15 % faster with one scale a tensor.
+        Candidate(form=ByFamily(), weights=Symmetric(granularity=PerTensor())),
+        Candidate(form=Dynamic()),
+        Candidate(form=Static()),
+        Candidate(form=WeightOnly()),
+        Candidate(form=WeightOnly(), weights=Symmetric(bits=4, granularity=PerBlock(size=32))),
+        Candidate(form=Float16()),
+    )
+    max_drop: float | None = 0.01
+    min_sqnr_db: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise ValueError("candidates are the forms to choose from, at least one; got none")
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise ValueError(f"max_drop is a fraction in [0, 1), one point of accuracy is 0.01; got {self.max_drop}")
+        if self.min_sqnr_db is not None and not self.min_sqnr_db > 0:
+            raise ValueError(f"min_sqnr_db is a ratio in decibels, more than 0; got {self.min_sqnr_db}")
+
+
+Form = ByFamily | Static | Dynamic | WeightOnly | Float16 | Fastest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Names of the nodes that take each form, and why the others of `HEAVY` stay in float."""
+
+    static: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
+    weight_only: tuple[str, ...] = ()
+    float16: tuple[str, ...] = ()
+    left: Mapping[str, str]
+
+
+def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> Placement:
+    """Which form each weight-bearing node takes. Raises StageError for a skip pattern that matches no node."""
+    if isinstance(form, Fastest):
+        raise StageError(f"{form} is a choice between forms, which form_choice.fastest makes; place one of them")
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    sequential = _is_sequence_model(graph, constants)
+    static: list[str] = []
+    dynamic: list[str] = []
+    weight_only: list[str] = []
+    float16: list[str] = []
+    left: dict[str, str] = {}
+    used: set[str] = set()
+    for node in graph.graph.node:
+        embedding = node.op_type == "Gather" and node.input[0] in constants
+        if node.op_type not in HEAVY and not embedding:
+            continue
+        matched = [pattern for pattern in skip if _matches(node.name, pattern)]
+        used.update(matched)
+        if matched:
+            left[node.name] = f"skipped by the pattern {matched[0]!r}"
+            continue
+        constant_weight = len(node.input) > 1 and node.input[1] in constants
+        if isinstance(form, WeightOnly | Float16):
+            if embedding or constant_weight:
+                stored, kind = (weight_only, "integers") if isinstance(form, WeightOnly) else (float16, "float16")
+                stored.append(node.name)
+                left[node.name] = _STORED.format(kind=kind)
+            else:
+                left[node.name] = "its weight is computed at run time"
+            continue
+        is_dynamic = isinstance(form, Dynamic) or (isinstance(form, ByFamily) and sequential)
+        match node.op_type:
+            case "Conv" | "ConvTranspose" if isinstance(form, Dynamic):
+                left[node.name] = "dynamic convolutions run 4.5 times slower than float; use ByFamily() or Static()"
+            case "Conv" | "ConvTranspose" if not constant_weight:
+                left[node.name] = "its weight is computed at run time"
+            case "ConvTranspose":
+                left[node.name] = _NO_TRANSPOSED
+            case "Conv":
+                static.append(node.name)
+            case "LSTM" if not isinstance(form, Static) and constant_weight:
+                dynamic.append(node.name)
+            case "LSTM":
+                left[node.name] = "no static int8 kernel for LSTM; use ByFamily() or Dynamic()"
+            case "GRU" | "RNN":
+                unfit = why_no_cells(node, constants)
+                narrow = isinstance(form, ByFamily) and hidden_units(node) < _CELLS_FROM[node.op_type]
+                if not isinstance(form, Static) and unfit is None and not narrow:
+                    dynamic.append(node.name)
+                    continue
+                left[node.name] = f"no int8 kernel for {node.op_type}"
+                if unfit is not None:
+                    left[node.name] += f", and it cannot be written out as cells: {unfit}"
+                if isinstance(form, ByFamily) and constant_weight:
+                    weight_only.append(node.name)
+                    left[node.name] += f": {_STORED.format(kind='integers')}"
+            case "Gather" if sequential or is_dynamic:
+                # Looking up integers needs no range of anything, whatever form the products take.
+                dynamic.append(node.name)
+            case "Gather":
+                pass
+            case _ if is_dynamic and constant_weight:
+                dynamic.append(node.name)
+            case _ if is_dynamic:
+                left[node.name] = "a product of two activations: dynamic quantization needs a constant weight"
+            case _:
+                static.append(node.name)
+    unused = [pattern for pattern in skip if pattern not in used]
+    if unused:
+        names = [node.name for node in graph.graph.node if node.op_type in HEAVY]
+        raise StageError(f"skip {unused} matches no node; the nodes are {', '.join(names)}")
+    return Placement(
+        static=tuple(static),
+        dynamic=tuple(dynamic),
+        weight_only=tuple(weight_only),
+        float16=tuple(float16),
+        left=left,
+    )
+
+
+def _is_sequence_model(graph: onnx.ModelProto, constants: set[str]) -> bool:
+    """Whether linear layers stand in a recurrent net or a transformer, whose activations' ranges vary by the input."""
+    floats = {tensor.name for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    for node in graph.graph.node:
+        if node.op_type in {"LSTM", "GRU", "RNN", "LayerNormalization", "Attention", "MultiHeadAttention"}:
+            return True
+        if node.op_type == "Gather" and node.input[0] in floats:
+            return True
+        if node.op_type == "MatMul" and not constants.intersection(node.input):
+            return True
+    return False
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # A module path stands for all that the module does: `layer3` for `layer3.0.conv1`.
+    return any(fnmatchcase(name, candidate) for candidate in (pattern, f"{pattern}[._/]*"))
+
+
+def followers(model: onnx.ModelProto, static: set[str]) -> list[str]:
+    """The nodes between static ones that work on 8-bit tensors as well: all their inputs come from quantized nodes."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    eight_bit: set[str] = set()
+    names = []
+    for node in model.graph.node:
+        activations = [name for name in node.input if name and name not in constants]
+        if node.name in static:
+            eight_bit.update(node.output)
+        elif node.op_type in FOLLOWERS and activations and eight_bit.issuperset(activations):
+            eight_bit.update(node.output)
+            names.append(node.name)
+    return names

@@ -1,0 +1,289 @@
+"""A float ONNX graph with QuantizeLinear and DequantizeLinear around the operators that run on integers.
+
+ONNX Runtime fuses patterns: integers in and out of a Conv, an Add, a pool; an int32 bias on the grid of the products;
+one and the same grid on both sides of what only moves values. These are the rules that place them so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from compressor.files.weights import names_read
+from compressor.quantization.grids.activations import ActivationGrid
+from compressor.quantization.grids.schemes import Asymmetric, choose_affine, extremes, integer_bounds, quantize
+from compressor.quantization.grids.weights import WeightGrid, weight_positions
+from compressor.quantization.placement.float_layers import keep_float_
+from compressor.quantization.placement.integer_forms import take_integer_forms_
+from compressor.quantization.placement.saturating_operators import (
+    FLOAT_OUTPUTS,
+    MOVES,
+    drop_saturating,
+    keep_trailing_moves_float,
+    readers_of,
+)
+from compressor.stage import StageError
+
+# Operators whose constant operands are values, quantized like activations; elsewhere constants are shapes or bounds.
+_OPERANDS = frozenset({"Add", "Mul", "Concat", "MatMul", "Gemm", "Sub", "Div"})
+_NUMPY = {(8, False): np.uint8, (8, True): np.int8, (16, False): np.uint16, (16, True): np.int16}
+# A bias beyond this share of int32 leaves no room for the sum that it is added to.
+_BIAS_LIMIT = 2.0**31 * 0.5
+_INT4_DOMAIN = "com.microsoft"
+
+
+def tensors_to_observe(model: onnx.ModelProto, nodes: set[str]) -> tuple[list[str], dict[str, str]]:
+    """(activations that need a range, tensor -> the tensor whose range it takes) for static `nodes`.
+
+    What only a ReLU or a clip reads takes the range behind it: the integers saturate there, and the node goes.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    floats = {
+        value.name
+        for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    readers = readers_of(model.graph)
+    moved = {name for node in model.graph.node if node.op_type in MOVES for name in node.output}
+    outputs = {value.name for value in model.graph.output}
+    observe: dict[str, None] = {}
+    same: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.name not in nodes:
+            continue
+        for name in [*node.input, *node.output]:
+            if not name or name in constants or name not in floats:
+                continue
+            reader = readers[name][0] if len(readers[name]) == 1 else None
+            removable = reader is not None and reader.op_type in {"Relu", "Clip"} and reader.name in nodes
+            if reader is not None and removable and name not in outputs | moved and name == reader.input[0]:
+                same[name] = reader.output[0]
+            else:
+                observe[name] = None
+    return list(observe), same
+
+
+def with_shared(values: Mapping[str, Any], same: Mapping[str, str]) -> dict[str, Any]:
+    """`values` by tensor (ranges, say), and for every key of `same` that of the tensor it takes it from."""
+    complete = dict(values)
+    for name, source in reversed(list(same.items())):
+        if source in complete:
+            complete[name] = complete[source]
+    return complete
+
+
+def place_static(
+    model: onnx.ModelProto,
+    nodes: set[str],
+    activations: Mapping[str, ActivationGrid],
+    weights: Mapping[str, WeightGrid],
+) -> onnx.ModelProto:
+    """The graph with QuantizeLinear and DequantizeLinear around `nodes`, with exactly these grids.
+
+    `activations` are by tensor, `weights` by initializer; tensors without a grid stay float. Two exceptions: what only
+    moves values has its input's grid on its output, and a channel whose bias would overflow int32 gets a larger step,
+    which happens where its weights are next to nothing. Raises StageError for weights with a scale per group, for which
+    there are no integer kernels with calibrated activations.
+    """
+    placed = onnx.ModelProto()
+    placed.CopyFrom(model)
+    placement = _Placing(graph=placed.graph, nodes=set(nodes), activations=activations, weights=weights)
+    placement.run()
+    keep_float_(placed.graph, placement.nodes)
+    take_integer_forms_(placed.graph)
+    if placement.contrib and all(entry.domain != _INT4_DOMAIN for entry in placed.opset_import):
+        placed.opset_import.append(helper.make_opsetid(_INT4_DOMAIN, 1))
+    return placed
+
+
+@dataclass(kw_only=True)
+class _Placing:
+    """One graph on its way: nodes are read in order and written with what goes before and behind them."""
+
+    graph: onnx.GraphProto
+    nodes: set[str]
+    activations: Mapping[str, ActivationGrid]
+    weights: Mapping[str, WeightGrid]
+    contrib: bool = False
+    written: list[onnx.NodeProto] = field(default_factory=list)
+    # Tensor -> the name under which its dequantized version is read; by all, or by integer operators alone.
+    dequantized: dict[str, str] = field(default_factory=dict)
+    for_integers: dict[str, str] = field(default_factory=dict)
+    grids: dict[str, ActivationGrid] = field(default_factory=dict)
+    weight_scales: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self) -> None:
+        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.outputs = {value.name for value in self.graph.output}
+        keep_trailing_moves_float(self.graph, self.nodes)
+        drop_saturating(self.graph, self.nodes, self.activations, self.constants)
+        self.readers = readers_of(self.graph)
+        for node in list(self.graph.node):
+            if node.name in self.nodes:
+                self._place(node)
+            else:
+                node.input[:] = [self.dequantized.get(name, name) for name in node.input]
+                self.written.append(node)
+        del self.graph.node[:]
+        self.graph.node.extend(self.written)
+        used = {name for node in self.graph.node for name in names_read(node)} | self.outputs
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(kept)
+
+    def _place(self, node: onnx.NodeProto) -> None:
+        originals = list(node.input)
+        for position, name in enumerate(originals):
+            if name in self.weights and position in weight_positions(node):
+                node.input[position] = self._weight(node, originals)
+            elif position == 2 and node.op_type in {"Conv", "ConvTranspose", "Gemm"}:
+                node.input[position] = self._bias(node, originals)
+            elif name in self.constants:
+                if node.op_type in _OPERANDS and self.constants[name].data_type == TensorProto.FLOAT:
+                    node.input[position] = self._constant(name)
+            elif name:
+                node.input[position] = self._activation(name)
+        self.written.append(node)
+        if node.op_type in FLOAT_OUTPUTS and not any(
+            reader.name in self.nodes for name in node.output for reader in self.readers[name]
+        ):
+            # They have kernels with float output: quantizing it only to convert it back would cost an operator and
+            # the precision of, mostly, the logits.
+            return
+        for position, name in enumerate(node.output):
+            grid = self.grids.get(originals[0]) if node.op_type in MOVES else self.activations.get(name)
+            if name and grid is not None:
+                self._output(node, position, grid)
+
+    def _activation(self, name: str) -> str:
+        if name in self.dequantized:
+            return self.dequantized[name]
+        if name not in self.for_integers and name in self.activations:
+            # What computes it is float, and so may be others that read it: they read the float values.
+            self.grids[name] = self.activations[name]
+            self.for_integers[name] = f"{name}_DequantizeLinear_Output"
+            self._pair(name, self.for_integers[name], self.grids[name], name)
+        return self.for_integers.get(name, name)
+
+    def _output(self, node: onnx.NodeProto, position: int, grid: ActivationGrid) -> None:
+        name = node.output[position]
+        self.grids[name] = grid
+        if name in self.outputs:
+            node.output[position] = f"{name}_QuantizeLinear_Input"
+            self._pair(node.output[position], name, grid, name)
+            self.dequantized[name] = name
+        else:
+            self.dequantized[name] = f"{name}_DequantizeLinear_Output"
+            self._pair(name, self.dequantized[name], grid, name)
+
+    def _pair(self, source: str, target: str, grid: ActivationGrid, name: str) -> None:
+        zero_point = grid.zero_point.numpy().astype(_NUMPY[grid.bits, grid.signed])
+        parameters = self._parameters(name, grid.scale.numpy(), zero_point)
+        # 16 bits came into ONNX's own operators with opset 21; ONNX Runtime's have them at any.
+        domain = _INT4_DOMAIN if grid.bits == 16 else ""
+        self.contrib |= bool(domain)
+        integers = f"{name}_QuantizeLinear_Output"
+        self._write("QuantizeLinear", [source, *parameters], integers, f"{name}_QuantizeLinear", domain=domain)
+        self._write("DequantizeLinear", [integers, *parameters], target, f"{name}_DequantizeLinear", domain=domain)
+
+    def _weight(self, node: onnx.NodeProto, inputs: list[str]) -> str:
+        name = inputs[1]
+        grid = self.weights[name]
+        if grid.group_size is not None:
+            raise StageError(
+                f"{node.name} has a scale for every {grid.group_size} weights, for which ONNX Runtime has no kernel "
+                "with calibrated activations; use PerChannel(), or form=WeightOnly()"
+            )
+        grid = self._room_for_bias(node, inputs, grid)
+        self.weight_scales[name] = grid.scale
+        integers = f"{name}_quantized"
+        self._add(integers, grid.integers.to(torch.int8).numpy())
+        zero_point = grid.zero_point.to(torch.int8).numpy()
+        parameters = self._parameters(name, grid.scale.numpy(), zero_point)
+        target = f"{name}_DequantizeLinear_Output"
+        axis = {} if grid.axis is None else {"axis": grid.axis}
+        self._write("DequantizeLinear", [integers, *parameters], target, f"{name}_DequantizeLinear", **axis)
+        return target
+
+    def _bias_steps(self, node: onnx.NodeProto, inputs: list[str], scale: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(bias, its scale s_x * s_w), or None where it has to stay float."""
+        tensor = self.constants.get(inputs[2]) if len(inputs) > 2 else None
+        grid = self.grids.get(inputs[0])
+        if tensor is None or grid is None or grid.bits != 8 or tensor.data_type != TensorProto.FLOAT:
+            return None
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if attributes.get("beta", 1.0) != 1.0 or attributes.get("alpha", 1.0) != 1.0:
+            return None
+        values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        if scale.ndim and values.shape != scale.shape:
+            return None
+        return values, grid.scale * scale
+
+    def _room_for_bias(self, node: onnx.NodeProto, inputs: list[str], grid: WeightGrid) -> WeightGrid:
+        found = self._bias_steps(node, inputs, grid.scale)
+        if found is None:
+            return grid
+        share = (found[0].double().abs() / found[1].double()) / _BIAS_LIMIT
+        factor = (share if grid.scale.ndim else share.max()).clamp(min=1)
+        if not bool((factor > 1).any()):
+            return grid
+        return replace(grid, scale=(grid.scale.double() * factor).float()).rounded(grid.values())
+
+    def _bias(self, node: onnx.NodeProto, inputs: list[str]) -> str:
+        name = inputs[2]
+        found = (
+            self._bias_steps(node, inputs, self.weight_scales[inputs[1]]) if inputs[1] in self.weight_scales else None
+        )
+        if found is None:
+            return self.dequantized.get(name, name)
+        values, scale = found
+        low, high = integer_bounds(32, signed=True)
+        integers = (values.double() / scale.double()).round().clamp(low, high).to(torch.int32)
+        self._add(f"{name}_quantized", integers.numpy())
+        parameters = self._parameters(name, scale.numpy(), np.zeros(tuple(scale.shape), dtype=np.int32))
+        target = f"{name}_DequantizeLinear_Output"
+        axis = {"axis": 0} if scale.ndim else {}
+        inputs_of = [f"{name}_quantized", *parameters]
+        self._write("DequantizeLinear", inputs_of, target, f"{name}_DequantizeLinear", **axis)
+        return target
+
+    def _constant(self, name: str) -> str:
+        if name in self.for_integers:
+            return self.for_integers[name]
+        signed = any(grid.signed for grid in self.activations.values())
+        values = torch.from_numpy(numpy_helper.to_array(self.constants[name]).copy())
+        scale, zero_point = choose_affine(*extremes(values), Asymmetric(), signed=signed)
+        kind = _NUMPY[8, signed]
+        self._add(f"{name}_quantized", quantize(values, scale, zero_point, signed=signed).numpy().astype(kind))
+        parameters = self._parameters(name, scale.numpy(), zero_point.numpy().astype(kind))
+        self.for_integers[name] = f"{name}_DequantizeLinear_Output"
+        self._write(
+            "DequantizeLinear", [f"{name}_quantized", *parameters], self.for_integers[name], f"{name}_DequantizeLinear"
+        )
+        return self.for_integers[name]
+
+    def _parameters(self, name: str, scale: npt.NDArray[Any], zero_point: npt.NDArray[Any]) -> tuple[str, str]:
+        self._add(f"{name}_scale", scale.astype(np.float32))
+        self._add(f"{name}_zero_point", zero_point)
+        return f"{name}_scale", f"{name}_zero_point"
+
+    def _add(self, name: str, values: npt.NDArray[Any]) -> None:
+        self.graph.initializer.append(numpy_helper.from_array(values, name))
+
+    def _write(self, kind: str, inputs: list[str], output: str, name: str, **attributes: Any) -> None:
+        self.written.append(helper.make_node(kind, inputs, [output], name, **attributes))
+
+
+def sqnr_db(reference: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:
+    """Signal to quantization noise in decibels: 10 log10 of the power of `reference` over that of the difference."""
+    signal = float(np.square(reference, dtype=np.float64).sum())
+    noise = float(np.square(reference.astype(np.float64) - output).sum())
+    if noise == 0:
+        return float("inf")
+    return 10 * float(np.log10(max(signal, np.finfo(np.float64).tiny) / noise))

@@ -1,0 +1,1 @@
+"""The ranges of activations, from one streaming pass over calibration data."""

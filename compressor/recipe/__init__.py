@@ -1,0 +1,1 @@
+"""Recipes: YAML to stages and back, with errors that name the line."""

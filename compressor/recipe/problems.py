@@ -1,0 +1,147 @@
+"""What is wrong with a recipe, in sentences: pydantic's findings with the value that was met and the way out."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from compressor.recipe.models import is_mark, settings
+from compressor.recipe.text import Place
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "none_required": "null",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping (key: value)",
+    "model_type": "a mapping (key: value)",
+    "model_attributes_type": "a mapping (key: value)",
+    "finite_number": "a finite number",
+}
+
+
+def explain(
+    error: ValidationError, data: Any, kinds: Mapping[str, type[Any]], top: Iterable[str]
+) -> list[tuple[Place, str]]:
+    """(place, message) of everything in `error`. `kinds` are the dataclasses by name, `top` the keys of a recipe."""
+    wanted: dict[Place, list[str]] = {}
+    found: list[tuple[Place, str]] = []
+    for item in error.errors(include_url=False):
+        loc = tuple(part for part in item["loc"] if not is_mark(part))
+        place, kind = _existing(loc, data), item["type"]
+        value, context = _at(data, place), item.get("ctx", {})
+        if kind == "extra_forbidden":
+            found.append((place, _unknown_key(loc, kinds, list(top))))
+        elif kind == "missing":
+            owner = _owner(loc)
+            found.append((place, f"{owner or 'the recipe'} needs {loc[-1]!r}{_keys(kinds, owner)}"))
+        elif kind == "unknown_name":
+            found.append((place, _unknown_name(place, value, context["names"].split("\n"))))
+        elif kind == "value_error":
+            found.append((_named_key(place, str(context["error"]), data), str(context["error"])))
+        elif kind in {"literal_error", "enum"}:
+            wanted.setdefault(place, []).append(str(context["expected"]))
+        elif kind == "string_pattern_mismatch":
+            wanted.setdefault(place, []).append("one word of letters, digits, dots, dashes and underscores")
+        elif kind == "greater_than_equal":
+            wanted.setdefault(place, []).append(f"at least {context['ge']}")
+        elif kind == "too_short":
+            found.append((place, f"{dotted(place)} is empty; give at least {context['min_length']}"))
+        elif kind in _WANTED:
+            wanted.setdefault(place, []).append(_WANTED[kind])
+        else:
+            found.append((place, f"{dotted(place)}: {_lower(item['msg'])}, got {_shown(value)}"))
+    for place, texts in wanted.items():
+        what = " or ".join(dict.fromkeys(texts))
+        found.append((place, f"{dotted(place)} must be {what}, got {_shown(_at(data, place))}"))
+    return found
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """What to add to an error about `word`: a question with the nearest of `known`, or nothing where none is near."""
+    close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def dotted(place: Place) -> str:
+    """A place as it is written in --set: stages.0.distill.epochs."""
+    return ".".join(map(str, place)) or "the recipe"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a mapping with {', '.join(map(repr, value)) or 'nothing in it'}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _existing(loc: Place, data: Any) -> Place:
+    """The longest beginning of `loc` that is in the data: what follows it names choices, or what is missing."""
+    place: list[str | int] = []
+    for item in loc:
+        in_mapping = isinstance(data, Mapping) and item in data
+        in_list = isinstance(data, list) and isinstance(item, int) and item < len(data)
+        if not in_mapping and not in_list:
+            break
+        data = data[item]
+        place.append(item)
+    return tuple(place)
+
+
+def _at(data: Any, place: Place) -> Any:
+    for item in place:
+        data = data[item]
+    return data
+
+
+def _owner(loc: Place) -> str:
+    """The name of the mapping that the last key of `loc` belongs to."""
+    names = [item for item in loc[:-1] if isinstance(item, str)]
+    return names[-1] if names else ""
+
+
+def _named_key(place: Place, message: str, data: Any) -> Place:
+    """The key that a dataclass's own refusal begins with, where it is given: its line is the one to look at."""
+    word = message.partition(" ")[0].strip("`:,'\"")
+    value = _at(data, place)
+    return (*place, word) if isinstance(value, Mapping) and word in value else place
+
+
+def _keys(kinds: Mapping[str, type[Any]], owner: str) -> str:
+    return f"; its keys: {', '.join(settings(kinds[owner]))}" if owner in kinds else ""
+
+
+def _unknown_key(loc: Place, kinds: Mapping[str, type[Any]], top: list[str]) -> str:
+    key, owner = loc[-1], _owner(loc)
+    if owner not in kinds:
+        return f"a recipe has no {key!r}{did_you_mean(key, top)} (it has {', '.join(top)})"
+    known = list(settings(kinds[owner]))
+    if any(field.name == key for field in dataclasses.fields(kinds[owner])):
+        return f"{owner}.{key} is an object of Python and cannot be set in a recipe; use the Python API for it"
+    return f"{owner} has no {key!r}{did_you_mean(key, known)} (it has {', '.join(known) or 'no parameters'})"
+
+
+def _unknown_name(place: Place, value: Any, names: list[str]) -> str:
+    known = f"known: {', '.join(names)}"
+    is_stage = len(place) == 2 and place[0] == "stages"
+    what = "stage" if is_stage else f"value for {dotted(place)}"
+    if isinstance(value, Mapping) and len(value) != 1:
+        hint = "; indent its parameters below its name" if is_stage and len(value) > 1 else ""
+        form = f"{dotted(place)} must name one {what}, `name` or `name: {{parameters}}`"
+        return f"{form}, got {_shown(value)}{hint} ({known})"
+    name = next(iter(value)) if isinstance(value, Mapping) else value
+    if not isinstance(name, str):
+        return f"{dotted(place)} must be the name of a {what}, got {_shown(value)} ({known})"
+    return f"unknown {what} {name!r}{did_you_mean(name, names)} ({known})"

@@ -1,0 +1,211 @@
+"""A recipe: an ordered list of stages with a seed and a budget, as data. It names no model and no dataset.
+
+```yaml
+# Small and fast on CPUs, for residual CNNs.
+name: drop_blocks_distill_int8
+budget: {max_drop: 0.02}
+stages:
+  - drop_blocks: {remove: 0.5}
+  - distill: {epochs: 8, temperature: 4}
+  - quantize
+```
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from compressor.budget import Budget
+from compressor.recipe.models import SETTINGS_CONFIG, data_of, fields_of, list_of, model_of, named, reachable
+from compressor.recipe.overrides import override_
+from compressor.recipe.problems import did_you_mean, explain
+from compressor.recipe.text import LARGEST_BYTES, Document, Place, RecipeError, leading_comment, parse, to_yaml
+from compressor.stage import Stage, stage_name
+from compressor.stages import catalogue
+from compressor.target import Target
+
+__all__ = ["Recipe", "RecipeError", "shipped_recipes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a pipeline is made of. `name` is one word, as runs are filed under it.
+
+    `description` says what the recipe is for: the comment that the file begins with, unless it has the key.
+    `batch_size` and `threads`, where given, are the load to measure under; None leaves it to the caller.
+    """
+
+    stages: tuple[Stage, ...]
+    name: str = "recipe"
+    description: str = ""
+    budget: Budget | None = None
+    seed: int = 0
+    batch_size: int | None = None
+    threads: int | None = None
+
+    @classmethod
+    def load(cls, source: str | Path, *, overrides: Iterable[str] = ()) -> Self:
+        """The recipe in a YAML file, or the shipped one of that name (`prune_distill_int8`).
+
+        `overrides` are `path=value` as in `with_overrides`, applied before anything is checked. Raises RecipeError with
+        every reason and its line.
+        """
+        path = _find(source)
+        try:
+            size = path.stat().st_size
+            if size > LARGEST_BYTES:
+                raise RecipeError([f"{path}:1: a recipe has at most {LARGEST_BYTES} bytes, this file has {size}"])
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise RecipeError([f"{path}:1: not UTF-8 text ({error.reason} at byte {error.start})"]) from error
+        except OSError as error:
+            raise RecipeError([f"{path}:1: cannot be read: {error.strerror}"]) from error
+        return cls.loads(text, source=str(path), overrides=overrides)
+
+    @classmethod
+    def loads(cls, text: str, *, source: str = "recipe.yaml", overrides: Iterable[str] = ()) -> Self:
+        """The recipe in YAML text; `source` names it in errors. Raises RecipeError."""
+        return cls._checked(parse(text, source), source, overrides)
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any, *, name: str = "recipe", description: str = "") -> Self:
+        """The recipe of a pipeline: its stages and its budget."""
+        return cls(name=name, description=description, stages=tuple(pipeline.stages), budget=pipeline.budget)
+
+    def with_overrides(self, overrides: Iterable[str]) -> Self:
+        """The recipe with values replaced: `seed=3`, `budget.max_drop=0.01`, `stages.0.remove=0.3` (counted from 0).
+
+        The stage's name may be in the path or left out. Raises RecipeError naming the override.
+        """
+        return type(self).loads(self.dump(), source=self.name, overrides=overrides)
+
+    def dump(self) -> str:
+        """The YAML text of the recipe, without what is at its default; `loads` gives an equal recipe back.
+
+        Raises ValueError where a stage holds what YAML cannot (a teacher module) or is not in the catalogue.
+        """
+        known = catalogue()
+        for stage in self.stages:
+            if known.get(stage_name(stage)) is not type(stage):
+                raise ValueError(
+                    f"{type(stage).__name__} is not in the catalogue, so no recipe can name it; "
+                    'join with an entry point in the group "compressor.stages"'
+                )
+        data: dict[str, Any] = {"name": self.name}
+        data |= {"seed": self.seed} if self.seed else {}
+        data |= {key: value for key in ("batch_size", "threads") if (value := getattr(self, key)) is not None}
+        if self.budget is not None:
+            data["budget"] = fields_of(self.budget)
+        comment = "".join(f"# {line}".rstrip() + "\n" for line in self.description.splitlines())
+        if leading_comment(comment) != self.description or not all(map(str.isprintable, comment.splitlines())):
+            data["description"], comment = self.description, ""
+        return comment + to_yaml({**data, "stages": [data_of(stage) for stage in self.stages]})
+
+    def target(self, *, batch_size: int | None = None, threads: int | None = None) -> Target:
+        """The target to measure on: the arguments first, then the recipe's own load, then one sample and one thread."""
+        return Target(batch_size=batch_size or self.batch_size or 1, threads=threads or self.threads or 1)
+
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """The JSON schema of recipes, with the stages that are installed here: editors complete and check with it."""
+        schema: dict[str, Any] = _model().model_json_schema()
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+    @classmethod
+    def _checked(cls, document: Document, source: str, overrides: Iterable[str]) -> Self:
+        data = {} if document.data is None else document.data
+        errors = [(line, f"{source}:{line}: {message}") for line, message in document.problems]
+        if not isinstance(data, dict):
+            raise RecipeError([f"{source}:1: a recipe is a mapping with the key 'stages', got {type(data).__name__}"])
+        if document.data is None:
+            raise RecipeError([f"{source}:1: the recipe is empty; it needs at least `stages:` with one stage"])
+        origins: dict[Place, str] = {}
+        for override in overrides:
+            try:
+                origins[override_(data, override)] = f"--set {override}"
+            except ValueError as error:
+                errors.append((0, f"--set {override}: {error}"))
+        try:
+            recipe = cls._from_model(_model().model_validate(data), document, source)
+        except ValidationError as error:
+            kinds = {**reachable({**catalogue(), "budget": Budget})}
+            for place, message in explain(error, data, kinds, _top_keys()):
+                errors.append(_located(place, message, document, source, origins))
+        if errors:
+            raise RecipeError([text for _, text in sorted(errors)])
+        return recipe
+
+    @classmethod
+    def _from_model(cls, model: BaseModel, document: Document, source: str) -> Self:
+        given = {name: getattr(model, name) for name in model.model_fields_set}
+        given.setdefault("name", _name_of(source))
+        given.setdefault("description", document.comment)
+        return cls(**{**given, "stages": tuple(given["stages"])})
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(_folder().glob("*.yaml"))}
+
+
+def _folder() -> Path:
+    # A wheel carries them inside the package; in a source tree they stand at the top, where people look for them.
+    package = Path(__file__).parent.parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if isinstance(source, str) and source in shipped:
+        return shipped[source]
+    if path.suffix or os.sep in str(source):
+        raise RecipeError([f"{source}:1: no such file; shipped recipes: {', '.join(shipped)}"])
+    raise RecipeError([f"no recipe {str(source)!r}{did_you_mean(source, shipped)} (shipped: {', '.join(shipped)})"])
+
+
+def _name_of(source: str) -> str:
+    word = "".join(letter if letter.isalnum() or letter in "_.-" else "_" for letter in Path(source).stem)
+    return word.lstrip("_.-") or "recipe"
+
+
+def _model() -> type[BaseModel]:
+    count = Annotated[int, Field(ge=1)]
+    one_word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+    stages: Any = Annotated[list_of(named(catalogue())), Field(min_length=1)]
+    model: type[BaseModel] = create_model(
+        "Recipe",
+        __config__=SETTINGS_CONFIG,
+        __doc__="An ordered list of stages with a seed and a budget.",
+        name=(one_word, "recipe"),
+        description=(str, ""),
+        seed=(Annotated[int, Field(ge=0)], 0),
+        batch_size=(count | None, None),
+        threads=(count | None, None),
+        budget=(model_of(Budget) | None, None),
+        stages=(stages, ...),
+    )
+    return model
+
+
+def _top_keys() -> Sequence[str]:
+    return list(_model().model_fields)
+
+
+def _located(place: Place, message: str, document: Document, source: str, origins: dict[Place, str]) -> tuple[int, str]:
+    """(line, text) of an error: the override that brought the value, or the line it stands in."""
+    for changed, override in origins.items():
+        inside, above = place[: len(changed)] == changed, changed[: len(place)] == place
+        if inside or (above and place not in document.lines):
+            return 0, f"{override}: {message}"
+    while place not in document.lines:
+        place = place[:-1]
+    line = document.lines[place]
+    return line, f"{source}:{line}: {message}"

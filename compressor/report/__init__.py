@@ -1,0 +1,1 @@
+"""What a run tells: its record, and that record as text, tables, pictures and one HTML page."""

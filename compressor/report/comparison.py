@@ -1,0 +1,201 @@
+"""Several compressed files side by side: one table, and score against latency and size with the Pareto front."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from compressor.estimate import Estimate
+from compressor.report.html import templates
+from compressor.report.numbers import (
+    ScoreScale,
+    claim,
+    decimals_for,
+    duration,
+    interval,
+    printable,
+    signed,
+    size,
+    smaller,
+)
+from compressor.report.scatter import HEIGHT, WIDTH, Panel, Point, panel
+from compressor.report.text import markdown_table, print_rows
+from compressor.report.view import COLUMNS, Cell, Row, change_decimals
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """One compressed file among others, or the reference they came from.
+
+    `drop` is how much worse its score is than the reference's, None for the reference itself. `seconds` is what its
+    making took. `pareto` says that no other row beats it (`pareto_front`). `report` is where its own report lies, a
+    path relative to the comparison's page. `scale` says how the score is to be read; all rows share one.
+    """
+
+    name: str
+    score: Estimate
+    drop: Estimate | None
+    latency_ms: Estimate
+    speedup: Estimate
+    size_bytes: int
+    compressed_bytes: int
+    seconds: float
+    pareto: bool
+    report: str | None
+    scale: ScoreScale = field(default_factory=ScoreScale)
+
+
+def pareto_front(points: Sequence[tuple[float, float, float]]) -> list[bool]:
+    """For each (latency, size, score): whether no other is at least as good in all three and better in one.
+
+    Latency and size are better where smaller, the score where larger: give errors with a minus sign.
+    """
+    return [not any(_beats(other, point) for other in points) for point in points]
+
+
+def print_comparison(rows: Sequence[ComparisonRow], console: "Console | None" = None) -> None:
+    """Prints the table to `console`, by default the terminal; a star marks the Pareto front."""
+    from rich.console import Console as Terminal
+
+    console = console or Terminal()
+    star = "*" if console.options.ascii_only else "★"
+    print_rows(console, _table(rows), [star if row.pareto else " " for row in rows], title="  recipe")
+    console.print(f"\n{star} on the Pareto front: no other is as fast, as small and as good at once.", markup=False)
+
+
+def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
+    """The table in Markdown; a star marks the Pareto front, names link to the reports."""
+    outcomes = [
+        " ".join(filter(None, ["★" if row.pareto else "", f"[report]({_link(row.report)})" if row.report else ""]))
+        for row in rows
+    ]
+    note = "★: on the Pareto front, no other is as fast, as small and as good at once. Brackets are 95 % intervals."
+    return f"{markdown_table(_table(rows), outcomes, title='recipe')}\n\n{note}\n"
+
+
+def comparison_html(rows: Sequence[ComparisonRow], title: str) -> str:
+    """One page with the picture and the table, without other files or network; everything in it is escaped."""
+    table = _table(rows)
+    columns = [column for column in COLUMNS if column != "stage" and any(row.cells.get(column) for row in table)]
+    return (
+        templates()
+        .get_template("comparison.html.j2")
+        .render(
+            title=printable(title),
+            panels=_panels(rows),
+            rows=list(zip(table, rows, strict=True)),
+            links=[None if row.report is None else _link(row.report) for row in rows],
+            columns={column: COLUMNS[column] for column in columns},
+        )
+    )
+
+
+def comparison_svg(rows: Sequence[ComparisonRow]) -> str:
+    """The two scatter plots as one SVG file: score against latency, and against the file's size."""
+    template = templates().get_template("comparison.svg.j2")
+    return template.render(panels=_panels(rows), width=WIDTH, height=HEIGHT)
+
+
+def _beats(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+    no_worse = one[0] <= other[0] and one[1] <= other[1] and one[2] >= other[2]
+    return no_worse and one != other
+
+
+def _is_reference(row: ComparisonRow) -> bool:
+    """Whether a row is the model before compression: the only one whose speed-up is 1 without any uncertainty."""
+    return row.drop is None and row.speedup == Estimate(1.0, 1.0, 1.0)
+
+
+def _table(rows: Sequence[ComparisonRow]) -> list[Row]:
+    if not rows:
+        return []
+    scale = rows[0].scale
+    digits = scale.score_decimals(row.score for row in rows)
+    ms = decimals_for((row.latency_ms.value for row in rows), digits=3)
+    base = next((row for row in rows if _is_reference(row)), None)
+    largest = max(row.size_bytes for row in rows)
+    return [
+        Row(
+            stage=printable(row.name),
+            state="reference" if row is base else "kept",
+            reason="",
+            ships=False,
+            cells=_cells(row, base, scale, digits=digits, ms=ms, largest=largest),
+        )
+        for row in rows
+    ]
+
+
+def _cells(
+    row: ComparisonRow, base: ComparisonRow | None, scale: ScoreScale, *, digits: int, ms: int, largest: int
+) -> dict[str, Cell]:
+    cells = {
+        "score": Cell(text=scale.score(row.score.value, digits), note=scale.bounds(row.score, digits)),
+        "latency": Cell(text=f"{row.latency_ms.value:.{ms}f} ms", note=interval(row.latency_ms, ms)),
+        "size": Cell(text=size(row.size_bytes, reference=largest)),
+        "zstd": Cell(text=size(row.compressed_bytes, reference=largest)),
+    }
+    if row is base:
+        return cells
+    verdict = claim(row.speedup)
+    tone = {"faster": "good", "slower": "bad"}.get(verdict, "")
+    mark = "~" if verdict == "same" else ""
+    cells["speedup"] = Cell(text=f"{mark}{row.speedup.value:.2f}x", note=interval(row.speedup, 2), tone=tone)
+    cells["seconds"] = Cell(text=duration(row.seconds))
+    if row.drop is not None:
+        change = scale.change(row.drop)
+        places = change_decimals(change)
+        unit = " pt" if scale.bounded else " %"
+        cells["change"] = Cell(text=signed(change.value, places) + unit, note=interval(change, places))
+    if base is not None:
+        cells["size"] = Cell(text=cells["size"].text, note=smaller(base.size_bytes, row.size_bytes))
+        cells["zstd"] = Cell(text=cells["zstd"].text, note=smaller(base.compressed_bytes, row.compressed_bytes))
+    return cells
+
+
+def _panels(rows: Sequence[ComparisonRow]) -> list[Panel]:
+    if not rows:
+        return []
+    scale = rows[0].scale
+    factor = 100.0 if scale.bounded else 1.0
+    unit, unit_name = (2**20, "MiB") if max(row.size_bytes for row in rows) >= 10 * 2**20 else (2**10, "KiB")
+    name = f"{printable(scale.name).capitalize()}{', %,' if scale.bounded else ''}"
+
+    def points(of: str) -> list[Point]:
+        placed = []
+        for row, text in zip(rows, _table(rows), strict=True):
+            time, file = row.latency_ms, row.size_bytes / unit
+            title = ", ".join(f"{cell.text} {cell.note}".strip() for cell in text.cells.values())
+            placed.append(
+                Point(
+                    name=row.name,
+                    x=(time.value, time.low, time.high) if of == "latency" else (file, file, file),
+                    y=(factor * row.score.value, factor * row.score.low, factor * row.score.high),
+                    best=row.pareto,
+                    title=f"{printable(row.name)}: {title}",
+                )
+            )
+        return placed
+
+    return [
+        panel(
+            f"{name} against {what}{'' if scale.higher_is_better else ' (turned over: up is better)'}",
+            points(of),
+            x_title=x_title,
+            y_label=lambda value: f"{value:.4g}",
+            up=scale.higher_is_better,
+        )
+        for of, what, x_title in (
+            ("latency", "latency", "latency, ms a call"),
+            ("size", "file size", f"file, {unit_name}"),
+        )
+    ]
+
+
+def _link(path: str) -> str:
+    """A relative path as a link that can be nothing else: no scheme, nothing that ends it early."""
+    from urllib.parse import quote
+
+    return "./" + quote(path.replace("\\", "/").lstrip("/"), safe="/")

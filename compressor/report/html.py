@@ -1,0 +1,270 @@
+"""Reports as one HTML page that needs no other file: what is said where; the templates say how it looks."""
+
+import re
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from compressor.report.details import (
+    block_strips,
+    channel_groups,
+    given_back,
+    left_in_float,
+    locked_layers,
+    missed_before,
+    other_details,
+    quantized_count,
+    zero_channels,
+)
+from compressor.report.figures import training_curves, waterfall
+from compressor.report.numbers import (
+    ScoreScale,
+    claim,
+    decimals_for,
+    duration,
+    interval,
+    printable,
+    ratio_interval,
+    signed,
+    size,
+    smaller,
+    times,
+)
+from compressor.report.report import Report, Step
+from compressor.report.scores import criteria, score_plots
+from compressor.report.sensitivity import sensitivity_plot, width_rows, widths_summary, widths_tried
+from compressor.report.view import (
+    COLUMNS,
+    budget_lines,
+    change_decimals,
+    plain_reason,
+    recipe_yaml,
+    score_drop,
+    speed,
+    step_state,
+    summary,
+    table,
+    total_seconds,
+)
+
+
+def html(report: Report) -> str:
+    """The page. Names of layers, models and files are untrusted: everything is escaped, and scripts are forbidden."""
+    scale = ScoreScale.of(report.workload)
+    rows = table(report)
+    columns = [column for column in COLUMNS if column != "stage" and any(row.cells.get(column) for row in rows)]
+    data = report.to_json()
+    sections = [_section(index, step, scale) for index, step in enumerate(report.steps)]
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            name=printable(str(report.workload.get("name", "model"))),
+            subtitle=_subtitle(report, scale),
+            summary=summary(report),
+            verdict=_verdict(report),
+            tiles=_tiles(report, scale),
+            warnings=[*map(printable, report.warnings), *_load_warning(report)],
+            charts=waterfall(report, scale),
+            rows=rows,
+            columns={column: COLUMNS[column] for column in columns},
+            sections=sections,
+            any_removed=any(section["removes"] for section in sections),
+            any_float=any(section["quantizes"] for section in sections),
+            any_sensitive=any(section["sensitivity"] or section["given_back"] for section in sections),
+            any_training=any(section["curves"] for section in sections),
+            any_other=any(section["other"] for section in sections),
+            budget=budget_lines(report.budget, scale),
+            recipe=recipe_yaml(report),
+            environment=data["environment"],
+            facts={
+                "workload": data["workload"],
+                "target": data["target"],
+                "seed": data["seed"],
+                "artifact": data["artifact"],
+                "schema version": data["schema_version"],
+            },
+            scale=scale,
+        )
+    )
+
+
+@cache
+def templates() -> Environment:
+    """The templates, with autoescape on and undefined names as errors: a typo must not print an empty number."""
+    loaded = Environment(
+        loader=PackageLoader("compressor.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    loaded.filters["minus_numbers"] = _minus
+    loaded.filters["times_sign"] = _times_sign
+    loaded.filters["plain"] = printable
+    return loaded
+
+
+# HTML has the characters that a terminal may not have; only numbers get them, names stay as they are.
+def _minus(text: str) -> str:
+    return re.sub(r"(?<![\w.)])-(?=\d)", "\N{MINUS SIGN}", text)
+
+
+def _times_sign(text: str) -> str:
+    return re.sub(r"(?<=\d)x(?= |$)", "\N{MULTIPLICATION SIGN}", text)
+
+
+def _subtitle(report: Report, scale: ScoreScale) -> str:
+    target = report.target
+    parts = [
+        str(report.workload.get("model") or ""),
+        f"judged by {scale.name}",
+        f"batch {target['batch_size']}" if "batch_size" in target else "",
+        f"{target['threads']} thread{'' if target['threads'] == 1 else 's'}" if "threads" in target else "",
+        str(report.environment.get("cpu") or ""),
+    ]
+    return " · ".join(printable(part) for part in parts if part)
+
+
+def _verdict(report: Report) -> dict[str, str]:
+    if report.budget is None:
+        return {"tone": "", "text": "No budget set", "mark": "–"}  # noqa: RUF001 - a dash is meant
+    if report.budget_met:
+        return {"tone": "good", "text": "Budget met", "mark": "✓"}
+    return {"tone": "bad", "text": "Budget not met", "mark": "✗"}
+
+
+def _tiles(report: Report, scale: ScoreScale) -> list[dict[str, str]]:
+    base, last = report.reference.measurement, report.shipped.measurement
+    kept = sum(step.kept for step in report.steps[1:])
+    tried = len(report.steps) - 1
+    time = _tile(
+        "Time spent",
+        duration(total_seconds(report)),
+        f"{kept} of {tried} stage{'' if tried == 1 else 's'} kept" if tried else "no stage was run",
+    )
+    if base is None or last is None:
+        return [time]
+    ms = decimals_for((base.latency_ms.value, last.latency_ms.value), digits=3)
+    if not report.final:
+        return [
+            _tile("Speed", f"{base.latency_ms.value:.{ms}f} ms", "a call, as the reference"),
+            _tile("File size", size(base.size_bytes), "as the reference"),
+            _score_tile(report, scale),
+            time,
+        ]
+    verdict = claim(last.speedup)
+    fast, slow = f"{times(last.speedup.value)} faster", speed(last.speedup).split(" [")[0]
+    lead = _tile(
+        "Speed",
+        {"faster": fast, "slower": slow}.get(verdict, "no difference"),
+        f"95 % CI {ratio_interval(last.speedup)}" if last.speedup.low < last.speedup.high else "",
+        f"{base.latency_ms.value:.{ms}f} → {last.latency_ms.value:.{ms}f} ms a call",
+        {"faster": "good", "slower": "bad"}.get(verdict, ""),
+    )
+    room = _tile(
+        "File size",
+        smaller(base.size_bytes, last.size_bytes),
+        _sizes(base.size_bytes, last.size_bytes),
+        f"zstd {_sizes(base.compressed_bytes, last.compressed_bytes)}",
+        "good" if base.size_bytes > 1.005 * last.size_bytes else "",
+    )
+    return [lead, room, _score_tile(report, scale), time]
+
+
+def _tile(label: str, value: str, note: str = "", detail: str = "", tone: str = "") -> dict[str, str]:
+    return {"label": label, "value": value, "note": note, "detail": detail, "tone": tone}
+
+
+def _sizes(before: int, after: int) -> str:
+    first, last = size(before), size(after, reference=before)
+    return f"{first.split()[0]} → {last}"
+
+
+def _score_tile(report: Report, scale: ScoreScale) -> dict[str, str]:
+    base, last = report.reference.measurement, report.shipped.measurement
+    assert base is not None
+    assert last is not None
+    digits = scale.score_decimals((base.score, last.score))
+    shown = f"{scale.score(base.score.value, digits, unit=False)} → {scale.score(last.score.value, digits)}"
+    drop = score_drop(report, report.shipped)
+    name = scale.name[:1].upper() + scale.name[1:]
+    if drop is None or not report.final:
+        return _tile(
+            name,
+            scale.score(last.score.value, digits),
+            f"95 % CI {scale.bounds(last.score, digits)}",
+            "as the reference",
+        )
+    change = scale.change(drop)
+    places = change_decimals(change)
+    return _tile(
+        name,
+        f"{signed(change.value, places)}{scale.change_unit}",
+        f"95 % CI {interval(change, places)}" if change.low < change.high else "",
+        shown,
+        "" if drop.low <= 0 <= drop.high or drop.low == drop.high else "good" if drop.high < 0 else "warn",
+    )
+
+
+def _load_warning(report: Report) -> list[str]:
+    if not report.environment.get("busy"):
+        return []
+    load = report.environment.get("load_average")
+    shown = load[0] if isinstance(load, list) and load else load
+    text = (
+        f"The machine was busy: a load of {shown} on {report.environment.get('cores')} cores when the report was "
+        "written. Timings are interleaved with the reference's, so ratios suffer less than milliseconds do."
+    )
+    return [text]
+
+
+def _section(index: int, step: Step, scale: ScoreScale) -> dict[str, Any]:
+    """What one step's details give to the sections below the table."""
+    groups, strips, locked = channel_groups(step), block_strips(step), locked_layers(step)
+    floats, count, plots, zeros = left_in_float(step), quantized_count(step), score_plots(step), zero_channels(step)
+    blocks = [block for strip in strips.values() for block in strip]
+    widest = max((group.before for group in groups), default=1)
+    left = sum(len(entry.names) for entry in floats)
+    return {
+        "stage": printable(step.stage),
+        "state": step_state(index, step),
+        "reason": plain_reason(step),
+        "groups": groups,
+        "narrowed": [group for group in groups if group.before != group.after],
+        "widest": widest,
+        "channels_before": sum(group.before for group in groups),
+        "channels_after": sum(group.after for group in groups),
+        "locked": locked,
+        "strips": strips,
+        "blocks": blocks,
+        "dropped": [block for block in blocks if not block.kept],
+        "plots": plots,
+        "criteria": criteria(step),
+        "zeros": zeros,
+        "zero_channels": sum(group.zero for group in zeros),
+        "penalised_channels": sum(group.of for group in zeros),
+        "removes": bool(groups or blocks or locked or plots or zeros),
+        "floats": floats,
+        "quantized": count,
+        "left": left,
+        "coverage": count / (count + left) if count and count + left else None,
+        "sqnr_db": step.details.get("sqnr_db") if isinstance(step.details.get("sqnr_db"), int | float) else None,
+        "quantizes": count is not None or bool(floats),
+        "sensitivity": sensitivity_plot(step),
+        "widths": widths_tried(step),
+        "width_rows": width_rows(step),
+        "widths_summary": widths_summary(step),
+        "mixed": step.details.get("mixed_precision") if isinstance(step.details.get("mixed_precision"), dict) else {},
+        "given_back": given_back(step),
+        "missed": missed_before(step),
+        "curves": training_curves(step, scale),
+        "other": _other(step),
+    }
+
+
+def _other(step: Step) -> dict[str, Any]:
+    """The details without a section of their own, as JSON values."""
+    shown = Step(stage="", kept=True, seconds=0, details=other_details(step)).to_json()["details"]
+    return {key: value for key, value in shown.items() if key not in {"quantized", "sqnr_db", "best_epoch"}}

@@ -1,0 +1,341 @@
+"""Reports as text: the table in the terminal and the Markdown page."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from compressor.report.details import (
+    block_strips,
+    channel_groups,
+    given_back,
+    left_in_float,
+    locked_layers,
+    missed_before,
+    quantized_count,
+    zero_channels,
+)
+from compressor.report.numbers import ScoreScale, duration, printable, shorten
+from compressor.report.report import Report, Step
+from compressor.report.scores import criteria, removals
+from compressor.report.sensitivity import width_rows, widths_summary, widths_tried
+from compressor.report.view import (
+    COLUMNS,
+    DROPPED_FIRST,
+    Cell,
+    Row,
+    budget_lines,
+    recipe_yaml,
+    summary,
+    table,
+    total_seconds,
+)
+
+_MARKS = {"reference": "•", "kept": "✓", "no_gain": "~", "rolled_back": "✗", "skipped": "✗"}
+_ASCII_MARKS = {"reference": "-", "kept": "+", "no_gain": "~", "rolled_back": "x", "skipped": "x"}
+_WORDS = {
+    "reference": "",
+    "kept": "kept",
+    "no_gain": "kept, does not pay",
+    "rolled_back": "rolled back",
+    "skipped": "not applied",
+}
+_TONES = {"good": "green", "bad": "red", "warn": "yellow", "": ""}
+_GAP = 2
+# A terminal shows the first groups, and their scores where names still have room beside them.
+_MOST_GROUPS = 12
+_WIDTH_FOR_SCORES = 70
+_NOTE = (
+    "Intervals are 95 %. Scores are of the exported file on test data; a speed-up is the ratio of interleaved "
+    "runs against the reference's file in ONNX Runtime, and `~` marks one whose interval contains 1: no "
+    "difference was measured. zstd is the same file compressed."
+)
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Prints the table of steps, the warnings and the summary; columns that do not fit are left out."""
+    console = console or Console()
+    marks = _ASCII_MARKS if console.options.ascii_only else _MARKS
+    rows = table(report)
+    print_rows(console, rows, [marks[row.state] for row in rows])
+    console.print()
+    for index, step in enumerate(report.steps):
+        if step.kept and index:
+            _print_removed(console, step)
+            _print_widths(console, step)
+    for warning in report.warnings:
+        console.print(Text(f"warning: {printable(warning)}", style="yellow"))
+    if report.environment.get("busy"):
+        console.print(Text(_busy(report), style="yellow"))
+    console.print(Text(summary(report), style="bold"))
+    verdict = _verdict(report)
+    console.print(
+        Text(f"{verdict} {duration(total_seconds(report))} in all.", style="" if report.budget_met else "red")
+    )
+
+
+def _print_removed(console: Console, step: Step) -> None:
+    """Prints which groups a step narrowed, with the scores on both sides of the border, and what it left alone."""
+    rows = removals(step)
+    if not rows:
+        return
+    arrow = "->" if console.options.ascii_only else "→"
+    title = f"{step.stage} removed" + (f", by {criteria(step)}" if criteria(step) else "")
+    console.print(Text(printable(title), style="bold"), no_wrap=True, overflow="ellipsis")
+    shown = [("group", "units", "lowest kept", "highest removed")] + [
+        (row.layer, f"{row.before} {arrow} {row.after}", row.kept_from, row.removed_to) for row in rows[:_MOST_GROUPS]
+    ]
+    scored = any(row.kept_from or row.removed_to for row in rows) and console.width >= _WIDTH_FOR_SCORES
+    columns = [1, 2, 3] if scored else [1]
+    widths = {column: max(cell_len(line[column]) for line in shown) for column in columns}
+    others = sum(width + _GAP for width in widths.values())
+    name = max(8, min(max(cell_len(line[0]) for line in shown), console.width - others))
+    for number, line in enumerate(shown):
+        cells = "".join(" " * _GAP + f"{line[column]:>{width}}" for column, width in widths.items())
+        _line(console, Text(set_cell_size(shorten(line[0], name), name) + cells), "" if number else "dim")
+    if len(rows) > _MOST_GROUPS:
+        console.print(Text(f"... and {len(rows) - _MOST_GROUPS} more groups: see the report's page", style="dim"))
+    for lock in locked_layers(step):
+        names = ", ".join(lock.names[:3]) + (f" and {len(lock.names) - 3} more" if len(lock.names) > 3 else "")
+        console.print(Padding(Text(f"left alone: {names}: {lock.reason}", style="dim"), (0, 0, 0, 2)))
+    console.print()
+
+
+def _print_widths(console: Console, step: Step) -> None:
+    """Prints how many layers got each width, and what went back to float."""
+    lines = [f"weights: {widths_summary(step)}"] if widths_summary(step) else []
+    gone = [layer.layer for layer in given_back(step)]
+    if gone:
+        more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+        lines.append(f"given back to float: {', '.join(gone[:3])}{more}")
+    if lines:
+        console.print(Text(printable(step.stage), style="bold"), no_wrap=True, overflow="ellipsis")
+        for line in lines:
+            console.print(Padding(Text(line), (0, 0, 0, 2)))
+        console.print()
+
+
+def print_rows(console: Console, rows: Sequence[Row], marks: Sequence[str], *, title: str = "stage") -> None:
+    """Prints `rows` with their marks in front; columns that do not fit the width are left out."""
+    columns = _fitting(rows, console.width)
+    widths = {column: _width(rows, column) for column in columns}
+    # On narrow screens the stage's name gives way: numbers that are cut would lie.
+    others = sum(widths.values()) - widths["stage"] + _GAP * (len(columns) - 1)
+    widths["stage"] = max(8, min(widths["stage"], console.width - others))
+    header = {column: Cell(text=text) for column, text in {**COLUMNS, "stage": title}.items()}
+    _line(console, _columns(header, widths, "text"), "bold")
+    for row, mark in zip(rows, marks, strict=True):
+        undone = row.state in {"rolled_back", "skipped"}
+        cells = {**row.cells, "stage": Cell(text=f"{mark} {row.stage}", note="  ships" if row.ships else "")}
+        for part in ("text", "note"):
+            text = _columns(cells, widths, part)
+            if text.plain.strip():
+                _line(console, text, "dim" if undone or part == "note" else "")
+        if row.reason and (undone or row.state == "no_gain"):
+            reason = Text(f"{_WORDS[row.state]}: {row.reason}", style="dim italic")
+            console.print(Padding(reason, (0, 0, 0, 2)))
+
+
+def outcome(row: Row) -> str:
+    """What became of a row, in words."""
+    return ", ".join(filter(None, [_WORDS[row.state], "**ships**" if row.ships else ""]))
+
+
+def markdown_table(rows: Sequence[Row], outcomes: Sequence[str], *, title: str = "stage") -> str:
+    """`rows` as a Markdown table; the last column is what became of each, which may hold markup."""
+    columns = [column for column in COLUMNS if column == "stage" or any(row.cells.get(column) for row in rows)]
+    lines = [
+        "| " + " | ".join({**COLUMNS, "stage": title}[column] for column in columns) + " | |",
+        "|" + "|".join("---" if column == "stage" else "--:" for column in columns) + "|---|",
+    ]
+    for row, last in zip(rows, outcomes, strict=True):
+        cells = {**row.cells, "stage": Cell(text=row.stage)}
+        texts = [escape(f"{cell.text} {cell.note}".strip()) for cell in (cells.get(name, Cell()) for name in columns)]
+        lines.append("| " + " | ".join([*texts, last]) + " |")
+    return "\n".join(lines)
+
+
+def markdown(report: Report) -> str:
+    """The report as a Markdown page: table, what went and what stayed, environment, warnings."""
+    data, rows = report.to_json(), table(report)
+    parts = [
+        f"# Compression report: {escape(str(report.workload.get('name', 'model')))}",
+        f"**{escape(summary(report))}**",
+        _verdict(report),
+        _section(
+            "Warnings", _bullets([*report.warnings, *([_busy(report)] if report.environment.get("busy") else [])])
+        ),
+        _section("Stage by stage", markdown_table(rows, [outcome(row) for row in rows])),
+        _section("Reasons", _bullets(f"{step.stage}: {step.reason}" for step in report.steps[1:] if step.reason)),
+        _section("What was removed", "\n\n".join(filter(None, map(_removed, report.steps)))),
+        _section("Sensitivity", "\n\n".join(filter(None, map(_sensitivity, report.steps)))),
+        _section("What stayed in float", "\n\n".join(filter(None, map(_float, report.steps)))),
+        _section("Budget", _bullets(budget_lines(report.budget, ScoreScale.of(report.workload)))),
+        _section("Recipe", _fence(recipe_yaml(report), "yaml")),
+        _section("Target", _facts(data["target"])),
+        _section("Environment", _facts(data["environment"])),
+        _NOTE,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escape(value: object) -> str:
+    """Text that Markdown shows as it is: nothing in it becomes markup or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", printable(str(value)))
+
+
+def _fitting(rows: Sequence[Row], available: int) -> list[str]:
+    columns = [column for column in COLUMNS if column == "stage" or any(row.cells.get(column) for row in rows)]
+    for column in DROPPED_FIRST:
+        if sum(_width(rows, name) + _GAP for name in columns) - _GAP <= available:
+            break
+        columns = [name for name in columns if name != column]
+    return columns
+
+
+def _width(rows: Sequence[Row], column: str) -> int:
+    if column == "stage":
+        return max(cell_len(row.stage) + 2 for row in rows)
+    cells = [row.cells.get(column, Cell()) for row in rows]
+    return max(cell_len(COLUMNS[column]), *(max(cell_len(cell.text), cell_len(cell.note)) for cell in cells))
+
+
+def _columns(cells: dict[str, Cell], widths: dict[str, int], part: str) -> Text:
+    line = Text()
+    for column, width in widths.items():
+        cell = cells.get(column, Cell())
+        text = cell.text if part == "text" else cell.note
+        if column == "stage":
+            line.append(set_cell_size(text, width))
+        else:
+            line.append(" " * (_GAP + width - cell_len(text)))
+            line.append(text, style=_TONES[cell.tone] if part == "text" else "")
+    return line
+
+
+def _line(console: Console, text: Text, style: str) -> None:
+    if style:
+        text.stylize_before(style)
+    console.print(text, no_wrap=True, overflow="crop", crop=True)
+
+
+def _verdict(report: Report) -> str:
+    if report.budget is None:
+        return "No budget was set."
+    return "The budget is met." if report.budget_met else "The budget is NOT met."
+
+
+def _busy(report: Report) -> str:
+    load, cores = report.environment.get("load_average"), report.environment.get("cores")
+    shown = load[0] if isinstance(load, list) and load else load
+    return f"The machine was busy (load average {shown} on {cores} cores): timings deserve less trust."
+
+
+def _removed(step: Step) -> str:
+    """What a step took out of the model, and what it could not."""
+    groups, blocks = channel_groups(step), [block for strip in block_strips(step).values() for block in strip]
+    rows = removals(step)
+    scored = any(row.kept_from or row.removed_to for row in rows)
+    lines = [] if scored else [f"- {_code(row.layer)}: {row.before} to {row.after} channels" for row in rows]
+    unchanged = sum(group.after == group.before for group in groups)
+    if unchanged:
+        lines.append(f"- {unchanged} other group{'s'[: unchanged > 1]} of channels kept the width")
+    zeros = zero_channels(step)
+    if zeros:
+        count, total = sum(group.zero for group in zeros), sum(group.of for group in zeros)
+        lines.append(f"- {count} of {total} channels in {len(zeros)} groups were driven to zero")
+    gone = [_code(block.name) for block in blocks if not block.kept]
+    if gone:
+        lines.append(f"- dropped {len(gone)} of {len(blocks)} blocks: {', '.join(gone)}")
+    lines += [
+        f"- left alone, {escape(lock.reason)}: {', '.join(map(_code, lock.names))}" for lock in locked_layers(step)
+    ]
+    if not scored:
+        return _titled(step, lines)
+    table_lines = [
+        f"| group ({escape(criteria(step) or 'score')}) | before | after | lowest kept | highest removed |",
+        "|---|--:|--:|--:|--:|",
+        *(f"| {_code(row.layer)} | {row.before} | {row.after} | {row.kept_from} | {row.removed_to} |" for row in rows),
+        "",
+    ]
+    return _titled(step, [*table_lines, *lines])
+
+
+def _float(step: Step) -> str:
+    """What a step quantized and what it did not."""
+    count = quantized_count(step)
+    lines = [] if count is None else [f"- {count} operators quantized"]
+    lines += [
+        f"- {len(left.names)} {escape(left.kind)}, {escape(left.reason)}: {', '.join(map(_code, left.names))}"
+        for left in left_in_float(step)
+    ]
+    return _titled(step, lines)
+
+
+def _sensitivity(step: Step) -> str:
+    """What each layer's rounding costs at every width, which it got, and what went back to float."""
+    rows, widths = width_rows(step), widths_tried(step)
+    lines = []
+    if rows:
+        lines = [
+            f"Signal to noise at the output when one layer alone is rounded. Weights: {widths_summary(step)}.",
+            "",
+            "| layer | bits | " + " | ".join(f"{bits} bits, dB" for bits in widths) + " | why |",
+            "|---|--:|" + "--:|" * len(widths) + "---|",
+            *(
+                f"| {_code(row.layer)} | {row.bits} | {' | '.join(row.decibels)} | {escape(row.reason)} |"
+                for row in rows
+            ),
+            "",
+        ]
+    if missed_before(step):
+        lines.append(f"- with all in integers {escape(missed_before(step))}")
+    lines += [f"- given back to float: {_code(layer.layer)}: {escape(layer.reason)}" for layer in given_back(step)]
+    return _titled(step, lines)
+
+
+def _titled(step: Step, lines: list[str]) -> str:
+    title = f"**{escape(step.stage)}**{'' if step.kept else ' (rolled back)'}"
+    return "\n".join([title, "", *lines]) if lines else ""
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    if not facts:
+        return ""
+    rows = [f"| {escape(key.replace('_', ' '))} | {escape(_plain(value))} |" for key, value in facts.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)
+
+
+def _code(value: object) -> str:
+    """A code span: the fence is longer than any run of backticks inside."""
+    text = printable(str(value)).replace("|", "/")
+    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _fence(text: str, language: str) -> str:
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"

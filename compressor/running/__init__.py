@@ -1,0 +1,1 @@
+"""What people use: the pipeline, one run on its way, its folder on disk, and comparisons of several."""

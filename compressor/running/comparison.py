@@ -1,0 +1,204 @@
+"""Several recipes on one workload, each run and resumed like a single one: one table and one picture of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.estimate import Estimate
+from compressor.recipe.recipe import Recipe
+from compressor.report.comparison import (
+    ComparisonRow,
+    comparison_html,
+    comparison_markdown,
+    comparison_svg,
+    pareto_front,
+    print_comparison,
+)
+from compressor.report.numbers import ScoreScale
+from compressor.report.report import Report, Step, json_safe
+from compressor.running.pipeline import Pipeline
+from compressor.running.preflight import check_workload
+from compressor.stage import stage_name
+from compressor.storage import write_atomic, write_json
+from compressor.target import Target
+from compressor.workload import Workload
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA_VERSION = 1
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare` gives. `rows` begin with the reference; `reports` and `failures` (error texts) are by name."""
+
+    workload: str
+    rows: tuple[ComparisonRow, ...]
+    reports: dict[str, Report]
+    failures: dict[str, str]
+
+    @property
+    def any_budget_met(self) -> bool:
+        """Whether at least one recipe met its budget."""
+        return any(report.budget_met for report in self.reports.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as JSON values; intervals are {"value", "low", "high"}."""
+        rows = [
+            {
+                "name": row.name,
+                "score": _interval(row.score),
+                "drop": _interval(row.drop),
+                "latency_ms": _interval(row.latency_ms),
+                "speedup": _interval(row.speedup),
+                "size_bytes": row.size_bytes,
+                "compressed_bytes": row.compressed_bytes,
+                "seconds": row.seconds,
+                "pareto": row.pareto,
+                "report": row.report,
+                "budget_met": self.reports[row.name].budget_met if row.name in self.reports else None,
+            }
+            for row in self.rows
+        ]
+        found: dict[str, Any] = json_safe(
+            {"schema_version": SCHEMA_VERSION, "workload": self.workload, "rows": rows, "failures": self.failures}
+        )
+        return found
+
+    def print(self, console: "Console | None" = None) -> None:
+        """Prints the table to `console`, by default the terminal."""
+        print_comparison(self.rows, console)
+
+
+def compare(
+    recipes: Sequence[Recipe | str | Path | Pipeline],
+    workload: Workload,
+    *,
+    out: Path | str,
+    target: Target | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+    accept_changes: bool = False,
+) -> Comparison:
+    """Runs every recipe into `out/<its name>` and writes comparison.json, .md, .html and .svg into `out`.
+
+    Recipes may be given as objects, files, or names of shipped ones; pipelines take part as well. `seed` and `target`
+    default to the recipes' own; all must be measured under the same load. A recipe that fails is listed with its error
+    and the others go on; a killed comparison goes on where it was when called again. Raises RecipeError for a recipe
+    that cannot be read, WorkloadError for a workload that cannot work.
+    """
+    if not recipes:
+        raise ValueError("compare needs at least one recipe, such as 'int8'")
+    plans = _named([Recipe.load(entry) if isinstance(entry, str | Path) else entry for entry in recipes])
+    target = target or _common_target(list(plans.values()))
+    check_workload(workload)
+    folder = Path(out)
+    reports: dict[str, Report] = {}
+    failures: dict[str, str] = {}
+    for name, plan in plans.items():
+        pipeline = Pipeline.from_recipe(plan) if isinstance(plan, Recipe) else plan
+        own_seed = plan.seed if isinstance(plan, Recipe) else 0
+        try:
+            result = pipeline.run(
+                workload,
+                target=target,
+                out=folder / name,
+                seed=own_seed if seed is None else seed,
+                progress=progress,
+                accept_changes=accept_changes,
+            )
+        except Exception as error:  # noqa: BLE001  # a user's stage may raise anything, and the others must go on
+            failures[name] = f"{type(error).__name__}: {error}"
+        else:
+            reports[name] = result.report
+    comparison = Comparison(workload=workload.name, rows=_rows(reports), reports=reports, failures=failures)
+    _write(comparison, folder)
+    return comparison
+
+
+def _named(plans: Sequence[Recipe | Pipeline]) -> dict[str, Recipe | Pipeline]:
+    """The plans by names that differ, as each has a folder of its own."""
+    named: dict[str, Recipe | Pipeline] = {}
+    for plan in plans:
+        name = plan.name if isinstance(plan, Recipe) else "-".join(map(stage_name, plan.stages))[:80]
+        count = 1
+        while (unique := name if count == 1 else f"{name}-{count}") in named or unique == REFERENCE:
+            count += 1
+        named[unique] = plan
+    return named
+
+
+def _common_target(plans: Sequence[Recipe | Pipeline]) -> Target:
+    targets = {plan.target() for plan in plans if isinstance(plan, Recipe)} or {Target()}
+    if len(targets) > 1:
+        loads = ", ".join(sorted(f"batch_size={one.batch_size} threads={one.threads}" for one in targets))
+        raise ValueError(
+            f"the recipes ask for different loads ({loads}), whose times cannot be compared; "
+            "give one for all (target=Target(...), --batch-size, --threads)"
+        )
+    return targets.pop()
+
+
+def _rows(reports: dict[str, Report]) -> tuple[ComparisonRow, ...]:
+    """The reference and every final file, with those marked that no other beats in every respect."""
+    rows = [_row(name, report, report.final) for name, report in reports.items()]
+    if reports:
+        # The reference is the same model in every run; the first run's timing stands for it.
+        first = _row(REFERENCE, next(iter(reports.values())), 0)
+        rows.insert(0, replace(first, drop=None, speedup=Estimate(1.0, 1.0, 1.0), seconds=0.0, report=None))
+    # Errors are better where smaller: with a minus sign, as scores.
+    goodness = [row.score.value if row.scale.higher_is_better else -row.score.value for row in rows]
+    points = [(row.latency_ms.value, row.size_bytes, good) for row, good in zip(rows, goodness, strict=True)]
+    return tuple(replace(row, pareto=pareto) for row, pareto in zip(rows, pareto_front(points), strict=True))
+
+
+def _row(name: str, report: Report, index: int) -> ComparisonRow:
+    step = report.steps[index]
+    measurement = step.measurement
+    assert measurement is not None  # only a step with a file can be final
+    return ComparisonRow(
+        name=name,
+        score=measurement.score,
+        drop=step.drop or _validation_drop(step),
+        latency_ms=measurement.latency_ms,
+        speedup=measurement.speedup,
+        size_bytes=measurement.size_bytes,
+        compressed_bytes=measurement.compressed_bytes,
+        seconds=sum(done.seconds for done in report.steps),
+        pareto=False,
+        report=f"{name}/report.html",
+        scale=ScoreScale.of(report.workload),
+    )
+
+
+def _validation_drop(step: Step) -> Estimate | None:
+    drop = step.validation.get("drop")
+    return None if drop is None else Estimate(drop["value"], drop["low"], drop["high"])
+
+
+def _interval(estimate: Estimate | None) -> dict[str, float] | None:
+    return None if estimate is None else {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _write(comparison: Comparison, folder: Path) -> None:
+    title = f"{comparison.workload}: {len(comparison.reports)} recipes compared"
+    failed = [f"{name} failed: {_one_line(error)}" for name, error in comparison.failures.items()]
+    notes = "".join(f"- {text}\n" for text in failed)
+    page = comparison_html(comparison.rows, title)
+    if failed:
+        items = "".join(f"<li>{escape(text)}</li>" for text in failed)
+        page = page.replace("</main>", f'<section class="card"><ul class="plain">{items}</ul></section></main>', 1)
+    write_json(folder / "comparison.json", comparison.to_json())
+    write_atomic(
+        folder / "comparison.md", f"# {title}\n\n{comparison_markdown(comparison.rows)}\n{notes}".rstrip() + "\n"
+    )
+    write_atomic(folder / "comparison.html", page)
+    write_atomic(folder / "comparison.svg", comparison_svg(comparison.rows))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

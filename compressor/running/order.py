@@ -1,0 +1,73 @@
+"""Which orders of stages work, and which stages are judged together."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from compressor.running.preflight import WorkloadError
+from compressor.stage import Effect, Stage, stage_name
+
+
+def segments(stages: Sequence[Stage]) -> list[list[int]]:
+    """The indices of the stages that are judged together: structure with the training that recovers it.
+
+    Consecutive structure stages share the training that follows them, and the sparse training that prepares them;
+    other stages stand alone.
+    """
+    groups: list[list[int]] = []
+    recovering = False
+    for index, stage in enumerate(stages):
+        shapes = stage.effect is Effect.STRUCTURE
+        before = stages[index - 1] if groups else None
+        joins = before is not None and (
+            (stage.effect is Effect.VALUES and recovering)
+            or (shapes and (before.effect is Effect.STRUCTURE or prepares_structure(before)))
+        )
+        if joins:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            recovering = shapes or prepares_structure(stage)
+    return groups
+
+
+def prepares_structure(stage: Stage) -> bool:
+    """Whether `stage` only makes sense before structure goes, so that it is not judged by itself.
+
+    A stage says so with a class attribute `prepares_structure = True`.
+    """
+    return bool(getattr(stage, "prepares_structure", False))
+
+
+def refuse_impossible_orders(stages: Sequence[Stage]) -> None:
+    """Raises ValueError where something trains, reshapes or encodes again what is encoded."""
+    for before, after in pairwise(stages):
+        if before.effect is Effect.ENCODING:
+            what = {
+                Effect.STRUCTURE: "reshape it",
+                Effect.VALUES: "train it",
+                Effect.ENCODING: "encode it again",
+            }[after.effect]
+            raise ValueError(
+                f"{stage_name(after)} cannot follow {stage_name(before)}: the model is encoded by then and nothing can "
+                f"{what}; move {stage_name(before)} to the end"
+            )
+
+
+def refuse_for_files(stages: Sequence[Stage]) -> None:
+    """Raises WorkloadError where something trains or reshapes a model that is an ONNX file."""
+    for stage in stages:
+        if stage.effect is not Effect.ENCODING:
+            raise WorkloadError(
+                f"{stage_name(stage)} needs the layers of a torch model, and this one is an ONNX file; quantize and "
+                "quantization_aware_training work on files; for everything else give the model that it came from"
+            )
+
+
+def doubtful_orders(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """A sentence for every order that works but is known to disappoint."""
+    return tuple(
+        f"{stage_name(after)} follows {stage_name(before)} with no training between: the accuracy that is lost by "
+        "removing structure is seldom there to be quantized; put distill or fine_tune between them"
+        for before, after in pairwise(stages)
+        if before.effect is Effect.STRUCTURE and after.effect is Effect.ENCODING
+    )

@@ -1,0 +1,91 @@
+"""Runs stages one after the other, measures each as the file it would ship, and keeps those that pay."""
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from compressor.budget import Budget
+from compressor.running.folder import RunFolder
+from compressor.running.order import doubtful_orders, refuse_for_files, refuse_impossible_orders
+from compressor.running.preflight import check_workload
+from compressor.running.run import Result, Run
+from compressor.runtime import OnnxModule
+from compressor.stage import Stage
+from compressor.target import Target
+from compressor.workload import Workload
+
+if TYPE_CHECKING:
+    from compressor.recipe.recipe import Recipe
+
+
+class PipelineWarning(UserWarning):
+    """An order of stages that works but is known to disappoint."""
+
+
+class Pipeline:
+    """A chain of stages with an optional budget.
+
+    Raises ValueError for orders that cannot work (nothing trains or reshapes after quantization) and warns, with
+    PipelineWarning, of those that are known to disappoint. Without a budget every stage is kept and the report marks
+    what did not pay.
+    """
+
+    def __init__(self, stages: Sequence[Stage], *, budget: Budget | None = None) -> None:
+        if not stages:
+            raise ValueError("a pipeline needs at least one stage, such as Quantize()")
+        for stage in stages:
+            if isinstance(stage, type) or not isinstance(stage, Stage):
+                raise TypeError(
+                    f"{stage!r} is not a stage: it needs an `effect` and apply(model, workload, context)"
+                    + ("; it is a class, call it" if isinstance(stage, type) else "")
+                )
+        refuse_impossible_orders(stages)
+        self.stages, self.budget = tuple(stages), budget
+        self.recipe: dict[str, Any] | None = None
+        self.order_warnings = doubtful_orders(stages)
+        for text in self.order_warnings:
+            warnings.warn(text, PipelineWarning, stacklevel=2)
+
+    @classmethod
+    def from_recipe(cls, recipe: "Recipe") -> "Pipeline":
+        """The pipeline that `recipe` describes."""
+        pipeline = cls(recipe.stages, budget=recipe.budget)
+        pipeline.recipe = yaml.safe_load(recipe.dump())
+        return pipeline
+
+    def run(
+        self,
+        workload: Workload,
+        *,
+        target: Target | None = None,
+        out: Path | str | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        accept_changes: bool = False,
+    ) -> Result:
+        """Compresses `workload.model` (which stays as it is) and writes model.onnx and the report to the folder `out`.
+
+        `out` defaults to a new temporary folder. A run that was killed goes on when called again with the same `out`.
+        Raises WorkloadError for a workload that cannot work (an ONNX file where a stage needs layers), RunFolderError
+        where `out` holds another run, and, without a budget, StageError or ExportError where a stage cannot do its
+        work; with one, that stage is rolled back.
+        """
+        check_workload(workload)
+        if isinstance(workload.model, OnnxModule):
+            refuse_for_files(self.stages)
+        folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
+        run = Run(
+            self.stages,
+            workload,
+            budget=self.budget,
+            target=target or Target(),
+            folder=folder,
+            seed=seed,
+            progress=progress,
+        )
+        with folder.locked():
+            return run.go(recipe=self.recipe, warnings=self.order_warnings, accept_changes=accept_changes)

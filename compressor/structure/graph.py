@@ -1,0 +1,127 @@
+"""Which channels, heads, neurons and recurrent units of a model hang together, and the plan that takes some out."""
+
+import copy
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from compressor.batches import Inputs, map_tensors
+from compressor.stage import StageError
+from compressor.structure.attention import narrow_attention_
+from compressor.structure.axes import Axis, lock
+from compressor.structure.axis_structure import AxisStructure
+from compressor.structure.axis_trace import Trace, trace_axes
+from compressor.structure.couplings import Coupled, Couplings
+from compressor.structure.model_copies import shape_copy, sharing_copy
+from compressor.structure.plan import Entry
+from compressor.structure.probe import ProbedStructure, constant_parameters, distinct_
+from compressor.structure.tensor_ids import Sizes
+from compressor.structure.trials import collector_paused, evaluating, outputs_at, same_outputs
+from compressor.workload import batch_size_of
+
+
+class StructureGraph(Protocol):
+    """The groups of a model and the plan entries that narrow them."""
+
+    @property
+    def groups(self) -> tuple[Coupled, ...]:
+        """Every group, locked ones with their reason."""
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """The convolutions and linear layers that the example inputs do not run through."""
+
+    def entries(self, gone: dict[Coupled, list[int]]) -> list[Entry]:
+        """One plan entry for each group, to be applied in order."""
+
+    def sizes_without(self, gone: dict[Coupled, list[int]]) -> Sizes:
+        """What is left of every tensor."""
+
+
+@collector_paused()
+def trace_structure(model: nn.Module, inputs: Inputs, *, settled: bool = True) -> StructureGraph:
+    """The structure of `model` as one call on `inputs` (a batch of at least 2) shows it; the model stays as it is.
+
+    Every group without `locked` was narrowed in a trial, all of them at once, and the narrowed model computed what the
+    whole one computes with those weights at zero. Without `settled` that trial is left to the caller, who tries the cut
+    that is wanted with `fault_without` and settles the structure only where it fails. Attention layers of torch are
+    locked until `prepare_` exchanged them. Where operators are unknown and nothing is left free, torch-pruning's graph
+    is tried. Raises StageError where the model cannot be run.
+    """
+    two = map_tensors(inputs, lambda tensor: tensor[: min(2, batch_size_of(inputs))])
+    trial = sharing_copy(model, own=constant_parameters(model))
+    trial.train()  # modules that cache weights in eval mode drop them on the way
+    with evaluating(trial):
+        distinct_(trial)
+        try:
+            trace, by_shapes = _trace(trial, two)
+        except Exception as error:
+            raise StageError(
+                f"the structure of {type(model).__name__} cannot be traced ({type(error).__name__}: {error}); drop "
+                "blocks or quantize instead"
+            ) from error
+    for name, part in trial.named_modules():
+        if isinstance(part, nn.MultiheadAttention):
+            _lock_attention(trace.dims, name)
+    structure = AxisStructure(trial, trace)
+    if trace.branches and structure.unreached:
+        reason = (
+            f"the program branches on a computed value{trace.branches[0]}, and {structure.unreached[0]} was not run"
+        )
+        for group in structure.groups:
+            if group.locked is None:
+                structure.replace(group, replace(group, locked=reason))
+    structure.keep_one_factor()
+    # What runs without numbers does the same for every sample.
+    probed = ProbedStructure(trial, structure, two, samples=1 if by_shapes else min(2, batch_size_of(two)))
+    if settled or trace.unknown:
+        probed.settle()
+    if trace.unknown and all(group.locked is not None for group in probed.groups):
+        try:
+            other = Couplings(model, inputs)
+        except StageError:
+            return probed
+        if any(not group.makes_output and not group.opaque for group in other.groups):
+            return other
+    return probed
+
+
+def _trace(model: nn.Module, inputs: Inputs) -> tuple[Trace, bool]:
+    """The axes of `model`, and whether shapes alone were enough to find them."""
+    # Always on copies: what modules keep from a call must not be in the trials that follow.
+    try:
+        shapes = map_tensors(inputs, lambda tensor: torch.empty_like(tensor, device="meta"))
+        return trace_axes(shape_copy(model), shapes), True
+    except Exception:  # noqa: BLE001 - many programs need numbers: they look at values, or bring tensors along
+        return trace_axes(sharing_copy(model), inputs), False
+
+
+def _lock_attention(dims: dict[str, list[Axis]], name: str) -> None:
+    prefix = f"{name}." if name else ""
+    for key in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        if prefix + key in dims:
+            lock(dims[prefix + key][0], f"{name} is an nn.MultiheadAttention that prepare_ has not exchanged")
+
+
+def prepare_(model: nn.Module, inputs: Inputs) -> list[Entry]:
+    """The plan entries of what was exchanged in `model` itself so that it can be narrowed, [] where nothing was.
+
+    Attention layers of torch insist that heads times their width is the model's width; they become NarrowAttention,
+    which computes the same. Where the outputs for `inputs` would change, the model is left as it was.
+    """
+    names = [name for name, part in model.named_modules(remove_duplicate=False) if type(part) is nn.MultiheadAttention]
+    if not names:
+        return []
+    with evaluating(model):
+        before = outputs_at(model, inputs)
+        trial = copy.deepcopy(model)
+        try:
+            after = outputs_at(narrow_attention_(trial, names), inputs)
+        except (ValueError, RuntimeError, TypeError, AttributeError):
+            return []
+        if any(same_outputs(after[size], before[size]) is not None for size in before):
+            return []
+    narrow_attention_(model, names)
+    return [{"kind": "attention", "modules": names}]

@@ -1,0 +1,177 @@
+"""Which groups of a model can truly be narrowed, and with which attributes: found by narrowing and comparing.
+
+Half of every group is taken out at once, and the narrowed model must compute what the whole one computes with those
+weights at zero. Only where that fails are the groups taken apart by halving.
+"""
+
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain, combinations
+
+import torch
+from torch import Tensor, nn
+
+from compressor.batches import Inputs
+from compressor.structure.axis_structure import AxisStructure
+from compressor.structure.couplings import Coupled
+from compressor.structure.model_copies import masked_copy, sharing_copy
+from compressor.structure.plan import Entry, Slices, apply_plan_
+from compressor.structure.size_attributes import Choice, by_name, candidates, key_of
+from compressor.structure.tensor_ids import Sizes
+from compressor.structure.trials import collector_paused, difference, evaluating
+
+# Attributes that may or may not follow are tried one by one and in pairs, at most this often for one group.
+_TRIES = 24
+
+
+class ProbedStructure:
+    """The structure of a model together with the private copy that cuts are tried on.
+
+    `model` shares its parameters with the model, but for constant ones, which are `distinct_`. Outputs are compared for
+    the first `samples` (1 or 2) of `inputs`: one says it all where the program does not look at values. `slices` are
+    what parameters became in the last trial, for the model itself.
+    """
+
+    def __init__(self, model: nn.Module, structure: AxisStructure, inputs: Inputs, samples: int) -> None:
+        self._model, self._structure, self._inputs, self._samples = model, structure, inputs, samples
+        self._candidates: dict[Coupled, list[Choice]] = {}
+        self._accepted: list[Coupled] = []
+        self._solved: dict[frozenset[tuple[str, str, int]], frozenset[tuple[str, str, int]]] = {}
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        for group in structure.groups:
+            if group.locked is None:
+                axes = dict.fromkeys(structure.dims[name][dim] for name, dim in structure.places[group])
+                self._candidates[group] = candidates(
+                    self._modules, [part.module for part in group.parts], axes, structure.axes[group]
+                )
+                structure.choices[group.name] = tuple(by_name(self._candidates[group], group.kind))
+        self.settled = not self._candidates
+        self._failed = False
+        self.slices: Slices = {}
+
+    @property
+    def groups(self) -> tuple[Coupled, ...]:
+        """Every group, locked ones with their reason."""
+        return self._structure.groups
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """The convolutions and linear layers that the example inputs do not run through."""
+        return self._structure.unreached
+
+    def entries(self, gone: dict[Coupled, list[int]]) -> list[Entry]:
+        """One plan entry for each group, to be applied in order."""
+        return self._structure.entries(gone)
+
+    def sizes_without(self, gone: dict[Coupled, list[int]]) -> Sizes:
+        """What is left of every tensor."""
+        return self._structure.sizes_without(gone)
+
+    def settle(self) -> None:
+        """Finds the attributes that keep sizes, and locks what cannot be narrowed, with the reason; once."""
+        if not self.settled:
+            self.settled = True
+            with evaluating(self._model), collector_paused():
+                self._settle(list(self._candidates))
+
+    def fault_without(self, gone: dict[Coupled, list[int]]) -> str | None:
+        """Why these channels cannot go, or None: narrowed, the model must run at two batch sizes, backwards too
+        where it brings derivatives of its own, and compute what it computes with the channels at zero.
+        """
+        with evaluating(self._model), collector_paused():
+            return self._fault_without(gone, backward=True)
+
+    def _settle(self, groups: list[Coupled]) -> None:
+        if not groups:
+            return
+        reason = self._fault([*self._accepted, *groups])
+        if reason is None:
+            self._accepted += groups
+        elif len(groups) == 1:
+            self._alone(groups[0], reason)
+        else:
+            middle = len(groups) // 2
+            for group in groups:
+                self._recall(group)
+            self._settle(groups[:middle])
+            self._settle(groups[middle:])
+
+    def _recall(self, group: Coupled) -> None:
+        # Modules of one class keep their sizes alike: what worked for one is the first guess for the next.
+        keys = [key_of(choice, self._modules) for choice in self._candidates[group]]
+        solved = self._solved.get(frozenset(keys))
+        if solved is not None:
+            self._structure.choices[group.name] = tuple(
+                choice for choice, key in zip(self._candidates[group], keys, strict=True) if key in solved
+            )
+
+    def _alone(self, group: Coupled, reason: str) -> None:
+        options = self._candidates[group]
+        everything = (tuple(choice for choice in options if choice.place < 0), tuple(options))
+        few = chain.from_iterable(combinations(options, count) for count in (1, 2))
+        for tried in list(dict.fromkeys([(), *everything, *few]))[:_TRIES]:
+            self._structure.choices[group.name] = tried
+            if self._fault([group]) is None and self._fault([*self._accepted, group]) is None:
+                keys = frozenset(key_of(choice, self._modules) for choice in options)
+                self._solved[keys] = frozenset(key_of(choice, self._modules) for choice in tried)
+                self._accepted.append(group)
+                return
+        self._structure.choices.pop(group.name)
+        self._structure.replace(group, replace(group, locked=reason))
+
+    def _fault(self, groups: list[Coupled]) -> str | None:
+        # Every second unit goes, so that what still points to a fixed position is found out.
+        return self._fault_without(
+            {group: list(range(0, 2 * (group.width // 2), 2)) for group in groups}, backward=False
+        )
+
+    def _fault_without(self, gone: dict[Coupled, list[int]], *, backward: bool) -> str | None:
+        try:
+            self.slices = {}
+            narrow = apply_plan_(sharing_copy(self._model), self._structure.entries(gone), slices=self.slices)
+        except Exception as error:  # noqa: BLE001 - a user's model may raise anything
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        sizes = self._structure.sizes_without(gone)
+        if not self._failed:
+            # Zeros in activations cost no memory, but miss weights that are used in other ways and may not fit every
+            # kind of tensor: zeros in the weights have the last word.
+            with suppress(Exception):
+                masked = masked_copy(self._model, sizes, by_activations=True)
+                if self._difference(narrow, masked, backward=backward) is None:
+                    return None
+            self._failed = True
+        return self._difference(narrow, masked_copy(self._model, sizes), backward=backward)
+
+    def _difference(self, narrow: nn.Module, masked: nn.Module, *, backward: bool) -> str | None:
+        return difference(narrow, masked, self._inputs, samples=self._samples, backward=backward)
+
+
+def constant_parameters(model: nn.Module) -> set[str]:
+    """The names of the parameters whose values are all the same."""
+    return {name for name, tensor in model.named_parameters(remove_duplicate=False) if _is_constant(tensor)}
+
+
+def distinct_(model: nn.Module) -> nn.Module:
+    """`model` itself with random numbers in every tensor that was constant, so that no two channels compute the same.
+
+    Fresh norms and zeroed residual branches would otherwise hide what a wrong cut does. Values stay near what they were
+    and keep their sign; buffers of norms are drawn as well.
+    """
+    generator = torch.Generator().manual_seed(0)
+    norms = [part for part in model.modules() if hasattr(part, "running_var")]
+    tensors = [*model.parameters(), *(buffer for part in norms for buffer in part.buffers(recurse=False))]
+    with torch.no_grad():
+        for tensor in filter(_is_constant, tensors):
+            value = float(tensor.flatten()[0])
+            noise = torch.rand(tensor.shape, generator=generator).to(tensor)
+            # Scales of residual branches start near zero, which would hide what they let through.
+            tensor.copy_((noise + 0.5) * value if abs(value) > 0.01 else (noise - 0.5) * 0.2)
+    return model
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.numel() < 2:
+        return False
+    flat = tensor.detach().flatten()
+    first = flat[0]
+    return bool(first == flat[-1]) and bool((flat == first).all())

@@ -1,0 +1,76 @@
+"""Lines of a model's own source code: where its layers are called, and where an error arose."""
+
+import re
+import sys
+import traceback
+from pathlib import Path
+from types import CodeType, FrameType
+
+import torch
+from torch import nn
+
+from compressor.batches import Inputs
+from compressor.structure.code_places import short_path
+from compressor.workload import predict
+
+_TORCH = str(Path(torch.__file__).parent)
+_PACKAGE = Path(__file__).parent.parent
+# A ready workload's model is a model as any other.
+_MODELS = str(_PACKAGE / "workloads")
+
+
+def call_lines(model: nn.Module, inputs: Inputs) -> dict[str, str]:
+    """The `file:line` that calls each module of `model` first, by the module's name.
+
+    Containers of torch call their members themselves: the line is then the one that calls the container. Modules that
+    do not run for `inputs`, or that no line of the model's own code leads to, are left out.
+    """
+    lines: dict[str, str] = {}
+    handles = []
+    for name, module in model.named_modules():
+
+        def note(_module: nn.Module, _args: object, name: str = name) -> None:
+            line = _calling_line(sys._getframe(1))  # noqa: SLF001 - inspect.currentframe is the same, and may be None
+            if line and name:
+                lines.setdefault(name, line)
+
+        handles.append(module.register_forward_pre_hook(note))
+    try:
+        with torch.no_grad():
+            predict(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return lines
+
+
+def error_line(error: BaseException) -> str | None:
+    """The innermost `file:line` of the model's own code that `error` came through, None where there is none."""
+    own = [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__) if _is_own(frame.f_code)]
+    return _shown(*own[-1]) if own else None
+
+
+def _calling_line(frame: FrameType | None) -> str | None:
+    while frame is not None:
+        if _is_own(frame.f_code):
+            return _shown(frame.f_code, frame.f_lineno)
+        # Beyond our own call of the model stands whoever asked for the inspection.
+        if frame.f_code.co_name == predict.__name__ and frame.f_code.co_filename == predict.__code__.co_filename:
+            return None
+        frame = frame.f_back
+    return None
+
+
+def _is_own(code: CodeType) -> bool:
+    name = code.co_filename
+    inside = name.startswith(str(_PACKAGE)) and not name.startswith(_MODELS)
+    return not inside and not name.startswith((_TORCH, "<"))
+
+
+def shortened(text: str) -> str:
+    """`text` with every absolute path of Python code as short as it is clear."""
+    return re.sub(r"/[^\s:()'\"]+\.py\b", lambda match: short_path(Path(match.group())), text)
+
+
+def _shown(code: CodeType, line: int) -> str:
+    return f"{short_path(Path(code.co_filename))}:{line}"

@@ -1,0 +1,97 @@
+"""What a teacher says: the outputs of a frozen model over a replayed stream, and the loss that compares to them."""
+
+import copy
+import zlib
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.batches import Inputs
+from compressor.stage import StageError
+from compressor.training.loop import Position
+from compressor.training.precision import Form, at_least_float32
+from compressor.workload import input_tensors, predict
+
+CACHE_BYTES = 2**30  # memory for teacher outputs; batches beyond it are computed again
+
+
+def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean KL divergence from teacher to student at `temperature` (> 0); logits are (batch, classes, ...).
+
+    The mean is over samples and positions. Scaled by temperature**2 so that gradients keep their size. Hinton et al.
+    2015, arXiv:1503.02531, sec. 2.
+    """
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    divergence = F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(dim=1)
+    return divergence.mean() * temperature**2
+
+
+class Teacher:
+    """A frozen copy of a model that answers each batch of a replayed stream once and then from memory.
+
+    An answer is kept in the type in which the teacher computes it, so remembered and computed ones are the same bits.
+    Every batch is compared with the one remembered for its position, by checksum: a stream that does not replay is
+    noticed at its first repeated view, and answered by computing from then on.
+    """
+
+    def __init__(self, model: nn.Module, *, remember: bool) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        self.form = Form.of(self.model)
+        self.remember = remember
+        self.replays = True
+        self.used_bytes = self.computed = self.recalled = 0
+        self._answers: dict[Position, tuple[int, Tensor]] = {}
+
+    def outputs(self, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:
+        """The teacher's output for a batch, at least float32, without gradient."""
+        if not (self.remember and self.replays):
+            return at_least_float32(self._compute(inputs))
+        checksum = _checksum((*input_tensors(inputs), targets))
+        if position in self._answers:
+            known, answer = self._answers[position]
+            if known == checksum:
+                self.recalled += 1
+                return at_least_float32(answer)
+            self.replays = False
+            self._answers.clear()
+            return at_least_float32(self._compute(inputs))
+        answer = self._compute(inputs)
+        size = answer.numel() * answer.element_size()
+        if self.used_bytes + size <= CACHE_BYTES:
+            self._answers[position] = (checksum, answer)
+            self.used_bytes += size
+        return at_least_float32(answer)
+
+    def summary(self) -> str:
+        """What came of remembering, for the report."""
+        if not self.remember:
+            return "not used: feature hints need the teacher's inner outputs"
+        if not self.replays:
+            return "given up: the training data does not replay under one torch seed, so the teacher runs every epoch"
+        total = self.recalled + self.computed
+        return f"{self.recalled} of {total} batches answered from {self.used_bytes} bytes of memory"
+
+    def _compute(self, inputs: Inputs) -> Tensor:
+        self.computed += 1
+        with torch.no_grad(), self.form.autocast():
+            return predict(self.model, self.form.place(inputs)).detach()
+
+
+def check_shapes(outputs: Tensor, references: Tensor) -> None:
+    """Raises StageError where the teacher's output has another shape than the student's."""
+    if outputs.shape != references.shape:
+        raise StageError(
+            f"the teacher's output {tuple(references.shape)} must have the student's shape {tuple(outputs.shape)}; "
+            "give a teacher of the same task"
+        )
+
+
+def _checksum(tensors: tuple[Tensor, ...]) -> int:
+    """A checksum of the exact bits: sums of inputs would not notice a mirrored image."""
+    state = 0
+    for tensor in tensors:
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        state = zlib.crc32(raw, state)
+    return state
