@@ -36,9 +36,9 @@ def main() -> None:
 
 def run(only: str) -> None:
     """Prunes every architecture whose name contains `only`; each outcome is printed and stored as soon as it stands."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from zoo import ARCHITECTURES
-    from zoo.check import check
+    sys.path.insert(0, str(ROOT))
+    from workbench.zoo import ARCHITECTURES
+    from workbench.zoo.check import check
 
     rows = {row["name"]: row for row in json.loads(RESULTS.read_text())["architectures"]} if RESULTS.exists() else {}
     for architecture in ARCHITECTURES:

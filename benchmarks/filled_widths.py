@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from masked_cpu import can_mask, masked_environment
 from structure_docs import spread
 from tqdm import tqdm
 
@@ -39,6 +38,7 @@ from compressor.stages.quantization import Quantize
 from compressor.storage import write_json
 from compressor.target import Isa, Target
 from compressor.workload import resize_batch
+from workbench.masked_cpu import can_mask, masked_environment
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "filled-widths.json"
@@ -92,9 +92,9 @@ def classes() -> dict[str, list[dict[str, Any]]]:
 
 def zoo(seconds: float) -> dict[str, Any]:
     """Networks whose widths the rule changes, with their speed; bytes of all that have integer convolutions."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from zoo import ARCHITECTURES
-    from zoo.check import randomized_, workload_of
+    sys.path.insert(0, str(ROOT))
+    from workbench.zoo import ARCHITECTURES
+    from workbench.zoo.check import randomized_, workload_of
 
     rows, size = [], {"plain": 0, "zeros stored": 0, "zeros added at load": 0}
     for architecture in tqdm(ARCHITECTURES, desc="zoo", unit="network"):

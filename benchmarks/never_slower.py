@@ -53,8 +53,8 @@ def main() -> None:
 
 def run(only: str, path: Path, *, again: bool, seconds: float) -> list[dict[str, Any]]:
     """The rows of all architectures, those whose name contains `only` run where they are not stored yet."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from zoo import ARCHITECTURES
+    sys.path.insert(0, str(ROOT))
+    from workbench.zoo import ARCHITECTURES
 
     rows = {row["name"]: row for row in json.loads(path.read_text())["architectures"]} if path.exists() else {}
     for architecture in ARCHITECTURES:
@@ -75,7 +75,7 @@ def run(only: str, path: Path, *, again: bool, seconds: float) -> list[dict[str,
 
 def row_of(architecture: Any, *, seconds: float) -> dict[str, Any]:
     """What became of one network: "kept", "rolled back", or "failed" where it could not even be exported."""
-    from zoo.check import randomized_, workload_of
+    from workbench.zoo.check import randomized_, workload_of
 
     torch.manual_seed(0)
     model = randomized_(architecture.build()).eval()

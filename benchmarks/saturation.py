@@ -20,7 +20,6 @@ import numpy as np
 import onnx
 import torch
 from cifar import resnet20
-from masked_cpu import MASKS, can_mask, run_masked
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +44,7 @@ from compressor.stages.quantization import Quantize
 from compressor.storage import write_json
 from compressor.target import Isa, Target
 from compressor.workload import Workload, batches_of
+from workbench.masked_cpu import MASKS, can_mask, run_masked
 
 RESULTS = Path(__file__).parent / "results" / "saturation.json"
 CONTEXT = Context(target=Target(isa=Isa.X86_VNNI), progress=False)

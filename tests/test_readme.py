@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from compressor.testing import check_stage
-
-ROOT = Path(__file__).parent.parent
+from workbench import ROOT
 
 
 def python_blocks(path: Path) -> list[str]:

@@ -1,0 +1,434 @@
+"""What reports say, and what they refuse to say."""
+
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from compressor.estimate import Estimate
+from compressor.report.charts import BAR_WIDTH, Item, dot_chart, nice_ticks
+from compressor.report.comparison import (
+    ComparisonRow,
+    comparison_html,
+    comparison_markdown,
+    comparison_svg,
+    pareto_front,
+    print_comparison,
+)
+from compressor.report.numbers import ScoreScale, claim, duration, si, size, smaller
+from compressor.report.report import Report, Step, describe_workload, environment, json_safe, write_report
+from compressor.report.scatter import place_labels, staircase
+from compressor.report.view import summary, table
+from compressor.target import Isa, Target
+from workbench import ROOT
+from workbench.report_samples import ALL, ENVIRONMENT, QUANTIZE, REFERENCE, hostile, nothing_kept, regression, rollback
+
+SCHEMA = json.loads((ROOT / "docs" / "report_schema.json").read_text(encoding="utf-8"))
+_TYPES = {
+    "object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "integer": int,
+    "number": (int, float),
+}  # fmt: skip
+
+
+def violations(value, schema, where="report"):
+    """What of `value` breaks `schema`: the part of JSON Schema that docs/report_schema.json uses."""
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    found = []
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    allowed = tuple(_TYPES[kind] for kind in kinds)
+    is_flag = isinstance(value, bool)  # which Python takes for a number, and JSON does not
+    if kinds and not ("boolean" in kinds if is_flag else isinstance(value, allowed)):
+        return [f"{where}: {value!r} is not {kinds}"]
+    if "const" in schema and value != schema["const"]:
+        found.append(f"{where}: {value!r} is not {schema['const']!r}")
+    if "minimum" in schema and value < schema["minimum"]:
+        found.append(f"{where}: {value!r} is below {schema['minimum']}")
+    for part in schema.get("allOf", []):
+        found += violations(value, part, where)
+    options = schema.get("anyOf")
+    if options and all(violations(value, option, where) for option in options):
+        found += violations(value, options[0], where)
+    if isinstance(value, dict):
+        found += [f"{where}: no {key}" for key in schema.get("required", []) if key not in value]
+        known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+        for key, entry in value.items():
+            if key in known:
+                found += violations(entry, known[key], f"{where}.{key}")
+            elif others is False:
+                found.append(f"{where}: {key} is not known")
+            elif isinstance(others, dict):
+                found += violations(entry, others, f"{where}.{key}")
+    if isinstance(value, list):
+        if len(value) < schema.get("minItems", 0):
+            found.append(f"{where}: too short")
+        for number, entry in enumerate(value):
+            found += violations(entry, schema.get("items", {}), f"{where}[{number}]")
+    return found
+
+
+def printed(report: Report, width: int) -> str:
+    """What `report.print` shows on a terminal of `width` columns."""
+    stream = io.StringIO()
+    report.print(Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+class Page(HTMLParser):
+    """The elements, their attributes, and the text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_report_json_keeps_to_its_schema() -> None:
+    """The report of a run has every key of the documented schema, with values of the promised types."""
+    assert violations(rollback().to_json(), SCHEMA) == []
+    assert violations(nothing_kept().to_json(), SCHEMA) == []
+
+
+def test_the_schema_catches_what_is_wrong() -> None:
+    """The structural check is not blind: a missing key, a wrong type and an unknown number are all reported."""
+    broken = rollback().to_json()
+    del broken["seed"]
+    broken["steps"][1]["kept"] = "yes"
+    broken["steps"][2]["measurement"]["score"]["median"] = 1
+    found = "; ".join(violations(broken, SCHEMA))
+    assert "no seed" in found
+    assert "steps[1].kept" in found
+    assert "median is not known" in found
+
+
+def test_report_json_round_trip() -> None:
+    """A report that was written and read again is the same report."""
+    report = rollback()
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_another_schema_version_is_refused() -> None:
+    """A file of a later layout is refused with its version, instead of being read wrongly."""
+    with pytest.raises(ValueError, match="schema_version 1, got 2"):
+        Report.from_json({**rollback().to_json(), "schema_version": 2})
+
+
+def test_final_must_be_a_step() -> None:
+    """A report cannot point to a step that does not exist."""
+    with pytest.raises(ValueError, match="one of the 1 steps, got 3"):
+        Report(workload={}, environment={}, steps=(REFERENCE,), final=3)
+
+
+def test_numbers_that_json_cannot_hold_do_not_lose_the_report(tmp_path: Path) -> None:
+    """An infinite error and a NaN loss at the end of a long run still leave three readable files."""
+    infinite = Step(
+        stage="quantize",
+        kept=False,
+        seconds=1.0,
+        measurement=REFERENCE.measurement
+        and type(REFERENCE.measurement)(**{**vars(REFERENCE.measurement), "score": Estimate(math.inf, 1.0, math.inf)}),
+        details={"epochs": [{"epoch": 1, "loss": math.nan}], "tensor": torch.tensor([1.0, math.inf])},
+    )
+    report = Report(workload={}, environment={}, steps=(REFERENCE, infinite), final=0)
+    write_report(report, tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["steps"][1]["measurement"] is None
+    assert saved["steps"][1]["details"] == {"epochs": [{"epoch": 1, "loss": None}], "tensor": [1.0, None]}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def test_json_safe_knows_what_stages_write() -> None:
+    """Tuples, enums, paths and keys that are not text become JSON; text and whole numbers stay as they are."""
+    assert json_safe({1: (Isa.GENERIC, Path("a")), "n": 3, "t": True}) == {"1": ["generic", "a"], "n": 3, "t": True}
+
+
+@pytest.mark.parametrize("sample", ALL)
+@pytest.mark.parametrize("width", [200, 100, 72])
+def test_the_terminal_table_fits(sample, width: int) -> None:
+    """No line is wider than the terminal, down to 72 columns, whatever the names are."""
+    text = printed(sample(), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+
+
+def test_the_terminal_table_says_why_a_stage_was_rolled_back() -> None:
+    """A rolled-back stage is marked, its reason stands on the line below, and the sentence ends the table."""
+    lines = printed(rollback(), 120).splitlines()
+    row = next(number for number, line in enumerate(lines) if line.startswith("✗ prune_channels"))
+    assert lines[row + 2].strip().startswith("rolled back: slower: 0.94x [0.91, 0.97]")
+    assert "model.onnx: 6.1x faster [5.9, 6.3], 11.8x smaller, accuracy 89.4 % (-0.5 points [-0.9, 0.0])" in lines
+
+
+def test_narrow_terminals_lose_columns_not_digits() -> None:
+    """At 100 columns MACs go first; score, latency, speed-up and size stay whole."""
+    narrow, wide = printed(rollback(), 100), printed(rollback(), 200)
+    assert "MACs" in wide
+    assert "MACs" not in narrow
+    for part in ("[88.9, 89.9]", "0.538 ms", "[5.91, 6.31]", "11.8x smaller"):
+        assert part in narrow
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((1.3, 1.2, 1.4), "faster"),
+        ((1.02, 0.97, 1.06), "same"),
+        ((0.9, 0.8, 0.95), "slower"),
+        ((1.01, 1.001, 1.02), "same"),
+    ],
+)
+def test_a_speedup_is_claimed_only_beyond_its_interval(interval, said: str) -> None:
+    """An interval that contains 1, or touches it at the two decimals shown, claims nothing."""
+    assert claim(Estimate(*interval)) == said
+
+
+def test_no_difference_is_never_called_faster() -> None:
+    """A file that is smaller but not measurably faster is marked with ~ and the sentence says so."""
+    report = regression()
+    assert summary(report) == (
+        "model.onnx: no difference in speed (~1.02x [0.97, 1.06]), 3.5x smaller, mse 0.0125 (+1.6 % [0.8, 2.0])"
+    ).replace("0.0125", "0.01250")
+    assert table(report)[1].cells["speedup"].text == "~1.02x"
+    for text in (report.to_markdown(), Page(report.to_html()).text, printed(report, 100)):
+        # What the stage's own reason says, and the footnote on what "does not pay" means, are no claims of the report.
+        assert "faster" not in re.sub(r"2\.53.{1,30}faster|neither faster", "", text)
+
+
+def test_a_slower_file_is_called_slower() -> None:
+    """A speed-up of 0.5 [0.4, 0.8] is 2x slower, between 1.25 and 2.5 times."""
+    slow = type(QUANTIZE.measurement)(**{**vars(QUANTIZE.measurement), "speedup": Estimate(0.5, 0.4, 0.8)})
+    step = Step(stage="quantize", kept=True, seconds=1, measurement=slow, drop=QUANTIZE.drop)
+    report = Report(workload={"metric": "accuracy"}, environment={}, steps=(REFERENCE, step), final=1)
+    assert "2.00x slower [1.25, 2.50]" in summary(report)
+
+
+def test_a_run_that_kept_nothing_ships_its_reference() -> None:
+    """Where every stage was rolled back, no gain is named anywhere in the sentence or the headline."""
+    report = nothing_kept()
+    assert summary(report) == "model.onnx: the reference as it was, no stage was kept"
+    assert "Budget not met" in report.to_html()
+    assert "not applied" in report.to_html()
+
+
+def test_a_drop_without_a_paired_interval_shows_none() -> None:
+    """Without a paired comparison the change is a plain difference: no interval is made up."""
+    cell = table(rollback())[1].cells["change"]
+    assert (cell.text, cell.note, cell.tone) == ("-64.9 pt", "", "")
+
+
+def test_errors_count_in_percent_of_the_reference() -> None:
+    """For mse a drop of 0.0163 reads +1.6 %: the error rose; for accuracy 0.005 reads -0.5 points."""
+    mse = ScoreScale(name="mse", higher_is_better=False, bounded=False)
+    assert mse.change(Estimate(0.25, 0.125, 0.5)) == Estimate(25.0, 12.5, 50.0)
+    assert ScoreScale().change(Estimate(0.25, 0.125, 0.5)) == Estimate(-25.0, -50.0, -12.5)
+
+
+def test_the_scale_follows_from_the_metric() -> None:
+    """A workload that only names its metric is still read rightly; a dict of its facts is read too."""
+    assert ScoreScale.of({"metric": "mae"}) == ScoreScale(name="mae", higher_is_better=False, bounded=False)
+    assert ScoreScale.of({"metric": {"name": "psnr", "bounded": False}}) == ScoreScale(name="psnr", bounded=False)
+
+
+@pytest.mark.parametrize(
+    ("shown", "wanted"),
+    [
+        (size(3342 * 1024), "3,342 KiB"),
+        (size(1536), "1.50 KiB"),
+        (size(20 * 2**20), "20.0 MiB"),
+        (si(125_486_720), "125 M"),
+        (si(999_950), "1.00 M"),
+        (si(12), "12"),
+        (duration(9.94), "9.9 s"),
+        (duration(59.7), "1 min 00 s"),
+        (duration(3725), "1 h 02 min"),
+        (smaller(200, 100), "2.00x smaller"),
+        (smaller(100, 200), "2.00x larger"),
+        (smaller(1000, 1001), "as large"),
+    ],
+)
+def test_units_read_as_a_person_writes_them(shown: str, wanted: str) -> None:
+    """Sizes, counts, times and ratios have three digits or fewer to read and their unit."""
+    assert shown == wanted
+
+
+@pytest.mark.parametrize("sample", ALL)
+def test_the_page_needs_nothing_else(sample) -> None:
+    """The HTML has no script, no link, no image, no address to fetch, and forbids all of them by its own policy."""
+    html = sample().to_html()
+    page = Page(html)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "base", "form"})
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") or name in {"src", "href"} for name in attributes), (tag, attributes)
+    assert any(tag == "meta" and "default-src 'none'" in (held.get("content") or "") for tag, held in page.tags)
+    assert "@import" not in html
+    assert "url(http" not in html
+
+
+def test_the_page_tells_the_whole_story() -> None:
+    """What was removed, what stayed, why, the training, the recipe and the machine are all on the page."""
+    text = Page(rollback().to_html()).text
+    for part in (
+        "6.1\N{MULTIPLICATION SIGN} faster",
+        "\N{MINUS SIGN}0.5 points", "Budget met", "11.8", "[0.91, 0.97]", "1 of 2 blocks dropped",
+        "4 of 32 channels removed", "the output keeps its shape", "48 operators quantized, 2 left in float",
+        "SQNR of 9.1 dB", "Training loss", "Validation accuracy", "prune_channels is followed", "Testium 1", "views",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_hostile_names_stay_text() -> None:
+    """Markup in names of layers, stages and files is shown, never interpreted: in HTML and in Markdown."""
+    report = hostile()
+    page = Page(report.to_html())
+    assert "<script>alert(1)</script>" in page.text
+    assert "\x1b" not in report.to_html() + report.to_markdown()
+    unescaped = re.sub(r"\\.", "", report.to_markdown())
+    assert "<" not in re.sub(r"```.*?```|(`+)(?!`).*?(?<!`)\1(?!`)", "", unescaped, flags=re.DOTALL)
+
+
+def test_markdown_holds_the_table_and_the_reasons() -> None:
+    """The Markdown page has a row per step, what was removed, and the environment."""
+    text = rollback().to_markdown()
+    assert len(re.findall(r"^\| (reference|drop|prune|distill|quantize)", text, flags=re.MULTILINE)) == 5
+    assert "- `conv1`: 16 to 12 channels" in text
+    assert "- dropped 1 of 2 blocks: `layer1.1`" in text
+    assert "2 Add, SQNR of 9.1 dB is below 10 dB: `/a/Add`, `/b/Add`" in text
+    assert "| cpu | Testium 1 |" in text
+
+
+def test_a_busy_machine_is_named() -> None:
+    """A load above the core count is said in every form: timings then deserve less trust."""
+    busy = Report(
+        workload={}, environment={**ENVIRONMENT, "busy": True, "load_average": [5.2, 1, 1]}, steps=(REFERENCE,), final=0
+    )
+    for text in (busy.to_html(), busy.to_markdown(), printed(busy, 100)):
+        assert "5.2 on 2 cores" in text
+
+
+def test_environment_names_what_numbers_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU, cores and versions are there, and a load of 99 on this machine makes it busy."""
+    monkeypatch.setattr("os.getloadavg", lambda: (99.0, 2.0, 1.0), raising=False)
+    found = environment(Target(isa=Isa.ARM_DOT))
+    assert found["isa"] == "arm_dot"
+    assert found["busy"] is True
+    assert found["load_average"] == [99.0, 2.0, 1.0]
+    assert found["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert violations(found, SCHEMA["properties"]["environment"]) == []
+
+
+def test_a_workload_is_described_by_its_facts(tiny_workload) -> None:
+    """The report knows the metric's direction and the shape of a sample."""
+    facts = describe_workload(tiny_workload)
+    assert facts["metric"] == "accuracy"
+    assert facts["higher_is_better"] is True
+    assert facts["input_shapes"] == [[3, 8, 8]]
+
+
+def test_ticks_are_round_and_inside() -> None:
+    """Between 0 and 3.4 the four or so round numbers are 0, 1, 2, 3."""
+    assert nice_ticks(0, 3.4, 4) == [0, 1, 2, 3]
+    assert nice_ticks(5, 5, 4) == [5]
+
+
+def test_a_score_far_off_becomes_an_arrow() -> None:
+    """A model just cut to 25 % does not squeeze the half point between the others into one pixel."""
+    rows = [
+        Item(label="a", state="reference", value=0.90, low=0.895, high=0.905, focus=True),
+        Item(label="b", state="kept", value=0.25, low=0.24, high=0.26),
+        Item(label="c", state="kept", value=0.89, low=0.885, high=0.895, focus=True),
+    ]
+    chart = dot_chart("score", rows, str, limit=0.89)
+    assert [mark.beyond for mark in chart.marks] == ["", "low", ""]
+    assert chart.marks[0].x - chart.marks[2].x > BAR_WIDTH / 4
+
+
+def test_pareto_front_by_hand() -> None:
+    """(latency, size, score): the slow good one and the fast small one stand, the one beaten in all three goes."""
+    points = [(3.0, 300, 0.90), (1.0, 100, 0.89), (1.0, 100, 0.88), (2.0, 90, 0.85), (3.0, 300, 0.90)]
+    assert pareto_front(points) == [True, True, False, True, True]
+
+
+def test_staircase_passes_by_beaten_points() -> None:
+    """The line goes up from the fastest, right to the next better score, and on to the edge."""
+    assert staircase([(100, 200), (150, 250), (200, 100)]) == "M100 292V200H200V100H408"
+
+
+def test_labels_do_not_cover_each_other() -> None:
+    """Two points at one place get their labels on different sides."""
+    first, second = place_labels([(200, 150), (200, 150)], ["one", "two"])
+    assert first != second
+
+
+def comparison() -> list[ComparisonRow]:
+    """A reference, a recipe that beats it, and one with a hostile name."""
+    made = []
+    for name, step, drop, link in (
+        ("reference", REFERENCE, None, None),
+        ("int8", QUANTIZE, QUANTIZE.drop, "int8/report.html"),
+        ("<b>|x", QUANTIZE, QUANTIZE.drop, "javascript:alert(1)"),
+    ):
+        now = step.measurement
+        made.append(
+            ComparisonRow(
+                name=name,
+                score=now.score,
+                drop=drop,
+                latency_ms=now.latency_ms,
+                speedup=now.speedup,
+                size_bytes=now.size_bytes,
+                compressed_bytes=now.compressed_bytes,
+                seconds=step.seconds,
+                pareto=True,
+                report=link,
+            )
+        )
+    return made
+
+
+def test_comparison_page_is_safe_and_links_to_the_reports() -> None:
+    """Names are text and links stay inside the folder: nothing a recipe is called can become a script."""
+    page = Page(comparison_html(comparison(), "tiny"))
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == ["./int8/report.html", "./javascript%3Aalert%281%29"]
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "b", "img", "link"})
+    assert "<b>|x" in page.text
+
+
+def test_comparison_svg_is_well_formed() -> None:
+    """The picture parses as XML and has a point per row in each of its two plots."""
+    from xml.etree import ElementTree as ET
+
+    root = ET.fromstring(comparison_svg(comparison()))  # noqa: S314 - our own text
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 6
+
+
+def test_comparison_tables_agree() -> None:
+    """Terminal and Markdown name every row and the same speed-up."""
+    stream = io.StringIO()
+    print_comparison(comparison(), Console(file=stream, width=100))
+    text = comparison_markdown(comparison())
+    for shown in (stream.getvalue(), text):
+        assert "int8" in shown
+        assert "6.10x" in shown
+    assert r"\<b\>\|x" in text
+
+
+def test_an_empty_comparison_is_a_page_too() -> None:
+    """Where every recipe failed, the page and the tables still come out."""
+    assert "Comparison" in comparison_html([], "tiny")
+    assert comparison_svg([]).strip().startswith("<svg")
+    assert comparison_markdown([])

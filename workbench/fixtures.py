@@ -1,0 +1,71 @@
+"""What every test shares: seeds, a cache of its own, brief timing, and the tiny network as fixtures."""
+
+import copy
+import functools
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from compressor.workload import Workload
+from workbench.tiny import TinyResNet, make_workload, synthetic_images
+
+# Tests run beside each other on few cores: two threads each would wait for one another. Processes that tests start
+# inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measured latencies go to a folder of the session, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are timed for a moment instead of seconds: tests check decisions and forms, not speed-ups."""
+    from compressor import runtime
+    from compressor.measuring import measure
+
+    brief = functools.partial(runtime.time_interleaved, seconds=0.3, repeats=5)
+    monkeypatch.setattr(measure, "time_interleaved", brief)
+
+
+@pytest.fixture(scope="session")
+def tiny_cnn() -> type[TinyResNet]:
+    return TinyResNet
+
+
+@pytest.fixture
+def tiny_workload() -> Workload:
+    torch.manual_seed(0)
+    return make_workload(TinyResNet().eval())
+
+
+@pytest.fixture(scope="session")
+def _trained_model() -> TinyResNet:
+    torch.manual_seed(0)
+    model = TinyResNet().train()
+    images, targets = synthetic_images(512, seed=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(6):
+        for batch in torch.randperm(512).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[batch]), targets[batch]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture
+def trained_workload(_trained_model: TinyResNet) -> Workload:
+    return make_workload(copy.deepcopy(_trained_model))

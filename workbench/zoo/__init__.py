@@ -1,0 +1,21 @@
+"""Small networks of many architectures, built from configurations, and the check that pruning gets each right."""
+
+from workbench.zoo import (
+    attention,
+    convolutional,
+    convolutional_variants,
+    dense_prediction,
+    hugging_face,
+    other,
+    recurrent,
+)
+
+ARCHITECTURES = (
+    *convolutional.ARCHITECTURES,
+    *convolutional_variants.ARCHITECTURES,
+    *dense_prediction.ARCHITECTURES,
+    *recurrent.ARCHITECTURES,
+    *attention.ARCHITECTURES,
+    *other.ARCHITECTURES,
+    *hugging_face.ARCHITECTURES,
+)
