@@ -7,7 +7,7 @@ import pytest
 
 from compressor.estimate import Estimate
 from compressor.measuring.macs import count_macs
-from compressor.pruning.choice import structure_goals
+from compressor.pruning.choice import goals
 from compressor.runtime import Timing
 
 
@@ -45,6 +45,6 @@ class CountingTable:
 def install(monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> Clock:
     """Makes structure goals read a counting clock."""
     clock = Clock(factor=factor)
-    monkeypatch.setattr(structure_goals, "time_interleaved", clock.time)
-    monkeypatch.setattr(structure_goals, "LatencyTable", CountingTable)
+    monkeypatch.setattr(goals, "time_interleaved", clock.time)
+    monkeypatch.setattr(goals, "LatencyTable", CountingTable)
     return clock

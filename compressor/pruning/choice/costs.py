@@ -6,13 +6,15 @@ weights shrink. A layer's cost follows from its narrowed sizes alone, and is wor
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from compressor.batches import Inputs
 from compressor.latency.operators import Operator
-from compressor.pruning.choice.knapsack_choice import State
+from compressor.latency.prediction import operators_of_graph
+from compressor.latency.table import LatencyTable
+from compressor.pruning.choice.knapsack_choice import Cost, State
 from compressor.pruning.choice.layer_calls import LayerCall, Shape, calls_of
 from compressor.structure.couplings import Coupled
 from compressor.structure.recurrent_layers import as_if_modules, layer_name
@@ -181,6 +183,22 @@ class FileTime:
     step_ms: float = 0.0
 
 
+def file_time(file: bytes, inputs: Inputs, table: LatencyTable, form: str) -> FileTime:
+    """What `table` says of the ONNX file for its target's batch of `inputs`, in `form`: "float32" or "int8"."""
+    operators = operators_of_graph(file, inputs, table.target.batch_size, layout=form == "float32")
+    call = [operator for operator in operators if operator.flags == ("Call",)]
+    between = [operator for operator in operators if operator.kind == "light" and operator not in call]
+    # The straight line through the times of whole and of quarter sizes: where it starts.
+    quarters = [replace(operator, size=(max(1, operator.size[0] // 4),)) for operator in between]
+    pairs = zip(table.milliseconds(between, form), table.milliseconds(quarters, form), strict=True)
+    starts = [min(max((4 * quarter - whole) / 3, 0.0), whole) for whole, quarter in pairs]
+    return FileTime(
+        whole_ms=table.total(operators, form),
+        call_ms=math.fsum(table.milliseconds(call, form)),
+        step_ms=math.fsum(starts),
+    )
+
+
 class LatencyCosts:
     """Milliseconds of every state: its layers by a table, and what runs between them.
 
@@ -208,6 +226,30 @@ class LatencyCosts:
             self._scale * (layers_ms + self._call + self._step * len(operators) + self._move * elements)
             for layers_ms, operators, elements in rows
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedCost:
+    """The multiply-accumulates of states, and their milliseconds in several forms."""
+
+    count: Cost
+    times: tuple[Cost, ...]
+    _known: dict[tuple[tuple[str, int], ...], tuple[float, tuple[float, ...]]] = field(default_factory=dict)
+
+    def __call__(self, states: Sequence[State]) -> list[float]:
+        """The multiply-accumulates of each state."""
+        return self.count(states)
+
+    def of(self, states: Sequence[State]) -> list[tuple[float, tuple[float, ...]]]:
+        """The multiply-accumulates of each state and its milliseconds in each form."""
+        keys = [tuple(sorted(state.items())) for state in states]
+        fresh = dict(zip(keys, states, strict=True))
+        missing = [key for key in fresh if key not in self._known]
+        asked = [fresh[key] for key in missing]
+        columns = [time(asked) for time in self.times]
+        for key, count, *times in zip(missing, self.count(asked), *columns, strict=True):
+            self._known[key] = count, tuple(times)
+        return [self._known[key] for key in keys]
 
 
 def _elements(op: Operator) -> int:

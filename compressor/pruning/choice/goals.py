@@ -1,9 +1,12 @@
 """The goal that a pruning target sets for a model: a count, a latency, or a count with milliseconds in step.
 
-Latency efficiency is the speed-up over the ratio of multiply-accumulates. A choice by multiply-accumulates alone takes
-what is cheap in milliseconds and leaves what is not: weights that arrive from memory, starts of small operators.
+A goal knows the limit, what a state would cost, and what a model really costs. Latency efficiency is the speed-up over
+the ratio of multiply-accumulates. A choice by multiply-accumulates alone takes what is cheap in milliseconds and leaves
+what is not: weights that arrive from memory, starts of small operators.
 """
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,18 +14,161 @@ from typing import Any
 
 from torch import nn
 
+from compressor.batches import Inputs
 from compressor.estimate import Estimate
 from compressor.knapsack import BudgetError
+from compressor.latency.operators import Operator
+from compressor.latency.table import LatencyTable, in_one_model
+from compressor.pruning.choice.costs import LatencyCosts, StructureCosts, TimedCost, file_time
 from compressor.pruning.choice.joint_choice import choose_jointly
 from compressor.pruning.choice.knapsack_choice import Chosen, Cost, Item, State, choose_structure
-from compressor.pruning.choice.structure_goals import CountGoal, LatencyGoal
-from compressor.pruning.choice.targets import Latency, Macs, PruningTarget
+from compressor.pruning.choice.shipped_form import shipped_file
+from compressor.pruning.choice.targets import Latency, Macs, Parameters, PruningTarget
+from compressor.runtime import time_interleaved
 from compressor.stage import Context, StageError
 from compressor.structure.couplings import Coupled
-from compressor.workload import Workload
+from compressor.structure.trials import evaluating
+from compressor.workload import Workload, resize_batch
 
 # What an efficiency is lowered by where no choice has it.
 _EFFICIENCY_STEP = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountGoal:
+    """At most `limit` multiply-accumulates or parameters; the reference has `reference`, the model `start`."""
+
+    kind: type[Macs | Parameters]
+    workload: Workload
+    context: Context
+    unit: str
+    reference: float
+    start: float
+    limit: float
+
+    @classmethod
+    def of(cls, target: Macs | Parameters, model: nn.Module, workload: Workload, context: Context) -> "CountGoal":
+        """The goal that `target` sets for `model`."""
+        kind = type(target)
+        reference = _count(kind, workload.model, workload, context)
+        return cls(
+            kind=kind,
+            workload=workload,
+            context=context,
+            unit="MACs" if kind is Macs else "parameters",
+            reference=reference,
+            start=_count(kind, model, workload, context),
+            limit=target.fraction * reference,
+        )
+
+    def costs(self, model: nn.Module, groups: Sequence[Coupled], blocks: Sequence[str] = ()) -> Cost:
+        """The cost of every state of `model`, in eval mode, in `unit`."""
+        costs = StructureCosts(model, _inputs(self.workload, self.context), groups, blocks)
+        return costs.macs if self.kind is Macs else costs.parameters
+
+    def measured(self, model: nn.Module) -> Estimate:
+        """What `model` really costs, in `unit`."""
+        value = _count(self.kind, model, self.workload, self.context)
+        return Estimate(value, value, value)
+
+    def choose(self, items: Sequence[Item], cost: Cost, limit: float, start: State) -> Chosen:
+        """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
+        return choose_structure(items, cost, limit, start)
+
+    def beside(self, model: nn.Module) -> dict[str, Any]:
+        """What else of `model` the report is told: nothing."""
+        del model
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyGoal:
+    """At most `limit` milliseconds in the form that ships; the reference takes `reference`, the model `start`."""
+
+    target: Latency
+    workload: Workload
+    context: Context
+    reference_file: bytes
+    start_file: bytes
+    start_sizes: tuple[tuple[int, ...], ...]
+    unit: str
+    reference: float
+    start: float
+    limit: float
+
+    @classmethod
+    def of(cls, target: Latency, model: nn.Module, workload: Workload, context: Context) -> "LatencyGoal":
+        """The goal that `target` sets for `model`: exports it and the reference, and times both."""
+        reference = copy.deepcopy(workload.model).eval()
+        reference_file = _shipped(reference, workload, context, target.form)
+        same = _sizes(reference) == _sizes(model)
+        file = reference_file if same else _shipped(model, workload, context, target.form)
+        timing = time_interleaved(
+            file,
+            reference_file,
+            _inputs(workload, context),
+            threads=context.target.threads,
+            seed=context.seed,
+        )
+        reference_ms = timing.reference_ms.value
+        return cls(
+            target=target,
+            workload=workload,
+            context=context,
+            reference_file=reference_file,
+            start_file=file,
+            start_sizes=_sizes(model),
+            unit="ms",
+            reference=reference_ms,
+            start=reference_ms if same else reference_ms / timing.speedup.value,
+            limit=target.ms if target.fraction is None else target.fraction * reference_ms,  # type: ignore[arg-type]  # one of both is given
+        )
+
+    def costs(self, model: nn.Module, groups: Sequence[Coupled], blocks: Sequence[str] = ()) -> Cost:
+        """The cost of every state of `model`, in eval mode, in `unit`."""
+        costs = StructureCosts(model, _inputs(self.workload, self.context), groups, blocks)
+        table, form = LatencyTable(self.context.target, progress=self.context.progress), self.target.form
+
+        def times(models: Sequence[Sequence[Operator]]) -> list[float]:
+            rows = [in_one_model(operators, form) for operators in models]
+            every = list(dict.fromkeys(operator for row in rows for operator in row))
+            known = dict(zip(every, table.milliseconds(every, form), strict=True))
+            return [math.fsum(known[operator] for operator in row) for row in rows]
+
+        file, now = self.start_file, self.start
+        if _sizes(model) != self.start_sizes:
+            # A later step of several: what runs between its layers, and how long, is to be seen again.
+            file = _shipped(model, self.workload, self.context, form)
+            now = self._against_reference(file).value
+        whole = file_time(file, self.workload.example_inputs, table, form)
+        return LatencyCosts(costs, times, file=whole, measured_ms=now)
+
+    def measured(self, model: nn.Module) -> Estimate:
+        """What `model` really costs, in `unit`."""
+        return self._against_reference(_shipped(model, self.workload, self.context, self.target.form))
+
+    def _against_reference(self, file: bytes) -> Estimate:
+        timing = time_interleaved(
+            file,
+            self.reference_file,
+            _inputs(self.workload, self.context),
+            threads=self.context.target.threads,
+            seed=self.context.seed,
+        )
+        if self.target.fraction is None:
+            return timing.candidate_ms
+        # Against the reference of the same minute: what else the machine does cancels.
+        speedup = timing.speedup
+        return Estimate(self.reference / speedup.value, self.reference / speedup.high, self.reference / speedup.low)
+
+    def choose(self, items: Sequence[Item], cost: Cost, limit: float, start: State) -> Chosen:
+        """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
+        return choose_structure(items, cost, limit, start)
+
+    def beside(self, model: nn.Module) -> dict[str, Any]:
+        """What else of `model` the report is told: nothing."""
+        del model
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +217,7 @@ class EfficientGoal:
         """What is to be left."""
         return self.counted.limit
 
-    def costs(self, model: nn.Module, groups: Sequence[Coupled], blocks: Sequence[str] = ()) -> "TimedCost":
+    def costs(self, model: nn.Module, groups: Sequence[Coupled], blocks: Sequence[str] = ()) -> TimedCost:
         """The cost of every state of `model`, in eval mode, in `unit`, and its milliseconds."""
         times = tuple(goal.costs(model, groups, blocks) for goal in self.timed)
         return TimedCost(count=self.counted.costs(model, groups, blocks), times=times)
@@ -141,34 +287,10 @@ class EfficientGoal:
             self.slower[form] = self.slower.get(form, 1.0) * told["predicted"] / told["measured"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimedCost:
-    """The multiply-accumulates of states, and their milliseconds in several forms."""
-
-    count: Cost
-    times: tuple[Cost, ...]
-    _known: dict[tuple[tuple[str, int], ...], tuple[float, tuple[float, ...]]] = field(default_factory=dict)
-
-    def __call__(self, states: Sequence[State]) -> list[float]:
-        """The multiply-accumulates of each state."""
-        return self.count(states)
-
-    def of(self, states: Sequence[State]) -> list[tuple[float, tuple[float, ...]]]:
-        """The multiply-accumulates of each state and its milliseconds in each form."""
-        keys = [tuple(sorted(state.items())) for state in states]
-        fresh = dict(zip(keys, states, strict=True))
-        missing = [key for key in fresh if key not in self._known]
-        asked = [fresh[key] for key in missing]
-        columns = [time(asked) for time in self.times]
-        for key, count, *times in zip(missing, self.count(asked), *columns, strict=True):
-            self._known[key] = count, tuple(times)
-        return [self._known[key] for key in keys]
-
-
 Goal = CountGoal | LatencyGoal | EfficientGoal
 
 
-def goal_of(target: PruningTarget, model: nn.Module, workload: Workload, context: Context) -> "Goal":
+def goal_of(target: PruningTarget, model: nn.Module, workload: Workload, context: Context) -> Goal:
     """`target` for `model`: fractions are of the workload's own model. Raises StageError where it is reached already.
 
     A latency exports and times both, interleaved, in the form that ships, which takes some seconds; so does an
@@ -188,6 +310,28 @@ def goal_of(target: PruningTarget, model: nn.Module, workload: Workload, context
             " out"
         )
     return goal
+
+
+def _shipped(model: nn.Module, workload: Workload, context: Context, form: str) -> bytes:
+    with evaluating(model):
+        return shipped_file(model, workload, context.target, form)
+
+
+def _inputs(workload: Workload, context: Context) -> Inputs:
+    return resize_batch(workload.example_inputs, context.target.batch_size)
+
+
+def _count(kind: type[Macs | Parameters], model: nn.Module, workload: Workload, context: Context) -> float:
+    if kind is Parameters:
+        return float(sum(parameter.numel() for parameter in model.parameters()))
+    judged = model if model is not workload.model else copy.deepcopy(model)
+    with evaluating(judged):
+        return StructureCosts(judged, _inputs(workload, context), ()).macs([{}])[0]
+
+
+def _sizes(model: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all weights: of models of one class, those that differ in time differ in them."""
+    return tuple(sorted(tuple(value.shape) for value in model.state_dict().values()))
 
 
 def _amount(value: float, unit: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compressor.estimate import Estimate
-from compressor.pruning.choice import structure_goals
+from compressor.pruning.choice import goals
 from compressor.pruning.choice.targets import Macs
 from compressor.pruning.ranking.criteria import L1
 from compressor.runtime import Timing
@@ -38,7 +38,7 @@ class LastLayerTable(structure_clock.CountingTable):
 @pytest.fixture
 def _last_layer_takes_all_time(monkeypatch: pytest.MonkeyPatch) -> None:
     structure_clock.install(monkeypatch)
-    monkeypatch.setattr(structure_goals, "LatencyTable", LastLayerTable)
+    monkeypatch.setattr(goals, "LatencyTable", LastLayerTable)
 
 
 def pruned_with(target: Macs) -> tuple[nn.Module, dict]:
@@ -78,7 +78,7 @@ def test_what_cannot_be_had_is_approached_and_told(monkeypatch: pytest.MonkeyPat
         def milliseconds(self, operators, precision: str = "float32") -> list[float]:
             return [1.0 for _ in operators]
 
-    monkeypatch.setattr(structure_goals, "LatencyTable", ConstantTable)
+    monkeypatch.setattr(goals, "LatencyTable", ConstantTable)
     _, told = prune(Macs(0.5, efficiency=0.95))
     assert told["fraction_of_reference"] <= 0.5
     assert told["efficiency"]["int8"]["predicted"] == pytest.approx(told["fraction_of_reference"], rel=1e-3)
@@ -112,8 +112,8 @@ def test_a_form_that_falls_short_is_chosen_for_once_more(monkeypatch: pytest.Mon
         )
 
     structure_clock.install(monkeypatch)
-    monkeypatch.setattr(structure_goals, "LatencyTable", Table)
-    monkeypatch.setattr(structure_goals, "time_interleaved", time)
+    monkeypatch.setattr(goals, "LatencyTable", Table)
+    monkeypatch.setattr(goals, "time_interleaved", time)
     pruned, details = pruned_with(Macs(0.6, efficiency=0.9))
     told = details["target"]
     if slow:
