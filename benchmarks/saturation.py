@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from compressor.files.export import export_onnx
 from compressor.measuring.measure import paired_drop
+from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.other_cpus.portability import (
@@ -35,7 +36,6 @@ from compressor.quantization.other_cpus.portability import (
     emulated_outputs,
     made_portable,
 )
-from compressor.quantization.placement.static import sqnr_db
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.report.report import environment
 from compressor.runtime import feeds_of, open_session

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from compressor.integer_widths import filled_width
 from compressor.latency.light_graphs import ALIKE, BETWEEN_INTEGERS, BY_ROW, LIGHT
 from compressor.latency.operators import CONVOLUTIONS, RECURRENT, Operator
 from compressor.latency.small_graphs import MICROSOFT, OperatorGraph, SmallGraph
-from compressor.target import Isa, Target
+from compressor.target import Isa, Target, filled_width
 
 # Fewer input channels are colours: windows of them that do not overlap get no channel of zeros.
 _INNER = 4

@@ -1,11 +1,11 @@
-"""Scores of ONNX files with their intervals, and the paired drop between two of them.
+"""Scores of ONNX files with their intervals, computed once for each file, and the paired drop between two of them.
 
 Wilson 1927 for proportions; the bootstrap of Efron and Tibshirani 1993 otherwise, paired where two files are compared.
 """
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,11 @@ from torch import Tensor
 from compressor.estimate import Estimate
 from compressor.metrics import Metric
 from compressor.runtime import predict_batches
+from compressor.storage import sha256
+from compressor.workload import Workload
+
+# Decisions read the validation data; the test data is for the report.
+Part = Literal["validation", "test"]
 
 _RESAMPLES = 2000
 # The two-sided 95 % quantile of the normal distribution.
@@ -63,6 +68,36 @@ def paired_drop(rows: Tensor, reference_rows: Tensor, metric: Metric, *, seed: i
     value = metric.drop(_finite(metric.aggregate(reference_rows), metric), _finite(metric.aggregate(rows), metric))
     scores = _resampled([reference_rows, rows], metric, seed)
     return _percentiles(value, np.array([metric.drop(reference, score) for reference, score in scores.tolist()]))
+
+
+class FileScores:
+    """Scores of ONNX files on the validation and the test data of `workload`; `seed` draws the intervals.
+
+    What a file scores is computed once.
+    """
+
+    def __init__(self, workload: Workload, *, seed: int) -> None:
+        self.workload, self.seed = workload, seed
+        self._known: dict[tuple[str, Part], Tensor] = {}
+
+    def rows(self, onnx_bytes: bytes, part: Part) -> Tensor:
+        """The metric's rows, one a sample."""
+        key = (sha256(onnx_bytes), part)
+        if key not in self._known:
+            # Not bound to the target's threads: this is about the score, not the time.
+            self._known[key] = score_rows(
+                onnx_bytes, getattr(self.workload, part), self.workload.metric, threads=torch.get_num_threads()
+            )
+        return self._known[key]
+
+    def score(self, onnx_bytes: bytes, part: Part) -> Estimate:
+        """The score with its interval."""
+        return score_estimate(self.rows(onnx_bytes, part), self.workload.metric, seed=self.seed)
+
+    def drop(self, onnx_bytes: bytes, base: bytes, part: Part) -> Estimate:
+        """How much the file scores below `base`, paired sample by sample."""
+        metric = self.workload.metric
+        return paired_drop(self.rows(onnx_bytes, part), self.rows(base, part), metric, seed=self.seed)
 
 
 def _wilson(proportion: float, count: int) -> Estimate:

@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import onnx
 
 from compressor.files.export import opset_of
-from compressor.quantization.file.audit import coverage
+from compressor.quantization.file.audit import coverage, verified_sqnr
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import serialize
-from compressor.quantization.file.output_check import verified_sqnr
 from compressor.quantization.file.packing import smallest_file
 from compressor.quantization.grids.activations import ActivationGrid, activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Scheme, Symmetric
 from compressor.quantization.grids.weights import WeightGrid, WeightRange, nearest_grids, weight_positions
 from compressor.quantization.placement.dynamic import place_dynamic
+from compressor.quantization.placement.float_layers import keep_sums_apart_
 from compressor.quantization.placement.policy import (
     HEAVY,
     ByFamily,
@@ -32,7 +32,6 @@ from compressor.quantization.placement.policy import (
     placement_of,
 )
 from compressor.quantization.placement.prepare_graph import clean_graph, is_quantized
-from compressor.quantization.placement.residual_norms import keep_sums_apart_
 from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.quantization.placement.transposed_convolutions import as_convolutions
 from compressor.quantization.placement.weight_only import place_float16, place_weight_only

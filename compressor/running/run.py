@@ -15,8 +15,8 @@ from tqdm import tqdm
 from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_values, unmet_goals
 from compressor.estimate import Estimate
 from compressor.files.export import ExportError, export_onnx
-from compressor.measuring.file_scores import FileScores
 from compressor.measuring.measure import Measurement, measure, speedup_over
+from compressor.measuring.scores import FileScores
 from compressor.report.report import Report, Step, describe_workload, environment, write_report
 from compressor.running.folder import Outcome, RunFolder, State, fingerprint_data, fingerprint_model, versions
 from compressor.running.order import segments

@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.files.export import export_onnx
+from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, PerChannel, PerTensor, Symmetric
@@ -16,7 +17,7 @@ from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.other_cpus.portability import checked_cpus
 from compressor.quantization.placement.policy import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.placement.prepare_graph import clean_graph
-from compressor.quantization.placement.static import place_static, sqnr_db
+from compressor.quantization.placement.static import place_static
 from compressor.quantization.ranges.calibration import MinMax, Percentile
 from compressor.runtime import OnnxModule, predict_all
 from compressor.stage import Context, StageError

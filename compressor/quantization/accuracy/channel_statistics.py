@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 from tqdm import tqdm
 
+from compressor.quantization.file.audit import decibels, reported_db
 from compressor.runtime import Feeds, feeds_of, open_session
 from compressor.stage import StageError
 from compressor.workload import batches_of
@@ -146,6 +147,4 @@ def output_sqnr_db(before: onnx.ModelProto, after: onnx.ModelProto, data: Iterab
         noise += float(np.square(reference - got[outputs[1]]).sum())
     if not np.isfinite(noise):
         return float("-inf")
-    # JSON has no infinity: 200 dB is beyond what float32 can tell apart.
-    tiny = float(np.finfo(np.float64).tiny)
-    return round(min(200.0, 10 * float(np.log10(max(signal, tiny) / max(noise, tiny)))), 2)
+    return reported_db(decibels(signal, noise))

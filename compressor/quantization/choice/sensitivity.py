@@ -21,19 +21,15 @@ from tqdm import tqdm
 
 from compressor.batches import Batch, Inputs
 from compressor.measuring.scores import score_rows
+from compressor.quantization.file.audit import MOST_DB, reported_db, sqnr_db
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.grids.weights import nearest_grids, weight_positions
-from compressor.quantization.placement.static import sqnr_db
 from compressor.quantization.placement.weight_only import fits_float16, place_float16
 from compressor.quantization.post_training import Prepared
 from compressor.runtime import feeds_of, open_session
 from compressor.stage import Context
 from compressor.workload import Workload, batch_size_of, batches_of, resize_batch
-
-# Beyond what float32 can tell apart; JSON has no infinity.
-_MOST_DB = 200.0
-
 
 # Forms in float: weights stored as float16 or as float32, computed in float32.
 FLOAT_BITS = (16, 32)
@@ -75,7 +71,7 @@ class Sensitivity:
     @property
     def noise(self) -> float:
         """Its noise power as a fraction of the output's power."""
-        return float(10 ** (-self.sqnr_db / 10)) if self.sqnr_db < _MOST_DB else 0.0
+        return float(10 ** (-self.sqnr_db / 10)) if self.sqnr_db < MOST_DB else 0.0
 
     @property
     def loss(self) -> float:
@@ -123,7 +119,7 @@ def sensitivities(
                     Sensitivity(
                         node=name,
                         bits=width,
-                        sqnr_db=_MOST_DB if alone is None else noise_db(reference, output_values(file, batches)),
+                        sqnr_db=MOST_DB if alone is None else noise_db(reference, output_values(file, batches)),
                         size_bytes=_weight_bytes(node, constants, width),
                         drop=None if rows is None else _drop(rows, score_rows(file, data, workload.metric), workload),
                     )
@@ -164,7 +160,7 @@ def scheme_of_width(scheme: Scheme, bits: int) -> Scheme:
 def predicted_db(chosen: Iterable[Sensitivity]) -> float:
     """The signal to noise of all layers together, in decibels, where the noise of each adds to the others'."""
     noise = sum(entry.noise for entry in chosen)
-    return _MOST_DB if noise <= 0 else min(_MOST_DB, -10 * math.log10(noise))
+    return MOST_DB if noise <= 0 else min(MOST_DB, -10 * math.log10(noise))
 
 
 def reason_of(entries: Sequence[Sensitivity], chosen: int) -> str:
@@ -224,7 +220,7 @@ def output_values(onnx_bytes: bytes, batches: Sequence[Inputs]) -> npt.NDArray[A
 
 def noise_db(reference: npt.NDArray[Any], outputs: npt.NDArray[Any]) -> float:
     """The signal to quantization noise in decibels as reports write it: two decimals, at most 200."""
-    return round(min(sqnr_db(reference, outputs), _MOST_DB), 2)
+    return reported_db(sqnr_db(reference, outputs))
 
 
 def _alone(prepared: Prepared, name: str, width: int) -> onnx.ModelProto | None:
@@ -250,7 +246,7 @@ def _drop(reference: Tensor, rows: Tensor, workload: Workload) -> float:
 
 
 def _kept(entry: Sensitivity) -> str:
-    told = "no noise" if entry.sqnr_db >= _MOST_DB else f"{entry.sqnr_db:.1f} dB"
+    told = "no noise" if entry.sqnr_db >= MOST_DB else f"{entry.sqnr_db:.1f} dB"
     return told if entry.drop is None else f"{told} (the score falls {100 * entry.drop:.2f} %)"
 
 

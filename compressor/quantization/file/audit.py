@@ -1,15 +1,22 @@
-"""What ONNX Runtime runs on integers, what it does not, and why: seen in the graph that it makes on this machine."""
+"""The check of a quantized file: which operators run on integers, and what its outputs keep of the float ones.
+
+What ONNX Runtime runs on integers, what it does not, and why, is seen in the graph that it makes on this machine.
+"""
 
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from compressor.quantization.file.compact_graph import FLOAT_KERNELS, INTEGER_KERNELS, optimized_nodes
 from compressor.quantization.placement.policy import FOLLOWERS, HEAVY, Placement
+from compressor.runtime import feeds_of, open_session
 from compressor.stage import StageError
+from compressor.workload import Workload, first_batches
 
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # Operators of the optimized graph on 8-bit tensors that multiply no weights.
@@ -19,6 +26,12 @@ _INTEGER_FOLLOWERS = frozenset(
         *("QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "QLinearReduceMean", "QLinearWhere"),
     }
 )
+# Below this the noise is about as large as the outputs; int8 models that work have 15 dB and more.
+_SQNR_FLOOR_DB = 5.0
+# Batches of calibration data on which the quantized outputs are compared with the float ones.
+_COMPARED_BATCHES = 8
+# Beyond what float32 can tell apart; JSON has no infinity.
+MOST_DB = 200.0
 
 
 def coverage(
@@ -136,3 +149,49 @@ def original_name(fused: str, graph: onnx.ModelProto, *, weighted: bool = True) 
             source = producers.get(node.input[0]) if node.input else None
             return str(source.name) if source is not None else fused
     return fused
+
+
+def verified_sqnr(reference: bytes, quantized: bytes, workload: Workload) -> float:
+    """Decibels of signal to noise that the outputs of `quantized` keep on calibration data, at most 200.
+
+    Raises StageError below 5 dB, and where outputs of a single sample are not finite.
+    """
+    before, after = open_session(reference), open_session(quantized)
+    pairs = []
+    for inputs, _ in first_batches(workload.calibration, _COMPARED_BATCHES):
+        pairs.append((before.run(None, feeds_of(before, inputs))[0], after.run(None, feeds_of(after, inputs))[0]))
+        _check_single_sample(after, feeds_of(after, inputs))
+    expected, got = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
+    value = sqnr_db(expected, got) if np.isfinite(got).all() else float("-inf")
+    if not value >= _SQNR_FLOOR_DB:
+        raise StageError(
+            f"quantization broke the model: its outputs keep {value:.1f} dB of signal to noise, at least "
+            f"{_SQNR_FLOOR_DB:g} dB are needed; try calibration=Percentile(), or leave sensitive layers out with skip"
+        )
+    return reported_db(value)
+
+
+def _check_single_sample(session: Any, feeds: dict[str, Any]) -> None:
+    output = session.run(None, {name: value[:1] for name, value in feeds.items()})[0]
+    if not np.isfinite(output).all():
+        raise StageError(
+            "the quantized model gives NaN or infinite outputs for a single sample; leave layers out with skip"
+        )
+
+
+def sqnr_db(reference: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:
+    """Signal to quantization noise in decibels: 10 log10 of the power of `reference` over that of the difference."""
+    signal = float(np.square(reference, dtype=np.float64).sum())
+    return decibels(signal, float(np.square(reference.astype(np.float64) - output).sum()))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10 of the power `signal` over the power `noise` (both >= 0); infinite without any noise."""
+    if noise == 0:
+        return float("inf")
+    return 10 * float(np.log10(max(signal, np.finfo(np.float64).tiny) / noise))
+
+
+def reported_db(value: float) -> float:
+    """A ratio in decibels as reports write it: two decimals, at most 200."""
+    return round(min(value, MOST_DB), 2)

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from compressor.files.weights import names_read
-from compressor.integer_widths import FEWEST_OUTPUTS, filled_width, in_fours
-from compressor.target import Isa
+from compressor.target import FEWEST_OUTPUTS, Isa, filled_width, in_fours
 
 # Operators that work on every channel by itself, or on each place of the map.
 _CHANNELWISE = frozenset({"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool"})

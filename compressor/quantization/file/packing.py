@@ -1,8 +1,11 @@
-"""Integers of fewer than 8 bits stored bit by bit, unpacked into int8 once, when the file is loaded.
+"""Integer weights stored in fewer bytes, and made whole once, when the file is loaded.
 
-ONNX Runtime's integer kernels read int8. A graph of constants that shifts and masks the packed bytes is folded at load,
-so that what runs is the same as if the file held int8, and the file is smaller by the unused bits. All weights of one
-width share one tensor: each costs a reshape, not the dozen nodes of the unpacking.
+ONNX Runtime folds graphs of constants at load, so that what runs is the same as if the file held every weight as int8,
+which is what its integer kernels read.
+
+- Integers of fewer than 8 bits are stored bit by bit: nodes shift and mask the packed bytes, and the file is smaller by
+  the unused bits. All weights of one width share one tensor: each costs a reshape, not the unpacking's dozen nodes.
+- Weights are stored without the channels of zeros that fill them up: a Pad adds those, and the file is smaller by them.
 """
 
 from collections import defaultdict
@@ -14,12 +17,13 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.quantization.file.channel_storage import without_filling
 from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
 
 # Bits of each plane, by the width of the integers: a byte holds 8, 4 or 2 values of a plane. 7 bits would save an
 # eighth of the file and are left as they are.
 _PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
+# Zeros worth the node that adds them, in bytes.
+_WORTH = 64
 
 
 def pack_weights(model: onnx.ModelProto, bits: Mapping[str, int]) -> onnx.ModelProto:
@@ -102,6 +106,38 @@ def pack_plane(values: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.uint
     shifted = padded.reshape(-1, count) << np.arange(0, 8, width, dtype=np.uint8)
     result: npt.NDArray[np.uint8] = np.bitwise_or.reduce(shifted, axis=1, keepdims=True)
     return result
+
+
+def without_filling(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """(the same computation, {initializer: the int8 weight that it becomes with zeros behind its channels}).
+
+    Channels lie on the first two axes; a weight that would save little stays as it is.
+    """
+    stored = onnx.ModelProto()
+    stored.CopyFrom(model)
+    graph = stored.graph
+    becomes: dict[str, str] = {}
+    ahead: list[onnx.NodeProto] = []
+    for tensor in list(graph.initializer):
+        if tensor.data_type != TensorProto.INT8 or len(tensor.dims) < 2:
+            continue
+        values = numpy_helper.to_array(tensor)
+        places = np.argwhere(values.reshape(*values.shape[:2], -1).any(axis=-1))
+        rows, columns = (int(end) + 1 for end in places.max(axis=0)) if len(places) else (1, 1)
+        kept = values[:rows, :columns]
+        if values.size - kept.size < _WORTH:
+            continue
+        name = f"{tensor.name}_stored"
+        missing = [whole - part for whole, part in zip(values.shape, kept.shape, strict=True)]
+        pads = numpy_helper.from_array(np.array([0] * values.ndim + missing), f"{name}_pads")
+        graph.initializer.remove(tensor)
+        graph.initializer.extend([numpy_helper.from_array(kept, name), pads])
+        ahead.append(helper.make_node("Pad", [name, pads.name], [tensor.name]))
+        becomes[name] = tensor.name
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*ahead, *nodes])
+    return stored, becomes
 
 
 def smallest_file(

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.quantization.other_cpus.integer_kernels import (
+    dynamic_quantize_lstm,
     dynamic_quantize_matmul,
+    lstm_is_plain,
     matmul_integer,
     matmul_integer_to_float,
     qgemm,
     qlinear_conv,
     qlinear_matmul,
 )
-from compressor.quantization.other_cpus.integer_lstm import dynamic_quantize_lstm, lstm_is_plain
 from compressor.quantization.other_cpus.saturation import saturated_product, saturating_pairs
 from compressor.runtime import Feeds, load_session, session_options
 

@@ -1,11 +1,18 @@
-"""Keeps float layers between integer ones in float.
+"""Keeps ONNX Runtime from rewriting float operators to their harm, by writing them as its patterns do not expect.
 
-ONNX Runtime (its WeightBiasQuantization) quantizes the float weights of a Conv, ConvTranspose or Gemm by
-itself, with one scale for the whole tensor, where it reads a dequantized tensor and its result is quantized again. What
-was left in float for its accuracy would lose it that way, without a word; a ConvTranspose would not even run on
-integers. The rule asks for one scale on the activation: the same scale once for every channel means the same numbers.
+Layers between integer ones: ONNX Runtime (its WeightBiasQuantization) quantizes the float weights of a Conv,
+ConvTranspose or Gemm by itself, with one scale for the whole tensor, where it reads a dequantized tensor and its result
+is quantized again. What was left in float for its accuracy would lose it that way, without a word; a ConvTranspose
+would not even run on integers. The rule asks for one scale on the activation: the same scale once for every channel
+means the same numbers.
+
+Residual sums before a norm: ONNX Runtime (1.32, CPU) makes one SkipLayerNormalization of an Add and the
+LayerNormalization that reads it; its kernel computes row by row without vectors and takes three times as long as the
+two by themselves (27 against 8 microseconds for 40 rows of 128). The fusion knows the operator Add; Sum, which adds two
+tensors just as well, it leaves alone.
 """
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +21,7 @@ from onnx import helper, numpy_helper
 
 _QUANTIZED_UNASKED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _BETWEEN = frozenset({"Relu", "Clip"})
+_NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
 
 
 def keep_float_(graph: onnx.GraphProto, nodes: set[str]) -> None:
@@ -80,3 +88,21 @@ def _by_channel(
     return helper.make_node(
         "DequantizeLinear", inputs, [name], f"{source.name}_by_channel", domain=source.domain, axis=1
     )
+
+
+def keep_sums_apart_(model: onnx.ModelProto) -> int:
+    """The number of float Add nodes that became Sum: those of two tensors that a norm over the last axis reads.
+
+    To be called last: quantization knows Add. A sum with a constant (a bias) stays, for products absorb it.
+    """
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    read_by_norms = Counter(node.input[0] for node in graph.node if node.op_type in _NORMS)
+    changed = 0
+    for node in graph.node:
+        if node.op_type == "Add" and node.domain in {"", "ai.onnx"} and read_by_norms[node.output[0]]:
+            if constants.intersection(node.input):
+                continue
+            node.op_type = "Sum"
+            changed += 1
+    return changed

@@ -278,12 +278,3 @@ class _Placing:
 
     def _write(self, kind: str, inputs: list[str], output: str, name: str, **attributes: Any) -> None:
         self.written.append(helper.make_node(kind, inputs, [output], name, **attributes))
-
-
-def sqnr_db(reference: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:
-    """Signal to quantization noise in decibels: 10 log10 of the power of `reference` over that of the difference."""
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    noise = float(np.square(reference.astype(np.float64) - output).sum())
-    if noise == 0:
-        return float("inf")
-    return 10 * float(np.log10(max(signal, np.finfo(np.float64).tiny) / noise))

@@ -20,10 +20,10 @@ from compressor.quantization.accuracy.gptq import GPTQ, gptq
 from compressor.quantization.accuracy.layer_data import Crossing, Layer, Twins, Walk
 from compressor.quantization.accuracy.layer_rounding import round_layers
 from compressor.quantization.accuracy.layer_rows import input_columns, to_rows, to_weight
+from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Symmetric
 from compressor.quantization.grids.weights import WeightGrid, nearest_grids
-from compressor.quantization.placement.static import sqnr_db
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.runtime import OnnxModule, predict_all
 from compressor.stage import Context, StageError

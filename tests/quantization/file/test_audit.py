@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compressor.quantization.file.audit import coverage
+from compressor.quantization.file.audit import coverage, reported_db, sqnr_db
 from compressor.quantization.file.compact_graph import optimized_nodes, serialize
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
@@ -203,3 +203,11 @@ def test_loops_are_looked_into() -> None:
     kinds = [node.op_type for node in optimized_nodes(serialize(graph))]
     assert kinds[0] == "Scan"
     assert set(kinds[1:]) & {"MatMul", "Gemm", "FusedGemm"}
+
+
+def test_decibels_of_noise_a_tenth_and_none() -> None:
+    """Noise of a tenth of the signal is 20 dB below it; none at all is told as 200 dB, also where all is zero."""
+    signal = np.array([1.0, -1.0], np.float32)
+    assert reported_db(sqnr_db(signal, signal * np.float32(1.1))) == 20.0
+    assert reported_db(sqnr_db(signal, signal)) == 200.0
+    assert reported_db(sqnr_db(signal * 0, signal * 0)) == 200.0

@@ -2,10 +2,8 @@
 
 import numpy as np
 import onnx
-import pytest
 from onnx import helper, numpy_helper
 
-from compressor.integer_widths import filled_width
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
 from compressor.quantization.grids.activations import activation_grids
@@ -71,15 +69,6 @@ def _widths(model: onnx.ModelProto) -> dict[str, list[int]]:
 
 def _images(channels: int = 3) -> dict[str, np.ndarray]:
     return {"input": np.random.default_rng(1).uniform(*RANGE, size=(5, channels, 8, 8)).astype(np.float32)}
-
-
-@pytest.mark.parametrize(
-    ("width", "filled_up"), [(1, 4), (3, 4), (4, 4), (5, 16), (8, 16), (9, 16), (12, 16), (16, 16), (17, 20), (24, 24)]
-)
-def test_widths_are_filled_up_to_fours_and_to_sixteen(width: int, filled_up: int) -> None:
-    """Multiples of four stay, and between 4 and 16 channels become 16; on AVX2, where that costs, from 9 on."""
-    assert filled_width(width, Isa.X86_VNNI) == filled_width(width, Isa.X86_AVX512) == filled_up
-    assert filled_width(width, Isa.X86_AVX2) == (8 if 4 < width <= 8 else filled_up)
 
 
 def test_every_tensor_between_convolutions_is_filled_up() -> None:

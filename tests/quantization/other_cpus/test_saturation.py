@@ -8,6 +8,7 @@ from onnx import helper, numpy_helper
 
 from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel
 from compressor.quantization.other_cpus.integer_kernels import (
+    dynamic_quantize_lstm,
     dynamic_quantize_matmul,
     matmul_integer,
     matmul_integer_to_float,
@@ -15,7 +16,6 @@ from compressor.quantization.other_cpus.integer_kernels import (
     qlinear_conv,
     qlinear_matmul,
 )
-from compressor.quantization.other_cpus.integer_lstm import dynamic_quantize_lstm
 from compressor.quantization.other_cpus.saturation import exact_product, saturated_product, saturating_pairs
 from compressor.runtime import open_session
 from compressor.target import Isa

@@ -1,7 +1,8 @@
-"""Layers left in float between integer ones stay float."""
+"""Layers left in float between integer ones stay float, and residual sums apart from the norms behind them."""
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -10,6 +11,7 @@ from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
+from compressor.quantization.placement.float_layers import keep_sums_apart_
 from compressor.quantization.placement.policy import Dynamic, Form, Static, WeightOnly
 from compressor.quantization.placement.static import place_static
 from compressor.runtime import OnnxModule, open_session
@@ -59,8 +61,6 @@ def test_a_float_layer_between_integer_ones_computes_floats(middle: str) -> None
     kernel, nodes = ("QGemm", {"a", "c", "d"}) if middle == "Gemm" else ("QLinearConv", {"a", "c"})
     placed = place_static(model, nodes, activations, nearest_grids(model, dict.fromkeys(nodes, Symmetric())))
     assert kernels(serialize(placed))[kernel] == len(nodes)
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = ort.InferenceSession(serialize(placed), options, providers=["CPUExecutionProvider"])
@@ -157,3 +157,48 @@ def test_a_skipped_embedding_stays_float(form: Form, weights: Symmetric, kernel:
     assert {"node": "embedding", "op": "Gather", "reason": "skipped by the pattern 'embedding'"} in context.details[
         "left_in_float"
     ]
+
+
+def residual_block() -> onnx.ModelProto:
+    """LayerNorm(x + MatMul(x)) + bias, as a transformer has it, and a sum that no norm reads."""
+    ones = numpy_helper.from_array(np.ones(8, np.float32), "ones")
+    weight = numpy_helper.from_array(np.eye(8, dtype=np.float32)[::-1].copy(), "weight")
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["y"]),
+        helper.make_node("Add", ["x", "y"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "ones", "ones"], ["normed"], axis=-1),
+        helper.make_node("Add", ["normed", "ones"], ["shifted"]),
+        helper.make_node("Add", ["shifted", "x"], ["out"]),
+    ]
+    shape = ["batch", 4, 8]
+    made = helper.make_graph(
+        nodes,
+        "block",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)],
+        [ones, weight],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def fused(model: onnx.ModelProto, tmp_path) -> set[str]:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return {node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node}
+
+
+def test_the_sum_before_a_norm_stays_apart(tmp_path) -> None:
+    """One Add of three is a residual that a norm reads; as a Sum it computes the same bits and is not merged."""
+    plain, apart = residual_block(), residual_block()
+    assert keep_sums_apart_(apart) == 1
+    assert [node.op_type for node in apart.graph.node] == ["MatMul", "Sum", "LayerNormalization", "Add", "Add"]
+    assert "SkipLayerNormalization" in fused(plain, tmp_path)
+    assert "SkipLayerNormalization" not in fused(apart, tmp_path)
+    x = np.random.default_rng(0).standard_normal((3, 4, 8)).astype(np.float32)
+    outputs = [
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for model in (plain, apart)
+    ]
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-6)

@@ -7,13 +7,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.placement.integer_forms import take_integer_forms_
 from compressor.quantization.placement.policy import followers
-from compressor.quantization.placement.static import place_static, sqnr_db, tensors_to_observe, with_shared
+from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.quantization.placement.transposed_convolutions import as_convolutions
 from compressor.quantization.torch_graph.operators import Call
 from compressor.quantization.torch_graph.shapes import SHAPES

@@ -7,13 +7,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerTensor, Scheme, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.placement.dynamic import place_dynamic
 from compressor.quantization.placement.policy import ByFamily, Dynamic, Static, placement_of
 from compressor.quantization.placement.recurrent_cells import layer_of, why_no_cells, write_layer
-from compressor.quantization.placement.static import sqnr_db
 from compressor.runtime import open_session
 from compressor.stage import StageError
 

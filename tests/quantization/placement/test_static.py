@@ -7,12 +7,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
+from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.activations import ActivationGrid, activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.placement.policy import followers
-from compressor.quantization.placement.static import place_static, sqnr_db, tensors_to_observe, with_shared
+from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.runtime import open_session
 from compressor.stage import StageError
 
