@@ -130,7 +130,8 @@ def _ours(method: str, data: Any, path: Path, begin: Any) -> tuple[tuple[float, 
 
     from compressor.batches import Batches
     from compressor.quantization.grids.schemes import Asymmetric
-    from compressor.quantization.placement.policy import ByFamily, followers, placement_of
+    from compressor.quantization.placement.forms import ByFamily
+    from compressor.quantization.placement.policy import followers, placement_of
     from compressor.quantization.placement.static import tensors_to_observe
     from compressor.quantization.ranges import methods as range_methods
     from compressor.quantization.ranges.calibration import calibrate

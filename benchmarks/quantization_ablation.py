@@ -36,7 +36,7 @@ from compressor.quantization.accuracy.equalization import CrossLayerEqualization
 from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.quantization.accuracy.smoothing import SmoothQuant
 from compressor.quantization.grids.schemes import PerTensor, Symmetric
-from compressor.quantization.placement.policy import Static
+from compressor.quantization.placement.forms import Static
 from compressor.quantization.placement.prepare_graph import clean_graph
 from compressor.report.report import environment
 from compressor.runtime import OnnxModule

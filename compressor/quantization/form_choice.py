@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from compressor.estimate import Estimate
 from compressor.measuring.scores import paired_drop, score_rows
-from compressor.quantization.placement.policy import Candidate, Fastest
+from compressor.quantization.placement.forms import Candidate, Fastest
 from compressor.quantization.quantizer import Choices, quantized_file
 from compressor.runtime import time_interleaved
 from compressor.stage import Context, StageError

@@ -21,16 +21,8 @@ from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChann
 from compressor.quantization.grids.weights import WeightGrid, WeightRange, nearest_grids, weight_positions
 from compressor.quantization.placement.dynamic import place_dynamic
 from compressor.quantization.placement.float_layers import keep_sums_apart_
-from compressor.quantization.placement.policy import (
-    HEAVY,
-    ByFamily,
-    Form,
-    Placement,
-    Static,
-    WeightOnly,
-    followers,
-    placement_of,
-)
+from compressor.quantization.placement.forms import ByFamily, Form, Static, WeightOnly
+from compressor.quantization.placement.policy import HEAVY, Placement, followers, placement_of
 from compressor.quantization.placement.prepare_graph import clean_graph, is_quantized
 from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.quantization.placement.transposed_convolutions import as_convolutions

@@ -21,7 +21,7 @@ from compressor.quantization.choice.mixed_precision import MixedPrecision
 from compressor.quantization.form_choice import fastest
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
 from compressor.quantization.other_cpus.portability import Portable
-from compressor.quantization.placement.policy import ByFamily, Dynamic, Fastest, Float16, Static, WeightOnly
+from compressor.quantization.placement.forms import ByFamily, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.post_training import check_settings
 from compressor.quantization.quantizer import Nearest, quantized_file
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile

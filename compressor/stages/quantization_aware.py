@@ -24,7 +24,7 @@ from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
 from compressor.quantization.learning.fake_quantization import FakeQuantizedGraph
 from compressor.quantization.other_cpus.portability import SATURATING, check_cpus, with_checked_cpus
-from compressor.quantization.placement.policy import ByFamily, Dynamic, Static, WeightOnly
+from compressor.quantization.placement.forms import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.post_training import check_settings, finish, prepare
 from compressor.quantization.ranges.calibration import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.runtime import OnnxModule, feeds_of, load_session, open_session, session_options

@@ -15,7 +15,7 @@ from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, PerChannel, PerTensor, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.other_cpus.portability import checked_cpus
-from compressor.quantization.placement.policy import ByFamily, Dynamic, Static, WeightOnly
+from compressor.quantization.placement.forms import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.placement.prepare_graph import clean_graph
 from compressor.quantization.placement.static import place_static
 from compressor.quantization.ranges.calibration import MinMax, Percentile

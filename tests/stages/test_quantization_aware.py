@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
-from compressor.quantization.placement.policy import Dynamic, Float16
+from compressor.quantization.placement.forms import Dynamic, Float16
 from compressor.quantization.ranges.calibration import MinMax
 from compressor.runtime import OnnxModule, predict_all
 from compressor.stage import Context, Effect, Stage, StageError

@@ -16,7 +16,7 @@ from compressor.files.export import export_onnx
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, Symmetric
 from compressor.quantization.learning.fake_quantization import FakeQuantizedGraph
-from compressor.quantization.placement.policy import ByFamily, Dynamic, Static, WeightOnly
+from compressor.quantization.placement.forms import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.runtime import feeds_of, load_session, session_options
 from compressor.stage import Context

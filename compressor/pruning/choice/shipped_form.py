@@ -6,7 +6,7 @@ from torch import nn
 
 from compressor.files.export import export_onnx
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
-from compressor.quantization.placement.policy import ByFamily
+from compressor.quantization.placement.forms import ByFamily
 from compressor.quantization.post_training import prepare
 from compressor.quantization.ranges.methods import MinMax
 from compressor.stage import Context, StageError

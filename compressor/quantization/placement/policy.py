@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 import onnx
 
-from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerTensor, Symmetric
+from compressor.quantization.placement.forms import ByFamily, Dynamic, Fastest, Float16, Form, Static, WeightOnly
 from compressor.quantization.placement.recurrent_cells import hidden_units, why_no_cells
 from compressor.stage import StageError
 
@@ -34,42 +34,6 @@ FOLLOWERS = frozenset(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ByFamily:
-    """Static for convolutions and linear layers near them, dynamic for LSTMs and transformers.
-
-    GRU and RNN layers, for which there is no integer kernel, are written out as cells where they are so wide that this
-    pays, and keep float arithmetic on integer weights otherwise; `Fastest()` measures it.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Static:
-    """Calibrated ranges for every Conv, Gemm and MatMul, and embeddings of integers; LSTMs and GRUs stay in float."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dynamic:
-    """Ranges found at every call, for Gemm, MatMul, LSTM, GRU, RNN and embeddings; needs no calibration.
-
-    Conv stays in float.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightOnly:
-    """Integer weights and float activations, for every operator with weights; needs no calibration.
-
-    Linear layers run as MatMulNBits on 4 or 8 bits, which pays where one or few rows are multiplied and the weights
-    come from memory; with many rows `Dynamic()` is faster. The others only take less room in the file.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Float16:
-    """Weights stored as float16 and computed in float32: half the file, the same time, hardly any error."""
-
-
 # Units from which cells on integers are not slower than the float kernel on a CPU with VNNI and 2 MB of L2 cache, at
 # batch 1 and 61 steps: a GRU runs 0.49, 1.21 and 2.3 times as fast at 128, 256 and 384 units, an RNN 1.01, 1.8 and 2.6.
 _CELLS_FROM = {"GRU": 256, "RNN": 128}
@@ -78,55 +42,6 @@ _NO_TRANSPOSED = (
     "be written (groups, dilation, not two axes, unequal strides)"
 )
 _STORED = "its weights are stored as {kind} and computed in float32"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A form to try, with the weights of the stage or its own."""
-
-    form: ByFamily | Static | Dynamic | WeightOnly | Float16
-    weights: Symmetric | Asymmetric | None = None
-
-    def __post_init__(self) -> None:
-        weights = self.weights
-        if weights and isinstance(weights.granularity, PerBlock) and not isinstance(self.form, WeightOnly):
-            raise ValueError(
-                f"weights with a scale per block have kernels for float activations alone; got {weights} with "
-                f"form={self.form}. Use form=WeightOnly()"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fastest:
-    """Whichever candidate is measured to be the fastest, the smallest of those that tie.
-
-    A candidate is out if it loses more than `max_drop` on the validation data (a fraction, as in `Budget`; None does
-    not look), or keeps fewer than `min_sqnr_db` decibels of the outputs on calibration data.
-    """
-
-    candidates: tuple[Candidate, ...] = (
-        Candidate(form=ByFamily()),
-        # The LSTM kernel is some 15 % faster with one scale a tensor.
-        Candidate(form=ByFamily(), weights=Symmetric(granularity=PerTensor())),
-        Candidate(form=Dynamic()),
-        Candidate(form=Static()),
-        Candidate(form=WeightOnly()),
-        Candidate(form=WeightOnly(), weights=Symmetric(bits=4, granularity=PerBlock(size=32))),
-        Candidate(form=Float16()),
-    )
-    max_drop: float | None = 0.01
-    min_sqnr_db: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.candidates:
-            raise ValueError("candidates are the forms to choose from, at least one; got none")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise ValueError(f"max_drop is a fraction in [0, 1), one point of accuracy is 0.01; got {self.max_drop}")
-        if self.min_sqnr_db is not None and not self.min_sqnr_db > 0:
-            raise ValueError(f"min_sqnr_db is a ratio in decibels, more than 0; got {self.min_sqnr_db}")
-
-
-Form = ByFamily | Static | Dynamic | WeightOnly | Float16 | Fastest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from compressor.quantization.accuracy.channel_scaling import read_weights, with_
 from compressor.quantization.accuracy.channel_statistics import channel_statistics, output_sqnr_db
 from compressor.quantization.accuracy.linear_layers import linear_layers, with_biases
 from compressor.quantization.grids.schemes import Symmetric
-from compressor.quantization.placement.policy import Dynamic
+from compressor.quantization.placement.forms import Dynamic
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.runtime import open_session
 from compressor.stage import Context, StageError

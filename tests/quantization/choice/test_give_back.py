@@ -20,7 +20,7 @@ from compressor.quantization.choice.layer_times import islands, slower_groups
 from compressor.quantization.choice.sensitivity import output_values
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.schemes import Symmetric
-from compressor.quantization.placement.policy import Dynamic
+from compressor.quantization.placement.forms import Dynamic
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.stage import Context, StageError
 from compressor.stages.quantization import Quantize

@@ -17,7 +17,7 @@ from compressor.quantization.choice.mixed_precision import MixedPrecision
 from compressor.quantization.choice.sensitivity import SQNR, Sensitivity, TaskMetric, predicted_db
 from compressor.quantization.choice.width_search import fewest_bytes, quantized_choices, with_times, within_time
 from compressor.quantization.file.compact_graph import kernels, serialize
-from compressor.quantization.placement.policy import Dynamic
+from compressor.quantization.placement.forms import Dynamic
 from compressor.quantization.post_training import Prepared, finish, prepare
 from compressor.recipe.recipe import Recipe
 from compressor.stage import Context, StageError

@@ -12,7 +12,8 @@ from compressor.quantization.file.compact_graph import optimized_nodes, serializ
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
-from compressor.quantization.placement.policy import Placement, WeightOnly, placement_of
+from compressor.quantization.placement.forms import WeightOnly
+from compressor.quantization.placement.policy import Placement, placement_of
 from compressor.quantization.placement.static import place_static
 from compressor.quantization.placement.weight_only import place_weight_only
 from compressor.stage import StageError

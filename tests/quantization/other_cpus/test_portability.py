@@ -30,7 +30,7 @@ from compressor.quantization.other_cpus.portability import (
     seven_bit_nodes,
     with_checked_cpus,
 )
-from compressor.quantization.placement.policy import Dynamic
+from compressor.quantization.placement.forms import Dynamic
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.runtime import feeds_of, open_session, predict_all
 from compressor.stage import Context

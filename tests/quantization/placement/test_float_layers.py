@@ -12,7 +12,7 @@ from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.placement.float_layers import keep_sums_apart_
-from compressor.quantization.placement.policy import Dynamic, Form, Static, WeightOnly
+from compressor.quantization.placement.forms import Dynamic, Form, Static, WeightOnly
 from compressor.quantization.placement.static import place_static
 from compressor.runtime import OnnxModule, open_session
 from compressor.stage import Context

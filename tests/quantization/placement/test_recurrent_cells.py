@@ -12,7 +12,8 @@ from compressor.quantization.file.compact_graph import compact_graph, kernels, s
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerTensor, Scheme, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.placement.dynamic import place_dynamic
-from compressor.quantization.placement.policy import ByFamily, Dynamic, Static, placement_of
+from compressor.quantization.placement.forms import ByFamily, Dynamic, Static
+from compressor.quantization.placement.policy import placement_of
 from compressor.quantization.placement.recurrent_cells import layer_of, why_no_cells, write_layer
 from compressor.runtime import open_session
 from compressor.stage import StageError
