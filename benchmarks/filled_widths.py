@@ -23,7 +23,8 @@ import torch
 from structure_docs import spread
 from tqdm import tqdm
 
-from compressor.files.export import ExportError, export_onnx
+from compressor.errors import ExportError, StageError
+from compressor.files.export import export_onnx
 from compressor.latency.operator_graphs import runnable
 from compressor.latency.operators import conv
 from compressor.latency.table import time_operator
@@ -33,7 +34,7 @@ from compressor.quantization.file.packing import smallest_file
 from compressor.quantization.post_training import prepare
 from compressor.report.report import environment
 from compressor.runtime import time_interleaved
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.storage import write_json
 from compressor.target import Isa, Target

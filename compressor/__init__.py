@@ -5,13 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compressor.budget import Budget
+    from compressor.errors import (
+        CompressorError,
+        ExportError,
+        RecipeError,
+        RunFolderError,
+        StageError,
+        WorkloadError,
+    )
     from compressor.files.reading import read_onnx
     from compressor.metrics import Metric
     from compressor.recipe.recipe import Recipe
     from compressor.running.comparison import compare
     from compressor.running.pipeline import Pipeline
     from compressor.running.run import Result
-    from compressor.stage import Context, Effect, Stage, StageError
+    from compressor.stage import Context, Effect, Stage
     from compressor.structure.plan import load_checkpoint
     from compressor.target import Isa, Target
     from compressor.workload import Workload
@@ -20,17 +28,22 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Budget": "budget",
+    "CompressorError": "errors",
     "Context": "stage",
     "Effect": "stage",
+    "ExportError": "errors",
     "Isa": "target",
     "Metric": "metrics",
     "Pipeline": "running.pipeline",
     "Recipe": "recipe.recipe",
+    "RecipeError": "errors",
     "Result": "running.run",
+    "RunFolderError": "errors",
     "Stage": "stage",
-    "StageError": "stage",
+    "StageError": "errors",
     "Target": "target",
     "Workload": "workload",
+    "WorkloadError": "errors",
     "compare": "running.comparison",
     "load_checkpoint": "structure.plan",
     "read_onnx": "files.reading",

@@ -10,16 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.errors import BudgetError
+
 # Beyond so many undominated partial choices they are thinned out evenly over the cost.
 _FRONTIER = 4096
-
-
-class BudgetError(ValueError):
-    """A budget that no choice meets; `least` is the least cost that was found."""
-
-    def __init__(self, budget: float, least: float) -> None:
-        super().__init__(f"no choice costs at most {budget:.6g}: the cheapest costs {least:.6g}; raise the target")
-        self.least = least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
 
+from compressor.errors import StageError as StageError  # noqa: PLC0414 - stages of other packages import it from here
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -18,10 +19,6 @@ class Effect(Enum):
     STRUCTURE = "structure"  # changes tensor shapes or removes modules
     VALUES = "values"  # changes weights, keeps shapes
     ENCODING = "encoding"  # changes how weights and activations are stored: from here on nothing trains or reshapes
-
-
-class StageError(RuntimeError):
-    """A stage that could not do its work: nothing to compress, or nothing that the model survives."""
 
 
 @dataclass(frozen=True, kw_only=True)

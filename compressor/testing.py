@@ -13,16 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import ContractError, StageError
 from compressor.files.export import export_onnx
 from compressor.running.folder import fingerprint_model
 from compressor.runtime import OnnxModule
-from compressor.stage import Context, Effect, Stage, StageError, stage_name, stage_parameters
+from compressor.stage import Context, Effect, Stage, stage_name, stage_parameters
 from compressor.structure.plan import apply_plan_
 from compressor.workload import Workload, first_batches, predict
-
-
-class ContractError(AssertionError):
-    """What a stage does that no stage may do."""
 
 
 class Untouchable:

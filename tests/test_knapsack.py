@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.knapsack import BudgetError, Option, choose, frontier
+from compressor.errors import BudgetError
+from compressor.knapsack import Option, choose, frontier
 
 options = st.lists(
     st.builds(Option, loss=st.integers(-2, 9).map(float), cost=st.integers(0, 9).map(float)), min_size=1, max_size=5

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compressor import Target
-from compressor.stage import StageError
+from compressor.errors import StageError
 from compressor.stages import Distill, DropBlocks
 from compressor.workloads.residual import ResNet
 from workbench import ROOT

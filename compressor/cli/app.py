@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compressor.cli.exits import BUDGET_NOT_MET, FAILED, WrongUseError, reported, used
+from compressor.cli.exits import BUDGET_NOT_MET, FAILED, reported, used
 from compressor.cli.options import (
     Accept,
     AsJson,
@@ -20,6 +20,7 @@ from compressor.cli.options import (
     recipe_of,
     workload_of,
 )
+from compressor.errors import WrongUseError
 
 if TYPE_CHECKING:
     from compressor.recipe.recipe import Recipe

@@ -11,13 +11,11 @@ from typing import Any, TypeVar
 
 import typer
 
+from compressor.errors import CompressorError, WrongUseError
+
 FAILED, WRONG_USE, BUDGET_NOT_MET = 1, 2, 3
 
 _Result = TypeVar("_Result")
-
-
-class WrongUseError(Exception):
-    """What the caller can put right: exit code 2."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -49,31 +47,20 @@ def reported(*, verbose: bool) -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        code = WRONG_USE if _is_wrong_use(error) else FAILED
-        hint = "" if verbose or _is_expected(error) else " (run again with -v for the traceback)"
+        code = WRONG_USE if isinstance(error, WrongUseError) else FAILED
+        expected = isinstance(error, CompressorError | OSError)
+        hint = "" if verbose or expected else " (run again with -v for the traceback)"
         typer.secho(f"error: {_text(error)}{hint}", err=True, fg="red")
         raise typer.Exit(code) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _is_wrong_use(error: Exception) -> bool:
-    # By name: importing their modules loads torch, which may be the very thing that is missing.
-    names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("compressor.")}
-    return isinstance(error, WrongUseError) or bool(names & {"RecipeError", "WorkloadError"})
-
-
-def _is_expected(error: Exception) -> bool:
-    """Whether the error is one that the package explains itself, rather than a fault in it."""
-    # RunFolderError, StageError and ExportError are all of them made with a sentence for people.
-    return _is_wrong_use(error) or isinstance(error, OSError) or type(error).__module__.startswith("compressor.")
-
-
 def _text(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = str(error) or "it gave no reason"
-    return text if type(error).__module__.startswith("compressor.") else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, CompressorError) else f"{type(error).__name__}: {text}"
 
 
 def used(action: Callable[[], _Result]) -> _Result:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compressor.cli.exits import WrongUseError
+from compressor.errors import WrongUseError
 
 if TYPE_CHECKING:
     from compressor.recipe.recipe import Recipe

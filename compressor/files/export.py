@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from compressor.errors import ExportError
 from compressor.files.graph_cleaning import pool_globally_, rename_, strip_
 from compressor.files.shape_cleaning import simplify_shapes_
-from compressor.files.verification import ExportError, ExportTask, export_task, input_names, verified_bytes
+from compressor.files.verification import ExportTask, export_task, input_names, verified_bytes
 from compressor.runtime import OnnxModule
 from compressor.workload import Workload
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
+from compressor.errors import ExportError
 from compressor.runtime import load_session, session_options
 from compressor.workload import Workload, call_model, first_batches, input_tensors, output_tensor
 
@@ -25,10 +26,6 @@ BATCH_SIZES = (1, 3, 5)
 SINGLE_SAMPLES = 8
 # Larger calibration batches are cut: verification shall not need more memory than training does.
 LARGEST_BATCH = 16
-
-
-class ExportError(RuntimeError):
-    """A model that no exporter could turn into an ONNX file that computes the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from compressor.batches import Inputs
+from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.files.weights import count_parameters
 from compressor.inspection.shares import Shares
 from compressor.measuring.node_times import NodeTime, node_times
 from compressor.pruning.narrowing import Gone, fault_without, multiple_of, reason_to_lock, survivors
 from compressor.runtime import OnnxModule
-from compressor.stage import StageError
 from compressor.structure.blocks import Block, fault_without_blocks, find_blocks, skipped
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, prepare_, trace_structure

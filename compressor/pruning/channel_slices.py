@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compressor.batches import Inputs
+from compressor.errors import StageError
 from compressor.pruning.narrowing import reason_to_lock
-from compressor.stage import StageError
 from compressor.structure.couplings import Coupled, Part
 from compressor.structure.graph import trace_structure
 from compressor.structure.trials import evaluating

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
+from compressor.errors import StageError
 from compressor.pruning.channel_slices import ChannelSlices, penalised_groups, penalised_weights
 from compressor.pruning.constant_channels import read_inputs
-from compressor.stage import StageError
 from compressor.structure.trials import evaluating
 
 

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Protocol
 
 from tqdm import tqdm
 
+from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.measuring.scores import paired_drop, score_rows
 from compressor.quantization.placement.forms import Candidate, Fastest
 from compressor.quantization.quantizer import Choices, quantized_file
 from compressor.runtime import time_interleaved
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.workload import Workload, resize_batch
 
 

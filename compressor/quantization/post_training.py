@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import onnx
 
+from compressor.errors import StageError
 from compressor.files.export import opset_of
 from compressor.quantization.file.audit import coverage, verified_sqnr
 from compressor.quantization.file.channel_alignment import aligned
@@ -28,7 +29,7 @@ from compressor.quantization.placement.static import place_static, tensors_to_ob
 from compressor.quantization.placement.transposed_convolutions import as_convolutions
 from compressor.quantization.placement.weight_only import place_float16, place_weight_only
 from compressor.quantization.ranges.calibration import Method, calibrate
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.target import Isa
 from compressor.workload import Workload
 

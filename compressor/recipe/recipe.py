@@ -20,10 +20,11 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from compressor.budget import Budget
+from compressor.errors import RecipeError
 from compressor.recipe.models import SETTINGS_CONFIG, data_of, fields_of, list_of, model_of, named, reachable
 from compressor.recipe.overrides import override_
 from compressor.recipe.problems import did_you_mean, explain
-from compressor.recipe.text import LARGEST_BYTES, Document, Place, RecipeError, leading_comment, parse, to_yaml
+from compressor.recipe.text import LARGEST_BYTES, Document, Place, leading_comment, parse, to_yaml
 from compressor.stage import Stage, stage_name
 from compressor.stages import catalogue
 from compressor.target import Target

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from compressor.errors import RecipeError
+
 Place = tuple[str | int, ...]
 
 # A recipe is some dozen lines; PyYAML needs seconds for a megabyte.
@@ -19,14 +21,6 @@ _MOST_ALIASES = 50
 _MOST_VALUES = 10_000
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used; `errors` holds every reason as "file:line: message"."""
-
-    def __init__(self, errors: list[str]) -> None:
-        super().__init__("\n".join(errors))
-        self.errors = errors
 
 
 @dataclass(frozen=True, kw_only=True)

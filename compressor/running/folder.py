@@ -21,16 +21,13 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from compressor.batches import Inputs
+from compressor.errors import RunFolderError
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
 from compressor.runtime import OnnxModule
 from compressor.storage import read_json, sha256, write_atomic, write_json
 from compressor.structure.plan import load_checkpoint, save_checkpoint
 from compressor.workload import Workload, first_batches, input_tensors
-
-
-class RunFolderError(RuntimeError):
-    """The folder holds another run, or is being written by one."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from compressor.running.preflight import WorkloadError
+from compressor.errors import WorkloadError
 from compressor.stage import Effect, Stage, stage_name
 
 

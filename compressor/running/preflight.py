@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batch, Inputs, split_batch
+from compressor.errors import WorkloadError
 from compressor.workload import Workload, batch_size_of, call_model, input_tensors, output_tensor, predict
 
 # Batches read from each set: enough to meet wrong labels, little against one epoch of training.
@@ -27,10 +28,6 @@ _WRAPPERS = {
     "FullyShardedDataParallel": "the module that was wrapped, its weights gathered on one process",
     "FSDPModule": "a module of your own class, its weights gathered on one process",
 }
-
-
-class WorkloadError(ValueError):
-    """A workload that no stage could work with; the message says what was wanted, what was got, and the way out."""
 
 
 def check_workload(workload: Workload) -> None:

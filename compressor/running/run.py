@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_values, unmet_goals
+from compressor.errors import ExportError, StageError
 from compressor.estimate import Estimate
-from compressor.files.export import ExportError, export_onnx
+from compressor.files.export import export_onnx
 from compressor.measuring.measure import Measurement, measure, speedup_over
 from compressor.measuring.scores import FileScores
 from compressor.report.report import Report, Step, describe_workload, environment, write_report
 from compressor.running.folder import Outcome, RunFolder, State, fingerprint_data, fingerprint_model, versions
 from compressor.running.order import segments
 from compressor.runtime import OnnxModule
-from compressor.stage import Context, Effect, Stage, StageError, stage_name, stage_parameters
+from compressor.stage import Context, Effect, Stage, stage_name, stage_parameters
 from compressor.storage import sha256, write_atomic
 from compressor.structure.plan import save_checkpoint
 from compressor.target import Target

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compressor.stage import Context, Effect, StageError
+from compressor.errors import StageError
+from compressor.stage import Context, Effect
 from compressor.training.precision import Form
 from compressor.training.replay import kept_modes, kept_randomness, replayed
 from compressor.workload import Workload, batch_size_of, batches_of, call_model

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.knapsack import BudgetError
+from compressor.errors import BudgetError, StageError
 from compressor.pruning.choice.goals import Goal, goal_of
 from compressor.pruning.choice.knapsack_choice import Cost
 from compressor.pruning.choice.measured_choice import Proposal, measured_choice
@@ -30,7 +30,7 @@ from compressor.pruning.narrowing import (
 from compressor.pruning.ranking.criteria import Criterion, Taylor, across_groups, channel_scores, unranked
 from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer, kept_widths
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
-from compressor.stage import Context, Effect, StageError
+from compressor.stage import Context, Effect
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, prepare_, trace_structure
 from compressor.structure.plan import Entry, Slices, apply_plan_

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Inputs
-from compressor.stage import Context, Effect, StageError
+from compressor.errors import StageError
+from compressor.stage import Context, Effect
 from compressor.training.loop import Position, train, training_details
 from compressor.training.optimization import check_schedule
 from compressor.training.precision import Form, at_least_float32

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batch
+from compressor.errors import StageError
 from compressor.pruning.choice.loss_probe import loss_increases
 from compressor.pruning.ranking.scope import Global, PerGroup
-from compressor.stage import Context, Effect, StageError
+from compressor.stage import Context, Effect
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
 from compressor.structure.plan import apply_plan_
 from compressor.structure.recurrent_layers import layer_activations, plain, stack_and_layer

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Inputs
+from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
@@ -28,7 +29,7 @@ from compressor.quantization.placement.forms import ByFamily, Dynamic, Static, W
 from compressor.quantization.post_training import check_settings, finish, prepare
 from compressor.quantization.ranges.calibration import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.runtime import OnnxModule, feeds_of, load_session, open_session, session_options
-from compressor.stage import Context, Effect, StageError
+from compressor.stage import Context, Effect
 from compressor.training.loop import Position, train, training_details
 from compressor.training.optimization import check_schedule
 from compressor.training.precision import at_least_float32

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.knapsack import BudgetError
+from compressor.errors import BudgetError, StageError
 from compressor.pruning.choice.costs import block_key
 from compressor.pruning.choice.goals import Goal, goal_of
 from compressor.pruning.choice.knapsack_choice import Cost, Item
@@ -30,7 +30,7 @@ from compressor.pruning.narrowing import (
     why,
 )
 from compressor.pruning.ranking.criteria import Criterion, Taylor, channel_scores, unranked
-from compressor.stage import Context, Effect, StageError
+from compressor.stage import Context, Effect
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
 from compressor.structure.graph import StructureGraph, prepare_, trace_structure
 from compressor.structure.plan import Entry, apply_plan_

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from compressor.batches import Inputs
+from compressor.errors import StageError
 from compressor.pruning.channel_slices import removal_lock
 from compressor.pruning.constant_channels import ZeroChannels, fold_, hindrance, read_inputs, zero_channels_
 from compressor.pruning.narrowing import Gone, multiple_of, survivors, why
 from compressor.pruning.ranking.importance import aligned_width
-from compressor.stage import Context, Effect, StageError
+from compressor.stage import Context, Effect
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, apply_plan_

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.stage import StageError
+from compressor.errors import StageError
 from compressor.structure.pass_through import PassThrough
 from compressor.structure.plan import Entry
 from compressor.structure.recurrent_layers import (

@@ -14,7 +14,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.stage import StageError
+from compressor.errors import StageError
 from compressor.structure.plan import Entry
 from compressor.structure.tensor_ids import Sizes, number_, tensors_of
 from compressor.workload import call_model, output_tensor

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compressor.batches import Inputs, map_tensors
-from compressor.stage import StageError
+from compressor.errors import StageError
 from compressor.structure.attention import narrow_attention_
 from compressor.structure.axes import Axis, lock
 from compressor.structure.axis_structure import AxisStructure

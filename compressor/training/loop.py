@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from compressor.batches import Inputs
+from compressor.errors import StageError
 from compressor.metrics import Metric
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.training.optimization import Cycle, check_schedule, optimizer_for, peak_rate
 from compressor.training.precision import Form, at_least_float32
 from compressor.training.replay import kept_modes, kept_randomness, replayed

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Inputs
-from compressor.stage import StageError
+from compressor.errors import StageError
 from compressor.training.loop import Position
 from compressor.training.precision import Form, at_least_float32
 from compressor.workload import input_tensors, predict

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from compressor import __version__, runtime
 from compressor.cli.app import app
+from compressor.errors import StageError, WorkloadError
 from compressor.measuring import measure
 from compressor.running.pipeline import Pipeline
-from compressor.stage import StageError
 from workbench import ROOT
 
 WORKLOAD = """\
@@ -167,6 +167,22 @@ def test_a_failing_stage_is_exit_code_1(folder: Path, fake_run) -> None:
     code, _, err = call(*RUN, "-v")
     assert code == 1
     assert "Traceback (most recent call last)" in err
+
+
+def test_an_error_of_another_packages_stage_is_told_like_our_own(folder: Path, fake_run) -> None:
+    """A subclass of StageError is a sentence for people wherever it was defined: no class name, no hint."""
+
+    class NothingToClip(StageError):  # noqa: N818 - another package's name
+        pass
+
+    fake_run.error = NothingToClip("no weight lies beyond 3 deviations")
+    assert call(*RUN) == (1, "", "error: no weight lies beyond 3 deviations\n")
+
+
+def test_a_workload_that_cannot_be_worked_with_is_exit_code_2(folder: Path, fake_run) -> None:
+    """What is wrong with a workload is the caller's to put right."""
+    fake_run.error = WorkloadError("test has no batches")
+    assert call(*RUN) == (2, "", "error: test has no batches\n")
 
 
 def test_an_unexpected_error_points_to_the_traceback(folder: Path, fake_run) -> None:

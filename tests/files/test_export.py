@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import ExportError
 from compressor.files import export
-from compressor.files.export import ExportError, export_onnx
+from compressor.files.export import export_onnx
 from compressor.files.graph_cleaning import pool_globally_
 from compressor.runtime import OnnxModule, open_session
 from compressor.workload import Workload, predict

@@ -10,13 +10,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from compressor.errors import StageError, WorkloadError
 from compressor.files.reading import read_onnx
 from compressor.inspection.inspection import inspect
 from compressor.measuring.scores import score_rows
 from compressor.running.pipeline import Pipeline
-from compressor.running.preflight import WorkloadError
 from compressor.runtime import OnnxModule
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.errors import StageError
 from compressor.pruning.penalties import (
     GroupLasso,
     L1Penalty,
@@ -12,7 +13,6 @@ from compressor.pruning.penalties import (
     group_factors,
     soft_threshold,
 )
-from compressor.stage import StageError
 
 
 class Pair(nn.Module):

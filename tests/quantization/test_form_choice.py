@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.export import export_onnx
 from compressor.quantization import form_choice
@@ -17,7 +18,7 @@ from compressor.quantization.grids.schemes import PerBlock, PerTensor, Symmetric
 from compressor.quantization.placement.forms import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.quantizer import quantized_file
 from compressor.runtime import Timing, predict_batches
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages import Quantize
 from compressor.workload import Workload
 

@@ -13,7 +13,8 @@ from torch import nn
 
 import compressor.recipe.recipe
 from compressor.budget import Budget
-from compressor.recipe.recipe import Recipe, RecipeError, shipped_recipes
+from compressor.errors import RecipeError
+from compressor.recipe.recipe import Recipe, shipped_recipes
 from compressor.recipe.text import parse, parse_value, to_yaml
 from compressor.stage import Effect
 from workbench import ROOT

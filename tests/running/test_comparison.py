@@ -7,14 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from compressor.budget import Budget
+from compressor.errors import RecipeError, StageError, WorkloadError
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
-from compressor.recipe.recipe import Recipe, RecipeError
+from compressor.recipe.recipe import Recipe
 from compressor.report.report import Report, Step
 from compressor.running.comparison import Comparison, compare
 from compressor.running.pipeline import Pipeline
-from compressor.running.preflight import WorkloadError
-from compressor.stage import StageError
 from compressor.stages import FineTune, Quantize
 from compressor.target import Target
 

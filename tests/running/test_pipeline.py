@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compressor import Budget, Context, Effect, Pipeline, Recipe, StageError, load_checkpoint
-from compressor.running.folder import RunFolderError
+from compressor.errors import RunFolderError
 from compressor.running.order import segments
 from compressor.running.pipeline import PipelineWarning
 from compressor.runtime import open_session

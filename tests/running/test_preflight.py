@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.errors import WorkloadError
 from compressor.metrics import Metric
-from compressor.running.preflight import BATCHES_READ, WorkloadError, check_workload
+from compressor.running.preflight import BATCHES_READ, check_workload
 from compressor.workload import Workload
 
 Change = dict[str, Any]

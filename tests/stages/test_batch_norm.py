@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batches
-from compressor.stage import Context, Effect, StageError
+from compressor.errors import StageError
+from compressor.stage import Context, Effect
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.workload import Workload
 from workbench.same_data import same_data

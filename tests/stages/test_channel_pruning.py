@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
+from compressor.errors import StageError
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.ranking.criteria import L1, L2, BatchNormScale, Taylor
 from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer
 from compressor.pruning.schedules import Cubic, Linear, Steps
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.structure.plan import apply_plan_
 from compressor.structure.tensor_ids import kept_indices

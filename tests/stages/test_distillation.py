@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
+from compressor.errors import StageError
 from compressor.metrics import Metric
-from compressor.stage import Context, Effect, StageError
+from compressor.stage import Context, Effect
 from compressor.stages import distillation
 from compressor.stages.distillation import Distill
 from compressor.training import teaching

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
+from compressor.errors import StageError
 from compressor.pruning.ranking.scope import Global
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.layer_dropping import (
     DropBlocks,
     Influence,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
@@ -20,7 +21,7 @@ from compressor.quantization.placement.prepare_graph import clean_graph
 from compressor.quantization.placement.static import place_static
 from compressor.quantization.ranges.calibration import MinMax, Percentile
 from compressor.runtime import OnnxModule, predict_all
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages import *  # noqa: F403 - a representation may name any value object
 from compressor.stages.quantization import Quantize
 from compressor.target import Isa, Target

@@ -11,11 +11,12 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.errors import StageError
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
 from compressor.quantization.placement.forms import Dynamic, Float16
 from compressor.quantization.ranges.calibration import MinMax
 from compressor.runtime import OnnxModule, predict_all
-from compressor.stage import Context, Effect, Stage, StageError
+from compressor.stage import Context, Effect, Stage
 from compressor.stages import quantization_aware
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.errors import StageError
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.running.pipeline import Pipeline
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.zero_removal import RemoveZeroChannels
 from compressor.target import Isa, Target

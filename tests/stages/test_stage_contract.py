@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from compressor.batches import Batches
+from compressor.errors import ContractError, StageError
 from compressor.pruning.choice.targets import Macs
-from compressor.stage import Effect, StageError
+from compressor.stage import Effect
 from compressor.stages import (
     BUILT_IN,
     Distill,
@@ -24,7 +25,7 @@ from compressor.stages import (
     SparseTraining,
     catalogue,
 )
-from compressor.testing import ContractError, check_stage
+from compressor.testing import check_stage
 
 STAGES = [
     PruneChannels(remove=0.4, align=4),

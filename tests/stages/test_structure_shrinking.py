@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
+from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.measuring.macs import count_macs
 from compressor.metrics import Metric
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.ranking.criteria import L1
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.structure_shrinking import ShrinkStructure
 from compressor.structure.plan import apply_plan_
 from compressor.target import Isa, Target

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.stage import Context, StageError
+from compressor.errors import StageError
+from compressor.stage import Context
 from compressor.stages.zero_removal import RemoveZeroChannels
 from compressor.target import Target
 from compressor.testing import check_stage

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.stage import StageError
+from compressor.errors import StageError
 from compressor.structure.graph import _trace, trace_structure
 from compressor.structure.model_copies import masked_copy, shape_copy, sharing_copy
 from compressor.structure.tensor_ids import Sizes, mask_, tensors_of

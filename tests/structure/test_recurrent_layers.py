@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batches
+from compressor.errors import StageError
 from compressor.files.weights import parse
 from compressor.inspection.shares import Shares
 from compressor.measuring.node_times import NodeTime
 from compressor.pruning.choice.costs import StructureCosts, block_key
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.layer_dropping import DropBlocks, Influence, LossIncrease, block_influence
 from compressor.stages.quantization import Quantize

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
+from compressor.errors import StageError
 from compressor.metrics import Metric
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.training import precision
 from compressor.training.loop import EpochLog, Position, best_epoch, train
 from compressor.training.optimization import ADAMW_RATE, Cycle, is_adaptive, one_cycle, optimizer_for

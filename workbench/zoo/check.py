@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
-from compressor.files.export import ExportError, export_onnx
+from compressor.errors import ExportError, StageError
+from compressor.files.export import export_onnx
 from compressor.pruning.ranking.criteria import L1
 from compressor.pruning.ranking.scope import PerLayer
 from compressor.runtime import OnnxModule
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.structure.plan import Entry, apply_plan_
 from compressor.structure.tensor_ids import tensors_of

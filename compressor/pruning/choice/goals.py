@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from compressor.batches import Inputs
+from compressor.errors import BudgetError, StageError
 from compressor.estimate import Estimate
-from compressor.knapsack import BudgetError
 from compressor.latency.operators import Operator
 from compressor.latency.table import LatencyTable, in_one_model
 from compressor.pruning.choice.costs import LatencyCosts, StructureCosts, TimedCost, file_time
@@ -25,7 +25,7 @@ from compressor.pruning.choice.knapsack_choice import Chosen, Cost, Item, State,
 from compressor.pruning.choice.shipped_form import shipped_file
 from compressor.pruning.choice.targets import Latency, Macs, Parameters, PruningTarget
 from compressor.runtime import time_interleaved
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.structure.couplings import Coupled
 from compressor.structure.trials import evaluating
 from compressor.workload import Workload, resize_batch

@@ -8,7 +8,7 @@ follow the multiplicative rule of Arora, Hazan & Kale 2012, "The multiplicative 
 import math
 from collections.abc import Callable, Sequence
 
-from compressor.knapsack import BudgetError
+from compressor.errors import BudgetError
 from compressor.pruning.choice.knapsack_choice import Chosen, Item, State, choose_structure, polish
 
 # By how much each of several states exceeds each limit, in units that compare; at most 0 where it is kept.

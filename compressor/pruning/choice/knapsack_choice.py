@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from compressor.knapsack import BudgetError, Option, choose, frontier
+from compressor.errors import BudgetError
+from compressor.knapsack import Option, choose, frontier
 
 # The width of each group and 1 or 0 for each block, by name.
 State = Mapping[str, int]

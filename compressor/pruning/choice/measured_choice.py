@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.pruning.choice.goals import EfficientGoal, Goal
 from compressor.pruning.choice.targets import PruningTarget
-from compressor.stage import StageError
 from compressor.structure.plan import Entry, apply_plan_
 
 # A measured time that is off by less is as good as clock and staircase let it be.

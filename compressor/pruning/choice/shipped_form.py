@@ -4,12 +4,13 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
 from compressor.quantization.placement.forms import ByFamily
 from compressor.quantization.post_training import prepare
 from compressor.quantization.ranges.methods import MinMax
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.target import Target
 from compressor.workload import Workload, first_batches
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from compressor.knapsack import BudgetError
+from compressor.errors import BudgetError
 from compressor.pruning.choice.knapsack_choice import Choice, Chosen, Cost, Item, State, choose_structure
 from compressor.pruning.ranking.importance import comparable, keep_best
 from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer, kept_widths

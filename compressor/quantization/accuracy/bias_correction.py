@@ -20,6 +20,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from tqdm import tqdm
 
+from compressor.errors import StageError
 from compressor.quantization.accuracy.channel_scaling import Array, read_weights, with_weights
 from compressor.quantization.accuracy.channel_statistics import (
     ChannelStatistics,
@@ -30,7 +31,7 @@ from compressor.quantization.accuracy.channel_statistics import (
 )
 from compressor.quantization.accuracy.linear_layers import LinearLayer, linear_layers, with_biases
 from compressor.runtime import open_session
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.workload import Workload
 
 Place = Callable[[onnx.ModelProto], onnx.ModelProto]

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import onnx
 from tqdm import tqdm
 
+from compressor.errors import StageError
 from compressor.quantization.file.audit import decibels, reported_db
 from compressor.runtime import Feeds, feeds_of, open_session
-from compressor.stage import StageError
 from compressor.workload import batches_of
 
 Array = npt.NDArray[np.float64]

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from compressor.errors import StageError
 from compressor.files.weights import names_read
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
@@ -32,7 +33,7 @@ from compressor.quantization.accuracy.channel_scaling import (
 )
 from compressor.quantization.accuracy.channel_statistics import channel_statistics, output_sqnr_db
 from compressor.quantization.accuracy.channel_tracing import LINEAR, scaling_groups
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.workload import Workload
 
 # A scale that moves by less than this in a sweep changes no integer of an 8-bit weight.

@@ -16,10 +16,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from compressor.errors import StageError
 from compressor.quantization.accuracy.layer_rows import to_rows
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.torch_graph.graph import TorchGraph
-from compressor.stage import StageError
 from compressor.training.replay import replayed
 from compressor.workload import Workload, batches_of
 

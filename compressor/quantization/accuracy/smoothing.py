@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from compressor.errors import StageError
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
     ScalingGroup,
@@ -23,7 +24,7 @@ from compressor.quantization.accuracy.channel_scaling import (
 )
 from compressor.quantization.accuracy.channel_statistics import channel_statistics, output_sqnr_db
 from compressor.quantization.accuracy.channel_tracing import scaling_groups
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.workload import Workload
 
 # A channel that calibration saw at zero alone tells nothing: it is treated as this share of the largest one.

@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from compressor.budget import describe_drop, judge_drop
+from compressor.errors import StageError
 from compressor.measuring.scores import paired_drop, score_rows
 from compressor.quantization.choice.layer_times import islands, layer_ms, slower_groups
 from compressor.quantization.choice.sensitivity import first_inputs, noise_db, output_values, reliefs
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.post_training import Prepared
 from compressor.runtime import time_interleaved
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.workload import Workload, resize_batch
 
 # What is done to a candidate before it is judged: its biases are corrected for the layers that it rounds.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from compressor.knapsack import BudgetError, Option, choose
+from compressor.errors import BudgetError, StageError
+from compressor.knapsack import Option, choose
 from compressor.quantization.choice.sensitivity import (
     FLOAT_BITS,
     SQNR,
@@ -32,7 +33,7 @@ from compressor.quantization.choice.width_search import (
 )
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.post_training import Prepared
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.workload import Workload
 
 # How often the widths are chosen again where the sum over layers promised too much, and by how much more.

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from compressor.budget import describe_drop, judge_drop
+from compressor.errors import StageError
 from compressor.knapsack import Option, choose, frontier
 from compressor.measuring.node_times import kernel_times
 from compressor.measuring.scores import paired_drop, score_rows
@@ -21,7 +22,7 @@ from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.post_training import Prepared
 from compressor.runtime import time_interleaved
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.workload import Workload, resize_batch
 
 Found = Mapping[str, Sequence[Sensitivity]]

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from compressor.errors import StageError
 from compressor.quantization.file.compact_graph import FLOAT_KERNELS, INTEGER_KERNELS, optimized_nodes
 from compressor.quantization.placement.policy import FOLLOWERS, HEAVY, Placement
 from compressor.runtime import feeds_of, open_session
-from compressor.stage import StageError
 from compressor.workload import Workload, first_batches
 
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})

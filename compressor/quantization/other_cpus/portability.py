@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from compressor.errors import StageError
 from compressor.measuring.scores import paired_drop, score_rows
 from compressor.metrics import Metric
 from compressor.quantization.file.audit import original_name
@@ -23,7 +24,7 @@ from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel, Sa
 from compressor.quantization.other_cpus.pair_safety import safe_grids
 from compressor.quantization.post_training import Prepared
 from compressor.runtime import feeds_of, open_session
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.target import Isa
 from compressor.workload import Workload, batches_of
 

@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 
 import onnx
 
+from compressor.errors import StageError
 from compressor.quantization.placement.forms import ByFamily, Dynamic, Fastest, Float16, Form, Static, WeightOnly
 from compressor.quantization.placement.recurrent_cells import hidden_units, why_no_cells
-from compressor.stage import StageError
 
 # Operators that hold the weights and take the time.
 HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")

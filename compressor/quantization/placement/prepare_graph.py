@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from compressor.stage import StageError
+from compressor.errors import StageError
 
 _INTEGER_OPS = frozenset(
     {

@@ -15,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from compressor.errors import StageError
 from compressor.files.weights import names_read
 from compressor.quantization.grids.activations import ActivationGrid
 from compressor.quantization.grids.schemes import Asymmetric, choose_affine, extremes, integer_bounds, quantize
@@ -28,7 +29,6 @@ from compressor.quantization.placement.saturating_operators import (
     keep_trailing_moves_float,
     readers_of,
 )
-from compressor.stage import StageError
 
 # Operators whose constant operands are values, quantized like activations; elsewhere constants are shapes or bounds.
 _OPERANDS = frozenset({"Add", "Mul", "Concat", "MatMul", "Gemm", "Sub", "Div"})

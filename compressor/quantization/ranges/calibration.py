@@ -20,12 +20,12 @@ import torch
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
+from compressor.errors import StageError
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.ranges.choice import choose_ranges
 from compressor.quantization.ranges.histogram import Observed
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, Method, MinMax, MovingAverage, Percentile
 from compressor.runtime import Feeds, feeds_of, open_session
-from compressor.stage import StageError
 from compressor.workload import batches_of
 
 __all__ = [

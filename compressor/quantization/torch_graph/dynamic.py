@@ -8,9 +8,9 @@ int8 on its own, over the block's largest magnitude, as ONNX Runtime does at acc
 import torch
 from torch import Tensor
 
+from compressor.errors import StageError
 from compressor.quantization.torch_graph.operators import Call, Operator
 from compressor.quantization.torch_graph.straight_through import dynamic_integers, straight_through_round
-from compressor.stage import StageError
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 # Half of the range of unsigned 4- and 8-bit integers: the zero point of blocks that have none.

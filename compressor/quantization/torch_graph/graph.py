@@ -10,10 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
+from compressor.errors import StageError
 from compressor.quantization.torch_graph.operators import Call
 from compressor.quantization.torch_graph.scan import scan
 from compressor.quantization.torch_graph.steps import KNOWN, SCAN, Step, steps_of, torch_tensor
-from compressor.stage import StageError
 
 # Inputs that hold weights. Of arithmetic operators, constants of more than one value: biases, scales, embeddings.
 _WEIGHT_INPUTS: Mapping[str, tuple[int, ...]] = {

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compressor.errors import StageError
 from compressor.quantization.torch_graph.straight_through import round_trip, straight_through_round
-from compressor.stage import StageError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from compressor.errors import StageError
 from compressor.quantization.torch_graph.operators import Call
-from compressor.stage import StageError
 
 
 def scan(call: Call, run: Callable[[Sequence[Tensor]], list[Tensor]]) -> tuple[Tensor, ...]:

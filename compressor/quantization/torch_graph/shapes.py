@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from compressor.errors import StageError
 from compressor.quantization.torch_graph.operators import Call, Operator, binary, unary
-from compressor.stage import StageError
 
 # onnx.TensorProto's numbers of element types.
 TORCH_TYPES = {

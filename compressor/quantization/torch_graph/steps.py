@@ -10,12 +10,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from compressor.errors import StageError
 from compressor.files.export import opset_of
 from compressor.quantization.torch_graph.dynamic import DYNAMIC
 from compressor.quantization.torch_graph.layers import LAYERS
 from compressor.quantization.torch_graph.operators import OPERATORS, Operator
 from compressor.quantization.torch_graph.shapes import SHAPES
-from compressor.stage import StageError
 
 KNOWN: Mapping[str, Operator] = {**OPERATORS, **SHAPES, **LAYERS, **DYNAMIC}
 # The operator that runs a graph of its own, which `TorchGraph` does.

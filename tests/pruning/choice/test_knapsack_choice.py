@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.knapsack import BudgetError
+from compressor.errors import BudgetError
 from compressor.pruning.choice.knapsack_choice import Choice, Item, choose_structure
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
+from compressor.errors import RecipeError
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
-from compressor.recipe.recipe import Recipe, RecipeError
+from compressor.recipe.recipe import Recipe
 from compressor.stages import PruneChannels
 
 

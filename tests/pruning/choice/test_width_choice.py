@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.knapsack import BudgetError
+from compressor.errors import BudgetError
 from compressor.pruning.choice.width_choice import removed_importance, width_options, widths_within
 from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer
 from compressor.structure.couplings import Coupled, Part

@@ -9,6 +9,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.quantization.accuracy.bias_correction import BiasCorrection, clipped_normal_mean, constant_value
 from compressor.quantization.accuracy.channel_scaling import read_weights, with_weights
@@ -18,7 +19,7 @@ from compressor.quantization.grids.schemes import Symmetric
 from compressor.quantization.placement.forms import Dynamic
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.runtime import open_session
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload
 from workbench.onnx_graphs import calibrated_on, graph_of

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.quantization.accuracy.channel_scaling import Slot, read_weights, rescale_
 from compressor.quantization.accuracy.channel_statistics import channel_statistics, output_sqnr_db
@@ -20,7 +21,7 @@ from compressor.quantization.grids.schemes import PerTensor, Symmetric
 from compressor.quantization.placement.prepare_graph import clean_graph
 from compressor.quantization.post_training import prepare
 from compressor.runtime import open_session
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload
 from workbench.onnx_graphs import calibrated_on, graph_of

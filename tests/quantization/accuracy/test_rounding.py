@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
+from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.quantization.accuracy import layer_data
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound, SoftRounding
@@ -26,7 +27,7 @@ from compressor.quantization.grids.schemes import Symmetric
 from compressor.quantization.grids.weights import WeightGrid, nearest_grids
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.runtime import OnnxModule, predict_all
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.target import Isa, Target
 from compressor.workload import Workload

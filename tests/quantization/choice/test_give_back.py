@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import helper
 
+from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.export import export_onnx
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
@@ -22,7 +23,7 @@ from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.schemes import Symmetric
 from compressor.quantization.placement.forms import Dynamic
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload
 from workbench.tiny import TinyResNet, make_workload

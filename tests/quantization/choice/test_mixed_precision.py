@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.export import export_onnx
 from compressor.measuring.scores import score_rows
@@ -20,7 +21,7 @@ from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.placement.forms import Dynamic
 from compressor.quantization.post_training import Prepared, finish, prepare
 from compressor.recipe.recipe import Recipe
-from compressor.stage import Context, StageError
+from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload
 from workbench.tiny import TinyResNet, make_workload

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from compressor.errors import StageError
 from compressor.quantization.file.audit import coverage, reported_db, sqnr_db
 from compressor.quantization.file.compact_graph import optimized_nodes, serialize
 from compressor.quantization.grids.activations import activation_grids
@@ -16,7 +17,6 @@ from compressor.quantization.placement.forms import WeightOnly
 from compressor.quantization.placement.policy import Placement, placement_of
 from compressor.quantization.placement.static import place_static
 from compressor.quantization.placement.weight_only import place_weight_only
-from compressor.stage import StageError
 from workbench.onnx_graphs import graph_of
 
 RANGE = (-3.0, 3.0)

@@ -7,6 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from compressor.errors import StageError
 from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerTensor, Scheme, Symmetric
@@ -16,7 +17,6 @@ from compressor.quantization.placement.forms import ByFamily, Dynamic, Static
 from compressor.quantization.placement.policy import placement_of
 from compressor.quantization.placement.recurrent_cells import layer_of, why_no_cells, write_layer
 from compressor.runtime import open_session
-from compressor.stage import StageError
 
 INPUTS, UNITS, STEPS = 20, 24, 7
 GATES = {"GRU": 3, "RNN": 1}

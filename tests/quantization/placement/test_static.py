@@ -7,6 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
+from compressor.errors import StageError
 from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.activations import ActivationGrid, activation_grids
@@ -15,7 +16,6 @@ from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.placement.policy import followers
 from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.runtime import open_session
-from compressor.stage import StageError
 
 
 def _model(nodes: list, weights: dict[str, np.ndarray], shape: list, output: list) -> onnx.ModelProto:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.errors import StageError
 from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Scheme, Symmetric
@@ -13,7 +14,6 @@ from compressor.quantization.grids.weights import nearest_grid, nearest_grids
 from compressor.quantization.placement.dynamic import place_dynamic
 from compressor.quantization.placement.weight_only import block_product, place_float16, place_weight_only
 from compressor.runtime import open_session
-from compressor.stage import StageError
 
 
 def _normal(*shape: int) -> np.ndarray:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from compressor.errors import StageError
 from compressor.quantization.grids.schemes import Asymmetric
 from compressor.quantization.ranges import calibration
 from compressor.quantization.ranges.calibration import Auto, MinMax, MovingAverage, Observed, calibrate, observe_tensors
-from compressor.stage import StageError
 
 any_float = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerTensor, Scheme, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
@@ -18,7 +19,6 @@ from compressor.quantization.placement.weight_only import place_weight_only
 from compressor.quantization.torch_graph.graph import TorchGraph
 from compressor.quantization.torch_graph.straight_through import dynamic_integers
 from compressor.runtime import feeds_of, open_session
-from compressor.stage import StageError
 from compressor.workload import Workload
 from workbench.same_data import same_data
 

@@ -1,0 +1,49 @@
+"""Every error of the package that a caller may want to catch; importing it loads nothing.
+
+All are CompressorErrors, made with a sentence for people, and each is also what Python calls its like (ValueError for
+what was given, RuntimeError for what went wrong), so that code that knows nothing of the package catches it too.
+"""
+
+
+class CompressorError(Exception):
+    """What the package explains itself, as opposed to a fault in it."""
+
+
+class WrongUseError(CompressorError):
+    """What the caller can put right before anything is worked on; the command line exits with 2."""
+
+
+class RecipeError(WrongUseError, ValueError):
+    """A recipe that cannot be used; `errors` holds every reason as "file:line: message"."""
+
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = errors
+
+
+class WorkloadError(WrongUseError, ValueError):
+    """A workload that no stage could work with; the message says what was wanted, what was got, and the way out."""
+
+
+class StageError(CompressorError, RuntimeError):
+    """A stage that could not do its work: nothing to compress, or nothing that the model survives."""
+
+
+class BudgetError(CompressorError, ValueError):
+    """A budget that no choice meets; `least` is the least cost that was found."""
+
+    def __init__(self, budget: float, least: float) -> None:
+        super().__init__(f"no choice costs at most {budget:.6g}: the cheapest costs {least:.6g}; raise the target")
+        self.least = least
+
+
+class ExportError(CompressorError, RuntimeError):
+    """A model that no exporter could turn into an ONNX file that computes the same."""
+
+
+class RunFolderError(CompressorError, RuntimeError):
+    """The folder holds another run, or is being written by one."""
+
+
+class ContractError(CompressorError, AssertionError):
+    """What a stage does that no stage may do."""
