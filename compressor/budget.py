@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from compressor.checks import check_max_drop, check_positive
 from compressor.estimate import Estimate
 from compressor.metrics import Metric
 
@@ -23,15 +24,11 @@ class Budget:
     max_size_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            hint = f"; did you mean {self.max_drop / 100}?" if 1 <= self.max_drop <= 100 else ""
-            raise ValueError(
-                f"max_drop is a fraction in [0, 1), one point of accuracy is 0.01; got {self.max_drop}{hint}"
-            )
+        check_max_drop(self.max_drop)
         for name in ("min_speedup", "max_latency_ms", "max_size_bytes"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}; leave it out to set no such goal")
+            if value is not None:
+                check_positive(value, f"{name} is a goal of the final file", way_out="leave it out to set no such goal")
 
 
 @dataclass(frozen=True)

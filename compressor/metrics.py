@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.checks import check_count
+
 
 def _mean(values: Tensor) -> float:
     return float(values.double().mean())
@@ -50,8 +52,7 @@ class Metric:
     @staticmethod
     def top_k(k: int) -> "Metric":
         """The fraction of samples whose target is among the `k` (>= 1) largest of (batch, classes) outputs."""
-        if k < 1:
-            raise ValueError(f"k counts the answers that are allowed, at least 1; got {k}")
+        check_count(k, "k counts the answers that are allowed")
 
         def hit(outputs: Tensor, targets: Tensor) -> Tensor:
             best = outputs.topk(min(k, outputs.shape[1]), dim=1).indices

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
+from compressor.checks import check_count, check_positive
 from compressor.estimate import Estimate
 from compressor.workload import batches_of
 
@@ -39,8 +40,7 @@ def open_session(model: bytes | Path, *, threads: int = 1) -> ort.InferenceSessi
 
     Raises ValueError for a file that ONNX Runtime cannot load.
     """
-    if threads < 1:
-        raise ValueError(f"threads is the number of ONNX Runtime threads, at least 1; got {threads}")
+    check_count(threads, "threads is the number of ONNX Runtime threads")
     return load_session(model, session_options(threads))
 
 
@@ -163,10 +163,8 @@ def time_interleaved(
     interval are the mean and Student's t over the repeats' logarithms. Slow files take longer than `seconds`: every
     repeat runs each file at least four times. Raises ValueError for files that cannot be loaded or fed `inputs`.
     """
-    if repeats < 3:
-        raise ValueError(f"repeats must be at least 3 for an interval, got {repeats}")
-    if not seconds > 0:
-        raise ValueError(f"seconds is the time to spend, more than 0; got {seconds}")
+    check_count(repeats, "repeats counts the sessions that the interval comes from", least=3)
+    check_positive(seconds, "seconds is the time to spend")
     measured = _repeats((reference, candidate), inputs, threads=threads, seed=seed, repeats=repeats, seconds=seconds)
     blocks = [np.log(pair) for pair in measured]
     medians = np.array([np.median(pair, axis=1) for pair in blocks]) + math.log(1e3)

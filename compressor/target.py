@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from compressor.checks import check_count
+
 
 class Isa(Enum):
     """The instruction-set classes between which ONNX Runtime's CPU kernels differ in kind."""
@@ -67,10 +69,8 @@ class Target:
     isa: Isa = field(default_factory=detect_isa)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is the number of samples per call, at least 1; got {self.batch_size}")
-        if self.threads < 1:
-            raise ValueError(f"threads is the number of ONNX Runtime threads, at least 1; got {self.threads}")
+        check_count(self.batch_size, "batch_size is the number of samples per call")
+        check_count(self.threads, "threads is the number of ONNX Runtime threads")
 
     @property
     def channel_multiple(self) -> int:

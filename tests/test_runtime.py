@@ -191,7 +191,7 @@ def test_timing_refuses_too_little() -> None:
     """Two repeats have no interval, and no time measures nothing."""
     with pytest.raises(ValueError, match="at least 3"):
         time_interleaved(scaled(1.0), scaled(1.0), torch.ones(1, 2), repeats=2)
-    with pytest.raises(ValueError, match="more than 0"):
+    with pytest.raises(ValueError, match="seconds is the time to spend, above 0; got 0"):
         time_interleaved(scaled(1.0), scaled(1.0), torch.ones(1, 2), seconds=0)
 
 

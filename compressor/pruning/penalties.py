@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
+from compressor.checks import check_positive
 from compressor.errors import StageError
 from compressor.pruning.channel_slices import ChannelSlices, penalised_groups, penalised_weights
 from compressor.pruning.constant_channels import read_inputs
@@ -169,8 +170,7 @@ def group_factors(norms: Tensor, amount: float) -> Tensor:
 
 
 def _check_strength(strength: float) -> None:
-    if not 0 < strength < math.inf:
-        raise ValueError(f"strength is what the penalty is multiplied by, above 0; got {strength}")
+    check_positive(strength, "strength is what the penalty is multiplied by")
 
 
 def _zero_weights(weights: dict[str, nn.Parameter]) -> list[Zeros]:

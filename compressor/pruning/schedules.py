@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from compressor.checks import check_count
 from compressor.training.optimization import check_schedule
 
 
@@ -77,6 +78,5 @@ class Steps:
 
 
 def _check(steps: int, epochs: int, learning_rate: float) -> None:
-    if steps < 1:
-        raise ValueError(f"steps counts the pruning steps, at least 1; got {steps}; OneShot() prunes without training")
+    check_count(steps, "steps counts the pruning steps", way_out="OneShot() prunes without training")
     check_schedule(epochs=epochs, learning_rate=learning_rate, tail_epochs=0, weight_decay=0.0)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compressor.checks import check_count
 from compressor.errors import StageError
 from compressor.stage import Context, Effect
 from compressor.training.precision import Form
@@ -32,8 +33,7 @@ class ReestimateBatchNorm:
     batches: int = 100
 
     def __post_init__(self) -> None:
-        if self.batches < 1:
-            raise ValueError(f"batches counts the training batches to average over, at least 1; got {self.batches}")
+        check_count(self.batches, "batches counts the training batches to average over")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         norms = {

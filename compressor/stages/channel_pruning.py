@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compressor.checks import check_count, check_fraction, check_globs
 from compressor.errors import BudgetError, StageError
 from compressor.pruning.choice.goals import Goal, goal_of
 from compressor.pruning.choice.knapsack_choice import Cost
@@ -70,14 +71,11 @@ class PruneChannels:
                 f"exactly one of remove and target says how much goes, got remove={self.remove} and "
                 f"target={self.target}; write remove=0.4 or target=Latency(0.5)"
             )
-        if self.remove is not None and not 0 <= self.remove < 1:
-            hint = f"; did you mean {self.remove / 100:g}?" if 1 < self.remove < 100 else ""
-            raise ValueError(f"remove is the fraction of the channels that goes, in [0, 1); got {self.remove}{hint}")
-        if isinstance(self.ignore, str):
-            message = f"ignore is a tuple of globs such as ('layer1.*',), got the string {self.ignore!r}"
-            raise ValueError(message)
-        if self.align is not None and self.align < 1:
-            raise ValueError(f"align is what widths are multiples of, at least 1 (1: no rounding); got {self.align}")
+        if self.remove is not None:
+            check_fraction(self.remove, "remove is the fraction of the channels that goes")
+        check_globs(self.ignore, "ignore")
+        if self.align is not None:
+            check_count(self.align, "align is what widths are multiples of", way_out="1 rounds nothing")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The narrowed model. Raises StageError, with the reason for every layer, where no channel can go."""

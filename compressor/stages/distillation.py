@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Inputs
+from compressor.checks import check_count, check_fraction, check_not_negative, check_positive, check_tuple
 from compressor.errors import StageError
 from compressor.stage import Context, Effect
 from compressor.training.loop import Position, train, training_details
@@ -60,19 +61,11 @@ class Distill:
             tail_epochs=self.tail_epochs,
             weight_decay=self.weight_decay,
         )
-        if self.temperature <= 0:
-            raise ValueError(f"temperature divides the logits, above 0 and usually 1 to 5; got {self.temperature}")
-        if not 0 <= self.soft_weight <= 1:
-            hint = f"; did you mean {self.soft_weight / 100:g}?" if 1 < self.soft_weight <= 100 else ""
-            raise ValueError(
-                f"soft_weight is the teacher's fraction of the loss, in [0, 1]; got {self.soft_weight}{hint}"
-            )
-        if self.views < 1:
-            raise ValueError(f"views counts the augmented passes that are replayed, at least 1; got {self.views}")
-        if isinstance(self.features, str):
-            raise ValueError(f"features is a tuple of module names, got a string; write ({self.features!r},)")
-        if self.feature_weight < 0:
-            raise ValueError(f"feature_weight is a factor, at least 0; got {self.feature_weight}")
+        check_positive(self.temperature, "temperature divides the logits, usually by 1 to 5")
+        check_fraction(self.soft_weight, "soft_weight is the teacher's fraction of the loss", within="[0, 1]")
+        check_count(self.views, "views counts the augmented passes that are replayed")
+        check_tuple(self.features, "features is a tuple of module names")
+        check_not_negative(self.feature_weight, "feature_weight is a factor")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         original = workload.model if self.teacher is None else self.teacher

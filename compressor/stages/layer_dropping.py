@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batch
+from compressor.checks import check_count, check_fraction, check_globs
 from compressor.errors import StageError
 from compressor.pruning.choice.loss_probe import loss_increases
 from compressor.pruning.ranking.scope import Global, PerGroup
@@ -75,13 +76,9 @@ class DropBlocks:
     batches: int = 8
 
     def __post_init__(self) -> None:
-        if not 0 <= self.remove < 1:
-            hint = f"; did you mean {self.remove / 100:g}?" if 1 < self.remove < 100 else ""
-            raise ValueError(f"remove is the fraction of the blocks that goes, in [0, 1); got {self.remove}{hint}")
-        if isinstance(self.blocks, str) or not self.blocks:
-            raise ValueError(f"blocks is a tuple of globs such as ('layer3.*',), got {self.blocks!r}")
-        if self.batches < 1:
-            raise ValueError(f"batches counts the calibration batches used for ranking, at least 1; got {self.batches}")
+        check_fraction(self.remove, "remove is the fraction of the blocks that goes")
+        check_globs(self.blocks, "blocks", least=1)
+        check_count(self.batches, "batches counts the calibration batches used for ranking")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """`model` with the least important blocks replaced by identity. Raises StageError where there is none."""

@@ -6,7 +6,6 @@ learned is written into the same graph. So the numbers that were trained are tho
 order in which float32 sums are added.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Inputs
+from compressor.checks import check_fraction, check_positive
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.quantization.file.compact_graph import serialize
@@ -74,13 +74,8 @@ class QuantizationAwareTraining:
 
     def __post_init__(self) -> None:
         check_schedule(epochs=self.epochs, learning_rate=self.learning_rate, tail_epochs=0, weight_decay=0.0)
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature divides the logits, above 0 and usually 1 to 2; got {self.temperature}")
-        if not 0 <= self.soft_weight <= 1:
-            hint = f"; did you mean {self.soft_weight / 100:g}?" if 1 < self.soft_weight <= 100 else ""
-            raise ValueError(
-                f"soft_weight is the teacher's fraction of the loss, in [0, 1]; got {self.soft_weight}{hint}"
-            )
+        check_positive(self.temperature, "temperature divides the logits, usually by 1 to 2")
+        check_fraction(self.soft_weight, "soft_weight is the teacher's fraction of the loss", within="[0, 1]")
         if not isinstance(self.form, ByFamily | Static | Dynamic | WeightOnly):
             raise ValueError(
                 f"form is what is trained, ByFamily(), Static(), Dynamic() or WeightOnly(); got {self.form}. Float16() "

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from compressor.checks import check_globs
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
 from compressor.training.loop import train
@@ -41,8 +42,7 @@ class SparseTraining:
             tail_epochs=self.tail_epochs,
             weight_decay=self.weight_decay,
         )
-        if isinstance(self.layers, str) or not self.layers:
-            raise ValueError(f"layers is a tuple of globs such as ('layer1.*',), got {self.layers!r}")
+        check_globs(self.layers, "layers", least=1)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compressor.checks import check_count, check_globs
 from compressor.errors import BudgetError, StageError
 from compressor.pruning.choice.costs import block_key
 from compressor.pruning.choice.goals import Goal, goal_of
@@ -60,17 +61,12 @@ class ShrinkStructure:
     rounds: int = 4
 
     def __post_init__(self) -> None:
-        for name, globs in (("blocks", self.blocks), ("ignore", self.ignore)):
-            if isinstance(globs, str):
-                message = f"{name} is a tuple of globs such as ('layer3.*',), got the string {globs!r}"
-                raise ValueError(message)
-        if self.align is not None and self.align < 1:
-            raise ValueError(f"align is what widths are multiples of, at least 1 (1: any width); got {self.align}")
-        if self.batches < 1 or self.rounds < 1:
-            raise ValueError(
-                "batches counts the calibration batches that losses are measured on and rounds how often, both at "
-                f"least 1; got batches={self.batches}, rounds={self.rounds}"
-            )
+        check_globs(self.blocks, "blocks")
+        check_globs(self.ignore, "ignore")
+        if self.align is not None:
+            check_count(self.align, "align is what widths are multiples of", way_out="1 rounds nothing")
+        check_count(self.batches, "batches counts the calibration batches that losses are measured on")
+        check_count(self.rounds, "rounds counts how often losses are measured")
 
     def multiple_of_width(self, width: int, channel_multiple: int) -> int:
         """What a layer of `width` channels is narrowed in steps of, on a target of that multiple."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compressor.batches import Inputs
+from compressor.checks import check_count, check_globs, check_not_negative
 from compressor.errors import StageError
 from compressor.pruning.channel_slices import removal_lock
 from compressor.pruning.constant_channels import ZeroChannels, fold_, hindrance, read_inputs, zero_channels_
@@ -41,13 +42,10 @@ class RemoveZeroChannels:
     ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold < float("inf"):
-            raise ValueError(f"threshold is the absolute weight that counts as zero, at least 0; got {self.threshold}")
-        if isinstance(self.ignore, str):
-            message = f"ignore is a tuple of globs such as ('layer1.*',), got the string {self.ignore!r}"
-            raise ValueError(message)
-        if self.align is not None and self.align < 1:
-            raise ValueError(f"align is what widths are multiples of, at least 1 (1: no rounding); got {self.align}")
+        check_not_negative(self.threshold, "threshold is the absolute weight that counts as zero")
+        check_globs(self.ignore, "ignore")
+        if self.align is not None:
+            check_count(self.align, "align is what widths are multiples of", way_out="1 rounds nothing")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The narrowed model. Raises StageError, with the reasons, where no channel is zero or none of them can go."""

@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from compressor.checks import check_count, check_fraction, check_positive
+
 WARM_UP = 0.3  # fraction of the cycle in which the rate rises, the default of torch's OneCycleLR
 START = 1 / 25  # rate at the start, as a fraction of the peak (the same source)
 LOW = 1 / 100  # rate at the end of the cycle and in the tail, as a fraction of the peak
@@ -50,14 +52,10 @@ def one_cycle(progress: float) -> float:
 
 def check_schedule(*, epochs: int, learning_rate: float, tail_epochs: int, weight_decay: float) -> None:
     """Raises ValueError unless the four describe a training."""
-    if epochs < 1:
-        raise ValueError(f"epochs counts the passes over the training data, at least 1; got {epochs}")
-    if tail_epochs < 0:
-        raise ValueError(f"tail_epochs counts the low-rate epochs after the cycle, at least 0; got {tail_epochs}")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate is the peak of the cycle, above 0; got {learning_rate}")
-    if not 0 <= weight_decay < 1:
-        raise ValueError(f"weight_decay is a factor in [0, 1), usually below 0.01; got {weight_decay}")
+    check_count(epochs, "epochs counts the passes over the training data")
+    check_count(tail_epochs, "tail_epochs counts the low-rate epochs after the cycle", least=0)
+    check_positive(learning_rate, "learning_rate is the peak of the cycle")
+    check_fraction(weight_decay, "weight_decay is a factor", way_out="it is usually below 0.01")
 
 
 def is_adaptive(model: nn.Module) -> bool:

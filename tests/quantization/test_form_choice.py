@@ -159,8 +159,8 @@ def test_the_same_file_is_timed_once(tied, monkeypatch: pytest.MonkeyPatch) -> N
     ("arguments", "message"),
     [
         ({"candidates": ()}, "at least one"),
-        ({"max_drop": 50}, "one point of accuracy is 0.01; got 50"),
-        ({"min_sqnr_db": 0}, "more than 0; got 0"),
+        ({"max_drop": 50}, r"one point of accuracy\), in \[0, 1\); got 50; did you mean 0\.5\?"),
+        ({"min_sqnr_db": 0}, "ratio in decibels, above 0; got 0"),
     ],
 )
 def test_impossible_choices_are_refused(arguments: dict, message: str) -> None:

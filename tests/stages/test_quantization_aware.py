@@ -211,7 +211,7 @@ def test_is_a_stage_that_encodes() -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"temperature": 0}, "temperature divides the logits, above 0 and usually 1 to 2; got 0"),
+        ({"temperature": 0}, "temperature divides the logits, usually by 1 to 2, above 0; got 0"),
         ({"soft_weight": 90}, "soft_weight is the teacher's fraction of the loss, in .*; got 90; did you mean 0.9?"),
         ({"form": Float16()}, r"form is what is trained, ByFamily.*; got Float16\(\)\. .* use Quantize"),
         ({"epochs": 0}, "epochs counts the passes over the training data, at least 1; got 0"),

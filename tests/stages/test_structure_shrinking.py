@@ -319,8 +319,8 @@ def test_same_seed_same_choice(tiny_workload: Workload) -> None:
         ({"blocks": "layer1"}, "blocks is a tuple of globs"),
         ({"ignore": "layer1"}, "ignore is a tuple of globs"),
         ({"align": 0}, "align .* got 0"),
-        ({"rounds": 0}, "rounds=0"),
-        ({"batches": 0}, "batches=0"),
+        ({"rounds": 0}, "rounds counts how often losses are measured, at least 1; got 0"),
+        ({"batches": 0}, "losses are measured on, at least 1; got 0"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from compressor.checks import check_fraction, check_one_of, check_positive
+
 FORMS = ("float32", "int8")
 
 
@@ -24,10 +26,9 @@ class Latency:
             )
         if self.fraction is not None:
             _check_fraction("latency", self.fraction)
-        if self.ms is not None and not self.ms > 0:
-            raise ValueError(f"ms is the time of one call, above 0; got {self.ms}")
-        if self.form not in FORMS:
-            raise ValueError(f"form is the form that ships, one of {', '.join(FORMS)}; got {self.form!r}")
+        if self.ms is not None:
+            check_positive(self.ms, "ms is the time of one call")
+        check_one_of(self.form, "form is the form that ships", FORMS)
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ class Macs:
 
     def __post_init__(self) -> None:
         _check_fraction("multiply-accumulates", self.fraction)
-        if self.efficiency is not None and not 0 < self.efficiency <= 1:
-            raise ValueError(
-                "efficiency is speed-up over the ratio of multiply-accumulates, in (0, 1]; got "
-                f"{self.efficiency}; write Macs(0.5, efficiency=0.95), or leave it out"
+        if self.efficiency is not None:
+            check_fraction(
+                self.efficiency,
+                "efficiency is speed-up over the ratio of multiply-accumulates",
+                within="(0, 1]",
+                way_out="write Macs(0.5, efficiency=0.95), or leave it out",
             )
         if isinstance(self.forms, str) or not self.forms or not {*self.forms} <= {*FORMS}:
             raise ValueError(f"forms is a tuple of one or more of {', '.join(FORMS)}; got {self.forms!r}")
@@ -74,6 +77,4 @@ PruningTarget = Latency | Macs | Parameters
 
 
 def _check_fraction(what: str, fraction: float) -> None:
-    if not 0 < fraction < 1:
-        hint = f"; did you mean {fraction / 100:g}?" if 1 < fraction < 100 else ""
-        raise ValueError(f"fraction is what is left of the reference's {what}, in (0, 1); got {fraction}{hint}")
+    check_fraction(fraction, f"fraction is what is left of the reference's {what}", within="(0, 1)")

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from compressor.checks import check_count
 from compressor.pruning.ranking.channel_activations import mean_activations
 from compressor.pruning.ranking.gradients import empirical_fisher, loss_gradients
 from compressor.pruning.ranking.importance import (
@@ -63,10 +64,7 @@ class Taylor:
     batches: int = 8
 
     def __post_init__(self) -> None:
-        if self.batches < 1:
-            raise ValueError(
-                f"batches counts the training batches that gradients come from, at least 1; got {self.batches}"
-            )
+        check_count(self.batches, "batches counts the training batches that gradients come from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +101,7 @@ class Activation:
     batches: int = 8
 
     def __post_init__(self) -> None:
-        if self.batches < 1:
-            raise ValueError(
-                f"batches counts the calibration batches that activations come from, at least 1; got {self.batches}"
-            )
+        check_count(self.batches, "batches counts the calibration batches that activations come from")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from compressor.checks import check_count, check_fraction
 from compressor.quantization.accuracy.layer_data import Crossing, Layer, Twins
 from compressor.quantization.accuracy.layer_rows import input_columns, paired_columns, to_rows, to_weight
 from compressor.quantization.grids.schemes import integer_bounds
@@ -53,15 +54,12 @@ class AdaRound:
     samples: int = 512
 
     def __post_init__(self) -> None:
-        if self.iterations < 10:
-            raise ValueError(f"iterations is the number of steps a layer, at least 10; got {self.iterations}")
-        if self.batch < 1 or self.samples < 1:
-            raise ValueError(
-                f"batch and samples are numbers of positions and samples, at least 1; got {self.batch} and "
-                f"{self.samples}"
-            )
-        if not 0 < self.learning_rate <= 1:
-            raise ValueError(f"learning_rate is Adam's, in (0, 1]; got {self.learning_rate}")
+        check_count(self.iterations, "iterations is the number of steps a layer", least=10)
+        check_count(self.batch, "batch is the number of positions in a step")
+        check_count(self.samples, "samples is the number of samples that are looked at")
+        check_fraction(
+            self.learning_rate, "learning_rate is Adam's", within="(0, 1]", way_out="it is usually near 0.02"
+        )
 
     def rounded(self, layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> WeightGrid:
         """The layer's grid with the integers learned; positions and batches come from `generator`."""

@@ -20,6 +20,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from tqdm import tqdm
 
+from compressor.checks import check_count, check_one_of
 from compressor.errors import StageError
 from compressor.quantization.accuracy.channel_scaling import Array, read_weights, with_weights
 from compressor.quantization.accuracy.channel_statistics import (
@@ -50,10 +51,8 @@ class BiasCorrection:
     samples: int = 256
 
     def __post_init__(self) -> None:
-        if self.method not in {"empirical", "analytic"}:
-            raise ValueError(f"method is 'empirical' or 'analytic', got {self.method!r}")
-        if self.samples < 1:
-            raise ValueError(f"samples is a count, at least 1; got {self.samples}")
+        check_one_of(self.method, "method is how the shift is found", ("empirical", "analytic"))
+        check_count(self.samples, "samples is the number of samples that are looked at")
 
     def apply(
         self, graph: onnx.ModelProto, place: Place, workload: Workload, context: Context

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from compressor.checks import check_count, check_not_negative
 from compressor.errors import StageError
 from compressor.files.weights import names_read
 from compressor.quantization.accuracy.channel_scaling import (
@@ -57,11 +58,11 @@ class CrossLayerEqualization:
     samples: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("sweeps", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is a count, at least 1; got {getattr(self, name)}")
-        if self.deviations is not None and self.deviations < 0:
-            raise ValueError(f"deviations under the mean are at least 0, got {self.deviations}; None absorbs nothing")
+        check_count(self.sweeps, "sweeps is a count")
+        check_count(self.samples, "samples is the number of samples that are looked at")
+        if self.deviations is not None:
+            says = "deviations is how many standard deviations under the mean are absorbed"
+            check_not_negative(self.deviations, says, way_out="None absorbs nothing")
 
     def apply(
         self, graph: onnx.ModelProto, workload: Workload, context: Context

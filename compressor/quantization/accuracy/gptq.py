@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.checks import check_count
 from compressor.quantization.accuracy.layer_data import Crossing, Layer, Twins
 from compressor.quantization.accuracy.layer_rows import paired_columns, to_rows, to_weight
 from compressor.quantization.grids.schemes import integer_bounds
@@ -38,8 +39,7 @@ class GPTQ:
     def __post_init__(self) -> None:
         if not 0 <= self.damping < 10:
             raise ValueError(f"damping is a fraction of the mean of the diagonal, from 0 to 10; got {self.damping}")
-        if self.samples < 1:
-            raise ValueError(f"samples is the number of samples that are looked at, at least 1; got {self.samples}")
+        check_count(self.samples, "samples is the number of samples that are looked at")
 
     def rounded(self, layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> WeightGrid:
         """The layer's grid with the integers that `gptq` finds; nothing is random."""

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from compressor.checks import check_count, check_fraction
 from compressor.errors import StageError
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
@@ -44,10 +45,8 @@ class SmoothQuant:
     samples: int = 256
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is the share of the difficulty moved into weights, in [0, 1]; got {self.alpha}")
-        if self.samples < 1:
-            raise ValueError(f"samples is a count, at least 1; got {self.samples}")
+        check_fraction(self.alpha, "alpha is the share of the difficulty moved into weights", within="[0, 1]")
+        check_count(self.samples, "samples is the number of samples that are looked at")
 
     def apply(
         self, graph: onnx.ModelProto, workload: Workload, context: Context

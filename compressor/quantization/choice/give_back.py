@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from compressor.budget import describe_drop, judge_drop
+from compressor.checks import check_count, check_max_drop, check_positive
 from compressor.errors import StageError
 from compressor.measuring.scores import paired_drop, score_rows
 from compressor.quantization.choice.layer_times import islands, layer_ms, slower_groups
@@ -51,16 +52,14 @@ class GiveBack:
     samples: int = 64
 
     def __post_init__(self) -> None:
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise ValueError(f"max_drop is a fraction in [0, 1), one point of accuracy is 0.01; got {self.max_drop}")
-        if self.min_sqnr_db is not None and not self.min_sqnr_db > 0:
-            raise ValueError(f"min_sqnr_db is in decibels, above 0; got {self.min_sqnr_db}")
+        check_max_drop(self.max_drop)
+        if self.min_sqnr_db is not None:
+            check_positive(self.min_sqnr_db, "min_sqnr_db is a ratio in decibels")
         if not self.slower and not self._judges:
             raise ValueError(
                 "max_drop=None, min_sqnr_db=None and slower=False look at nothing; set one, or leave GiveBack out"
             )
-        if self.samples < 1:
-            raise ValueError(f"samples counts calibration samples, at least 1; got {self.samples}")
+        check_count(self.samples, "samples counts calibration samples")
 
     @property
     def _judges(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from compressor.checks import check_count, check_fraction, check_max_drop, check_positive
 from compressor.errors import BudgetError, StageError
 from compressor.knapsack import Option, choose
 from compressor.quantization.choice.sensitivity import (
@@ -81,26 +82,24 @@ class MixedPrecision:
                 f"exactly one of {', '.join(_GOALS[:-1])} and {_GOALS[-1]} is the goal, got {got}; try "
                 "MixedPrecision(size=0.6)"
             )
-        if self.size is not None and not 0 < self.size <= 1:
-            raise ValueError(f"size is a fraction of the bytes at {self.bits[-1]} bits, in (0, 1]; got {self.size}")
-        if self.sqnr_db is not None and not self.sqnr_db > 0:
-            raise ValueError(f"sqnr_db is in decibels, above 0; got {self.sqnr_db}")
-        if self.latency is not None and not 0 < self.latency <= 1:
-            raise ValueError(f"latency is a fraction of the float file's time, in (0, 1]; got {self.latency}")
+        if self.size is not None:
+            check_fraction(self.size, f"size is a fraction of the bytes at {self.bits[-1]} bits", within="(0, 1]")
+        if self.sqnr_db is not None:
+            check_positive(self.sqnr_db, "sqnr_db is a ratio in decibels")
+        if self.latency is not None:
+            check_fraction(self.latency, "latency is a fraction of the float file's time", within="(0, 1]")
         if self.latency is not None and not set(FLOAT_BITS).intersection(self.bits):
             raise ValueError(
                 f"all widths up to 8 bits take the same time, so latency has nothing to choose among bits={self.bits}; "
                 f"add 32 for layers in float: bits={(*self.bits, 32)}"
             )
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise ValueError(f"max_drop is a fraction in [0, 1), one point of accuracy is 0.01; got {self.max_drop}")
+        check_max_drop(self.max_drop)
         if self.sqnr_db is not None and isinstance(self.criterion, TaskMetric):
             raise ValueError(
                 "sqnr_db adds up decibels, which criterion=TaskMetric() does not rank by; use criterion=SQNR(), or "
                 "another goal"
             )
-        if self.samples < 1:
-            raise ValueError(f"samples counts calibration samples, at least 1; got {self.samples}")
+        check_count(self.samples, "samples counts calibration samples")
 
     def apply(self, prepared: Prepared, workload: Workload, context: Context) -> Prepared:
         """`prepared` with grids of the chosen widths, some layers in float, and the sensitivities in its details.

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from compressor.checks import check_count
+
 
 @dataclass(frozen=True, kw_only=True)
 class PerTensor:
@@ -27,8 +29,7 @@ class PerBlock:
     size: int = 32
 
     def __post_init__(self) -> None:
-        if self.size < 2:
-            raise ValueError(f"size is the number of weights that share a scale, at least 2; got {self.size}")
+        check_count(self.size, "size is the number of weights that share a scale", least=2)
 
 
 Granularity = PerTensor | PerChannel | PerBlock

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from compressor.checks import check_count, check_fraction
 from compressor.errors import StageError
 from compressor.measuring.scores import paired_drop, score_rows
 from compressor.metrics import Metric
@@ -53,8 +54,7 @@ class SevenBits:
     wrong_sums: float = 1e-4
 
     def __post_init__(self) -> None:
-        if not 0 <= self.wrong_sums < 1:
-            raise ValueError(f"wrong_sums is the fraction of a layer's sums, in [0, 1); got {self.wrong_sums}")
+        check_fraction(self.wrong_sums, "wrong_sums is the fraction of a layer's sums")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,7 @@ class Portable:
     samples: int = 256
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples counts validation samples that are emulated, at least 1; got {self.samples}")
+        check_count(self.samples, "samples counts validation samples that are emulated")
 
 
 def emulated_outputs(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from compressor.checks import check_max_drop, check_positive
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerTensor, Symmetric
 
 
@@ -81,10 +82,9 @@ class Fastest:
     def __post_init__(self) -> None:
         if not self.candidates:
             raise ValueError("candidates are the forms to choose from, at least one; got none")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise ValueError(f"max_drop is a fraction in [0, 1), one point of accuracy is 0.01; got {self.max_drop}")
-        if self.min_sqnr_db is not None and not self.min_sqnr_db > 0:
-            raise ValueError(f"min_sqnr_db is a ratio in decibels, more than 0; got {self.min_sqnr_db}")
+        check_max_drop(self.max_drop)
+        if self.min_sqnr_db is not None:
+            check_positive(self.min_sqnr_db, "min_sqnr_db is a ratio in decibels")
 
 
 Form = ByFamily | Static | Dynamic | WeightOnly | Float16 | Fastest

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from compressor.checks import check_count, check_fraction
 from compressor.quantization.grids.schemes import Scheme, Symmetric
 from compressor.quantization.ranges.costs import best_range, information_loss, squared_errors
 from compressor.quantization.ranges.histogram import Observed
@@ -25,10 +26,8 @@ _THRESHOLD_STEP = 16
 
 
 def _check_samples(samples: int | None) -> None:
-    if samples is not None and samples < 1:
-        raise ValueError(
-            f"samples is how many of the calibration set are run, at least 1, or None for all; got {samples}"
-        )
+    if samples is not None:
+        check_count(samples, "samples is how many of the calibration set are run", way_out="None runs all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +66,7 @@ class MovingAverage:
 
     def __post_init__(self) -> None:
         _check_samples(self.samples)
-        if not 0 < self.averaging <= 1:
-            raise ValueError(f"averaging is the weight of each new sample, in (0, 1]; got {self.averaging}")
+        check_fraction(self.averaging, "averaging is the weight of each new sample", within="(0, 1]")
 
     def range_of(
         self,
@@ -203,8 +201,7 @@ class Auto:
 
     def __post_init__(self) -> None:
         _check_samples(self.samples)
-        if self.judged < 1:
-            raise ValueError(f"judged is how many samples every candidate is run on, at least 1; got {self.judged}")
+        check_count(self.judged, "judged is how many samples every candidate is run on")
 
     def range_of(self, observed: Observed, scheme: Scheme, *, signed: bool) -> tuple[float, float]:
         """(low, high) of the candidate with the least error; the first where several have it."""

@@ -306,9 +306,12 @@ def test_smoothing_needs_leave_to_add_operators() -> None:
     ("build", "message"),
     [
         (lambda: SmoothQuant(alpha=50), r"alpha .* in \[0, 1\]; got 50"),
-        (lambda: SmoothQuant(samples=0), "samples is a count, at least 1; got 0"),
+        (lambda: SmoothQuant(samples=0), "samples is the number of samples that are looked at, at least 1; got 0"),
         (lambda: CrossLayerEqualization(sweeps=0), "sweeps is a count, at least 1; got 0"),
-        (lambda: CrossLayerEqualization(deviations=-1.0), "deviations under the mean are at least 0, got -1.0"),
+        (
+            lambda: CrossLayerEqualization(deviations=-1.0),
+            "deviations under the mean are absorbed, at least 0; got -1.0; None absorbs nothing",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(build, message: str) -> None:

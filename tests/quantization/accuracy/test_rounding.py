@@ -394,7 +394,7 @@ def test_layers_on_the_same_grid_per_group_are_rounded() -> None:
         (lambda: GPTQ(damping=-1), "damping is a fraction of the mean of the diagonal, from 0 to 10; got -1"),
         (lambda: GPTQ(samples=0), "samples is the number of samples that are looked at, at least 1; got 0"),
         (lambda: AdaRound(iterations=3), "iterations is the number of steps a layer, at least 10; got 3"),
-        (lambda: AdaRound(batch=0), "batch and samples are numbers of positions and samples, at least 1; got 0"),
+        (lambda: AdaRound(batch=0), "batch is the number of positions in a step, at least 1; got 0"),
         (lambda: AdaRound(learning_rate=2), r"learning_rate is Adam's, in \(0, 1\]; got 2"),
     ],
 )

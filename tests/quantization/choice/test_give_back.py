@@ -255,8 +255,8 @@ def test_a_layer_in_float_again_has_its_own_bias(workload: Workload, exported: b
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_drop": 1.0}, "max_drop is a fraction in [0, 1), one point of accuracy is 0.01; got 1.0"),
-        ({"min_sqnr_db": 0.0}, "min_sqnr_db is in decibels, above 0; got 0.0"),
+        ({"max_drop": 1.0}, "max_drop is a fraction (0.01 is one point of accuracy), in [0, 1); got 1.0"),
+        ({"min_sqnr_db": 0.0}, "min_sqnr_db is a ratio in decibels, above 0; got 0.0"),
         ({"max_drop": None, "slower": False}, "look at nothing; set one, or leave GiveBack out"),
         ({"samples": 0}, "samples counts calibration samples, at least 1; got 0"),
     ],

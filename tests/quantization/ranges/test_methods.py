@@ -221,7 +221,7 @@ def test_settings_out_of_range_are_refused() -> None:
         Percentile(percent=0.9999)
     with pytest.raises(ValueError, match="weight of each new sample, in \\(0, 1\\]; got 0"):
         MovingAverage(averaging=0)
-    with pytest.raises(ValueError, match="at least 1, or None for all; got 0"):
+    with pytest.raises(ValueError, match="at least 1; got 0; None runs all"):
         MSE(samples=0)
     with pytest.raises(ValueError, match="every candidate is run on, at least 1; got 0"):
         Auto(judged=0)

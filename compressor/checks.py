@@ -1,0 +1,80 @@
+"""The checks that settings share, so that each is worded once: what was wanted, what was got, and the way out.
+
+`says` begins the sentence and names the setting, as in "epochs counts the passes over the training data"; the check
+adds the range and what was got, and `way_out` ends it. All raise ValueError, for booleans too: True is no count, though
+Python takes it for 1. Settings that may be None are checked where they are not.
+"""
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any, Literal
+
+Within = Literal["[0, 1)", "[0, 1]", "(0, 1)", "(0, 1]"]
+
+
+def check_fraction(value: float, says: str, *, within: Within = "[0, 1)", way_out: str = "") -> None:
+    """`value` lies in the interval `within`; without another way out, of 50 it is asked whether 0.5 was meant."""
+    if _is_number(value) and _lies(value, within):
+        return
+    meant = value / 100 if _is_number(value) and value > 1 else math.nan
+    hint = f"; did you mean {meant:g}?" if _lies(meant, within) else ""
+    raise ValueError(f"{says}, in {within}; got {value!r}{_end(way_out) or hint}")
+
+
+def check_max_drop(value: float | None) -> None:
+    """`value`, how much of the score may be lost, is None (anything) or lies in [0, 1)."""
+    if value is not None:
+        check_fraction(value, "max_drop is a fraction (0.01 is one point of accuracy)")
+
+
+def check_count(value: int, says: str, *, least: int = 1, way_out: str = "") -> None:
+    """`value` is a whole number of at least `least`."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        kind = "" if whole else "a whole number, "
+        raise ValueError(f"{says}, {kind}at least {least}; got {value!r}{_end(way_out)}")
+
+
+def check_positive(value: float, says: str, *, way_out: str = "") -> None:
+    """`value` is a finite number above 0."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{says}, above 0; got {value!r}{_end(way_out)}")
+
+
+def check_not_negative(value: float, says: str, *, way_out: str = "") -> None:
+    """`value` is a finite number, 0 or more."""
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{says}, at least 0; got {value!r}{_end(way_out)}")
+
+
+def check_one_of(value: str, says: str, choices: Collection[str]) -> None:
+    """`value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{says}, one of {', '.join(choices)}; got {value!r}")
+
+
+def check_tuple(value: Collection[str], says: str, *, least: int = 0) -> None:
+    """`value` is no bare string, which Python would read letter by letter, and has at least `least` entries."""
+    if isinstance(value, str):
+        raise ValueError(f"{says}, got the string {value!r}; write ({value!r},)")
+    if len(value) < least:
+        raise ValueError(f"{says}, at least {least}; got {value!r}")
+
+
+def check_globs(value: Collection[str], name: str, *, least: int = 0) -> None:
+    """The same for the patterns of module names that the setting `name` holds."""
+    check_tuple(value, f"{name} is a tuple of globs such as ('layer1.*',)", least=least)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _lies(value: float, within: Within) -> bool:
+    above = value >= 0 if within.startswith("[") else value > 0
+    return above and (value <= 1 if within.endswith("]") else value < 1)
+
+
+def _end(way_out: str) -> str:
+    return f"; {way_out}" if way_out else ""

@@ -1,0 +1,123 @@
+import math
+import subprocess
+import sys
+
+import pytest
+
+from compressor.checks import (
+    check_count,
+    check_fraction,
+    check_globs,
+    check_max_drop,
+    check_not_negative,
+    check_one_of,
+    check_positive,
+    check_tuple,
+)
+
+
+def message_of(check, *arguments, **named) -> str:
+    with pytest.raises(ValueError, match="got") as caught:
+        check(*arguments, **named)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("within", "good", "bad"),
+    [
+        ("[0, 1)", [0, 0.5, 0.999], [-0.1, 1, 1.0]),
+        ("[0, 1]", [0, 0.5, 1], [-0.1, 1.1]),
+        ("(0, 1)", [0.001, 0.999], [0, 1]),
+        ("(0, 1]", [0.001, 1], [0, 1.001]),
+    ],
+)
+def test_fractions_lie_in_their_interval(within, good, bad) -> None:
+    """Round brackets leave the end out and square ones take it in; NaN, infinities and booleans lie nowhere."""
+    for value in good:
+        check_fraction(value, "remove is the fraction that goes", within=within)
+    for value in (*bad, math.nan, math.inf, -math.inf, True, False, "0.5"):
+        text = message_of(check_fraction, value, "remove is the fraction that goes", within=within)
+        assert text.startswith(f"remove is the fraction that goes, in {within}; got {value!r}")
+
+
+def test_percent_is_taken_for_a_slip() -> None:
+    """50 for 0.5 is answered with 0.5; for 1, 100 and 250 no fraction comes to mind."""
+    says = "remove is the fraction that goes"
+    assert message_of(check_fraction, 50, says) == f"{says}, in [0, 1); got 50; did you mean 0.5?"
+    assert message_of(check_fraction, 2.5, says).endswith("got 2.5; did you mean 0.025?")
+    assert message_of(check_fraction, 100, says, within="(0, 1]").endswith("got 100; did you mean 1?")
+    for value in (1, 100, 250, True):
+        assert message_of(check_fraction, value, says).endswith(f"got {value}")
+
+
+def test_a_way_out_of_its_own_ends_the_sentence() -> None:
+    """Where a percentage makes no sense, the caller's hint stands instead of the question."""
+    text = message_of(check_fraction, 5, "weight_decay is a factor", way_out="it is usually below 0.01")
+    assert text == "weight_decay is a factor, in [0, 1); got 5; it is usually below 0.01"
+    assert message_of(check_count, 0, "steps counts the steps", way_out="OneShot() has none").endswith("has none")
+
+
+def test_a_drop_is_a_fraction_or_none() -> None:
+    """None looks at no drop, 0.01 is a point, and 1 (a point, to some) is told what a point is."""
+    check_max_drop(None)
+    check_max_drop(0.01)
+    assert message_of(check_max_drop, 1) == ("max_drop is a fraction (0.01 is one point of accuracy), in [0, 1); got 1")
+
+
+def test_counts_are_whole_numbers() -> None:
+    """3 is a count of at least 3; 2 is too few, and 2.5, True, NaN and text are no whole numbers."""
+    check_count(3, "repeats counts the runs", least=3)
+    check_count(0, "tail_epochs counts the epochs", least=0)
+    assert message_of(check_count, 2, "repeats counts the runs", least=3) == (
+        "repeats counts the runs, at least 3; got 2"
+    )
+    for value in (2.5, 4.0, True, math.nan, "4"):
+        assert message_of(check_count, value, "repeats counts the runs") == (
+            f"repeats counts the runs, a whole number, at least 1; got {value!r}"
+        )
+
+
+def test_positive_is_finite_and_above_0() -> None:
+    """0.1 and 7 are; 0, -1, NaN, infinity and True are not."""
+    check_positive(0.1, "ms is the time of one call")
+    check_positive(7, "ms is the time of one call")
+    for value in (0, -1.0, math.nan, math.inf, True):
+        assert message_of(check_positive, value, "ms is the time of one call") == (
+            f"ms is the time of one call, above 0; got {value!r}"
+        )
+
+
+def test_not_negative_takes_0() -> None:
+    """0 is; -0.5, NaN, infinity and False are not."""
+    check_not_negative(0, "threshold is a weight")
+    for value in (-0.5, math.nan, math.inf, False):
+        assert message_of(check_not_negative, value, "threshold is a weight") == (
+            f"threshold is a weight, at least 0; got {value!r}"
+        )
+
+
+def test_a_choice_is_told_with_all_there_are() -> None:
+    """Another word than those there are is answered with them."""
+    check_one_of("int8", "form is what ships", ("float", "int8"))
+    assert message_of(check_one_of, "int4", "form is what ships", ("float", "int8")) == (
+        "form is what ships, one of float, int8; got 'int4'"
+    )
+
+
+def test_a_string_is_no_tuple() -> None:
+    """Python would read 'fc' as the patterns 'f' and 'c'; the tuple that was meant is spelled out."""
+    check_globs(("fc", "layer1.*"), "ignore", least=1)
+    check_globs((), "ignore")
+    assert message_of(check_globs, "fc", "ignore") == (
+        "ignore is a tuple of globs such as ('layer1.*',), got the string 'fc'; write ('fc',)"
+    )
+    assert message_of(check_globs, (), "ignore", least=1) == (
+        "ignore is a tuple of globs such as ('layer1.*',), at least 1; got ()"
+    )
+    assert message_of(check_tuple, "fc", "features is a tuple of module names").startswith("features is a tuple")
+
+
+def test_checks_load_nothing_heavy() -> None:
+    """The command line may check an option before torch is loaded."""
+    code = "import sys, compressor.checks; print(sorted({'torch', 'onnx', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
