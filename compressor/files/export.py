@@ -16,6 +16,7 @@ from torch.export import Dim
 
 from compressor.errors import ExportError
 from compressor.files.graph_cleaning import pool_globally_, rename_, strip_
+from compressor.files.graphs import opset_of, parse
 from compressor.files.shape_cleaning import simplify_shapes_
 from compressor.files.verification import ExportTask, export_task, input_names, verified_bytes
 from compressor.runtime import OnnxModule
@@ -57,8 +58,8 @@ def export_onnx(model: nn.Module, workload: Workload) -> Exported:
     passes, and for models beyond MAX_BYTES.
     """
     if isinstance(model, OnnxModule):
-        proto = onnx.load_from_string(model.onnx_bytes)
-        return Exported(onnx_bytes=model.onnx_bytes, exporter="onnx", opset=opset_of(proto), notes=())
+        opset = opset_of(parse(model.onnx_bytes))
+        return Exported(onnx_bytes=model.onnx_bytes, exporter="onnx", opset=opset, notes=())
     kind = type(model).__name__
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))  # tied weights count once
     if size > MAX_BYTES:
@@ -198,11 +199,6 @@ def _entering(entered: list[str], label: str) -> Callable[..., None]:
         entered.append(label)
 
     return note
-
-
-def opset_of(proto: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators in the file."""
-    return next(int(item.version) for item in proto.opset_import if item.domain in {"", "ai.onnx"})
 
 
 def _condensed(error: BaseException) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
+from compressor.files.graphs import attribute, drop_unused_initializers_, initializers, inner_graphs, ranks
+
 # The module path of a node, as the two exporters of torch write it.
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
@@ -37,11 +39,11 @@ def pool_globally_(model: onnx.ModelProto) -> int:
     exporter writes ReduceMean for `x.mean((2, 3))` and for AdaptiveAvgPool2d(1). The arithmetic is the same mean.
     """
     graph = model.graph
-    ranks = _ranks(model)
+    known_ranks = ranks(model)
     constants = _constants(graph)
     changed = 0
     for position, node in reversed(list(enumerate(graph.node))):
-        if node.op_type != "ReduceMean" or node.domain not in {"", "ai.onnx"} or ranks.get(node.input[0]) != 4:
+        if node.op_type != "ReduceMean" or node.domain not in {"", "ai.onnx"} or known_ranks.get(node.input[0]) != 4:
             continue
         axes, keep = _reduction(node, constants)
         if axes is None or sorted(axis % 4 for axis in axes) != [2, 3]:
@@ -60,7 +62,7 @@ def pool_globally_(model: onnx.ModelProto) -> int:
             graph.node.insert(position, new)
         changed += 1
     if changed:
-        _drop_unused_initializers(graph)
+        drop_unused_initializers_(graph)
     return changed
 
 
@@ -75,23 +77,23 @@ def rename_(model: onnx.ModelProto, parameters: Mapping[str, Sequence[int]], *, 
     """
     graph = model.graph
     namer = _Namer([value.name for value in (*graph.input, *graph.output)])
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    for old in initializers:
+    stored = initializers(graph)
+    for old in stored:
         known = old.removeprefix(prefix)
         if old not in namer.tensors and known in parameters:
             namer.tensor(old, known)
     for node in graph.node:
         scope = _scope(node, prefix)
         for position, old in enumerate(node.input):
-            if scope is not None and old in initializers and old not in namer.tensors:
-                found = _folded_from(node, position, initializers[old], scope=scope, parameters=parameters, namer=namer)
+            if scope is not None and old in stored and old not in namer.tensors:
+                found = _folded_from(node, position, stored[old], scope=scope, parameters=parameters, namer=namer)
                 if found:
                     namer.tensor(old, found)
-    for old in initializers:
+    for old in stored:
         if old not in namer.tensors:
             namer.tensor(old, namer.count("c", separator=""))
     namer.weights = {
-        namer.tensors[old] for old in initializers if "." in namer.tensors[old] or namer.tensors[old] in parameters
+        namer.tensors[old] for old in stored if "." in namer.tensors[old] or namer.tensors[old] in parameters
     }
     _rename_graph(graph, namer, namer.tensors)
     _name_dimensions(graph)
@@ -175,7 +177,7 @@ def _rename_graph(graph: onnx.GraphProto, namer: _Namer, names: dict[str, str]) 
     for node in graph.node:
         node.input[:] = [renamed(old) for old in node.input]
         node.name = _node_name(node, namer)
-        for inner in _subgraphs(node):
+        for inner in inner_graphs(node):
             # A subgraph sees the names outside; what it adds stays its own.
             _rename_graph(inner, namer, dict(names))
         node.output[:] = [renamed(old) for old in node.output]
@@ -216,17 +218,6 @@ def _unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _is_parameter(name: str, parameters: Mapping[str, Sequence[int]]) -> bool:
-    return name in parameters or "." in name
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def _messages(model: onnx.ModelProto) -> Iterator[Any]:
     yield model
     for function in model.functions:
@@ -246,26 +237,16 @@ def _graph_messages(graph: onnx.GraphProto) -> Iterator[Any]:
 
 def _node_messages(node: onnx.NodeProto) -> Iterator[Any]:
     yield node
-    for attribute in node.attribute:
-        yield attribute
-        if attribute.type == onnx.AttributeProto.TENSOR:
-            yield attribute.t
-    for inner in _subgraphs(node):
+    for entry in node.attribute:
+        yield entry
+        if entry.type == onnx.AttributeProto.TENSOR:
+            yield entry.t
+    for inner in inner_graphs(node):
         yield from _graph_messages(inner)
 
 
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    inferred = onnx.shape_inference.infer_shapes(model)
-    values = [*model.graph.input, *inferred.graph.value_info, *model.graph.value_info, *model.graph.output]
-    return {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in values
-        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
-    }
-
-
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    found = {tensor.name: tensor for tensor in graph.initializer}
+    found = initializers(graph)
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             found[node.output[0]] = node.attribute[0].t
@@ -273,21 +254,10 @@ def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 
 
 def _reduction(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> tuple[list[int] | None, bool]:
-    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-    keep = bool(attributes.get("keepdims", 1))
-    if "axes" in attributes:  # before opset 18
-        return list(attributes["axes"]), keep
+    keep = bool(attribute(node, "keepdims", 1))
+    axes = attribute(node, "axes", None)
+    if axes is not None:  # before opset 18
+        return list(axes), keep
     if len(node.input) > 1 and node.input[1] in constants:
         return [int(axis) for axis in numpy_helper.to_array(constants[node.input[1]]).reshape(-1)], keep
     return None, keep
-
-
-def _drop_unused_initializers(graph: onnx.GraphProto) -> None:
-    used = {value.name for value in graph.output}
-    for message in _graph_messages(graph):
-        if isinstance(message, onnx.NodeProto):
-            used.update(message.input)
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    if len(kept) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(kept)

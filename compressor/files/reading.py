@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from compressor.batches import Inputs
-from compressor.files.export import MAX_BYTES, OPSET, opset_of
+from compressor.files.export import MAX_BYTES, OPSET
+from compressor.files.graphs import copy_of, initializers, opset_of
 from compressor.runtime import Feeds, OnnxModule, feeds_of, first_line, load_session, open_session, session_options
 
 # The first opset whose DequantizeLinear has scales for every channel, and the last whose QuantizeLinear ONNX Runtime
@@ -76,15 +77,9 @@ def _loaded(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
 def _given_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs of the graph that no weight stands for."""
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = initializers(model.graph)
     return [value for value in model.graph.input if value.name not in constants]
 
 
@@ -95,7 +90,7 @@ def _batches(model: onnx.ModelProto) -> list[tuple[str, Any]]:
 
 def _with_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without the inputs that are weights: only constants are folded, fused and quantized."""
-    model, inputs = _copy(model), _given_inputs(model)
+    model, inputs = copy_of(model), _given_inputs(model)
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     # Weights that are no inputs came with the fourth version of the format.
@@ -147,7 +142,7 @@ def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: str | Path) -> 
 
 def _freed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     """`model` with a free batch, which Reshape infers where its target begins with `batch`, or copies."""
-    free = _copy(model)
+    free = copy_of(model)
     del free.graph.value_info[:]
     for value in [*free.graph.input, *free.graph.output]:
         dims = value.type.tensor_type.shape.dim

@@ -17,7 +17,14 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper, numpy_helper
 
-from compressor.files.weights import names_read
+from compressor.files.graphs import (
+    attribute,
+    drop_unused_initializers_,
+    initializers,
+    names_read,
+    output_names,
+    producers,
+)
 
 _RECURRENT = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 # What hands on zeros whatever its other inputs are.
@@ -53,8 +60,8 @@ _Term = int | _Size | None
 class _Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
-        self.writers = {name: node for node in self.graph.node for name in node.output}
-        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.writers = producers(self.graph.node)
+        self.constants = initializers(self.graph)
         values = (*self.graph.input, *self.graph.value_info, *self.graph.output)
         self.sizes: dict[str, list[int | str]] = {
             value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
@@ -81,7 +88,7 @@ class _Graph:
             name = f"{node.output[0]}/shape"
             self.graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(fixed)], fixed))
             node.input[1] = name
-            kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
+            kept = [entry for entry in node.attribute if entry.name != "allowzero"]
             del node.attribute[:]
             node.attribute.extend(kept)
 
@@ -134,8 +141,8 @@ class _Graph:
             tensor = _constant(node)
             return tensor is not None and not numpy_helper.to_array(tensor).any()
         if node.op_type == "ConstantOfShape":
-            values = [a.t for a in node.attribute if a.name == "value"]
-            return not values or not numpy_helper.to_array(values[0]).any()
+            value = _constant(node)
+            return value is None or not numpy_helper.to_array(value).any()
         if node.op_type == "Concat":
             return all(self._is_zero(part, depth - 1) for part in node.input)
         return node.op_type in _MOVES and self._is_zero(node.input[0], depth - 1)
@@ -153,8 +160,8 @@ class _Graph:
         if node is None or not depth:
             return None
         if node.op_type == "Shape":
-            sizes, bounds = self._sizes(node.input[0]), {attribute.name: attribute.i for attribute in node.attribute}
-            return sizes and sizes[bounds.get("start", 0) : bounds.get("end", len(sizes))]
+            sizes = self._sizes(node.input[0])
+            return sizes and sizes[attribute(node, "start", 0) : attribute(node, "end", len(sizes))]
         parts = [self._terms(part, depth - 1) if part else [] for part in node.input]
         first = parts[0] if parts else None
         if node.op_type == "Concat":
@@ -207,22 +214,22 @@ def _combined(kind: str, parts: Sequence[Sequence[_Term] | None]) -> list[_Term]
 
 
 def _order(node: onnx.NodeProto) -> list[int] | None:
-    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), None)
+    found: list[int] | None = attribute(node, "perm", None)
+    return found
 
 
 def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
+    found: onnx.TensorProto | None = attribute(node, "value", None)
+    return found
 
 
 def _drop_unused_(graph: onnx.GraphProto) -> None:
     """Removes the nodes and initialisers that nothing reads any more."""
-    readers = Counter(name for node in graph.node for name in names_read(node))
-    readers.update(value.name for value in graph.output)
+    uses = Counter(name for node in graph.node for name in names_read(node))
+    uses.update(output_names(graph))
     for position in reversed(range(len(graph.node))):
         node = graph.node[position]
-        if not any(readers[name] for name in node.output):
-            readers.subtract(names_read(node))
+        if not any(uses[name] for name in node.output):
+            uses.subtract(names_read(node))
             del graph.node[position]
-    kept = [tensor for tensor in graph.initializer if readers[tensor.name] > 0]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    drop_unused_initializers_(graph)

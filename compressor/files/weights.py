@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package of their own
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 from onnx.inliner import inline_local_functions
 
+from compressor.files.graphs import initializers, inner_graphs, names_read, parse, replace_nodes_
 from compressor.runtime import open_session
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -78,33 +78,10 @@ def count_parameters(onnx_bytes: bytes) -> tuple[int, int]:
     return sum(total for _, total, _ in counts.values()), sum(nonzero for _, _, nonzero in counts.values())
 
 
-def parse(onnx_bytes: bytes) -> onnx.ModelProto:
-    """The model in the bytes of an ONNX file. Raises ValueError where there is none."""
-    try:
-        model = onnx.load_from_string(onnx_bytes)
-    except DecodeError as error:
-        raise ValueError(f"{len(onnx_bytes)} bytes are no ONNX model ({error}); export it again") from error
-    if not model.graph.node and not model.graph.output:
-        raise ValueError(f"the ONNX model of {len(onnx_bytes)} bytes has no graph; export it again")
-    return model
-
-
-def inner_graphs(node: NodeProto) -> list[onnx.GraphProto]:
-    """The bodies of a node that branches or loops."""
-    return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH] + [
-        graph for a in node.attribute if a.type == onnx.AttributeProto.GRAPHS for graph in a.graphs
-    ]
-
-
-def names_read(node: NodeProto) -> list[str]:
-    """The tensors that a node reads, those that the graphs inside of it read included."""
-    return [*node.input, *(name for graph in inner_graphs(node) for inner in graph.node for name in names_read(inner))]
-
-
 def _unpack_stored_(model: onnx.ModelProto) -> None:
     """Replaces the nodes that unpack stored weights by the weights themselves."""
     graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = initializers(graph)
     unpacked: set[str] = set()
     nodes, rest = [], []
     for node in graph.node:
@@ -123,8 +100,7 @@ def _unpack_stored_(model: onnx.ModelProto) -> None:
     if not nodes:
         return
     wanted = sorted(unpacked.intersection(name for node in rest for name in names_read(node)))
-    del graph.node[:]
-    graph.node.extend(rest)
+    replace_nodes_(graph, rest)
     if not wanted:
         return
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in wanted]
@@ -137,7 +113,7 @@ def _unpack_stored_(model: onnx.ModelProto) -> None:
 
 def _count_graph(graph: onnx.GraphProto, outer: dict[str, TensorProto], counts: _Counts) -> None:
     """Adds to `counts`, by the tensor's identity, what this graph and those inside its nodes compute with."""
-    known = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
+    known = {**outer, **initializers(graph)}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             known[node.output[0]] = node.attribute[0].t

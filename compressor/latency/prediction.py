@@ -14,10 +14,9 @@ from typing import Any
 
 import onnx
 import onnxruntime as ort
-from onnx import helper
 
 from compressor.batches import Inputs
-from compressor.files.weights import inner_graphs
+from compressor.files.graphs import all_graphs, all_nodes, attributes, initializers, inner_graphs
 from compressor.latency.operators import Operator, light, linear, matmul, recurrent
 from compressor.latency.table import LatencyTable
 from compressor.runtime import feeds_of, load_session, session_options
@@ -144,16 +143,24 @@ class _Graph:
     def __post_init__(self) -> None:
         nodes: dict[str, onnx.NodeProto] = {}
         nameless: dict[str, list[onnx.NodeProto]] = {}
-        self._collect(self.profile.model.graph, nodes, nameless)
+        for graph in all_graphs(self.profile.model.graph):
+            self.constants |= initializers(graph).keys()
+        for node in all_nodes(self.profile.model.graph):
+            if node.name:
+                nodes[node.name] = node
+            else:
+                nameless.setdefault(node.op_type, []).append(node)
+            if node.op_type == "Constant":
+                self.constants.update(node.output)
         for event in self.profile.events:
             name, kind = event["name"], event["args"]["op_name"]
             if name.removesuffix("_kernel_time") not in nodes and nameless.get(kind):
                 # Fusions leave some nodes without a name, and the profile makes one up.
                 nodes[name.removesuffix("_kernel_time")] = nameless[kind].pop(0)
-            node = nodes.get(name.removesuffix("_kernel_time"))
+            ran = nodes.get(name.removesuffix("_kernel_time"))
             # The bodies of branches and loops ran as nodes of their own.
-            if node is not None and not inner_graphs(node):
-                self.runs.append(_run(node, event["args"]))
+            if ran is not None and not inner_graphs(ran):
+                self.runs.append(_run(ran, event["args"]))
         self.quantized = any(run.kind in _INTEGER for run in self.runs)
         # The same distinction by which quantization chooses static or dynamic ranges for linear layers.
         self.sequences = any(
@@ -163,20 +170,6 @@ class _Graph:
             for run in self.runs
         )
 
-    def _collect(
-        self, graph: onnx.GraphProto, nodes: dict[str, onnx.NodeProto], nameless: dict[str, list[onnx.NodeProto]]
-    ) -> None:
-        self.constants |= {tensor.name for tensor in graph.initializer}
-        for node in graph.node:
-            if node.name:
-                nodes[node.name] = node
-            else:
-                nameless.setdefault(node.op_type, []).append(node)
-            if node.op_type == "Constant":
-                self.constants.update(node.output)
-            for inner in inner_graphs(node):
-                self._collect(inner, nodes, nameless)
-
 
 def _run(node: onnx.NodeProto, details: Mapping[str, Any]) -> _Run:
     described = details.get("input_type_shape", [])
@@ -185,9 +178,7 @@ def _run(node: onnx.NodeProto, details: Mapping[str, Any]) -> _Run:
         inputs=[next(iter(entry.values()), []) for entry in described],
         outputs=[next(iter(entry.values()), []) for entry in details.get("output_type_shape", [])],
         names=list(node.input),
-        attributes={
-            a.name: helper.get_attribute_value(a) for a in node.attribute if a.type != onnx.AttributeProto.GRAPH
-        },
+        attributes=attributes(node),
         types=[next(iter(entry), "") for entry in described],
     )
 

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 
 from compressor.batches import Inputs
-from compressor.files.weights import inner_graphs, parse
+from compressor.files.graphs import attribute, inner_graphs, parse
 from compressor.runtime import feeds_of, load_session, session_options
 from compressor.workload import resize_batch
 
@@ -152,7 +152,7 @@ def _einsum_equations(graph: onnx.GraphProto) -> dict[str, str]:
     for index, node in enumerate(graph.node):
         if node.op_type == "Einsum":
             # The name that the profile gives to nameless nodes.
-            found[node.name or f"Einsum_{index}"] = next(a.s.decode() for a in node.attribute if a.name == "equation")
+            found[node.name or f"Einsum_{index}"] = attribute(node, "equation", b"").decode()
         for inner in inner_graphs(node):
             found |= _einsum_equations(inner)
     return found

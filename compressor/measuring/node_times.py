@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from compressor.batches import Inputs
-from compressor.files.weights import inner_graphs, parse
+from compressor.files.graphs import inner_graphs, parse
 from compressor.runtime import feeds_of, load_session, session_options
 from compressor.target import Target
 from compressor.workload import resize_batch
@@ -159,7 +159,7 @@ def _owner(tensor: str, modules: Collection[str]) -> str | None:
 
 def _name_by_place_(proto: onnx.ModelProto) -> None:
     graph = proto.graph
-    if any(True for node in graph.node for _ in inner_graphs(node)):
+    if any(map(inner_graphs, graph.node)):
         # Subgraphs see the tensors around them by name: these keep theirs, and the nodes' names have to do.
         for number, node in enumerate(graph.node):
             node.name = f"@{number}@"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import onnx
 
 from compressor.errors import StageError
-from compressor.files.export import opset_of
+from compressor.files.graphs import opset_of
 from compressor.quantization.file.audit import coverage, verified_sqnr
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import serialize

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Batches
 from compressor.errors import StageError
-from compressor.files.weights import parse
+from compressor.files.graphs import parse
 from compressor.inspection.shares import Shares
 from compressor.measuring.node_times import NodeTime
 from compressor.pruning.choice.costs import StructureCosts, block_key

@@ -24,7 +24,7 @@ import onnx
 
 from compressor.checks import check_count, check_not_negative
 from compressor.errors import StageError
-from compressor.files.weights import names_read
+from compressor.files.graphs import names_read
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
     ScalingGroup,

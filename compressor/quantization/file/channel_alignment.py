@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.files.weights import names_read
+from compressor.files.graphs import names_read
 from compressor.target import FEWEST_OUTPUTS, Isa, filled_width, in_fours
 
 # Operators that work on every channel by itself, or on each place of the map.

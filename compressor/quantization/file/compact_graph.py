@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import helper, numpy_helper
 
-from compressor.files.weights import names_read
+from compressor.files.graphs import names_read
 from compressor.runtime import load_session, session_options
 
 # Operators of ONNX Runtime's optimized graph that multiply integers.

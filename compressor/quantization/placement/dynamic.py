@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import StageError
-from compressor.files.weights import names_read
+from compressor.files.graphs import names_read
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.placement.recurrent_cells import layer_of, write_layer
 

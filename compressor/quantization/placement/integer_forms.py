@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.files.weights import names_read
+from compressor.files.graphs import names_read
 
 _ALPHA, _BETA = 0.2, 0.5  # ONNX's own
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from compressor.errors import StageError
-from compressor.files.weights import names_read
+from compressor.files.graphs import names_read
 from compressor.quantization.grids.activations import ActivationGrid
 from compressor.quantization.grids.schemes import Asymmetric, choose_affine, extremes, integer_bounds, quantize
 from compressor.quantization.grids.weights import WeightGrid, weight_positions

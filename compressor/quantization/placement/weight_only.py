@@ -16,7 +16,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.files.weights import names_read
+from compressor.files.graphs import names_read
 from compressor.quantization.grids.schemes import integer_bounds
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from compressor.errors import StageError
-from compressor.files.export import opset_of
+from compressor.files.graphs import opset_of
 from compressor.quantization.torch_graph.dynamic import DYNAMIC
 from compressor.quantization.torch_graph.layers import LAYERS
 from compressor.quantization.torch_graph.operators import OPERATORS, Operator

@@ -1,0 +1,146 @@
+"""The grammar of ONNX graphs: who makes and reads each tensor, inside branches and loops too, and what is known of it.
+
+Optional inputs and outputs that are left out have the empty name in ONNX; here they are neither read nor made.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package of their own
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+
+def parse(onnx_bytes: bytes) -> ModelProto:
+    """The model in the bytes of an ONNX file. Raises ValueError where there is none."""
+    try:
+        model = onnx.load_from_string(onnx_bytes)
+    except DecodeError as error:
+        raise ValueError(f"{len(onnx_bytes)} bytes are no ONNX model ({error}); export it again") from error
+    if not model.graph.node and not model.graph.output:
+        raise ValueError(f"the ONNX model of {len(onnx_bytes)} bytes has no graph; export it again")
+    return model
+
+
+def copy_of(model: ModelProto) -> ModelProto:
+    """A copy that can be changed."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators in the file."""
+    return next(int(item.version) for item in model.opset_import if item.domain in {"", "ai.onnx"})
+
+
+def inner_graphs(node: NodeProto) -> list[GraphProto]:
+    """The bodies of a node that branches or loops (If, Loop, Scan), without the graphs inside of these."""
+    return [graph for entry in node.attribute for graph in _graphs_of(entry)]
+
+
+def _graphs_of(entry: onnx.AttributeProto) -> Iterable[GraphProto]:
+    return [entry.g] if entry.type == onnx.AttributeProto.GRAPH else entry.graphs
+
+
+def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """`graph` itself, then the graphs inside of it, at whatever depth."""
+    yield graph
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            yield from all_graphs(inner)
+
+
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of `graph`, each followed by those of the graphs inside of it."""
+    for node in graph.node:
+        yield node
+        for inner in inner_graphs(node):
+            yield from all_nodes(inner)
+
+
+def names_captured(node: NodeProto) -> list[str]:
+    """The tensors from outside that the graphs inside of `node` read, each as often as it is read."""
+    found: list[str] = []
+    for graph in inner_graphs(node):
+        own = {value.name for value in graph.input} | initializers(graph).keys() | producers(graph.node).keys()
+        own |= {tensor.values.name for tensor in graph.sparse_initializer}
+        read = [name for inner in graph.node for name in names_read(inner)]
+        found += [name for name in (*read, *(value.name for value in graph.output)) if name not in own]
+    return found
+
+
+def names_read(node: NodeProto) -> list[str]:
+    """The tensors that `node` reads, its inputs first, then what the graphs inside of it read from outside."""
+    return [*filter(None, node.input), *names_captured(node)]
+
+
+def readers(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:
+    """{tensor: those of `nodes` that read it}; a node is named as often as it reads; [] for what none reads."""
+    found: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in nodes:
+        for name in names_read(node):
+            found[name].append(node)
+    return found
+
+
+def producers(nodes: Iterable[NodeProto]) -> dict[str, NodeProto]:
+    """{tensor: the one of `nodes` that makes it}."""
+    return {name: node for node in nodes for name in node.output if name}
+
+
+def initializers(graph: GraphProto) -> dict[str, TensorProto]:
+    """{name: constant} of those that the graph stores, without those of its Constant nodes."""
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def output_names(graph: GraphProto) -> set[str]:
+    """The tensors that the graph gives out, which may have readers inside as well."""
+    return {value.name for value in graph.output}
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """{attribute: its value}: numbers, bytes for texts, lists, tensors or graphs; those that are set alone."""
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """The value of one attribute, `default` where it is not set."""
+    return next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
+
+
+def shapes(model: ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """{tensor of the main graph: its sizes}, None for those that may vary; tensors of unknown rank are left out.
+
+    As ONNX's inference finds them for inputs, outputs and everything between.
+    """
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        value.name: tuple(
+            size.dim_value if size.HasField("dim_value") else None for size in value.type.tensor_type.shape.dim
+        )
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
+    }
+
+
+def ranks(model: ModelProto) -> dict[str, int]:
+    """{tensor of the main graph: the number of its dimensions}, where it is known."""
+    return {name: len(sizes) for name, sizes in shapes(model).items()}
+
+
+def replace_nodes_(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    """Gives `graph` other nodes, in this order; they may be its own."""
+    kept = list(nodes)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def drop_unused_initializers_(graph: GraphProto) -> None:
+    """Removes the constants that no node reads, none inside of a branch or loop either, and that are no output."""
+    used = {name for node in graph.node for name in names_read(node)} | output_names(graph)
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    if len(kept) < len(graph.initializer):
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
