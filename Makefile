@@ -64,36 +64,40 @@ bench: bench-training bench-aa bench-latency bench-pruning-time bench-structure 
 	bench-cifar10 bench-recovery  ## every benchmark
 
 bench-cifar10: $(VENV)/installed-dev  ## ResNet-56 and ResNet-20 by the shipped recipes, beside today's chains (hours; resumes)
-	$(BIN)/python benchmarks/cifar10.py
-	$(BIN)/python benchmarks/docs.py
+	$(BIN)/python -m benchmarks.cifar10
+	$(BIN)/python -m benchmarks.documents
 
 bench-training: $(VENV)/installed-dev  ## throughput of the training loop
-	$(BIN)/python benchmarks/training_throughput.py
+	$(BIN)/python -m benchmarks.training_throughput
+	$(BIN)/python -m benchmarks.documents
 
 bench-aa: $(VENV)/installed-dev  ## one file measured against itself, 100 times
-	$(BIN)/python benchmarks/aa.py
+	$(BIN)/python -m benchmarks.aa
+	$(BIN)/python -m benchmarks.documents
 
 bench-latency: $(VENV)/installed-dev  ## predicted against measured milliseconds of whole models
-	$(BIN)/python benchmarks/latency_table.py
+	$(BIN)/python -m benchmarks.structure.latency_table
+	$(BIN)/python -m benchmarks.documents
 
 bench-structure: $(VENV)/installed-dev  ## measured speed-up for every MAC saved, beside Torch-Pruning (an hour; resumes)
-	$(BIN)/python benchmarks/structure.py
-	$(BIN)/python benchmarks/docs.py
+	$(BIN)/python -m benchmarks.structure.efficiency
+	$(BIN)/python -m benchmarks.documents
 
 bench-recovery: $(VENV)/installed-dev  ## ResNet-56 pruned and recovered beside Torch-Pruning, three seeds (hours; resumes)
-	$(BIN)/python benchmarks/recovery.py
-	$(BIN)/python benchmarks/docs.py
+	$(BIN)/python -m benchmarks.structure.recovery
+	$(BIN)/python -m benchmarks.documents
 
 bench-recurrent: $(VENV)/installed-dev  ## spoken digits by GRU and LSTM, MNIST by an autoencoder: prune, recover, quantize
-	$(BIN)/python benchmarks/recurrent.py
-	$(BIN)/python benchmarks/docs.py
+	$(BIN)/python -m benchmarks.structure.recurrent
+	$(BIN)/python -m benchmarks.documents
 
 bench-pruning-time: $(VENV)/installed-dev  ## seconds and memory of pruning, beside Torch-Pruning
-	$(BIN)/python benchmarks/pruning_time.py
-	$(BIN)/python benchmarks/docs.py
+	$(BIN)/python -m benchmarks.structure.pruning_time
+	$(BIN)/python -m benchmarks.documents
 
 bench-architectures: $(VENV)/installed-dev  ## what pruning to half does to every architecture of the zoo
-	$(BIN)/python benchmarks/architectures.py
+	$(BIN)/python -m benchmarks.structure.architectures
+	$(BIN)/python -m benchmarks.documents
 
 # Peers pin what others need newer: each has an environment of its own.
 .venv-nncf .venv-aimet: .venv-%:
@@ -104,26 +108,26 @@ PEER_nncf := nncf
 PEER_aimet := aimet-onnx
 
 bench-quantization: $(VENV)/installed-dev .venv-nncf .venv-aimet  ## int8 and int4 beside ONNX Runtime's quantizer, NNCF and AIMET (an hour; resumes)
-	$(BIN)/python benchmarks/quantization.py
-	$(BIN)/python benchmarks/calibration.py
-	$(BIN)/python benchmarks/saturation.py
-	$(BIN)/python benchmarks/quantization_ablation.py
-	$(BIN)/python benchmarks/docs.py
+	$(BIN)/python -m benchmarks.quantization.quantizers
+	$(BIN)/python -m benchmarks.quantization.calibration
+	$(BIN)/python -m benchmarks.quantization.saturation
+	$(BIN)/python -m benchmarks.quantization.ablation
+	$(BIN)/python -m benchmarks.documents
 
 bench-integer-speed: $(VENV)/installed-dev  ## where the microseconds of fp32 and int8 go, node by node
-	$(BIN)/python benchmarks/integer_speed.py
-	$(BIN)/python benchmarks/docs.py
+	$(BIN)/python -m benchmarks.quantization.integer_speed
+	$(BIN)/python -m benchmarks.documents
 
 bench-filled-widths: $(VENV)/installed-dev  ## what channels of zeros gain and cost, by CPU class and over the zoo
-	$(BIN)/python benchmarks/filled_widths.py
-	$(BIN)/python benchmarks/docs.py
+	$(BIN)/python -m benchmarks.quantization.filled_widths
+	$(BIN)/python -m benchmarks.documents
 
 bench-never-slower: $(VENV)/installed-dev  ## every architecture of the zoo quantized under a budget, timed (an hour; resumes)
-	$(BIN)/python benchmarks/never_slower.py
-	$(BIN)/python benchmarks/docs.py
+	$(BIN)/python -m benchmarks.quantization.never_slower
+	$(BIN)/python -m benchmarks.documents
 
 docs: $(VENV)/installed-dev  ## tables and plots in docs/ from the stored results
-	$(BIN)/python benchmarks/docs.py
+	$(BIN)/python -m benchmarks.documents
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

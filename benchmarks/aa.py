@@ -1,12 +1,11 @@
 """How often timing one and the same file against itself claims a difference that is not there.
 
-python benchmarks/aa.py [--tries 100] [--seconds 2.0] [--threads 1]
+python -m benchmarks.aa [--tries 100] [--seconds 2.0] [--threads 1]
 """
 
 import argparse
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
+from benchmarks.stored import RESULTS
 from compressor.measuring.measure import score_estimate
 from compressor.metrics import Metric
 from compressor.report.report import environment
@@ -21,7 +21,7 @@ from compressor.runtime import time_interleaved
 from compressor.storage import write_json
 from compressor.target import Target
 
-RESULTS = Path(__file__).parent / "results" / "aa.json"
+RESULT = RESULTS / "aa.json"
 
 
 def convolutional_model(width: int = 32, layers: int = 6, size: int = 24) -> bytes:
@@ -72,7 +72,7 @@ def main() -> None:
     faster = describe("claimed speed-ups", sum(ratio.low > 1 for ratio in ratios), len(ratios))
     slower = describe("claimed slow-downs", sum(ratio.high < 1 for ratio in ratios), len(ratios))
     write_json(
-        RESULTS,
+        RESULT,
         {
             "tries": len(ratios),
             "seconds": arguments.seconds,
@@ -85,7 +85,7 @@ def main() -> None:
             "environment": where,
         },
     )
-    print(f"stored in {json.dumps(str(RESULTS))}")
+    print(f"stored in {json.dumps(str(RESULT))}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compresses the CIFAR-10 ResNets by the shipped recipes, beside the chains that a user would try today.
 
-    python benchmarks/cifar10.py [--networks resnet56 resnet20] [--recipes drop_blocks_distill_int8 int8] [--out DIR]
+    python -m benchmarks.cifar10 [--networks resnet56 resnet20] [--recipes drop_blocks_distill_int8 int8] [--out DIR]
 
 Every file is timed interleaved with the network's own fp32 ONNX file, one thread, batch 1; accuracies are of the half
 of the test images that nothing has read before, with the paired drop from the fp32 file. A killed run goes on where it
@@ -14,15 +14,14 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import cifar
-import peers
-
+from benchmarks.data import cifar
+from benchmarks.peers import usual_tools
+from benchmarks.stored import RESULTS
 from compressor import Pipeline, Recipe, Target
 from compressor.measuring.measure import measure, paired_drop, score_rows
 from compressor.report.report import environment
 from compressor.storage import read_json, write_atomic, write_json
 
-RESULTS = Path(__file__).parent / "results"
 SEED = 0
 
 
@@ -98,8 +97,8 @@ def training_seconds(epochs: list[dict]) -> float:
 def add_peers(network, workload, reference, training_seconds, *, folder, files, facts) -> None:
     """The chains of other tools: quantization alone for every network, pruning and retraining for the deep one."""
     for name, quantize in (
-        ("quantize_static, defaults", peers.quantize_static_defaults),
-        ("quantize_static, U8S8 per channel", peers.quantize_static_u8s8),
+        ("quantize_static, defaults", usual_tools.quantize_static_defaults),
+        ("quantize_static, U8S8 per channel", usual_tools.quantize_static_u8s8),
     ):
         started = time.perf_counter()
         files[name] = quantize(reference, workload)
@@ -108,15 +107,15 @@ def add_peers(network, workload, reference, training_seconds, *, folder, files, 
         return
     pruned_path = folder / "torch-pruning.onnx"
     if not pruned_path.exists():
-        model, epochs, seconds = peers.prune_retrain(
+        model, epochs, seconds = usual_tools.prune_retrain(
             workload, seconds=training_seconds, learning_rate=0.03, folder=folder / "snapshots", seed=SEED
         )
         write_json(folder / "torch-pruning.json", {"epochs": epochs, "seconds": seconds})
-        write_atomic(pruned_path, peers.export(model, workload))
+        write_atomic(pruned_path, usual_tools.export(model, workload))
     pruned, fact = pruned_path.read_bytes(), read_json(folder / "torch-pruning.json")
     files["Torch-Pruning 2x MACs, retrained"], facts["Torch-Pruning 2x MACs, retrained"] = pruned, fact
     both = "Torch-Pruning 2x MACs, retrained + quantize_static, defaults"
-    files[both], facts[both] = peers.quantize_static_defaults(pruned, workload), fact
+    files[both], facts[both] = usual_tools.quantize_static_defaults(pruned, workload), fact
 
 
 def print_table(result: dict) -> None:

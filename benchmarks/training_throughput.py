@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.stored import RESULTS
 from compressor.batches import Batches
 from compressor.metrics import Metric
 from compressor.report.report import environment
@@ -25,7 +26,7 @@ from compressor.workload import Workload
 from compressor.workloads.residual import ResNet
 
 BATCH = 128
-RESULT = Path(__file__).parent / "results" / "training-throughput.json"
+RESULT = RESULTS / "training-throughput.json"
 
 
 def resnet20() -> nn.Module:

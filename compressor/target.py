@@ -90,7 +90,7 @@ class Target:
 FEWEST_OUTPUTS = 16
 # Up to so many output channels stay with the matrix product. On 16x16 maps residual layers of 8 channels take 0.80 of
 # the time as 16 with VNNI on AVX-512, 0.87 with AVX-VNNI, 0.98 on AVX-512 without and 1.12 on AVX2 without; layers of 4
-# channels 0.97, 1.04, 1.24 and 1.40 (benchmarks/filled_widths.py).
+# channels 0.97, 1.04, 1.24 and 1.40 (make bench-filled-widths).
 _NARROW, _NARROW_AVX2 = 4, 8
 
 

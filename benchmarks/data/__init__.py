@@ -1,0 +1,1 @@
+"""The data that benchmarks read, and the networks that are trained on it."""

@@ -1,0 +1,37 @@
+"""Writes the documents that hold results, their pictures and the README's table, from what is stored.
+
+    python -m benchmarks.documents
+
+Nothing in them is typed.
+"""
+
+from benchmarks.documents import architectures_page, first_page, quantization_page, structure_page
+from benchmarks.stored import load, load_all
+from compressor.storage import write_atomic
+from workbench import ROOT
+
+DOCS = ROOT / "docs"
+
+
+def main() -> None:
+    networks = first_page.stored_networks()
+    if networks:
+        first_page.draw(networks, DOCS / "benchmarks-cifar10.svg")
+        write_atomic(ROOT / "README.md", first_page.readme(networks))
+    write_atomic(DOCS / "benchmarks.md", first_page.page(networks))
+    structure = load_all(list(structure_page.SECTIONS))
+    if structure:
+        write_atomic(DOCS / "structure.md", structure_page.page(structure))
+    if "structure" in structure:
+        structure_page.draw(structure["structure"]["networks"], DOCS / "structure.svg")
+    quantized = load_all(list(quantization_page.SECTIONS))
+    if quantized:
+        write_atomic(DOCS / "quantization-results.md", quantization_page.page(quantized))
+    if "quantization" in quantized:
+        quantization_page.draw(quantized["quantization"]["networks"], DOCS / "quantization.svg")
+    if (architectures := load("architectures")) is not None:
+        write_atomic(DOCS / "architectures.md", architectures_page.page(architectures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The text of docs/architectures.md from what became of every architecture of the zoo."""
+
+import re
+from collections import Counter
+
+OUTPUT = "it makes the model's output"
+# Where a reason says which line of the network it comes from, and where layers of that network stand in it.
+PLACE = re.compile(r" in (?P<kind>\w+) \((?P<file>[^()]*):\d+\)")
+
+
+def page(stored: dict) -> str:
+    """The text of docs/architectures.md."""
+    rows = stored["architectures"]
+    count = Counter(row["outcome"] for row in rows)
+    text = f"""\
+# Architectures
+
+Written by `make docs` from `benchmarks/results/architectures.json`. The networks are in `workbench/zoo`, small and with
+random weights; those named HF are of Hugging Face transformers {stored["transformers"]}.
+
+`PruneChannels(remove=0.5, scope=PerLayer(), align=1)` on {len(rows)} architectures:
+**{count["pruned"]} pruned, {count["refused"]} refused, {count["failed"]} failed**.
+Pruned means: in double precision the network computes what the original computes with the removed channels, heads and
+units at zero; the plan alone rebuilds it; a backward pass in train mode reaches the same parameters; tied weights stay
+tied; every output keeps its shape; and ONNX Runtime agrees with torch at other batch sizes and lengths. Networks that
+have no ONNX file even before pruning say so. Vision networks whose own code pads or resizes images of other sizes
+(`fixed=True` in `workbench/zoo/hugging_face.py`) are held to one size: exporters freeze or never finish such code.
+
+Layers that make an output always stay. What else stayed, and why, is in the last column.
+
+| architecture | outcome | parameters | after | removed | what stayed, and why |
+|---|---|---:|---:|---:|---|
+"""
+    return text + "".join(f"{line(row)}\n" for row in rows)
+
+
+def line(row: dict) -> str:
+    before, after = row["parameters_before"], row["parameters_after"]
+    if row["outcome"] == "pruned":
+        numbers, why = f"{before:,} | {after:,} | {1 - after / before:.0%}", reasons(row["locked"])
+        if row["exporter"] == "none":
+            why = "; ".join(filter(None, [why, "no ONNX file, pruned or not"]))
+    else:
+        numbers, why = f"{before:,} | | ", reasons(row["locked"]) or row["reason"]
+    return f"| {row['name']} | {row['outcome']} | {numbers} | {why.replace('|', chr(92) + '|')} |"
+
+
+def reasons(locked: dict[str, str]) -> str:
+    """The reasons apart from making an output, each with the number of groups it holds for."""
+    counted = Counter(
+        PLACE.sub(lambda found: f" in `{found['kind']}`", why) for why in locked.values() if OUTPUT not in why
+    )
+    return "; ".join(f"{why} ({number})" if number > 1 else why for why, number in counted.most_common())

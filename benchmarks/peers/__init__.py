@@ -1,0 +1,1 @@
+"""The tools of other people that the package is measured beside."""

@@ -1,0 +1,1 @@
+"""What integers bring, and what they take."""

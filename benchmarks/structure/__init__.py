@@ -1,0 +1,1 @@
+"""What choosing and pruning structure brings, and what it takes."""

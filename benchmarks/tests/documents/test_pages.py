@@ -1,0 +1,50 @@
+"""The documents show the stored results: none is typed."""
+
+from benchmarks.documents import architectures_page, first_page, quantization_page, structure_page
+from benchmarks.stored import load, load_all
+from workbench import ROOT
+from workbench.zoo import ARCHITECTURES
+
+
+def text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_first_page_shows_what_is_stored():
+    """docs/benchmarks.md and the README's table are what `make docs` makes of the stored results."""
+    networks = first_page.stored_networks()
+    assert networks, "the benchmark's results belong into the repository"
+    assert text("docs/benchmarks.md") == first_page.page(networks)
+    assert text("README.md") == first_page.readme(networks)
+
+
+def test_the_page_of_structure_shows_what_is_stored():
+    """docs/structure.md is what `make docs` makes of the stored results."""
+    results = load_all(list(structure_page.SECTIONS))
+    assert results, "the benchmark's results belong into the repository"
+    assert text("docs/structure.md") == structure_page.page(results)
+
+
+def test_the_page_of_quantization_shows_what_is_stored():
+    """docs/quantization-results.md is what `make docs` makes of the stored results."""
+    results = load_all(list(quantization_page.SECTIONS))
+    assert results, "the benchmark's results belong into the repository"
+    assert text("docs/quantization-results.md") == quantization_page.page(results)
+
+
+def test_the_page_of_architectures_shows_what_is_stored():
+    """docs/architectures.md is made of the stored outcomes, one for each architecture, none of them failed."""
+    stored = load("architectures")
+    assert [row["name"] for row in stored["architectures"]] == [known.name for known in ARCHITECTURES]
+    assert {row["outcome"] for row in stored["architectures"]} <= {"pruned", "refused"}
+    assert text("docs/architectures.md") == architectures_page.page(stored)
+
+
+def test_the_page_has_the_error_of_predictions():
+    """The median and largest error of each form that was measured, in percent."""
+    rows = [{"model": "a", "family": "cnn"}, {"model": "b", "family": "cnn"}]
+    summary = {"fp32_error": {"median": 0.04, "largest": 0.125}}
+    result = {"summary": summary, "rows": rows, "entries": 7, "seconds": 3.0, "environment": {}}
+    page = structure_page.page({"latency_table": result})
+    assert "| fp32 | absolute time | 4.0 | 12.5 |" in page
+    assert "Models: 2, of families: 1;" in page
