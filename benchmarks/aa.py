@@ -16,7 +16,6 @@ from tqdm import tqdm
 from benchmarks.stored import RESULTS
 from compressor.measuring.measure import score_estimate
 from compressor.metrics import Metric
-from compressor.report.report import environment
 from compressor.runtime import time_interleaved
 from compressor.storage import write_json
 from compressor.target import Target

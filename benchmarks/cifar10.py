@@ -18,8 +18,8 @@ from benchmarks.data import cifar
 from benchmarks.peers import usual_tools
 from benchmarks.stored import RESULTS
 from compressor import Pipeline, Recipe, Target
+from compressor.machine import environment
 from compressor.measuring.measure import measure, paired_drop, score_rows
-from compressor.report.report import environment
 from compressor.storage import read_json, write_atomic, write_json
 
 SEED = 0

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from benchmarks.stored import RESULTS
 from compressor.batches import Batches
+from compressor.machine import environment
 from compressor.metrics import Metric
-from compressor.report.report import environment
 from compressor.stage import Context
 from compressor.storage import write_json
 from compressor.target import Target

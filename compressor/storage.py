@@ -1,9 +1,12 @@
-"""Files that are either whole or absent, and run folders with one writer."""
+"""Files that are either whole or absent, and values as JSON has them."""
 
 import hashlib
 import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); delete it to start this step again") from error
+
+
+def json_safe(value: Any) -> Any:
+    """`value` in JSON's own types: NaN and infinities become None, what JSON does not know becomes text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_safe(entry) for entry in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, Enum):
+        return json_safe(value.value)
+    if hasattr(value, "tolist"):  # arrays, tensors and their scalars
+        return json_safe(value.tolist())
+    return str(value)
 
 
 def sha256(data: bytes) -> str:

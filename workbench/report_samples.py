@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
-from compressor.report.report import Report, Step
+from compressor.report.record import Step
+from compressor.report.report import Report
 
 WORKLOAD = {"name": "tiny", "model": "TinyResNet", "metric": "accuracy", "higher_is_better": True, "bounded": True}
 ENVIRONMENT = {

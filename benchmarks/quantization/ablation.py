@@ -27,6 +27,7 @@ from benchmarks.documents.cells import escaped
 from benchmarks.stored import RESULTS
 from compressor import Target
 from compressor.files.export import export_onnx
+from compressor.machine import environment
 from compressor.measuring.measure import paired_drop, score_rows
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
@@ -38,7 +39,6 @@ from compressor.quantization.accuracy.smoothing import SmoothQuant
 from compressor.quantization.grids.schemes import PerTensor, Symmetric
 from compressor.quantization.placement.forms import Static
 from compressor.quantization.placement.prepare_graph import clean_graph
-from compressor.report.report import environment
 from compressor.runtime import OnnxModule
 from compressor.stage import Context
 from compressor.stages import Quantize

@@ -45,7 +45,7 @@ def main() -> None:
         method, images, folder = options.worker
         print(json.dumps(measure(method, int(images), Path(folder), options.threads)))
         return
-    from compressor.report.report import environment
+    from compressor.machine import environment
     from compressor.storage import write_json
     from compressor.target import Target
 

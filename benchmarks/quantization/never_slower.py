@@ -23,9 +23,9 @@ from benchmarks.documents.cells import escaped, spread
 from benchmarks.stored import RESULTS
 from compressor import Budget, Pipeline
 from compressor.batches import Inputs
+from compressor.machine import environment
 from compressor.metrics import Metric
 from compressor.quantization.choice.give_back import GiveBack
-from compressor.report.report import environment
 from compressor.runtime import time_interleaved
 from compressor.stages import Quantize
 from compressor.storage import write_atomic

@@ -29,9 +29,9 @@ from benchmarks.data import cifar, mobilenet, references
 from benchmarks.peers import usual_tools
 from benchmarks.stored import RESULTS
 from compressor import Target
+from compressor.machine import environment
 from compressor.measuring.measure import paired_drop, score_rows
 from compressor.quantization.file.compact_graph import kernels
-from compressor.report.report import environment
 from compressor.runtime import time_interleaved
 from compressor.stage import Context, Stage
 from compressor.storage import read_json, write_atomic, write_json

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from benchmarks.data.cifar import resnet20
 from benchmarks.stored import RESULTS
 from compressor.files.export import export_onnx
+from compressor.machine import environment
 from compressor.measuring.measure import paired_drop
 from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import serialize
@@ -38,7 +39,6 @@ from compressor.quantization.other_cpus.portability import (
     made_portable,
 )
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.report.report import environment
 from compressor.runtime import feeds_of, open_session
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize

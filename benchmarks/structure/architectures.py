@@ -12,7 +12,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from benchmarks.stored import RESULTS
-from compressor.report.report import environment
+from compressor.machine import environment
 from compressor.storage import write_atomic
 from compressor.target import Target
 from workbench.zoo import ARCHITECTURES

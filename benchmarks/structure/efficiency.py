@@ -26,8 +26,8 @@ from benchmarks.peers import usual_tools
 from benchmarks.stored import RESULTS
 from compressor import Target
 from compressor.files.export import export_onnx
+from compressor.machine import environment
 from compressor.measuring.macs import count_macs
-from compressor.report.report import environment
 from compressor.runtime import OnnxModule, time_interleaved
 from compressor.stage import Context, Stage
 from compressor.stages import DropBlocks, PruneChannels, Quantize

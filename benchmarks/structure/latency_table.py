@@ -22,7 +22,7 @@ from benchmarks.stored import RESULTS
 from compressor.files.export import export_onnx
 from compressor.latency.prediction import operators_of_graph, predict_ms
 from compressor.latency.table import LatencyTable
-from compressor.report.report import environment
+from compressor.machine import environment
 from compressor.runtime import feeds_of, open_session, time_interleaved
 from compressor.stage import Context
 from compressor.stages import Quantize

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.stored import RESULTS
-from compressor.report.report import environment
+from compressor.machine import environment
 from compressor.stage import Context
 from compressor.storage import read_json, write_json
 from compressor.target import Target

@@ -24,9 +24,9 @@ from benchmarks.peers import usual_tools
 from benchmarks.stored import RESULTS
 from compressor import Metric, Target
 from compressor.files.export import export_onnx
+from compressor.machine import environment
 from compressor.measuring.macs import count_macs
 from compressor.measuring.measure import paired_drop, score_rows
-from compressor.report.report import environment
 from compressor.runtime import time_interleaved
 from compressor.stage import Context, Stage
 from compressor.stages import Distill, DropBlocks, PruneChannels

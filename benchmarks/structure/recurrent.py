@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.data import references
 from benchmarks.stored import RESULTS
 from compressor import Pipeline, Target
-from compressor.report.report import environment
+from compressor.machine import environment
 from compressor.stage import Stage
 from compressor.stages import Distill, PruneChannels, Quantize
 from compressor.storage import read_json, write_json

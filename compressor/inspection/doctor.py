@@ -83,7 +83,7 @@ def diagnose() -> Diagnosis:
     findings = [*packages, check_cpu(), *check_load()]
     environment: dict[str, Any] = {}
     if all(finding.grade is not Grade.BAD for finding in packages):
-        from compressor.report.report import environment as describe
+        from compressor.machine import environment as describe
 
         environment = describe(Target())
         findings += [check_int8(Target().isa, probe_int8()), check_bfloat16(cpu_flags()), check_stages()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.report.numbers import printable
-from compressor.report.report import Step
+from compressor.report.record import Step
 
 # The keys that the sections below show; all others appear as they are.
 _SHOWN = {

@@ -7,11 +7,11 @@ from compressor.estimate import Estimate
 from compressor.report.charts import Chart, Item, LineChart, bar_chart, dot_chart, line_chart, nice_ticks, tick_decimals
 from compressor.report.details import curves
 from compressor.report.numbers import ScoreScale, decimals_for, interval, printable, size
-from compressor.report.report import Report, Step
+from compressor.report.record import RunRecord, Step
 from compressor.report.view import plain_reason, step_state
 
 
-def waterfall(report: Report, scale: ScoreScale) -> list[Chart]:
+def waterfall(report: RunRecord, scale: ScoreScale) -> list[Chart]:
     """Milliseconds, bytes and score by stage; nothing where nothing was measured."""
     measured = [step.measurement for step in report.steps if step.measurement is not None]
     if not measured:
@@ -76,7 +76,7 @@ def _score_axis(scale: ScoreScale) -> Callable[[float], str]:
     return lambda value: f"{100 * value:.4g}" if scale.bounded else f"{value:.4g}"
 
 
-def _limit(report: Report, scale: ScoreScale) -> float | None:
+def _limit(report: RunRecord, scale: ScoreScale) -> float | None:
     """The score at which the budget's drop, taken on test data, would be used up."""
     base, allowed = report.reference.measurement, (report.budget or {}).get("max_drop")
     if base is None or isinstance(allowed, bool) or not isinstance(allowed, int | float):

@@ -31,7 +31,7 @@ from compressor.report.numbers import (
     smaller,
     times,
 )
-from compressor.report.report import Report, Step
+from compressor.report.record import RunRecord, Step
 from compressor.report.scores import criteria, score_plots
 from compressor.report.sensitivity import sensitivity_plot, width_rows, widths_summary, widths_tried
 from compressor.report.view import (
@@ -49,7 +49,7 @@ from compressor.report.view import (
 )
 
 
-def html(report: Report) -> str:
+def html(report: RunRecord) -> str:
     """The page. Names of layers, models and files are untrusted: everything is escaped, and scripts are forbidden."""
     scale = ScoreScale.of(report.workload)
     rows = table(report)
@@ -115,7 +115,7 @@ def _times_sign(text: str) -> str:
     return re.sub(r"(?<=\d)x(?= |$)", "\N{MULTIPLICATION SIGN}", text)
 
 
-def _subtitle(report: Report, scale: ScoreScale) -> str:
+def _subtitle(report: RunRecord, scale: ScoreScale) -> str:
     target = report.target
     parts = [
         str(report.workload.get("model") or ""),
@@ -127,7 +127,7 @@ def _subtitle(report: Report, scale: ScoreScale) -> str:
     return " · ".join(printable(part) for part in parts if part)
 
 
-def _verdict(report: Report) -> dict[str, str]:
+def _verdict(report: RunRecord) -> dict[str, str]:
     if report.budget is None:
         return {"tone": "", "text": "No budget set", "mark": "–"}  # noqa: RUF001 - a dash is meant
     if report.budget_met:
@@ -135,7 +135,7 @@ def _verdict(report: Report) -> dict[str, str]:
     return {"tone": "bad", "text": "Budget not met", "mark": "✗"}
 
 
-def _tiles(report: Report, scale: ScoreScale) -> list[dict[str, str]]:
+def _tiles(report: RunRecord, scale: ScoreScale) -> list[dict[str, str]]:
     base, last = report.reference.measurement, report.shipped.measurement
     kept = sum(step.kept for step in report.steps[1:])
     tried = len(report.steps) - 1
@@ -182,7 +182,7 @@ def _sizes(before: int, after: int) -> str:
     return f"{first.split()[0]} → {last}"
 
 
-def _score_tile(report: Report, scale: ScoreScale) -> dict[str, str]:
+def _score_tile(report: RunRecord, scale: ScoreScale) -> dict[str, str]:
     base, last = report.reference.measurement, report.shipped.measurement
     assert base is not None
     assert last is not None
@@ -208,7 +208,7 @@ def _score_tile(report: Report, scale: ScoreScale) -> dict[str, str]:
     )
 
 
-def _load_warning(report: Report) -> list[str]:
+def _load_warning(report: RunRecord) -> list[str]:
     if not report.environment.get("busy"):
         return []
     load = report.environment.get("load_average")

@@ -1,184 +1,32 @@
-"""What a run did and what came of it: one object, four ways to read it (terminal, Markdown, JSON, HTML)."""
+"""A run's record with four ways to read it: terminal, Markdown, JSON and HTML."""
 
-import math
-import os
-import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from compressor.estimate import Estimate
-from compressor.measuring.measure import Measurement
+from compressor.report.html import html
+from compressor.report.record import RunRecord
+from compressor.report.text import markdown, print_report
 from compressor.storage import write_atomic, write_json
-from compressor.target import Target, cpu_flags, cpu_name, detect_isa
-from compressor.workload import Workload, input_tensors
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-SCHEMA_VERSION = 1
-
-# The instruction sets on which ONNX Runtime's CPU kernels branch: widths of vectors and 8-bit dot products.
-_TELLING_FLAGS = (
-    "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-    "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
-)  # fmt: skip
-_PACKAGES = ("torch-compressor", "torch", "onnx", "onnxruntime", "onnxscript", "torch-pruning")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """One stage of a run and what it left behind.
-
-    `stage` is its name in recipes, "reference" for the model before any. `measurement` is that of its ONNX file
-    on the test data, None where nothing came out to measure. `drop` is how much worse its test score is than the
-    reference's, sample by sample (points for bounded metrics, a fraction of the reference otherwise). `validation` is
-    what the budget was judged by: {} or {"score", "drop": {"value", "low", "high"}}. `pays` is False for a stage that
-    made the file slower, or neither faster nor smaller. `details` is what the stage itself tells, JSON values only.
-    """
-
-    stage: str
-    parameters: dict[str, Any] = field(default_factory=dict)
-    kept: bool
-    reason: str = ""
-    seconds: float
-    measurement: Measurement | None = None
-    drop: Estimate | None = None
-    validation: dict[str, Any] = field(default_factory=dict)
-    pays: bool | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The step as in report.json. A measurement that is not finite, such as an infinite error, becomes null."""
-        measurement = None if self.measurement is None else json_safe(self.measurement.to_json())
-        drop = None if self.drop is None else json_safe(_interval(self.drop))
-        return {
-            "stage": self.stage,
-            "parameters": json_safe(self.parameters),
-            "kept": self.kept,
-            "reason": self.reason,
-            "seconds": json_safe(self.seconds),
-            "measurement": measurement if _complete(measurement) else None,
-            "drop": drop if _complete(drop) else None,
-            "validation": json_safe(self.validation),
-            "pays": self.pays,
-            "details": json_safe(self.details),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Step":
-        """The step of `to_json`; keys that are missing get their defaults, unknown ones are left out."""
-        measurement, drop = value.get("measurement"), value.get("drop")
-        return cls(
-            stage=str(value["stage"]),
-            parameters=dict(value.get("parameters") or {}),
-            kept=bool(value["kept"]),
-            reason=str(value.get("reason") or ""),
-            seconds=float(value.get("seconds") or 0.0),
-            measurement=None if measurement is None else Measurement.from_json(measurement),
-            drop=None if drop is None else Estimate(drop["value"], drop["low"], drop["high"]),
-            validation=dict(value.get("validation") or {}),
-            pays=value.get("pays"),
-            details=dict(value.get("details") or {}),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """A whole run. `steps[0]` is the reference, `steps[final]` the one whose file ships as `artifact`.
-
-    `workload` is as `describe_workload` gives it, `environment` as `environment` does; `target`, `budget` and `recipe`
-    are the fields of those objects. `to_json`'s layout is docs/report_schema.json.
-    """
-
-    workload: dict[str, Any]
-    environment: dict[str, Any]
-    target: dict[str, Any] = field(default_factory=dict)
-    budget: dict[str, Any] | None = None
-    budget_met: bool = True
-    seed: int = 0
-    recipe: dict[str, Any] | None = None
-    steps: tuple[Step, ...]
-    final: int
-    warnings: tuple[str, ...] = ()
-    artifact: str = "model.onnx"
-
-    def __post_init__(self) -> None:
-        if not self.steps:
-            raise ValueError("a report needs at least one step, the reference; got none")
-        if not 0 <= self.final < len(self.steps):
-            raise ValueError(f"final is the index of one of the {len(self.steps)} steps, got {self.final}")
-
-    @property
-    def reference(self) -> Step:
-        """The step that every other is compared with."""
-        return self.steps[0]
-
-    @property
-    def shipped(self) -> Step:
-        """The step whose file ships."""
-        return self.steps[self.final]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values, laid out as docs/report_schema.json says."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "workload": json_safe(self.workload),
-            "environment": json_safe(self.environment),
-            "target": json_safe(self.target),
-            "budget": json_safe(self.budget),
-            "budget_met": self.budget_met,
-            "seed": self.seed,
-            "recipe": json_safe(self.recipe),
-            "final": self.final,
-            "warnings": [str(warning) for warning in self.warnings],
-            "artifact": self.artifact,
-            "steps": [step.to_json() for step in self.steps],
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Report":
-        """The report of `to_json`. Raises ValueError for a layout that this version does not know."""
-        if value.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"this version reads reports of schema_version {SCHEMA_VERSION}, got {value.get('schema_version')!r}; "
-                "run the recipe again or read it with the version that wrote it"
-            )
-        return cls(
-            workload=dict(value.get("workload") or {}),
-            environment=dict(value.get("environment") or {}),
-            target=dict(value.get("target") or {}),
-            budget=None if value.get("budget") is None else dict(value["budget"]),
-            budget_met=bool(value.get("budget_met", True)),
-            seed=int(value.get("seed") or 0),
-            recipe=None if value.get("recipe") is None else dict(value["recipe"]),
-            steps=tuple(Step.from_json(step) for step in value["steps"]),
-            final=int(value["final"]),
-            warnings=tuple(value.get("warnings") or ()),
-            artifact=str(value.get("artifact") or "model.onnx"),
-        )
-
-    # The renderers build on the types above, and load jinja2 and rich: both are reasons to import them late.
+class Report(RunRecord):
+    """A whole run: the record, and the record as people read it."""
 
     def to_markdown(self) -> str:
         """The report as a Markdown page."""
-        from compressor.report.text import markdown
-
         return markdown(self)
 
     def to_html(self) -> str:
         """The report as one HTML page that needs no other file and no network."""
-        from compressor.report.html import html
-
         return html(self)
 
     def print(self, console: "Console | None" = None) -> None:
         """Prints the table of steps and the summary to `console`, by default the terminal."""
-        from compressor.report.text import print_report
-
         print_report(self, console)
 
 
@@ -187,71 +35,3 @@ def write_report(report: Report, folder: Path) -> None:
     write_json(folder / "report.json", report.to_json())
     write_atomic(folder / "report.md", report.to_markdown())
     write_atomic(folder / "report.html", report.to_html())
-
-
-def describe_workload(workload: Workload) -> dict[str, Any]:
-    """The facts of a workload that a report shows: names, the metric and how to read it, the shapes of the inputs."""
-    metric = workload.metric
-    return {
-        "name": workload.name,
-        "model": type(workload.model).__name__,
-        "metric": metric.name,
-        "higher_is_better": metric.higher_is_better,
-        "bounded": metric.bounded,
-        "input_shapes": [list(tensor.shape[1:]) for tensor in input_tensors(workload.example_inputs)],
-    }
-
-
-def environment(target: Target) -> dict[str, Any]:
-    """The machine and the versions that the numbers come from.
-
-    `isa` is what the target asks for, `machine_isa` what this machine is. `load_average` is over 1, 5 and 15 minutes
-    (None where the system has none); `busy` says that the first exceeds `cores`: timings then deserve less trust.
-    """
-    flags = cpu_flags()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
-    return {
-        "cpu": cpu_name(),
-        "isa": target.isa.value,
-        "machine_isa": detect_isa().value,
-        "flags": [flag for flag in _TELLING_FLAGS if flag in flags],
-        "cores": cores,
-        "load_average": load,
-        "busy": load is not None and load[0] > cores,
-        "os": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
-    }
-
-
-def json_safe(value: Any) -> Any:
-    """`value` in JSON's own types: NaN and infinities become None, what JSON does not know becomes text."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): json_safe(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [json_safe(entry) for entry in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
-    if isinstance(value, Enum):
-        return json_safe(value.value)
-    if hasattr(value, "tolist"):  # arrays, tensors and their scalars
-        return json_safe(value.tolist())
-    return str(value)
-
-
-def _interval(estimate: Estimate) -> dict[str, float]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-
-
-def _complete(value: Any) -> bool:
-    return value is not None and (not isinstance(value, dict) or all(_complete(entry) for entry in value.values()))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

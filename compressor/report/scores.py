@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from compressor.report.details import Scores, channel_groups, unit_scores
 from compressor.report.numbers import shorten
-from compressor.report.report import Step
+from compressor.report.record import Step
 
 PLOT_WIDTH = 240
 PLOT_HEIGHT = 56

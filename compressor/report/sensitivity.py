@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from compressor.report.charts import Box, Tick, nice_ticks
 from compressor.report.details import Widths, float_share, sensitivity
-from compressor.report.report import Step
+from compressor.report.record import Step
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 230, 44, 196
 # Room at the right end of the lines for their names.

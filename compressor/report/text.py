@@ -20,7 +20,7 @@ from compressor.report.details import (
     zero_channels,
 )
 from compressor.report.numbers import ScoreScale, duration, printable, shorten
-from compressor.report.report import Report, Step
+from compressor.report.record import RunRecord, Step
 from compressor.report.scores import criteria, removals
 from compressor.report.sensitivity import width_rows, widths_summary, widths_tried
 from compressor.report.view import (
@@ -56,7 +56,7 @@ _NOTE = (
 )
 
 
-def print_report(report: Report, console: Console | None = None) -> None:
+def print_report(report: RunRecord, console: Console | None = None) -> None:
     """Prints the table of steps, the warnings and the summary; columns that do not fit are left out."""
     console = console or Console()
     marks = _ASCII_MARKS if console.options.ascii_only else _MARKS
@@ -159,7 +159,7 @@ def markdown_table(rows: Sequence[Row], outcomes: Sequence[str], *, title: str =
     return "\n".join(lines)
 
 
-def markdown(report: Report) -> str:
+def markdown(report: RunRecord) -> str:
     """The report as a Markdown page: table, what went and what stayed, environment, warnings."""
     data, rows = report.to_json(), table(report)
     parts = [
@@ -223,13 +223,13 @@ def _line(console: Console, text: Text, style: str) -> None:
     console.print(text, no_wrap=True, overflow="crop", crop=True)
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: RunRecord) -> str:
     if report.budget is None:
         return "No budget was set."
     return "The budget is met." if report.budget_met else "The budget is NOT met."
 
 
-def _busy(report: Report) -> str:
+def _busy(report: RunRecord) -> str:
     load, cores = report.environment.get("load_average"), report.environment.get("cores")
     shown = load[0] if isinstance(load, list) and load else load
     return f"The machine was busy (load average {shown} on {cores} cores): timings deserve less trust."

@@ -21,7 +21,7 @@ from compressor.report.numbers import (
     smaller,
     times,
 )
-from compressor.report.report import Report, Step
+from compressor.report.record import RunRecord, Step
 
 # In the order shown; where the terminal is narrow, columns go in the order of `DROPPED_FIRST`.
 COLUMNS = {
@@ -59,7 +59,7 @@ class Row:
     cells: dict[str, Cell] = field(default_factory=dict)
 
 
-def table(report: Report) -> list[Row]:
+def table(report: RunRecord) -> list[Row]:
     """The steps of `report` as rows of text, with the same digits down each column."""
     measured = [step.measurement for step in report.steps if step.measurement is not None]
     scale = ScoreScale.of(report.workload)
@@ -95,7 +95,7 @@ def plain_reason(step: Step) -> str:
     return reason
 
 
-def score_drop(report: Report, step: Step) -> Estimate | None:
+def score_drop(report: RunRecord, step: Step) -> Estimate | None:
     """How much worse `step` is than the reference on test data: paired where it was, else without an interval."""
     base = report.reference.measurement
     if step.drop is not None:
@@ -105,7 +105,7 @@ def score_drop(report: Report, step: Step) -> Estimate | None:
     return ScoreScale.of(report.workload).plain_drop(base.score.value, step.measurement.score.value)
 
 
-def score_change(report: Report, step: Step) -> str:
+def score_change(report: RunRecord, step: Step) -> str:
     """The change of the score from the reference with its interval, such as "-0.5 points [-0.9, 0.0]"; may be empty."""
     drop = score_drop(report, step)
     if drop is None:
@@ -121,7 +121,7 @@ def change_decimals(change: Estimate) -> int:
     return 2 if 0 < max(abs(change.value), abs(change.low), abs(change.high)) < 0.1 else 1
 
 
-def summary(report: Report) -> str:
+def summary(report: RunRecord) -> str:
     """The run in a sentence: "model.onnx: 6.1x faster [5.9, 6.3], 11.8x smaller, accuracy 89.4 % (-0.5 points)"."""
     name = printable(report.artifact)
     base, last = report.reference.measurement, report.shipped.measurement
@@ -174,7 +174,7 @@ def budget_lines(budget: dict[str, Any] | None, scale: ScoreScale) -> list[str]:
     return lines
 
 
-def recipe_yaml(report: Report) -> str:
+def recipe_yaml(report: RunRecord) -> str:
     """The recipe as YAML; where the run had none, the stages that were run with their parameters."""
     data = report.to_json()
     recipe = data["recipe"] or {
@@ -184,7 +184,7 @@ def recipe_yaml(report: Report) -> str:
     return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=88).rstrip()
 
 
-def total_seconds(report: Report) -> float:
+def total_seconds(report: RunRecord) -> float:
     """The time all steps took together."""
     return sum(step.seconds for step in report.steps)
 

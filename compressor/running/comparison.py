@@ -17,11 +17,12 @@ from compressor.report.comparison import (
     print_comparison,
 )
 from compressor.report.numbers import ScoreScale
-from compressor.report.report import Report, Step, json_safe
+from compressor.report.record import Step
+from compressor.report.report import Report
 from compressor.running.pipeline import Pipeline
 from compressor.running.preflight import check_workload
 from compressor.stage import stage_name
-from compressor.storage import write_atomic, write_json
+from compressor.storage import json_safe, write_atomic, write_json
 from compressor.target import Target
 from compressor.workload import Workload
 

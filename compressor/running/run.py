@@ -16,9 +16,11 @@ from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_val
 from compressor.errors import ExportError, StageError
 from compressor.estimate import Estimate
 from compressor.files.export import export_onnx
+from compressor.machine import environment
 from compressor.measuring.measure import Measurement, measure, speedup_over
 from compressor.measuring.scores import FileScores
-from compressor.report.report import Report, Step, describe_workload, environment, write_report
+from compressor.report.record import Step, describe_workload
+from compressor.report.report import Report, write_report
 from compressor.running.folder import Outcome, RunFolder, State, fingerprint_data, fingerprint_model, versions
 from compressor.running.order import segments
 from compressor.runtime import OnnxModule

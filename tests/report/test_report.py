@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from compressor.estimate import Estimate
+from compressor.machine import environment
 from compressor.report.charts import BAR_WIDTH, Item, dot_chart, nice_ticks
 from compressor.report.comparison import (
     ComparisonRow,
@@ -22,9 +23,11 @@ from compressor.report.comparison import (
     print_comparison,
 )
 from compressor.report.numbers import ScoreScale, claim, duration, si, size, smaller
-from compressor.report.report import Report, Step, describe_workload, environment, json_safe, write_report
+from compressor.report.record import Step, describe_workload
+from compressor.report.report import Report, write_report
 from compressor.report.scatter import place_labels, staircase
 from compressor.report.view import summary, table
+from compressor.storage import json_safe
 from compressor.target import Isa, Target
 from workbench import ROOT
 from workbench.report_samples import ALL, ENVIRONMENT, QUANTIZE, REFERENCE, hostile, nothing_kept, regression, rollback

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from compressor.report.details import Scores, unit_scores, zero_channels
-from compressor.report.report import Step
+from compressor.report.record import Step
 from compressor.report.scores import PLOT_HEIGHT, PLOT_WIDTH, Removal, criteria, removals, score_plots
 from workbench.report_samples import DROP, NARROW, SPARSE, narrowed
 

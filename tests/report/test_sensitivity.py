@@ -7,7 +7,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from compressor.report.details import GivenBack, Widths, given_back, other_details, sensitivity
-from compressor.report.report import Step
+from compressor.report.record import Step
 from compressor.report.sensitivity import WidthRow, sensitivity_plot, width_rows, widths_summary, widths_tried
 from workbench.report_samples import MIXED, hostile, mixed
 

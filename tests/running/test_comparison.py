@@ -11,7 +11,8 @@ from compressor.errors import RecipeError, StageError, WorkloadError
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
 from compressor.recipe.recipe import Recipe
-from compressor.report.report import Report, Step
+from compressor.report.record import Step
+from compressor.report.report import Report
 from compressor.running.comparison import Comparison, compare
 from compressor.running.pipeline import Pipeline
 from compressor.stages import FineTune, Quantize

@@ -1,0 +1,45 @@
+"""The machine and the versions that numbers come from, as every report and benchmark states them."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from compressor.target import Target, cpu_flags, cpu_name, detect_isa
+
+# The instruction sets on which ONNX Runtime's CPU kernels branch: widths of vectors and 8-bit dot products.
+_TELLING_FLAGS = (
+    "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+_PACKAGES = ("torch-compressor", "torch", "onnx", "onnxruntime", "onnxscript", "torch-pruning")
+
+
+def environment(target: Target) -> dict[str, Any]:
+    """The machine and the versions that the numbers come from.
+
+    `isa` is what the target asks for, `machine_isa` what this machine is. `load_average` is over 1, 5 and 15 minutes
+    (None where the system has none); `busy` says that the first exceeds `cores`: timings then deserve less trust.
+    """
+    flags = cpu_flags()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    return {
+        "cpu": cpu_name(),
+        "isa": target.isa.value,
+        "machine_isa": detect_isa().value,
+        "flags": [flag for flag in _TELLING_FLAGS if flag in flags],
+        "cores": cores,
+        "load_average": load,
+        "busy": load is not None and load[0] > cores,
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
