@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from compressor.running.pipeline import Pipeline
     from compressor.running.run import Result
     from compressor.stage import Context, Effect, Stage
-    from compressor.structure.plan import load_checkpoint
+    from compressor.structure.checkpoint import load_checkpoint
     from compressor.target import Isa, Target
     from compressor.workload import Workload
 
@@ -45,7 +45,7 @@ _HOMES = {
     "Workload": "workload",
     "WorkloadError": "errors",
     "compare": "running.comparison",
-    "load_checkpoint": "structure.plan",
+    "load_checkpoint": "structure.checkpoint",
     "read_onnx": "files.reading",
 }
 

@@ -34,10 +34,9 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are timed for a moment instead of seconds: tests check decisions and forms, not speed-ups."""
-    from compressor import runtime
-    from compressor.measuring import measure
+    from compressor.measuring import measure, timing
 
-    brief = functools.partial(runtime.time_interleaved, seconds=0.3, repeats=5)
+    brief = functools.partial(timing.time_interleaved, seconds=0.3, repeats=5)
     monkeypatch.setattr(measure, "time_interleaved", brief)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from compressor.estimate import Estimate
 from compressor.measuring.macs import count_macs
+from compressor.measuring.timing import Timing
 from compressor.pruning.choice import goals
-from compressor.runtime import Timing
 
 
 @dataclass

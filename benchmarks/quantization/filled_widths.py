@@ -30,11 +30,11 @@ from compressor.latency.operator_graphs import runnable
 from compressor.latency.operators import conv
 from compressor.latency.table import time_operator
 from compressor.machine import environment
+from compressor.measuring.timing import time_interleaved
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import compact_graph, serialize
 from compressor.quantization.file.packing import smallest_file
 from compressor.quantization.post_training import prepare
-from compressor.runtime import time_interleaved
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.storage import write_json

@@ -27,10 +27,11 @@ from benchmarks.peers.usual_tools import quantize_static_defaults
 from benchmarks.stored import RESULTS
 from compressor.files.export import export_onnx
 from compressor.machine import environment
+from compressor.measuring.timing import time_interleaved
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.runtime import feeds_of, load_session, open_session, session_options, time_interleaved
+from compressor.runtime import feeds_of, load_session, open_session, session_options
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.storage import write_json

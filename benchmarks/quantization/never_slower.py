@@ -24,9 +24,9 @@ from benchmarks.stored import RESULTS
 from compressor import Budget, Pipeline
 from compressor.batches import Inputs
 from compressor.machine import environment
+from compressor.measuring.timing import time_interleaved
 from compressor.metrics import Metric
 from compressor.quantization.choice.give_back import GiveBack
-from compressor.runtime import time_interleaved
 from compressor.stages import Quantize
 from compressor.storage import write_atomic
 from compressor.target import Target

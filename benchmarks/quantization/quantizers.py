@@ -31,8 +31,8 @@ from benchmarks.stored import RESULTS
 from compressor import Target
 from compressor.machine import environment
 from compressor.measuring.measure import paired_drop, score_rows
+from compressor.measuring.timing import time_interleaved
 from compressor.quantization.file.compact_graph import kernels
-from compressor.runtime import time_interleaved
 from compressor.stage import Context, Stage
 from compressor.storage import read_json, write_atomic, write_json
 from compressor.workload import Workload, batches_of, input_tensors

@@ -28,7 +28,8 @@ from compressor import Target
 from compressor.files.export import export_onnx
 from compressor.machine import environment
 from compressor.measuring.macs import count_macs
-from compressor.runtime import OnnxModule, time_interleaved
+from compressor.measuring.timing import time_interleaved
+from compressor.runtime import OnnxModule
 from compressor.stage import Context, Stage
 from compressor.stages import DropBlocks, PruneChannels, Quantize
 from compressor.storage import read_json, write_atomic, write_json

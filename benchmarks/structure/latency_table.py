@@ -23,7 +23,8 @@ from compressor.files.export import export_onnx
 from compressor.latency.prediction import operators_of_graph, predict_ms
 from compressor.latency.table import LatencyTable
 from compressor.machine import environment
-from compressor.runtime import feeds_of, open_session, time_interleaved
+from compressor.measuring.timing import time_interleaved
+from compressor.runtime import feeds_of, open_session
 from compressor.stage import Context
 from compressor.stages import Quantize
 from compressor.storage import write_json

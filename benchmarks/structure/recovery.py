@@ -27,7 +27,7 @@ from compressor.files.export import export_onnx
 from compressor.machine import environment
 from compressor.measuring.macs import count_macs
 from compressor.measuring.measure import paired_drop, score_rows
-from compressor.runtime import time_interleaved
+from compressor.measuring.timing import time_interleaved
 from compressor.stage import Context, Stage
 from compressor.stages import Distill, DropBlocks, PruneChannels
 from compressor.storage import read_json, write_atomic, write_json

@@ -69,23 +69,6 @@ def predict_ms(onnx_bytes: bytes, inputs: Inputs, table: LatencyTable, *, precis
     return table.total(operators, precision)
 
 
-def predict_against(
-    onnx_bytes: bytes,
-    reference: bytes,
-    reference_ms: float,
-    inputs: Inputs,
-    table: LatencyTable,
-    *,
-    precision: str = "float32",
-) -> float:
-    """The milliseconds predicted for a file from those measured for a `reference`: measured x predicted / predicted.
-
-    What the table misses of both alike, such as the load of the machine at the time, cancels.
-    """
-    predicted = predict_ms(onnx_bytes, inputs, table, precision=precision)
-    return reference_ms * predicted / predict_ms(reference, inputs, table, precision=precision)
-
-
 @dataclass(frozen=True)
 class _Run:
     """One node at one turn: its shapes, attributes, and whether each input is a constant."""

@@ -13,8 +13,8 @@ from compressor.estimate import Estimate
 from compressor.files.weights import count_parameters
 from compressor.measuring.macs import count_macs
 from compressor.measuring.scores import paired_drop, score_estimate, score_rows
+from compressor.measuring.timing import time_interleaved
 from compressor.metrics import Metric
-from compressor.runtime import time_interleaved
 from compressor.target import Target
 from compressor.workload import resize_batch
 

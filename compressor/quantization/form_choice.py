@@ -13,9 +13,9 @@ from tqdm import tqdm
 from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.measuring.scores import paired_drop, score_rows
+from compressor.measuring.timing import time_interleaved
 from compressor.quantization.placement.forms import Candidate, Fastest
 from compressor.quantization.quantizer import Choices, quantized_file
-from compressor.runtime import time_interleaved
 from compressor.stage import Context
 from compressor.workload import Workload, resize_batch
 

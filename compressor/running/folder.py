@@ -26,7 +26,7 @@ from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
 from compressor.runtime import OnnxModule
 from compressor.storage import read_json, sha256, write_atomic, write_json
-from compressor.structure.plan import load_checkpoint, save_checkpoint
+from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.workload import Workload, first_batches, input_tensors
 
 

@@ -26,7 +26,7 @@ from compressor.running.order import segments
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Effect, Stage, stage_name, stage_parameters
 from compressor.storage import sha256, write_atomic
-from compressor.structure.plan import save_checkpoint
+from compressor.structure.checkpoint import save_checkpoint
 from compressor.target import Target
 from compressor.workload import Workload
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.structure.axes import Axis, is_locked, lock
-from compressor.structure.code_places import short_path
+from compressor.structure.source_lines import short_path
 
 Dims = list[Axis]
 

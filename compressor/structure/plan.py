@@ -1,17 +1,11 @@
 """Structure decisions as data: JSON that turns a fresh model of the user's own class into the compressed one."""
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from compressor.storage import read_json, write_atomic
 from compressor.structure.attention import narrow_attention_
 from compressor.structure.pass_through import PassThrough
 from compressor.structure.recurrent_layers import drop_layers_
@@ -20,9 +14,6 @@ Entry = dict[str, Any]
 Slot = tuple[nn.Module, str]
 # What parameters became, by identity and kept indices, each with the parameter itself, so that it stays alive.
 Slices = dict[tuple[int, tuple[tuple[int, bytes], ...]], tuple[Tensor, Tensor]]
-
-PLAN_FILE = "plan.json"
-WEIGHTS_FILE = "weights.safetensors"
 
 
 def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = None) -> nn.Module:
@@ -77,81 +68,6 @@ def forget_(model: nn.Module) -> nn.Module:
     return model
 
 
-def save_checkpoint(folder: Path, model: nn.Module, plan: list[Entry]) -> None:
-    """Puts plan.json and weights.safetensors into `folder`, each whole or absent; tied tensors are stored once."""
-    tensors: dict[str, Tensor] = {}
-    first: dict[tuple[Any, ...], str] = {}
-    tied: dict[str, str] = {}
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"{name!r} of {type(model).__name__} is {type(value).__name__}, and a checkpoint holds tensors only; "
-                "keep such state in the model's constructor"
-            )
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else (name,)
-        if key in first:
-            tied[name] = first[key]
-        else:
-            first[key] = name
-            tensors[name] = value.detach().cpu().contiguous()
-    text = json.dumps(plan, allow_nan=False) + "\n"
-    metadata = {"tied": json.dumps(tied, sort_keys=True), "plan_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    # The weights name their plan: a kill between the two files is seen on loading.
-    write_atomic(folder / WEIGHTS_FILE, save(tensors, metadata=metadata))
-    write_atomic(folder / PLAN_FILE, text)
-
-
-def load_checkpoint(folder: Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
-    """The saved model, rebuilt from the user's own class, in eval mode; nothing is unpickled.
-
-    `model_factory` makes the model as it was before compression, with any weights. Raises ValueError, naming file,
-    tensor, wanted and got shape, where files are damaged or the factory's model is another one.
-    """
-    folder = Path(folder)
-    plan = read_json(folder / PLAN_FILE)
-    tensors, metadata = _read_weights(folder / WEIGHTS_FILE)
-    digest = hashlib.sha256((folder / PLAN_FILE).read_bytes()).hexdigest()
-    if metadata.get("plan_sha256", digest) != digest:
-        raise ValueError(
-            f"{folder / PLAN_FILE} is not the plan that {WEIGHTS_FILE} was saved with; restore both files from one run"
-        )
-    tied: dict[str, str] = json.loads(metadata.get("tied", "{}"))
-    model = apply_plan_(model_factory(), plan)
-    slots = _state_slots(model)
-    known = set(tensors) | set(tied)
-    if known != set(slots):
-        missing, extra = sorted(set(slots) - known), sorted(known - set(slots))
-        raise ValueError(
-            f"the checkpoint in {folder} does not fit {type(model).__name__}: missing {missing[:5]}, unknown "
-            f"{extra[:5]}; give the factory of the model that was compressed"
-        )
-    with torch.no_grad():
-        for name, value in tensors.items():
-            module, key = slots[name]
-            own: Tensor = getattr(module, key)
-            if own.shape != value.shape:
-                raise ValueError(
-                    f"tensor {name!r} has shape {tuple(value.shape)} in {folder / WEIGHTS_FILE}, but the model wants "
-                    f"{tuple(own.shape)}; give the factory of the model that was compressed"
-                )
-            if own.dtype == value.dtype:
-                own.copy_(value)
-            else:
-                _put_([slots[name]], own, _laid_out_as(own, value.to(own.device)))
-    for name, source in tied.items():
-        module, key = slots[name]
-        setattr(module, key, getattr(*slots[source]))
-    return model.eval()
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); restore it or run again") from error
-
-
 def _replace_(model: nn.Module, name: str, returns: dict[str, bool]) -> None:
     parent_name, _, key = name.rpartition(".")
     parent = _module(model, parent_name)
@@ -165,7 +81,7 @@ class _Slots:
     """Where every tensor of a model hangs: by name, and all the places of one that is shared."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.by_name = dict(_named_slots(model))
+        self.by_name = dict(named_slots(model))
         self.modules = dict(model.named_modules(remove_duplicate=False))
         shared: dict[int, list[Slot]] = {}
         for module in model.modules():
@@ -239,7 +155,7 @@ def _cut(tensor: Tensor, kept: dict[int, Tensor], slices: Slices | None) -> Tens
     value = tensor.detach()
     for dim, places in kept.items():
         value = value.index_select(dim, places.to(value.device))
-    value = _laid_out_as(tensor, value)
+    value = laid_out_as(tensor, value)
     if not isinstance(tensor, nn.Parameter):
         return value
     # A new Parameter, for autograd may still hold the old one's accumulator with the old shape.
@@ -259,20 +175,13 @@ def _check_attribute(module: nn.Module, key: str, value: Any) -> None:
         )
 
 
-def _laid_out_as(old: Tensor, new: Tensor) -> Tensor:
+def laid_out_as(old: Tensor, new: Tensor) -> Tensor:
     for layout in (torch.channels_last, torch.channels_last_3d):
         fits = old.ndim == (4 if layout is torch.channels_last else 5)
         # Tensors of one channel or one pixel are contiguous in every format at once: they keep the plain one.
         if fits and not old.is_contiguous() and old.is_contiguous(memory_format=layout):
             return new.contiguous(memory_format=layout)
     return new.contiguous()
-
-
-def _put_(slots: list[Slot], old: Tensor, new: Tensor) -> None:
-    # A new Parameter, for autograd may still hold the old one's accumulator with the old shape.
-    shared = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-    for module, key in slots:
-        setattr(module, key, shared)
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:
@@ -287,12 +196,7 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(recurse=False, remove_duplicate=False)
 
 
-def _named_slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
+def named_slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, _ in _own_tensors(module):
             yield (f"{prefix}.{key}" if prefix else key), (module, key)
-
-
-def _state_slots(model: nn.Module) -> dict[str, Slot]:
-    names = model.state_dict().keys()
-    return {name: slot for name, slot in _named_slots(model) if name in names}

@@ -10,13 +10,25 @@ import torch
 from torch import nn
 
 from compressor.batches import Inputs
-from compressor.structure.code_places import short_path
 from compressor.workload import predict
 
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = Path(__file__).parent.parent
 # A ready workload's model is a model as any other.
 _MODELS = str(_PACKAGE / "workloads")
+
+
+def short_path(path: Path) -> str:
+    """`path` from here, from a folder of modules, or from its outermost package: the shortest of them.
+
+    So no report holds the paths of the machine that made it.
+    """
+    package = path.parent
+    while (package / "__init__.py").is_file():
+        package = package.parent
+    roots = [Path.cwd(), package, *(Path(entry) for entry in sys.path if entry)]
+    inside = [path.relative_to(root) for root in roots if path.is_relative_to(root)]
+    return str(min(inside, key=lambda found: len(found.parts), default=path))
 
 
 def call_lines(model: nn.Module, inputs: Inputs) -> dict[str, str]:

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from compressor import __version__, runtime
+from compressor import __version__
 from compressor.cli.app import app
 from compressor.errors import StageError, WorkloadError
-from compressor.measuring import measure
+from compressor.measuring import measure, timing
 from compressor.running.pipeline import Pipeline
 from workbench import ROOT
 
@@ -368,7 +368,7 @@ def test_compare_exit_codes(folder: Path, fake_compare) -> None:
 
 def test_run_end_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real run writes a model and a report, and the same command again takes the finished stage from disk."""
-    quick = functools.partial(runtime.time_interleaved, seconds=0.1)
+    quick = functools.partial(timing.time_interleaved, seconds=0.1)
     monkeypatch.setattr(measure, "time_interleaved", quick)
     (folder / "recipe.yaml").write_text("stages: [quantize]\n")
     code, out, err = call(*RUN)

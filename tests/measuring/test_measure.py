@@ -19,8 +19,8 @@ from compressor.measuring.measure import (
     score_rows,
     speedup_over,
 )
+from compressor.measuring.timing import Timing
 from compressor.metrics import Metric
-from compressor.runtime import Timing
 from compressor.target import Target
 from compressor.workload import resize_batch
 

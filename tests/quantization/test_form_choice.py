@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.export import export_onnx
+from compressor.measuring.timing import Timing
 from compressor.quantization import form_choice
 from compressor.quantization.file.compact_graph import kernels
 from compressor.quantization.form_choice import fastest, smallest_of_ties
 from compressor.quantization.grids.schemes import PerBlock, PerTensor, Symmetric  # noqa: F401  # representations name PerTensor
 from compressor.quantization.placement.forms import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.quantizer import quantized_file
-from compressor.runtime import Timing, predict_batches
+from compressor.runtime import predict_batches
 from compressor.stage import Context
 from compressor.stages import Quantize
 from compressor.workload import Workload

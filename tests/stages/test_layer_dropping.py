@@ -22,8 +22,9 @@ from compressor.stages.layer_dropping import (
     loss_increases,
 )
 from compressor.structure.blocks import find_blocks
+from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.structure.pass_through import PassThrough
-from compressor.structure.plan import apply_plan_, load_checkpoint, save_checkpoint
+from compressor.structure.plan import apply_plan_
 from compressor.structure.trials import evaluating
 from compressor.workload import Workload, predict
 from workbench.same_data import same_data

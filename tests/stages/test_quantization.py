@@ -20,13 +20,14 @@ from compressor.quantization.placement.forms import ByFamily, Dynamic, Static, W
 from compressor.quantization.placement.prepare_graph import clean_graph
 from compressor.quantization.placement.static import place_static
 from compressor.quantization.ranges.calibration import MinMax, Percentile
-from compressor.runtime import OnnxModule, predict_all
+from compressor.runtime import OnnxModule
 from compressor.stage import Context
 from compressor.stages import *  # noqa: F403 - a representation may name any value object
 from compressor.stages.quantization import Quantize
 from compressor.target import Isa, Target
 from compressor.workload import Workload
 from workbench.onnx_graphs import calibrated_on, graph_of
+from workbench.predictions import predict_all
 from workbench.tiny import TinyResNet, make_workload
 
 VNNI = Target(isa=Isa.X86_VNNI)

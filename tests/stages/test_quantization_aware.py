@@ -15,12 +15,13 @@ from compressor.errors import StageError
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
 from compressor.quantization.placement.forms import Dynamic, Float16
 from compressor.quantization.ranges.calibration import MinMax
-from compressor.runtime import OnnxModule, predict_all
+from compressor.runtime import OnnxModule
 from compressor.stage import Context, Effect, Stage
 from compressor.stages import quantization_aware
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.workload import Workload
+from workbench.predictions import predict_all
 
 SHORT = {"epochs": 2, "learning_rate": 0.02}
 

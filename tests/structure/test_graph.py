@@ -14,9 +14,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from compressor.batches import Inputs
 from compressor.structure import graph as structure_graph
 from compressor.structure.attention import NarrowAttention
+from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.structure.couplings import Coupled, Couplings
 from compressor.structure.graph import StructureGraph, prepare_, trace_structure
-from compressor.structure.plan import apply_plan_, load_checkpoint, save_checkpoint
+from compressor.structure.plan import apply_plan_
 from compressor.structure.tensor_ids import mask_
 from compressor.workload import predict
 from workbench.tiny import TinyResNet

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.structure.pass_through import PassThrough
-from compressor.structure.plan import Slices, apply_plan_, load_checkpoint, save_checkpoint
+from compressor.structure.plan import Slices, apply_plan_
 
 NARROW = {
     "kind": "slice",

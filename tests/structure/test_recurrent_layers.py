@@ -19,8 +19,9 @@ from compressor.stages.fine_tuning import FineTune
 from compressor.stages.layer_dropping import DropBlocks, Influence, LossIncrease, block_influence
 from compressor.stages.quantization import Quantize
 from compressor.structure.blocks import entries_without, find_blocks, skipped
+from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.structure.pass_through import PassThrough
-from compressor.structure.plan import apply_plan_, load_checkpoint, save_checkpoint
+from compressor.structure.plan import apply_plan_
 from compressor.structure.recurrent_layers import is_layer, layer_activations, layer_name, layers_of, stack_and_layer
 from compressor.workload import Workload, predict
 from workbench.same_data import same_data

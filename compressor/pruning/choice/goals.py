@@ -19,12 +19,12 @@ from compressor.errors import BudgetError, StageError
 from compressor.estimate import Estimate
 from compressor.latency.operators import Operator
 from compressor.latency.table import LatencyTable, in_one_model
+from compressor.measuring.timing import time_interleaved
 from compressor.pruning.choice.costs import LatencyCosts, StructureCosts, TimedCost, file_time
 from compressor.pruning.choice.joint_choice import choose_jointly
 from compressor.pruning.choice.knapsack_choice import Chosen, Cost, Item, State, choose_structure
 from compressor.pruning.choice.shipped_form import shipped_file
 from compressor.pruning.choice.targets import Latency, Macs, Parameters, PruningTarget
-from compressor.runtime import time_interleaved
 from compressor.stage import Context
 from compressor.structure.couplings import Coupled
 from compressor.structure.trials import evaluating

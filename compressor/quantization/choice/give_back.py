@@ -16,11 +16,11 @@ from compressor.budget import describe_drop, judge_drop
 from compressor.checks import check_count, check_max_drop, check_positive
 from compressor.errors import StageError
 from compressor.measuring.scores import paired_drop, score_rows
+from compressor.measuring.timing import time_interleaved
 from compressor.quantization.choice.layer_times import islands, layer_ms, slower_groups
 from compressor.quantization.choice.sensitivity import first_inputs, noise_db, output_values, reliefs
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.post_training import Prepared
-from compressor.runtime import time_interleaved
 from compressor.stage import Context
 from compressor.workload import Workload, resize_batch
 

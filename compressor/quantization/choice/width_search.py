@@ -16,12 +16,12 @@ from compressor.errors import StageError
 from compressor.knapsack import Option, choose, frontier
 from compressor.measuring.node_times import kernel_times
 from compressor.measuring.scores import paired_drop, score_rows
+from compressor.measuring.timing import time_interleaved
 from compressor.quantization.choice.layer_times import layer_ms
 from compressor.quantization.choice.sensitivity import FLOAT_BITS, Sensitivity, reason_of, scheme_of_width
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.post_training import Prepared
-from compressor.runtime import time_interleaved
 from compressor.stage import Context
 from compressor.workload import Workload, resize_batch
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from compressor.estimate import Estimate
+from compressor.measuring.timing import Timing
 from compressor.pruning.choice import goals
 from compressor.pruning.choice.targets import Macs
 from compressor.pruning.ranking.criteria import L1
-from compressor.runtime import Timing
 from compressor.stage import Context
 from compressor.stages import PruneChannels
 from compressor.workload import Workload

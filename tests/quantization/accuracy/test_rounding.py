@@ -26,11 +26,12 @@ from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Symmetric
 from compressor.quantization.grids.weights import WeightGrid, nearest_grids
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.runtime import OnnxModule, predict_all
+from compressor.runtime import OnnxModule
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.target import Isa, Target
 from compressor.workload import Workload
+from workbench.predictions import predict_all
 from workbench.tiny import TinyResNet, make_workload
 
 QUICK = AdaRound(iterations=200, learning_rate=0.05, samples=64)

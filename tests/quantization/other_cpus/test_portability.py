@@ -32,11 +32,12 @@ from compressor.quantization.other_cpus.portability import (
 )
 from compressor.quantization.placement.forms import Dynamic
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.runtime import feeds_of, open_session, predict_all
+from compressor.runtime import feeds_of, open_session
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.target import Isa, Target
 from compressor.workload import Workload, first_batches
+from workbench.predictions import predict_all
 from workbench.tiny import TinyResNet, make_workload
 
 CONTEXT = Context(target=Target(isa=Isa.X86_VNNI), progress=False)
