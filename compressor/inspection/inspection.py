@@ -19,7 +19,7 @@ from compressor.files.export import export_onnx
 from compressor.files.weights import count_parameters
 from compressor.inspection.shares import Shares
 from compressor.measuring.node_times import NodeTime, node_times
-from compressor.pruning.narrowing import Gone, fault_without, multiple_of, reason_to_lock, survivors
+from compressor.pruning.narrowing import Gone, multiple_of, reason_to_lock, survivors
 from compressor.runtime import OnnxModule
 from compressor.structure.blocks import Block, fault_without_blocks, find_blocks, skipped
 from compressor.structure.couplings import Coupled
@@ -289,7 +289,6 @@ def _structure(
     except StageError as error:
         refusals["widths"] = shortened(str(error))
         return None, {}
-    wanted = outputs_at(model, example)
     reasons, halves = dict[str, str](), Gone()
     for group in graph.groups:
         align = multiple_of(group, None, target.channel_multiple)
@@ -298,7 +297,7 @@ def _structure(
             halves[group] = list(range(group.width // 2, group.width))
         else:
             reasons[group.name] = reason
-    _, faults = survivors(halves, lambda gone: fault_without(model, graph, gone, wanted, example))
+    _, faults = survivors(halves, graph.fault_without)
     for group in graph.groups:
         reason = faults.get(group.name) or reasons.get(group.name)
         if reason is not None:

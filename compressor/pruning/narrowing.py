@@ -3,21 +3,14 @@
 What every stage stands on that takes coupled channels, neurons, heads or recurrent units out.
 """
 
-import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from compressor.batches import Inputs
 from compressor.pruning.ranking.importance import keep_best
 from compressor.structure.couplings import Coupled
-from compressor.structure.graph import StructureGraph
-from compressor.structure.plan import apply_plan_
-from compressor.structure.probe import ProbedStructure
-from compressor.structure.tensor_ids import mask_
-from compressor.structure.trials import fault, outputs_at, same_outputs
 
 Gone = dict[Coupled, list[int]]
 Part = TypeVar("Part", bound=Hashable)
@@ -56,35 +49,6 @@ def bisected(parts: Sequence[Part], fault_of: Callable[[list[Part]], str | None]
         return settle(settle(settled, rest[:middle]), rest[middle:])
 
     return settle([], parts), faults
-
-
-def fault_without(
-    model: nn.Module, graph: StructureGraph, gone: Gone, wanted: dict[int, Tensor] | None, example: Inputs
-) -> str | None:
-    """Why these channels cannot go, or None: the network must run, and compute what it computes with them at zero.
-
-    `model` is in eval mode and `graph` is its own; `wanted` are its outputs by batch size, from `outputs_at`, where
-    they are known already.
-    """
-    if not gone:
-        return None
-    if isinstance(graph, ProbedStructure):
-        return graph.fault_without(gone)
-    wanted = wanted or outputs_at(model, example)
-    try:
-        entries = graph.entries(gone)
-    except Exception as error:  # noqa: BLE001 - a graph raises whatever it runs into
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    try:
-        trial = apply_plan_(copy.deepcopy(model), entries)
-    except ValueError as error:
-        return str(error)
-    reason = fault(trial, example, wanted)
-    if reason is not None:
-        return reason
-    narrow = outputs_at(trial, example, (2,))[2]
-    masked = outputs_at(mask_(copy.deepcopy(model), graph.sizes_without(gone)), example, (2,))[2]
-    return same_outputs(narrow, masked)
 
 
 def reason_to_lock(group: Coupled, model: nn.Module, *, ignore: tuple[str, ...], align: int) -> str | None:

@@ -21,7 +21,6 @@ from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.choice.width_choice import Choose, widths_within
 from compressor.pruning.narrowing import (
     Gone,
-    fault_without,
     gone_channels,
     multiple_of,
     reason_to_lock,
@@ -35,7 +34,6 @@ from compressor.stage import Context, Effect
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, prepare_, trace_structure
 from compressor.structure.plan import Entry, Slices, apply_plan_
-from compressor.structure.probe import ProbedStructure
 from compressor.structure.trials import evaluating
 from compressor.training.loop import train
 from compressor.workload import Workload
@@ -224,14 +222,14 @@ class _Narrowing:
 
     def release(self) -> Slices:
         """What the last trial made of the parameters, once the graph is gone, which holds on to what is to be cut."""
-        slices = self.graph.slices if isinstance(self.graph, ProbedStructure) else {}
+        slices = self.graph.slices
         del self.graph
         return slices
 
     def _tried(self, wanted: Gone) -> tuple[Gone, dict[str, str]]:
         """What of `wanted` can go together, and by group name why the rest cannot."""
         graph = self.graph
-        if isinstance(graph, ProbedStructure) and not graph.settled and wanted:
+        if not graph.settled and wanted:
             # A trial of what is wanted takes the place of trials of everything, where it passes.
             if graph.fault_without(wanted) is None:
                 return wanted, {}
@@ -240,7 +238,7 @@ class _Narrowing:
             fresh = {name: reason for name, reason in faults.items() if name not in self.book.locked}
             if fresh:
                 return {}, fresh
-        return survivors(wanted, lambda tried: fault_without(self.model, graph, tried, None, self.example))
+        return survivors(wanted, graph.fault_without)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,6 @@ from compressor.pruning.choice.measured_choice import Proposal, measured_choice
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.narrowing import (
     bisected,
-    fault_without,
     gone_channels,
     multiple_of,
     reason_to_lock,
@@ -168,7 +167,7 @@ class _Search:
             locked = len(self.locked)
             gone, faults = survivors(
                 gone_channels(self.losses.standing(self.state), self.scores, self.state),
-                lambda tried: fault_without(self.model, self.graph, tried, self.wanted, self.example),
+                self.graph.fault_without,
             )
             entries = self.graph.entries(gone)
             for group, entry in zip(gone, entries, strict=True):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs
 from compressor.errors import StageError
-from compressor.structure.plan import Entry
-from compressor.structure.tensor_ids import Sizes, number_, tensors_of
+from compressor.structure.plan import Entry, Slices, apply_plan_
+from compressor.structure.tensor_ids import Sizes, mask_, number_, tensors_of
+from compressor.structure.trials import evaluating, fault, outputs_at, same_outputs
 from compressor.workload import call_model, output_tensor
 
 # Layers whose inner widths torch-pruning gets wrong or breaks on.
@@ -66,15 +67,19 @@ class Coupled:
 class Couplings:
     """Which channels of a model hang together, and the plan that takes some out.
 
-    torch-pruning's graph of a copy of the model, in which every tensor element is its own number. `unreached` are the
-    convolutions and linear layers that the example inputs do not run through. Raises StageError where the graph cannot
-    be built.
+    torch-pruning's graph of a copy of the model, in which every tensor element is its own number; cuts are tried on
+    other copies, of the model as it is. `unreached` are the convolutions and linear layers that the example inputs do
+    not run through. Nothing is locked, so that it is `settled` from the start, and trials leave no `slices` behind.
+    Raises StageError where the graph cannot be built.
     """
 
     groups: tuple[Coupled, ...]
     unreached: tuple[str, ...]
+    settled = True
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self._model, self._inputs, self._outputs = model, inputs, dict[int, Tensor]()
+        self.slices: Slices = {}
         self._shadow = copy.deepcopy(model)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
         for parameter in self._shadow.parameters():
@@ -130,6 +135,32 @@ class Couplings:
     def sizes_without(self, gone: dict[Coupled, list[int]]) -> Sizes:
         """What is left of every tensor."""
         return self._cut(gone)[1]
+
+    def settle(self) -> None:
+        """Nothing: what cannot go shows when it is tried."""
+
+    def fault_without(self, gone: dict[Coupled, list[int]]) -> str | None:
+        """Why these channels cannot go, or None: narrowed, the model must run at two batch sizes, backwards too, and
+        compute what it computes with the channels at zero.
+        """
+        if not gone:
+            return None
+        try:
+            entries, sizes = self._cut(gone)
+        except Exception as error:  # noqa: BLE001 - torch-pruning raises whatever it runs into
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        with evaluating(self._model):
+            self._outputs = self._outputs or outputs_at(self._model, self._inputs)
+            try:
+                narrow = apply_plan_(copy.deepcopy(self._model), entries)
+            except ValueError as error:
+                return str(error)
+            reason = fault(narrow, self._inputs, self._outputs)
+            if reason is not None:
+                return reason
+            masked = mask_(copy.deepcopy(self._model), sizes)
+            outputs = (outputs_at(model, self._inputs, (2,))[2] for model in (narrow, masked))
+            return same_outputs(*outputs)
 
     def _cut(self, gone: dict[Coupled, list[int]]) -> tuple[list[Entry], Sizes]:
         memory = _Memory(self._shadow, self._graph)

@@ -15,7 +15,7 @@ from compressor.structure.axis_structure import AxisStructure
 from compressor.structure.axis_trace import Trace, trace_axes
 from compressor.structure.couplings import Coupled, Couplings
 from compressor.structure.model_copies import shape_copy, sharing_copy
-from compressor.structure.plan import Entry
+from compressor.structure.plan import Entry, Slices
 from compressor.structure.probe import ProbedStructure, constant_parameters, distinct_
 from compressor.structure.tensor_ids import Sizes
 from compressor.structure.trials import collector_paused, evaluating, outputs_at, same_outputs
@@ -23,7 +23,10 @@ from compressor.workload import batch_size_of
 
 
 class StructureGraph(Protocol):
-    """The groups of a model and the plan entries that narrow them."""
+    """The groups of a model, the plan entries that narrow them, and trials of whether the model survives it.
+
+    Trials are made on copies: the model itself stays as it is, and has to until the last of them.
+    """
 
     @property
     def groups(self) -> tuple[Coupled, ...]:
@@ -33,11 +36,27 @@ class StructureGraph(Protocol):
     def unreached(self) -> tuple[str, ...]:
         """The convolutions and linear layers that the example inputs do not run through."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether `settle` has nothing left to do."""
+
+    @property
+    def slices(self) -> Slices:
+        """What parameters of the model became in the last trial, where that is known: it saves cutting them again."""
+
     def entries(self, gone: dict[Coupled, list[int]]) -> list[Entry]:
         """One plan entry for each group, to be applied in order."""
 
     def sizes_without(self, gone: dict[Coupled, list[int]]) -> Sizes:
         """What is left of every tensor."""
+
+    def settle(self) -> None:
+        """Locks what cannot be narrowed, with the reason, where that is found by narrowing everything; once."""
+
+    def fault_without(self, gone: dict[Coupled, list[int]]) -> str | None:
+        """Why these channels, by group, cannot go, or None: the narrowed model must run, and compute what the whole
+        one computes with them at zero.
+        """
 
 
 @collector_paused()

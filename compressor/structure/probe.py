@@ -78,6 +78,8 @@ class ProbedStructure:
         """Why these channels cannot go, or None: narrowed, the model must run at two batch sizes, backwards too
         where it brings derivatives of its own, and compute what it computes with the channels at zero.
         """
+        if not gone:
+            return None
         with evaluating(self._model), collector_paused():
             return self._fault_without(gone, backward=True)
 

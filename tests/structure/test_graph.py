@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -270,17 +271,72 @@ def test_bert_loses_heads_and_neurons_and_keeps_count() -> None:
     assert layer.intermediate.dense.out_features == 12
 
 
-def test_a_size_written_into_the_code_locks_with_the_error() -> None:
-    """A view to a fixed number of features cannot follow: only that layer is locked."""
+class Fixed(nn.Module):
+    """What its second layer makes is viewed as 64 features, whatever it makes."""
 
-    class Fixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Linear(64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(F.relu(self.first(x))).view(-1, 64))
+
+
+@pytest.mark.parametrize(
+    "graph_of", [partial(trace_structure, settled=False), Couplings], ids=["axes", "torch-pruning"]
+)
+def test_both_graphs_try_a_cut_and_leave_the_model_as_it_is(
+    graph_of: Callable[[nn.Module, Inputs], StructureGraph],
+) -> None:
+    """The layer before a fixed view is refused with the error, the other one may go; settled, both graphs say so."""
+    model, inputs = Fixed().eval(), torch.randn(2, 3, 4, 4)
+    before = copy.deepcopy(model.state_dict())
+    graph = graph_of(model, inputs)
+    groups = {group.name: group for group in graph.groups}
+    assert graph.fault_without({}) is None
+    assert graph.fault_without({groups["first"]: [0, 5]}) is None
+    reason = graph.fault_without({groups["first"]: [0, 5], groups["second"]: [0]})
+    assert reason is not None
+    assert "shape '[-1, 64]' is invalid" in reason
+    graph.settle()
+    assert graph.settled
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_slices_of_the_last_trial_save_the_next_cut() -> None:
+    """What `slices` know of a parameter is put into the model as it is; torch-pruning's graph knows nothing."""
+    model, inputs = Fixed().eval(), torch.randn(2, 3, 4, 4)
+    graph = trace_structure(model, inputs)
+    gone = {group: [0, 5] for group in graph.groups if group.name == "first"}
+    assert graph.fault_without(gone) is None
+    known = graph.slices[next(key for key in graph.slices if key[0] == id(model.first.weight))][1]
+    assert tuple(known.shape) == (6, 3, 1, 1)
+    assert apply_plan_(model, graph.entries(gone), slices=graph.slices).first.weight is known
+    assert Couplings(Fixed().eval(), inputs).slices == {}
+
+
+def test_a_cut_that_computes_something_else_is_refused_by_both_graphs() -> None:
+    """Features that a second path reads by position: the shapes fit, the numbers do not, and both graphs say so."""
+
+    class Weighted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Linear(64, 2)
+            self.first, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.second(F.relu(self.first(x))).view(-1, 64))
+            x = self.first(x)
+            return self.head(x * torch.arange(x.shape[1], device=x.device))
 
+    model, inputs = Weighted().eval(), torch.randn(2, 4)
+    for graph in (trace_structure(model, inputs, settled=False), Couplings(model, inputs)):
+        group = next(group for group in graph.groups if group.name == "first")
+        assert graph.fault_without({group: [0, 1]}) == (
+            "without these channels it computes something else than with them at zero"
+        )
+
+
+def test_a_size_written_into_the_code_locks_with_the_error() -> None:
+    """A view to a fixed number of features cannot follow: only that layer is locked."""
     graph = trace_structure(Fixed().eval(), torch.randn(2, 3, 4, 4))
     assert set(free(graph)) == {"first"}
     assert "RuntimeError: shape '[-1, 64]' is invalid" in locks(graph)["second"]
