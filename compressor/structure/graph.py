@@ -10,9 +10,9 @@ from torch import nn
 from compressor.batches import Inputs, map_tensors
 from compressor.errors import StageError
 from compressor.structure.attention import narrow_attention_
-from compressor.structure.axes import Axis, lock
-from compressor.structure.axis_structure import AxisStructure
-from compressor.structure.axis_trace import Trace, trace_axes
+from compressor.structure.axes.axis import Axis, lock
+from compressor.structure.axes.groups import AxisStructure
+from compressor.structure.axes.trace import Trace, trace_axes
 from compressor.structure.couplings import Coupled, Couplings
 from compressor.structure.model_copies import shape_copy, sharing_copy
 from compressor.structure.plan import Entry, Slices

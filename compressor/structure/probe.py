@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.structure.axis_structure import AxisStructure
+from compressor.structure.axes.groups import AxisStructure
+from compressor.structure.axes.size_attributes import Choice, by_name, candidates, key_of
 from compressor.structure.couplings import Coupled
 from compressor.structure.model_copies import masked_copy, sharing_copy
 from compressor.structure.plan import Entry, Slices, apply_plan_
-from compressor.structure.size_attributes import Choice, by_name, candidates, key_of
 from compressor.structure.tensor_ids import Sizes
 from compressor.structure.trials import collector_paused, difference, evaluating
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.structure.axes import (
+from compressor.structure.axes.axis import (
     Axis,
     IrreconcilableError,
     atoms,

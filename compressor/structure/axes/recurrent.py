@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from compressor.structure.axes import Axis, join, name_role, product
-from compressor.structure.axis_calls import Dims
+from compressor.structure.axes.axis import Axis, join, name_role, product
+from compressor.structure.axes.calls import Dims
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 

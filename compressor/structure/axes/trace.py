@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.batches import Inputs, map_tensors
-from compressor.structure.axes import Axis, IrreconcilableError, atoms, lock
-from compressor.structure.axis_calls import Call, Dims, tensors_in, user_line
-from compressor.structure.axis_rules import rule_of
-from compressor.structure.axis_views import permutation, unreadable
-from compressor.structure.recurrent_axes import RECURRENT, recurrent_dims
+from compressor.structure.axes.axis import Axis, IrreconcilableError, atoms, lock
+from compressor.structure.axes.calls import Call, Dims, tensors_in, user_line
+from compressor.structure.axes.recurrent import RECURRENT, recurrent_dims
+from compressor.structure.axes.rules import rule_of
+from compressor.structure.axes.views import permutation, unreadable
+from compressor.structure.axes.whole_calls import WholeCalls
 from compressor.structure.tensor_ids import tensors_of
-from compressor.structure.whole_calls import WholeCalls
 from compressor.workload import call_model
 
 _MARK = "_axes_known"  # what is known of a tensor travels with it

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.structure.axes import Axis, IrreconcilableError, chain, cut, join, lock, product, regroup
-from compressor.structure.axis_calls import Call, Dims, Rule
+from compressor.structure.axes.axis import Axis, IrreconcilableError, chain, cut, join, lock, product, regroup
+from compressor.structure.axes.calls import Call, Dims, Rule
 
 VIEWS: dict[str, Rule] = {}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from compressor.structure.axes import Axis, Mask, factors, kept, product
-from compressor.structure.axis_rules import head_count
-from compressor.structure.axis_trace import Trace
+from compressor.structure.axes.axis import Axis, Mask, factors, kept, product
+from compressor.structure.axes.rules import head_count
+from compressor.structure.axes.trace import Trace
 
 # (attribute, parameter, dimension) of layers whose weights say exactly what the attribute is.
 _EXACT: tuple[tuple[type[nn.Module], tuple[tuple[str, str, int], ...]], ...] = (

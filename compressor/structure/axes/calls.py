@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.structure.axes import Axis, is_locked, lock
+from compressor.structure.axes.axis import Axis, is_locked, lock
 from compressor.structure.source_lines import short_path
 
 Dims = list[Axis]

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from compressor.structure.axes import Axis, Mask, atoms, kept, lock, rival_atoms, signature
-from compressor.structure.axis_calls import STRUCTURAL
-from compressor.structure.axis_trace import OUTPUT, Trace
+from compressor.structure.axes.axis import Axis, Mask, atoms, kept, lock, rival_atoms, signature
+from compressor.structure.axes.calls import STRUCTURAL
+from compressor.structure.axes.size_attributes import Choice, exact_attributes
+from compressor.structure.axes.trace import OUTPUT, Trace
 from compressor.structure.couplings import Coupled, Part
 from compressor.structure.plan import Entry
-from compressor.structure.size_attributes import Choice, exact_attributes
 from compressor.structure.tensor_ids import Sizes, tensors_of
 
 _CONVOLUTIONS = nn.modules.conv._ConvNd  # noqa: SLF001 - no public name

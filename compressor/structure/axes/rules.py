@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from compressor.structure.axes import (
+from compressor.structure.axes.axis import (
     Axis,
     IrreconcilableError,
     factors,
@@ -16,8 +16,8 @@ from compressor.structure.axes import (
     product,
     regroup,
 )
-from compressor.structure.axis_calls import STRUCTURAL, Call, Dims, Rule, broadcast
-from compressor.structure.axis_views import VIEWS
+from compressor.structure.axes.calls import STRUCTURAL, Call, Dims, Rule, broadcast
+from compressor.structure.axes.views import VIEWS
 
 RULES: dict[str, Rule] = dict(VIEWS)
 

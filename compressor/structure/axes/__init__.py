@@ -1,0 +1,1 @@
+"""The axes that tensor dimensions are made of, followed through one forward pass, and the groups they form."""
