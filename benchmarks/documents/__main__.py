@@ -1,4 +1,4 @@
-"""Writes the documents that hold results, their pictures and the README's table, from what is stored.
+"""Writes the documents that hold results, their pictures and the README's table, from what is stored; and the layers.
 
     python -m benchmarks.documents
 
@@ -8,7 +8,7 @@ Nothing in them is typed.
 from benchmarks.documents import architectures_page, first_page, quantization_page, structure_page
 from benchmarks.stored import load, load_all
 from compressor.storage import write_atomic
-from workbench import ROOT
+from workbench import ROOT, house
 
 DOCS = ROOT / "docs"
 
@@ -31,6 +31,7 @@ def main() -> None:
         quantization_page.draw(quantized["quantization"]["networks"], DOCS / "quantization.svg")
     if (architectures := load("architectures")) is not None:
         write_atomic(DOCS / "architectures.md", architectures_page.page(architectures))
+    write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""The package keeps the shape that docs/architecture.md and the import contracts say it has."""
+
+import pytest
+
+from workbench import ROOT, house
+
+
+def test_the_page_lists_the_layers_and_files_that_exist() -> None:
+    """The table follows the contract from top to bottom and every file has its line: `make docs` changes nothing."""
+    text = house.PAGE.read_text(encoding="utf-8")
+    assert text == house.page(text), "run `make docs`"
+    for line in house.contract():
+        for name in line:
+            assert f"`{name}/`" in text or f"`{name}.py`" in text
+
+
+def test_every_child_of_the_package_is_a_layer() -> None:
+    """Folders and files of the root are those of the contract, no more and no fewer."""
+    children = [*(path.name for path in house.PACKAGE.iterdir() if (path / "__init__.py").is_file())]
+    children += [path.stem for path in house.modules()]
+    assert sorted(children) == sorted(name for line in house.contract() for name in line)
+
+
+@pytest.mark.parametrize("folder", house.folders(), ids=lambda folder: folder.relative_to(ROOT).as_posix())
+def test_a_folder_can_be_taken_in_at_a_glance(folder) -> None:
+    """At most 20 modules a folder, none above 400 lines."""
+    assert len(house.modules(folder)) <= 20
+    long = {path.name: lines for path in folder.glob("*.py") if (lines := path.read_text().count("\n")) > 400}
+    assert not long
+
+
+@pytest.mark.parametrize(
+    "folder",
+    # These hand on what people import: main, the stages, load.
+    [folder for folder in house.folders()[1:] if folder.name not in {"cli", "stages", "workloads"}],
+    ids=lambda folder: folder.relative_to(ROOT).as_posix(),
+)
+def test_importing_a_folder_imports_nothing(folder) -> None:
+    """`__init__` files hold a docstring, so that no circle and no slow import hides there."""
+    assert (folder / "__init__.py").read_text().count("\n") == 1
