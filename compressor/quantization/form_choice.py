@@ -4,10 +4,11 @@ Which form pays depends on widths and on the machine: a GRU on integers takes tw
 half of it with 384; weights of 4 bits are the smallest and, with many rows to multiply, the slowest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from compressor.errors import StageError
@@ -15,68 +16,89 @@ from compressor.estimate import Estimate
 from compressor.measuring.scores import paired_drop, score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.quantization.placement.forms import Candidate, Fastest
-from compressor.quantization.quantizer import Choices, quantized_file
+from compressor.quantization.quantizer import QuantizationSettings, quantized_file
 from compressor.stage import Context
 from compressor.workload import Workload, resize_batch
 
 
-class FormChoices(Choices, Protocol):
-    """Choices whose form and weights can be replaced: a dataclass."""
+@dataclass(frozen=True, kw_only=True)
+class TriedForm:
+    """One candidate as the report tells it: its numbers as far as it came, and `why` it was left out, if it was.
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    `speedup` is over the float file, `drop` that of the score on validation data.
+    """
+
+    form: str
+    kept: bool = False
+    size_bytes: int | None = None
+    sqnr_db: float | None = None
+    integer_kernels: Mapping[str, int] | None = None
+    drop: Estimate | None = None
+    speedup: Estimate | None = None
+    why: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are known, in their order."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tried:
-    candidate: Candidate
+class _File:
     onnx_bytes: bytes
     details: dict[str, Any]
 
 
-def fastest(exported: bytes, choices: FormChoices, workload: Workload, context: Context) -> bytes:
-    """The file of the candidate of `choices.form` (Fastest) that runs fastest; the smallest of those that tie with it.
+def fastest(exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context) -> bytes:
+    """The file of the candidate of `settings.form` (Fastest) that runs fastest; the smallest of those that tie with it.
 
     All candidates stand in the details under "candidates", with their numbers and why they were left out; times are
     taken in turns with the float file. Nothing is timed where one candidate is left. Raises StageError where none is.
     """
-    form = choices.form
+    form = settings.form
     if not isinstance(form, Fastest):
         raise StageError(f"fastest chooses between candidates, got form={form}; use Fastest(), or quantized_file")
-    rows: list[dict[str, Any]] = []
-    left: list[tuple[_Tried, dict[str, Any]]] = []
+    tried: list[TriedForm] = []
+    left: dict[int, _File] = {}
     reference = None if form.max_drop is None else score_rows(exported, workload.validation, workload.metric)
     bar = tqdm(form.candidates, desc="forms", leave=False, disable=not context.progress)
     for index, candidate in enumerate(bar):
-        row: dict[str, Any] = {"form": _label(candidate), "kept": False}
-        rows.append(row)
         folder = None if context.folder is None else context.folder / f"form{index}"
         own = replace(context, details={}, folder=folder)
-        tried = _tried(exported, choices, candidate, workload=workload, own=own, row=row)
-        if tried is None:
+        made = _made(exported, settings, candidate, workload, own)
+        if isinstance(made, str):
+            tried.append(TriedForm(form=_label(candidate), why=made))
             continue
-        twin = next((other["form"] for made, other in left if made.onnx_bytes == tried.onnx_bytes), None)
-        if twin is not None:
-            row["why"] = f"the same file as {twin}"
-            continue
-        sqnr = tried.details["sqnr_db"]
-        if form.min_sqnr_db is not None and sqnr < form.min_sqnr_db:
-            row["why"] = f"keeps {sqnr:.1f} dB, at least {form.min_sqnr_db:g} are asked for"
-            continue
-        if form.max_drop is not None and reference is not None:
-            scored = score_rows(tried.onnx_bytes, workload.validation, workload.metric)
-            drop = paired_drop(scored, reference, workload.metric, seed=context.seed)
-            row["drop"] = asdict(drop)
-            if drop.value > form.max_drop:
-                row["why"] = f"loses {drop.value:.4f} of {workload.metric.name}, at most {form.max_drop:g} is allowed"
-                continue
-        left.append((tried, row))
+        entry = TriedForm(
+            form=_label(candidate),
+            size_bytes=len(made),
+            sqnr_db=own.details["sqnr_db"],
+            integer_kernels=own.details["integer_kernels"],
+        )
+        twin = next((tried[other].form for other, file in left.items() if file.onnx_bytes == made), None)
+        if twin is None:
+            entry = _judged(entry, made, form, reference, workload, seed=context.seed)
+        else:
+            entry = replace(entry, why=f"the same file as {twin}")
+        tried.append(entry)
+        if entry.why is None:
+            left[index] = _File(onnx_bytes=made, details=own.details)
     if not left:
-        reasons = "; ".join(f"{row['form']}: {row['why']}" for row in rows)
+        reasons = "; ".join(f"{entry.form}: {entry.why}" for entry in tried)
         raise StageError(f"no form is left to choose from: {reasons}")
-    chosen = left[0] if len(left) == 1 else _timed(exported, left, workload, context)
-    chosen[1]["kept"] = True
-    context.details.update({**chosen[0].details, "candidates": rows, "chosen_form": chosen[1]["form"]})
-    return chosen[0].onnx_bytes
+    if len(left) > 1:
+        timed = _timed(exported, [(tried[index], file) for index, file in left.items()], workload, context)
+        for index, entry in zip(left, timed, strict=True):
+            tried[index] = entry
+    chosen = next(index for index in left if tried[index].why is None)
+    tried[chosen] = replace(tried[chosen], kept=True)
+    context.details.update(
+        {
+            **left[chosen].details,
+            "candidates": [entry.to_json() for entry in tried],
+            "chosen_form": tried[chosen].form,
+        }
+    )
+    return left[chosen].onnx_bytes
 
 
 def smallest_of_ties(speedups: Sequence[Estimate], sizes: Sequence[int]) -> int:
@@ -90,51 +112,56 @@ def _label(candidate: Candidate) -> str:
     return kind if candidate.weights is None else f"{kind}, weights={candidate.weights!r}"
 
 
-def _tried(
-    exported: bytes,
-    choices: FormChoices,
-    candidate: Candidate,
-    *,
-    workload: Workload,
-    own: Context,
-    row: dict[str, Any],
-) -> _Tried | None:
-    """The candidate's file, with its numbers in `row`; None, with the reason there, where it cannot be made."""
-    weights = choices.weights if candidate.weights is None else candidate.weights
+def _made(
+    exported: bytes, settings: QuantizationSettings, candidate: Candidate, workload: Workload, own: Context
+) -> bytes | str:
+    """The candidate's file, or why it cannot be made."""
+    weights = settings.weights if candidate.weights is None else candidate.weights
     try:
-        asked = replace(choices, form=candidate.form, weights=weights)
-        onnx_bytes = quantized_file(exported, asked, workload, own)
+        return quantized_file(exported, replace(settings, form=candidate.form, weights=weights), workload, own)
     except (StageError, ValueError) as error:
-        row["why"] = str(error)
-        return None
-    row.update(size_bytes=len(onnx_bytes), sqnr_db=own.details["sqnr_db"])
-    row["integer_kernels"] = own.details["integer_kernels"]
-    return _Tried(candidate=candidate, onnx_bytes=onnx_bytes, details=own.details)
+        return str(error)
+
+
+def _judged(
+    entry: TriedForm, onnx_bytes: bytes, form: Fastest, reference: Tensor | None, workload: Workload, *, seed: int
+) -> TriedForm:
+    """The entry with what the limits of `form` say of its file; `reference` are the float file's rows, if it asks."""
+    if form.min_sqnr_db is not None and entry.sqnr_db is not None and entry.sqnr_db < form.min_sqnr_db:
+        why = f"keeps {entry.sqnr_db:.1f} dB, at least {form.min_sqnr_db:g} are asked for"
+        return replace(entry, why=why)
+    if form.max_drop is None or reference is None:
+        return entry
+    scored = score_rows(onnx_bytes, workload.validation, workload.metric)
+    drop = paired_drop(scored, reference, workload.metric, seed=seed)
+    lost = f"loses {drop.value:.4f} of {workload.metric.name}, at most {form.max_drop:g} is allowed"
+    return replace(entry, drop=drop, why=lost if drop.value > form.max_drop else None)
 
 
 def _timed(
-    exported: bytes, left: Sequence[tuple[_Tried, dict[str, Any]]], workload: Workload, context: Context
-) -> tuple[_Tried, dict[str, Any]]:
+    exported: bytes, left: Sequence[tuple[TriedForm, _File]], workload: Workload, context: Context
+) -> list[TriedForm]:
+    """The entries with their times; all but the one to keep say why not."""
     inputs = resize_batch(workload.example_inputs, context.target.batch_size)
+    files = [file.onnx_bytes for _, file in left]
 
     def timed(candidate: bytes, other: bytes) -> Estimate:
         return time_interleaved(candidate, other, inputs, threads=context.target.threads, seed=context.seed).speedup
 
-    for tried, row in left:
-        row["speedup"] = asdict(timed(tried.onnx_bytes, exported))
-    leader = max(range(len(left)), key=lambda index: left[index][1]["speedup"]["value"])
+    speedups = [timed(file, exported) for file in files]
+    leader = max(range(len(left)), key=lambda index: speedups[index].value)
     # Two intervals against the float file say less about a pair than the pair timed in turns.
     against = [
-        Estimate(1.0, 1.0, 1.0) if index == leader else timed(tried.onnx_bytes, left[leader][0].onnx_bytes)
-        for index, (tried, _) in enumerate(left)
+        Estimate(1.0, 1.0, 1.0) if index == leader else timed(file, files[leader]) for index, file in enumerate(files)
     ]
-    best = smallest_of_ties(against, [len(tried.onnx_bytes) for tried, _ in left])
-    for index, (_, row) in enumerate(left):
-        if index != best:
-            slower = against[index].high < 1
-            row["why"] = (
-                f"{against[index].value:.2f}x the speed of {left[leader][1]['form']}"
-                if slower
-                else f"as fast as {left[best][1]['form']}, and not smaller"
-            )
-    return left[best]
+    best = smallest_of_ties(against, [len(file) for file in files])
+
+    def told(index: int) -> TriedForm:
+        entry = replace(left[index][0], speedup=speedups[index])
+        if index == best:
+            return entry
+        if against[index].high < 1:
+            return replace(entry, why=f"{against[index].value:.2f}x the speed of {left[leader][0].form}")
+        return replace(entry, why=f"as fast as {left[best][0].form}, and not smaller")
+
+    return [told(index) for index in range(len(left))]

@@ -18,38 +18,24 @@ from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.file.packing import smallest_file
 from compressor.quantization.grids.activations import ActivationGrid, activation_grids
-from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Scheme, Symmetric
+from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.grids.weights import WeightGrid, WeightRange, nearest_grids, weight_positions
 from compressor.quantization.placement.dynamic import place_dynamic
 from compressor.quantization.placement.float_layers import keep_sums_apart_
-from compressor.quantization.placement.forms import ByFamily, Form, Static, WeightOnly
+from compressor.quantization.placement.forms import ByFamily, Static
 from compressor.quantization.placement.policy import HEAVY, Placement, followers, placement_of
 from compressor.quantization.placement.prepare_graph import clean_graph, is_quantized
 from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.quantization.placement.transposed_convolutions import as_convolutions
 from compressor.quantization.placement.weight_only import place_float16, place_weight_only
-from compressor.quantization.ranges.calibration import Method, calibrate
+from compressor.quantization.ranges.calibration import calibrate
+from compressor.quantization.settings import IntegerSettings
 from compressor.stage import Context
 from compressor.target import Isa
 from compressor.workload import Workload
 
 # DequantizeLinear along an axis.
 _LEAST_OPSET = 13
-
-
-class Settings(Protocol):
-    """What a stage decides: schemes, calibration, form, and the nodes that stay in float."""
-
-    @property
-    def weights(self) -> Scheme: ...
-    @property
-    def activations(self) -> Scheme: ...
-    @property
-    def calibration(self) -> Method: ...
-    @property
-    def form(self) -> Form: ...
-    @property
-    def skip(self) -> tuple[str, ...]: ...
 
 
 class Rewrite(Protocol):
@@ -143,42 +129,9 @@ class Prepared:
         return replace(self, details={**self.details, name: told})
 
 
-def check_settings(settings: Settings) -> None:
-    """Raises ValueError for schemes that no kernel runs, saying which do."""
-    weights, activations = settings.weights, settings.activations
-    if not 2 <= weights.bits <= 8:
-        raise ValueError(
-            f"weights can have 2 to 8 bits, which fit the int8 kernels; got bits={weights.bits}. "
-            f"Use {type(weights).__name__}(bits=8)"
-        )
-    if activations.bits not in {8, 16}:
-        raise ValueError(
-            f"activations can have 8 or 16 bits, for which ONNX has types; got bits={activations.bits}. "
-            f"Use {type(activations).__name__}(bits=8)"
-        )
-    weight_only = isinstance(settings.form, WeightOnly)
-    if isinstance(weights.granularity, PerBlock) and not weight_only:
-        raise ValueError(
-            "weights with a scale per group have kernels for float activations alone; got "
-            f"granularity={weights.granularity} with form={settings.form}. Use PerChannel(), or form=WeightOnly()"
-        )
-    if isinstance(weights, Asymmetric) and isinstance(weights.granularity, PerChannel) and not weight_only:
-        raise ValueError(
-            "per-channel weights must be Symmetric, because ONNX Runtime's kernels take one zero point a tensor; "
-            "got Asymmetric(granularity=PerChannel()). Use Symmetric(), or Asymmetric(granularity=PerTensor())"
-        )
-    # Symmetric's own default is per channel, which means nothing for activations: it is read as per tensor.
-    default = isinstance(activations, Symmetric) and isinstance(activations.granularity, PerChannel)
-    if not isinstance(activations.granularity, PerTensor) and not default:
-        raise ValueError(
-            f"activations have one range a tensor, got granularity={activations.granularity}; use Asymmetric() or "
-            "Symmetric()"
-        )
-
-
 def prepare(
     exported: bytes,
-    settings: Settings,
+    settings: IntegerSettings,
     workload: Workload,
     context: Context,
     *,
@@ -271,7 +224,7 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
 def calibrated(
     graph: onnx.ModelProto,
     nodes: frozenset[str],
-    settings: Settings,
+    settings: IntegerSettings,
     workload: Workload,
     *,
     signed: bool,
@@ -292,7 +245,7 @@ def calibrated(
     return grids, dict(found.details)
 
 
-def _placed(graph: onnx.ModelProto, settings: Settings) -> Placement:
+def _placed(graph: onnx.ModelProto, settings: IntegerSettings) -> Placement:
     placement = placement_of(graph, settings.form, settings.skip)
     if not (placement.static or placement.dynamic or placement.weight_only or placement.float16):
         reasons = "; ".join(f"{count} nodes: {reason}" for reason, count in Counter(placement.left.values()).items())

@@ -4,8 +4,7 @@ Rewrites that keep the function come first, since they change the ranges; then w
 on them, what goes back to float, and the biases, which make up for what rounding moved in the rest.
 """
 
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
 
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
@@ -24,7 +23,8 @@ from compressor.quantization.other_cpus.portability import (
     made_portable,
     with_checked_cpus,
 )
-from compressor.quantization.post_training import Prepared, Rewrite, Settings, finish, prepare
+from compressor.quantization.post_training import Prepared, Rewrite, finish, prepare
+from compressor.quantization.settings import IntegerSettings
 from compressor.stage import Context
 from compressor.workload import Workload
 
@@ -34,57 +34,48 @@ class Nearest:
     """Every weight becomes the integer nearest to it."""
 
 
-Rounding = Nearest | AdaRound | GPTQ
+@dataclass(frozen=True, kw_only=True)
+class QuantizationSettings(IntegerSettings):
+    """All that post-training quantization decides; `Quantize`, which inherits it, says what each means."""
+
+    equalization: CrossLayerEqualization | None = None
+    smoothing: SmoothQuant | None = None
+    mixed: MixedPrecision | None = None
+    rounding: Nearest | GPTQ | AdaRound = field(default_factory=Nearest)
+    bias_correction: BiasCorrection | None = None
+    give_back: GiveBack | None = None
+    portable: Portable | None = field(default_factory=Portable)
 
 
-class Choices(Settings, Protocol):
-    """What post-training quantization decides besides schemes, calibration and form."""
-
-    @property
-    def equalization(self) -> CrossLayerEqualization | None: ...
-    @property
-    def smoothing(self) -> SmoothQuant | None: ...
-    @property
-    def mixed(self) -> MixedPrecision | None: ...
-    @property
-    def rounding(self) -> Rounding: ...
-    @property
-    def bias_correction(self) -> BiasCorrection | None: ...
-    @property
-    def give_back(self) -> GiveBack | None: ...
-    @property
-    def portable(self) -> Portable | None: ...
-
-
-def quantized_file(exported: bytes, choices: Choices, workload: Workload, context: Context) -> bytes:
+def quantized_file(exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context) -> bytes:
     """The integer file of an exported float file, with details to the report.
 
     Raises StageError where nothing can be quantized and where the outputs broke.
     """
-    prepared = _prepared(exported, choices, workload, context)
-    if choices.mixed is not None:
-        prepared = choices.mixed.apply(prepared, workload, context)
+    prepared = _prepared(exported, settings, workload, context)
+    if settings.mixed is not None:
+        prepared = settings.mixed.apply(prepared, workload, context)
     # Signed activations add up in 32 bits, and the file is for Arm alone.
-    portable = None if context.target.signed_activations else choices.portable
+    portable = None if context.target.signed_activations else settings.portable
     if portable is not None:
         prepared = made_portable(prepared, portable, workload, context)
-    if not isinstance(choices.rounding, Nearest):
-        prepared = _rounded(prepared, choices.rounding, workload, context)
+    if not isinstance(settings.rounding, Nearest):
+        prepared = _rounded(prepared, settings.rounding, workload, context)
         if portable is not None:
             weights = repaired_grids(prepared.graph, prepared.weights, integer_nodes(prepared))
             prepared = replace(prepared, weights=weights)
 
     def corrected(candidate: Prepared) -> Prepared:
-        if choices.bias_correction is None:
+        if settings.bias_correction is None:
             return candidate
-        graph, told = choices.bias_correction.apply(candidate.graph, candidate.place, workload, context)
+        graph, told = settings.bias_correction.apply(candidate.graph, candidate.place, workload, context)
         return replace(candidate, graph=graph).noting("bias_correction", told)
 
-    if choices.give_back is None:
+    if settings.give_back is None:
         prepared = corrected(prepared)
     else:
         # A layer in float again needs its own bias: what goes back is decided on uncorrected graphs.
-        prepared = choices.give_back.apply(prepared, workload, context, correct=corrected)
+        prepared = settings.give_back.apply(prepared, workload, context, correct=corrected)
     onnx_bytes = finish(prepared, workload, context)
     if portable is None:
         return onnx_bytes
@@ -93,15 +84,15 @@ def quantized_file(exported: bytes, choices: Choices, workload: Workload, contex
     return with_checked_cpus(onnx_bytes, found)
 
 
-def _prepared(exported: bytes, choices: Choices, workload: Workload, context: Context) -> Prepared:
+def _prepared(exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context) -> Prepared:
     """The graph with its grids, equalized where that leaves more signal; it costs some on networks that need none."""
-    smoothing: dict[str, Rewrite] = {} if choices.smoothing is None else {"smoothing": choices.smoothing}
-    plain = prepare(exported, choices, workload, context, rewrites=smoothing)
-    if choices.equalization is None:
+    smoothing: dict[str, Rewrite] = {} if settings.smoothing is None else {"smoothing": settings.smoothing}
+    plain = prepare(exported, settings, workload, context, rewrites=smoothing)
+    if settings.equalization is None:
         return plain
-    rewrites: dict[str, Rewrite] = {"equalization": choices.equalization, **smoothing}
-    equalized = prepare(exported, choices, workload, context, rewrites=rewrites)
-    samples = choices.equalization.samples
+    rewrites: dict[str, Rewrite] = {"equalization": settings.equalization, **smoothing}
+    equalized = prepare(exported, settings, workload, context, rewrites=rewrites)
+    samples = settings.equalization.samples
     before, after = (
         output_sqnr_db(plain.graph, each.place(), workload.calibration, samples=samples) for each in (plain, equalized)
     )

@@ -5,33 +5,22 @@ arXiv:1712.05877. Which form pays is a matter of the operator: convolutions need
 times slower than float in ONNX Runtime), LSTMs have a dynamic kernel alone, GRUs none.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
 from compressor.files.export import export_onnx
-from compressor.quantization.accuracy.adaptive_rounding import AdaRound
-from compressor.quantization.accuracy.bias_correction import BiasCorrection
-from compressor.quantization.accuracy.equalization import CrossLayerEqualization
-from compressor.quantization.accuracy.gptq import GPTQ
-from compressor.quantization.accuracy.smoothing import SmoothQuant
-from compressor.quantization.choice.give_back import GiveBack
-from compressor.quantization.choice.mixed_precision import MixedPrecision
 from compressor.quantization.form_choice import fastest
-from compressor.quantization.grids.schemes import Asymmetric, Symmetric
-from compressor.quantization.other_cpus.portability import Portable
-from compressor.quantization.placement.forms import ByFamily, Dynamic, Fastest, Float16, Static, WeightOnly
-from compressor.quantization.post_training import check_settings
-from compressor.quantization.quantizer import Nearest, quantized_file
-from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
+from compressor.quantization.placement.forms import Fastest
+from compressor.quantization.quantizer import QuantizationSettings, quantized_file
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Effect
 from compressor.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantize:
+class Quantize(QuantizationSettings):
     """The model as an ONNX graph of integers that ONNX Runtime runs with its 8-bit kernels.
 
     `weights` have 2 to 8 bits: fewer make the file smaller, not faster. `activations` have 8 bits, or 16, for which
@@ -47,21 +36,6 @@ class Quantize:
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
-    weights: Symmetric | Asymmetric = field(default_factory=Symmetric)
-    activations: Symmetric | Asymmetric = field(default_factory=Asymmetric)
-    calibration: MinMax | MovingAverage | Percentile | Entropy | MSE | Auto = field(default_factory=MinMax)
-    form: ByFamily | Static | Dynamic | WeightOnly | Float16 | Fastest = field(default_factory=ByFamily)
-    skip: tuple[str, ...] = ()
-    equalization: CrossLayerEqualization | None = None
-    smoothing: SmoothQuant | None = None
-    mixed: MixedPrecision | None = None
-    rounding: Nearest | GPTQ | AdaRound = field(default_factory=Nearest)
-    bias_correction: BiasCorrection | None = None
-    give_back: GiveBack | None = None
-    portable: Portable | None = field(default_factory=Portable)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the integer graph. Raises StageError where nothing can be quantized or the model breaks."""

@@ -26,8 +26,9 @@ from compressor.quantization.grids.schemes import Asymmetric, Symmetric
 from compressor.quantization.learning.fake_quantization import FakeQuantizedGraph
 from compressor.quantization.other_cpus.portability import SATURATING, check_cpus, with_checked_cpus
 from compressor.quantization.placement.forms import ByFamily, Dynamic, Static, WeightOnly
-from compressor.quantization.post_training import check_settings, finish, prepare
-from compressor.quantization.ranges.calibration import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
+from compressor.quantization.post_training import finish, prepare
+from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
+from compressor.quantization.settings import IntegerSettings
 from compressor.runtime import OnnxModule, feeds_of, load_session, open_session, session_options
 from compressor.stage import Context, Effect
 from compressor.training.loop import Position, train, training_details
@@ -81,14 +82,14 @@ class QuantizationAwareTraining:
                 f"form is what is trained, ByFamily(), Static(), Dynamic() or WeightOnly(); got {self.form}. Float16() "
                 "leaves nothing to learn and Fastest() chooses between forms: use Quantize for them"
             )
-        check_settings(self)
+        self._integers(self.weights)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the trained integer graph. Raises StageError where nothing can be quantized or trained."""
         # Pairs of 7-bit products cannot saturate, whatever the steps that training finds. MatMulNBits never does.
         pairs = not isinstance(self.form, WeightOnly) and self.weights.bits == 8
         saturates = pairs and context.target.isa in SATURATING
-        settings = replace(self, weights=replace(self.weights, bits=7)) if saturates else self
+        settings = self._integers(replace(self.weights, bits=7) if saturates else self.weights)
         prepared = prepare(export_onnx(model, workload).onnx_bytes, settings, workload, context)
         learner = FakeQuantizedGraph(
             prepared.graph,
@@ -135,6 +136,13 @@ class QuantizationAwareTraining:
             return OnnxModule(onnx_bytes)
         found, context.details["checked_cpus"] = check_cpus(onnx_bytes, workload, context, samples=_EMULATED_SAMPLES)
         return OnnxModule(with_checked_cpus(onnx_bytes, found))
+
+    def _integers(self, weights: Symmetric | Asymmetric) -> IntegerSettings:
+        """What decides the integers, with these `weights`. Raises ValueError where no kernel runs them."""
+        # Inherited fields would come before the stage's own and change its repr, which identifies snapshots.
+        return IntegerSettings(
+            weights=weights, activations=self.activations, calibration=self.calibration, form=self.form, skip=self.skip
+        )
 
 
 def agreement(learner: FakeQuantizedGraph, placed: onnx.ModelProto, workload: Workload) -> dict[str, float]:

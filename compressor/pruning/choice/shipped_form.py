@@ -1,27 +1,16 @@
 """The file that would ship, in float or in 8 bits, for timing alone."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from torch import nn
 
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
-from compressor.quantization.grids.schemes import Asymmetric, Symmetric
-from compressor.quantization.placement.forms import ByFamily
 from compressor.quantization.post_training import prepare
-from compressor.quantization.ranges.methods import MinMax
+from compressor.quantization.settings import IntegerSettings
 from compressor.stage import Context
 from compressor.target import Target
 from compressor.workload import Workload, first_batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Defaults:
-    weights: Symmetric = field(default_factory=Symmetric)
-    activations: Asymmetric = field(default_factory=Asymmetric)
-    calibration: MinMax = field(default_factory=MinMax)
-    form: ByFamily = field(default_factory=ByFamily)
-    skip: tuple[str, ...] = ()
 
 
 def shipped_file(model: nn.Module, workload: Workload, target: Target, form: str) -> bytes:
@@ -35,7 +24,7 @@ def shipped_file(model: nn.Module, workload: Workload, target: Target, form: str
         return exported
     brief = replace(workload, calibration=first_batches(workload.calibration, 1))
     try:
-        prepared = prepare(exported, _Defaults(), brief, Context(target=target, progress=False))
+        prepared = prepare(exported, IntegerSettings(), brief, Context(target=target, progress=False))
     except StageError as error:
         raise StageError(
             f"{type(model).__name__} has no 8-bit form: {error}; set form='float32' in the latency target"
