@@ -21,21 +21,40 @@ def environment(target: Target) -> dict[str, Any]:
     `isa` is what the target asks for, `machine_isa` what this machine is. `load_average` is over 1, 5 and 15 minutes
     (None where the system has none); `busy` says that the first exceeds `cores`: timings then deserve less trust.
     """
-    flags = cpu_flags()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    cores, load = core_count(), load_average()
     return {
         "cpu": cpu_name(),
         "isa": target.isa.value,
         "machine_isa": detect_isa().value,
-        "flags": [flag for flag in _TELLING_FLAGS if flag in flags],
+        "flags": telling_flags(),
         "cores": cores,
-        "load_average": load,
-        "busy": load is not None and load[0] > cores,
+        "load_average": None if load is None else [round(value, 2) for value in load],
+        "busy": is_busy(load, cores),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def core_count() -> int:
+    """The cores that this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_average() -> tuple[float, float, float] | None:
+    """How many processes wanted a core, over 1, 5 and 15 minutes; None where the system does not tell."""
+    return os.getloadavg() if hasattr(os, "getloadavg") else None
+
+
+def is_busy(load: tuple[float, float, float] | None, cores: int) -> bool:
+    """Whether more processes than `cores` wanted one in the last minute: timings then deserve less trust."""
+    return load is not None and load[0] > cores
+
+
+def telling_flags() -> list[str]:
+    """The instruction sets of this CPU on which ONNX Runtime's kernels branch, narrow ones first."""
+    flags = cpu_flags()
+    return [flag for flag in _TELLING_FLAGS if flag in flags]
 
 
 def _version(package: str) -> str | None:

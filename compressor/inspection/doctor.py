@@ -1,7 +1,6 @@
 """What this machine can do: versions, the CPU features that matter, and what ONNX Runtime makes of them."""
 
 import json
-import os
 import re
 import shutil
 import time
@@ -13,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.machine import core_count, environment, is_busy, load_average, telling_flags
 from compressor.target import Isa, Target, cpu_flags, cpu_name
 
 if TYPE_CHECKING:
@@ -81,14 +81,12 @@ def diagnose() -> Diagnosis:
     """Looks at the packages, the CPU and ONNX Runtime, with a few milliseconds of calculation."""
     packages = check_packages()
     findings = [*packages, check_cpu(), *check_load()]
-    environment: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     if all(finding.grade is not Grade.BAD for finding in packages):
-        from compressor.machine import environment as describe
-
-        environment = describe(Target())
+        described = environment(Target())
         findings += [check_int8(Target().isa, probe_int8()), check_bfloat16(cpu_flags()), check_stages()]
     findings.append(check_disk(Path.cwd()))
-    return Diagnosis(environment=environment, findings=tuple(findings))
+    return Diagnosis(environment=described, findings=tuple(findings))
 
 
 def check_packages(needed: list[str] | None = None) -> list[Finding]:
@@ -120,25 +118,24 @@ def check_packages(needed: list[str] | None = None) -> list[Finding]:
 
 def check_cpu() -> Finding:
     """The processor and the instruction sets that choose ONNX Runtime's kernels."""
-    telling = sorted(flag for flag in cpu_flags() if re.match(r"(avx|amx|asimd|sve|i8mm|bf16)", flag))
-    short = [flag for flag in telling if re.search(r"vnni|amx|avx2|avx512f|bf16|asimddp|i8mm|sve", flag)]
+    flags = telling_flags()
     return Finding(
         topic="cpu",
-        grade=Grade.GOOD if short else Grade.NOTE,
-        says=f"{cpu_name()}: {', '.join(short) or 'the system tells no instruction sets'}",
+        grade=Grade.GOOD if flags else Grade.NOTE,
+        says=f"{cpu_name()}: {', '.join(flags) or 'the system tells no instruction sets'}",
     )
 
 
 def check_load() -> list[Finding]:
     """Whether times that are taken now can be trusted."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not hasattr(os, "getloadavg"):
+    cores, load = core_count(), load_average()
+    if load is None:
         return [Finding(topic="load", grade=Grade.NOTE, says=f"{cores} cores; this system tells no load")]
-    load = os.getloadavg()[0]
-    if load > cores:
-        says = f"{load:.1f} on {cores} cores: busy; times will have wide intervals, and small gains will not show"
+    now = f"{load[0]:.1f} on {cores} cores"
+    if is_busy(load, cores):
+        says = f"{now}: busy; times will have wide intervals, and small gains will not show"
         return [Finding(topic="load", grade=Grade.NOTE, says=says)]
-    return [Finding(topic="load", grade=Grade.GOOD, says=f"{load:.1f} on {cores} cores: quiet enough to time")]
+    return [Finding(topic="load", grade=Grade.GOOD, says=f"{now}: quiet enough to time")]
 
 
 def check_int8(isa: Isa, probe: tuple[bool, float] | None) -> Finding:

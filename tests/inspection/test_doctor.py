@@ -104,11 +104,13 @@ def test_words_on_bfloat16() -> None:
 
 def test_words_on_load(monkeypatch) -> None:
     """A load above the number of cores is a note that times will be rough."""
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
-    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (3.0, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(doctor, "core_count", lambda: 2)
+    monkeypatch.setattr(doctor, "load_average", lambda: (3.0, 0.0, 0.0))
     assert check_load()[0].says.startswith("3.0 on 2 cores: busy")
-    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (0.5, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(doctor, "load_average", lambda: (0.5, 0.0, 0.0))
     assert check_load()[0].grade is Grade.GOOD
+    monkeypatch.setattr(doctor, "load_average", lambda: None)
+    assert check_load()[0].says == "2 cores; this system tells no load"
 
 
 def test_words_on_disk(monkeypatch, tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+import os
+
+import pytest
+
+from compressor import machine
+from compressor.machine import core_count, environment, is_busy, load_average, telling_flags
+from compressor.target import Target
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is bound to 3 cores of many counts 3; without such a binding, the machine's; 1 at least."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 7}, raising=False)
+    assert core_count() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert core_count() == 12
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert core_count() == 1
+
+
+def test_busy_is_more_load_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load of 2 on 2 cores is what they are for; more is busy, and a system that tells no load is not."""
+    assert not is_busy((2.0, 9.0, 9.0), 2)
+    assert is_busy((2.1, 0.0, 0.0), 2)
+    assert not is_busy(None, 1)
+    monkeypatch.delattr(os, "getloadavg")
+    assert load_average() is None
+    assert environment(Target())["load_average"] is None
+
+
+def test_telling_flags_are_those_that_kernels_branch_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what the system reports, what chooses a kernel is told, narrow vectors first."""
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"sse2", "avx512_vnni", "fpu", "avx2", "aes"}))
+    assert telling_flags() == ["avx2", "avx512_vnni"]
