@@ -23,6 +23,22 @@ def graph_of(nodes: list, weights: dict[str, np.ndarray], shape: list, out: list
     return model
 
 
+def with_branch(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """`model` with an If at the end, whose branches read the tensor `name` and hand it on as the output "peeked"."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    peeked = helper.make_tensor_value_info("peeked", TensorProto.FLOAT, None)
+    branches = {}
+    for way in ("then", "else"):
+        inside = helper.make_tensor_value_info(f"{way}_peeked", TensorProto.FLOAT, None)
+        node = helper.make_node("Identity", [name], [inside.name], f"{way}_node")
+        branches[f"{way}_branch"] = helper.make_graph([node], way, [], [inside])
+    changed.graph.initializer.append(numpy_helper.from_array(np.array(True), "way"))
+    changed.graph.node.append(helper.make_node("If", ["way"], ["peeked"], "peek", **branches))
+    changed.graph.output.append(peeked)
+    return changed
+
+
 def _constant(value: np.ndarray) -> np.ndarray:
     array = np.asarray(value)
     return array if array.dtype in (np.int8, np.uint8) else array.astype(np.float32)

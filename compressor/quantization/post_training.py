@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import onnx
 
 from compressor.errors import StageError
-from compressor.files.graphs import opset_of
+from compressor.files.graphs import opset_of, parse
 from compressor.quantization.file.audit import coverage, verified_sqnr
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import serialize
@@ -144,7 +144,7 @@ def prepare(
     StageError for a graph that is quantized already, where nothing can be quantized, and where `settings.skip` matches
     nothing.
     """
-    if is_quantized(onnx.load_from_string(exported)):
+    if is_quantized(parse(exported)):
         raise StageError(
             "the model is quantized already: rounding rounded numbers only loses accuracy. Quantize once, as the "
             "last stage"

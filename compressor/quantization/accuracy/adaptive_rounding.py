@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import onnx
 import torch
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from torch import Tensor
 
 from compressor.checks import check_count, check_fraction
+from compressor.files.graphs import attribute, initializers, output_names, readers
 from compressor.quantization.accuracy.layer_data import Crossing, Layer, Twins
 from compressor.quantization.accuracy.layer_rows import input_columns, paired_columns, to_rows, to_weight
 from compressor.quantization.grids.schemes import integer_bounds
@@ -156,14 +157,13 @@ def _behind(layer: Layer, graph: onnx.ModelProto, outputs: int) -> tuple[Tensor,
     A bias matters for what is clipped alone: without bounds it cancels.
     """
     node, unbounded = layer.node, (-math.inf, math.inf)
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
-    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    constants = initializers(graph.graph)
     bias = torch.zeros(outputs)
-    readers = [other for other in graph.graph.node if node.output[0] in other.input]
-    scaled = attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0
-    if len(readers) != 1 or readers[0].op_type not in {"Relu", "Clip"} or scaled:
+    read = readers(graph.graph.node)[node.output[0]]
+    scaled = attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0
+    if len(read) != 1 or read[0].op_type not in {"Relu", "Clip"} or scaled:
         return bias, unbounded
-    if any(value.name == node.output[0] for value in graph.graph.output):
+    if node.output[0] in output_names(graph.graph):
         return bias, unbounded
     if len(node.input) > 2 and node.input[2]:
         tensor = constants.get(node.input[2])
@@ -171,8 +171,8 @@ def _behind(layer: Layer, graph: onnx.ModelProto, outputs: int) -> tuple[Tensor,
         if values is None or len(values) not in {1, outputs}:
             return bias, unbounded
         bias = values.expand(outputs)
-    bounds = [0.0, math.inf] if readers[0].op_type == "Relu" else list(unbounded)
-    for side, name in enumerate(readers[0].input[1:]):
+    bounds = [0.0, math.inf] if read[0].op_type == "Relu" else list(unbounded)
+    for side, name in enumerate(read[0].input[1:]):
         if name and name not in constants:
             return bias, unbounded
         if name:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from compressor.checks import check_count, check_one_of
 from compressor.errors import StageError
+from compressor.files.graphs import initializers, producers
 from compressor.quantization.accuracy.channel_scaling import Array, read_weights, with_weights
 from compressor.quantization.accuracy.channel_statistics import (
     ChannelStatistics,
@@ -158,11 +159,11 @@ def clipped_normal_mean(mean: Array, deviation: Array, low: float, high: float) 
 
 def constant_value(model: onnx.ModelProto, tensor: str) -> Array | None:
     """The value of a tensor that follows from initializers alone, as ONNX Runtime computes it; None for others."""
-    initializers = {item.name: item for item in model.graph.initializer}
-    if tensor in initializers:
-        return numpy_helper.to_array(initializers[tensor])
+    constants = initializers(model.graph)
+    if tensor in constants:
+        return numpy_helper.to_array(constants[tensor])
     part = with_outputs(model, [tensor])
-    produced = {name for node in part.graph.node for name in node.output} | set(initializers) | {""}
+    produced = {*producers(part.graph.node), *constants, ""}
     if tensor not in produced or any(name not in produced for node in part.graph.node for name in node.input):
         return None
     del part.graph.input[:]
@@ -182,22 +183,22 @@ def _mean(part: onnx.ModelProto, tensor: str, axis: int, workload: Workload, sam
 
 def integer_weight(model: onnx.ModelProto, tensor: str) -> Array | None:
     """The float values of the weight of the MatMulInteger that `tensor` is made of by casts, scales and biases."""
-    initializers = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-    producers = {name: node for node in model.graph.node for name in node.output}
+    values = {name: numpy_helper.to_array(item) for name, item in initializers(model.graph).items()}
+    made = producers(model.graph.node)
     scale, open_ends = np.ones(1), [tensor]
     while open_ends:
-        node = producers.get(open_ends.pop())
+        node = made.get(open_ends.pop())
         if node is None or node.op_type not in {"MatMulInteger", "Mul", "Add", "Cast"}:
             continue
         if node.op_type == "MatMulInteger":
-            zero = initializers.get(node.input[3], np.zeros(1)) if len(node.input) > 3 else np.zeros(1)
-            integers = initializers.get(node.input[1])
+            zero = values.get(node.input[3], np.zeros(1)) if len(node.input) > 3 else np.zeros(1)
+            integers = values.get(node.input[1])
             return None if integers is None else (integers.astype(np.float64) - zero) * scale
-        constants = [initializers[name] for name in node.input if name in initializers]
+        constants = [values[name] for name in node.input if name in values]
         if node.op_type == "Mul" and constants:
             scale = constants[0].astype(np.float64)
         # The scales' product ends in constants and the input's scale: what is pushed last is looked at first.
-        open_ends.extend(sorted(node.input, key=lambda name: getattr(producers.get(name), "op_type", "") == "Mul"))
+        open_ends.extend(sorted(node.input, key=lambda name: getattr(made.get(name), "op_type", "") == "Mul"))
     return None
 
 
@@ -215,22 +216,22 @@ def _is_quantized(placed: onnx.ModelProto, layer: LinearLayer) -> bool:
 
 def _in_placed(placed: onnx.ModelProto, layer: LinearLayer) -> str | None:
     """The tensor of the placed graph that the layer computes, before it is rounded."""
-    produced = {name: node for node in placed.graph.node for name in node.output}
+    made = producers(placed.graph.node)
     # Placement drops a ReLU whose bound the integers enforce; the layer then writes what the ReLU wrote.
     named = _named(placed, layer)
     if named is not None:
         return str(named.output[0])
-    last = produced.get(layer.output)
+    last = made.get(layer.output)
     if last is None:
         return None
-    source = produced.get(last.input[0]) if last.op_type == "DequantizeLinear" else None
+    source = made.get(last.input[0]) if last.op_type == "DequantizeLinear" else None
     return str(source.input[0]) if source is not None and source.op_type == "QuantizeLinear" else layer.output
 
 
 def _patch_(placed: onnx.ModelProto, layer: LinearLayer, change: Array) -> bool:
     """Adds `change` to the layer's bias in the placed graph, whether it is float there or int32; whether it could."""
-    initializers = {tensor.name: tensor for tensor in placed.graph.initializer}
-    own = initializers.get(layer.bias)
+    constants = initializers(placed.graph)
+    own = constants.get(layer.bias)
     if own is not None and own.data_type == TensorProto.FLOAT:
         own.CopyFrom(numpy_helper.from_array(_added(numpy_helper.to_array(own), change), own.name))
         return True
@@ -238,12 +239,12 @@ def _patch_(placed: onnx.ModelProto, layer: LinearLayer, change: Array) -> bool:
     if node is None or len(node.input) < 3:
         return False
     source = next((item for item in placed.graph.node if node.input[2] in item.output), None)
-    if source is None or source.op_type != "DequantizeLinear" or any(name not in initializers for name in source.input):
+    if source is None or source.op_type != "DequantizeLinear" or any(name not in constants for name in source.input):
         return False
-    integers = initializers[source.input[0]]
+    integers = constants[source.input[0]]
     if integers.data_type != TensorProto.INT32:
         return False
-    scale = numpy_helper.to_array(initializers[source.input[1]]).astype(np.float64)
+    scale = numpy_helper.to_array(constants[source.input[1]]).astype(np.float64)
     value = numpy_helper.to_array(integers)
     added = value.astype(np.float64) + np.rint(change / scale).reshape(value.shape)
     limits = np.iinfo(np.int32)
@@ -258,7 +259,7 @@ def _added(bias: Array, change: Array) -> Array:
 
 def _activations(graph: onnx.ModelProto) -> dict[str, tuple[str, float, float]]:
     """Outputs of ReLU and Clip with constant bounds: (what goes in, low, high)."""
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    constants = initializers(graph.graph)
     linear = {name for layer in linear_layers(graph) for name in (layer.output,)}
     found = {}
     for node in graph.graph.node:

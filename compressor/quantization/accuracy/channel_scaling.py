@@ -13,6 +13,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from compressor.files.graphs import copy_of
+
 Array = npt.NDArray[Any]
 
 
@@ -85,8 +87,7 @@ def read_weights(model: onnx.ModelProto) -> dict[str, Array]:
 
 def with_weights(model: onnx.ModelProto, weights: Mapping[str, Array]) -> onnx.ModelProto:
     """A copy of the graph whose initializers named in `weights` hold those values; new names are added."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = copy_of(model)
     missing = dict(weights)
     for tensor in changed.graph.initializer:
         if tensor.name in missing:

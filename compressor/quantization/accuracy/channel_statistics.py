@@ -10,6 +10,7 @@ import onnx
 from tqdm import tqdm
 
 from compressor.errors import StageError
+from compressor.files.graphs import copy_of, inner_graphs, replace_nodes_
 from compressor.quantization.file.audit import decibels, reported_db
 from compressor.runtime import Feeds, feeds_of, open_session
 from compressor.workload import batches_of
@@ -62,8 +63,7 @@ def probed(
 def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
     """The part of the graph that computes `tensors`, which are its outputs; inputs and their names stay."""
     wanted = dict.fromkeys(tensors)
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
+    part = copy_of(model)
     inputs = {value.name for value in part.graph.input}
     if inputs.issuperset(wanted):
         # ONNX Runtime cannot load a graph that computes nothing.
@@ -74,12 +74,11 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelPr
     needed, kept = set(wanted), []
     for node in reversed(model.graph.node):
         # Subgraphs read names from outside that are not among a node's inputs: such graphs stay whole.
-        if needed.intersection(node.output) or any(item.HasField("g") for item in node.attribute):
+        if needed.intersection(node.output) or inner_graphs(node):
             needed.update(node.input)
             kept.append(node)
-    if not any(item.HasField("g") for node in kept for item in node.attribute):
-        del part.graph.node[:]
-        part.graph.node.extend(reversed(kept))
+    if not any(map(inner_graphs, kept)):
+        replace_nodes_(part.graph, reversed(kept))
         initializers = [tensor for tensor in model.graph.initializer if tensor.name in needed]
         del part.graph.initializer[:]
         part.graph.initializer.extend(initializers)

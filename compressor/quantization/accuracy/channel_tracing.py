@@ -7,14 +7,13 @@ f(s x) = s f(x) for s > 0: ReLU, pooling, sums. Sums tie several tensors to one 
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
+from compressor.files.graphs import attribute, initializers, names_captured, names_read, shapes
 from compressor.quantization.accuracy.channel_scaling import Array, Clipping, ScalingGroup, Slot
 
 # f(s x) = s f(x) for every s > 0, channel by channel.
@@ -47,9 +46,9 @@ class _Tracer:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
-        self.weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.graph.initializer}
-        self.shapes = _shapes(model)
-        self.uses = Counter(name for node in self.graph.node for name in node.input)
+        self.weights = {name: numpy_helper.to_array(tensor) for name, tensor in initializers(self.graph).items()}
+        self.shapes = shapes(model)
+        self.uses = Counter(name for node in self.graph.node for name in names_read(node))
         self.parent: dict[str, str] = {}
         self.places: dict[str, _Place] = {}
         self.locked: set[str] = set()
@@ -60,7 +59,7 @@ class _Tracer:
             self._lock(value.name)
         for node in self.graph.node:
             self._visit(node)
-            for name in _captured(node):
+            for name in names_captured(node):
                 self._lock(name)
         for name, place in self.places.items():
             self.found[self._root(name)].tensors[name] = place.axis
@@ -89,7 +88,7 @@ class _Tracer:
             elif node.op_type == "Pad":
                 handled = self._pads_with_zeros(node, place) and self._tie(x, y, place)
             elif node.op_type == "Transpose":
-                order = _attribute(node, "perm", tuple(reversed(range(len(self.shapes.get(x, ()))))))
+                order = attribute(node, "perm", tuple(reversed(range(len(self.shapes.get(x, ()))))))
                 moved = _Place(list(order).index(place.axis), place.inner, place.channels)
                 handled = self._tie(x, y, moved)
             elif node.op_type in _RESHAPES:
@@ -109,7 +108,7 @@ class _Tracer:
         weight = self.weights.get(node.input[1])
         if shape is None or weight is None or self.uses[node.input[1]] > 1:
             return False
-        groups = int(_attribute(node, "group", 1))
+        groups = int(attribute(node, "group", 1))
         axis = len(shape) - 1
         match node.op_type:
             case "Conv":
@@ -117,10 +116,10 @@ class _Tracer:
             case "ConvTranspose" if groups == 1:
                 slot_axis, axis = 1, 1
             case "Gemm":
-                slot_axis = 0 if _attribute(node, "transB", 0) else 1
+                slot_axis = 0 if attribute(node, "transB", 0) else 1
             case "MatMul" if weight.ndim == 2:
                 slot_axis = 1
-            case "LayerNormalization" if weight.ndim == 1 and int(_attribute(node, "axis", -1)) in {-1, axis}:
+            case "LayerNormalization" if weight.ndim == 1 and int(attribute(node, "axis", -1)) in {-1, axis}:
                 slot_axis = 0
             case _:
                 return False
@@ -142,7 +141,7 @@ class _Tracer:
 
     def _consume(self, node: onnx.NodeProto, x: str) -> None:
         place, weight = self.places.get(x), self.weights[node.input[1]]
-        if place is None or self.uses[node.input[1]] > 1 or _attribute(node, "transA", 0):
+        if place is None or self.uses[node.input[1]] > 1 or attribute(node, "transA", 0):
             return self._lock(x)
         shape, axes = _reading(node, weight, place)
         if not axes or math.prod(shape[axis] for axis in axes) != place.channels:
@@ -172,7 +171,7 @@ class _Tracer:
         if any(self.places.get(name) != place or self.shapes.get(name) is None for name in variable) or shape is None:
             return False
         if node.op_type == "Concat":
-            if constant or int(_attribute(node, "axis", 0)) % len(shape) == place.axis:
+            if constant or int(attribute(node, "axis", 0)) % len(shape) == place.axis:
                 return False
         elif any(len(self.shapes[name]) != len(shape) for name in variable):
             return False
@@ -200,7 +199,7 @@ class _Tracer:
             return False
         along = pads[place.axis], pads[place.axis + len(pads) // 2]
         return along == (0, 0) and (
-            _attribute(node, "mode", b"constant") != b"constant" or float(value.reshape(-1)[0]) == 0
+            attribute(node, "mode", b"constant") != b"constant" or float(value.reshape(-1)[0]) == 0
         )
 
     def _reshaped(self, x: str, y: str, place: _Place) -> _Place | None:
@@ -256,36 +255,10 @@ def _reading(node: onnx.NodeProto, weight: Array, place: _Place) -> tuple[tuple[
             return (), ()
         if node.op_type == "ConvTranspose":
             return weight.shape, (0,)
-        groups = int(_attribute(node, "group", 1))
+        groups = int(attribute(node, "group", 1))
         return (groups, weight.shape[0] // groups, *weight.shape[1:]), (0, 2)
-    axis = 1 if node.op_type == "Gemm" and _attribute(node, "transB", 0) else 0
+    axis = 1 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 0
     if weight.ndim != 2 or weight.shape[axis] != place.channels * place.inner:
         return (), ()
     sizes = [place.channels, place.inner]
     return ((weight.shape[0], *sizes), (1,)) if axis == 1 else ((*sizes, weight.shape[1]), (0,))
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
-
-
-def _captured(node: onnx.NodeProto) -> Iterator[str]:
-    """The names that the subgraphs of a node read, inner ones among them."""
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs):
-            for inner in graph.node:
-                yield from inner.input
-                yield from _captured(inner)
-            yield from (value.name for value in graph.output)
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, Sequence[int | None]]:
-    inferred = onnx.shape_inference.infer_shapes(model)
-    return {
-        value.name: tuple(
-            dimension.dim_value if dimension.HasField("dim_value") else None
-            for dimension in value.type.tensor_type.shape.dim
-        )
-        for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
-        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
-    }

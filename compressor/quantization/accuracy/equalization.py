@@ -24,7 +24,7 @@ import onnx
 
 from compressor.checks import check_count, check_not_negative
 from compressor.errors import StageError
-from compressor.files.graphs import names_read
+from compressor.files.graphs import attributes, copy_of, initializers, names_read, output_names, readers
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
     ScalingGroup,
@@ -179,8 +179,7 @@ def equalize_(
 
 def without_bounds(graph: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     """The graph with a ReLU for every Clip in `names`."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(graph)
+    changed = copy_of(graph)
     wanted = set(names)
     for node in changed.graph.node:
         if node.name in wanted:
@@ -207,15 +206,11 @@ class Absorption:
 def absorbable(graph: onnx.ModelProto) -> list[Absorption]:
     """The layers whose biases the only reader behind their ReLU can take over; all biases are initializers."""
     nodes = graph.graph.node
-    constants = {tensor.name for tensor in graph.graph.initializer}
-    outputs = {value.name for value in graph.graph.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in nodes:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    constants = set(initializers(graph.graph))
+    outputs, read = output_names(graph.graph), readers(nodes)
 
     def only_reader(name: str) -> onnx.NodeProto | None:
-        found = readers.get(name, [])
+        found = read.get(name, [])
         return found[0] if len(found) == 1 and name not in outputs else None
 
     candidates = []
@@ -226,10 +221,10 @@ def absorbable(graph: onnx.ModelProto) -> list[Absorption]:
         reader = only_reader(relu.output[0]) if relu is not None and relu.op_type == "Relu" else None
         if reader is None or len(reader.input) < 3 or not constants.issuperset(reader.input[1:]):
             continue
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in reader.attribute}
-        plain = reader.op_type == "Conv" and attributes.get("group", 1) == 1
-        padded = any(attributes.get("pads", ())) or attributes.get("auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}
-        scaled = any(attributes.get(name, 1.0) != 1.0 for name in ("alpha", "beta")) or attributes.get("transA", 0)
+        settings = attributes(reader)
+        plain = reader.op_type == "Conv" and settings.get("group", 1) == 1
+        padded = any(settings.get("pads", ())) or settings.get("auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID"}
+        scaled = any(settings.get(name, 1.0) != 1.0 for name in ("alpha", "beta")) or settings.get("transA", 0)
         if (plain and not padded) or (reader.op_type == "Gemm" and not scaled):
             candidates.append(
                 Absorption(
@@ -237,7 +232,7 @@ def absorbable(graph: onnx.ModelProto) -> list[Absorption]:
                     bias=node.input[2],
                     reader_bias=reader.input[2],
                     reader_weight=reader.input[1],
-                    transposed=reader.op_type == "Gemm" and not attributes.get("transB", 0),
+                    transposed=reader.op_type == "Gemm" and not settings.get("transB", 0),
                 )
             )
     return candidates

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from compressor.errors import StageError
+from compressor.files.graphs import initializers, output_names, producers
 from compressor.quantization.accuracy.layer_rows import to_rows
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.torch_graph.graph import TorchGraph
@@ -120,11 +121,10 @@ class Twins:
 
 def _twin_names(graph: onnx.ModelProto, placed: onnx.ModelProto) -> dict[str, str]:
     """Tensor of `graph` -> what nodes of `placed` read instead; tensors that are gone there have no entry."""
-    made = {name for node in placed.graph.node for name in node.output}
+    made = set(producers(placed.graph.node))
     made |= {value.name for value in placed.graph.input} | {tensor.name for tensor in placed.graph.initializer}
-    outputs = {value.name for value in graph.graph.output}
-    names = {tensor.name for tensor in graph.graph.initializer} | {value.name for value in graph.graph.input}
-    names |= {name for node in graph.graph.node for name in node.output if name}
+    outputs = output_names(graph.graph)
+    names = {*initializers(graph.graph), *producers(graph.graph.node), *(value.name for value in graph.graph.input)}
     found = {}
     for name in sorted(names):
         behind = f"{name}_DequantizeLinear_Output"
@@ -215,7 +215,7 @@ def _first_samples(net: TorchGraph, workload: Workload, samples: int, seed: int)
 
 def _bytes_per_sample(twins: Twins, feeds: Values) -> dict[str, int]:
     """The bytes that a sample has in each float activation; what carries no samples, such as a shape, is left out."""
-    names = [name for node in twins.graph.graph.node for name in node.output if name]
+    names = list(producers(twins.graph.graph.node))
     sizes: list[dict[str, int]] = []
     # What has two rows for two samples and three for three has its samples in rows.
     for count in (2, 3):

@@ -1,13 +1,13 @@
 """Conv, Gemm and MatMul as the product of rows and columns: one row of weights an output, one column an input patch."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import onnx
 import torch
-from onnx import helper
 from torch import Tensor
 from torch.nn import functional as F
+
+from compressor.files.graphs import attribute
 
 # Elements of the patches that are made at once: 64 MiB.
 _MAX_ELEMENTS = 1 << 24
@@ -16,7 +16,7 @@ _MAX_ELEMENTS = 1 << 24
 def to_rows(node: onnx.NodeProto, weight: Tensor) -> Tensor:
     """`weight` as (groups, outputs, inputs): of a group of a convolution, or the only group."""
     if node.op_type == "Conv":
-        groups = int(_attribute(node, "group", 1))
+        groups = int(attribute(node, "group", 1))
         return weight.reshape(groups, weight.shape[0] // groups, -1)
     return (weight if _rows_first(node) else weight.mT).unsqueeze(0)
 
@@ -31,19 +31,19 @@ def to_weight(node: onnx.NodeProto, rows: Tensor, shape: Sequence[int]) -> Tenso
 def input_columns(node: onnx.NodeProto, values: Tensor, shape: Sequence[int]) -> Iterator[Tensor]:
     """The inputs of the node as (groups, inputs, columns), some samples at a time; `shape` is that of its weight."""
     if node.op_type != "Conv":
-        if node.op_type == "Gemm" and _attribute(node, "transA", 0):
+        if node.op_type == "Gemm" and attribute(node, "transA", 0):
             values = values.mT
         yield values.reshape(-1, values.shape[-1]).mT.unsqueeze(0)
         return
     kernel = list(shape[2:])
     rank = len(kernel)
-    strides = _attribute(node, "strides", [1] * rank)
-    dilations = _attribute(node, "dilations", [1] * rank)
+    strides = attribute(node, "strides", [1] * rank)
+    dilations = attribute(node, "dilations", [1] * rank)
     spans = [(width - 1) * dilation + 1 for width, dilation in zip(kernel, dilations, strict=True)]
     values = F.pad(values, _padding(node, values.shape[2:], spans, strides))
     # A patch is copied for every position that it is read at.
     step = max(1, _MAX_ELEMENTS * min(strides) ** rank // max(1, values[0].numel() * torch.Size(kernel).numel()))
-    groups = int(_attribute(node, "group", 1))
+    groups = int(attribute(node, "group", 1))
     for start in range(0, len(values), step):
         patches = values[start : start + step]
         for axis, (span, stride) in enumerate(zip(spans, strides, strict=True)):
@@ -64,8 +64,8 @@ def paired_columns(
 
 def _padding(node: onnx.NodeProto, spatial: Sequence[int], spans: Sequence[int], strides: Sequence[int]) -> list[int]:
     """The padding as torch's `pad` takes it: (before, after) of the last dimension first."""
-    rank, mode = len(spatial), _attribute(node, "auto_pad", b"NOTSET").decode()
-    pads = [0] * 2 * rank if mode == "VALID" else list(_attribute(node, "pads", [0] * 2 * rank))
+    rank, mode = len(spatial), attribute(node, "auto_pad", b"NOTSET").decode()
+    pads = [0] * 2 * rank if mode == "VALID" else list(attribute(node, "pads", [0] * 2 * rank))
     pairs = list(zip(pads[:rank], pads[rank:], strict=True))
     if mode.startswith("SAME"):
         pairs = []
@@ -76,8 +76,4 @@ def _padding(node: onnx.NodeProto, spatial: Sequence[int], spans: Sequence[int],
 
 
 def _rows_first(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Gemm" and bool(_attribute(node, "transB", 0))
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    return next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
+    return node.op_type == "Gemm" and bool(attribute(node, "transB", 0))

@@ -1,13 +1,14 @@
 """The linear layers of an ONNX graph: where their weights, biases and channels are, whichever operators spell them."""
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
+
+from compressor.files.graphs import attributes, copy_of, ranks, readers
 
 Array = npt.NDArray[Any]
 
@@ -48,32 +49,27 @@ class LinearLayer:
 def linear_layers(graph: onnx.ModelProto) -> list[LinearLayer]:
     """The layers in graph order. A MatMul without an Add of a constant behind it has no bias and is left out."""
     weights = {tensor.name: tensor for tensor in graph.graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    ranks = _ranks(graph)
-    uses = Counter(name for node in graph.graph.node for name in node.input)
+    read, known_ranks = readers(graph.graph.node), ranks(graph)
     found = []
     for node in graph.graph.node:
         weight = weights.get(node.input[1]) if len(node.input) > 1 else None
         if weight is None or node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
             continue
-        rank = ranks.get(node.input[0])
+        rank = known_ranks.get(node.input[0])
         bias = node.input[2] if len(node.input) > 2 else ""
-        if rank is None or (bias and (bias not in weights or uses[bias] > 1)):
+        if rank is None or (bias and (bias not in weights or len(read[bias]) > 1)):
             continue
-        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        settings = attributes(node)
         if node.op_type == "Gemm":
-            width = weight.dims[0 if attributes.get("transB", 0) else 1]
-            odd = attributes.get("transA", 0) or attributes.get("beta", 1.0) != 1 or attributes.get("alpha", 1.0) != 1
+            width = weight.dims[0 if settings.get("transB", 0) else 1]
+            odd = settings.get("transA", 0) or settings.get("beta", 1.0) != 1 or settings.get("alpha", 1.0) != 1
             if odd or (bias and list(weights[bias].dims) not in ([width], [1, width])):
                 continue
         if node.op_type == "MatMul":
-            behind = readers.get(node.output[0], [])
+            behind = read.get(node.output[0], [])
             if len(weight.dims) != 2 or len(behind) != 1 or behind[0].op_type != "Add":
                 continue
-            constants = [name for name in behind[0].input if name in weights and uses[name] == 1]
+            constants = [name for name in behind[0].input if name in weights and len(read[name]) == 1]
             if len(constants) != 1 or list(weights[constants[0]].dims) != [weight.dims[1]]:
                 continue
             bias = constants[0]
@@ -88,8 +84,8 @@ def linear_layers(graph: onnx.ModelProto) -> list[LinearLayer]:
                 bias=bias,
                 input_axis=1 if image else rank - 1,
                 output_axis=1 if image else rank - 1,
-                groups=int(attributes.get("group", 1)),
-                transposed=bool(attributes.get("transB", 0)),
+                groups=int(settings.get("group", 1)),
+                transposed=bool(settings.get("transB", 0)),
             )
         )
     return found
@@ -97,8 +93,7 @@ def linear_layers(graph: onnx.ModelProto) -> list[LinearLayer]:
 
 def with_biases(graph: onnx.ModelProto, layers: list[LinearLayer]) -> tuple[onnx.ModelProto, list[LinearLayer]]:
     """The graph with a bias of zeros for every one of `layers` that has none, and the layers with it."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(graph)
+    changed = copy_of(graph)
     nodes = {node.name: node for node in changed.graph.node}
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
     given = []
@@ -119,12 +114,3 @@ def with_biases(graph: onnx.ModelProto, layers: list[LinearLayer]) -> tuple[onnx
         node.input[:] = [node.input[0], node.input[1], bias]
         given.append(replace(layer, bias=bias))
     return changed, given
-
-
-def _ranks(graph: onnx.ModelProto) -> dict[str, int]:
-    inferred = onnx.shape_inference.infer_shapes(graph)
-    return {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
-        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
-    }

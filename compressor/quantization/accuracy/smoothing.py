@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 
 from compressor.checks import check_count, check_fraction
 from compressor.errors import StageError
+from compressor.files.graphs import attribute, copy_of, initializers, ranks
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
     ScalingGroup,
@@ -64,8 +65,9 @@ class SmoothQuant:
         read = {group.readers[0]: group for group in groups}
         inputs = {node.name: node.input[0] for node in graph.graph.node if node.name in read or node.name in inserted}
         axes = {inputs[name]: group.tensors[inputs[name]] for name, group in read.items()}
-        ranks = _ranks(graph)
-        axes |= {inputs[name]: ranks[inputs[name]] - 1 for name in inserted}
+        known_ranks = ranks(graph)
+        # Channels lie last, on axis -1 where the rank is unknown.
+        axes |= {inputs[name]: known_ranks.get(inputs[name], 0) - 1 for name in inserted}
         seen = channel_statistics(graph, axes, workload.calibration, samples=self.samples, progress=context.progress)
         weights = read_weights(graph)
         for name, group in read.items():
@@ -86,8 +88,7 @@ class SmoothQuant:
         self, graph: onnx.ModelProto, nodes: dict[str, str], seen: dict[str, Any], inputs: dict[str, str]
     ) -> onnx.ModelProto:
         """The graph with one Mul for every tensor that some of `nodes` (name -> weight) read."""
-        changed = onnx.ModelProto()
-        changed.CopyFrom(graph)
+        changed = copy_of(graph)
         weights = read_weights(changed)
         readers: dict[str, list[str]] = defaultdict(list)
         for name in nodes:
@@ -149,22 +150,16 @@ def _per_channel(largest: Array, group: ScalingGroup) -> Array:
 
 def _unscalable(graph: onnx.ModelProto, covered: set[str]) -> dict[str, str]:
     """The Gemm and MatMul nodes with constant weights that no group reaches, and their weights."""
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    constants = initializers(graph.graph)
     found = {}
     for node in graph.graph.node:
         weight = constants.get(node.input[1]) if node.op_type in _READERS else None
         if weight is None or node.name in covered or node.input[0] in constants or len(weight.dims) != 2:
             continue
-        if not any(item.name == "transA" and item.i for item in node.attribute):
+        if not attribute(node, "transA", 0):
             found[node.name] = weight.name
     return found
 
 
 def _row_axis(node: onnx.NodeProto) -> int:
-    return 1 if node.op_type == "Gemm" and any(item.name == "transB" and item.i for item in node.attribute) else 0
-
-
-def _ranks(graph: onnx.ModelProto) -> dict[str, int]:
-    inferred = onnx.shape_inference.infer_shapes(graph)
-    values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
-    return {value.name: len(value.type.tensor_type.shape.dim) for value in values}
+    return 1 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 0

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from compressor.batches import Batch, Inputs
+from compressor.files.graphs import initializers
 from compressor.measuring.scores import score_rows
 from compressor.quantization.file.audit import MOST_DB, reported_db, sqnr_db
 from compressor.quantization.file.compact_graph import serialize
@@ -94,7 +95,7 @@ def sensitivities(
     criterion: Criterion = SQNR(),
 ) -> dict[str, tuple[Sensitivity, ...]]:
     """{static node with constant weights: one entry for every width of `bits`}, on `samples` calibration samples."""
-    constants = {tensor.name: tensor for tensor in prepared.graph.graph.initializer}
+    constants = initializers(prepared.graph.graph)
     nodes = {
         node.name: node
         for node in prepared.graph.graph.node

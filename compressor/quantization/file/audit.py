@@ -4,7 +4,7 @@ What ONNX Runtime runs on integers, what it does not, and why, is seen in the gr
 """
 
 import platform
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from compressor.errors import StageError
+from compressor.files.graphs import producers, readers
 from compressor.quantization.file.compact_graph import FLOAT_KERNELS, INTEGER_KERNELS, optimized_nodes
 from compressor.quantization.placement.policy import FOLLOWERS, HEAVY, Placement
 from compressor.runtime import feeds_of, open_session
@@ -108,31 +109,25 @@ def _unfused(name: str, placement: Placement, activation_bits: int) -> str:
 
 def _islands(nodes: Sequence[onnx.NodeProto], graph: onnx.ModelProto) -> list[dict[str, str]]:
     """Operators without weights between a DequantizeLinear and a QuantizeLinear, in the order of the graph."""
-    producers = {name: node for node in nodes for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in nodes:
-        for name in node.input:
-            readers[name].append(node)
+    made, read = producers(nodes), readers(nodes)
     found = []
     for node in nodes:
         if node.op_type in _CONVERSIONS | FLOAT_KERNELS | INTEGER_KERNELS:
             continue
-        sources = [producers[name].op_type for name in node.input if name in producers]
-        after = [reader.op_type for name in node.output for reader in readers[name]]
+        sources = [made[name].op_type for name in node.input if name in made]
+        after = [reader.op_type for name in node.output for reader in read[name]]
         if "DequantizeLinear" in sources and "QuantizeLinear" in after:
             name = original_name(node.name, graph, weighted=False)
-            found.append({"node": name, "op": node.op_type, "reason": _why_island(node, producers)})
+            found.append({"node": name, "op": node.op_type, "reason": _why_island(node, made)})
     return found
 
 
-def _why_island(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> str:
+def _why_island(node: onnx.NodeProto, made: Mapping[str, onnx.NodeProto]) -> str:
     if node.op_type not in FOLLOWERS:
         return f"ONNX Runtime has no 8-bit kernel for {node.op_type}"
     if node.op_type in {"Relu", "Clip"}:
         return "its bounds are not where the integers of its output end, so that saturation cannot stand for it"
-    floats = [
-        producers[name] for name in node.input if name in producers and producers[name].op_type not in _CONVERSIONS
-    ]
+    floats = [made[name] for name in node.input if name in made and made[name].op_type not in _CONVERSIONS]
     if floats:
         return f"its input from {floats[0].name or floats[0].op_type} ({floats[0].op_type}) is float"
     return "ONNX Runtime did not fuse it"
@@ -141,12 +136,12 @@ def _why_island(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -
 def original_name(fused: str, graph: onnx.ModelProto, *, weighted: bool = True) -> str:
     """The name in `graph` of what ONNX Runtime calls `fused`, an operator with weights or not."""
     # It names a fused node after its activation, a convolution in another layout after its output, and adds suffixes.
-    producers = {output: node for node in graph.graph.node for output in node.output}
+    made = producers(graph.graph.node)
     for node in sorted(graph.graph.node, key=lambda node: -len(node.name)):
         if fused in {node.name, f"{node.output[0]}_nchwc"} or fused.startswith(f"{node.name}/"):
             if node.op_type in HEAVY or not weighted:
                 return str(node.name)
-            source = producers.get(node.input[0]) if node.input else None
+            source = made.get(node.input[0]) if node.input else None
             return str(source.name) if source is not None else fused
     return fused
 

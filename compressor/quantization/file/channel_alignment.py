@@ -13,7 +13,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.files.graphs import names_read
+from compressor.files.graphs import (
+    attribute,
+    copy_of,
+    initializers,
+    names_read,
+    output_names,
+    producers,
+    replace_nodes_,
+)
 from compressor.target import FEWEST_OUTPUTS, Isa, filled_width, in_fours
 
 # Operators that work on every channel by itself, or on each place of the map.
@@ -29,8 +37,7 @@ def aligned(placed: onnx.ModelProto, isa: Isa) -> onnx.ModelProto:
     Only where activations are uint8: what the kernels of Arm want was not measured. Inputs and outputs of the graph
     keep their shapes, and so does whatever an operator reads that knows channels by number (Concat, Reshape, floats).
     """
-    wider = onnx.ModelProto()
-    wider.CopyFrom(placed)
+    wider = copy_of(placed)
     widening = _Widening(wider.graph)
     widening.fill_up_(isa)
     widening.pad_inputs_()
@@ -51,7 +58,7 @@ class _Product:
     @property
     def input_axis(self) -> int:
         """The axis of the weight that its input's channels lie on."""
-        return 0 if self.node.op_type == "Gemm" and not _attribute(self.node, "transB", 0) else 1
+        return 0 if self.node.op_type == "Gemm" and not attribute(self.node, "transB", 0) else 1
 
 
 @dataclass(kw_only=True)
@@ -69,8 +76,8 @@ class _Group:
 class _Widening:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.producers = {name: node for node in graph.node for name in node.output}
+        self.constants = initializers(graph)
+        self.producers = producers(graph.node)
         self.uses = Counter(name for node in graph.node for name in names_read(node))
         self.groups: dict[str, _Group] = {}
         self.products: list[_Product] = []
@@ -117,14 +124,13 @@ class _Widening:
                     self._pad(product.weight.input[0], 1, width)
             written.append(node)
         # What only those convolutions read is dequantized for nobody.
-        read = {name for node in written for name in names_read(node)} | {value.name for value in self.graph.output}
-        del self.graph.node[:]
-        self.graph.node.extend(node for node in written if read.intersection(node.output))
+        read = {name for node in written for name in names_read(node)} | output_names(self.graph)
+        replace_nodes_(self.graph, [node for node in written if read.intersection(node.output)])
 
     def _has_room(self, product: _Product) -> bool:
         node, weight = product.node, self.constants[product.weight.input[0]]
         overlapping = all(
-            size > stride for size, stride in zip(weight.dims[2:], _attribute(node, "strides", [1, 1]), strict=True)
+            size > stride for size, stride in zip(weight.dims[2:], attribute(node, "strides", [1, 1]), strict=True)
         )
         outputs = int(weight.dims[0])
         fit = outputs >= FEWEST_OUTPUTS and outputs % 4 == 0
@@ -184,10 +190,10 @@ class _Widening:
             return None
         sizes = list(tensor.dims)
         if node.op_type == "Gemm":
-            outputs, inputs = sizes if _attribute(node, "transB", 0) else sizes[::-1]
-            usual = not _attribute(node, "transA", 0)
+            outputs, inputs = sizes if attribute(node, "transB", 0) else sizes[::-1]
+            usual = not attribute(node, "transA", 0)
             return _Product(node=node, weight=weight, bias=bias, inputs=inputs, outputs=outputs) if usual else None
-        groups = _attribute(node, "group", 1)
+        groups = attribute(node, "group", 1)
         depthwise = groups > 1 and sizes[1] == 1 and sizes[0] == groups
         if len(sizes) != 4 or (groups > 1 and not depthwise):
             return None
@@ -220,7 +226,7 @@ class _Widening:
 
     def _is_flattened_pool(self, node: onnx.NodeProto) -> bool:
         """Whether it makes (batch, channels) of maps that global pooling left with one place."""
-        if node.op_type != "Flatten" or _attribute(node, "axis", 1) != 1:
+        if node.op_type != "Flatten" or attribute(node, "axis", 1) != 1:
             return False
         source = self.producers.get(node.input[0])
         while source is not None and source.op_type in _CONVERSIONS:
@@ -263,9 +269,9 @@ class _Widening:
 
     def _widen_outputs(self, product: _Product, width: int) -> None:
         if product.depthwise:
-            for attribute in product.node.attribute:
-                if attribute.name == "group":
-                    attribute.i = width
+            for entry in product.node.attribute:
+                if entry.name == "group":
+                    entry.i = width
         for operand in (product.weight, product.bias):
             if operand is not None:
                 for name in operand.input:
@@ -286,10 +292,6 @@ class _Widening:
         kept = [value for value in self.graph.value_info if value.name not in gone]
         del self.graph.value_info[:]
         self.graph.value_info.extend(kept)
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    return next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
 
 
 def _size(tensor: onnx.TensorProto) -> int:

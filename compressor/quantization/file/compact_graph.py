@@ -3,13 +3,12 @@
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from onnx import helper, numpy_helper
 
-from compressor.files.graphs import names_read
+from compressor.files.graphs import all_nodes, copy_of, inner_graphs, names_captured, names_read, output_names
 from compressor.runtime import load_session, session_options
 
 # Operators of ONNX Runtime's optimized graph that multiply integers.
@@ -40,16 +39,7 @@ def optimized_nodes(onnx_bytes: bytes, *, signed_activations: bool = False) -> l
             options.add_session_config_entry("session.qdqisint8allowed", "1")
         # The file is looked at, not shipped: that it fits this machine's CPU alone is the point.
         load_session(onnx_bytes, options)
-        return list(_with_inner(onnx.load(str(path)).graph))
-
-
-def _with_inner(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of `graph`, each followed by those of the graphs inside of it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _with_inner(attribute.g)
+        return list(all_nodes(onnx.load(str(path)).graph))
 
 
 def kernels(onnx_bytes: bytes, *, signed_activations: bool = False) -> Counter[str]:
@@ -62,8 +52,7 @@ def compact_graph(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Inputs, outputs and the names of nodes other than QuantizeLinear and DequantizeLinear stay.
     """
-    compact = onnx.ModelProto()
-    compact.CopyFrom(model)
+    compact = copy_of(model)
     graph = compact.graph
     _merge_constants(graph)
     _drop_notes(compact)
@@ -80,10 +69,10 @@ def serialize(model: onnx.ModelProto) -> bytes:
 def _merge_constants(graph: onnx.GraphProto) -> None:
     first: dict[tuple[int, tuple[int, ...], str], str] = {}
     renamed: dict[str, str] = {}
-    outputs = {value.name for value in graph.output}
+    outputs = output_names(graph)
     used = {name for node in graph.node for name in names_read(node)} | outputs
     # What a loop or branch reads keeps its name.
-    inside = {name for node in graph.node for name in names_read(node)[len(node.input) :]}
+    inside = {name for node in graph.node for name in names_captured(node)}
     kept = []
     for tensor in graph.initializer:
         if tensor.name not in used:
@@ -112,7 +101,7 @@ def _drop_notes(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
     del graph.metadata_props[:]
     del graph.quantization_annotation[:]
-    used = {node.domain for node in _with_inner(graph)} | {""}
+    used = {node.domain for node in all_nodes(graph)} | {""}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
@@ -144,7 +133,7 @@ def _drop_defaults(node: onnx.NodeProto, version: int) -> None:
 
 
 def _shorten_names(graph: onnx.GraphProto) -> None:
-    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+    if any(map(inner_graphs, graph.node)):
         # A subgraph sees the names around it: renaming would have to follow it inside, for a few bytes.
         return
     kept = {value.name for value in [*graph.input, *graph.output]}

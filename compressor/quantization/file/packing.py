@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.files.graphs import copy_of, replace_nodes_
 from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
 
 # Bits of each plane, by the width of the integers: a byte holds 8, 4 or 2 values of a plane. 7 bits would save an
@@ -32,8 +33,7 @@ def pack_weights(model: onnx.ModelProto, bits: Mapping[str, int]) -> onnx.ModelP
     Names with more bits, and names that are no int8 initializer of the graph, stay as they are. Raises ValueError where
     an integer does not fit.
     """
-    packed = onnx.ModelProto()
-    packed.CopyFrom(model)
+    packed = copy_of(model)
     groups: dict[int, list[onnx.TensorProto]] = defaultdict(list)
     for tensor in packed.graph.initializer:
         if bits.get(tensor.name, 8) in _PLANES and tensor.data_type == TensorProto.INT8:
@@ -41,9 +41,7 @@ def pack_weights(model: onnx.ModelProto, bits: Mapping[str, int]) -> onnx.ModelP
     ahead: list[onnx.NodeProto] = []
     for width, tensors in sorted(groups.items()):
         ahead += _unpacking(packed.graph, width, tensors)
-    nodes = list(packed.graph.node)
-    del packed.graph.node[:]
-    packed.graph.node.extend([*ahead, *nodes])
+    replace_nodes_(packed.graph, [*ahead, *packed.graph.node])
     return packed
 
 
@@ -113,8 +111,7 @@ def without_filling(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, 
 
     Channels lie on the first two axes; a weight that would save little stays as it is.
     """
-    stored = onnx.ModelProto()
-    stored.CopyFrom(model)
+    stored = copy_of(model)
     graph = stored.graph
     becomes: dict[str, str] = {}
     ahead: list[onnx.NodeProto] = []
@@ -134,9 +131,7 @@ def without_filling(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, 
         graph.initializer.extend([numpy_helper.from_array(kept, name), pads])
         ahead.append(helper.make_node("Pad", [name, pads.name], [tensor.name]))
         becomes[name] = tensor.name
-    nodes = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*ahead, *nodes])
+    replace_nodes_(graph, [*ahead, *graph.node])
     return stored, becomes
 
 

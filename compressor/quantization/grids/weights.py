@@ -11,9 +11,10 @@ from typing import Literal
 
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
+from compressor.files.graphs import attribute, initializers
 from compressor.quantization.grids.schemes import PerBlock, PerChannel, Scheme, choose_affine, extremes, integer_bounds
 
 WeightRange = Literal["auto", "minmax", "mse"]
@@ -97,7 +98,7 @@ def nearest_grids(
     Gather. `weight_range` is "minmax", "mse" (the scale of least squared rounding error, per channel or group), or
     "auto": "mse" up to 5 bits, "minmax" above.
     """
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    constants = initializers(graph.graph)
     grids = {}
     for node in graph.graph.node:
         scheme = scheme_of.get(node.name)
@@ -176,7 +177,6 @@ def weight_axis(node: onnx.NodeProto, rank: int) -> int:
     # W and R are (directions, gates * hidden, inputs): rows are the output channels, shared by both directions.
     if node.op_type in {"ConvTranspose", *_RECURRENT}:
         return 1
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if node.op_type == "Gemm" and attributes.get("transB", 0):
+    if node.op_type == "Gemm" and attribute(node, "transB", 0):
         return 0
     return rank - 1

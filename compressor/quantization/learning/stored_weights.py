@@ -6,9 +6,9 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import helper
 from torch import Tensor
 
+from compressor.files.graphs import attribute, attributes, initializers, producers
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
 from compressor.quantization.learning.learned_grids import LearnedWeight
 from compressor.quantization.placement.recurrent_cells import Layer, layer_of
@@ -35,9 +35,9 @@ class StoredWeights:
 
 def stored_weights(graph: onnx.ModelProto, placed: onnx.ModelProto, weights: Mapping[str, WeightGrid]) -> StoredWeights:
     """Where `placed`, an integer graph of the float graph `graph`, keeps those of `weights` that it has as integers."""
-    makers = {name: node for node in placed.graph.node for name in node.output}
-    made = makers.keys() | {tensor.name for tensor in placed.graph.initializer}
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    makers = producers(placed.graph.node)
+    made = makers.keys() | initializers(placed.graph).keys()
+    constants = initializers(graph.graph)
     names = {node.name for node in placed.graph.node}
     stand_ins: dict[str, StandIns] = {}
     tied: dict[str, str] = {}
@@ -95,7 +95,7 @@ def _dequantized(target: str) -> StandIns:
 
 def _blocks(node: onnx.NodeProto, name: str, unpacked: list[str]) -> StandIns:
     """Of a matrix that MatMulNBits multiplies by: its rows in floats, and all of it where something looks it up."""
-    turned = node.op_type == "MatMul" or not any(entry.name == "transB" and entry.i for entry in node.attribute)
+    turned = node.op_type == "MatMul" or not attribute(node, "transB", 0)
 
     def stand_ins(learned: LearnedWeight) -> dict[str, Tensor]:
         values = learned()
@@ -105,11 +105,11 @@ def _blocks(node: onnx.NodeProto, name: str, unpacked: list[str]) -> StandIns:
 
 
 def _integers(node: onnx.NodeProto, name: str) -> StandIns:
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    settings = attributes(node)
     shape = {"Gather": _table, "LSTM": _gates, "GRU": _projection, "RNN": _projection}.get(node.op_type, _matrix)
 
     def stand_ins(learned: LearnedWeight) -> dict[str, Tensor]:
-        integers, scale = shape(learned, attributes)
+        integers, scale = shape(learned, settings)
         return {f"{name}_quantized": integers, f"{name}_scale": scale}
 
     return stand_ins

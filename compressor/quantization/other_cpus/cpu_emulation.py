@@ -6,7 +6,7 @@ convolutions and matrix products, up to rare roundings for LSTMs.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.files.graphs import attributes, initializers, names_read
 from compressor.quantization.other_cpus.integer_kernels import (
     dynamic_quantize_lstm,
     dynamic_quantize_matmul,
@@ -98,7 +99,7 @@ class SaturatingModel:
     def __init__(self, onnx_bytes: bytes) -> None:
         self._model = _fused(onnx_bytes)
         graph = self._model.graph
-        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._constants = initializers(graph)
         self._values = {name: numpy_helper.to_array(tensor) for name, tensor in self._constants.items()}
         self._attributes: dict[int, dict[str, Any]] = {}
         self.saturation: dict[str, Saturation] = {}
@@ -133,7 +134,7 @@ class SaturatingModel:
             for node in _nodes(step):
                 produced.update((name, index) for name in node.output if name)
         for index, step in enumerate(steps):
-            for name in dict.fromkeys(name for node in _nodes(step) for name in _read(node)):
+            for name in dict.fromkeys(name for node in _nodes(step) for name in names_read(node)):
                 source = produced.get(name, index)
                 if source == index:
                     continue
@@ -159,20 +160,20 @@ class SaturatingModel:
             if zero is not None and zero.data_type == TensorProto.INT8:
                 return False
         arrays = [self._values[node.input[position]] for position in kernel.weights]
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if node.op_type == "QLinearConv" and arrays[0].shape[1] == 1 and len(arrays[0]) == attributes.get("group", 1):
+        settings = attributes(node)
+        if node.op_type == "QLinearConv" and arrays[0].shape[1] == 1 and len(arrays[0]) == settings.get("group", 1):
             # Depthwise kernels widen to 32 bits before they add.
             return False
-        matrices = [matrix for array in arrays for matrix in _matrices(node.op_type, array, attributes)]
+        matrices = [matrix for array in arrays for matrix in _matrices(node.op_type, array, settings)]
         risky = sum(len(saturating_pairs(matrix)[0]) for matrix in matrices)
         total = sum(len(matrix) * ((matrix.shape[1] + 1) // 2) for matrix in matrices)
         self.saturation[node.name] = Saturation(weight_pairs=total, risky_pairs=risky)
         if not risky:
             return False
-        if node.op_type == "DynamicQuantizeLSTM" and not lstm_is_plain(attributes, node.input):
+        if node.op_type == "DynamicQuantizeLSTM" and not lstm_is_plain(settings, node.input):
             self.not_emulated[node.name] = "an LSTM with peepholes, lengths, clipping or its own activations"
             return False
-        self._attributes[id(node)] = attributes
+        self._attributes[id(node)] = settings
         return True
 
     def _run_node(self, node: onnx.NodeProto, values: Mapping[str, Array]) -> tuple[Array, ...]:
@@ -197,7 +198,7 @@ class SaturatingModel:
         return dict(zip(segment.outputs, segment.session.run(segment.outputs, feeds), strict=True))
 
     def _open(self, segment: _Segment, feeds: Feeds) -> ort.InferenceSession:
-        used = {name for node in segment.nodes for name in _read(node)}
+        used = {name for node in segment.nodes for name in names_read(node)}
         graph = helper.make_graph(
             segment.nodes,
             "segment",
@@ -243,16 +244,6 @@ def _matrices(op_type: str, weights: Array, attributes: Mapping[str, Any]) -> li
 
 def _nodes(step: _Segment | onnx.NodeProto) -> list[onnx.NodeProto]:
     return step.nodes if isinstance(step, _Segment) else [step]
-
-
-def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """The names that a node reads, its subgraphs included."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            for inner in graph.node:
-                yield from _read(inner)
-            yield from (value.name for value in graph.output)
 
 
 def _offer(steps: list[_Segment | onnx.NodeProto], source: int, name: str) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
+from compressor.files.graphs import initializers
 from compressor.quantization.grids.weights import WeightGrid, weight_axis, weight_positions
 
 # 255 * 128 = 32640 fits into 16 bits, 255 * 129 does not.
@@ -34,7 +35,7 @@ def safe_grids(
 
     `nodes` are those that multiply integers. Depthwise convolutions do not saturate and stay as they are.
     """
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    constants = initializers(graph.graph)
     safe = dict(grids)
     for name, node in _multiplied(graph, grids, nodes).items():
         weight = torch.from_numpy(numpy_helper.to_array(constants[name]).copy())

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from compressor.checks import check_count, check_fraction
 from compressor.errors import StageError
+from compressor.files.graphs import parse
 from compressor.measuring.scores import paired_drop, score_rows
 from compressor.metrics import Metric
 from compressor.quantization.file.audit import original_name
@@ -224,7 +224,7 @@ def check_cpus(
 
 def with_checked_cpus(onnx_bytes: bytes, found: Mapping[str, str]) -> bytes:
     """The file with the results of `check_cpus` in its metadata, under `compressor.checked_cpus`, as JSON."""
-    model = onnx.load_from_string(onnx_bytes)
+    model = parse(onnx_bytes)
     kept = [entry for entry in model.metadata_props if entry.key != METADATA_KEY]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
@@ -236,7 +236,7 @@ def with_checked_cpus(onnx_bytes: bytes, found: Mapping[str, str]) -> bytes:
 
 def checked_cpus(onnx_bytes: bytes) -> dict[str, str]:
     """What `with_checked_cpus` wrote into the file; empty where it was never checked."""
-    for entry in onnx.load_from_string(onnx_bytes).metadata_props:
+    for entry in parse(onnx_bytes).metadata_props:
         if entry.key == METADATA_KEY:
             result: dict[str, str] = json.loads(entry.value)
             return result

@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from compressor.files.graphs import attribute, initializers, output_names, producers, readers, replace_nodes_
+
 _QUANTIZED_UNASKED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _BETWEEN = frozenset({"Relu", "Clip"})
 _NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
@@ -26,17 +28,13 @@ _NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
 
 def keep_float_(graph: onnx.GraphProto, nodes: set[str]) -> None:
     """Gives the layers of `graph` that are not among the integer `nodes` inputs with a scale for every channel."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    outputs = {value.name for value in graph.output}
+    constants = initializers(graph)
+    made, read = producers(graph.node), readers(graph.node)
+    outputs = output_names(graph)
     added: dict[str, onnx.NodeProto] = {}
     written = []
     for node in graph.node:
-        source = producers.get(node.input[0]) if node.input else None
+        source = made.get(node.input[0]) if node.input else None
         weight = constants.get(node.input[1]) if len(node.input) > 1 else None
         if (
             node.op_type in _QUANTIZED_UNASKED
@@ -44,7 +42,7 @@ def keep_float_(graph: onnx.GraphProto, nodes: set[str]) -> None:
             and weight is not None
             and source is not None
             and source.op_type == "DequantizeLinear"
-            and _is_quantized_behind(node, readers, outputs)
+            and _is_quantized_behind(node, read, outputs)
         ):
             name = f"{source.output[0]}_by_channel"
             if name not in added:
@@ -52,13 +50,12 @@ def keep_float_(graph: onnx.GraphProto, nodes: set[str]) -> None:
                 written.append(added[name])
             node.input[0] = name
         written.append(node)
-    del graph.node[:]
-    graph.node.extend(written)
+    replace_nodes_(graph, written)
 
 
-def _is_quantized_behind(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]], outputs: set[str]) -> bool:
+def _is_quantized_behind(node: onnx.NodeProto, read: dict[str, list[onnx.NodeProto]], outputs: set[str]) -> bool:
     while True:
-        found = readers.get(node.output[0], [])
+        found = read.get(node.output[0], [])
         if len(found) != 1 or node.output[0] in outputs:
             return False
         if found[0].op_type == "QuantizeLinear":
@@ -69,10 +66,9 @@ def _is_quantized_behind(node: onnx.NodeProto, readers: dict[str, list[onnx.Node
 
 
 def _channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if node.op_type == "Conv":
-        return int(weight.dims[1] * attributes.get("group", 1))
-    return int(weight.dims[1] if attributes.get("transB", 0) else weight.dims[0])
+        return int(weight.dims[1] * attribute(node, "group", 1))
+    return int(weight.dims[1] if attribute(node, "transB", 0) else weight.dims[0])
 
 
 def _by_channel(
@@ -96,12 +92,12 @@ def keep_sums_apart_(model: onnx.ModelProto) -> int:
     To be called last: quantization knows Add. A sum with a constant (a bias) stays, for products absorb it.
     """
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
+    constants = initializers(graph).keys()
     read_by_norms = Counter(node.input[0] for node in graph.node if node.op_type in _NORMS)
     changed = 0
     for node in graph.node:
         if node.op_type == "Add" and node.domain in {"", "ai.onnx"} and read_by_norms[node.output[0]]:
-            if constants.intersection(node.input):
+            if not constants.isdisjoint(node.input):
                 continue
             node.op_type = "Sum"
             changed += 1

@@ -12,25 +12,29 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.files.graphs import names_read
+from compressor.files.graphs import (
+    attribute,
+    initializers,
+    names_read,
+    output_names,
+    producers,
+    readers,
+    replace_nodes_,
+)
 
 _ALPHA, _BETA = 0.2, 0.5  # ONNX's own
 
 
 def take_integer_forms_(graph: onnx.GraphProto) -> None:
     """Rewrites the Pad and HardSigmoid of a placed `graph` that stand between 8-bit integers of one scale a tensor."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in names_read(node):
-            readers.setdefault(name, []).append(node)
-    outputs = {value.name for value in graph.output}
+    constants = initializers(graph)
+    made, read = producers(graph.node), readers(graph.node)
+    outputs = output_names(graph)
     replaced: set[str] = set()
     written: list[onnx.NodeProto] = []
     for node in graph.node:
-        source = producers.get(node.input[0]) if node.input else None
-        behind = readers.get(node.output[0], []) if node.output[0] not in outputs else []
+        source = made.get(node.input[0]) if node.input else None
+        behind = read.get(node.output[0], []) if node.output[0] not in outputs else []
         forms = {"Pad": _pad, "HardSigmoid": _hard_sigmoid}
         between = (
             node.op_type in forms
@@ -55,9 +59,8 @@ def take_integer_forms_(graph: onnx.GraphProto) -> None:
             replaced.add(node.output[0])
     # What read the floats of a Pad goes, and what only the rewritten operators read.
     kept = [node for node in written if not replaced.intersection(node.input)]
-    read = {name for node in kept for name in names_read(node)} | outputs
-    del graph.node[:]
-    graph.node.extend(node for node in kept if read.intersection(node.output))
+    wanted = {name for node in kept for name in names_read(node)} | outputs
+    replace_nodes_(graph, [node for node in kept if wanted.intersection(node.output)])
 
 
 def _pad(
@@ -95,8 +98,7 @@ def _hard_sigmoid(
     constants: dict[str, onnx.TensorProto],
 ) -> list[onnx.NodeProto] | None:
     """The sum alpha * x + beta; what lies beyond 0 and 1 is left to the rounding of `quantize`."""
-    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    alpha, beta = attributes.get("alpha", _ALPHA), attributes.get("beta", _BETA)
+    alpha, beta = attribute(node, "alpha", _ALPHA), attribute(node, "beta", _BETA)
     scale, zero_point = (numpy_helper.to_array(constants[name]) for name in quantize.input[1:3])
     bounds = np.iinfo(zero_point.dtype)
     low, high = ((limit - int(zero_point)) * float(scale) for limit in (bounds.min, bounds.max))

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import onnx
 
 from compressor.errors import StageError
+from compressor.files.graphs import initializers
 from compressor.quantization.placement.forms import ByFamily, Dynamic, Fastest, Float16, Form, Static, WeightOnly
 from compressor.quantization.placement.recurrent_cells import hidden_units, why_no_cells
 
@@ -59,7 +60,7 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
     """Which form each weight-bearing node takes. Raises StageError for a skip pattern that matches no node."""
     if isinstance(form, Fastest):
         raise StageError(f"{form} is a choice between forms, which form_choice.fastest makes; place one of them")
-    constants = {tensor.name for tensor in graph.graph.initializer}
+    constants = set(initializers(graph.graph))
     sequential = _is_sequence_model(graph, constants)
     static: list[str] = []
     dynamic: list[str] = []
@@ -155,7 +156,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 def followers(model: onnx.ModelProto, static: set[str]) -> list[str]:
     """The nodes between static ones that work on 8-bit tensors as well: all their inputs come from quantized nodes."""
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = initializers(model.graph)
     eight_bit: set[str] = set()
     names = []
     for node in model.graph.node:

@@ -12,6 +12,7 @@ from onnx import TensorProto
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compressor.errors import StageError
+from compressor.files.graphs import initializers
 
 _INTEGER_OPS = frozenset(
     {
@@ -68,7 +69,7 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 
 
 def _unshare_initializers(model: onnx.ModelProto) -> None:
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = initializers(model.graph)
     uses: Counter[str] = Counter()
     for node in model.graph.node:
         for position, name in enumerate(node.input):

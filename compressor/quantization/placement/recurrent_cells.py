@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.files.graphs import attribute
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.placement.weight_only import block_product
 
@@ -33,9 +34,8 @@ _Product = Callable[[str, str, slice, _Array | None], None]
 
 def why_no_cells(node: onnx.NodeProto, constants: set[str]) -> str | None:
     """Why a GRU or RNN cannot be written out, None where it can: what the report says."""
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     names = [*node.input, *([""] * (6 - len(node.input)))]
-    given = [value.decode() for value in attributes.get("activations", [])]
+    given = [value.decode() for value in attribute(node, "activations", [])]
     usual = _ACTIVATIONS[node.op_type]
     if not constants.issuperset(name for name in names[1:4] if name):
         return "its weights are computed at run time"
@@ -43,14 +43,15 @@ def why_no_cells(node: onnx.NodeProto, constants: set[str]) -> str | None:
         return "its sequences have lengths of their own"
     if given and given != usual * (len(given) // len(usual)):
         return f"its activations are {', '.join(given)}"
-    if attributes.get("clip"):
-        return f"its gates are clipped at {attributes['clip']:g}"
-    return "its batch comes first (layout=1)" if attributes.get("layout") else None
+    clip = attribute(node, "clip", 0.0)
+    if clip:
+        return f"its gates are clipped at {clip:g}"
+    return "its batch comes first (layout=1)" if attribute(node, "layout", 0) else None
 
 
 def hidden_units(node: onnx.NodeProto) -> int:
     """The number of units of a recurrent node, 0 where it does not say."""
-    return next((int(entry.i) for entry in node.attribute if entry.name == "hidden_size"), 0)
+    return int(attribute(node, "hidden_size", 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +65,12 @@ class Layer:
     @property
     def reset_after(self) -> bool:
         """Whether the reset gate acts on the product, so that one product gives all gates."""
-        return any(entry.name == "linear_before_reset" and entry.i for entry in self.node.attribute)
+        return bool(attribute(self.node, "linear_before_reset", 0))
 
     @property
     def backward(self) -> tuple[bool, ...]:
         """For every direction whether it reads the steps from the last to the first."""
-        name = next((entry.s.decode() for entry in self.node.attribute if entry.name == "direction"), "forward")
+        name = attribute(self.node, "direction", b"forward").decode()
         return {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[name]
 
     @property

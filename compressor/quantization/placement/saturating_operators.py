@@ -4,12 +4,12 @@ Reshapes and max pools have their input's grid on their output. ReLUs and clips 
 end at the same bounds, because rounding to those integers saturates.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from compressor.files.graphs import output_names, producers, readers
 from compressor.quantization.grids.activations import ActivationGrid
 
 # Operators that only move values: ONNX Runtime runs them on integers where both sides have one grid.
@@ -23,20 +23,11 @@ MOVES = frozenset(
 FLOAT_OUTPUTS = frozenset({"Gemm", "MatMul"})
 
 
-def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    """{tensor: the nodes that read it}."""
-    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in graph.node:
-        for name in node.input:
-            readers[name].append(node)
-    return readers
-
-
 def keep_trailing_moves_float(graph: onnx.GraphProto, nodes: set[str]) -> None:
     """Takes out of `nodes` what moves values that only float operators read: it can move floats as well."""
-    readers = readers_of(graph)
+    read = readers(graph.node)
     for node in reversed(graph.node):
-        if node.op_type in MOVES and not any(reader.name in nodes for name in node.output for reader in readers[name]):
+        if node.op_type in MOVES and not any(reader.name in nodes for name in node.output for reader in read[name]):
             nodes.discard(node.name)
 
 
@@ -47,33 +38,30 @@ def drop_saturating(
     constants: Mapping[str, TensorProto],
 ) -> None:
     """Removes from the graph the ReLUs and clips whose bounds the integers of their output enforce by saturating."""
-    readers = readers_of(graph)
-    outputs = {value.name for value in graph.output}
-    producers = {name: node for node in graph.node for name in node.output}
+    made, read = producers(graph.node), readers(graph.node)
+    outputs = output_names(graph)
     for node in list(graph.node):
         if node.name not in nodes or node.op_type not in {"Relu", "Clip"}:
             continue
-        source, grid = producers.get(node.input[0]), activations.get(node.output[0])
-        alone = len(readers[node.input[0]]) == 1 and node.input[0] not in outputs
+        source, grid = made.get(node.input[0]), activations.get(node.output[0])
+        alone = len(read[node.input[0]]) == 1 and node.input[0] not in outputs
         if source is None or grid is None or not alone or not _saturates(node, grid, constants):
             # It stays and computes floats.
             nodes.discard(node.name)
-        elif source.name in nodes and source.op_type not in MOVES and _stays_integer(source, node, readers, nodes):
+        elif source.name in nodes and source.op_type not in MOVES and _stays_integer(source, node, read, nodes):
             position = list(source.output).index(node.input[0])
             source.output[position] = node.output[0]
-            producers[node.output[0]] = source
+            made[node.output[0]] = source
             graph.node.remove(node)
         else:
             nodes.discard(node.name)
 
 
 def _stays_integer(
-    source: onnx.NodeProto, node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], nodes: set[str]
+    source: onnx.NodeProto, node: onnx.NodeProto, read: Mapping[str, list[onnx.NodeProto]], nodes: set[str]
 ) -> bool:
     # A linear layer whose result only floats read hands out floats, which nothing saturates.
-    return source.op_type not in FLOAT_OUTPUTS or any(
-        reader.name in nodes for reader in readers.get(node.output[0], ())
-    )
+    return source.op_type not in FLOAT_OUTPUTS or any(reader.name in nodes for reader in read.get(node.output[0], ()))
 
 
 def _saturates(node: onnx.NodeProto, grid: ActivationGrid, constants: Mapping[str, TensorProto]) -> bool:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from compressor.errors import StageError
-from compressor.files.graphs import names_read
+from compressor.files.graphs import attribute, copy_of, initializers, names_read, output_names, readers
 from compressor.quantization.grids.activations import ActivationGrid
 from compressor.quantization.grids.schemes import Asymmetric, choose_affine, extremes, integer_bounds, quantize
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
@@ -27,7 +27,6 @@ from compressor.quantization.placement.saturating_operators import (
     MOVES,
     drop_saturating,
     keep_trailing_moves_float,
-    readers_of,
 )
 
 # Operators whose constant operands are values, quantized like activations; elsewhere constants are shapes or bounds.
@@ -43,15 +42,15 @@ def tensors_to_observe(model: onnx.ModelProto, nodes: set[str]) -> tuple[list[st
 
     What only a ReLU or a clip reads takes the range behind it: the integers saturate there, and the node goes.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = initializers(model.graph)
     floats = {
         value.name
         for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
-    readers = readers_of(model.graph)
+    read = readers(model.graph.node)
     moved = {name for node in model.graph.node if node.op_type in MOVES for name in node.output}
-    outputs = {value.name for value in model.graph.output}
+    outputs = output_names(model.graph)
     observe: dict[str, None] = {}
     same: dict[str, str] = {}
     for node in model.graph.node:
@@ -60,7 +59,7 @@ def tensors_to_observe(model: onnx.ModelProto, nodes: set[str]) -> tuple[list[st
         for name in [*node.input, *node.output]:
             if not name or name in constants or name not in floats:
                 continue
-            reader = readers[name][0] if len(readers[name]) == 1 else None
+            reader = read[name][0] if len(read[name]) == 1 else None
             removable = reader is not None and reader.op_type in {"Relu", "Clip"} and reader.name in nodes
             if reader is not None and removable and name not in outputs | moved and name == reader.input[0]:
                 same[name] = reader.output[0]
@@ -91,8 +90,7 @@ def place_static(
     which happens where its weights are next to nothing. Raises StageError for weights with a scale per group, for which
     there are no integer kernels with calibrated activations.
     """
-    placed = onnx.ModelProto()
-    placed.CopyFrom(model)
+    placed = copy_of(model)
     placement = _Placing(graph=placed.graph, nodes=set(nodes), activations=activations, weights=weights)
     placement.run()
     keep_float_(placed.graph, placement.nodes)
@@ -119,11 +117,11 @@ class _Placing:
     weight_scales: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self) -> None:
-        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.outputs = {value.name for value in self.graph.output}
+        self.constants = initializers(self.graph)
+        self.outputs = output_names(self.graph)
         keep_trailing_moves_float(self.graph, self.nodes)
         drop_saturating(self.graph, self.nodes, self.activations, self.constants)
-        self.readers = readers_of(self.graph)
+        self.readers = readers(self.graph.node)
         for node in list(self.graph.node):
             if node.name in self.nodes:
                 self._place(node)
@@ -217,8 +215,7 @@ class _Placing:
         grid = self.grids.get(inputs[0])
         if tensor is None or grid is None or grid.bits != 8 or tensor.data_type != TensorProto.FLOAT:
             return None
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if attributes.get("beta", 1.0) != 1.0 or attributes.get("alpha", 1.0) != 1.0:
+        if attribute(node, "beta", 1.0) != 1.0 or attribute(node, "alpha", 1.0) != 1.0:
             return None
         values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
         if scale.ndim and values.shape != scale.shape:

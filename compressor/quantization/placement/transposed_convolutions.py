@@ -13,7 +13,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.files.graphs import names_read
+from compressor.files.graphs import (
+    attributes,
+    copy_of,
+    drop_unused_initializers_,
+    initializers,
+    output_names,
+    readers,
+    replace_nodes_,
+)
 
 Array = NDArray[Any]
 
@@ -36,23 +44,19 @@ def as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     product of matrices already, and DepthToSpace costs what the integers gain, unless a Concat behind it waits for
     integers, as in a U-Net.
     """
-    rewritten = onnx.ModelProto()
-    rewritten.CopyFrom(model)
+    rewritten = copy_of(model)
     graph = rewritten.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in names_read(node):
-            readers.setdefault(name, []).append(node)
-    outputs = {value.name for value in graph.output}
+    constants = initializers(graph)
+    read = readers(graph.node)
+    outputs = output_names(graph)
     written: list[onnx.NodeProto] = []
     ahead: set[str] = set()
     for node in model.graph.node:
         # A ReLU stays behind the convolution, where the rounding to integers stands for it.
-        following = readers.get(node.output[0], []) if node.output[0] not in outputs else []
+        following = read.get(node.output[0], []) if node.output[0] not in outputs else []
         activation = following[0] if len(following) == 1 and following[0].op_type in {"Relu", "Clip"} else None
         last = node if activation is None else activation
-        joined = any(reader.op_type == "Concat" for reader in readers.get(last.output[0], []))
+        joined = any(reader.op_type == "Concat" for reader in read.get(last.output[0], []))
         found = _phases(node, constants, joined=joined) if node.op_type == "ConvTranspose" else None
         if found is None:
             if node.name not in ahead:
@@ -63,12 +67,8 @@ def as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
         written += _interleaved(graph, node, activation, found, constants)
     if len(written) == len(graph.node):
         return model
-    del graph.node[:]
-    graph.node.extend(written)
-    used = {name for node in written for name in names_read(node)}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    replace_nodes_(graph, written)
+    drop_unused_initializers_(graph)
     return onnx.shape_inference.infer_shapes(rewritten)
 
 
@@ -111,16 +111,16 @@ def _interleaved(
 
 def _phases(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], *, joined: bool) -> _Phases | None:
     """The convolution for `node`, None where it cannot be one or does not pay; `joined`: a Concat reads its output."""
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if any(name not in constants for name in node.input[1:]) or "output_shape" in attributes:
+    settings = attributes(node)
+    if any(name not in constants for name in node.input[1:]) or "output_shape" in settings:
         return None
     weight = numpy_helper.to_array(constants[node.input[1]])
-    if weight.ndim != 4 or attributes.get("group", 1) != 1 or set(attributes.get("dilations", [1])) != {1}:
+    if weight.ndim != 4 or settings.get("group", 1) != 1 or set(settings.get("dilations", [1])) != {1}:
         return None
-    if attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+    if settings.get("auto_pad", b"NOTSET") != b"NOTSET":
         return None
-    strides = attributes.get("strides", [1, 1])
-    pads, extra = attributes.get("pads", [0] * 4), attributes.get("output_padding", [0, 0])
+    strides = settings.get("strides", [1, 1])
+    pads, extra = settings.get("pads", [0] * 4), settings.get("output_padding", [0, 0])
     stride = strides[0]
     if strides[1] != stride or stride < 2:
         return None

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 from tqdm import tqdm
 
 from compressor.errors import StageError
+from compressor.files.graphs import copy_of
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.ranges.choice import choose_ranges
 from compressor.quantization.ranges.histogram import Observed
@@ -220,8 +221,7 @@ def _joinable(one: Feeds, other: Feeds) -> bool:
 
 def _probe(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
     """`model` with `tensors` among its outputs."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
+    probe = copy_of(model)
     known = {value.name for value in chain(probe.graph.output, probe.graph.input)}
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
     return probe
@@ -229,8 +229,7 @@ def _probe(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
 
 def _shapes_of(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     """`model` with the shapes of `tensors` as its outputs, in their order: they themselves are freed on the way."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
+    probe = copy_of(model)
     del probe.graph.output[:]
     for number, name in enumerate(tensors):
         shape = f"calibrated_shape_{number}"

@@ -8,6 +8,7 @@ import torch
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
+from compressor.files.graphs import copy_of
 from compressor.quantization.grids.schemes import Scheme, choose_affine, integer_bounds
 from compressor.runtime import Feeds, open_session
 
@@ -63,8 +64,7 @@ def _rounding(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelPro
     The three numbers are inputs, called after the given name: one session serves all ranges. The integers are not
     stored, so that any number of bits will do.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy_of(model)
     del result.graph.node[:]
     for output in result.graph.output:
         output.name = names.get(output.name, output.name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs
 from compressor.errors import StageError
+from compressor.files.graphs import copy_of
 from compressor.quantization.torch_graph.operators import Call
 from compressor.quantization.torch_graph.scan import scan
 from compressor.quantization.torch_graph.steps import KNOWN, SCAN, Step, steps_of, torch_tensor
@@ -133,8 +134,7 @@ class TorchGraph(nn.Module):
 
     def updated(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """A copy of `model` in which the initializers that are parameters here hold their present values."""
-        result = onnx.ModelProto()
-        result.CopyFrom(model)
+        result = copy_of(model)
         for tensor in result.graph.initializer:
             name = self.parameter_of.get(tensor.name)
             if name in self._parameters:

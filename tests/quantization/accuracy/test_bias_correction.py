@@ -22,7 +22,7 @@ from compressor.runtime import open_session
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload
-from workbench.onnx_graphs import calibrated_on, graph_of
+from workbench.onnx_graphs import calibrated_on, graph_of, with_branch
 from workbench.tiny import TinyResNet, make_workload
 
 QUIET = Context(progress=False)
@@ -235,3 +235,15 @@ def test_unknown_methods_are_refused() -> None:
     """Anything but the two methods is refused with what was given."""
     with pytest.raises(ValueError, match="one of empirical, analytic; got 'learned'"):
         BiasCorrection(method="learned")
+
+
+def test_a_bias_that_a_branch_reads_is_left_alone() -> None:
+    """Of two layers the one whose bias the inside of an If reads is not corrected."""
+    ones = {"w1": np.eye(4), "b1": np.ones(4), "w2": np.eye(4), "b2": np.ones(4)}
+    nodes = [
+        helper.make_node("Gemm", ["input", "w1", "b1"], ["a"], "one"),
+        helper.make_node("Gemm", ["a", "w2", "b2"], ["output"], "two"),
+    ]
+    model = graph_of(nodes, ones, ["n", 4], ["n", 4])
+    assert [layer.name for layer in linear_layers(model)] == ["one", "two"]
+    assert [layer.name for layer in linear_layers(with_branch(model, "b1"))] == ["two"]

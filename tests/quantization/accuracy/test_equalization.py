@@ -24,7 +24,7 @@ from compressor.runtime import open_session
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload
-from workbench.onnx_graphs import calibrated_on, graph_of
+from workbench.onnx_graphs import calibrated_on, graph_of, with_branch
 from workbench.tiny import TinyResNet, make_workload
 
 QUIET = Context(progress=False)
@@ -337,3 +337,18 @@ def test_statistics_refuse_what_is_not_finite() -> None:
         channel_statistics(
             _mlp([[1.0]], [[1.0]]), {"a": 1}, [(torch.tensor([[float("nan")]]), torch.zeros(1))], samples=1
         )
+
+
+@pytest.mark.parametrize("name", ["w1", "w2", "b"])
+def test_what_a_branch_reads_is_not_rescaled(name: str) -> None:
+    """Weights, and channels between two layers, that the inside of an If reads too keep their scale."""
+    model = _mlp([[8.0, 2.0]], [[2.0], [8.0]])
+    assert len(scaling_groups(model)) == 1
+    assert scaling_groups(with_branch(model, name)) == []
+
+
+def test_no_bias_is_absorbed_past_a_branch() -> None:
+    """The bias in front of a ReLU stays where an If reads what the ReLU gives."""
+    model = _mlp([[8.0, 2.0]], [[2.0], [8.0]])
+    assert len(absorbable(model)) == 1
+    assert absorbable(with_branch(model, "b")) == []

@@ -256,3 +256,13 @@ def test_torch_interleaves_as_onnx_runtime_does(mode: str) -> None:
         opset=20,
     )
     np.testing.assert_array_equal(SHAPES["DepthToSpace"](call).numpy(), _run(model)[0])
+
+
+def test_a_constant_that_the_graph_gives_out_survives_the_rewriting() -> None:
+    """A second output that is a constant is still there behind the rewritten transposed convolution."""
+    _, model = _transposed(*TRANSPOSED["thirds"])
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "given"))
+    model.graph.output.append(helper.make_tensor_value_info("given", TensorProto.FLOAT, [3]))
+    rewritten = as_convolutions(model)
+    assert rewritten is not model
+    assert "given" in [tensor.name for tensor in rewritten.graph.initializer]
