@@ -75,8 +75,11 @@ def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
     return f"{markdown_table(_table(rows), outcomes, title='recipe')}\n\n{note}\n"
 
 
-def comparison_html(rows: Sequence[ComparisonRow], title: str) -> str:
-    """One page with the picture and the table, without other files or network; everything in it is escaped."""
+def comparison_html(rows: Sequence[ComparisonRow], title: str, failures: Sequence[str] = ()) -> str:
+    """One page with the picture and the table, without other files or network; everything in it is escaped.
+
+    `failures` are sentences about recipes that gave no row; they stand below the table.
+    """
     table = _table(rows)
     columns = [column for column in COLUMNS if column != "stage" and any(row.cells.get(column) for row in table)]
     return (
@@ -88,6 +91,7 @@ def comparison_html(rows: Sequence[ComparisonRow], title: str) -> str:
             rows=list(zip(table, rows, strict=True)),
             links=[None if row.report is None else _link(row.report) for row in rows],
             columns={column: COLUMNS[column] for column in columns},
+            failures=[printable(text) for text in failures],
         )
     )
 

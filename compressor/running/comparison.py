@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,15 +188,11 @@ def _write(comparison: Comparison, folder: Path) -> None:
     title = f"{comparison.workload}: {len(comparison.reports)} recipes compared"
     failed = [f"{name} failed: {_one_line(error)}" for name, error in comparison.failures.items()]
     notes = "".join(f"- {text}\n" for text in failed)
-    page = comparison_html(comparison.rows, title)
-    if failed:
-        items = "".join(f"<li>{escape(text)}</li>" for text in failed)
-        page = page.replace("</main>", f'<section class="card"><ul class="plain">{items}</ul></section></main>', 1)
     write_json(folder / "comparison.json", comparison.to_json())
     write_atomic(
         folder / "comparison.md", f"# {title}\n\n{comparison_markdown(comparison.rows)}\n{notes}".rstrip() + "\n"
     )
-    write_atomic(folder / "comparison.html", page)
+    write_atomic(folder / "comparison.html", comparison_html(comparison.rows, title, failed))
     write_atomic(folder / "comparison.svg", comparison_svg(comparison.rows))
 
 

@@ -131,7 +131,16 @@ def test_a_failure_is_told_and_the_others_go_on(tiny_workload, tmp_path, fake_ru
     assert [row.name for row in comparison.rows] == ["reference", "good"]
     assert json.loads((tmp_path / "comparison.json").read_text())["failures"] == comparison.failures
     assert "bad failed: StageError: no blocks <here>" in (tmp_path / "comparison.md").read_text()
-    assert "bad failed: StageError: no blocks &lt;here&gt;" in (tmp_path / "comparison.html").read_text()
+    page = (tmp_path / "comparison.html").read_text()
+    assert '<ul class="plain"><li>bad failed: StageError: no blocks &lt;here&gt;</li></ul>' in page
+    assert page.index("bad failed") < page.index("</main>")
+
+
+def test_a_page_without_failures_has_no_card_for_them(tiny_workload, tmp_path, fake_run) -> None:
+    """Where every recipe ran, nothing stands between the table and the footer."""
+    fake_run.ends = {"good": report_of(measured(0.9, 0.5, 500, 2.0))}
+    compare([named("good")], tiny_workload, out=tmp_path)
+    assert '<section class="card">' not in (tmp_path / "comparison.html").read_text()
 
 
 def test_all_failures_still_write_files(tiny_workload, tmp_path, fake_run) -> None:
