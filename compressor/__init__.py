@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from compressor.errors import (
         CompressorError,
         ExportError,
+        OnnxFileError,
         RecipeError,
         RunFolderError,
         StageError,
+        StorageError,
         WorkloadError,
     )
     from compressor.files.reading import read_onnx
@@ -34,6 +36,7 @@ _HOMES = {
     "ExportError": "errors",
     "Isa": "target",
     "Metric": "metrics",
+    "OnnxFileError": "errors",
     "Pipeline": "running.pipeline",
     "Recipe": "recipe.recipe",
     "RecipeError": "errors",
@@ -41,6 +44,7 @@ _HOMES = {
     "RunFolderError": "errors",
     "Stage": "stage",
     "StageError": "errors",
+    "StorageError": "errors",
     "Target": "target",
     "Workload": "workload",
     "WorkloadError": "errors",

@@ -37,12 +37,20 @@ class BudgetError(CompressorError, ValueError):
         self.least = least
 
 
+class OnnxFileError(CompressorError, ValueError):
+    """An ONNX file from elsewhere that cannot be read, or not be made ready without computing something else."""
+
+
 class ExportError(CompressorError, RuntimeError):
     """A model that no exporter could turn into an ONNX file that computes the same."""
 
 
 class RunFolderError(CompressorError, RuntimeError):
     """The folder holds another run, or is being written by one."""
+
+
+class StorageError(CompressorError, ValueError):
+    """A model that cannot be stored, or a stored file that is damaged or belongs to another model."""
 
 
 class ContractError(CompressorError, AssertionError):

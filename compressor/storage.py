@@ -10,6 +10,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from compressor.errors import StorageError
+
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Puts `data` at `path` so that a kill at any moment leaves the old file or the new one, never a part."""
@@ -34,11 +36,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises ValueError naming the file where it is not JSON."""
+    """The JSON value in `path`. Raises StorageError naming the file where it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); delete it to start this step again") from error
+        raise StorageError(f"{path} is not readable JSON ({error}); delete it to start this step again") from error
 
 
 def json_safe(value: Any) -> Any:

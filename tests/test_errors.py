@@ -22,6 +22,8 @@ def test_every_error_is_one_of_the_packages() -> None:
         (errors.RecipeError, ValueError),
         (errors.WorkloadError, ValueError),
         (errors.BudgetError, ValueError),
+        (errors.OnnxFileError, ValueError),
+        (errors.StorageError, ValueError),
         (errors.StageError, RuntimeError),
         (errors.ExportError, RuntimeError),
         (errors.RunFolderError, RuntimeError),
@@ -51,7 +53,9 @@ def test_errors_can_be_had_where_they_were(place: str, name: str) -> None:
 
 def test_the_package_hands_on_the_errors_of_a_run() -> None:
     """`from compressor import RecipeError` needs no knowledge of modules."""
-    for name in ("CompressorError", "ExportError", "RecipeError", "RunFolderError", "StageError", "WorkloadError"):
+    names = [name for name in compressor.__all__ if name.endswith("Error")]
+    assert {"CompressorError", "RecipeError", "StageError", "WorkloadError"} <= {*names}
+    for name in names:
         assert getattr(compressor, name) is getattr(errors, name)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from compressor.batches import Inputs
+from compressor.errors import OnnxFileError
 from compressor.files.export import MAX_BYTES, OPSET
 from compressor.files.graphs import copy_of, initializers, opset_of
 from compressor.runtime import Feeds, OnnxModule, feeds_of, first_line, load_session, open_session, session_options
@@ -35,7 +36,7 @@ def read_onnx(path: str | Path, *, example: Inputs | None = None) -> OnnxModule:
     A fixed batch becomes free, weights that are listed as inputs become constants, and the opset the one that is
     written here; the outputs are compared with those of the file as it was, on the first of `example` (inputs, a
     sample in every row) or on made-up ones. Weights in files of their own are read, too. Raises
-    FileNotFoundError, and ValueError for what is no ONNX file, is too large, or could not be changed so that it
+    FileNotFoundError, and OnnxFileError for what is no ONNX file, is too large, or could not be changed so that it
     computes the same.
     """
     original = _loaded(Path(path))
@@ -43,13 +44,13 @@ def read_onnx(path: str | Path, *, example: Inputs | None = None) -> OnnxModule:
     expected = _outputs(original, feeds)
     if isinstance(expected, str):
         source = "example" if example is not None else "made-up inputs"
-        raise ValueError(
+        raise OnnxFileError(
             f"{path} cannot be run on {source}: {expected}. Pass example=, a batch of inputs that the file takes"
         )
     model = _converted(_with_constants(original), path)
     problem = _difference(model, feeds, expected)
     if problem:
-        raise ValueError(f"{path} computes something else in opset {OPSET}: {problem}; export it with that opset")
+        raise OnnxFileError(f"{path} computes something else in opset {OPSET}: {problem}; export it with that opset")
     return OnnxModule(_with_free_batch(model, feeds, path).SerializeToString(deterministic=True))
 
 
@@ -67,11 +68,11 @@ def _loaded(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf and onnx raise errors of their own
-        raise ValueError(f"{path} is no ONNX file, or is damaged: {first_line(error)}") from error
+        raise OnnxFileError(f"{path} is no ONNX file, or is damaged: {first_line(error)}") from error
     if not model.graph.node:
-        raise ValueError(f"{path} is no ONNX file: it has no graph")
+        raise OnnxFileError(f"{path} is no ONNX file: it has no graph")
     if model.ByteSize() > MAX_BYTES:
-        raise ValueError(
+        raise OnnxFileError(
             f"{path} has {model.ByteSize() / 1e9:.1f} GB, and at most {MAX_BYTES / 1e9:.1f} GB fit one file"
         )
     return model
@@ -107,7 +108,7 @@ def _converted(model: onnx.ModelProto, path: str | Path) -> onnx.ModelProto:
     except Exception as error:  # onnx raises whatever its C++ side threw
         if _OPSETS[0] <= opset <= _OPSETS[1]:
             return model
-        raise ValueError(
+        raise OnnxFileError(
             f"{path} has opset {opset}, and could not be converted to {OPSET}: {first_line(error)}. Integers need one "
             f"from {_OPSETS[0]} to {_OPSETS[1]}; export it again"
         ) from error
@@ -134,7 +135,7 @@ def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: str | Path) -> 
         problem = _difference(freed, twice, expected)
         if not problem:
             return freed
-    raise ValueError(
+    raise OnnxFileError(
         f"{path} is for batches of {sizes} alone, and the batch could not be made free: {problem}. Export it with a "
         "free batch: dynamic_shapes (or dynamic_axes) of torch.onnx.export"
     )

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from compressor.errors import StorageError
 from compressor.storage import read_json, write_atomic
 from compressor.structure.plan import Entry, Slot, apply_plan_, laid_out_as, named_slots
 
@@ -25,7 +26,7 @@ def save_checkpoint(folder: Path, model: nn.Module, plan: list[Entry]) -> None:
     tied: dict[str, str] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            raise ValueError(
+            raise StorageError(
                 f"{name!r} of {type(model).__name__} is {type(value).__name__}, and a checkpoint holds tensors only; "
                 "keep such state in the model's constructor"
             )
@@ -45,7 +46,7 @@ def save_checkpoint(folder: Path, model: nn.Module, plan: list[Entry]) -> None:
 def load_checkpoint(folder: Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
     """The saved model, rebuilt from the user's own class, in eval mode; nothing is unpickled.
 
-    `model_factory` makes the model as it was before compression, with any weights. Raises ValueError, naming file,
+    `model_factory` makes the model as it was before compression, with any weights. Raises StorageError, naming file,
     tensor, wanted and got shape, where files are damaged or the factory's model is another one.
     """
     folder = Path(folder)
@@ -53,16 +54,20 @@ def load_checkpoint(folder: Path, model_factory: Callable[[], nn.Module]) -> nn.
     tensors, metadata = _read_weights(folder / WEIGHTS_FILE)
     digest = hashlib.sha256((folder / PLAN_FILE).read_bytes()).hexdigest()
     if metadata.get("plan_sha256", digest) != digest:
-        raise ValueError(
+        raise StorageError(
             f"{folder / PLAN_FILE} is not the plan that {WEIGHTS_FILE} was saved with; restore both files from one run"
         )
     tied: dict[str, str] = json.loads(metadata.get("tied", "{}"))
-    model = apply_plan_(model_factory(), plan)
+    model = model_factory()
+    try:
+        apply_plan_(model, plan)
+    except ValueError as error:
+        raise StorageError(str(error)) from error
     slots = _state_slots(model)
     known = set(tensors) | set(tied)
     if known != set(slots):
         missing, extra = sorted(set(slots) - known), sorted(known - set(slots))
-        raise ValueError(
+        raise StorageError(
             f"the checkpoint in {folder} does not fit {type(model).__name__}: missing {missing[:5]}, unknown "
             f"{extra[:5]}; give the factory of the model that was compressed"
         )
@@ -71,7 +76,7 @@ def load_checkpoint(folder: Path, model_factory: Callable[[], nn.Module]) -> nn.
             module, key = slots[name]
             own: Tensor = getattr(module, key)
             if own.shape != value.shape:
-                raise ValueError(
+                raise StorageError(
                     f"tensor {name!r} has shape {tuple(value.shape)} in {folder / WEIGHTS_FILE}, but the model wants "
                     f"{tuple(own.shape)}; give the factory of the model that was compressed"
                 )
@@ -90,7 +95,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); restore it or run again") from error
+        raise StorageError(f"{path} is not a readable safetensors file ({error}); restore it or run again") from error
 
 
 def _state_slots(model: nn.Module) -> dict[str, Slot]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from compressor.errors import StorageError
 from compressor.storage import write_atomic
 
 Tensors = dict[str, Tensor]
@@ -61,13 +62,13 @@ def write_snapshot(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str
 
 
 def read_snapshot(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors and facts in `path`. Raises ValueError naming the file where it is damaged."""
+    """The tensors and facts in `path`. Raises StorageError naming the file where it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - safe_open is no mapping and cannot be iterated
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
+        raise StorageError(
             f"{path} is not a readable snapshot ({error}); delete it to start this training again"
         ) from error
 

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from compressor.errors import StageError, WorkloadError
+from compressor.errors import OnnxFileError, StageError, WorkloadError
 from compressor.files.reading import read_onnx
 from compressor.inspection.inspection import inspect
 from compressor.measuring.scores import score_rows
@@ -160,7 +160,7 @@ def test_what_is_no_file_of_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file .*missing\.onnx"):
         read_onnx(tmp_path / "missing.onnx")
     (tmp_path / "text.onnx").write_text("this is no model at all")
-    with pytest.raises(ValueError, match=r"text\.onnx is no ONNX file"):
+    with pytest.raises(OnnxFileError, match=r"text\.onnx is no ONNX file"):
         read_onnx(tmp_path / "text.onnx")
     (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(ValueError, match=r"empty\.onnx is no ONNX file: it has no graph"):
@@ -273,7 +273,7 @@ def test_files_that_are_missing_or_no_arrays_are_refused(trained: TinyResNet, tm
     with pytest.raises(FileNotFoundError, match=r"no file none\.onnx"):
         load(f"none.onnx:{arrays(tmp_path, inputs=np.zeros(30), targets=np.zeros(30))}")
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(ValueError, match=r"text\.onnx is no ONNX file"):
+    with pytest.raises(OnnxFileError, match=r"text\.onnx is no ONNX file"):
         load(f"{tmp_path / 'text.onnx'}:{arrays(tmp_path, inputs=np.zeros(30), targets=np.zeros(30))}")
     (tmp_path / "text.npz").write_text("no arrays")
     with pytest.raises(ValueError, match=r"text\.npz is no \.npz file of arrays.*numpy\.savez"):

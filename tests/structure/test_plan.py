@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.errors import StorageError
 from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.structure.pass_through import PassThrough
 from compressor.structure.plan import Slices, apply_plan_
@@ -132,9 +133,9 @@ def test_plan_file_is_plain_json(tmp_path) -> None:
 def test_factory_of_another_model_is_refused_by_name_and_shape(tmp_path) -> None:
     """A factory with another width is refused with the tensor, the wanted and the got shape."""
     save_checkpoint(tmp_path, two_layers(), [])
-    with pytest.raises(ValueError, match=r"'2\.bias' has shape \(2,\).*wants \(7,\)"):
+    with pytest.raises(StorageError, match=r"'2\.bias' has shape \(2,\).*wants \(7,\)"):
         load_checkpoint(tmp_path, lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 7)))
-    with pytest.raises(ValueError, match=r"missing \['3\.bias', '3\.weight'\]"):
+    with pytest.raises(StorageError, match=r"missing \['3\.bias', '3\.weight'\]"):
         load_checkpoint(tmp_path, lambda: nn.Sequential(*two_layers(), nn.Linear(2, 2)))
 
 
@@ -142,7 +143,7 @@ def test_files_of_two_runs_are_not_mixed(tmp_path) -> None:
     """Weights saved with one plan are refused together with another."""
     save_checkpoint(tmp_path, two_layers(), [])
     (tmp_path / "plan.json").write_text(json.dumps([NARROW]))
-    with pytest.raises(ValueError, match="is not the plan that"):
+    with pytest.raises(StorageError, match="is not the plan that"):
         load_checkpoint(tmp_path, two_layers)
 
 
@@ -153,7 +154,7 @@ def test_damaged_weights_are_named(tmp_path, damage: str) -> None:
     path = tmp_path / "weights.safetensors"
     raw = path.read_bytes()
     path.write_bytes({"truncate": raw[:-3], "empty": b"", "flip": b"\xff" * 8 + raw[8:]}[damage])
-    with pytest.raises(ValueError, match=r"weights\.safetensors is not a readable safetensors file"):
+    with pytest.raises(StorageError, match=r"weights\.safetensors is not a readable safetensors file"):
         load_checkpoint(tmp_path, two_layers)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.errors import StageError
+from compressor.errors import StageError, StorageError
 from compressor.metrics import Metric
 from compressor.stage import Context
 from compressor.training import precision
@@ -266,12 +266,12 @@ def test_a_finished_training_is_not_repeated(tiny_workload, tmp_path: Path) -> N
 
 
 def test_a_damaged_snapshot_is_named(tiny_workload, tmp_path: Path) -> None:
-    """A truncated snapshot raises ValueError with its path and the way out, and no pickle is ever read."""
+    """A truncated snapshot raises StorageError with its path and the way out, and no pickle is ever read."""
     context = Context(progress=False, folder=tmp_path)
     train(copy.deepcopy(tiny_workload.model), tiny_workload, epochs=1, learning_rate=0.01, context=context)
     path = tmp_path / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"training\.safetensors.*delete it"):
+    with pytest.raises(StorageError, match=r"training\.safetensors.*delete it"):
         read_snapshot(path)
 
 
