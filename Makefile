@@ -8,7 +8,7 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-zoo check format docs clean bench bench-cifar10 bench-training \
+.PHONY: help demo test test-slow test-browser test-zoo check format docs claims clean bench bench-cifar10 bench-training \
 	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-architectures
 
 help:  ## list the targets
@@ -128,6 +128,9 @@ bench-never-slower: $(VENV)/installed-dev  ## every architecture of the zoo quan
 
 docs: $(VENV)/installed-dev  ## tables and plots in docs/ from the stored results
 	$(BIN)/python -m benchmarks.documents
+
+claims: $(VENV)/installed-dev  ## figures in the texts against the stored results, and what falls short of its goal
+	$(BIN)/python -m benchmarks.claims
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
