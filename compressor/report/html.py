@@ -22,6 +22,7 @@ from compressor.report.numbers import (
     ScoreScale,
     claim,
     decimals_for,
+    drop_tone,
     duration,
     interval,
     printable,
@@ -204,7 +205,7 @@ def _score_tile(report: RunRecord, scale: ScoreScale) -> dict[str, str]:
         f"{signed(change.value, places)}{scale.change_unit}",
         f"95 % CI {interval(change, places)}" if change.low < change.high else "",
         shown,
-        "" if drop.low <= 0 <= drop.high or drop.low == drop.high else "good" if drop.high < 0 else "warn",
+        drop_tone(drop),
     )
 
 

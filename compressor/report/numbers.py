@@ -92,6 +92,12 @@ def times(value: float, *, sign: str = "x") -> str:
     return f"{value:.{decimals}f}{sign}"
 
 
+def drop_tone(drop: Estimate) -> str:
+    """How a drop of the score is coloured: "warn" where its interval proves it, "good" for a gain, "" for chance."""
+    certain = drop.low < drop.high and drop.excludes(0)
+    return "" if not certain else "good" if drop.high < 0 else "warn"
+
+
 def interval(estimate: Estimate, decimals: int) -> str:
     """The bounds in brackets; empty where there is no width."""
     if estimate.low == estimate.high:

@@ -11,6 +11,7 @@ from compressor.report.numbers import (
     ScoreScale,
     claim,
     decimals_for,
+    drop_tone,
     duration,
     interval,
     printable,
@@ -220,9 +221,8 @@ def _cells(step: Step, base: Measurement | None, scale: ScoreScale, *, digits: i
     change = scale.change(drop)
     places = change_decimals(change)
     unit = " pt" if scale.bounded else " %"
-    certain = drop.low < drop.high
-    tone = ("warn" if drop.low > 0 else "good" if drop.high < 0 else "") if certain else ""
-    cells["change"] = Cell(text=signed(change.value, places) + unit, note=interval(change, places), tone=tone)
+    note = interval(change, places)
+    cells["change"] = Cell(text=signed(change.value, places) + unit, note=note, tone=drop_tone(drop))
     return cells
 
 

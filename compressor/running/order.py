@@ -66,8 +66,8 @@ def refuse_for_files(stages: Sequence[Stage]) -> None:
 def doubtful_orders(stages: Sequence[Stage]) -> tuple[str, ...]:
     """A sentence for every order that works but is known to disappoint."""
     return tuple(
-        f"{stage_name(after)} follows {stage_name(before)} with no training between: what removing structure costs in "
-        "accuracy is not recovered, and quantization adds its own loss; put distill or fine_tune between them"
+        f"{stage_name(after)} follows {stage_name(before)} with no training between: the accuracy that went with the "
+        "structure is not won back, and quantization takes some more; put distill or fine_tune between them"
         for before, after in pairwise(stages)
         if before.effect is Effect.STRUCTURE and after.effect is Effect.ENCODING
     )

@@ -1,4 +1,7 @@
-"""The catalogue of stages: what a recipe may name. A technique is one file here and one line below."""
+"""The catalogue of stages: what a recipe may name.
+
+A technique is a file in this folder; below stand its import, its name in `__all__` and its class in BUILT_IN.
+"""
 
 from importlib.metadata import entry_points
 from typing import Any

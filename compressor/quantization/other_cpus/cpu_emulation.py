@@ -57,21 +57,15 @@ _KERNELS = {
 class Saturation:
     """How much of one node's work saturated, over all that was run.
 
-    `risky_pairs` of `weight_pairs` pairs of neighbouring weights could saturate for some activations. Of `pairs` pairs
-    of products `saturated_pairs` did; of `sums` output sums `saturated_sums` held at least one of them.
+    `risky_pairs` of `weight_pairs` pairs of neighbouring weights could saturate for some activations;
+    `saturated_pairs` pairs of products did, and of `sums` output sums `saturated_sums` held at least one of them.
     """
 
     weight_pairs: int
     risky_pairs: int
-    pairs: int = 0
     saturated_pairs: int = 0
     sums: int = 0
     saturated_sums: int = 0
-
-    @property
-    def pair_share(self) -> float:
-        """The fraction of pairs of products that were cut off."""
-        return self.saturated_pairs / self.pairs if self.pairs else 0.0
 
     @property
     def sum_share(self) -> float:
@@ -181,7 +175,6 @@ class SaturatingModel:
 
         def product(weights: NDArray[np.int8], columns: NDArray[np.uint8]) -> NDArray[np.int32]:
             result = saturated_product(weights, columns)
-            seen.pairs += result.values.size * ((len(columns) + 1) // 2)
             seen.saturated_pairs += result.pairs
             seen.sums += result.values.size
             seen.saturated_sums += result.sums

@@ -17,7 +17,6 @@ from compressor.checks import check_count, check_fraction
 from compressor.errors import StageError
 from compressor.files.graphs import parse
 from compressor.measuring.scores import paired_drop, score_rows
-from compressor.metrics import Metric
 from compressor.quantization.file.audit import original_name
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.weights import nearest_grids
@@ -93,12 +92,6 @@ def emulated_outputs(
     if not outputs:
         raise ValueError("data has no batches; if it is a generator, pass something that can be iterated again")
     return torch.cat(outputs), torch.cat(targets), model.saturation
-
-
-def emulated_rows(onnx_bytes: bytes, data: Iterable[Any], metric: Metric, *, samples: int | None = None) -> Tensor:
-    """The metric's rows, as `score_rows` gives them, on an x86 CPU without VNNI."""
-    outputs, targets, _ = emulated_outputs(onnx_bytes, data, samples=samples)
-    return metric.per_sample(outputs, targets)
 
 
 def saturation_report(

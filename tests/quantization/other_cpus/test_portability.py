@@ -23,7 +23,6 @@ from compressor.quantization.other_cpus.portability import (
     check_cpus,
     checked_cpus,
     emulated_outputs,
-    emulated_rows,
     integer_nodes,
     made_portable,
     saturation_report,
@@ -209,7 +208,8 @@ def test_the_other_cpu_has_another_score(cnn) -> None:
     assert found["x86_avx2"] == found["x86_avx512"]
     assert found["x86_avx2"].startswith("emulated: accuracy ")
     assert "conv1" in details["wrong_sums"]
-    rows = emulated_rows(onnx_bytes, workload.validation, workload.metric, samples=16)
+    outputs, targets, _ = emulated_outputs(onnx_bytes, workload.validation, samples=16)
+    rows = workload.metric.per_sample(outputs, targets)
     assert details["score_saturated"] == rows.mean().item()
     assert details["samples"] == len(rows)
     session = open_session(onnx_bytes)
