@@ -11,6 +11,9 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package of their own
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+# Of ONNX Runtime's own operators.
+RUNTIME_DOMAIN = "com.microsoft"
+
 
 def parse(onnx_bytes: bytes) -> ModelProto:
     """The model in the bytes of an ONNX file. Raises ValueError where there is none."""

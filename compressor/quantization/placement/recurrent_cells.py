@@ -13,8 +13,7 @@ of a core, and cells are two to five times faster. MatMulNBits does not saturate
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.files.graphs import attribute
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.placement.weight_only import block_product
+from compressor.quantization.placement.written import Written
 
 _ACTIVATIONS = {"GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 _GATES = {"GRU": 3, "RNN": 1}
@@ -108,24 +108,6 @@ def layer_of(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> Layer:
     name = node.input[3] if len(node.input) > 3 else ""
     recurrence = constants[node.input[2]]
     return Layer(node=node, hidden=recurrence.dims[2], bias=numpy_helper.to_array(constants[name]) if name else None)
-
-
-@dataclass(kw_only=True)
-class Written:
-    """Nodes and initializers of a graph in the making."""
-
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    initializers: list[TensorProto] = field(default_factory=list)
-
-    def add(self, kind: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
-        """The first output of a new node, which is named after it."""
-        self.nodes.append(helper.make_node(kind, inputs, outputs, outputs[0], **attributes))
-        return outputs[0]
-
-    def constant(self, name: str, values: npt.NDArray[Any]) -> str:
-        """The name of a new initializer."""
-        self.initializers.append(numpy_helper.from_array(values, name))
-        return name
 
 
 def write_layer(layer: Layer, projected: list[str], recurrence: Sequence[WeightGrid | _Array]) -> Written:
@@ -239,8 +221,6 @@ def _float_product(written: Written, weight: _Array) -> _Product:
 
 def _block_product(written: Written, grid: WeightGrid) -> _Product:
     def product(source: str, target: str, rows: slice, bias: _Array | None) -> None:
-        nodes, initializers = block_product(grid, rows, source, target, bias)
-        written.nodes.extend(nodes)
-        written.initializers.extend(initializers)
+        written.extend(*block_product(grid, rows, source, target, bias))
 
     return product

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from compressor.errors import StageError
-from compressor.files.graphs import attribute, copy_of, initializers, names_read, output_names, readers
+from compressor.files.graphs import RUNTIME_DOMAIN, attribute, initializers, output_names, readers
 from compressor.quantization.grids.activations import ActivationGrid
 from compressor.quantization.grids.schemes import Asymmetric, choose_affine, extremes, integer_bounds, quantize
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
@@ -28,13 +28,13 @@ from compressor.quantization.placement.saturating_operators import (
     drop_saturating,
     keep_trailing_moves_float,
 )
+from compressor.quantization.placement.written import Rewriting
 
 # Operators whose constant operands are values, quantized like activations; elsewhere constants are shapes or bounds.
 _OPERANDS = frozenset({"Add", "Mul", "Concat", "MatMul", "Gemm", "Sub", "Div"})
 _NUMPY = {(8, False): np.uint8, (8, True): np.int8, (16, False): np.uint16, (16, True): np.int16}
 # A bias beyond this share of int32 leaves no room for the sum that it is added to.
 _BIAS_LIMIT = 2.0**31 * 0.5
-_INT4_DOMAIN = "com.microsoft"
 
 
 def tensors_to_observe(model: onnx.ModelProto, nodes: set[str]) -> tuple[list[str], dict[str, str]]:
@@ -90,26 +90,18 @@ def place_static(
     which happens where its weights are next to nothing. Raises StageError for weights with a scale per group, for which
     there are no integer kernels with calibrated activations.
     """
-    placed = copy_of(model)
-    placement = _Placing(graph=placed.graph, nodes=set(nodes), activations=activations, weights=weights)
-    placement.run()
-    keep_float_(placed.graph, placement.nodes)
+    placing = _Placing(model=model, weights=weights, nodes=set(nodes), activations=activations)
+    placing.run()
+    placed = placing.finished()
+    keep_float_(placed.graph, placing.nodes)
     take_integer_forms_(placed.graph)
-    if placement.contrib and all(entry.domain != _INT4_DOMAIN for entry in placed.opset_import):
-        placed.opset_import.append(helper.make_opsetid(_INT4_DOMAIN, 1))
     return placed
 
 
 @dataclass(kw_only=True)
-class _Placing:
-    """One graph on its way: nodes are read in order and written with what goes before and behind them."""
-
-    graph: onnx.GraphProto
+class _Placing(Rewriting):
     nodes: set[str]
     activations: Mapping[str, ActivationGrid]
-    weights: Mapping[str, WeightGrid]
-    contrib: bool = False
-    written: list[onnx.NodeProto] = field(default_factory=list)
     # Tensor -> the name under which its dequantized version is read; by all, or by integer operators alone.
     dequantized: dict[str, str] = field(default_factory=dict)
     for_integers: dict[str, str] = field(default_factory=dict)
@@ -117,23 +109,17 @@ class _Placing:
     weight_scales: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self) -> None:
-        self.constants = initializers(self.graph)
-        self.outputs = output_names(self.graph)
-        keep_trailing_moves_float(self.graph, self.nodes)
-        drop_saturating(self.graph, self.nodes, self.activations, self.constants)
-        self.readers = readers(self.graph.node)
-        for node in list(self.graph.node):
+        graph = self.model.graph
+        self.outputs = output_names(graph)
+        keep_trailing_moves_float(graph, self.nodes)
+        drop_saturating(graph, self.nodes, self.activations, self.constants)
+        self.readers = readers(graph.node)
+        for node in list(graph.node):
             if node.name in self.nodes:
                 self._place(node)
             else:
                 node.input[:] = [self.dequantized.get(name, name) for name in node.input]
-                self.written.append(node)
-        del self.graph.node[:]
-        self.graph.node.extend(self.written)
-        used = {name for node in self.graph.node for name in names_read(node)} | self.outputs
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+                self.written.nodes.append(node)
 
     def _place(self, node: onnx.NodeProto) -> None:
         originals = list(node.input)
@@ -147,7 +133,7 @@ class _Placing:
                     node.input[position] = self._constant(name)
             elif name:
                 node.input[position] = self._activation(name)
-        self.written.append(node)
+        self.written.nodes.append(node)
         if node.op_type in FLOAT_OUTPUTS and not any(
             reader.name in self.nodes for name in node.output for reader in self.readers[name]
         ):
@@ -184,11 +170,13 @@ class _Placing:
         zero_point = grid.zero_point.numpy().astype(_NUMPY[grid.bits, grid.signed])
         parameters = self._parameters(name, grid.scale.numpy(), zero_point)
         # 16 bits came into ONNX's own operators with opset 21; ONNX Runtime's have them at any.
-        domain = _INT4_DOMAIN if grid.bits == 16 else ""
-        self.contrib |= bool(domain)
+        domain = RUNTIME_DOMAIN if grid.bits == 16 else ""
         integers = f"{name}_QuantizeLinear_Output"
-        self._write("QuantizeLinear", [source, *parameters], integers, f"{name}_QuantizeLinear", domain=domain)
-        self._write("DequantizeLinear", [integers, *parameters], target, f"{name}_DequantizeLinear", domain=domain)
+        for kind, inputs, output in (
+            ("QuantizeLinear", [source, *parameters], integers),
+            ("DequantizeLinear", [integers, *parameters], target),
+        ):
+            self.written.add(kind, inputs, output, name=f"{name}_{kind}", domain=domain)
 
     def _weight(self, node: onnx.NodeProto, inputs: list[str]) -> str:
         name = inputs[1]
@@ -201,12 +189,12 @@ class _Placing:
         grid = self._room_for_bias(node, inputs, grid)
         self.weight_scales[name] = grid.scale
         integers = f"{name}_quantized"
-        self._add(integers, grid.integers.to(torch.int8).numpy())
+        self.written.constant(integers, grid.integers.to(torch.int8).numpy())
         zero_point = grid.zero_point.to(torch.int8).numpy()
         parameters = self._parameters(name, grid.scale.numpy(), zero_point)
         target = f"{name}_DequantizeLinear_Output"
         axis = {} if grid.axis is None else {"axis": grid.axis}
-        self._write("DequantizeLinear", [integers, *parameters], target, f"{name}_DequantizeLinear", **axis)
+        self.written.add("DequantizeLinear", [integers, *parameters], target, name=f"{name}_DequantizeLinear", **axis)
         return target
 
     def _bias_steps(self, node: onnx.NodeProto, inputs: list[str], scale: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -242,12 +230,12 @@ class _Placing:
         values, scale = found
         low, high = integer_bounds(32, signed=True)
         integers = (values.double() / scale.double()).round().clamp(low, high).to(torch.int32)
-        self._add(f"{name}_quantized", integers.numpy())
+        self.written.constant(f"{name}_quantized", integers.numpy())
         parameters = self._parameters(name, scale.numpy(), np.zeros(tuple(scale.shape), dtype=np.int32))
         target = f"{name}_DequantizeLinear_Output"
         axis = {"axis": 0} if scale.ndim else {}
         inputs_of = [f"{name}_quantized", *parameters]
-        self._write("DequantizeLinear", inputs_of, target, f"{name}_DequantizeLinear", **axis)
+        self.written.add("DequantizeLinear", inputs_of, target, name=f"{name}_DequantizeLinear", **axis)
         return target
 
     def _constant(self, name: str) -> str:
@@ -257,21 +245,20 @@ class _Placing:
         values = torch.from_numpy(numpy_helper.to_array(self.constants[name]).copy())
         scale, zero_point = choose_affine(*extremes(values), Asymmetric(), signed=signed)
         kind = _NUMPY[8, signed]
-        self._add(f"{name}_quantized", quantize(values, scale, zero_point, signed=signed).numpy().astype(kind))
+        self.written.constant(
+            f"{name}_quantized", quantize(values, scale, zero_point, signed=signed).numpy().astype(kind)
+        )
         parameters = self._parameters(name, scale.numpy(), zero_point.numpy().astype(kind))
         self.for_integers[name] = f"{name}_DequantizeLinear_Output"
-        self._write(
-            "DequantizeLinear", [f"{name}_quantized", *parameters], self.for_integers[name], f"{name}_DequantizeLinear"
+        self.written.add(
+            "DequantizeLinear",
+            [f"{name}_quantized", *parameters],
+            self.for_integers[name],
+            name=f"{name}_DequantizeLinear",
         )
         return self.for_integers[name]
 
     def _parameters(self, name: str, scale: npt.NDArray[Any], zero_point: npt.NDArray[Any]) -> tuple[str, str]:
-        self._add(f"{name}_scale", scale.astype(np.float32))
-        self._add(f"{name}_zero_point", zero_point)
+        self.written.constant(f"{name}_scale", scale.astype(np.float32))
+        self.written.constant(f"{name}_zero_point", zero_point)
         return f"{name}_scale", f"{name}_zero_point"
-
-    def _add(self, name: str, values: npt.NDArray[Any]) -> None:
-        self.graph.initializer.append(numpy_helper.from_array(values, name))
-
-    def _write(self, kind: str, inputs: list[str], output: str, name: str, **attributes: Any) -> None:
-        self.written.append(helper.make_node(kind, inputs, [output], name, **attributes))

@@ -7,8 +7,7 @@ model, as fast. DequantizeLinear would not be folded, and would run at every cal
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,10 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.files.graphs import names_read
+from compressor.files.graphs import RUNTIME_DOMAIN, attribute
 from compressor.quantization.grids.schemes import integer_bounds
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
+from compressor.quantization.placement.written import Rewriting
 
 # MatMulNBits wants powers of two from 16 on.
 _BLOCKS = frozenset({16, 32, 64, 128, 256})
@@ -36,10 +36,10 @@ def place_weight_only(model: onnx.ModelProto, nodes: set[str], weights: Mapping[
 
     Gemm and MatMul with one zero point 0 run as MatMulNBits; what is left computes on floats that are unpacked once.
     """
-    placing = _Placing(model=_copy(model), weights=weights)
+    placing = _Placing(model=model, weights=weights)
     for node in placing.model.graph.node:
         if node.name not in nodes or not placing.as_blocks(node):
-            placing.written.append(node)
+            placing.written.nodes.append(node)
             if node.name in nodes:
                 placing.unpack(node)
     return placing.finished()
@@ -50,9 +50,9 @@ def place_float16(model: onnx.ModelProto, nodes: set[str]) -> onnx.ModelProto:
 
     A weight that float16 cannot hold (beyond 65504) stays as it is.
     """
-    placing = _Placing(model=_copy(model), weights={})
+    placing = _Placing(model=model, weights={})
     for node in placing.model.graph.node:
-        placing.written.append(node)
+        placing.written.nodes.append(node)
         for position in weight_positions(node) if node.name in nodes else ():
             placing.halve(node, position)
     return placing.finished()
@@ -104,7 +104,7 @@ def _product(
         inputs,
         [output],
         name,
-        domain="com.microsoft",
+        domain=RUNTIME_DOMAIN,
         K=shape[1],
         N=shape[0],
         bits=bits,
@@ -118,44 +118,17 @@ def _block_of_rows(inputs: int) -> int:
     return min(_CHANNEL_BLOCK, max(min(_BLOCKS), 1 << (inputs - 1).bit_length()))
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
 @dataclass(kw_only=True)
-class _Placing:
-    model: onnx.ModelProto
-    weights: Mapping[str, WeightGrid]
-    ahead: list[onnx.NodeProto] = field(default_factory=list)
-    written: list[onnx.NodeProto] = field(default_factory=list)
-    contrib: bool = False
-
-    def __post_init__(self) -> None:
-        self.constants = {tensor.name: tensor for tensor in self.model.graph.initializer}
-
-    def finished(self) -> onnx.ModelProto:
-        graph = self.model.graph
-        nodes = [*self.ahead, *self.written]
-        used = {name for node in nodes for name in names_read(node)} | {value.name for value in graph.output}
-        kept = [tensor for tensor in graph.initializer if tensor.name in used]
-        del graph.node[:], graph.initializer[:]
-        graph.node.extend(nodes)
-        graph.initializer.extend(kept)
-        if self.contrib and all(entry.domain != "com.microsoft" for entry in self.model.opset_import):
-            self.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-        return self.model
-
+class _Placing(Rewriting):
     def as_blocks(self, node: onnx.NodeProto) -> bool:
         """Whether `node` could be written as MatMulNBits, and was."""
         grid = self.weights.get(node.input[1]) if node.op_type in {"Gemm", "MatMul"} else None
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        plain = attributes.get("transA", 0) == 0 and {attributes.get(name, 1.0) for name in ("alpha", "beta")} == {1.0}
-        if grid is None or grid.integers.ndim != 2 or not plain or bool(grid.zero_point.any()):
+        scaled = any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta"))
+        odd = scaled or attribute(node, "transA", 0)
+        if grid is None or grid.integers.ndim != 2 or odd or bool(grid.zero_point.any()):
             return False
         name, rows = node.input[1], grid.integers
-        if grid.axis == 1 or (grid.axis is None and not attributes.get("transB", 0)):
+        if grid.axis == 1 or (grid.axis is None and not attribute(node, "transB", 0)):
             rows = rows.T
         channels, inputs = rows.shape
         block = _block_of_rows(inputs) if grid.group_size is None else grid.group_size
@@ -165,15 +138,14 @@ class _Placing:
         bits = 4 if grid.bits <= 4 else 8
         scale = grid.scale if grid.group_size else grid.scale.reshape(-1, 1).expand(channels, blocks)
         packed = _blocked(rows.numpy(), blocks, block, bits)
-        inputs_of = [node.input[0], self._add(f"{name}_blocks", packed)]
-        inputs_of.append(self._add(f"{name}_scale", scale.reshape(-1).contiguous().numpy()))
+        inputs_of = [node.input[0], self.written.constant(f"{name}_blocks", packed)]
+        inputs_of.append(self.written.constant(f"{name}_scale", scale.reshape(-1).contiguous().numpy()))
         product = node.output[0] if len(node.input) < 3 else f"{node.output[0]}_product"
-        self.written.append(_product(inputs_of, product, node.name, shape=(channels, inputs), bits=bits, block=block))
+        self.written.nodes.append(
+            _product(inputs_of, product, node.name, shape=(channels, inputs), bits=bits, block=block)
+        )
         if len(node.input) > 2:
-            self.written.append(
-                helper.make_node("Add", [product, node.input[2]], [node.output[0]], f"{node.name}/bias")
-            )
-        self.contrib = True
+            self.written.add("Add", [product, node.input[2]], node.output[0], name=f"{node.name}/bias")
         return True
 
     def unpack(self, node: onnx.NodeProto) -> None:
@@ -187,10 +159,14 @@ class _Placing:
             if grid is None:
                 continue
             stored, scale, zero_point = _foldable(grid)
-            part = self._node("Cast", [self._add(f"{name}_quantized", stored)], f"{name}_wide", to=TensorProto.FLOAT)
+            part = self.ahead.add(
+                "Cast", [self.written.constant(f"{name}_quantized", stored)], f"{name}_wide", to=TensorProto.FLOAT
+            )
             if bool(grid.zero_point.any()):
-                part = self._node("Sub", [part, self._add(f"{name}_zero_point", zero_point)], f"{name}_centred")
-            part = self._node("Mul", [part, self._add(f"{name}_scale", scale)], f"{name}_scaled")
+                part = self.ahead.add(
+                    "Sub", [part, self.written.constant(f"{name}_zero_point", zero_point)], f"{name}_centred"
+                )
+            part = self.ahead.add("Mul", [part, self.written.constant(f"{name}_scale", scale)], f"{name}_scaled")
             node.input[position] = self._shaped(part, name, grid)
 
     def _shaped(self, part: str, name: str, grid: WeightGrid) -> str:
@@ -198,32 +174,29 @@ class _Placing:
             return part
         shape, axis = list(grid.integers.shape), grid.axis
         moved = [shape[axis], *(size for index, size in enumerate(shape) if index != axis)]
-        part = self._node("Reshape", [part, self._add(f"{name}_rows", np.array([shape[axis], -1]))], f"{name}_flat")
+        part = self.ahead.add(
+            "Reshape", [part, self.written.constant(f"{name}_rows", np.array([shape[axis], -1]))], f"{name}_flat"
+        )
         inputs = grid.integers.numel() // shape[axis]
         if inputs % grid.group_size:
             ends = [
-                self._add(f"{name}_{key}", np.array([value])) for key, value in (("from", 0), ("to", inputs), ("of", 1))
+                self.written.constant(f"{name}_{key}", np.array([value]))
+                for key, value in (("from", 0), ("to", inputs), ("of", 1))
             ]
-            part = self._node("Slice", [part, *ends], f"{name}_exact")
-        part = self._node("Reshape", [part, self._add(f"{name}_shape", np.array(moved))], f"{name}_moved")
+            part = self.ahead.add("Slice", [part, *ends], f"{name}_exact")
+        part = self.ahead.add(
+            "Reshape", [part, self.written.constant(f"{name}_shape", np.array(moved))], f"{name}_moved"
+        )
         back = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
-        return self._node("Transpose", [part], f"{name}_float", perm=back) if axis else part
+        return self.ahead.add("Transpose", [part], f"{name}_float", perm=back) if axis else part
 
     def halve(self, node: onnx.NodeProto, position: int) -> None:
         """Gives `node` a float weight that is cast from float16."""
         tensor = self.constants.get(node.input[position])
         if tensor is None or not fits_float16(tensor):
             return
-        half = self._add(f"{tensor.name}_half", numpy_helper.to_array(tensor).astype(np.float16))
-        node.input[position] = self._node("Cast", [half], f"{tensor.name}_float", to=TensorProto.FLOAT)
-
-    def _add(self, name: str, values: npt.NDArray[Any]) -> str:
-        self.model.graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
-
-    def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.ahead.append(helper.make_node(kind, inputs, [output], output, **attributes))
-        return output
+        half = self.written.constant(f"{tensor.name}_half", numpy_helper.to_array(tensor).astype(np.float16))
+        node.input[position] = self.ahead.add("Cast", [half], f"{tensor.name}_float", to=TensorProto.FLOAT)
 
 
 def _foldable(grid: WeightGrid) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
