@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import nn
 
 from compressor.errors import StageError as StageError  # noqa: PLC0414 - stages of other packages import it from here
+from compressor.notes.note import Note
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -26,8 +27,9 @@ class Context:
     """What a stage is given besides the model and the workload.
 
     `seed` decides every random choice. `folder`, where there is one, is the stage's own: snapshots go there, so that a
-    killed run goes on where it was. `details` is what the stage tells the report (JSON values only).
-    `plan` collects what structure stages decided, entries as in `compressor.structure.plan`.
+    killed run goes on where it was. `tell` hands a note to the report: its entries stand in `details`, to which a stage
+    may also add JSON values of its own. `plan` collects what structure stages decided, entries as in
+    `compressor.structure.plan`.
     """
 
     seed: int = 0
@@ -36,6 +38,10 @@ class Context:
     progress: bool = True
     details: dict[str, Any] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
+
+    def tell(self, note: Note) -> None:
+        """Adds `note` to what the report is told; it takes the place of another of its kind."""
+        self.details.update(note.to_json())
 
 
 @runtime_checkable

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable
 
 from compressor.estimate import Estimate
+from compressor.notes.training import Epochs
 from compressor.report.charts import Chart, Item, LineChart, bar_chart, dot_chart, line_chart, nice_ticks, tick_decimals
-from compressor.report.details import curves
+from compressor.report.details import curves, noted
 from compressor.report.numbers import ScoreScale, decimals_for, interval, printable, size
 from compressor.report.record import RunRecord, Step
 from compressor.report.view import plain_reason, step_state
@@ -87,7 +88,7 @@ def _limit(report: RunRecord, scale: ScoreScale) -> float | None:
 
 def training_curves(step: Step, scale: ScoreScale) -> list[LineChart]:
     """The loss and the validation score of a training by epoch."""
-    best = step.details.get("best_epoch")
+    epochs = noted(step, Epochs)
     charts = []
     for curve in curves(step):
         if curve.name == "score":
@@ -96,7 +97,7 @@ def training_curves(step: Step, scale: ScoreScale) -> list[LineChart]:
             title, label = "Training loss", _loss_label
         points = [(x, 100 * y if curve.name == "score" and scale.bounded else y) for x, y in curve.points]
         most = 100.0 if curve.name == "score" and scale.bounded else math.inf
-        kept = best if isinstance(best, int | float) else None
+        kept = epochs.best_epoch if epochs else None
         charts.append(line_chart(title, points, label, best=kept, most=most))
     return charts
 

@@ -6,18 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from compressor.report.details import (
-    block_strips,
-    channel_groups,
-    given_back,
-    left_in_float,
-    locked_layers,
-    missed_before,
-    other_details,
-    quantized_count,
-    zero_channels,
-)
-from compressor.report.figures import training_curves, waterfall
+from compressor.report.figures import waterfall
 from compressor.report.numbers import (
     ScoreScale,
     claim,
@@ -33,8 +22,7 @@ from compressor.report.numbers import (
     times,
 )
 from compressor.report.record import RunRecord, Step
-from compressor.report.scores import criteria, score_plots
-from compressor.report.sensitivity import sensitivity_plot, width_rows, widths_summary, widths_tried
+from compressor.report.sections import ON_THE_PAGE, Section, other_details
 from compressor.report.view import (
     COLUMNS,
     budget_lines,
@@ -48,6 +36,7 @@ from compressor.report.view import (
     table,
     total_seconds,
 )
+from compressor.storage import json_safe
 
 
 def html(report: RunRecord) -> str:
@@ -56,7 +45,6 @@ def html(report: RunRecord) -> str:
     rows = table(report)
     columns = [column for column in COLUMNS if column != "stage" and any(row.cells.get(column) for row in rows)]
     data = report.to_json()
-    sections = [_section(index, step, scale) for index, step in enumerate(report.steps)]
     return (
         templates()
         .get_template("report.html.j2")
@@ -70,12 +58,11 @@ def html(report: RunRecord) -> str:
             charts=waterfall(report, scale),
             rows=rows,
             columns={column: COLUMNS[column] for column in columns},
-            sections=sections,
-            any_removed=any(section["removes"] for section in sections),
-            any_float=any(section["quantizes"] for section in sections),
-            any_sensitive=any(section["sensitivity"] or section["given_back"] for section in sections),
-            any_training=any(section["curves"] for section in sections),
-            any_other=any(section["other"] for section in sections),
+            sections=[
+                {"title": section.title, "template": section.template, "cards": _cards(section, report, scale)}
+                for section in ON_THE_PAGE
+            ],
+            others=[(printable(step.stage), other) for step in report.steps if (other := _other(step))],
             budget=budget_lines(report.budget, scale),
             recipe=recipe_yaml(report),
             environment=data["environment"],
@@ -221,51 +208,16 @@ def _load_warning(report: RunRecord) -> list[str]:
     return [text]
 
 
-def _section(index: int, step: Step, scale: ScoreScale) -> dict[str, Any]:
-    """What one step's details give to the sections below the table."""
-    groups, strips, locked = channel_groups(step), block_strips(step), locked_layers(step)
-    floats, count, plots, zeros = left_in_float(step), quantized_count(step), score_plots(step), zero_channels(step)
-    blocks = [block for strip in strips.values() for block in strip]
-    widest = max((group.before for group in groups), default=1)
-    left = sum(len(entry.names) for entry in floats)
-    return {
-        "stage": printable(step.stage),
-        "state": step_state(index, step),
-        "reason": plain_reason(step),
-        "groups": groups,
-        "narrowed": [group for group in groups if group.before != group.after],
-        "widest": widest,
-        "channels_before": sum(group.before for group in groups),
-        "channels_after": sum(group.after for group in groups),
-        "locked": locked,
-        "strips": strips,
-        "blocks": blocks,
-        "dropped": [block for block in blocks if not block.kept],
-        "plots": plots,
-        "criteria": criteria(step),
-        "zeros": zeros,
-        "zero_channels": sum(group.zero for group in zeros),
-        "penalised_channels": sum(group.of for group in zeros),
-        "removes": bool(groups or blocks or locked or plots or zeros),
-        "floats": floats,
-        "quantized": count,
-        "left": left,
-        "coverage": count / (count + left) if count and count + left else None,
-        "sqnr_db": step.details.get("sqnr_db") if isinstance(step.details.get("sqnr_db"), int | float) else None,
-        "quantizes": count is not None or bool(floats),
-        "sensitivity": sensitivity_plot(step),
-        "widths": widths_tried(step),
-        "width_rows": width_rows(step),
-        "widths_summary": widths_summary(step),
-        "mixed": step.details.get("mixed_precision") if isinstance(step.details.get("mixed_precision"), dict) else {},
-        "given_back": given_back(step),
-        "missed": missed_before(step),
-        "curves": training_curves(step, scale),
-        "other": _other(step),
-    }
+def _cards(section: Section, report: RunRecord, scale: ScoreScale) -> list[dict[str, Any]]:
+    """The cards of one section: a step each, with what its inside is drawn from."""
+    return [
+        {"stage": printable(step.stage), "state": step_state(index, step), "reason": plain_reason(step), **inside}
+        for index, step in enumerate(report.steps)
+        if (inside := section.card(step, scale))
+    ]
 
 
 def _other(step: Step) -> dict[str, Any]:
     """The details without a section of their own, as JSON values."""
-    shown = Step(stage="", kept=True, seconds=0, details=other_details(step)).to_json()["details"]
-    return {key: value for key, value in shown.items() if key not in {"quantized", "sqnr_db", "best_epoch"}}
+    shown: dict[str, Any] = json_safe(other_details(step))
+    return shown

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compressor.notes.quantization import LayerSensitivity, MixedWidths
 from compressor.report.charts import Box, Tick, nice_ticks
-from compressor.report.details import Widths, float_share, sensitivity
+from compressor.report.details import noted, sensitivity
 from compressor.report.record import Step
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 230, 44, 196
@@ -67,7 +68,7 @@ class WidthRow:
 
 def widths_tried(step: Step) -> tuple[int, ...]:
     """All the widths that some layer was tried with, rising."""
-    return tuple(sorted({bits for layer in sensitivity(step) for bits, _ in layer.points}))
+    return tuple(sorted({bits for layer in sensitivity(step) for bits in layer.sqnr_db}))
 
 
 def width_rows(step: Step) -> list[WidthRow]:
@@ -75,11 +76,11 @@ def width_rows(step: Step) -> list[WidthRow]:
     widths = widths_tried(step)
     rows = []
     for number, layer in enumerate(sensitivity(step), start=1):
-        known = dict(layer.points)
+        known = layer.sqnr_db
         rows.append(
             WidthRow(
                 number=number,
-                layer=layer.layer,
+                layer=layer.node,
                 bits="" if layer.bits is None else _FLOATS.get(layer.bits, str(layer.bits)),
                 decibels=tuple(f"{known[bits]:.1f}" if bits in known else "" for bits in widths),
                 reason=layer.reason,
@@ -95,14 +96,15 @@ def widths_summary(step: Step) -> str:
     if parts and min(count) not in _FLOATS:
         number = count[min(count)]
         parts[0] = f"{number} layer{'' if number == 1 else 's'} of {min(count)} bits"
-    share = float_share(step)
+    mixed = noted(step, MixedWidths)
+    share = mixed.float_share if mixed else None
     return ", ".join(parts) + (f" ({100 * share:.0f} % of the weights)" if share and count.keys() & _FLOATS else "")
 
 
 def sensitivity_plot(step: Step) -> SensitivityPlot | None:
     """The plot of a step; None where no layer was looked at."""
     layers = sensitivity(step)
-    values = [db for layer in layers for bits, db in layer.points if bits not in _FLOATS]
+    values = [db for layer in layers for bits, db in layer.sqnr_db.items() if bits not in _FLOATS]
     if not values:
         return None
     pad = 0.06 * (max(values) - min(values)) or 1.0
@@ -116,7 +118,7 @@ def sensitivity_plot(step: Step) -> SensitivityPlot | None:
                 x=box.place(number, 0)[0],
                 y=box.place(0, box.y[1])[1],
                 chosen=True,
-                title=f"{number}: {layer.layer} in {_FLOATS[layer.bits]}, chosen",
+                title=f"{number}: {layer.node} in {_FLOATS[layer.bits]}, chosen",
             )
             for number, layer in enumerate(layers, start=1)
             if layer.bits in _FLOATS
@@ -126,14 +128,14 @@ def sensitivity_plot(step: Step) -> SensitivityPlot | None:
     )
 
 
-def _series(bits: int, layers: Sequence[Widths], box: Box) -> Series:
+def _series(bits: int, layers: Sequence[LayerSensitivity], box: Box) -> Series:
     dots = []
     for number, layer in enumerate(layers, start=1):
-        known = dict(layer.points)
+        known = layer.sqnr_db
         if bits in known:
             x, y = box.place(number, known[bits])
             chosen = layer.bits == bits
-            title = f"{number}: {layer.layer} at {bits} bits: {known[bits]:.1f} dB{', chosen' if chosen else ''}"
+            title = f"{number}: {layer.node} at {bits} bits: {known[bits]:.1f} dB{', chosen' if chosen else ''}"
             dots.append(Dot(x=x, y=y, chosen=chosen, title=title))
     path = "M" + " L".join(f"{dot.x} {dot.y}" for dot in dots)
     return Series(bits=bits, path=path, label_y=dots[-1].y, dots=tuple(dots))

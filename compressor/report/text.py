@@ -1,28 +1,19 @@
 """Reports as text: the table in the terminal and the Markdown page."""
 
-import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from compressor.report.details import (
-    block_strips,
-    channel_groups,
-    given_back,
-    left_in_float,
-    locked_layers,
-    missed_before,
-    quantized_count,
-    zero_channels,
-)
+from compressor.report.details import given_back, locked_layers
+from compressor.report.markdown import bullets, escape, facts, fenced, headed, titled
 from compressor.report.numbers import ScoreScale, duration, printable, shorten
 from compressor.report.record import RunRecord, Step
 from compressor.report.scores import criteria, removals
-from compressor.report.sensitivity import width_rows, widths_summary, widths_tried
+from compressor.report.sections import IN_MARKDOWN, Section
+from compressor.report.sensitivity import widths_summary
 from compressor.report.view import (
     COLUMNS,
     DROPPED_FIRST,
@@ -108,7 +99,7 @@ def _print_removed(console: Console, step: Step) -> None:
 def _print_widths(console: Console, step: Step) -> None:
     """Prints how many layers got each width, and what went back to float."""
     lines = [f"weights: {widths_summary(step)}"] if widths_summary(step) else []
-    gone = [layer.layer for layer in given_back(step)]
+    gone = [layer.node for layer in given_back(step)]
     if gone:
         more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
         lines.append(f"given back to float: {', '.join(gone[:3])}{more}")
@@ -166,26 +157,17 @@ def markdown(report: RunRecord) -> str:
         f"# Compression report: {escape(str(report.workload.get('name', 'model')))}",
         f"**{escape(summary(report))}**",
         _verdict(report),
-        _section(
-            "Warnings", _bullets([*report.warnings, *([_busy(report)] if report.environment.get("busy") else [])])
-        ),
-        _section("Stage by stage", markdown_table(rows, [outcome(row) for row in rows])),
-        _section("Reasons", _bullets(f"{step.stage}: {step.reason}" for step in report.steps[1:] if step.reason)),
-        _section("What was removed", "\n\n".join(filter(None, map(_removed, report.steps)))),
-        _section("Sensitivity", "\n\n".join(filter(None, map(_sensitivity, report.steps)))),
-        _section("What stayed in float", "\n\n".join(filter(None, map(_float, report.steps)))),
-        _section("Budget", _bullets(budget_lines(report.budget, ScoreScale.of(report.workload)))),
-        _section("Recipe", _fence(recipe_yaml(report), "yaml")),
-        _section("Target", _facts(data["target"])),
-        _section("Environment", _facts(data["environment"])),
+        headed("Warnings", bullets([*report.warnings, *([_busy(report)] if report.environment.get("busy") else [])])),
+        headed("Stage by stage", markdown_table(rows, [outcome(row) for row in rows])),
+        headed("Reasons", bullets(f"{step.stage}: {step.reason}" for step in report.steps[1:] if step.reason)),
+        *(headed(section.heading, _told(section, report)) for section in IN_MARKDOWN),
+        headed("Budget", bullets(budget_lines(report.budget, ScoreScale.of(report.workload)))),
+        headed("Recipe", fenced(recipe_yaml(report), "yaml")),
+        headed("Target", facts(data["target"])),
+        headed("Environment", facts(data["environment"])),
         _NOTE,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def escape(value: object) -> str:
-    """Text that Markdown shows as it is: nothing in it becomes markup or HTML."""
-    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", printable(str(value)))
 
 
 def _fitting(rows: Sequence[Row], available: int) -> list[str]:
@@ -235,107 +217,5 @@ def _busy(report: RunRecord) -> str:
     return f"The machine was busy (load average {shown} on {cores} cores): timings deserve less trust."
 
 
-def _removed(step: Step) -> str:
-    """What a step took out of the model, and what it could not."""
-    groups, blocks = channel_groups(step), [block for strip in block_strips(step).values() for block in strip]
-    rows = removals(step)
-    scored = any(row.kept_from or row.removed_to for row in rows)
-    lines = [] if scored else [f"- {_code(row.layer)}: {row.before} to {row.after} channels" for row in rows]
-    unchanged = sum(group.after == group.before for group in groups)
-    if unchanged:
-        lines.append(f"- {unchanged} other group{'s'[: unchanged > 1]} of channels kept the width")
-    zeros = zero_channels(step)
-    if zeros:
-        count, total = sum(group.zero for group in zeros), sum(group.of for group in zeros)
-        lines.append(f"- {count} of {total} channels in {len(zeros)} groups were driven to zero")
-    gone = [_code(block.name) for block in blocks if not block.kept]
-    if gone:
-        lines.append(f"- dropped {len(gone)} of {len(blocks)} blocks: {', '.join(gone)}")
-    lines += [
-        f"- left alone, {escape(lock.reason)}: {', '.join(map(_code, lock.names))}" for lock in locked_layers(step)
-    ]
-    if not scored:
-        return _titled(step, lines)
-    table_lines = [
-        f"| group ({escape(criteria(step) or 'score')}) | before | after | lowest kept | highest removed |",
-        "|---|--:|--:|--:|--:|",
-        *(f"| {_code(row.layer)} | {row.before} | {row.after} | {row.kept_from} | {row.removed_to} |" for row in rows),
-        "",
-    ]
-    return _titled(step, [*table_lines, *lines])
-
-
-def _float(step: Step) -> str:
-    """What a step quantized and what it did not."""
-    count = quantized_count(step)
-    lines = [] if count is None else [f"- {count} operators quantized"]
-    lines += [
-        f"- {len(left.names)} {escape(left.kind)}, {escape(left.reason)}: {', '.join(map(_code, left.names))}"
-        for left in left_in_float(step)
-    ]
-    return _titled(step, lines)
-
-
-def _sensitivity(step: Step) -> str:
-    """What each layer's rounding costs at every width, which it got, and what went back to float."""
-    rows, widths = width_rows(step), widths_tried(step)
-    lines = []
-    if rows:
-        lines = [
-            f"Signal to noise at the output when one layer alone is rounded. Weights: {widths_summary(step)}.",
-            "",
-            "| layer | bits | " + " | ".join(f"{bits} bits, dB" for bits in widths) + " | why |",
-            "|---|--:|" + "--:|" * len(widths) + "---|",
-            *(
-                f"| {_code(row.layer)} | {row.bits} | {' | '.join(row.decibels)} | {escape(row.reason)} |"
-                for row in rows
-            ),
-            "",
-        ]
-    if missed_before(step):
-        lines.append(f"- with all in integers {escape(missed_before(step))}")
-    lines += [f"- given back to float: {_code(layer.layer)}: {escape(layer.reason)}" for layer in given_back(step)]
-    return _titled(step, lines)
-
-
-def _titled(step: Step, lines: list[str]) -> str:
-    title = f"**{escape(step.stage)}**{'' if step.kept else ' (rolled back)'}"
-    return "\n".join([title, "", *lines]) if lines else ""
-
-
-def _section(title: str, body: str) -> str:
-    return f"## {title}\n\n{body}" if body else ""
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {escape(line)}" for line in lines)
-
-
-def _facts(facts: dict[str, Any]) -> str:
-    if not facts:
-        return ""
-    rows = [f"| {escape(key.replace('_', ' '))} | {escape(_plain(value))} |" for key, value in facts.items()]
-    return "\n".join(["| | |", "|---|---|", *rows])
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items() if entry is not None)
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "unknown" if value is None else str(value)
-
-
-def _code(value: object) -> str:
-    """A code span: the fence is longer than any run of backticks inside."""
-    text = printable(str(value)).replace("|", "/")
-    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{pad}{text}{pad}{fence}"
-
-
-def _fence(text: str, language: str) -> str:
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"
+def _told(section: Section, report: RunRecord) -> str:
+    return "\n\n".join(filter(None, (titled(step, section.text(step)) for step in report.steps)))

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from compressor.report.details import GivenBack, Widths, given_back, other_details, sensitivity
+from compressor.notes.quantization import FloatAgain, LayerSensitivity
+from compressor.report.details import given_back, sensitivity
 from compressor.report.record import Step
+from compressor.report.sections import other_details
 from compressor.report.sensitivity import WidthRow, sensitivity_plot, width_rows, widths_summary, widths_tried
 from workbench.report_samples import MIXED, hostile, mixed
 
@@ -29,8 +31,8 @@ TWO = step(
 def test_what_is_no_number_is_left_out() -> None:
     """Widths are counted in digits and decibels are finite; a layer without any has no entry."""
     assert sensitivity(TWO) == [
-        Widths("a", 4, "cheap", ((4, 20.0), (8, 40.0))),
-        Widths("b", 8, "dear", ((8, 30.0),)),
+        LayerSensitivity(node="a", bits=4, reason="cheap", sqnr_db={4: 20.0, 8: 40.0}, size_bytes={}),
+        LayerSensitivity(node="b", bits=8, reason="dear", sqnr_db={8: 30.0}, size_bytes={}),
     ]
 
 
@@ -103,7 +105,9 @@ def test_every_form_of_the_report_tells_widths_and_what_went_back() -> None:
         assert "0.0312 ms in integers" in written
         assert "accuracy fell 2.1 points" in written
     assert "predicts 24.1" in page
-    assert given_back(MIXED) == [GivenBack("layer7", "slower: 0.0312 ms in integers, 0.0213 ms in float")]
+    assert given_back(MIXED) == [
+        FloatAgain(node="layer7", why="slower: 0.0312 ms in integers, 0.0213 ms in float", numbers={})
+    ]
     assert not {"sensitivity", "given_back"} & other_details(MIXED).keys()
 
 

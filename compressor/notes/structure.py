@@ -1,0 +1,118 @@
+"""What is told of the structure: which channels and blocks went, which were left alone, and by which scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compressor.notes.note import Note
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The channels of one group of layers, named after its first layer, before and after pruning."""
+
+    layer: str = "?"
+    before: int
+    after: int
+
+    @property
+    def fraction_removed(self) -> float:
+        """The part of its channels that went."""
+        return (self.before - self.after) / self.before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups(Note):
+    """The groups whose channels were looked at; widths are multiples of `align` where that is told."""
+
+    align: int | None = None
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockedLayer:
+    """A layer that was left alone, and why."""
+
+    layer: str = "?"
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockedLayers(Note):
+    """The layers, groups and blocks that were left alone."""
+
+    locked: tuple[LockedLayer, ...]
+
+    @classmethod
+    def of(cls, reasons: Mapping[str, str]) -> "LockedLayers":
+        """The note of {name: reason}."""
+        return cls(locked=tuple(LockedLayer(layer=name, reason=reason) for name, reason in reasons.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A block that could go: its score (None where it has none) and whether it stayed."""
+
+    block: str = "?"
+    group: str | None
+    score: float | None
+    kept: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks(Note):
+    """The blocks that could go, and the names of those that did, the first first."""
+
+    blocks: tuple[Block, ...]
+    dropped_in_order: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelsRemoved(Note):
+    """The part of all channels of groups that were not locked that went."""
+
+    channel_fraction_removed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One choice of several: the limit, what it was predicted to cost, and its loss."""
+
+    limit: float
+    predicted: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds(Note):
+    """The choices on the way to the last limit."""
+
+    rounds: tuple[Round, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedConstants(Note):
+    """The layers that took over what removed channels still gave, and the largest change of an output by that."""
+
+    constants_folded_into: tuple[str, ...]
+    largest_output_change: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitScores:
+    """What the units of one group were worth to a criterion, those that stayed and those that went.
+
+    A unit is a channel, a head, a neuron or a recurrent unit; `layers` make it.
+    """
+
+    group: str = "?"
+    criterion: str
+    layers: tuple[str, ...]
+    kept_scores: tuple[float, ...]
+    removed_scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Note):
+    """The scores of every decision on a group, in the order in which they were made."""
+
+    scores: tuple[UnitScores, ...]

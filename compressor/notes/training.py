@@ -1,0 +1,74 @@
+"""What is told of a training: its epochs, its teacher, and what reached zero."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compressor.notes.note import Note
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One epoch: mean training loss, validation score, the rate of its last batch, wall time with validation."""
+
+    epoch: int
+    loss: float | None
+    score: float | None
+    learning_rate: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epochs(Note):
+    """The epochs of a training, and the number of the one that was kept where it is not the last."""
+
+    epochs: tuple[Epoch, ...]
+    best_epoch: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching(Note):
+    """The class of the teacher, where it may be another than the original, and what came of remembering its outputs."""
+
+    teacher: str | None = None
+    teacher_cache: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters(Note):
+    """{feature: the class of the map that fitted the student's features to the teacher's}."""
+
+    adapters: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroCount:
+    """How many weights (or channels) of a layer (or group, named after its first layer) are exactly zero."""
+
+    layer: str = "?"
+    zero: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroChannels(Note):
+    """The groups in which a penalty drives channels to zero, and the part of all their channels that is."""
+
+    zero_channels_fraction: float | None
+    zero_channels: tuple[ZeroCount, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroWeights(Note):
+    """The layers in which a penalty drives weights to zero, and the part of all their weights that is."""
+
+    zero_weights_fraction: float | None
+    zero_weights: tuple[ZeroCount, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormsReestimated(Note):
+    """How many batch normalizations have new statistics, from how many batches, and which ones none reached."""
+
+    layers: int
+    batches: int
+    unreached: tuple[str, ...]

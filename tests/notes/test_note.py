@@ -1,0 +1,391 @@
+"""Notes become JSON and are read back, whatever reports of other versions hold."""
+
+import json
+
+import pytest
+
+from compressor import Context
+from compressor.estimate import Estimate
+from compressor.notes import quantization, running, structure, training
+from compressor.notes.note import Note
+from compressor.notes.quantization import (
+    Agreement,
+    BiasesCorrected,
+    Calibrated,
+    CheckedCpus,
+    Coverage,
+    Equalized,
+    FloatAgain,
+    FloatOperator,
+    FormChosen,
+    GiveBackTried,
+    GivenBack,
+    IntegerForm,
+    Judged,
+    LayerSensitivity,
+    MadePortable,
+    MixedWidths,
+    OutputNoise,
+    RoundingLearned,
+    Sensitivities,
+    Smoothed,
+    TriedForm,
+    TriedInFloat,
+    TriedWidths,
+)
+from compressor.notes.running import Exported, VersusBase
+from compressor.notes.structure import (
+    Block,
+    Blocks,
+    ChannelsRemoved,
+    FoldedConstants,
+    Group,
+    Groups,
+    LockedLayer,
+    LockedLayers,
+    Round,
+    Rounds,
+    Scores,
+    UnitScores,
+)
+from compressor.notes.training import (
+    Adapters,
+    Epoch,
+    Epochs,
+    NormsReestimated,
+    Teaching,
+    ZeroChannels,
+    ZeroCount,
+    ZeroWeights,
+)
+
+# Every kind of note with the JSON that reports have of it, written by hand.
+NOTES: tuple[tuple[Note, str], ...] = (
+    (
+        Groups(align=16, groups=(Group(layer="conv1", before=16, after=12),)),
+        '{"align": 16, "groups": [{"layer": "conv1", "before": 16, "after": 12}]}',
+    ),
+    (Groups(groups=()), '{"groups": []}'),
+    (
+        LockedLayers(locked=(LockedLayer(layer="fc", reason="it makes the output"),)),
+        '{"locked": [{"layer": "fc", "reason": "it makes the output"}]}',
+    ),
+    (
+        Blocks(
+            blocks=(
+                Block(block="layer1.0", group="layer1", score=0.31, kept=True),
+                Block(block="layer1.1", group=None, score=None, kept=False),
+            ),
+            dropped_in_order=("layer1.1",),
+        ),
+        (
+            '{"blocks": [{"block": "layer1.0", "group": "layer1", "score": 0.31, "kept": true}, '
+            '{"block": "layer1.1", "group": null, "score": null, "kept": false}], "dropped_in_order": ["layer1.1"]}'
+        ),
+    ),
+    (ChannelsRemoved(channel_fraction_removed=0.25), '{"channel_fraction_removed": 0.25}'),
+    (
+        Rounds(rounds=(Round(limit=3.0, predicted=2.5, loss=0.1),)),
+        '{"rounds": [{"limit": 3.0, "predicted": 2.5, "loss": 0.1}]}',
+    ),
+    (
+        FoldedConstants(constants_folded_into=("conv2",), largest_output_change=0.0),
+        '{"constants_folded_into": ["conv2"], "largest_output_change": 0.0}',
+    ),
+    (
+        Scores(
+            scores=(
+                UnitScores(
+                    group="a", criterion="L1()", layers=("a", "b"), kept_scores=(2.0, 1.0), removed_scores=(0.5,)
+                ),
+            )
+        ),
+        (
+            '{"scores": [{"group": "a", "criterion": "L1()", "layers": ["a", "b"], "kept_scores": [2.0, 1.0], '
+            '"removed_scores": [0.5]}]}'
+        ),
+    ),
+    (
+        Epochs(epochs=(Epoch(epoch=1, loss=0.9, score=0.8, learning_rate=0.1, seconds=2.5),), best_epoch=1),
+        '{"epochs": [{"epoch": 1, "loss": 0.9, "score": 0.8, "learning_rate": 0.1, "seconds": 2.5}], "best_epoch": 1}',
+    ),
+    (Teaching(teacher_cache="not used"), '{"teacher_cache": "not used"}'),
+    (Teaching(teacher="ResNet", teacher_cache="not used"), '{"teacher": "ResNet", "teacher_cache": "not used"}'),
+    (Adapters(adapters={"layer1": "Conv2d"}), '{"adapters": {"layer1": "Conv2d"}}'),
+    (
+        ZeroChannels(zero_channels_fraction=0.25, zero_channels=(ZeroCount(layer="a", zero=4, of=16),)),
+        '{"zero_channels_fraction": 0.25, "zero_channels": [{"layer": "a", "zero": 4, "of": 16}]}',
+    ),
+    (
+        ZeroWeights(zero_weights_fraction=0.5, zero_weights=(ZeroCount(layer="a", zero=8, of=16),)),
+        '{"zero_weights_fraction": 0.5, "zero_weights": [{"layer": "a", "zero": 8, "of": 16}]}',
+    ),
+    (NormsReestimated(layers=3, batches=50, unreached=("bn4",)), '{"layers": 3, "batches": 50, "unreached": ["bn4"]}'),
+    (
+        Agreement(torch_to_file=0.002, unfused_to_fused=0.001),
+        '{"agreement": {"torch_to_file": 0.002, "unfused_to_fused": 0.001}}',
+    ),
+    (
+        Exported(exporter="dynamo", opset=18, notes=("a", "b")),
+        '{"export": {"exporter": "dynamo", "opset": 18, "notes": ["a", "b"]}}',
+    ),
+    (VersusBase(versus_base=Estimate(1.5, 1.4, 1.6)), '{"versus_base": {"value": 1.5, "low": 1.4, "high": 1.6}}'),
+    (
+        Smoothed(smoothed=("a",), smoothed_by_mul=(), float_sqnr_db=120.5),
+        '{"smoothing": {"smoothed": ["a"], "smoothed_by_mul": [], "float_sqnr_db": 120.5}}',
+    ),
+    (
+        Equalized(layers=2, spread_before=4.5, spread_after=1.5, float_sqnr_db=90.0),
+        '{"equalization": {"layers": 2, "spread_before": 4.5, "spread_after": 1.5, "float_sqnr_db": 90.0}}',
+    ),
+    (
+        Equalized(
+            unclipped=("clip",),
+            layers=2,
+            spread_before=4.5,
+            spread_after=1.5,
+            absorbed_channels=0,
+            float_sqnr_db=90.0,
+            sqnr_db={"without": 20.0, "with": 25.0},
+            kept=True,
+        ),
+        (
+            '{"equalization": {"unclipped": ["clip"], "layers": 2, "spread_before": 4.5, "spread_after": 1.5, '
+            '"absorbed_channels": 0, "float_sqnr_db": 90.0, "sqnr_db": {"without": 20.0, "with": 25.0}, "kept": true}}'
+        ),
+    ),
+    (
+        Calibrated(method="MinMax()", samples=64, tensors=9),
+        '{"calibration": {"method": "MinMax()", "samples": 64, "tensors": 9}}',
+    ),
+    (
+        Calibrated(method="Auto()", samples=64, tensors=9, chosen="MSE()", output_error={"MSE()": 0.01}),
+        (
+            '{"calibration": {"method": "Auto()", "samples": 64, "tensors": 9, "chosen": "MSE()", '
+            '"output_error": {"MSE()": 0.01}}}'
+        ),
+    ),
+    (
+        RoundingLearned(method="GPTQ()", samples=128, layers=3, changed_fraction=0.1234, to_nearest=("w",)),
+        (
+            '{"rounding": {"method": "GPTQ()", "samples": 128, "layers": 3, "changed_fraction": 0.1234, '
+            '"to_nearest": ["w"]}}'
+        ),
+    ),
+    (
+        BiasesCorrected(method="analytic", layers=3, missing=(), sqnr_db_before=20.0, sqnr_db_after=21.0, kept=True),
+        (
+            '{"bias_correction": {"method": "analytic", "layers": 3, "missing": [], "sqnr_db_before": 20.0, '
+            '"sqnr_db_after": 21.0, "kept": true}}'
+        ),
+    ),
+    (
+        MixedWidths(
+            goal={"size": 0.6, "sqnr_db": None},
+            weight_bytes=9000,
+            float_share=0.0,
+            predicted_sqnr_db=24.1,
+            measured_sqnr_db=23.2,
+        ),
+        (
+            '{"mixed_precision": {"goal": {"size": 0.6, "sqnr_db": null}, "weight_bytes": 9000, "float_share": 0.0, '
+            '"predicted_sqnr_db": 24.1, "measured_sqnr_db": 23.2}}'
+        ),
+    ),
+    (
+        MixedWidths(
+            goal={"latency": 0.5},
+            tried=(
+                TriedWidths(in_float=("a",), latency=0.45, kept=True),
+                TriedWidths(weight_bytes=800, drop=Estimate(0.01, 0.0, 0.02), kept=False),
+            ),
+            weight_bytes=9000,
+            float_share=0.25,
+            predicted_sqnr_db=24.1,
+            measured_sqnr_db=23.2,
+        ),
+        (
+            '{"mixed_precision": {"goal": {"latency": 0.5}, "tried": ['
+            '{"in_float": ["a"], "latency": 0.45, "kept": true}, '
+            '{"weight_bytes": 800, "drop": {"value": 0.01, "low": 0.0, "high": 0.02}, "kept": false}], '
+            '"weight_bytes": 9000, "float_share": 0.25, "predicted_sqnr_db": 24.1, "measured_sqnr_db": 23.2}}'
+        ),
+    ),
+    (
+        Sensitivities(
+            sensitivity=(
+                LayerSensitivity(node="a", bits=4, reason="cheap", sqnr_db={4: 20.0, 8: 40.0}, size_bytes={8: 16}),
+                LayerSensitivity(
+                    node="b", bits=8, reason="dear", sqnr_db={8: 30.0}, size_bytes={8: 16}, drop={8: 0.1}, ms={8: 0.02}
+                ),
+            )
+        ),
+        (
+            '{"sensitivity": [{"node": "a", "bits": 4, "reason": "cheap", "sqnr_db": {"4": 20.0, "8": 40.0}, '
+            '"size_bytes": {"8": 16}}, {"node": "b", "bits": 8, "reason": "dear", "sqnr_db": {"8": 30.0}, '
+            '"size_bytes": {"8": 16}, "drop": {"8": 0.1}, "ms": {"8": 0.02}}]}'
+        ),
+    ),
+    (
+        GivenBack(given_back=(FloatAgain(node="a", why="slower", numbers={"float_ms": 0.02, "integer_ms": 0.03}),)),
+        '{"given_back": [{"node": "a", "why": "slower", "numbers": {"float_ms": 0.02, "integer_ms": 0.03}}]}',
+    ),
+    (
+        GiveBackTried(
+            tried=(
+                TriedInFloat(nodes=("a",), why="time", speedup=Estimate(1.1, 1.05, 1.2), kept=True),
+                TriedInFloat(
+                    nodes=("a", "b"), why="accuracy", kept=False, drop=Estimate(0.1, 0.0, 0.2), sqnr_db=9.0, missed="x"
+                ),
+            ),
+            before=Judged(sqnr_db=9.0, missed=""),
+        ),
+        (
+            '{"give_back": {"tried": [{"nodes": ["a"], "why": "time", '
+            '"speedup": {"value": 1.1, "low": 1.05, "high": 1.2}, '
+            '"kept": true}, {"nodes": ["a", "b"], "why": "accuracy", "kept": false, "drop": {"value": 0.1, "low": 0.0, '
+            '"high": 0.2}, "sqnr_db": 9.0, "missed": "x"}], "before": {"sqnr_db": 9.0, "missed": ""}}}'
+        ),
+    ),
+    (
+        MadePortable(cure="SafePairs()", scales_grown=3, scales=40),
+        '{"portable": {"cure": "SafePairs()", "scales_grown": 3, "scales": 40}}',
+    ),
+    (
+        MadePortable(cure="SevenBits()", seven_bits=("conv1",)),
+        '{"portable": {"cure": "SevenBits()", "seven_bits": ["conv1"]}}',
+    ),
+    (
+        IntegerForm(static=3, dynamic=1, weight_only=0, float16=0, activations="uint8", weight_bits=8),
+        (
+            '{"form": {"static": 3, "dynamic": 1, "weight_only": 0, "float16": 0, "activations": "uint8", '
+            '"weight_bits": 8}}'
+        ),
+    ),
+    (
+        Coverage(
+            quantized=3,
+            integer_kernels={"QLinearConv": 3},
+            integer_followers={},
+            left_in_float=(FloatOperator(node="/a/Add", op="Add", reason="skipped"),),
+            float_islands=(),
+            conversions=2,
+            kernels_seen_on="x86_64",
+        ),
+        (
+            '{"quantized": 3, "integer_kernels": {"QLinearConv": 3}, "integer_followers": {}, '
+            '"left_in_float": [{"node": "/a/Add", "op": "Add", "reason": "skipped"}], "float_islands": [], '
+            '"conversions": 2, "kernels_seen_on": "x86_64"}'
+        ),
+    ),
+    (OutputNoise(sqnr_db=23.4), '{"sqnr_db": 23.4}'),
+    (
+        CheckedCpus(products=4, products_that_may_saturate=(), cpus={"x86_vnni": "exact"}),
+        '{"checked_cpus": {"products": 4, "products_that_may_saturate": [], "cpus": {"x86_vnni": "exact"}}}',
+    ),
+    (
+        CheckedCpus(
+            products=4,
+            products_that_may_saturate=("a",),
+            samples=256,
+            score_exact=0.9,
+            score_saturated=0.8,
+            drop=0.1,
+            drop_interval=(0.05, 0.15),
+            wrong_sums={"a": 0.01},
+            cpus={},
+        ),
+        (
+            '{"checked_cpus": {"products": 4, "products_that_may_saturate": ["a"], "samples": 256, "score_exact": 0.9, '
+            '"score_saturated": 0.8, "drop": 0.1, "drop_interval": [0.05, 0.15], "wrong_sums": {"a": 0.01}, '
+            '"cpus": {}}}'
+        ),
+    ),
+    (
+        FormChosen(
+            candidates=(
+                TriedForm(
+                    form="Static()",
+                    kept=True,
+                    size_bytes=900,
+                    sqnr_db=30.0,
+                    integer_kernels={"QGemm": 1},
+                    drop=Estimate(0.0, 0.0, 0.0),
+                    speedup=Estimate(2.0, 1.9, 2.1),
+                ),
+                TriedForm(form="Dynamic()", kept=False, why="nothing to quantize"),
+            ),
+            chosen_form="Static()",
+        ),
+        (
+            '{"candidates": [{"form": "Static()", "kept": true, "size_bytes": 900, "sqnr_db": 30.0, '
+            '"integer_kernels": {"QGemm": 1}, "drop": {"value": 0.0, "low": 0.0, "high": 0.0}, '
+            '"speedup": {"value": 2.0, "low": 1.9, "high": 2.1}}, {"form": "Dynamic()", "kept": false, '
+            '"why": "nothing to quantize"}], "chosen_form": "Static()"}'
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize(("note", "text"), NOTES, ids=lambda value: type(value).__name__)
+def test_json_is_as_reports_have_it_and_reads_back(note: Note, text: str) -> None:
+    """Keys, their order and values are those of the text, and what is read from it is the same note."""
+    assert json.dumps(note.to_json()) == text
+    assert type(note).from_json(json.loads(text)) == note
+
+
+def test_every_kind_has_its_json_here() -> None:
+    """A kind of note that is added without its JSON above fails."""
+    kinds = {
+        value
+        for module in (quantization, running, structure, training)
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Note) and value is not Note
+    }
+    assert kinds == {type(note) for note, _ in NOTES}
+
+
+@pytest.mark.parametrize("kind", {type(note) for note, _ in NOTES}, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("odd", [None, 3, "text", [], {}, [1, "a", None, {}], {"a": 1}, [[[]]], True])
+def test_odd_entries_are_no_error(kind: type[Note], odd: object) -> None:
+    """Entries of any other type than they should have are left out, as are details without the kind's own."""
+    found = kind.from_json(dict.fromkeys(kind.entries(), odd))
+    assert found is None or isinstance(found, kind)
+    assert kind.from_json({"something": "else"}) is None
+
+
+def test_records_that_miss_a_number_are_left_out() -> None:
+    """Of four groups the first alone has both widths as numbers; a name that is missing is a question mark."""
+    told = {"groups": [{"before": 4.0, "after": 2}, {"layer": "b", "before": "many", "after": 2}, {"layer": "c"}, 7]}
+    assert Groups.from_json(told) == Groups(groups=(Group(layer="?", before=4, after=2),))
+
+
+def test_keys_that_are_no_widths_are_left_out() -> None:
+    """Widths are counted in digits, decibels are finite, and an odd chosen width is none."""
+    row = {"node": "a", "bits": "four", "sqnr_db": {"8": 3.0, "x": 2.0, "4": None, "٣": 1.0, "3": float("inf")}}
+    (layer,) = Sensitivities.from_json({"sensitivity": [row]}).sensitivity
+    assert layer == LayerSensitivity(node="a", bits=None, reason="", sqnr_db={8: 3.0}, size_bytes={})
+
+
+def test_operators_may_be_listed_instead_of_counted() -> None:
+    """A report that lists what was quantized has quantized as many."""
+    assert Coverage.from_json({"quantized": ["a", "b"]}).quantized == 2
+
+
+def test_intervals_that_are_none_are_left_out() -> None:
+    """A speed-up whose bounds are exchanged is none."""
+    assert VersusBase.from_json({"versus_base": {"value": 1.0, "low": 2.0, "high": 1.0}}) is None
+
+
+def test_a_context_takes_notes_and_other_entries_in_the_order_in_which_they_are_told() -> None:
+    """Notes and entries written by hand stand side by side; a second note of a kind takes the place of the first."""
+    context = Context(progress=False)
+    context.details["mine"] = 3
+    context.tell(OutputNoise(sqnr_db=20.0))
+    context.tell(LockedLayers.of({"fc": "it makes the output"}))
+    context.tell(OutputNoise(sqnr_db=21.0))
+    assert list(context.details.items()) == [
+        ("mine", 3),
+        ("sqnr_db", 21.0),
+        ("locked", [{"layer": "fc", "reason": "it makes the output"}]),
+    ]
