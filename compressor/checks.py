@@ -1,14 +1,16 @@
 """The checks that settings share, so that each is worded once: what was wanted, what was got, and the way out.
 
 `says` begins the sentence and names the setting, as in "epochs counts the passes over the training data"; the check
-adds the range and what was got, and `way_out` ends it. All raise ValueError, for booleans too: True is no count, though
-Python takes it for 1. Settings that may be None are checked where they are not.
+adds the range and what was got, and `way_out` ends it. They raise ValueError, for booleans too: True is no count,
+though Python takes it for 1. Settings that may be None are checked where they are not.
 """
 
 import math
 from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, Literal
+
+from compressor.errors import StageError
 
 Within = Literal["[0, 1)", "[0, 1]", "(0, 1)", "(0, 1]"]
 
@@ -65,6 +67,12 @@ def check_tuple(value: Collection[str], says: str, *, least: int = 0) -> None:
 def check_globs(value: Collection[str], name: str, *, least: int = 0) -> None:
     """The same for the patterns of module names that the setting `name` holds."""
     check_tuple(value, f"{name} is a tuple of globs such as ('layer1.*',)", least=least)
+
+
+def check_calibrated(seen: object) -> None:
+    """Something was `seen` of the calibration data. Raises StageError where it is empty."""
+    if not seen:
+        raise StageError("calibration data is empty; give the workload at least one batch of it")
 
 
 def _is_number(value: Any) -> bool:

@@ -18,6 +18,11 @@ class Isa(Enum):
     GENERIC = "generic"
 
 
+# What multiplies bfloat16 matrices in hardware, by flag, fastest first; without one, torch emulates them: correct, but
+# slower than float32.
+BFLOAT16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}
+
+
 def cpu_flags() -> frozenset[str]:
     """The instruction-set flags that the operating system reports, empty where it reports none."""
     try:

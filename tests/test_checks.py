@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from compressor.checks import (
+    check_calibrated,
     check_count,
     check_fraction,
     check_globs,
@@ -14,6 +15,7 @@ from compressor.checks import (
     check_positive,
     check_tuple,
 )
+from compressor.errors import StageError
 
 
 def message_of(check, *arguments, **named) -> str:
@@ -115,6 +117,13 @@ def test_a_string_is_no_tuple() -> None:
         "ignore is a tuple of globs such as ('layer1.*',), at least 1; got ()"
     )
     assert message_of(check_tuple, "fc", "features is a tuple of module names").startswith("features is a tuple")
+
+
+def test_empty_calibration_data_is_refused() -> None:
+    """A stage that saw no sample says so instead of taking ranges from nothing."""
+    check_calibrated([1])
+    with pytest.raises(StageError, match="calibration data is empty; give the workload at least one batch"):
+        check_calibrated([])
 
 
 def test_checks_load_nothing_heavy() -> None:

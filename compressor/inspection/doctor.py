@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.machine import core_count, environment, is_busy, load_average, telling_flags
-from compressor.target import Isa, Target, cpu_flags, cpu_name
+from compressor.target import BFLOAT16, Isa, Target, cpu_flags, cpu_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,7 +160,7 @@ def check_int8(isa: Isa, probe: tuple[bool, float] | None) -> Finding:
 
 def check_bfloat16(flags: frozenset[str]) -> Finding:
     """Whether training runs in bfloat16."""
-    for flag, what in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "Arm BF16")):
+    for flag, what in BFLOAT16.items():
         if flag in flags:
             return Finding(topic="training", grade=Grade.GOOD, says=f"bfloat16: yes ({what})")
     return Finding(topic="training", grade=Grade.NOTE, says="bfloat16: no; training takes float32, about half as fast")

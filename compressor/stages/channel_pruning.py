@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.checks import check_count, check_fraction, check_globs
 from compressor.errors import BudgetError, StageError
-from compressor.pruning.choice.goals import Goal, goal_of
+from compressor.pruning.choice.goals import Goal, goal_of, out_of_reach
 from compressor.pruning.choice.knapsack_choice import Cost
 from compressor.pruning.choice.measured_choice import Proposal, measured_choice
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
@@ -113,24 +113,28 @@ class PruneChannels:
 
     def _towards(self, goal: Goal, share: float, narrowing: "_Narrowing", context: Context) -> list[Entry]:
         """The entries that bring the model `share` of the way to the goal; the last step is measured."""
+        target = self.target
+        assert target is not None  # where there is a goal, there is a target
         cost = goal.costs(narrowing.model, narrowing.graph.groups)
 
         def propose(limit: float) -> Proposal:
             try:
                 entries = narrowing.entries(partial(narrowing.widths_within, limit, cost, goal.choose))
             except BudgetError as error:
-                raise StageError(
-                    f"{self.target!r} cannot be reached: with everything narrowed that may be, "
-                    f"{error.least / goal.reference:.0%} of the reference's {goal.unit} are left, and "
-                    f"{limit / goal.reference:.0%} are asked for; {narrowing.book.reasons() or 'nothing is locked'}; "
-                    "raise the target, set a smaller align, or let ShrinkStructure drop blocks too"
+                raise out_of_reach(
+                    target,
+                    goal,
+                    limit,
+                    error,
+                    least="everything narrowed that may be",
+                    locked=narrowing.book.reasons(),
+                    way_out="raise the target, set a smaller align, or let ShrinkStructure drop blocks too",
                 ) from error
             return Proposal(entries=entries, state=narrowing.widths, predicted=cost([narrowing.widths])[0])
 
         if share < 1:
             return propose(goal.start - share * (goal.start - goal.limit)).entries
-        assert self.target is not None  # where there is a goal, there is a target
-        chosen = measured_choice(goal, self.target, narrowing.model, propose, context.details)
+        chosen = measured_choice(goal, target, narrowing.model, propose, context.details)
         narrowing.widths = chosen.state
         return chosen.entries
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compressor.checks import check_count, check_globs
 from compressor.errors import BudgetError, StageError
 from compressor.pruning.choice.costs import block_key
-from compressor.pruning.choice.goals import Goal, goal_of
+from compressor.pruning.choice.goals import Goal, goal_of, out_of_reach
 from compressor.pruning.choice.knapsack_choice import Cost, Item
 from compressor.pruning.choice.losses import StructureLosses
 from compressor.pruning.choice.measured_choice import Proposal, measured_choice
@@ -219,11 +219,14 @@ class _Search:
         try:
             chosen = self.goal.choose(self.items, self.cost, limit, self.state)
         except BudgetError as error:
-            raise StageError(
-                f"{self.stage.target!r} cannot be reached: with everything gone that may go, "
-                f"{error.least / self.goal.reference:.0%} of the reference's {self.goal.unit} are left, and "
-                f"{limit / self.goal.reference:.0%} are asked for; {self._reasons() or 'nothing is locked'}; raise the "
-                "target, or set a smaller align"
+            raise out_of_reach(
+                self.stage.target,
+                self.goal,
+                limit,
+                error,
+                least="everything gone that may go",
+                locked=self._reasons(),
+                way_out="raise the target, or set a smaller align",
             ) from error
         self.state = self.losses.whole | chosen.state
         self.predicted = chosen.cost

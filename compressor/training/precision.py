@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
-from compressor.target import cpu_flags
+from compressor.target import BFLOAT16, cpu_flags
 from compressor.workload import predict
 
-# Without one of these, bfloat16 on a CPU is emulated: correct, but slower than float32.
-_NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _IMAGE_LAYERS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
@@ -130,4 +128,4 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call] # torch does not annotate it
         return False
     # macOS reports no flags; its oneDNN build has no bfloat16 kernels either.
-    return platform.system() != "Darwin" and bool(cpu_flags() & _NATIVE_BFLOAT16)
+    return platform.system() != "Darwin" and bool(cpu_flags() & BFLOAT16.keys())

@@ -312,6 +312,17 @@ def goal_of(target: PruningTarget, model: nn.Module, workload: Workload, context
     return goal
 
 
+def out_of_reach(
+    target: PruningTarget, goal: Goal, limit: float, error: BudgetError, *, least: str, locked: str, way_out: str
+) -> StageError:
+    """That no choice costs at most `limit` of `goal`: what would be left with `least`, what is `locked`, a way out."""
+    return StageError(
+        f"{target!r} cannot be reached: with {least}, {error.least / goal.reference:.0%} of the reference's "
+        f"{goal.unit} are left, and {limit / goal.reference:.0%} are asked for; {locked or 'nothing is locked'}; "
+        f"{way_out}"
+    )
+
+
 def _shipped(model: nn.Module, workload: Workload, context: Context, form: str) -> bytes:
     with evaluating(model):
         return shipped_file(model, workload, context.target, form)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 from tqdm import tqdm
 
+from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of, inner_graphs, replace_nodes_
 from compressor.quantization.file.audit import decibels, reported_db
@@ -42,8 +43,7 @@ def channel_statistics(
     for values in probed(model, list(axes), data, samples=samples, progress=progress):
         for name, axis in axes.items():
             sums[name].update(np.moveaxis(values[name], axis, 0).reshape(values[name].shape[axis], -1), name)
-    if any(entry.count == 0 for entry in sums.values()):
-        raise StageError("calibration data is empty; give the workload at least one batch of it")
+    check_calibrated(all(entry.count for entry in sums.values()))
     return {name: entry.statistics() for name, entry in sums.items()}
 
 

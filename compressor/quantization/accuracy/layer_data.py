@@ -16,6 +16,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import initializers, output_names, producers
 from compressor.quantization.accuracy.layer_rows import to_rows
@@ -208,8 +209,7 @@ def _first_samples(net: TorchGraph, workload: Workload, samples: int, seed: int)
             count += len(next(iter(kept[-1].values())))
             if count >= samples:
                 break
-    if not kept:
-        raise StageError("calibration data is empty; give the workload at least one batch of it")
+    check_calibrated(kept)
     return {name: torch.cat([batch[name] for batch in kept])[:samples] for name in kept[0]}
 
 

@@ -20,6 +20,7 @@ import torch
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
+from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of
 from compressor.quantization.grids.schemes import Scheme
@@ -131,9 +132,8 @@ def observe_tensors(
     observed = {name: Observed(binned=binned, averaging=averaging) for name in tensors}
     limit = _MOST_SAMPLES if samples is None else samples
     session = open_session(_shapes_of(model, tensors).SerializeToString(), threads=threads)
-    first = next(_slices(_fed(session, data), 1, 1), None)
-    if first is None:
-        raise StageError("calibration data is empty; give the workload at least one batch of it")
+    first: Feeds = next(_slices(_fed(session, data), 1, 1), {})
+    check_calibrated(first)
     sizes = _bytes_of(session, tensors, first)
     size = _fixed_batch(model) or (1 if averaging is not None else _slice_size(sum(sizes.values()), max_bytes))
     count = 0
