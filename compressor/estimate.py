@@ -1,4 +1,4 @@
-"""A number with its uncertainty."""
+"""A measured number with its 95 % interval."""
 
 from dataclasses import dataclass
 

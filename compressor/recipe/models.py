@@ -1,4 +1,4 @@
-"""Recipes' data and frozen dataclasses, each made from the other: the dataclass's type hints are the schema.
+"""The plain data of recipes turned into stages and back, by pydantic models made from the stages' type hints.
 
 Every dataclass becomes a pydantic model with the same fields; a field that holds one of several dataclasses is written
 by the name of its class in snake case, `weights: symmetric` or `weights: {symmetric: {bits: 4}}`, and stages likewise.

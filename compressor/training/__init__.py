@@ -1,1 +1,1 @@
-"""The one training loop, and what it stands on."""
+"""The one training loop, with its optimizer, number format, random replay, snapshots and teacher."""

@@ -1,4 +1,4 @@
-"""Stretches of work whose random choices follow from a seed and that leave the caller's state as it was."""
+"""Work whose random choices follow from a seed, and which leaves the caller's random states and modes as they were."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The embedded default: a residual CNN that reads scikit-learn's 8x8 handwritten digits.
+"""The workload to try things on: a residual CNN that reads scikit-learn's 8x8 handwritten digits.
 
 E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998; 1,797 images, 10 classes.
 """
