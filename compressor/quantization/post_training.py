@@ -23,6 +23,7 @@ from compressor.quantization.grids.weights import WeightGrid, WeightRange, neare
 from compressor.quantization.placement.dynamic import place_dynamic
 from compressor.quantization.placement.float_layers import keep_sums_apart_
 from compressor.quantization.placement.forms import ByFamily, Static
+from compressor.quantization.placement.names import integers_of
 from compressor.quantization.placement.policy import HEAVY, Placement, followers, placement_of
 from compressor.quantization.placement.prepare_graph import clean_graph, is_quantized
 from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
@@ -193,7 +194,7 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
     """
     quantized = aligned(prepared.place() if placed is None else placed, prepared.isa)
     plain = serialize(quantized)
-    bits = {f"{name}_quantized": grid.bits for name, grid in prepared.weights.items()}
+    bits = {integers_of(name): grid.bits for name, grid in prepared.weights.items()}
     signed = context.target.signed_activations
     onnx_bytes = smallest_file(plain, quantized, bits, signed_activations=signed)
     placement = prepared.placement

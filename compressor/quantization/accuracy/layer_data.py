@@ -21,6 +21,7 @@ from compressor.errors import StageError
 from compressor.files.graphs import initializers, output_names, producers
 from compressor.quantization.accuracy.layer_rows import to_rows
 from compressor.quantization.grids.weights import WeightGrid
+from compressor.quantization.placement.names import dequantized
 from compressor.quantization.torch_graph.graph import TorchGraph
 from compressor.training.replay import replayed
 from compressor.workload import Workload, batches_of
@@ -128,7 +129,7 @@ def _twin_names(graph: onnx.ModelProto, placed: onnx.ModelProto) -> dict[str, st
     names = {*initializers(graph.graph), *producers(graph.graph.node), *(value.name for value in graph.graph.input)}
     found = {}
     for name in sorted(names):
-        behind = f"{name}_DequantizeLinear_Output"
+        behind = dequantized(name)
         if behind in made and name not in outputs:
             found[name] = behind
         elif name in made:

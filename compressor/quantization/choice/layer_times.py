@@ -12,10 +12,10 @@ import onnx
 from compressor.batches import Inputs
 from compressor.measuring.node_times import kernel_times
 from compressor.quantization.file.audit import original_name
+from compressor.quantization.placement.names import converted_by
 
 # What the fusion of integer kernels, the dynamic form and the placement append to a layer's or a tensor's name.
 _FUSED = re.compile(r"(_token_\d+|_integer|_quant|_MatMulInteger\w*)+$")
-_CONVERSION = re.compile(r"^(?P<tensor>.+)_(?P<kind>QuantizeLinear|DequantizeLinear)(_\w+)?$")
 
 
 def layer_ms(onnx_bytes: bytes, graph: onnx.ModelProto, inputs: Inputs, *, threads: int) -> dict[str, float]:
@@ -82,11 +82,11 @@ class _Owners:
         plain = _FUSED.sub("", kernel)
         if kernel not in self.names and plain in self.names:
             return plain
-        conversion = _CONVERSION.match(kernel)
+        conversion = converted_by(kernel)
         if conversion is not None:
+            tensor, operator = conversion
             sides = (self.readers, self.producers)
-            first, second = sides if conversion["kind"] == "QuantizeLinear" else sides[::-1]
-            tensor = conversion["tensor"]
+            first, second = sides if operator == "QuantizeLinear" else sides[::-1]
             layer = first.get(tensor) or second.get(tensor)
             return None if layer is None else original_name(layer, self.graph)
         layer = original_name(kernel, self.graph)

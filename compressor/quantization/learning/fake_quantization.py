@@ -17,6 +17,7 @@ from compressor.quantization.grids.activations import ActivationGrid
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
 from compressor.quantization.learning.learned_grids import LearnedGrid, LearnedWeight
 from compressor.quantization.learning.stored_weights import bias_stand_ins, stored_weights, turned_grid
+from compressor.quantization.placement.names import dequantized, on_grid_of, scale_of, zero_point_of
 from compressor.quantization.placement.saturating_operators import MOVES
 from compressor.quantization.torch_graph.graph import TorchGraph
 from compressor.quantization.torch_graph.steps import torch_tensor
@@ -60,7 +61,7 @@ class FakeQuantizedGraph(nn.Module):
             grid = weights[name]
             if name in inserted:
                 # A channel whose bias needs room has a larger step in the graph than it was given.
-                grid = replace(grid, scale=self.inner.constant(f"{name}_scale").clone())
+                grid = replace(grid, scale=self.inner.constant(scale_of(name)).clone())
             self.weights[self._key(name)] = LearnedWeight(constants[name], grid)
         features = self._features(placed, example)
         clipped = {name for node in graph.graph.node if node.op_type == "Clip" for name in node.output}
@@ -94,12 +95,12 @@ class FakeQuantizedGraph(nn.Module):
         values: dict[str, Tensor] = {}
         scales: dict[str, Tensor] = {}
         for name, grid in self._grids():
-            scales[name] = values[f"{name}_scale"] = grid.scale()
-            values[f"{name}_zero_point"] = grid.zero_point()
+            scales[name] = values[scale_of(name)] = grid.scale()
+            values[zero_point_of(name)] = grid.zero_point()
         for name, source in self.moved.items():
             if source in scales:
-                scales[name] = values[f"{name}_scale"] = scales[source]
-                values[f"{name}_zero_point"] = values[f"{source}_zero_point"]
+                scales[name] = values[scale_of(name)] = scales[source]
+                values[zero_point_of(name)] = values[zero_point_of(source)]
         steps: dict[str, Tensor] = {}
         for name, weight in self._weights():
             values |= self.stored.stand_ins[name](weight)
@@ -108,15 +109,15 @@ class FakeQuantizedGraph(nn.Module):
             tied = self.weights[self._key(table)]
             assert isinstance(tied, LearnedWeight)
             # The graph itself turns the table's integers around.
-            values[f"{name}_scale"] = tied.scale()
+            values[scale_of(name)] = tied.scale()
         for name, layer in self.stored.cells.items():
             values |= bias_stand_ins(layer, self.biases[self._key(name)])
         for name, (source, weight_name) in self.bias_of.items():
-            step = (scales[source] if source in scales else self.inner.constant(f"{source}_scale")).detach()
+            step = (scales[source] if source in scales else self.inner.constant(scale_of(source))).detach()
             bias, scale = self.biases[self._key(name)], step * steps[weight_name]
             # In float64, as the file's integers are rounded: a bias is many steps of the product's grid.
             rounded = straight_through_round(bias.double() / scale.double()).float()
-            values[f"{name}_DequantizeLinear_Output"] = rounded * scale
+            values[dequantized(name)] = rounded * scale
         return values
 
     def learned(
@@ -162,7 +163,7 @@ class FakeQuantizedGraph(nn.Module):
 
 def _stem(node: onnx.NodeProto) -> str:
     """The tensor whose grid a QuantizeLinear or DequantizeLinear has."""
-    return str(node.input[1]).removesuffix("_scale")
+    return on_grid_of(node.input[1])
 
 
 def _stems(placed: onnx.ModelProto) -> dict[str, str]:

@@ -11,10 +11,18 @@ from torch import Tensor
 from compressor.files.graphs import attribute, attributes, initializers, producers
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
 from compressor.quantization.learning.learned_grids import LearnedWeight
+from compressor.quantization.placement.names import (
+    bias_of,
+    blocks_of,
+    dequantized,
+    in_loop,
+    integers_of,
+    scale_of,
+    stored_in,
+    unpacked,
+    unpacking,
+)
 from compressor.quantization.placement.recurrent_cells import Layer, layer_of
-
-# What `place_weight_only` calls the floats that it unpacks from integers, the last of its steps first.
-_UNPACKED = ("float", "moved", "scaled")
 
 # {tensor of the integer graph: its present value} of one weight.
 StandIns = Callable[[LearnedWeight], dict[str, Tensor]]
@@ -47,14 +55,14 @@ def stored_weights(graph: onnx.ModelProto, placed: onnx.ModelProto, weights: Map
             name = node.input[position] if position < len(node.input) else ""
             if name not in weights:
                 continue
-            unpacked = [target for ending in _UNPACKED if (target := f"{name}_{ending}") in made]
-            if f"{name}_DequantizeLinear_Output" in made:
-                stand_ins[name] = _dequantized(f"{name}_DequantizeLinear_Output")
-            elif f"{name}_blocks" in made:
+            floats = unpacked(name, made)
+            if dequantized(name) in made:
+                stand_ins[name] = _dequantized(dequantized(name))
+            elif blocks_of(name) in made:
                 # An embedding that a product shares has its numbers unpacked beside the product's blocks.
-                stand_ins[name] = _blocks(node, name, unpacked[:1])
-            elif f"{name}_wide" in made and unpacked:
-                stand_ins[name] = _dequantized(unpacked[0])
+                stand_ins[name] = _blocks(node, name, floats)
+            elif unpacking(name, "wide") in made and floats:
+                stand_ins[name] = _dequantized(floats)
             elif node.op_type in {"GRU", "RNN"} and position == 2:
                 # Written out as cells, or else in float.
                 layer = layer_of(node, constants)
@@ -62,10 +70,10 @@ def stored_weights(graph: onnx.ModelProto, placed: onnx.ModelProto, weights: Map
                     stand_ins[name] = _recurrence(layer)
                     if layer.bias is not None:
                         cells[node.input[3]] = layer
-            elif f"{name}_quantized" in made:
+            elif integers_of(name) in made:
                 stand_ins[name] = _integers(node, name)
-                turned = makers.get(f"{name}_quantized")
-                table = "" if turned is None else turned.input[0].removesuffix("_quantized")
+                turned = makers.get(integers_of(name))
+                table = "" if turned is None else stored_in(turned.input[0])
                 if table in weights and torch.equal(weights[table].scale, weights[name].scale):
                     tied[name] = table
     return StoredWeights(stand_ins=stand_ins, tied=tied, cells=cells)
@@ -76,10 +84,10 @@ def bias_stand_ins(layer: Layer, bias: Tensor) -> dict[str, Tensor]:
     early = layer.rows - layer.kept
     inputs, states = torch.split(bias, layer.rows, dim=1)
     projected = torch.cat([inputs[:, :early] + states[:, :early], inputs[:, early:]], dim=1)
-    values = {f"{layer.node.input[1]}_bias": projected.flatten()}
+    values = {bias_of(layer.node.input[1]): projected.flatten()}
     if layer.kept:
         inside = torch.cat([torch.zeros_like(states[:, :early]), states[:, early:]], dim=1)
-        values |= {f"{layer.loop(index)}/u_bias": row for index, row in enumerate(inside)}
+        values |= {in_loop(layer.loop(index), bias_of("u")): row for index, row in enumerate(inside)}
     return values
 
 
@@ -93,13 +101,13 @@ def _dequantized(target: str) -> StandIns:
     return lambda learned: {target: learned()}
 
 
-def _blocks(node: onnx.NodeProto, name: str, unpacked: list[str]) -> StandIns:
+def _blocks(node: onnx.NodeProto, name: str, floats: str) -> StandIns:
     """Of a matrix that MatMulNBits multiplies by: its rows in floats, and all of it where something looks it up."""
     turned = node.op_type == "MatMul" or not attribute(node, "transB", 0)
 
     def stand_ins(learned: LearnedWeight) -> dict[str, Tensor]:
         values = learned()
-        return {f"{name}_blocks": values.T if turned else values, **dict.fromkeys(unpacked, values)}
+        return {blocks_of(name): values.T if turned else values} | ({floats: values} if floats else {})
 
     return stand_ins
 
@@ -110,7 +118,7 @@ def _integers(node: onnx.NodeProto, name: str) -> StandIns:
 
     def stand_ins(learned: LearnedWeight) -> dict[str, Tensor]:
         integers, scale = shape(learned, settings)
-        return {f"{name}_quantized": integers, f"{name}_scale": scale}
+        return {integers_of(name): integers, scale_of(name): scale}
 
     return stand_ins
 
@@ -139,7 +147,7 @@ def _projection(learned: LearnedWeight, _: Mapping[str, Any]) -> tuple[Tensor, T
 def _recurrence(layer: Layer) -> StandIns:
     def stand_ins(learned: LearnedWeight) -> dict[str, Tensor]:
         return {
-            f"{layer.loop(index)}/{target}_blocks": matrix[rows]
+            in_loop(layer.loop(index), blocks_of(target)): matrix[rows]
             for index, matrix in enumerate(learned())
             for target, rows in layer.products.items()
         }

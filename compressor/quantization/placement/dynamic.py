@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from compressor.errors import StageError
 from compressor.files.graphs import RUNTIME_DOMAIN, attribute, attributes
 from compressor.quantization.grids.weights import WeightGrid
+from compressor.quantization.placement.names import bias_of, integers_of, scale_of, zero_point_of
 from compressor.quantization.placement.recurrent_cells import layer_of, write_layer
 from compressor.quantization.placement.written import Rewriting
 
@@ -56,8 +57,8 @@ class _Placing(Rewriting):
         self._check(node, grid)
         name, source, target = node.input[1], node.input[0], node.output[0]
         stored = self._matrix(name, grid.integers.T if settings.get("transB", 0) else grid.integers)
-        zero_point = self.written.constant(f"{name}_zero_point", grid.zero_point.to(torch.int8).numpy())
-        scale = self.written.constant(f"{name}_scale", (grid.scale * settings.get("alpha", 1.0)).float().numpy())
+        zero_point = self.written.constant(zero_point_of(name), grid.zero_point.to(torch.int8).numpy())
+        scale = self.written.constant(scale_of(name), (grid.scale * settings.get("alpha", 1.0)).float().numpy())
         activation, its_scale, its_zero = self._activation(source)
         bias = node.input[2] if len(node.input) > 2 else ""
         if bias and settings.get("beta", 1.0) != 1.0:
@@ -77,8 +78,8 @@ class _Placing(Rewriting):
         for table, rows in self.tables.items():
             if torch.equal(rows.T, integers):
                 # ONNX Runtime turns constants around when it loads the file: it costs nothing at run time.
-                return self.written.add("Transpose", [table], f"{name}_quantized", perm=[1, 0])
-        return self.written.constant(f"{name}_quantized", integers.to(torch.int8).contiguous().numpy())
+                return self.written.add("Transpose", [table], integers_of(name), perm=[1, 0])
+        return self.written.constant(integers_of(name), integers.to(torch.int8).contiguous().numpy())
 
     def _activation(self, name: str) -> tuple[str, str, str]:
         if name not in self.quantized:
@@ -100,10 +101,10 @@ class _Placing(Rewriting):
             directions, gates, _ = grid.integers.shape
             # The kernel multiplies from the right: (directions, inputs, gates).
             integers = grid.integers.to(torch.int8).transpose(1, 2).contiguous()
-            inputs[position] = self.written.constant(f"{name}_quantized", integers.numpy())
+            inputs[position] = self.written.constant(integers_of(name), integers.numpy())
             shape = (directions, gates) if grid.scale.ndim else (directions,)
-            for part, value in (("scale", grid.scale), ("zero_point", grid.zero_point.to(torch.int8))):
-                scales.append(self.written.constant(f"{name}_{part}", value.expand(shape).contiguous().numpy()))
+            for part, value in ((scale_of, grid.scale), (zero_point_of, grid.zero_point.to(torch.int8))):
+                scales.append(self.written.constant(part(name), value.expand(shape).contiguous().numpy()))
         layer = helper.make_node(
             "DynamicQuantizeLSTM", [*inputs, *scales], node.output, node.name, domain=RUNTIME_DOMAIN
         )
@@ -121,7 +122,7 @@ class _Placing(Rewriting):
         count = len(layer.backward)
         # One product for both directions: they read the same, and two with one scale would not be fused.
         name, product = node.input[1], f"{node.name}_projected"
-        bias = self.written.constant(f"{name}_bias", np.concatenate([layer.biases(index)[0] for index in range(count)]))
+        bias = self.written.constant(bias_of(name), np.concatenate([layer.biases(index)[0] for index in range(count)]))
         self.weights = {**self.weights, name: _of_both(inputs)}
         self.linear(helper.make_node("Gemm", [node.input[0], name, bias], [product], product, transB=1))
         projected = [product] if count == 1 else [f"{product}_{index}" for index in range(count)]
@@ -136,16 +137,16 @@ class _Placing(Rewriting):
         if grid is None or attribute(node, "axis", 0) != 0 or grid.group_size is not None:
             self.written.nodes.append(node)
             return
-        rows = self.written.constant(f"{name}_quantized", grid.integers.to(torch.int8).numpy())
+        rows = self.written.constant(integers_of(name), grid.integers.to(torch.int8).numpy())
         self.tables[rows] = grid.integers
         found = self.written.add("Gather", [rows, indices], f"{node.name}_rows")
         if grid.scale.ndim == 0:
-            scale = self.written.constant(f"{name}_scale", grid.scale.numpy())
-            zero_point = self.written.constant(f"{name}_zero_point", grid.zero_point.to(torch.int8).numpy())
+            scale = self.written.constant(scale_of(name), grid.scale.numpy())
+            zero_point = self.written.constant(zero_point_of(name), grid.zero_point.to(torch.int8).numpy())
             inputs = [found, scale, zero_point]
             self.written.add("DequantizeLinear", inputs, target, name=node.name)
             return
-        scale = self.written.constant(f"{name}_scale", grid.spread(grid.scale).numpy())
+        scale = self.written.constant(scale_of(name), grid.spread(grid.scale).numpy())
         factors = self.written.add("Gather", [scale, indices], f"{node.name}_scales")
         wide = self.written.add("Cast", [found], f"{node.name}_wide", to=TensorProto.FLOAT)
         self.written.add("Mul", [wide, factors], target, name=node.name)

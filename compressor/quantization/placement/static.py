@@ -22,6 +22,15 @@ from compressor.quantization.grids.schemes import Asymmetric, choose_affine, ext
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
 from compressor.quantization.placement.float_layers import keep_float_
 from compressor.quantization.placement.integer_forms import take_integer_forms_
+from compressor.quantization.placement.names import (
+    conversion,
+    dequantized,
+    integers_of,
+    quantized,
+    scale_of,
+    unrounded,
+    zero_point_of,
+)
 from compressor.quantization.placement.saturating_operators import (
     FLOAT_OUTPUTS,
     MOVES,
@@ -151,7 +160,7 @@ class _Placing(Rewriting):
         if name not in self.for_integers and name in self.activations:
             # What computes it is float, and so may be others that read it: they read the float values.
             self.grids[name] = self.activations[name]
-            self.for_integers[name] = f"{name}_DequantizeLinear_Output"
+            self.for_integers[name] = dequantized(name)
             self._pair(name, self.for_integers[name], self.grids[name], name)
         return self.for_integers.get(name, name)
 
@@ -159,11 +168,11 @@ class _Placing(Rewriting):
         name = node.output[position]
         self.grids[name] = grid
         if name in self.outputs:
-            node.output[position] = f"{name}_QuantizeLinear_Input"
+            node.output[position] = unrounded(name)
             self._pair(node.output[position], name, grid, name)
             self.dequantized[name] = name
         else:
-            self.dequantized[name] = f"{name}_DequantizeLinear_Output"
+            self.dequantized[name] = dequantized(name)
             self._pair(name, self.dequantized[name], grid, name)
 
     def _pair(self, source: str, target: str, grid: ActivationGrid, name: str) -> None:
@@ -171,12 +180,11 @@ class _Placing(Rewriting):
         parameters = self._parameters(name, grid.scale.numpy(), zero_point)
         # 16 bits came into ONNX's own operators with opset 21; ONNX Runtime's have them at any.
         domain = RUNTIME_DOMAIN if grid.bits == 16 else ""
-        integers = f"{name}_QuantizeLinear_Output"
         for kind, inputs, output in (
-            ("QuantizeLinear", [source, *parameters], integers),
-            ("DequantizeLinear", [integers, *parameters], target),
+            ("QuantizeLinear", [source, *parameters], quantized(name)),
+            ("DequantizeLinear", [quantized(name), *parameters], target),
         ):
-            self.written.add(kind, inputs, output, name=f"{name}_{kind}", domain=domain)
+            self.written.add(kind, inputs, output, name=conversion(name, kind), domain=domain)
 
     def _weight(self, node: onnx.NodeProto, inputs: list[str]) -> str:
         name = inputs[1]
@@ -188,14 +196,8 @@ class _Placing(Rewriting):
             )
         grid = self._room_for_bias(node, inputs, grid)
         self.weight_scales[name] = grid.scale
-        integers = f"{name}_quantized"
-        self.written.constant(integers, grid.integers.to(torch.int8).numpy())
-        zero_point = grid.zero_point.to(torch.int8).numpy()
-        parameters = self._parameters(name, grid.scale.numpy(), zero_point)
-        target = f"{name}_DequantizeLinear_Output"
-        axis = {} if grid.axis is None else {"axis": grid.axis}
-        self.written.add("DequantizeLinear", [integers, *parameters], target, name=f"{name}_DequantizeLinear", **axis)
-        return target
+        integers, zero_point = (part.to(torch.int8).numpy() for part in (grid.integers, grid.zero_point))
+        return self._stored(name, integers, grid.scale.numpy(), zero_point, grid.axis)
 
     def _bias_steps(self, node: onnx.NodeProto, inputs: list[str], scale: Tensor) -> tuple[Tensor, Tensor] | None:
         """(bias, its scale s_x * s_w), or None where it has to stay float."""
@@ -230,13 +232,8 @@ class _Placing(Rewriting):
         values, scale = found
         low, high = integer_bounds(32, signed=True)
         integers = (values.double() / scale.double()).round().clamp(low, high).to(torch.int32)
-        self.written.constant(f"{name}_quantized", integers.numpy())
-        parameters = self._parameters(name, scale.numpy(), np.zeros(tuple(scale.shape), dtype=np.int32))
-        target = f"{name}_DequantizeLinear_Output"
-        axis = {"axis": 0} if scale.ndim else {}
-        inputs_of = [f"{name}_quantized", *parameters]
-        self.written.add("DequantizeLinear", inputs_of, target, name=f"{name}_DequantizeLinear", **axis)
-        return target
+        zero_point = np.zeros(tuple(scale.shape), dtype=np.int32)
+        return self._stored(name, integers.numpy(), scale.numpy(), zero_point, 0 if scale.ndim else None)
 
     def _constant(self, name: str) -> str:
         if name in self.for_integers:
@@ -245,20 +242,26 @@ class _Placing(Rewriting):
         values = torch.from_numpy(numpy_helper.to_array(self.constants[name]).copy())
         scale, zero_point = choose_affine(*extremes(values), Asymmetric(), signed=signed)
         kind = _NUMPY[8, signed]
-        self.written.constant(
-            f"{name}_quantized", quantize(values, scale, zero_point, signed=signed).numpy().astype(kind)
-        )
-        parameters = self._parameters(name, scale.numpy(), zero_point.numpy().astype(kind))
-        self.for_integers[name] = f"{name}_DequantizeLinear_Output"
-        self.written.add(
-            "DequantizeLinear",
-            [f"{name}_quantized", *parameters],
-            self.for_integers[name],
-            name=f"{name}_DequantizeLinear",
-        )
+        integers = quantize(values, scale, zero_point, signed=signed).numpy().astype(kind)
+        self.for_integers[name] = self._stored(name, integers, scale.numpy(), zero_point.numpy().astype(kind), None)
         return self.for_integers[name]
 
+    def _stored(
+        self,
+        name: str,
+        integers: npt.NDArray[Any],
+        scale: npt.NDArray[Any],
+        zero_point: npt.NDArray[Any],
+        axis: int | None,
+    ) -> str:
+        """The floats that are made of a constant's integers; `axis` is that of scales that differ."""
+        inputs = [self.written.constant(integers_of(name), integers), *self._parameters(name, scale, zero_point)]
+        settings = {} if axis is None else {"axis": axis}
+        label = conversion(name, "DequantizeLinear")
+        return self.written.add("DequantizeLinear", inputs, dequantized(name), name=label, **settings)
+
     def _parameters(self, name: str, scale: npt.NDArray[Any], zero_point: npt.NDArray[Any]) -> tuple[str, str]:
-        self.written.constant(f"{name}_scale", scale.astype(np.float32))
-        self.written.constant(f"{name}_zero_point", zero_point)
-        return f"{name}_scale", f"{name}_zero_point"
+        return (
+            self.written.constant(scale_of(name), scale.astype(np.float32)),
+            self.written.constant(zero_point_of(name), zero_point),
+        )

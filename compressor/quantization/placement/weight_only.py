@@ -8,6 +8,7 @@ model, as fast. DequantizeLinear would not be folded, and would run at every cal
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.files.graphs import RUNTIME_DOMAIN, attribute
 from compressor.quantization.grids.schemes import integer_bounds
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
+from compressor.quantization.placement.names import (
+    bias_of,
+    blocks_of,
+    integers_of,
+    scale_of,
+    unpacking,
+    zero_point_of,
+)
 from compressor.quantization.placement.written import Rewriting
 
 # MatMulNBits wants powers of two from 16 on.
@@ -80,19 +89,22 @@ def block_product(
     blocks = -(-inputs // block)
     centred = not bool(zero_point.any())
     bits = 4 if grid.bits <= 4 and centred else 8
+    blocks_name, scale_name, zero_name, bias_name = (
+        part(target) for part in (blocks_of, scale_of, zero_point_of, bias_of)
+    )
     stored = {
-        "blocks": _blocked(integers.numpy(), blocks, block, bits),
-        "scale": scale.expand(channels, blocks).reshape(-1).contiguous().numpy(),
+        blocks_name: _blocked(integers.numpy(), blocks, block, bits),
+        scale_name: scale.expand(channels, blocks).reshape(-1).contiguous().numpy(),
     }
     if not centred:
-        stored["zero_point"] = (zero_point.expand(channels, blocks) + 128).to(torch.uint8).contiguous().numpy()
+        stored[zero_name] = (zero_point.expand(channels, blocks) + 128).to(torch.uint8).contiguous().numpy()
     if bias is not None:
-        stored["bias"] = bias
-    names = [f"{target}_{part}" if part in stored else "" for part in ("blocks", "scale", "zero_point", "", "bias")]
+        stored[bias_name] = bias
+    names = [name if name in stored else "" for name in (blocks_name, scale_name, zero_name, "", bias_name)]
     while not names[-1]:
         names.pop()
     node = _product([source, *names], target, target, shape=(channels, inputs), bits=bits, block=block)
-    return [node], [numpy_helper.from_array(values, f"{target}_{part}") for part, values in stored.items()]
+    return [node], [numpy_helper.from_array(values, name) for name, values in stored.items()]
 
 
 def _product(
@@ -138,8 +150,8 @@ class _Placing(Rewriting):
         bits = 4 if grid.bits <= 4 else 8
         scale = grid.scale if grid.group_size else grid.scale.reshape(-1, 1).expand(channels, blocks)
         packed = _blocked(rows.numpy(), blocks, block, bits)
-        inputs_of = [node.input[0], self.written.constant(f"{name}_blocks", packed)]
-        inputs_of.append(self.written.constant(f"{name}_scale", scale.reshape(-1).contiguous().numpy()))
+        inputs_of = [node.input[0], self.written.constant(blocks_of(name), packed)]
+        inputs_of.append(self.written.constant(scale_of(name), scale.reshape(-1).contiguous().numpy()))
         product = node.output[0] if len(node.input) < 3 else f"{node.output[0]}_product"
         self.written.nodes.append(
             _product(inputs_of, product, node.name, shape=(channels, inputs), bits=bits, block=block)
@@ -159,14 +171,12 @@ class _Placing(Rewriting):
             if grid is None:
                 continue
             stored, scale, zero_point = _foldable(grid)
-            part = self.ahead.add(
-                "Cast", [self.written.constant(f"{name}_quantized", stored)], f"{name}_wide", to=TensorProto.FLOAT
-            )
+            integers = self.written.constant(integers_of(name), stored)
+            part = self._step(name, "wide", "Cast", [integers], to=TensorProto.FLOAT)
             if bool(grid.zero_point.any()):
-                part = self.ahead.add(
-                    "Sub", [part, self.written.constant(f"{name}_zero_point", zero_point)], f"{name}_centred"
-                )
-            part = self.ahead.add("Mul", [part, self.written.constant(f"{name}_scale", scale)], f"{name}_scaled")
+                middle = self.written.constant(zero_point_of(name), zero_point)
+                part = self._step(name, "centred", "Sub", [part, middle])
+            part = self._step(name, "scaled", "Mul", [part, self.written.constant(scale_of(name), scale)])
             node.input[position] = self._shaped(part, name, grid)
 
     def _shaped(self, part: str, name: str, grid: WeightGrid) -> str:
@@ -174,21 +184,23 @@ class _Placing(Rewriting):
             return part
         shape, axis = list(grid.integers.shape), grid.axis
         moved = [shape[axis], *(size for index, size in enumerate(shape) if index != axis)]
-        part = self.ahead.add(
-            "Reshape", [part, self.written.constant(f"{name}_rows", np.array([shape[axis], -1]))], f"{name}_flat"
-        )
+        rows = self.written.constant(f"{name}_rows", np.array([shape[axis], -1]))
+        part = self._step(name, "flat", "Reshape", [part, rows])
         inputs = grid.integers.numel() // shape[axis]
         if inputs % grid.group_size:
             ends = [
                 self.written.constant(f"{name}_{key}", np.array([value]))
                 for key, value in (("from", 0), ("to", inputs), ("of", 1))
             ]
-            part = self.ahead.add("Slice", [part, *ends], f"{name}_exact")
-        part = self.ahead.add(
-            "Reshape", [part, self.written.constant(f"{name}_shape", np.array(moved))], f"{name}_moved"
-        )
+            part = self._step(name, "exact", "Slice", [part, *ends])
+        sizes = self.written.constant(f"{name}_shape", np.array(moved))
+        part = self._step(name, "moved", "Reshape", [part, sizes])
         back = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
-        return self.ahead.add("Transpose", [part], f"{name}_float", perm=back) if axis else part
+        return self._step(name, "float", "Transpose", [part], perm=back) if axis else part
+
+    def _step(self, name: str, step: str, kind: str, inputs: list[str], **attributes: Any) -> str:
+        """One step of unpacking the weight `name`, ahead of all that reads it."""
+        return self.ahead.add(kind, inputs, unpacking(name, step), **attributes)
 
     def halve(self, node: onnx.NodeProto, position: int) -> None:
         """Gives `node` a float weight that is cast from float16."""
@@ -196,7 +208,7 @@ class _Placing(Rewriting):
         if tensor is None or not fits_float16(tensor):
             return
         half = self.written.constant(f"{tensor.name}_half", numpy_helper.to_array(tensor).astype(np.float16))
-        node.input[position] = self.ahead.add("Cast", [half], f"{tensor.name}_float", to=TensorProto.FLOAT)
+        node.input[position] = self._step(tensor.name, "float", "Cast", [half], to=TensorProto.FLOAT)
 
 
 def _foldable(grid: WeightGrid) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
