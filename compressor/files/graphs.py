@@ -1,4 +1,4 @@
-"""The grammar of ONNX graphs: who makes and reads each tensor, inside branches and loops too, and what is known of it.
+"""How ONNX graphs are read: who makes and reads each tensor, inside branches and loops too, and what is known of it.
 
 Optional inputs and outputs that are left out have the empty name in ONNX; here they are neither read nor made.
 """

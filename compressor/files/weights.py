@@ -1,4 +1,4 @@
-"""The weights that an ONNX file holds, in float, 8-bit or packed form."""
+"""Counts the weights that an ONNX file holds, and those that are not zero, in float, 8-bit or packed form."""
 
 import math
 from dataclasses import dataclass

@@ -22,10 +22,10 @@ class Operator:
     else, by its ONNX name in `flags`, with `size` = (rows, elements in a row).
     `inputs`, `outputs`: channels or features. `size`: the input map, empty for "linear". `padding`: as in ONNX, all
     begins, then all ends. `flags`: "bias"; "relu" and "add" (a residual sum) done with a convolution or product;
-    "dynamic" (a linear layer whose int8 form finds its ranges at run time); "bidirectional". `footprint`: KiB of
-    weights of the whole model where they decide how near to the core this operator's are, 0 where they do not (see
-    `LatencyTable.total`). `precision`: "float32" or
-    "int8" where the file fixes it, "" where the caller of the table decides.
+    "dynamic" (a linear layer whose int8 form finds its ranges at run time); "bidirectional". `footprint`: the KiB that
+    the weights of the whole model take, where that decides how far from the core this operator's weights lie (see
+    `LatencyTable.total`), else 0. `precision`: "float32" or "int8" where the file fixes it, "" where the caller of the
+    table decides.
     """
 
     kind: str

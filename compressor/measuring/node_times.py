@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from compressor.batches import Inputs
-from compressor.files.graphs import inner_graphs, parse
+from compressor.files.graphs import initializers, inner_graphs, output_names, parse
 from compressor.runtime import feeds_of, load_session, session_options
 from compressor.target import Target
 from compressor.workload import resize_batch
@@ -107,7 +107,7 @@ class _Place:
 
 def _places(proto: onnx.ModelProto, modules: Collection[str]) -> list[_Place]:
     """Whose work each node of the graph does."""
-    constants = {tensor.name for tensor in proto.graph.initializer}
+    constants = initializers(proto.graph)
     parents = {name.rpartition(".")[0] for name in modules if name}
     writers: dict[str, int] = {}
     places: list[_Place] = []
@@ -164,7 +164,7 @@ def _name_by_place_(proto: onnx.ModelProto) -> None:
         for number, node in enumerate(graph.node):
             node.name = f"@{number}@"
         return
-    fixed = {value.name for value in graph.output}
+    fixed = output_names(graph)
     names: dict[str, str] = {}
     for number, node in enumerate(graph.node):
         node.name = f"@{number}@"

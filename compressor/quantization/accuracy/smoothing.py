@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from compressor.checks import check_count, check_fraction
 from compressor.errors import StageError
-from compressor.files.graphs import attribute, copy_of, initializers, ranks
+from compressor.files.graphs import attribute, copy_of, initializers, ranks, replace_nodes_
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
     ScalingGroup,
@@ -117,9 +117,7 @@ class SmoothQuant:
             if node.name in nodes:
                 node.input[0] = f"{node.input[0]}_smooth"
             placed.append(node)
-        ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in placed]
-        del changed.graph.node[:]
-        changed.graph.node.extend(ordered)
+        replace_nodes_(changed.graph, placed)
         return with_weights(changed, weights)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 import onnx
 
 from compressor.batches import Inputs
+from compressor.files.graphs import initializers
 from compressor.measuring.node_times import kernel_times
 from compressor.quantization.file.audit import original_name
 from compressor.quantization.placement.names import converted_by
@@ -56,7 +57,7 @@ def islands(graph: onnx.ModelProto, static: Collection[str], layers: Collection[
 
     Within an island nothing is converted: of its layers those at the border pay for all.
     """
-    constants = {tensor.name for tensor in graph.graph.initializer}
+    constants = initializers(graph.graph)
     parts: list[tuple[set[str], set[str]]] = []
     for node in graph.graph.node:
         if node.name not in static:

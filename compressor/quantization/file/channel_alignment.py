@@ -32,9 +32,8 @@ _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 def aligned(placed: onnx.ModelProto, isa: Isa) -> onnx.ModelProto:
     """`placed` with zero channels between its integer convolutions, and ahead of those that read the graph's inputs.
 
-    How many is a matter of the CPU class that the file is for.
-
-    Only where activations are uint8: what the kernels of Arm want was not measured. Inputs and outputs of the graph
+    `isa` is the CPU class that the file is for, which decides how many channels are added. They are added where
+    activations are uint8 alone, because what the kernels of Arm want was not measured. Inputs and outputs of the graph
     keep their shapes, and so does whatever an operator reads that knows channels by number (Concat, Reshape, floats).
     """
     wider = copy_of(placed)

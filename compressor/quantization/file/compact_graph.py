@@ -1,4 +1,4 @@
-"""A quantized ONNX graph without what only people read, and what ONNX Runtime makes of it."""
+"""The quantized graph as a small file, without what only people read, and the kernels that ONNX Runtime makes of it."""
 
 import hashlib
 import tempfile

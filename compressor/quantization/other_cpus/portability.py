@@ -1,4 +1,4 @@
-"""What a quantized file does on CPUs that are not at hand, the 8 bits that are safe on all of them, and a note of both.
+"""Keeps a quantized file exact on x86 CPUs that are not at hand: safe weights, a check of each CPU, and a note of it.
 
 x86 CPUs without VNNI saturate pairs of 8-bit products (see `saturation`): the same file can be exact on one machine and
 wrong on the next. Nothing here needs the other machine, since `cpu_emulation` computes what it would.

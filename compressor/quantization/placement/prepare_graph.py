@@ -1,4 +1,4 @@
-"""An exported ONNX graph made ready for quantization."""
+"""An exported ONNX graph made ready for quantization: constants folded, shapes inferred, every node named."""
 
 import logging
 import tempfile

@@ -1,4 +1,4 @@
-"""A graph that is written anew node by node, as every placement of integers does it: what is added, and how it ends."""
+"""How every placement writes a graph anew: the nodes and constants that it adds, and what becomes of the old ones."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
