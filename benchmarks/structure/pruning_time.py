@@ -26,8 +26,9 @@ from compressor.machine import environment
 from compressor.stage import Context
 from compressor.storage import read_json, write_json
 from compressor.target import Target
-from compressor.workload import Workload, call_model, output_tensor
+from compressor.workload import call_model, output_tensor
 from workbench import ROOT
+from workbench.same_data import same_data
 
 RESULT = RESULTS / "pruning-time.json"
 TOOLS = ("compressor", "torch-pruning")
@@ -165,23 +166,12 @@ def our_graph(model: nn.Module, example: dict[str, Tensor]) -> None:
 
 
 def our_pruning(model: nn.Module, example: dict[str, Tensor]) -> tuple[nn.Module, object]:
-    from compressor.metrics import Metric
     from compressor.pruning.ranking.criteria import L1
     from compressor.pruning.ranking.scope import PerLayer
     from compressor.stages import PruneChannels
 
     data = [(example, torch.zeros(2, dtype=torch.long))]
-    workload = Workload(
-        name="random",
-        model=model,
-        example_inputs=example,
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=nn.functional.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    workload = same_data(model, data, example)
     stage = PruneChannels(remove=0.5, criterion=L1(), scope=PerLayer(), align=1)
     return stage.apply(model, workload, Context(progress=False)), lambda _: None
 

@@ -19,17 +19,9 @@ from compressor.training.loop import train
 from compressor.training.snapshots import capture
 from compressor.training.teaching import soft_target_loss
 from compressor.workload import Workload
+from workbench.comparison import same_weights
 
 SHORT = {"epochs": 2, "learning_rate": 0.02, "tail_epochs": 1}
-
-
-@pytest.fixture
-def one_thread():
-    """The same bits are promised for the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -51,11 +43,6 @@ def augmented(trained_workload) -> Workload:
 def student_of(kind: type[nn.Module], width: int = 8) -> nn.Module:
     torch.manual_seed(3)
     return kind(width).eval()
-
-
-def equal(left: nn.Module, right: nn.Module) -> bool:
-    ours, theirs = capture(left), capture(right)
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_soft_target_loss_by_hand() -> None:
@@ -90,7 +77,7 @@ def test_a_student_learns_from_its_teacher(augmented, tiny_cnn) -> None:
     assert all(torch.equal(reference[name], value) for name, value in capture(augmented.model).items())
 
 
-def test_remembered_outputs_give_the_bits_of_computed_ones(augmented, tiny_cnn, one_thread, monkeypatch) -> None:
+def test_remembered_outputs_give_the_bits_of_computed_ones(augmented, tiny_cnn, monkeypatch) -> None:
     """With one view every later epoch is answered from memory, and the student is the same to the bit without it."""
     cached, computed = student_of(tiny_cnn), student_of(tiny_cnn)
     context = Context(progress=False)
@@ -101,10 +88,10 @@ def test_remembered_outputs_give_the_bits_of_computed_ones(augmented, tiny_cnn, 
     context = Context(progress=False)
     Distill(**SHORT, views=1).apply(computed, augmented, context)
     assert context.details["teacher_cache"].startswith("0 of 9 batches")
-    assert equal(cached, computed)
+    assert same_weights(cached, computed)
 
 
-def test_a_stream_that_does_not_replay_is_noticed(augmented, tiny_cnn, one_thread) -> None:
+def test_a_stream_that_does_not_replay_is_noticed(augmented, tiny_cnn) -> None:
     """Batches mirrored by a private random source, with equal sums, are not mixed up with the remembered ones."""
     source = torch.Generator().manual_seed(0)
     batches = augmented.train
@@ -124,7 +111,7 @@ def test_a_stream_that_does_not_replay_is_noticed(augmented, tiny_cnn, one_threa
     assert all(bool(value.isfinite().all()) for value in capture(student).values())
 
 
-def test_a_killed_distillation_resumes_to_the_same_bits(augmented, tiny_cnn, tmp_path: Path, one_thread, monkeypatch):
+def test_a_killed_distillation_resumes_to_the_same_bits(augmented, tiny_cnn, tmp_path: Path, monkeypatch):
     """What the teacher had answered before a kill is computed again, to the same end."""
     steady, resumed = student_of(tiny_cnn), student_of(tiny_cnn)
     stage = Distill(**SHORT, views=1)
@@ -147,7 +134,7 @@ def test_a_killed_distillation_resumes_to_the_same_bits(augmented, tiny_cnn, tmp
     context = Context(progress=False, folder=tmp_path)
     stage.apply(resumed, augmented, context)
     assert context.details["teacher_cache"].startswith("3 of 6 batches")
-    assert equal(resumed, steady)
+    assert same_weights(resumed, steady)
 
 
 def test_a_regression_student_is_drawn_to_the_teachers_output() -> None:

@@ -21,18 +21,10 @@ from compressor.training.optimization import ADAMW_RATE, Cycle, is_adaptive, one
 from compressor.training.precision import Form
 from compressor.training.snapshots import capture, read_snapshot
 from compressor.workload import Workload, predict
+from workbench.comparison import same_weights
 from workbench.same_data import same_data
 
 QUIET = Context(progress=False)
-
-
-@pytest.fixture
-def one_thread():
-    """The same bits are promised for the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def line_workload(model: nn.Module, *, batch_size: int = 4, count: int = 16) -> Workload:
@@ -40,11 +32,6 @@ def line_workload(model: nn.Module, *, batch_size: int = 4, count: int = 16) -> 
     x = torch.linspace(-1, 1, count).unsqueeze(1)
     batches = Batches((x, 2 * x), batch_size=batch_size)
     return same_data(model, batches, x[:2], loss=F.mse_loss, metric=Metric.mse())
-
-
-def equal(left: nn.Module, right: nn.Module) -> bool:
-    ours, theirs = capture(left), capture(right)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def plain_loss(model, inputs, targets, position) -> Tensor:
@@ -86,14 +73,14 @@ def test_the_callers_state_is_left_alone(tiny_workload) -> None:
     assert all(torch.equal(reference[name], value) for name, value in capture(tiny_workload.model).items())
 
 
-def test_same_seed_same_bits_whatever_was_drawn_before(tiny_workload, one_thread) -> None:
+def test_same_seed_same_bits_whatever_was_drawn_before(tiny_workload) -> None:
     """Two trainings of one seed agree to the bit; another seed gives other weights."""
     models = [copy.deepcopy(tiny_workload.model) for _ in range(3)]
     for number, (model, seed) in enumerate(zip(models, (1, 1, 2), strict=True)):
         torch.manual_seed(number)
         train(model, tiny_workload, epochs=1, learning_rate=0.05, context=Context(seed=seed, progress=False))
-    assert equal(models[0], models[1])
-    assert not equal(models[0], models[2])
+    assert same_weights(models[0], models[1])
+    assert not same_weights(models[0], models[2])
 
 
 def test_one_view_replays_the_same_batches(tiny_workload) -> None:
@@ -193,7 +180,7 @@ def test_a_training_that_never_converges_is_given_up(tiny_workload) -> None:
 
 
 @pytest.mark.parametrize("killed_at", [1, 2])
-def test_a_killed_training_resumes_to_the_same_bits(tiny_workload, tmp_path: Path, one_thread, killed_at) -> None:
+def test_a_killed_training_resumes_to_the_same_bits(tiny_workload, tmp_path: Path, killed_at) -> None:
     """A run that dies in an epoch goes on from the last complete one and ends with the uninterrupted run's weights."""
     steady, broken = (copy.deepcopy(tiny_workload.model) for _ in range(2))
     expected = train(steady, tiny_workload, epochs=3, learning_rate=0.05, context=QUIET, objective=plain_loss)
@@ -215,10 +202,10 @@ def test_a_killed_training_resumes_to_the_same_bits(tiny_workload, tmp_path: Pat
     logs = train(resumed, tiny_workload, epochs=3, learning_rate=0.05, context=context, objective=watching)
     assert set(seen) == set(range(killed_at, 3))
     assert [(log.loss, log.score) for log in logs] == [(log.loss, log.score) for log in expected]
-    assert equal(resumed, steady)
+    assert same_weights(resumed, steady)
 
 
-def test_adamw_resumes_to_the_same_bits_too(tmp_path: Path, one_thread) -> None:
+def test_adamw_resumes_to_the_same_bits_too(tmp_path: Path) -> None:
     """The moments and step counts of AdamW are part of the snapshot."""
     torch.manual_seed(0)
     start = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Dropout(0.2), nn.Linear(4, 1))
@@ -238,7 +225,7 @@ def test_adamw_resumes_to_the_same_bits_too(tmp_path: Path, one_thread) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         run(copy.deepcopy(start), context, dying)
     run(resumed, context)
-    assert equal(resumed, steady)
+    assert same_weights(resumed, steady)
 
 
 def test_a_finished_training_is_not_repeated(tiny_workload, tmp_path: Path) -> None:
@@ -258,7 +245,7 @@ def test_a_finished_training_is_not_repeated(tiny_workload, tmp_path: Path) -> N
     assert run(models[0]) == 7
     assert [path.name for path in tmp_path.iterdir()] == ["a-b.safetensors"]
     assert run(models[1]) == 0
-    assert equal(models[0], models[1])
+    assert same_weights(models[0], models[1])
     with torch.no_grad():
         models[2].linear.bias.add_(1)
     assert run(models[2]) == 7

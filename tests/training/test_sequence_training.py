@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,10 @@ from compressor.quantization.grids.schemes import Asymmetric, PerBlock, Symmetri
 from compressor.quantization.learning.fake_quantization import FakeQuantizedGraph
 from compressor.quantization.placement.forms import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.post_training import Prepared, prepare
-from compressor.runtime import feeds_of, load_session, session_options
 from compressor.stage import Context
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.workload import Workload
+from workbench.comparison import FUSED, PLAIN, outputs_at
 
 
 class Tagger(nn.Module):
@@ -136,17 +135,6 @@ def disturb_(learner: FakeQuantizedGraph) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
 
 
-def outputs_of(placed: bytes, level: ort.GraphOptimizationLevel) -> np.ndarray:
-    options = session_options()
-    options.graph_optimization_level = level
-    session = load_session(placed, options)
-    result: np.ndarray = session.run(None, feeds_of(session, WORDS))[0]
-    return result
-
-
-PLAIN, FUSED = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-
-
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_torch_computes_what_the_file_computes(name: str) -> None:
     """After learning, torch and ONNX Runtime, fused and not, agree, and the file has the kernels that it had."""
@@ -156,14 +144,14 @@ def test_torch_computes_what_the_file_computes(name: str) -> None:
     placed, before = serialize(placed_by(learner, prepared)), serialize(prepared.place())
     with torch.no_grad():
         ours = learner(WORDS).numpy()
-    plain = outputs_of(placed, PLAIN)
+    plain = outputs_at(placed, WORDS, PLAIN)
     spread = float(plain.std())
     # A tie that falls the other way moves one value by a step; most outputs see none.
-    for theirs in (plain, outputs_of(placed, FUSED)):
+    for theirs in (plain, outputs_at(placed, WORDS, FUSED)):
         assert float(np.abs(ours - theirs).mean()) < 0.002 * spread
         assert float(np.abs(ours - theirs).max()) < 0.05 * spread
     # It has become another one meanwhile.
-    assert float(np.abs(plain - outputs_of(before, PLAIN)).mean()) > 0.02 * spread
+    assert float(np.abs(plain - outputs_at(before, WORDS, PLAIN)).mean()) > 0.02 * spread
     assert kernels(placed) == kernels(before)
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -27,10 +26,10 @@ from compressor.quantization.learning.learned_grids import (
 )
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.quantization.torch_graph.graph import TorchGraph
-from compressor.runtime import feeds_of, load_session, session_options
 from compressor.stage import Context
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.workload import Workload, first_batches
+from workbench.comparison import FUSED, PLAIN, outputs_at
 
 
 def test_fake_quantize_is_the_round_trip_of_affine() -> None:
@@ -152,14 +151,6 @@ def _disturbed(learner: FakeQuantizedGraph) -> FakeQuantizedGraph:
     return learner
 
 
-def _outputs(placed: bytes, inputs: Tensor, level: ort.GraphOptimizationLevel) -> np.ndarray:
-    options = session_options()
-    options.graph_optimization_level = level
-    session = load_session(placed, options)
-    result: np.ndarray = session.run(None, feeds_of(session, inputs))[0]
-    return result
-
-
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("activations", [Asymmetric(), Symmetric()])
 def test_torch_computes_what_the_file_computes(
@@ -173,8 +164,8 @@ def test_torch_computes_what_the_file_computes(
     placed = serialize(replace(prepared, graph=graph, activations=grids, weights=weights).place())
     with torch.no_grad():
         ours = learner(inputs).numpy()
-    plain = _outputs(placed, inputs, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
-    fused = _outputs(placed, inputs, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    plain = outputs_at(placed, inputs, PLAIN)
+    fused = outputs_at(placed, inputs, FUSED)
     spread = float(plain.std())
     # A tie that falls the other way moves one value of a feature map by a step; most outputs see none.
     for theirs in (plain, fused):
@@ -208,7 +199,7 @@ def test_moved_values_keep_the_learned_grid_of_their_source(tiny_workload: Workl
     placed = serialize(replace(prepared, graph=graph, activations=grids, weights=weights).place())
     with torch.no_grad():
         ours = learner(inputs).numpy()
-    theirs = _outputs(placed, inputs, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    theirs = outputs_at(placed, inputs, PLAIN)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert kernels(placed) == kernels(serialize(prepared.place()))
 
