@@ -7,10 +7,9 @@ what is not: weights that arrive from memory, starts of small operators.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -74,11 +73,6 @@ class CountGoal:
     def choose(self, items: Sequence[Item], cost: Cost, limit: float, start: State) -> Chosen:
         """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
         return choose_structure(items, cost, limit, start)
-
-    def beside(self, model: nn.Module) -> dict[str, Any]:
-        """What else of `model` the report is told: nothing."""
-        del model
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +159,13 @@ class LatencyGoal:
         """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
         return choose_structure(items, cost, limit, start)
 
-    def beside(self, model: nn.Module) -> dict[str, Any]:
-        """What else of `model` the report is told: nothing."""
-        del model
-        return {}
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """The latency efficiency of a choice in one form, above 0: as it was predicted, and as it was measured."""
+
+    predicted: float
+    measured: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,31 +257,26 @@ class EfficientGoal:
         self.promised.update({goal.target.form: count / time for goal, time in zip(self.timed, times, strict=True)})
         return replace(found, cost=cost([found.state])[0])
 
-    def beside(self, model: nn.Module) -> dict[str, Any]:
-        """What else of `model` the report is told: the efficiency in every form, asked, predicted and measured."""
+    def efficiencies(self, model: nn.Module) -> dict[str, Efficiency]:
+        """The efficiency of `model`, which is the last choice built, in every form."""
         count = self.measured(model).value / self.reference
-        measured = {goal.target.form: count * goal.reference / goal.measured(model).value for goal in self.timed}
         return {
-            "efficiency": {
-                "asked": self.efficiency,
-                **{
-                    form: {"predicted": float(f"{self.promised[form]:.4g}"), "measured": float(f"{value:.4g}")}
-                    for form, value in measured.items()
-                },
-            }
+            goal.target.form: Efficiency(
+                predicted=self.promised[goal.target.form],
+                measured=count * goal.reference / goal.measured(model).value,
+            )
+            for goal in self.timed
         }
 
-    def shortfall(self, beside: dict[str, Any]) -> float:
-        """How far the form that is worst off, by `beside`, was measured below the efficiency asked for; at least 0."""
-        measured: list[float] = [beside["efficiency"][goal.target.form]["measured"] for goal in self.timed]
-        return max(0.0, self.efficiency - min(measured))
+    def shortfall(self, found: Mapping[str, Efficiency]) -> float:
+        """How far the form that is worst off in `found` was measured below the efficiency asked for; at least 0."""
+        return max(0.0, self.efficiency - min(found[goal.target.form].measured for goal in self.timed))
 
-    def learn(self, beside: dict[str, Any]) -> None:
-        """Takes what comes from now on as so much slower or faster than predicted as the choice of `beside` was."""
+    def learn(self, found: Mapping[str, Efficiency]) -> None:
+        """Takes what comes from now on as so much slower or faster than predicted as what `found` was."""
         for goal in self.timed:
             form = goal.target.form
-            told = beside["efficiency"][form]
-            self.slower[form] = self.slower.get(form, 1.0) * told["predicted"] / told["measured"]
+            self.slower[form] = self.slower.get(form, 1.0) * found[form].predicted / found[form].measured
 
 
 Goal = CountGoal | LatencyGoal | EfficientGoal

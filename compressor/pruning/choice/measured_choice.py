@@ -4,15 +4,15 @@ What can be off is what the choice costs, and, where milliseconds are to fall in
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from compressor.errors import StageError
 from compressor.estimate import Estimate
-from compressor.pruning.choice.goals import EfficientGoal, Goal
+from compressor.pruning.choice.goals import Efficiency, EfficientGoal, Goal
 from compressor.pruning.choice.targets import PruningTarget
 from compressor.structure.plan import Entry, apply_plan_
 
@@ -31,6 +31,18 @@ class Proposal:
     predicted: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A choice that was built, with what it really costs in the goal's unit; decisions are made on it, unrounded.
+
+    `efficiency` is that of each form that a goal asks it for, by form; empty where that was not measured.
+    """
+
+    proposal: Proposal
+    cost: Estimate
+    efficiency: Mapping[str, Efficiency] = field(default_factory=dict)
+
+
 def measured_choice(
     goal: Goal,
     target: PruningTarget,
@@ -43,57 +55,68 @@ def measured_choice(
     `model` is what the entries are carried out on, on a copy. `details` get "target", and "first_choice" or
     "second_choice" for what was not taken. Raises StageError where what is left costs no less than before.
     """
-    first = propose(goal.limit)
-    taken, measured = first, goal.measured(_built(model, first))
-    details["target"] = _told(goal, target, first, measured)
-    if missed(goal, measured):
+
+    def measured(proposal: Proposal) -> Measured:
+        return Measured(proposal=proposal, cost=goal.measured(_built(model, proposal)))
+
+    taken = measured(propose(goal.limit))
+    details["target"] = _told(goal, target, taken)
+    if missed(goal, taken.cost):
         try:
-            second = propose(goal.limit * first.predicted / measured.value)
+            second = propose(goal.limit * taken.proposal.predicted / taken.cost.value)
         except StageError as error:
             details["second_choice"] = str(error)
-            second = first
-        if second.state != first.state:
-            again = goal.measured(_built(model, second))
-            if nearer(goal, again, measured):
-                details["first_choice"] = details["target"]
-                details["target"] = _told(goal, target, second, again)
-                taken, measured = second, again
+            second = taken.proposal
+        if second.state != taken.proposal.state:
+            again = measured(second)
+            if nearer(goal, again.cost, taken.cost):
+                details["first_choice"] = _told(goal, target, taken)
+                details["target"] = _told(goal, target, again)
+                taken = again
             else:
-                details["second_choice"] = _told(goal, target, second, again)
-    if measured.value >= goal.start:
+                details["second_choice"] = _told(goal, target, again)
+    if taken.cost.value >= goal.start:
         raise StageError(
-            f"{target!r}: the best choice was measured at {measured.value:.4g} {goal.unit}, no less than the "
+            f"{target!r}: the best choice was measured at {taken.cost.value:.4g} {goal.unit}, no less than the "
             f"{goal.start:.4g} {goal.unit} it has; raise the target, or leave this stage out"
         )
-    details["target"] |= goal.beside(_built(model, taken))
-    if isinstance(goal, EfficientGoal) and goal.shortfall(details["target"]) > _TOLERANCE:
-        taken = _in_step(goal, model, taken, propose, details)
-    return taken
+    if isinstance(goal, EfficientGoal):
+        taken = _in_step(goal, model, taken, propose, target=target, details=details)
+    return taken.proposal
 
 
 def _in_step(
     goal: EfficientGoal,
     model: nn.Module,
-    first: Proposal,
+    taken: Measured,
     propose: Callable[[float], Proposal],
+    *,
+    target: PruningTarget,
     details: dict[str, Any],
-) -> Proposal:
-    """What `propose` gives once `goal` has learned from `first`, where that was measured to be nearer to it."""
-    told = details["target"]
-    goal.learn(told)
+) -> Measured:
+    """`taken` with its efficiency; where that falls short, what `propose` gives once `goal` has learned from it.
+
+    The second one has to be measured nearer to the goal.
+    """
+    first = replace(taken, efficiency=goal.efficiencies(_built(model, taken.proposal)))
+    details["target"] = _told(goal, target, first)
+    if goal.shortfall(first.efficiency) <= _TOLERANCE:
+        return first
+    goal.learn(first.efficiency)
     try:
-        second = propose(goal.limit)
+        proposal = propose(goal.limit)
     except StageError as error:
         details["second_choice"] = str(error)
         return first
-    if second.state == first.state:
+    if proposal.state == first.proposal.state:
         return first
-    built = _built(model, second)
-    again = told | _costs(goal, second, goal.measured(built)) | goal.beside(built)
-    if again["measured"] <= goal.limit * (1 + _TOLERANCE) and goal.shortfall(again) < goal.shortfall(told):
-        details["first_choice"], details["target"] = told, again
+    built = _built(model, proposal)
+    second = Measured(proposal=proposal, cost=goal.measured(built), efficiency=goal.efficiencies(built))
+    within = second.cost.value <= goal.limit * (1 + _TOLERANCE)
+    if within and goal.shortfall(second.efficiency) < goal.shortfall(first.efficiency):
+        details["first_choice"], details["target"] = _told(goal, target, first), _told(goal, target, second)
         return second
-    details["second_choice"] = again
+    details["second_choice"] = _told(goal, target, second)
     return first
 
 
@@ -116,19 +139,23 @@ def _built(model: nn.Module, proposal: Proposal) -> nn.Module:
     return apply_plan_(copy.deepcopy(model), proposal.entries)
 
 
-def _told(goal: Goal, target: PruningTarget, proposal: Proposal, measured: Estimate) -> dict[str, Any]:
-    return {"target": repr(target), "unit": goal.unit, **_costs(goal, proposal, measured)}
-
-
-def _costs(goal: Goal, proposal: Proposal, measured: Estimate) -> dict[str, float]:
+def _told(goal: Goal, target: PruningTarget, measured: Measured) -> dict[str, Any]:
+    """What the report is told of a choice, rounded."""
     numbers = {
         "reference": goal.reference,
         "start": goal.start,
         "limit": goal.limit,
-        "predicted": proposal.predicted,
-        "measured": measured.value,
-        "measured_low": measured.low,
-        "measured_high": measured.high,
-        "fraction_of_reference": measured.value / goal.reference,
+        "predicted": measured.proposal.predicted,
+        "measured": measured.cost.value,
+        "measured_low": measured.cost.low,
+        "measured_high": measured.cost.high,
+        "fraction_of_reference": measured.cost.value / goal.reference,
     }
-    return {key: float(f"{value:.5g}") for key, value in numbers.items()}
+    told: dict[str, Any] = {"target": repr(target), "unit": goal.unit}
+    told |= {key: float(f"{value:.5g}") for key, value in numbers.items()}
+    if isinstance(goal, EfficientGoal) and measured.efficiency:
+        told["efficiency"] = {"asked": goal.efficiency} | {
+            form: {key: float(f"{value:.4g}") for key, value in asdict(found).items()}
+            for form, found in measured.efficiency.items()
+        }
+    return told
