@@ -130,7 +130,12 @@ class PruneChannels:
                     locked=narrowing.book.reasons(),
                     way_out="raise the target, set a smaller align, or let ShrinkStructure drop blocks too",
                 ) from error
-            return Proposal(entries=entries, state=narrowing.widths, predicted=cost([narrowing.widths])[0])
+            return Proposal(
+                entries=entries,
+                state=narrowing.widths,
+                predicted=cost([narrowing.widths])[0],
+                efficiency=goal.predicted_efficiency(cost, narrowing.widths),
+            )
 
         if share < 1:
             return propose(goal.start - share * (goal.start - goal.limit)).entries

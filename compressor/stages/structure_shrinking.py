@@ -179,7 +179,12 @@ class _Search:
             self.locked.update(broken)
             if len(self.locked) == locked:
                 entries += self._drops()
-                return Proposal(entries=entries, state=self.state, predicted=self.predicted)
+                return Proposal(
+                    entries=entries,
+                    state=self.state,
+                    predicted=self.predicted,
+                    efficiency=self.goal.predicted_efficiency(self.cost, self.state),
+                )
             # What turned out to be locked stays whole, and the rest makes up for it.
             self._visited.clear()
             self.items = [

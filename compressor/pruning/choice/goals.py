@@ -74,6 +74,11 @@ class CountGoal:
         """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
         return choose_structure(items, cost, limit, start)
 
+    def predicted_efficiency(self, cost: Cost, state: State) -> dict[str, float]:
+        """None, by no form: what is not asked for is not predicted."""
+        del cost, state
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyGoal:
@@ -159,6 +164,11 @@ class LatencyGoal:
         """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
         return choose_structure(items, cost, limit, start)
 
+    def predicted_efficiency(self, cost: Cost, state: State) -> dict[str, float]:
+        """None, by no form: what is not asked for is not predicted."""
+        del cost, state
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
@@ -178,8 +188,7 @@ class EfficientGoal:
     counted: CountGoal
     timed: tuple[LatencyGoal, ...]
     efficiency: float
-    # By form, what was predicted of the last choice, and how much longer than predicted a measured one took.
-    promised: dict[str, float] = field(default_factory=dict)
+    # By form, how much longer than predicted a measured choice took.
     slower: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -227,22 +236,10 @@ class EfficientGoal:
         """The state of the least loss within `limit` and of the efficiency asked for, or of the nearest to it."""
         assert isinstance(cost, TimedCost)  # `costs` made it
 
-        def shares(states: Sequence[State]) -> list[tuple[float, list[float]]]:
-            return [
-                (
-                    count / self.reference,
-                    [
-                        self.slower.get(goal.target.form, 1.0) * ms / goal.reference
-                        for ms, goal in zip(times, self.timed, strict=True)
-                    ],
-                )
-                for count, times in cost.of(states)
-            ]
-
         def excess(efficiency: float, states: Sequence[State]) -> list[tuple[float, ...]]:
             return [
                 (count - limit / self.reference, *(efficiency * time - count for time in times))
-                for count, times in shares(states)
+                for count, times in self._shares(cost, states)
             ]
 
         efficiency, found = self.efficiency, None
@@ -253,16 +250,33 @@ class EfficientGoal:
                 efficiency -= _EFFICIENCY_STEP
         if found is None:
             found = choose_structure(items, cost, limit, start)
-        ((count, times),) = shares([found.state])
-        self.promised.update({goal.target.form: count / time for goal, time in zip(self.timed, times, strict=True)})
         return replace(found, cost=cost([found.state])[0])
 
-    def efficiencies(self, model: nn.Module) -> dict[str, Efficiency]:
-        """The efficiency of `model`, which is the last choice built, in every form."""
+    def predicted_efficiency(self, cost: Cost, state: State) -> dict[str, float]:
+        """The latency efficiency that `state` is predicted to have, by form."""
+        assert isinstance(cost, TimedCost)  # `costs` made it
+        ((count, times),) = self._shares(cost, [state])
+        return {goal.target.form: count / time for goal, time in zip(self.timed, times, strict=True)}
+
+    def _shares(self, cost: TimedCost, states: Sequence[State]) -> list[tuple[float, list[float]]]:
+        """What each state is predicted to have of the reference's products, and of its time in each form."""
+        return [
+            (
+                count / self.reference,
+                [
+                    self.slower.get(goal.target.form, 1.0) * ms / goal.reference
+                    for ms, goal in zip(times, self.timed, strict=True)
+                ],
+            )
+            for count, times in cost.of(states)
+        ]
+
+    def efficiencies(self, model: nn.Module, predicted: Mapping[str, float]) -> dict[str, Efficiency]:
+        """The efficiency of `model`, measured in every form, beside the one `predicted`."""
         count = self.measured(model).value / self.reference
         return {
             goal.target.form: Efficiency(
-                predicted=self.promised[goal.target.form],
+                predicted=predicted[goal.target.form],
                 measured=count * goal.reference / goal.measured(model).value,
             )
             for goal in self.timed

@@ -24,11 +24,15 @@ _TOO_FAST = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """The plan entries of a choice, the `state` that they lead to, and what it is predicted to cost."""
+    """The plan entries of a choice, the `state` that they lead to, and what it is predicted to cost.
+
+    `efficiency` is the latency efficiency that it is predicted to have, by form, where a goal asks for one.
+    """
 
     entries: list[Entry]
     state: dict[str, int]
     predicted: float
+    efficiency: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,7 @@ def _in_step(
 
     The second one has to be measured nearer to the goal.
     """
-    first = replace(taken, efficiency=goal.efficiencies(_built(model, taken.proposal)))
+    first = replace(taken, efficiency=goal.efficiencies(_built(model, taken.proposal), taken.proposal.efficiency))
     details["target"] = _told(goal, target, first)
     if goal.shortfall(first.efficiency) <= _TOLERANCE:
         return first
@@ -111,7 +115,9 @@ def _in_step(
     if proposal.state == first.proposal.state:
         return first
     built = _built(model, proposal)
-    second = Measured(proposal=proposal, cost=goal.measured(built), efficiency=goal.efficiencies(built))
+    second = Measured(
+        proposal=proposal, cost=goal.measured(built), efficiency=goal.efficiencies(built, proposal.efficiency)
+    )
     within = second.cost.value <= goal.limit * (1 + _TOLERANCE)
     if within and goal.shortfall(second.efficiency) < goal.shortfall(first.efficiency):
         details["first_choice"], details["target"] = _told(goal, target, first), _told(goal, target, second)

@@ -12,6 +12,7 @@ from compressor.measuring.timing import Timing
 from compressor.pruning.choice import goals
 from compressor.pruning.choice.targets import Macs
 from compressor.pruning.ranking.criteria import L1
+from compressor.pruning.ranking.scope import Isomorphic, PerLayer
 from compressor.stage import Context
 from compressor.stages import PruneChannels
 from compressor.workload import Workload
@@ -90,6 +91,20 @@ def test_one_form_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     _, told = prune(Macs(0.6, efficiency=0.9, forms=("float32",)))
     assert "int8" not in told["efficiency"]
     assert len(clock.timed) == 2
+
+
+@pytest.mark.usefixtures("_last_layer_takes_all_time")
+@pytest.mark.parametrize("scope", [PerLayer(), Isomorphic()])
+def test_the_efficiency_that_is_predicted_is_that_of_the_widths_taken(scope: PerLayer | Isomorphic) -> None:
+    """Also where a scope sets the widths and no efficiency is chosen for: by the table, products over last inputs."""
+    torch.manual_seed(0)
+    task, context = workload(), Context(seed=0, progress=False)
+    stage = PruneChannels(target=Macs(0.6, efficiency=0.9, forms=("float32",)), scope=scope, criterion=L1(), align=1)
+    pruned = stage.apply(copy.deepcopy(task.model), task, context)
+    told = context.details["target"]
+    assert told["fraction_of_reference"] <= 0.6
+    wanted = told["fraction_of_reference"] / (pruned[4].in_features / 16)
+    assert told["efficiency"]["float32"]["predicted"] == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize("slow", [False, True])
