@@ -8,7 +8,7 @@ A field whose type YAML has no word for (a teacher module) cannot be set in a re
 
 import dataclasses
 import types
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import cache, partial
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -26,8 +26,12 @@ from pydantic import (
     create_model,
 )
 
+from compressor.pruning.ranking.criteria import criteria
+from compressor.pruning.ranking.criterion import Criterion
 from compressor.stage import stage_name
 
+# The protocols whose classes other packages may add to: the group of their entry points, and all that there are.
+_OPEN: dict[Any, tuple[str, Callable[[], Mapping[str, type[Any]]]]] = {Criterion: ("compressor.criteria", criteria)}
 _SCALARS = (bool, int, float, str)
 SETTINGS_CONFIG = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 # Marks of a union's choices; pydantic puts them into the place of an error, where no key can be mistaken for them.
@@ -38,7 +42,7 @@ def settings(kind: type[Any]) -> dict[str, Any]:
     """The fields of a dataclass that a recipe can set, with their types."""
     hints = get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind) if field.init]
-    return {name: hint for name in names if (hint := _writable(hints[name])) is not None}
+    return {name: hint for name in names if (hint := _writable(_spelled_out(hints[name]))) is not None}
 
 
 def named(kinds: Mapping[str, type[Any]]) -> Any:
@@ -51,12 +55,17 @@ def list_of(item: Any) -> Any:
     return list[item]
 
 
-@cache
 def model_of(kind: Any) -> Any:
     """The pydantic type of a mapping of `kind`'s fields; what comes out of validation is an instance of `kind`."""
+    # What fields take changes with what is installed.
+    return _model_of(kind, tuple(settings(kind).items()))
+
+
+@cache
+def _model_of(kind: Any, takes: tuple[tuple[str, Any], ...]) -> Any:
     fields: dict[str, Any] = {}
     defaults = {field.name: field for field in dataclasses.fields(kind)}
-    for number, (name, hint) in enumerate(settings(kind).items()):
+    for number, (name, hint) in enumerate(takes):
         field = defaults[name]
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         # An alias, as fields may be called what pydantic's models have as methods (copy, json, schema).
@@ -96,6 +105,12 @@ def fields_of(value: Any) -> dict[str, Any]:
             raise ValueError(
                 f"{stage_name(type(value))}.{field.name} holds a {type(current).__name__}, which a recipe cannot "
                 "hold; leave it at its default or use the Python API"
+            )
+        choices = options(known[field.name])
+        if dataclasses.is_dataclass(current) and type(current) not in choices.values():
+            raise ValueError(
+                f"{stage_name(type(value))}.{field.name} holds a {type(current).__name__}, which no recipe can name, "
+                f"only {type_text(known[field.name])}{_how_to_join(type(value), field.name)}"
             )
         found[field.name] = data_of(current)
     return found
@@ -156,6 +171,20 @@ def _build(kind: type[Any], model: BaseModel) -> Any:
     except TypeError as error:
         # pydantic collects only ValueErrors; a class that refuses by TypeError means the same.
         raise ValueError(str(error)) from error
+
+
+def _spelled_out(hint: Any) -> Any:
+    """`hint` with all classes that recipes can name in the place of their protocol."""
+    members = [
+        kind for member in _members(hint) for kind in (_OPEN[member][1]().values() if member in _OPEN else (member,))
+    ]
+    return Union[tuple(members)]  # noqa: UP007  # the members are only known at run time
+
+
+def _how_to_join(kind: type[Any], field: str) -> str:
+    """The end of a sentence about a class that the field does not take: how others join, where that is possible."""
+    groups = [_OPEN[member][0] for member in _members(get_type_hints(kind)[field]) if member in _OPEN]
+    return "".join(f'; join with an entry point in the group "{group}"' for group in groups)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

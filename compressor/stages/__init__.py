@@ -3,7 +3,6 @@
 A technique is a file in this folder; below stand its import, its name in `__all__` and its class in BUILT_IN.
 """
 
-from importlib.metadata import entry_points
 from typing import Any
 
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
@@ -24,7 +23,7 @@ from compressor.quantization.other_cpus.portability import Portable, SafePairs, 
 from compressor.quantization.placement.forms import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.quantizer import Nearest
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
-from compressor.stage import stage_name
+from compressor.stage import by_name
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.distillation import Distill
@@ -125,12 +124,4 @@ def catalogue() -> dict[str, type[Any]]:
 
     A package adds its own with `[project.entry-points."compressor.stages"]`. Raises ValueError where two share a name.
     """
-    stages = {stage_name(stage): stage for stage in BUILT_IN}
-    for entry in entry_points(group="compressor.stages"):
-        stage = entry.load()
-        name = stage_name(stage)
-        if stages.setdefault(name, stage) is not stage:
-            raise ValueError(
-                f"two stages are called {name!r}: {stages[name].__module__} and {entry.value}; rename the second class"
-            )
-    return stages
+    return by_name(BUILT_IN, "compressor.stages")

@@ -27,7 +27,8 @@ from compressor.pruning.narrowing import (
     survivors,
     why,
 )
-from compressor.pruning.ranking.criteria import Criterion, Taylor, across_groups, channel_scores, unranked
+from compressor.pruning.ranking.criteria import Taylor
+from compressor.pruning.ranking.criterion import Criterion, across_groups, channel_scores, check_criterion, unranked
 from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer, kept_widths
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
 from compressor.stage import Context, Effect
@@ -71,6 +72,7 @@ class PruneChannels:
             )
         if self.remove is not None:
             check_fraction(self.remove, "remove is the fraction of the channels that goes")
+        check_criterion(self.criterion)
         check_globs(self.ignore, "ignore")
         if self.align is not None:
             check_count(self.align, "align is what widths are multiples of", way_out="1 rounds nothing")

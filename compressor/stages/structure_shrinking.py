@@ -29,7 +29,8 @@ from compressor.pruning.narrowing import (
     survivors,
     why,
 )
-from compressor.pruning.ranking.criteria import Criterion, Taylor, channel_scores, unranked
+from compressor.pruning.ranking.criteria import Taylor
+from compressor.pruning.ranking.criterion import Criterion, channel_scores, check_criterion, unranked
 from compressor.stage import Context, Effect
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
 from compressor.structure.graph import StructureGraph, prepare_, trace_structure
@@ -61,6 +62,7 @@ class ShrinkStructure:
 
     def __post_init__(self) -> None:
         check_globs(self.blocks, "blocks")
+        check_criterion(self.criterion)
         check_globs(self.ignore, "ignore")
         if self.align is not None:
             check_count(self.align, "align is what widths are multiples of", way_out="1 rounds nothing")

@@ -1,4 +1,4 @@
-"""By what coupled channels, neurons, heads and recurrent units are judged: value objects, and the scores they give.
+"""By what coupled channels, neurons, heads and recurrent units are judged: the criteria that come with the package.
 
 The arithmetic of each, with its paper, is in `importance.py`. A layer's slices that belong to one unit (the
 four gates of an LSTM's, the features of a head) are judged together, and where a group couples several layers, its
@@ -6,18 +6,17 @@ score is the mean over them.
 """
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compressor.checks import check_count
 from compressor.pruning.ranking.channel_activations import mean_activations
+from compressor.pruning.ranking.criterion import Case, Side, by_everything, by_makers, makers, mean_over_layers
 from compressor.pruning.ranking.gradients import empirical_fisher, loss_gradients
 from compressor.pruning.ranking.importance import (
-    comparable,
     coupled_importance,
     geometric_median_importance,
     hessian_importance,
@@ -27,44 +26,113 @@ from compressor.pruning.ranking.importance import (
     squared_norms,
     taylor_importance,
 )
+from compressor.stage import by_name
 from compressor.structure.couplings import Coupled, Part
 from compressor.structure.tensor_ids import tensors_of
-from compressor.workload import Workload, first_batches
+from compressor.workload import first_batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class L1:
     """The sum of the absolute weights that make a channel (Li et al. 2017)."""
 
+    unranked: ClassVar[str] = "it has no weights to rank it by"
+
+    def scores(self, case: Case) -> dict[str, Tensor]:
+        """The scores of each group's channels, (width,) by its name."""
+        weights = tensors_of(case.model)
+        return mean_over_layers(
+            case.groups,
+            lambda group: by_makers(group, weights, lambda name, dim: norm_importance(weights[name], dim, 1)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class L2:
     """The Euclidean norm of the weights that make a channel."""
+
+    unranked: ClassVar[str] = "it has no weights to rank it by"
+
+    def scores(self, case: Case) -> dict[str, Tensor]:
+        """The scores of each group's channels, (width,) by its name."""
+        weights = tensors_of(case.model)
+        return mean_over_layers(case.groups, lambda group: [squares.sqrt() for squares in _squares(group, weights)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class FPGM:
     """The distance of a channel's weights to those of the layer's other channels (He et al. 2019)."""
 
+    unranked: ClassVar[str] = "it has no weights to rank it by"
+
+    def scores(self, case: Case) -> dict[str, Tensor]:
+        """The scores of each group's channels, (width,) by its name."""
+        weights = tensors_of(case.model)
+        return mean_over_layers(
+            case.groups,
+            lambda group: [
+                geometric_median_importance(_vectors(part, sides, weights, group.width))
+                for part, sides in makers(group, weights)
+            ],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LAMP:
     """A channel's squared norm over that of all larger ones, which compares across layers (Lee et al. 2021)."""
+
+    unranked: ClassVar[str] = "it has no weights to rank it by"
+    compares_groups: ClassVar[bool] = True
+
+    def scores(self, case: Case) -> dict[str, Tensor]:
+        """The scores of each group's channels, (width,) by its name."""
+        weights = tensors_of(case.model)
+        return mean_over_layers(
+            case.groups,
+            lambda group: [lamp_importance(coupled_importance(found)) for found in [_squares(group, weights)] if found],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNormScale:
     """The scale that batch normalization gives a channel (Liu et al. 2017); layers without one are left alone."""
 
+    unranked: ClassVar[str] = "it has no batch normalization whose scale could rank it"
+
+    def scores(self, case: Case) -> dict[str, Tensor]:
+        """The scores of each group's channels, (width,) by its name."""
+        weights = tensors_of(case.model)
+        return mean_over_layers(
+            case.groups,
+            lambda group: [
+                part.fold(scale_importance(weights[name]), group.width)
+                for part in group.parts
+                if part.is_norm
+                for name, _ in part.tensors
+                if name.rpartition(".")[2] == "weight"
+            ],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Taylor:
     """What the loss would change by, to first order, measured on `batches` training batches (Molchanov et al. 2019)."""
 
+    unranked: ClassVar[str] = "the loss has no gradient for its weights"
     batches: int = 8
 
     def __post_init__(self) -> None:
         check_count(self.batches, "batches counts the training batches that gradients come from")
+
+    def scores(self, case: Case) -> dict[str, Tensor]:
+        """The scores of each group's channels, (width,) by its name."""
+        weights, slopes = tensors_of(case.model), loss_gradients(case.model, case.workload, self.batches, case.seed)
+        return mean_over_layers(
+            case.groups,
+            lambda group: by_everything(
+                group, slopes, lambda name, dim: taylor_importance(weights[name], slopes[name], dim)
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +147,7 @@ class Hessian:
     among `samples`: take more.
     """
 
+    unranked: ClassVar[str] = "the loss has no gradient for its weights"
     samples: int = 128
     micro_batch: int = 1
 
@@ -89,6 +158,19 @@ class Hessian:
                 f"together, 1 <= micro_batch <= samples; got samples={self.samples}, micro_batch={self.micro_batch}"
             )
 
+    def scores(self, case: Case) -> dict[str, Tensor]:
+        """The scores of each group's channels, (width,) by its name."""
+        weights = tensors_of(case.model)
+        fisher = empirical_fisher(
+            case.model, case.workload, self.samples, self.micro_batch, case.seed, progress=case.progress
+        )
+        return mean_over_layers(
+            case.groups,
+            lambda group: by_everything(
+                group, fisher, lambda name, dim: hessian_importance(weights[name], fisher[name], dim)
+            ),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Activation:
@@ -98,137 +180,42 @@ class Activation:
     zeros that Hu et al. 2016, "Network Trimming", arXiv:1607.03250, eq. 1, count, so that it works without ReLU.
     """
 
+    unranked: ClassVar[str] = "no layer that reads or makes it can be watched for activations"
     batches: int = 8
 
     def __post_init__(self) -> None:
         check_count(self.batches, "batches counts the calibration batches that activations come from")
+
+    def scores(self, case: Case) -> dict[str, Tensor]:
+        """The scores of each group's channels, (width,) by its name."""
+        data = first_batches(case.workload.calibration, self.batches)
+        fired = mean_activations(case.model, case.groups, data, progress=case.progress)
+        return mean_over_layers(case.groups, lambda group: fired[group.name])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random:
     """Chance, by the run's seed: the control that a criterion has to beat."""
 
-
-Criterion = L1 | L2 | FPGM | LAMP | BatchNormScale | Taylor | Hessian | Activation | Random
-Judge = Callable[[Coupled], list[Tensor]]
-Side = tuple[str, int]
-
-
-class Groups(Protocol):
-    """Anything that knows which channels of a model hang together."""
-
-    @property
-    def groups(self) -> tuple[Coupled, ...]: ...
+    def scores(self, case: Case) -> dict[str, Tensor]:
+        """The scores of each group's channels, (width,) by its name."""
+        return mean_over_layers(case.groups, lambda group: [_chance(group, case.seed)])
 
 
-def channel_scores(
-    criterion: Criterion, model: nn.Module, graph: Groups, workload: Workload, seed: int, *, progress: bool = False
-) -> dict[str, Tensor]:
-    """The scores of each group's channels by group name, (width,) in float64, larger is more important.
+BUILT_IN: tuple[type[Any], ...] = (L1, L2, FPGM, LAMP, BatchNormScale, Taylor, Hessian, Activation, Random)
 
-    `model` is in eval mode, and ends as it was. A group that the criterion has nothing to judge by has scores that are
-    not numbers, all of them: it is to be left alone, for the reason that `unranked` gives. Taylor and Hessian read
-    `workload.train`, shuffled by `seed`; Activation reads `workload.calibration`.
+
+def criteria() -> dict[str, type[Any]]:
+    """Every criterion class by its recipe name: the built-in ones, then those of installed entry points.
+
+    A package adds its own with `[project.entry-points."compressor.criteria"]`. Raises ValueError where two share a
+    name.
     """
-    judge = _judge(criterion, model, graph, workload, seed, progress=progress)
-    return {
-        group.name: coupled_importance(layers)
-        if (layers := judge(group))
-        else torch.full((group.width,), torch.nan, dtype=torch.float64)
-        for group in graph.groups
-    }
-
-
-def unranked(criterion: Criterion) -> str:
-    """Why a group whose scores are not numbers is left alone, as a reason to lock it."""
-    match criterion:
-        case BatchNormScale():
-            return "it has no batch normalization whose scale could rank it"
-        case Taylor() | Hessian():
-            return "the loss has no gradient for its weights"
-        case Activation():
-            return "no layer that reads or makes it can be watched for activations"
-        case _:
-            return "it has no weights to rank it by"
-
-
-def across_groups(criterion: Criterion) -> Callable[[Tensor], Tensor]:
-    """What makes a group's scores comparable with another's: LAMP's are already, others are taken over their mean."""
-    return _as_they_are if isinstance(criterion, LAMP) else comparable
-
-
-def _judge(
-    criterion: Criterion, model: nn.Module, graph: Groups, workload: Workload, seed: int, *, progress: bool
-) -> Judge:
-    """The function that gives the scores of each of a group's layers, (width,) each."""
-    weights = tensors_of(model)
-    match criterion:
-        case L1():
-            return lambda group: _made(group, weights, lambda name, dim: norm_importance(weights[name], dim, 1))
-        case L2():
-            return lambda group: [values.sqrt() for values in _squares(group, weights)]
-        case LAMP():
-            return lambda group: [
-                lamp_importance(coupled_importance(found)) for found in [_squares(group, weights)] if found
-            ]
-        case FPGM():
-            return lambda group: [
-                geometric_median_importance(_vectors(part, sides, weights, group.width))
-                for part, sides in _makers(group, weights)
-            ]
-        case BatchNormScale():
-            return lambda group: [
-                part.fold(scale_importance(weights[name]), group.width)
-                for part in group.parts
-                if part.is_norm
-                for name, _ in part.tensors
-                if name.rpartition(".")[2] == "weight"
-            ]
-        case Random():
-            return lambda group: [_chance(group, seed)]
-        case Taylor() if graph.groups:
-            slopes = loss_gradients(model, workload, criterion.batches, seed)
-            return lambda group: _all(
-                group, slopes, lambda name, dim: taylor_importance(weights[name], slopes[name], dim)
-            )
-        case Hessian() if graph.groups:
-            fisher = empirical_fisher(
-                model, workload, criterion.samples, criterion.micro_batch, seed, progress=progress
-            )
-            return lambda group: _all(
-                group, fisher, lambda name, dim: hessian_importance(weights[name], fisher[name], dim)
-            )
-        case Activation() if graph.groups:
-            data = first_batches(workload.calibration, criterion.batches)
-            fired = mean_activations(model, graph.groups, data, progress=progress)
-            return lambda group: fired[group.name]
-        case _:
-            return lambda _: []
-
-
-def _makers(group: Coupled, weights: dict[str, Tensor]) -> list[tuple[Part, list[Side]]]:
-    """The parts that make the group's channels, with their weight matrices; where none does (an embedding), all."""
-    parts = [part for part in group.parts if part.makes] or list(group.parts)
-    found = [(part, [(name, dim) for name, dim in part.tensors if weights[name].ndim > 1]) for part in parts]
-    return [(part, sides) for part, sides in found if sides]
-
-
-def _made(group: Coupled, weights: dict[str, Tensor], score: Callable[[str, int], Tensor]) -> list[Tensor]:
-    return [_sum(part, sides, score, group.width) for part, sides in _makers(group, weights)]
+    return by_name(BUILT_IN, "compressor.criteria")
 
 
 def _squares(group: Coupled, weights: dict[str, Tensor]) -> list[Tensor]:
-    return _made(group, weights, lambda name, dim: squared_norms(weights[name], dim))
-
-
-def _all(group: Coupled, known: dict[str, Tensor], score: Callable[[str, int], Tensor]) -> list[Tensor]:
-    """The scores by layer of everything that goes with a channel: what makes it, normalizes it and reads it."""
-    found = [(part, [(name, dim) for name, dim in part.tensors if name in known]) for part in group.parts]
-    return [_sum(part, sides, score, group.width) for part, sides in found if sides]
-
-
-def _sum(part: Part, sides: list[Side], score: Callable[[str, int], Tensor], width: int) -> Tensor:
-    return torch.stack([part.fold(score(name, dim), width) for name, dim in sides]).sum(dim=0)
+    return by_makers(group, weights, lambda name, dim: squared_norms(weights[name], dim))
 
 
 def _vectors(part: Part, sides: list[Side], weights: dict[str, Tensor], width: int) -> Tensor:
@@ -250,7 +237,3 @@ def _chance(group: Coupled, seed: int) -> Tensor:
     # By name, so that a group's scores do not depend on which other groups there are.
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(group.name.encode()))
     return torch.rand(group.width, generator=generator, dtype=torch.float64)
-
-
-def _as_they_are(scores: Tensor) -> Tensor:
-    return scores

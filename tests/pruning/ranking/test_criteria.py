@@ -16,14 +16,11 @@ from compressor.pruning.ranking.criteria import (
     LAMP,
     Activation,
     BatchNormScale,
-    Criterion,
     Hessian,
     Random,
     Taylor,
-    across_groups,
-    channel_scores,
-    unranked,
 )
+from compressor.pruning.ranking.criterion import Criterion, across_groups, channel_scores, unranked
 from compressor.pruning.ranking.gradients import empirical_fisher, loss_gradients
 from compressor.structure.couplings import Coupled, Part
 from compressor.structure.graph import trace_structure
