@@ -1,4 +1,4 @@
-"""What stands where a block was."""
+"""The module that stands where a block was taken out: it hands back what it is given."""
 
 from typing import Any
 

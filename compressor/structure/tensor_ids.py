@@ -1,4 +1,4 @@
-"""What a foreign tool did to a network's shapes, read back from tensors whose elements are their own numbers."""
+"""The tensors of a network by name, and what a cut left of them: elements that hold their own numbers tell."""
 
 from dataclasses import dataclass
 from typing import Any

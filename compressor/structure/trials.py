@@ -1,4 +1,4 @@
-"""Whether a model whose structure was changed still works: what a transaction on structure asks before it commits."""
+"""Whether a model whose structure was changed still works: it runs, has gradients, and computes what it should."""
 
 import gc
 import re

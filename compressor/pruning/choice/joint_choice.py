@@ -1,6 +1,6 @@
 """Which widths stay and which blocks go, for the least loss within several limits at once.
 
-The limits are weighted and added up to one, which the knapsack of `structure_choice` keeps; what is exceeded weighs
+The limits are weighted and added up to one, which the knapsack of `knapsack_choice` keeps; what is exceeded weighs
 more the next time (surrogate constraints: Glover 1968, "Surrogate constraints", Operations Research 16; the weights
 follow the multiplicative rule of Arora, Hazan & Kale 2012, "The multiplicative weights update method").
 """

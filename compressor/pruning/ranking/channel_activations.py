@@ -1,4 +1,4 @@
-"""How strongly coupled channels, neurons, heads and recurrent units fire on data, watched by hooks."""
+"""How strongly channels fire on data (neurons, heads and recurrent units, too): hooks watch the layers around them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""By what coupled channels, neurons, heads and recurrent units are judged: the criteria that come with the package.
+"""The criteria that come with the package, by which channels, neurons, heads and recurrent units are judged.
 
 The arithmetic of each, with its paper, is in `importance.py`. A layer's slices that belong to one unit (the
 four gates of an LSTM's, the features of a head) are judged together, and where a group couples several layers, its

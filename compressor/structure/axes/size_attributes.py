@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from compressor.structure.attention import NarrowAttention
 from compressor.structure.axes.axis import Axis, Mask, factors, kept, product
 from compressor.structure.axes.rules import head_count
 from compressor.structure.axes.trace import Trace
@@ -70,7 +71,7 @@ def exact_attributes(model: nn.Module, trace: Trace) -> tuple[Choice, ...]:
         if type(module).__name__ == "Conv1D" and {"nf", "nx"} <= set(vars(module)):  # that of transformers
             add(name, module, "nx", dims["weight"][0])
             add(name, module, "nf", dims["weight"][1])
-        if type(module).__name__ == "NarrowAttention":
+        if isinstance(module, NarrowAttention):
             heads = head_count(next(axes[0] for key, axes in dims.items() if key.endswith("proj_weight")))
             if heads is not None:
                 add(name, module, "num_heads", heads)
@@ -92,7 +93,7 @@ def candidates(modules: dict[str, nn.Module], parts: Iterable[str], axes: Iterab
     found = []
     for name in owners:
         module = modules[name]
-        if type(module).__module__.partition(".")[0] == "torch" or type(module).__name__ == "NarrowAttention":
+        if type(module).__module__.partition(".")[0] == "torch" or isinstance(module, NarrowAttention):
             continue
         for attribute, value in vars(module).items():
             if attribute.startswith("_"):

@@ -75,8 +75,8 @@ class Trace:
 def trace_axes(model: nn.Module, inputs: Inputs) -> Trace:
     """The axes of `model`, in eval mode, as one call on `inputs` shows them. Passes on what the model raises.
 
-    On the meta device nothing is computed. What cannot be told from shapes alone raises there, of which any is a reason
-    to trace with numbers.
+    On the meta device nothing is computed. A model that needs more than shapes fails there, with any kind of error:
+    the caller may then trace it again with numbers.
     """
     trace = Trace()
     watch = _Watch(model, trace)

@@ -1,4 +1,7 @@
-"""Layers that are traced as one operator each, for on tensors without numbers they are many small ones in Python."""
+"""Attention, linear layers and layer norms caught as one operator each, before torch takes them apart.
+
+On tensors without numbers torch runs each of them as many small operators in Python, which take long to trace.
+"""
 
 from collections.abc import Callable
 from typing import Any
