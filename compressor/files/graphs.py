@@ -34,8 +34,12 @@ def copy_of(model: ModelProto) -> ModelProto:
 
 
 def opset_of(model: ModelProto) -> int:
-    """The version of ONNX's own operators in the file."""
-    return next(int(item.version) for item in model.opset_import if item.domain in {"", "ai.onnx"})
+    """The version of ONNX's own operators in the file. Raises ValueError where it names none."""
+    found = next((int(item.version) for item in model.opset_import if item.domain in {"", "ai.onnx"}), None)
+    if found is None:
+        domains = sorted(item.domain for item in model.opset_import)
+        raise ValueError(f"the ONNX model names no version of ONNX's own operators, only of {domains}; export it again")
+    return found
 
 
 def inner_graphs(node: NodeProto) -> list[GraphProto]:

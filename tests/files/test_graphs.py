@@ -151,3 +151,10 @@ def test_a_copy_does_not_follow_the_original() -> None:
     model = nested()
     graphs.copy_of(model).graph.node[0].name = "other"
     assert model.graph.node[0].name == "relu"
+
+
+def test_a_file_without_onnx_operators_has_no_opset() -> None:
+    """A file of operators from elsewhere alone is refused, with the domains that it names."""
+    model = helper.make_model(nested().graph, opset_imports=[helper.make_opsetid("elsewhere", 1)])
+    with pytest.raises(ValueError, match=r"only of \['elsewhere'\]"):
+        graphs.opset_of(model)
