@@ -15,6 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from compressor.files.graphs import attribute, drop_unused_initializers_, initializers, inner_graphs, ranks
+from compressor.files.operators import Family, operator_of
 
 # The module path of a node, as the two exporters of torch write it.
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -132,10 +133,11 @@ def _folded_from(
 ) -> str | None:
     # Exporters fold transposes, BatchNorm and the stacking of recurrent gates into new tensors with numbers for names.
     weight = namer.tensors.get(node.input[1], "") if len(node.input) > 1 else ""
-    if node.op_type in {"Conv", "ConvTranspose"} and position == 2 and weight.endswith("weight"):
+    row = operator_of(node.op_type)
+    if row.family is Family.CONVOLUTION and position == row.inputs.bias and weight.endswith("weight"):
         # A folded BatchNorm leaves its convolution a bias, made in the BatchNorm's scope.
         return weight.removesuffix("weight") + "bias"
-    if node.op_type in {"LSTM", "GRU", "RNN"} and 1 <= position <= 3:
+    if row.recurrence is not None and 1 <= position <= 3:
         return ".".join(filter(None, (scope, "WRB"[position - 1])))
     if tensor.data_type not in _FLOATS or math.prod(tensor.dims) <= 1:
         return None

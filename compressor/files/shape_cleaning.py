@@ -25,10 +25,8 @@ from compressor.files.graphs import (
     output_names,
     producers,
 )
+from compressor.files.operators import Fact, facts_of, operator_of
 
-_RECURRENT = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
-# What hands on zeros whatever its other inputs are.
-_MOVES = frozenset({"Slice", "Expand", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Identity", "Cast", "Concat"})
 # Nodes between a shape and its use, at most: a chain that is longer is not followed.
 _DEPTH = 12
 _SMALL = 16
@@ -71,10 +69,13 @@ class _Graph:
 
     def drop_zero_states_(self) -> None:
         for node in self.graph.node:
-            for index in _RECURRENT.get(node.op_type, ()):
+            recurrence = operator_of(node.op_type).recurrence
+            if recurrence is None:
+                continue
+            for index in recurrence.states:
                 if index < len(node.input) and node.input[index] and self._is_zero(node.input[index]):
                     node.input[index] = ""
-            while node.op_type in _RECURRENT and node.input and not node.input[-1]:
+            while node.input and not node.input[-1]:
                 del node.input[-1]
 
     def fix_reshapes_(self) -> None:
@@ -145,7 +146,7 @@ class _Graph:
             return value is None or not numpy_helper.to_array(value).any()
         if node.op_type == "Concat":
             return all(self._is_zero(part, depth - 1) for part in node.input)
-        return node.op_type in _MOVES and self._is_zero(node.input[0], depth - 1)
+        return Fact.KEEPS_ZEROS in facts_of(node.op_type) and self._is_zero(node.input[0], depth - 1)
 
     def _terms(self, name: str, depth: int = _DEPTH) -> list[_Term] | None:
         """The numbers of the integer tensor `name`, of at most one dimension; None where they cannot be followed."""
@@ -174,7 +175,7 @@ class _Graph:
             return _picked(first, parts[1])
         if node.op_type == "Slice" and first is not None and None not in parts:
             return _sliced(first, [part or [] for part in parts[1:]])
-        if node.op_type in {"Mul", "Div", "Add", "Sub"}:
+        if Fact.BROADCASTS in facts_of(node.op_type):
             return _combined(node.op_type, parts)
         return None
 

@@ -1,7 +1,6 @@
 """Counts the weights that an ONNX file holds, and those that are not zero, in float, 8-bit or packed form."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from onnx.inliner import inline_local_functions
 
 from compressor.files.graphs import initializers, inner_graphs, names_read, parse, replace_nodes_
+from compressor.files.operators import Inputs, operator_of
 from compressor.runtime import open_session
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -18,31 +18,6 @@ _WIDE_INTEGERS = {TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, Tens
 _NEVER = {TensorProto.BOOL, TensorProto.STRING, TensorProto.INT64, TensorProto.UINT64, TensorProto.UNDEFINED}
 
 
-@dataclass(frozen=True)
-class _Quantized:
-    """Where a quantized operator takes integers, each with its zero point's position and axis, and floats."""
-
-    integers: dict[int, tuple[int | None, int]]
-    floats: tuple[int, ...] = ()
-
-
-# Every other input of these operators is a scale or a zero point.
-_QUANTIZED = {
-    "DequantizeLinear": _Quantized({0: (2, 1)}),
-    "QuantizeLinear": _Quantized({}, floats=(0,)),
-    "QLinearConv": _Quantized({0: (2, 1), 3: (5, 0), 8: (None, 0)}),
-    "QLinearMatMul": _Quantized({0: (2, -2), 3: (5, -1)}),
-    "ConvInteger": _Quantized({0: (2, 1), 1: (3, 0)}),
-    "MatMulInteger": _Quantized({0: (2, -2), 1: (3, -1)}),
-    "MatMulIntegerToFloat": _Quantized({0: (4, -2), 1: (5, -1)}, floats=(6,)),
-    "DynamicQuantizeMatMul": _Quantized({1: (3, -1)}, floats=(0, 4)),
-    "DynamicQuantizeLSTM": _Quantized({1: (9, 0), 2: (11, 0)}, floats=(0, 3, 5, 6, 7)),
-    "QGemm": _Quantized({0: (2, 0), 3: (5, -1), 6: (None, 0)}),
-    "QAttention": _Quantized({0: (6, 0), 1: (7, -1)}, floats=(2,)),
-    "MatMulNBits": _Quantized({}, floats=(0, 5)),
-    "QLinearAdd": _Quantized({0: (2, 0), 3: (5, 0)}),
-    "QLinearMul": _Quantized({0: (2, 0), 3: (5, 0)}),
-}
 # What unpacks weights that are stored in fewer bits: it starts from integers of 8 bits, and all else that it reads is
 # constant. Channels of zeros that a Pad adds behind it are no weights.
 _UNPACKING_FROM = {"BitShift", "Cast"}
@@ -51,16 +26,6 @@ _UNPACKING = _UNPACKING_FROM | {
 }
 # By the tensor's identity, which it keeps while it is held here: the tensor, its elements, those that are not zero.
 _Counts = dict[int, tuple[TensorProto, int, int]]
-
-# Settings that are inputs in ONNX though nobody trains them.
-_SETTINGS = {
-    "Clip": (1, 2),
-    "Pad": (1, 2, 3),
-    "Resize": (1, 2, 3),
-    "Upsample": (1,),
-    "Dropout": (1, 2),
-    "Range": (0, 1, 2),
-}
 
 
 def count_parameters(onnx_bytes: bytes) -> tuple[int, int]:
@@ -122,7 +87,7 @@ def _count_graph(graph: onnx.GraphProto, outer: dict[str, TensorProto], counts: 
             _count_graph(inner, known, counts)
         if node.op_type == "MatMulNBits":
             _count_packed(node, known, counts)
-        rules = _QUANTIZED.get(node.op_type)
+        rules = operator_of(node.op_type).inputs
         for position, name in enumerate(node.input):
             tensor = known.get(name)
             if tensor is None or not _is_weight(node, position, tensor, rules) or id(tensor) in counts:
@@ -131,13 +96,13 @@ def _count_graph(graph: onnx.GraphProto, outer: dict[str, TensorProto], counts: 
             counts[id(tensor)] = tensor, math.prod(tensor.dims), _nonzero(tensor, zero)
 
 
-def _is_weight(node: NodeProto, position: int, tensor: TensorProto, rules: _Quantized | None) -> bool:
+def _is_weight(node: NodeProto, position: int, tensor: TensorProto, rules: Inputs) -> bool:
     kind = tensor.data_type
     if kind in _NEVER or not tensor.dims:
         return False
-    if rules is not None:
+    if rules.listed:
         return position in (rules.floats if kind in _FLOATS else rules.integers)
-    if position in _SETTINGS.get(node.op_type, ()):
+    if position in rules.settings:
         return False
     if node.op_type.startswith("QLinear"):
         # Of the remaining such operators (pooling, sigmoid, concatenation) none has weights.
@@ -146,10 +111,10 @@ def _is_weight(node: NodeProto, position: int, tensor: TensorProto, rules: _Quan
 
 
 def _zero_point(
-    node: NodeProto, position: int, rules: _Quantized | None, known: dict[str, TensorProto], dims: list[int]
+    node: NodeProto, position: int, rules: Inputs, known: dict[str, TensorProto], dims: list[int]
 ) -> NDArray[Any] | int:
     """The zero point of an input in a shape that broadcasts against it, 0 where it has none."""
-    if rules is None or position not in rules.integers:
+    if position not in rules.integers:
         return 0
     where, axis = rules.integers[position]
     name = node.input[where] if where is not None and where < len(node.input) else ""
