@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compressor.files.operators import IntegerForm, operator_of
 from compressor.inspection.inspection import Inspection, PrunableGroup
 from compressor.recipe.recipe import Recipe
 from compressor.recipe.text import to_yaml
@@ -13,9 +14,6 @@ from compressor.target import Isa, Target
 _WORTH = 0.15
 # Fewer blocks leave no choice between them.
 _FEWEST_BLOCKS = 3
-# Operators of the optimized graph with an 8-bit kernel of their own, and those whose weights alone can be 8-bit.
-_INTEGER = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM"})
-_WEIGHT_ONLY = frozenset({"GRU", "RNN"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +93,12 @@ def _half_of(share: float) -> dict[str, Any]:
 
 
 def _encoding(inspection: Inspection, target: Target) -> list[_Step]:
-    integer = sum(inspection.operators.get(kind, 0.0) for kind in _INTEGER)
-    weights = sum(inspection.operators.get(kind, 0.0) for kind in _WEIGHT_ONLY)
+    # Of the optimized graph: what has an 8-bit kernel of its own, and that of which the weights alone can be 8-bit.
+    rows = {kind: operator_of(kind) for kind in inspection.operators}
+    multiplying = {kind for kind, row in rows.items() if row.multiplies_floats}
+    cells = {kind for kind in multiplying if rows[kind].integer_form is IntegerForm.CELLS}
+    integer = sum(inspection.operators[kind] for kind in multiplying - cells)
+    weights = sum(inspection.operators[kind] for kind in cells)
     if inspection.operators and integer + weights == 0:
         return []
     if weights > integer:

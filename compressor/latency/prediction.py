@@ -17,6 +17,8 @@ import onnxruntime as ort
 
 from compressor.batches import Inputs
 from compressor.files.graphs import all_graphs, all_nodes, attributes, initializers, inner_graphs
+from compressor.files.operators import Arithmetic, Fact, Family, operator_of
+from compressor.files.operators import Operator as Known
 from compressor.latency.operators import Operator, light, linear, matmul, recurrent
 from compressor.latency.table import LatencyTable
 from compressor.runtime import feeds_of, load_session, session_options
@@ -24,24 +26,8 @@ from compressor.workload import resize_batch
 
 Shape = list[int]
 
-_CONVOLUTIONS = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "QLinearConv", "ConvInteger"})
-_RECURRENT = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn", "DynamicQuantizeLSTM": "lstm"}
-# Matrix products, and where each has its right side.
-_PRODUCTS = {
-    **dict.fromkeys(("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul"), 1),
-    **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), 1),
-    **dict.fromkeys(("QGemm", "QLinearMatMul"), 3),
-}
-_DYNAMIC = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
-_ATTENTION = frozenset({"MultiHeadAttention", "Attention", "QAttention"})
-_INTEGER = frozenset({"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "DynamicQuantizeLSTM", *_DYNAMIC})
-# Inputs of these before the one that holds the data, or beside it, are parameters.
-_NORMS = frozenset(
-    {
-        *("LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"),
-        *("SkipSimplifiedLayerNormalization",),
-    }
-)
+# Inputs of norms before the one that holds the data, or beside it, are parameters.
+_NORMS = (Family.NORM, Family.RESIDUAL_NORM)
 _REDUCING = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "GlobalAveragePool", "QLinearGlobalAveragePool"})
 
 
@@ -87,6 +73,19 @@ class _Run:
 
     def has(self, index: int) -> bool:
         return index < len(self.names) and bool(self.names[index])
+
+    @property
+    def row(self) -> Known:
+        return operator_of(self.kind)
+
+    @property
+    def family(self) -> Family | None:
+        return self.row.family
+
+    @property
+    def on_integers(self) -> bool:
+        # The kernel of stored weights multiplies floats.
+        return self.row.multiplies_integers and self.row.arithmetic is not Arithmetic.STORED
 
 
 @dataclass
@@ -144,10 +143,10 @@ class _Graph:
             # The bodies of branches and loops ran as nodes of their own.
             if ran is not None and not inner_graphs(ran):
                 self.runs.append(_run(ran, event["args"]))
-        self.quantized = any(run.kind in _INTEGER for run in self.runs)
+        self.quantized = any(run.on_integers for run in self.runs)
         # The same distinction by which quantization chooses static or dynamic ranges for linear layers.
         self.sequences = any(
-            run.kind in {*_RECURRENT, *_NORMS, *_ATTENTION}
+            run.family in {Family.RECURRENT, Family.ATTENTION, *_NORMS}
             or (run.kind == "Gather" and run.names[0] in self.constants and "float" in run.types[:1])
             or (run.kind in {"MatMul", "FusedMatMul"} and not self.constants.intersection(run.names))
             for run in self.runs
@@ -169,18 +168,18 @@ def _run(node: onnx.NodeProto, details: Mapping[str, Any]) -> _Run:
 def _operators(run: _Run, graph: _Graph) -> list[Operator]:
     if not run.outputs or not all(map(math.prod, run.outputs)):
         return []
-    if run.kind in _CONVOLUTIONS:
+    if run.family is Family.CONVOLUTION:
         found = [_convolution(run)]
-    elif run.kind in _RECURRENT:
+    elif run.family is Family.RECURRENT:
         found = [_recurrent(run)]
-    elif run.kind in _PRODUCTS:
+    elif run.family is Family.MATRIX and run.row.arithmetic is not Arithmetic.STORED:
         found = [_product(run, graph)]
-    elif run.kind in _ATTENTION:
+    elif run.family is Family.ATTENTION:
         found = _attention(run)
     else:
         found = [_light(run)]
     if graph.quantized:
-        precision = "int8" if run.kind in _INTEGER else "float32"
+        precision = "int8" if run.on_integers else "float32"
         return [replace(operator, precision=precision) for operator in found]
     # Between dynamically quantized layers everything else stays in float.
     fixed = "float32" if graph.sequences else ""
@@ -232,18 +231,19 @@ def _recurrent(run: _Run) -> Operator:
     # A quantized layer has its weights transposed.
     hidden = run.attributes["hidden_size"]
     both = run.attributes.get("direction", b"forward") == b"bidirectional"
-    return recurrent(_RECURRENT[run.kind], inputs, hidden, steps, batch=batch, bidirectional=both)
+    assert run.row.recurrence is not None
+    return recurrent(run.row.recurrence.cell.lower(), inputs, hidden, steps, batch=batch, bidirectional=both)
 
 
 def _product(run: _Run, graph: _Graph) -> Operator:
-    position = _PRODUCTS[run.kind]
+    position = run.row.inputs.weights[0]
     left, made = run.shape(0), run.outputs[0]
     rows = made[-2] if len(made) > 1 and len(left) > 1 else 1
     inner = left[-1] if len(left) < 2 else math.prod(left[-2:]) // max(1, rows)
     if run.names[position] not in graph.constants:
         return matmul(rows, inner, made[-1], batch=math.prod(made[:-2]))
     flags = ["relu"] if "activation" in run.attributes else []
-    if run.kind in _DYNAMIC or (graph.sequences and not graph.quantized):
+    if run.row.arithmetic is Arithmetic.DYNAMIC or (graph.sequences and not graph.quantized):
         flags.append("dynamic")
     return linear(inner, made[-1], math.prod(made[:-1]), flags=flags)
 
@@ -273,7 +273,7 @@ def _light(run: _Run) -> Operator:
     elements, row = math.prod(shape), 1
     if run.kind == "Softmax":
         row = shape[int(run.attributes.get("axis", -1))] if shape else 1
-    elif run.kind in _NORMS:
+    elif run.family in _NORMS:
         row = shape[-1] if shape else 1
     elif run.kind == "BatchNormalization":
         row = max(1, elements // max(1, shape[1]))
@@ -281,7 +281,7 @@ def _light(run: _Run) -> Operator:
         row = max(1, elements // math.prod(run.outputs[0]))
     elif run.kind == "Transpose":
         return _transposition(first, run.attributes.get("perm", [*reversed(range(len(first)))]))
-    elif run.kind in {"Add", "Sub", "Mul", "Div"} and min(map(math.prod, run.inputs)) < elements:
+    elif Fact.BROADCASTS in run.row.facts and min(map(math.prod, run.inputs)) < elements:
         # A bias or a scale: it is met again and again.
         row = min(map(math.prod, run.inputs))
     return light(run.kind, elements, row=row)

@@ -20,15 +20,12 @@ import onnx
 
 from compressor.batches import Inputs
 from compressor.files.graphs import initializers, inner_graphs, output_names, parse
+from compressor.files.operators import Fact, facts_of
 from compressor.runtime import feeds_of, load_session, session_options
 from compressor.target import Target
 from compressor.workload import resize_batch
 
 _PLACE = re.compile(r"@(\d+)@")
-# What these make of a block's result may already be the work of whoever called the block.
-_POOLING = frozenset(
-    {"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "Flatten"}
-)
 _SUFFIX = "_kernel_time"
 _FEWEST_RUNS = 10
 # ONNX Runtime stops recording after a million events, and reading them all back would take longer than the runs.
@@ -137,7 +134,7 @@ def _lifted(proto: onnx.ModelProto, places: list[_Place]) -> list[_Place]:
     for number, node in reversed(list(enumerate(proto.graph.node))):
         place = places[number]
         following = [ahead[name] for name in node.output if name in ahead]
-        if node.op_type in _POOLING and following and not place.weighted:
+        if Fact.POOLS in facts_of(node.op_type) and following and not place.weighted:
             lifted[number] = replace(place, module=_shared(place.module, following[0]))
         if place.weighted or following:
             # Of several ways on, the first in the graph is the one that is left here, as the walk goes backwards.
