@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from compressor.files.graphs import attribute, initializers
+from compressor.files.operators import operator_of
 from compressor.quantization.grids.schemes import PerBlock, PerChannel, Scheme, choose_affine, extremes, integer_bounds
 
 WeightRange = Literal["auto", "minmax", "mse"]
@@ -23,7 +24,6 @@ WeightRange = Literal["auto", "minmax", "mse"]
 _SHRINK_FACTORS = torch.linspace(0.2, 1.0, 81)
 # With more bits the rounding error is small against what clipping would cost, and min-max keeps every weight.
 _FEW_BITS = 5
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,20 +163,12 @@ def _best_shrink(rows: Tensor, low: Tensor, high: Tensor, scheme: Scheme) -> Ten
 
 def weight_positions(node: onnx.NodeProto) -> tuple[int, ...]:
     """The inputs of `node` that may hold weights."""
-    if node.op_type in _RECURRENT:
-        return (1, 2)
-    if node.op_type == "Gather":
-        return (0,)
-    return (1,) if node.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"} else ()
+    return operator_of(node.op_type).inputs.weights
 
 
 def weight_axis(node: onnx.NodeProto, rank: int) -> int:
     """The axis of the output channels in the weight of a node: rows of an embedding, gates of a recurrent layer."""
-    if node.op_type in {"Conv", "Gather"}:
-        return 0
-    # W and R are (directions, gates * hidden, inputs): rows are the output channels, shared by both directions.
-    if node.op_type in {"ConvTranspose", *_RECURRENT}:
-        return 1
     if node.op_type == "Gemm" and attribute(node, "transB", 0):
         return 0
-    return rank - 1
+    axis = operator_of(node.op_type).inputs.channel_axis
+    return axis if axis >= 0 else rank + axis

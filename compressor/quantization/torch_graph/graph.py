@@ -12,28 +12,10 @@ from torch import Tensor, nn
 from compressor.batches import Inputs
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of
+from compressor.files.operators import Fact, operator_of
 from compressor.quantization.torch_graph.operators import Call
 from compressor.quantization.torch_graph.scan import scan
 from compressor.quantization.torch_graph.steps import KNOWN, SCAN, Step, steps_of, torch_tensor
-
-# Inputs that hold weights. Of arithmetic operators, constants of more than one value: biases, scales, embeddings.
-_WEIGHT_INPUTS: Mapping[str, tuple[int, ...]] = {
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (1, 2),
-    "MatMul": (0, 1),
-    "Gather": (0,),
-    "PRelu": (1,),
-    "LSTM": (1, 2, 3),
-    "DynamicQuantizeLSTM": (3,),
-    "GRU": (1, 2, 3),
-    "RNN": (1, 2, 3),
-    "LayerNormalization": (1, 2),
-    "BatchNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "GroupNormalization": (1, 2),
-}
-_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
 class TorchGraph(nn.Module):
@@ -194,6 +176,7 @@ def _weights(graph: onnx.GraphProto) -> set[str]:
         for position, name in enumerate(node.input):
             if name not in floats:
                 continue
-            if position in _WEIGHT_INPUTS.get(node.op_type, ()) or (node.op_type in _ARITHMETIC and floats[name] > 1):
+            row = operator_of(node.op_type)
+            if position in row.inputs.trained or (Fact.BROADCASTS in row.facts and floats[name] > 1):
                 found.add(name)
     return found

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressor.errors import StageError
+from compressor.files.operators import operator_of
 from compressor.quantization.torch_graph.operators import Call, Operator
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -173,7 +174,6 @@ def _resize(call: Call) -> Tensor:
 
 # The order of torch's gates in ONNX's: i, f, g, o from i, o, f, c; r, z, n from z, r, h; an RNN has none.
 _LSTM_GATES, _GRU_GATES, _RNN_GATES = (0, 2, 3, 1), (1, 0, 2), (0,)
-_ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
 
 def _recurrent(call: Call, gates: Sequence[int]) -> tuple[Tensor, list[Tensor], int, int]:
@@ -181,7 +181,9 @@ def _recurrent(call: Call, gates: Sequence[int]) -> tuple[Tensor, list[Tensor], 
     values, inputs, recurrent = call.tensor(0), call.tensor(1), call.tensor(2)
     bias = call.optional(3)
     directions, hidden = inputs.shape[0], recurrent.shape[-1]
-    usual = _ACTIVATIONS[call.operator] * directions
+    recurrence = operator_of(call.operator).recurrence
+    assert recurrence is not None
+    usual = [*recurrence.activations] * directions
     if call.get("layout", 0) or call.get("clip", 0) or call.get("activations", usual) != usual:
         raise _refuse(call, "batch-first layout, a clip or other activations")
     if call.optional(4) is not None:
