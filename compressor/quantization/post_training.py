@@ -13,6 +13,7 @@ import onnx
 
 from compressor.errors import StageError
 from compressor.files.graphs import opset_of, parse
+from compressor.files.operators import heavy_operators
 from compressor.quantization.file.audit import coverage, verified_sqnr
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import serialize
@@ -24,7 +25,7 @@ from compressor.quantization.placement.dynamic import place_dynamic
 from compressor.quantization.placement.float_layers import keep_sums_apart_
 from compressor.quantization.placement.forms import ByFamily, Static
 from compressor.quantization.placement.names import integers_of
-from compressor.quantization.placement.policy import HEAVY, Placement, followers, placement_of
+from compressor.quantization.placement.policy import Placement, followers, placement_of
 from compressor.quantization.placement.prepare_graph import clean_graph, is_quantized
 from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.quantization.placement.transposed_convolutions import as_convolutions
@@ -250,5 +251,5 @@ def _placed(graph: onnx.ModelProto, settings: IntegerSettings) -> Placement:
     placement = placement_of(graph, settings.form, settings.skip)
     if not (placement.static or placement.dynamic or placement.weight_only or placement.float16):
         reasons = "; ".join(f"{count} nodes: {reason}" for reason, count in Counter(placement.left.values()).items())
-        raise StageError(f"nothing to quantize: {reasons or 'the graph has none of ' + ', '.join(HEAVY)}")
+        raise StageError(f"nothing to quantize: {reasons or 'the graph has none of ' + ', '.join(heavy_operators())}")
     return placement

@@ -14,19 +14,12 @@ import onnx
 
 from compressor.errors import StageError
 from compressor.files.graphs import producers, readers
-from compressor.quantization.file.compact_graph import FLOAT_KERNELS, INTEGER_KERNELS, optimized_nodes
-from compressor.quantization.placement.policy import FOLLOWERS, HEAVY, Placement
+from compressor.files.operators import Arithmetic, Fact, Operator, facts_of, operator_of
+from compressor.quantization.file.compact_graph import optimized_nodes
+from compressor.quantization.placement.policy import Placement
 from compressor.runtime import feeds_of, open_session
 from compressor.workload import Workload, first_batches
 
-_CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-# Operators of the optimized graph on 8-bit tensors that multiply no weights.
-_INTEGER_FOLLOWERS = frozenset(
-    {
-        *("QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool"),
-        *("QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "QLinearReduceMean", "QLinearWhere"),
-    }
-)
 # Below this the noise is about as large as the outputs; int8 models that work have 15 dB and more.
 _SQNR_FLOOR_DB = 5.0
 # Batches of calibration data on which the quantized outputs are compared with the float ones.
@@ -54,11 +47,12 @@ def coverage(
     """
     elsewhere = _seen_on() if signed_activations else None
     nodes = optimized_nodes(plain, signed_activations=signed_activations)
-    integer = Counter(node.op_type for node in nodes if node.op_type in INTEGER_KERNELS)
+    rows = {node.op_type: operator_of(node.op_type) for node in nodes}
+    integer = Counter(node.op_type for node in nodes if rows[node.op_type].multiplies_integers)
     stored = len(placement.weight_only) + len(placement.float16)
     left = []
     for node in nodes:
-        if node.op_type in FLOAT_KERNELS:
+        if rows[node.op_type].multiplies_floats:
             name = original_name(node.name, graph)
             reason = placement.left.get(name) or _unfused(name, placement, activation_bits)
             left.append({"node": name, "op": node.op_type, "reason": reason})
@@ -74,13 +68,22 @@ def coverage(
         "quantized": sum(integer.values()) + stored - integer["MatMulNBits"],
         "integer_kernels": dict(sorted(integer.items())),
         "integer_followers": dict(
-            sorted(Counter(node.op_type for node in nodes if node.op_type in _INTEGER_FOLLOWERS).items())
+            sorted(Counter(node.op_type for node in nodes if _follows_on_integers(rows[node.op_type])).items())
         ),
         "left_in_float": left,
         "float_islands": _islands(nodes, graph),
-        "conversions": sum(node.op_type in _CONVERSIONS for node in nodes),
+        "conversions": sum(_converts(node) for node in nodes),
         **({"kernels_seen_on": elsewhere} if elsewhere else {}),
     }
+
+
+def _follows_on_integers(row: Operator) -> bool:
+    """Whether it is an operator of the optimized graph on 8-bit tensors that multiplies no weights."""
+    return row.family is None and row.arithmetic is Arithmetic.STATIC
+
+
+def _converts(node: onnx.NodeProto) -> bool:
+    return Fact.CONVERTS in facts_of(node.op_type)
 
 
 def _seen_on() -> str | None:
@@ -112,7 +115,8 @@ def _islands(nodes: Sequence[onnx.NodeProto], graph: onnx.ModelProto) -> list[di
     made, read = producers(nodes), readers(nodes)
     found = []
     for node in nodes:
-        if node.op_type in _CONVERSIONS | FLOAT_KERNELS | INTEGER_KERNELS:
+        row = operator_of(node.op_type)
+        if _converts(node) or row.multiplies_floats or row.multiplies_integers:
             continue
         sources = [made[name].op_type for name in node.input if name in made]
         after = [reader.op_type for name in node.output for reader in read[name]]
@@ -123,11 +127,12 @@ def _islands(nodes: Sequence[onnx.NodeProto], graph: onnx.ModelProto) -> list[di
 
 
 def _why_island(node: onnx.NodeProto, made: Mapping[str, onnx.NodeProto]) -> str:
-    if node.op_type not in FOLLOWERS:
+    row = operator_of(node.op_type)
+    if Fact.FOLLOWS not in row.facts:
         return f"ONNX Runtime has no 8-bit kernel for {node.op_type}"
-    if node.op_type in {"Relu", "Clip"}:
+    if row.bounds is not None:
         return "its bounds are not where the integers of its output end, so that saturation cannot stand for it"
-    floats = [made[name] for name in node.input if name in made and made[name].op_type not in _CONVERSIONS]
+    floats = [made[name] for name in node.input if name in made and not _converts(made[name])]
     if floats:
         return f"its input from {floats[0].name or floats[0].op_type} ({floats[0].op_type}) is float"
     return "ONNX Runtime did not fuse it"
@@ -139,7 +144,7 @@ def original_name(fused: str, graph: onnx.ModelProto, *, weighted: bool = True) 
     made = producers(graph.graph.node)
     for node in sorted(graph.graph.node, key=lambda node: -len(node.name)):
         if fused in {node.name, f"{node.output[0]}_nchwc"} or fused.startswith(f"{node.name}/"):
-            if node.op_type in HEAVY or not weighted:
+            if operator_of(node.op_type).heavy or not weighted:
                 return str(node.name)
             source = made.get(node.input[0]) if node.input else None
             return str(source.name) if source is not None else fused

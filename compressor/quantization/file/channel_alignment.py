@@ -22,11 +22,8 @@ from compressor.files.graphs import (
     producers,
     replace_nodes_,
 )
+from compressor.files.operators import Fact, facts_of
 from compressor.target import FEWEST_OUTPUTS, Isa, filled_width, in_fours
-
-# Operators that work on every channel by itself, or on each place of the map.
-_CHANNELWISE = frozenset({"Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool"})
-_CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def aligned(placed: onnx.ModelProto, isa: Isa) -> onnx.ModelProto:
@@ -151,7 +148,7 @@ class _Widening:
 
     def _read(self, node: onnx.NodeProto) -> None:
         """Puts the tensors of `node` into groups."""
-        if node.op_type in _CONVERSIONS:
+        if _converts(node):
             if node.input[0] not in self.constants:
                 scalar = node.input[1] in self.constants and _size(self.constants[node.input[1]]) == 1
                 self._join(node.input[0], node.output[0], fixed=not scalar)
@@ -170,7 +167,7 @@ class _Widening:
             target.fixed |= node.op_type == "Gemm"
             return
         operands = [name for name in node.input if name and not self._is_number(name)]
-        alike = node.op_type in _CHANNELWISE | {"GlobalAveragePool"} or self._is_flattened_pool(node)
+        alike = Fact.CHANNELWISE in facts_of(node.op_type) or self._is_flattened_pool(node)
         for name in [*operands, *node.output]:
             self._join(operands[0] if operands else name, name, fixed=not alike or len(node.output) > 1)
 
@@ -228,20 +225,20 @@ class _Widening:
         if node.op_type != "Flatten" or attribute(node, "axis", 1) != 1:
             return False
         source = self.producers.get(node.input[0])
-        while source is not None and source.op_type in _CONVERSIONS:
+        while source is not None and _converts(source):
             source = self.producers.get(source.input[0])
         # Behind it channels lie on the last axis, where only a product of matrices may read them.
         return (
             source is not None
             and source.op_type == "GlobalAveragePool"
-            and all(reader.op_type in {"Gemm", *_CONVERSIONS} for reader in self._readers(node.output[0]))
+            and all(reader.op_type == "Gemm" or _converts(reader) for reader in self._readers(node.output[0]))
         )
 
     def _readers(self, name: str) -> list[onnx.NodeProto]:
         readers: list[onnx.NodeProto] = []
         for node in self.graph.node:
             if name in node.input:
-                readers += self._readers(node.output[0]) if node.op_type in _CONVERSIONS else [node]
+                readers += self._readers(node.output[0]) if _converts(node) else [node]
         return readers
 
     def _group(self, name: str) -> _Group:
@@ -291,6 +288,10 @@ class _Widening:
         kept = [value for value in self.graph.value_info if value.name not in gone]
         del self.graph.value_info[:]
         self.graph.value_info.extend(kept)
+
+
+def _converts(node: onnx.NodeProto) -> bool:
+    return Fact.CONVERTS in facts_of(node.op_type)
 
 
 def _size(tensor: onnx.TensorProto) -> int:

@@ -9,19 +9,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compressor.files.graphs import all_nodes, copy_of, inner_graphs, names_captured, names_read, output_names
+from compressor.files.operators import Fact, facts_of
 from compressor.runtime import load_session, session_options
 
-# Operators of ONNX Runtime's optimized graph that multiply integers.
-INTEGER_KERNELS = frozenset(
-    {
-        *("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger"),
-        *("ConvInteger", "DynamicQuantizeLSTM", "QLinearConvTranspose", "MatMulNBits"),
-    }
-)
-# Operators of the optimized graph that multiply floats, under the names that fusions give them.
-FLOAT_KERNELS = frozenset(
-    {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN"}
-)
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -109,7 +99,7 @@ def _drop_notes(model: onnx.ModelProto) -> None:
     for node in graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+        if Fact.CONVERTS in facts_of(node.op_type):
             node.name = ""
         _drop_defaults(node, versions.get(node.domain, 1))
     for value in [*graph.input, *graph.output]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.files.graphs import attribute, attributes, initializers, producers
+from compressor.files.operators import IntegerForm, operator_of
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
 from compressor.quantization.learning.learned_grids import LearnedWeight
 from compressor.quantization.placement.names import (
@@ -63,7 +64,7 @@ def stored_weights(graph: onnx.ModelProto, placed: onnx.ModelProto, weights: Map
                 stand_ins[name] = _blocks(node, name, floats)
             elif unpacking(name, "wide") in made and floats:
                 stand_ins[name] = _dequantized(floats)
-            elif node.op_type in {"GRU", "RNN"} and position == 2:
+            elif operator_of(node.op_type).integer_form is IntegerForm.CELLS and position == 2:
                 # Written out as cells, or else in float.
                 layer = layer_of(node, constants)
                 if layer.loop(0) in names:

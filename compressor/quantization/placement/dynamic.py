@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from compressor.errors import StageError
 from compressor.files.graphs import RUNTIME_DOMAIN, attribute, attributes
+from compressor.files.operators import IntegerForm, operator_of
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.placement.names import bias_of, integers_of, scale_of, zero_point_of
 from compressor.quantization.placement.recurrent_cells import layer_of, write_layer
@@ -28,13 +29,14 @@ def place_dynamic(model: onnx.ModelProto, nodes: set[str], weights: Mapping[str,
     """
     placing = _Placing(model=model, weights=weights)
     for node in placing.model.graph.node:
+        row = operator_of(node.op_type)
         if node.name not in nodes:
             placing.written.nodes.append(node)
-        elif node.op_type in {"Gemm", "MatMul"}:
+        elif row.multiplies_matrices:
             placing.linear(node)
         elif node.op_type == "LSTM":
             placing.lstm(node)
-        elif node.op_type in {"GRU", "RNN"}:
+        elif row.integer_form is IntegerForm.CELLS:
             placing.cells(node)
         elif node.op_type == "Gather":
             placing.embedding(node)

@@ -20,10 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compressor.files.graphs import attribute, initializers, output_names, producers, readers, replace_nodes_
-
-_QUANTIZED_UNASKED = frozenset({"Conv", "ConvTranspose", "Gemm"})
-_BETWEEN = frozenset({"Relu", "Clip"})
-_NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
+from compressor.files.operators import Fact, Family, facts_of, operator_of
 
 
 def keep_float_(graph: onnx.GraphProto, nodes: set[str]) -> None:
@@ -37,7 +34,7 @@ def keep_float_(graph: onnx.GraphProto, nodes: set[str]) -> None:
         source = made.get(node.input[0]) if node.input else None
         weight = constants.get(node.input[1]) if len(node.input) > 1 else None
         if (
-            node.op_type in _QUANTIZED_UNASKED
+            Fact.ROUNDED_UNASKED in facts_of(node.op_type)
             and node.name not in nodes
             and weight is not None
             and source is not None
@@ -60,7 +57,7 @@ def _is_quantized_behind(node: onnx.NodeProto, read: dict[str, list[onnx.NodePro
             return False
         if found[0].op_type == "QuantizeLinear":
             return True
-        if found[0].op_type not in _BETWEEN:
+        if operator_of(found[0].op_type).bounds is None:
             return False
         node = found[0]
 
@@ -93,7 +90,7 @@ def keep_sums_apart_(model: onnx.ModelProto) -> int:
     """
     graph = model.graph
     constants = initializers(graph).keys()
-    read_by_norms = Counter(node.input[0] for node in graph.node if node.op_type in _NORMS)
+    read_by_norms = Counter(node.input[0] for node in graph.node if operator_of(node.op_type).family is Family.NORM)
     changed = 0
     for node in graph.node:
         if node.op_type == "Add" and node.domain in {"", "ai.onnx"} and read_by_norms[node.output[0]]:

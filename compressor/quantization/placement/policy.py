@@ -8,36 +8,10 @@ import onnx
 
 from compressor.errors import StageError
 from compressor.files.graphs import initializers
+from compressor.files.operators import Fact, Family, facts_of, operator_of
 from compressor.quantization.placement.forms import ByFamily, Dynamic, Fastest, Float16, Form, Static, WeightOnly
-from compressor.quantization.placement.recurrent_cells import hidden_units, why_no_cells
+from compressor.quantization.placement.recurrent_cells import hidden_units, recurrence_of, why_no_cells
 
-# Operators that hold the weights and take the time.
-HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-# Operators that ONNX Runtime computes on 8-bit tensors when both sides are 8-bit already: with float neighbours they
-# would only add conversions.
-FOLLOWERS = frozenset(
-    {
-        *(
-            "Add",
-            "Mul",
-            "Relu",
-            "Clip",
-            "LeakyRelu",
-            "Sigmoid",
-            "HardSigmoid",
-            "Concat",
-            "GlobalAveragePool",
-            "AveragePool",
-            "MaxPool",
-        ),
-        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize", "Pad", "Split", "Slice", "DepthToSpace"),
-    }
-)
-
-
-# Units from which cells on integers are not slower than the float kernel on a CPU with VNNI and 2 MB of L2 cache, at
-# batch 1 and 61 steps: a GRU runs 0.49, 1.21 and 2.3 times as fast at 128, 256 and 384 units, an RNN 1.01, 1.8 and 2.6.
-_CELLS_FROM = {"GRU": 256, "RNN": 128}
 _NO_TRANSPOSED = (
     "no int8 kernel for ConvTranspose; as a convolution it would gain nothing (windows that do not overlap), or cannot "
     "be written (groups, dilation, not two axes, unequal strides)"
@@ -47,7 +21,7 @@ _STORED = "its weights are stored as {kind} and computed in float32"
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Names of the nodes that take each form, and why the others of `HEAVY` stay in float."""
+    """Names of the nodes that take each form, and why the other heavy ones stay in float."""
 
     static: tuple[str, ...] = ()
     dynamic: tuple[str, ...] = ()
@@ -70,7 +44,7 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
     used: set[str] = set()
     for node in graph.graph.node:
         embedding = node.op_type == "Gather" and node.input[0] in constants
-        if node.op_type not in HEAVY and not embedding:
+        if not operator_of(node.op_type).heavy and not embedding:
             continue
         matched = [pattern for pattern in skip if _matches(node.name, pattern)]
         used.update(matched)
@@ -102,7 +76,7 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
                 left[node.name] = "no static int8 kernel for LSTM; use ByFamily() or Dynamic()"
             case "GRU" | "RNN":
                 unfit = why_no_cells(node, constants)
-                narrow = isinstance(form, ByFamily) and hidden_units(node) < _CELLS_FROM[node.op_type]
+                narrow = isinstance(form, ByFamily) and hidden_units(node) < recurrence_of(node).cells_from
                 if not isinstance(form, Static) and unfit is None and not narrow:
                     dynamic.append(node.name)
                     continue
@@ -125,7 +99,7 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
                 static.append(node.name)
     unused = [pattern for pattern in skip if pattern not in used]
     if unused:
-        names = [node.name for node in graph.graph.node if node.op_type in HEAVY]
+        names = [node.name for node in graph.graph.node if operator_of(node.op_type).heavy]
         raise StageError(f"skip {unused} matches no node; the nodes are {', '.join(names)}")
     return Placement(
         static=tuple(static),
@@ -140,7 +114,8 @@ def _is_sequence_model(graph: onnx.ModelProto, constants: set[str]) -> bool:
     """Whether linear layers stand in a recurrent net or a transformer, whose activations' ranges vary by the input."""
     floats = {tensor.name for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     for node in graph.graph.node:
-        if node.op_type in {"LSTM", "GRU", "RNN", "LayerNormalization", "Attention", "MultiHeadAttention"}:
+        row = operator_of(node.op_type)
+        if row.family in {Family.RECURRENT, Family.NORM, Family.ATTENTION} and Fact.FUSED not in row.facts:
             return True
         if node.op_type == "Gather" and node.input[0] in floats:
             return True
@@ -163,7 +138,7 @@ def followers(model: onnx.ModelProto, static: set[str]) -> list[str]:
         activations = [name for name in node.input if name and name not in constants]
         if node.name in static:
             eight_bit.update(node.output)
-        elif node.op_type in FOLLOWERS and activations and eight_bit.issuperset(activations):
+        elif Fact.FOLLOWS in facts_of(node.op_type) and activations and eight_bit.issuperset(activations):
             eight_bit.update(node.output)
             names.append(node.name)
     return names

@@ -13,18 +13,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compressor.errors import StageError
 from compressor.files.graphs import initializers
-
-_INTEGER_OPS = frozenset(
-    {
-        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv"),
-        *("QLinearMatMul", "DynamicQuantizeLSTM", "MatMulNBits"),
-    }
-)
+from compressor.files.operators import Fact, operator_of
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
     """Whether the graph holds an operator on integers already."""
-    return any(node.op_type in _INTEGER_OPS for node in model.graph.node)
+    rows = (operator_of(node.op_type) for node in model.graph.node)
+    return any((row.on_integers or Fact.CONVERTS in row.facts) and Fact.FUSED not in row.facts for row in rows)
 
 
 def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:

@@ -21,12 +21,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.files.graphs import attribute
+from compressor.files.operators import Recurrence, operator_of
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.placement.weight_only import block_product
 from compressor.quantization.placement.written import Written
 
-_ACTIVATIONS = {"GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
-_GATES = {"GRU": 3, "RNN": 1}
 _Array = npt.NDArray[np.float32]
 # Adds (nodes, initializers) of one product to a body: (source, target, rows of R, bias or None).
 _Product = Callable[[str, str, slice, _Array | None], None]
@@ -36,7 +35,7 @@ def why_no_cells(node: onnx.NodeProto, constants: set[str]) -> str | None:
     """Why a GRU or RNN cannot be written out, None where it can: what the report says."""
     names = [*node.input, *([""] * (6 - len(node.input)))]
     given = [value.decode() for value in attribute(node, "activations", [])]
-    usual = _ACTIVATIONS[node.op_type]
+    usual = [*recurrence_of(node).activations]
     if not constants.issuperset(name for name in names[1:4] if name):
         return "its weights are computed at run time"
     if names[4]:
@@ -47,6 +46,13 @@ def why_no_cells(node: onnx.NodeProto, constants: set[str]) -> str | None:
     if clip:
         return f"its gates are clipped at {clip:g}"
     return "its batch comes first (layout=1)" if attribute(node, "layout", 0) else None
+
+
+def recurrence_of(node: onnx.NodeProto) -> Recurrence:
+    """What is known of a recurrent node's operator."""
+    found = operator_of(node.op_type).recurrence
+    assert found is not None
+    return found
 
 
 def hidden_units(node: onnx.NodeProto) -> int:
@@ -76,7 +82,7 @@ class Layer:
     @property
     def rows(self) -> int:
         """Gates times units: how many values the products of the inputs give."""
-        return _GATES[self.node.op_type] * self.hidden
+        return recurrence_of(self.node).gates * self.hidden
 
     @property
     def kept(self) -> int:

@@ -10,24 +10,17 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from compressor.files.graphs import output_names, producers, readers
+from compressor.files.operators import Fact, facts_of, operator_of
 from compressor.quantization.grids.activations import ActivationGrid
-
-# Operators that only move values: ONNX Runtime runs them on integers where both sides have one grid.
-MOVES = frozenset(
-    {
-        *("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather", "Expand"),
-        *("Tile", "Resize", "Pad", "DepthToSpace"),
-    }
-)
-# Operators with kernels that take integers and give floats.
-FLOAT_OUTPUTS = frozenset({"Gemm", "MatMul"})
 
 
 def keep_trailing_moves_float(graph: onnx.GraphProto, nodes: set[str]) -> None:
     """Takes out of `nodes` what moves values that only float operators read: it can move floats as well."""
     read = readers(graph.node)
     for node in reversed(graph.node):
-        if node.op_type in MOVES and not any(reader.name in nodes for name in node.output for reader in read[name]):
+        if Fact.MOVES in facts_of(node.op_type) and not any(
+            reader.name in nodes for name in node.output for reader in read[name]
+        ):
             nodes.discard(node.name)
 
 
@@ -41,14 +34,19 @@ def drop_saturating(
     made, read = producers(graph.node), readers(graph.node)
     outputs = output_names(graph)
     for node in list(graph.node):
-        if node.name not in nodes or node.op_type not in {"Relu", "Clip"}:
+        bounds = operator_of(node.op_type).bounds
+        if node.name not in nodes or bounds is None:
             continue
         source, grid = made.get(node.input[0]), activations.get(node.output[0])
         alone = len(read[node.input[0]]) == 1 and node.input[0] not in outputs
-        if source is None or grid is None or not alone or not _saturates(node, grid, constants):
+        if source is None or grid is None or not alone or not _saturates(node, bounds, grid, constants):
             # It stays and computes floats.
             nodes.discard(node.name)
-        elif source.name in nodes and source.op_type not in MOVES and _stays_integer(source, node, read, nodes):
+        elif (
+            source.name in nodes
+            and Fact.MOVES not in facts_of(source.op_type)
+            and _stays_integer(source, node, read, nodes)
+        ):
             position = list(source.output).index(node.input[0])
             source.output[position] = node.output[0]
             made[node.output[0]] = source
@@ -61,11 +59,18 @@ def _stays_integer(
     source: onnx.NodeProto, node: onnx.NodeProto, read: Mapping[str, list[onnx.NodeProto]], nodes: set[str]
 ) -> bool:
     # A linear layer whose result only floats read hands out floats, which nothing saturates.
-    return source.op_type not in FLOAT_OUTPUTS or any(reader.name in nodes for reader in read.get(node.output[0], ()))
+    return Fact.FLOAT_OUTPUT not in facts_of(source.op_type) or any(
+        reader.name in nodes for reader in read.get(node.output[0], ())
+    )
 
 
-def _saturates(node: onnx.NodeProto, grid: ActivationGrid, constants: Mapping[str, TensorProto]) -> bool:
-    limits = [0.0, float("inf")] if node.op_type == "Relu" else [float("-inf"), float("inf")]
+def _saturates(
+    node: onnx.NodeProto,
+    bounds: tuple[float, float],
+    grid: ActivationGrid,
+    constants: Mapping[str, TensorProto],
+) -> bool:
+    limits = list(bounds)
     for side, name in enumerate(node.input[1:]):
         if name and name not in constants:
             return False

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from compressor.errors import StageError
 from compressor.files.graphs import RUNTIME_DOMAIN, attribute, initializers, output_names, readers
+from compressor.files.operators import Fact, facts_of, operator_of
 from compressor.quantization.grids.activations import ActivationGrid
 from compressor.quantization.grids.schemes import Asymmetric, choose_affine, extremes, integer_bounds, quantize
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
@@ -32,15 +33,11 @@ from compressor.quantization.placement.names import (
     zero_point_of,
 )
 from compressor.quantization.placement.saturating_operators import (
-    FLOAT_OUTPUTS,
-    MOVES,
     drop_saturating,
     keep_trailing_moves_float,
 )
 from compressor.quantization.placement.written import Rewriting
 
-# Operators whose constant operands are values, quantized like activations; elsewhere constants are shapes or bounds.
-_OPERANDS = frozenset({"Add", "Mul", "Concat", "MatMul", "Gemm", "Sub", "Div"})
 _NUMPY = {(8, False): np.uint8, (8, True): np.int8, (16, False): np.uint16, (16, True): np.int16}
 # A bias beyond this share of int32 leaves no room for the sum that it is added to.
 _BIAS_LIMIT = 2.0**31 * 0.5
@@ -58,7 +55,7 @@ def tensors_to_observe(model: onnx.ModelProto, nodes: set[str]) -> tuple[list[st
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
     read = readers(model.graph.node)
-    moved = {name for node in model.graph.node if node.op_type in MOVES for name in node.output}
+    moved = {name for node in model.graph.node if Fact.MOVES in facts_of(node.op_type) for name in node.output}
     outputs = output_names(model.graph)
     observe: dict[str, None] = {}
     same: dict[str, str] = {}
@@ -69,7 +66,8 @@ def tensors_to_observe(model: onnx.ModelProto, nodes: set[str]) -> tuple[list[st
             if not name or name in constants or name not in floats:
                 continue
             reader = read[name][0] if len(read[name]) == 1 else None
-            removable = reader is not None and reader.op_type in {"Relu", "Clip"} and reader.name in nodes
+            cuts = reader is not None and operator_of(reader.op_type).bounds is not None
+            removable = reader is not None and cuts and reader.name in nodes
             if reader is not None and removable and name not in outputs | moved and name == reader.input[0]:
                 same[name] = reader.output[0]
             else:
@@ -131,26 +129,26 @@ class _Placing(Rewriting):
                 self.written.nodes.append(node)
 
     def _place(self, node: onnx.NodeProto) -> None:
-        originals = list(node.input)
+        originals, row = list(node.input), operator_of(node.op_type)
         for position, name in enumerate(originals):
             if name in self.weights and position in weight_positions(node):
                 node.input[position] = self._weight(node, originals)
-            elif position == 2 and node.op_type in {"Conv", "ConvTranspose", "Gemm"}:
+            elif position == row.inputs.bias:
                 node.input[position] = self._bias(node, originals)
             elif name in self.constants:
-                if node.op_type in _OPERANDS and self.constants[name].data_type == TensorProto.FLOAT:
+                if Fact.CONSTANT_VALUES in row.facts and self.constants[name].data_type == TensorProto.FLOAT:
                     node.input[position] = self._constant(name)
             elif name:
                 node.input[position] = self._activation(name)
         self.written.nodes.append(node)
-        if node.op_type in FLOAT_OUTPUTS and not any(
+        if Fact.FLOAT_OUTPUT in row.facts and not any(
             reader.name in self.nodes for name in node.output for reader in self.readers[name]
         ):
             # They have kernels with float output: quantizing it only to convert it back would cost an operator and
             # the precision of, mostly, the logits.
             return
         for position, name in enumerate(node.output):
-            grid = self.grids.get(originals[0]) if node.op_type in MOVES else self.activations.get(name)
+            grid = self.grids.get(originals[0]) if Fact.MOVES in row.facts else self.activations.get(name)
             if name and grid is not None:
                 self._output(node, position, grid)
 

@@ -22,6 +22,7 @@ from compressor.files.graphs import (
     readers,
     replace_nodes_,
 )
+from compressor.files.operators import operator_of
 
 Array = NDArray[Any]
 
@@ -54,7 +55,8 @@ def as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         # A ReLU stays behind the convolution, where the rounding to integers stands for it.
         following = read.get(node.output[0], []) if node.output[0] not in outputs else []
-        activation = following[0] if len(following) == 1 and following[0].op_type in {"Relu", "Clip"} else None
+        cut_off = len(following) == 1 and operator_of(following[0].op_type).bounds is not None
+        activation = following[0] if cut_off else None
         last = node if activation is None else activation
         joined = any(reader.op_type == "Concat" for reader in read.get(last.output[0], []))
         found = _phases(node, constants, joined=joined) if node.op_type == "ConvTranspose" else None

@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.files.graphs import RUNTIME_DOMAIN, attribute
+from compressor.files.operators import operator_of
 from compressor.quantization.grids.schemes import integer_bounds
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
 from compressor.quantization.placement.names import (
@@ -134,7 +135,7 @@ def _block_of_rows(inputs: int) -> int:
 class _Placing(Rewriting):
     def as_blocks(self, node: onnx.NodeProto) -> bool:
         """Whether `node` could be written as MatMulNBits, and was."""
-        grid = self.weights.get(node.input[1]) if node.op_type in {"Gemm", "MatMul"} else None
+        grid = self.weights.get(node.input[1]) if operator_of(node.op_type).multiplies_matrices else None
         scaled = any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta"))
         odd = scaled or attribute(node, "transA", 0)
         if grid is None or grid.integers.ndim != 2 or odd or bool(grid.zero_point.any()):
