@@ -23,6 +23,7 @@ from tqdm import tqdm
 from compressor.checks import check_count, check_one_of
 from compressor.errors import StageError
 from compressor.files.graphs import initializers, producers
+from compressor.files.operators import operator_of
 from compressor.quantization.accuracy.channel_scaling import Array, read_weights, with_weights
 from compressor.quantization.accuracy.channel_statistics import (
     ChannelStatistics,
@@ -263,9 +264,10 @@ def _activations(graph: onnx.ModelProto) -> dict[str, tuple[str, float, float]]:
     linear = {name for layer in linear_layers(graph) for name in (layer.output,)}
     found = {}
     for node in graph.graph.node:
-        if node.op_type not in {"Relu", "Clip"} or node.input[0] not in linear:
+        bounds = operator_of(node.op_type).bounds
+        if bounds is None or node.input[0] not in linear:
             continue
-        limits = [0.0, float("inf")] if node.op_type == "Relu" else [float("-inf"), float("inf")]
+        limits = list(bounds)
         for side, name in enumerate(node.input[1:]):
             if name and name in constants:
                 limits[side] = float(numpy_helper.to_array(constants[name]))

@@ -14,17 +14,8 @@ import onnx
 from onnx import numpy_helper
 
 from compressor.files.graphs import attribute, initializers, names_captured, names_read, shapes
+from compressor.files.operators import Fact, Family, operator_of
 from compressor.quantization.accuracy.channel_scaling import Array, Clipping, ScalingGroup, Slot
-
-# f(s x) = s f(x) for every s > 0, channel by channel.
-_HOMOGENEOUS = frozenset(
-    {
-        *("Relu", "LeakyRelu", "Identity", "Dropout", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
-        *("Upsample", "Resize"),
-    }
-)
-_RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def scaling_groups(model: onnx.ModelProto) -> list[ScalingGroup]:
@@ -71,7 +62,8 @@ class _Tracer:
     def _visit(self, node: onnx.NodeProto) -> None:
         x, y = node.input[0] if node.input else "", node.output[0]
         handled = False
-        if node.op_type in LINEAR and len(node.input) > 1 and node.input[1] in self.weights:
+        row = operator_of(node.op_type)
+        if row.linear and len(node.input) > 1 and node.input[1] in self.weights:
             self._consume(node, x)
             handled = self._produce(node, y)
         elif node.op_type == "LayerNormalization" and len(node.input) > 1:
@@ -79,11 +71,11 @@ class _Tracer:
             handled = self._produce(node, y)
         elif x in self.places:
             place = self.places[x]
-            if node.op_type in _HOMOGENEOUS:
+            if Fact.HOMOGENEOUS in row.facts:
                 handled = self._tie(x, y, place)
             elif node.op_type == "Clip":
                 handled = self._clip(node, x, y, place)
-            elif node.op_type in {"Add", "Sub", "Sum", "Mul", "Div", "Concat"}:
+            elif Fact.COMBINES in row.facts:
                 handled = self._combine(node, y, place)
             elif node.op_type == "Pad":
                 handled = self._pads_with_zeros(node, place) and self._tie(x, y, place)
@@ -91,7 +83,7 @@ class _Tracer:
                 order = attribute(node, "perm", tuple(reversed(range(len(self.shapes.get(x, ()))))))
                 moved = _Place(list(order).index(place.axis), place.inner, place.channels)
                 handled = self._tie(x, y, moved)
-            elif node.op_type in _RESHAPES:
+            elif Fact.RESHAPES in row.facts:
                 reshaped = self._reshaped(x, y, place)
                 handled = reshaped is not None and self._tie(x, y, reshaped)
         elif node.op_type in {"Add", "Mul"} and len(node.input) == 2 and node.input[1] in self.places:
@@ -99,7 +91,7 @@ class _Tracer:
         if handled:
             return
         # A linear operator has read its first input properly, whatever became of its output.
-        read = 1 if node.op_type in LINEAR and len(node.input) > 1 and node.input[1] in self.weights else 0
+        read = 1 if row.linear and len(node.input) > 1 and node.input[1] in self.weights else 0
         for name in (*node.input[read:], *node.output):
             self._lock(name)
 
@@ -250,7 +242,7 @@ class _Tracer:
 
 def _reading(node: onnx.NodeProto, weight: Array, place: _Place) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(shape, axes) in which the weight of a linear `node` has the channels that it reads; empty where it has none."""
-    if node.op_type in {"Conv", "ConvTranspose"}:
+    if operator_of(node.op_type).family is Family.CONVOLUTION:
         if place.axis != 1 or place.inner != 1:
             return (), ()
         if node.op_type == "ConvTranspose":

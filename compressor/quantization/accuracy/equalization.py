@@ -25,6 +25,7 @@ import onnx
 from compressor.checks import check_count, check_not_negative
 from compressor.errors import StageError
 from compressor.files.graphs import attributes, copy_of, initializers, names_read, output_names, readers
+from compressor.files.operators import operator_of
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
     ScalingGroup,
@@ -33,7 +34,7 @@ from compressor.quantization.accuracy.channel_scaling import (
     with_weights,
 )
 from compressor.quantization.accuracy.channel_statistics import channel_statistics, output_sqnr_db
-from compressor.quantization.accuracy.channel_tracing import LINEAR, scaling_groups
+from compressor.quantization.accuracy.channel_tracing import scaling_groups
 from compressor.stage import Context
 from compressor.workload import Workload
 
@@ -253,7 +254,11 @@ def absorb_(weights: dict[str, Array], entry: Absorption, shift: Array) -> None:
 def _groups(graph: onnx.ModelProto) -> list[ScalingGroup]:
     """The groups that one linear operator makes: a normalization in front is for activations, not for weights."""
     kinds = {node.name: node.op_type for node in graph.graph.node}
-    return [group for group in scaling_groups(graph) if len(group.sources) == 1 and kinds[group.sources[0]] in LINEAR]
+    return [
+        group
+        for group in scaling_groups(graph)
+        if len(group.sources) == 1 and operator_of(kinds[group.sources[0]]).linear
+    ]
 
 
 def _spread(weights: dict[str, Array], groups: list[ScalingGroup]) -> float:

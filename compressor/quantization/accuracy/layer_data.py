@@ -19,6 +19,7 @@ from torch import Tensor
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import initializers, output_names, producers
+from compressor.files.operators import IntegerForm, operator_of
 from compressor.quantization.accuracy.layer_rows import to_rows
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.placement.names import dequantized
@@ -33,7 +34,6 @@ Values = dict[str, Tensor]
 MAX_BYTES = 1 << 30
 # Samples in one forward pass.
 _CHUNK = 32
-_ROUNDED = frozenset({"Conv", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,6 +53,12 @@ class Segment:
     layers: tuple[Layer, ...]
 
 
+def _is_rounded(node: onnx.NodeProto) -> bool:
+    # `layer_rows` has no form for a transposed convolution.
+    row = operator_of(node.op_type)
+    return row.linear and row.integer_form is IntegerForm.KERNEL
+
+
 class Twins:
     """The float network and its quantized twin in torch; `grids` stand in for the twin's weights and may be exchanged.
 
@@ -66,7 +72,7 @@ class Twins:
         self.layers = [
             Layer(node=node, weight=node.input[1])
             for node in graph.graph.node
-            if node.op_type in _ROUNDED and node.input[1] in self.grids
+            if _is_rounded(node) and node.input[1] in self.grids
         ]
         weights = {layer.weight for layer in self.layers}
         self.weights: Values = {

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from compressor.files.graphs import attributes, copy_of, ranks, readers
+from compressor.files.operators import operator_of
 
 Array = npt.NDArray[Any]
 
@@ -53,7 +54,7 @@ def linear_layers(graph: onnx.ModelProto) -> list[LinearLayer]:
     found = []
     for node in graph.graph.node:
         weight = weights.get(node.input[1]) if len(node.input) > 1 else None
-        if weight is None or node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
+        if weight is None or not operator_of(node.op_type).linear:
             continue
         rank = known_ranks.get(node.input[0])
         bias = node.input[2] if len(node.input) > 2 else ""

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from compressor.checks import check_count, check_fraction
 from compressor.errors import StageError
 from compressor.files.graphs import attribute, copy_of, initializers, ranks, replace_nodes_
+from compressor.files.operators import operator_of
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
     ScalingGroup,
@@ -54,7 +55,11 @@ class SmoothQuant:
     ) -> tuple[onnx.ModelProto, dict[str, Any]]:
         """(the smoothed float graph, details for the report). Raises StageError where no layer can be smoothed."""
         kinds = {node.name: node.op_type for node in graph.graph.node}
-        groups = [group for group in scaling_groups(graph) if any(kinds[name] in _READERS for name in group.readers)]
+        groups = [
+            group
+            for group in scaling_groups(graph)
+            if any(operator_of(kinds[name]).multiplies_matrices for name in group.readers)
+        ]
         covered = {name for group in groups for name in group.readers}
         inserted = _unscalable(graph, covered) if self.insert else {}
         if not groups and not inserted:
@@ -132,9 +137,6 @@ def smoothing_scale(activations: Array, weights: Array, alpha: float) -> Array:
     return scale
 
 
-_READERS = frozenset({"Gemm", "MatMul"})
-
-
 def _row_ranges(weights: dict[str, Array], group: ScalingGroup) -> Array:
     found: Array = np.max([slot.extremes(weights[slot.initializer]) for slot in group.consumers], axis=0)
     return found
@@ -151,7 +153,7 @@ def _unscalable(graph: onnx.ModelProto, covered: set[str]) -> dict[str, str]:
     constants = initializers(graph.graph)
     found = {}
     for node in graph.graph.node:
-        weight = constants.get(node.input[1]) if node.op_type in _READERS else None
+        weight = constants.get(node.input[1]) if operator_of(node.op_type).multiplies_matrices else None
         if weight is None or node.name in covered or node.input[0] in constants or len(weight.dims) != 2:
             continue
         if not attribute(node, "transA", 0):

@@ -6,7 +6,7 @@ convolutions and matrix products, up to rare roundings for LSTMs.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.files.graphs import attributes, initializers, names_read
+from compressor.files.operators import operator_of
 from compressor.quantization.other_cpus.integer_kernels import (
     dynamic_quantize_lstm,
     dynamic_quantize_matmul,
@@ -34,22 +35,14 @@ from compressor.runtime import Feeds, load_session, session_options
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Kernel:
-    compute: Any
-    weights: tuple[int, ...]
-    # Where the zero point of the activations is, whose type they share: None where the kernel quantizes them itself.
-    activation_zero: int | None
-
-
-_KERNELS = {
-    "QLinearConv": _Kernel(compute=qlinear_conv, weights=(3,), activation_zero=2),
-    "QLinearMatMul": _Kernel(compute=qlinear_matmul, weights=(3,), activation_zero=2),
-    "QGemm": _Kernel(compute=qgemm, weights=(3,), activation_zero=2),
-    "MatMulInteger": _Kernel(compute=matmul_integer, weights=(1,), activation_zero=2),
-    "MatMulIntegerToFloat": _Kernel(compute=matmul_integer_to_float, weights=(1,), activation_zero=4),
-    "DynamicQuantizeMatMul": _Kernel(compute=dynamic_quantize_matmul, weights=(1,), activation_zero=None),
-    "DynamicQuantizeLSTM": _Kernel(compute=dynamic_quantize_lstm, weights=(1, 2), activation_zero=None),
+_KERNELS: Mapping[str, Callable[..., Any]] = {
+    "QLinearConv": qlinear_conv,
+    "QLinearMatMul": qlinear_matmul,
+    "QGemm": qgemm,
+    "MatMulInteger": matmul_integer,
+    "MatMulIntegerToFloat": matmul_integer_to_float,
+    "DynamicQuantizeMatMul": dynamic_quantize_matmul,
+    "DynamicQuantizeLSTM": dynamic_quantize_lstm,
 }
 
 
@@ -140,20 +133,22 @@ class SaturatingModel:
         return steps
 
     def _is_emulated(self, node: onnx.NodeProto) -> bool:
-        kernel = _KERNELS.get(node.op_type)
-        if kernel is None:
+        if node.op_type not in _KERNELS:
             if node.op_type == "ConvInteger":
                 self.not_emulated[node.name] = "ConvInteger is not emulated; quantize convolutions with static ranges"
             return False
-        weights = [self._constants.get(node.input[position]) for position in kernel.weights]
+        operands = operator_of(node.op_type).inputs
+        weights = [self._constants.get(node.input[position]) for position in operands.weights]
         if any(tensor is None or tensor.data_type != TensorProto.INT8 for tensor in weights):
             # Unsigned weights are widened first; computed ones are unsigned activations.
             return False
-        if kernel.activation_zero is not None and len(node.input) > kernel.activation_zero:
-            zero = self._constants.get(node.input[kernel.activation_zero])
+        # The zero point of the activations has their type; a kernel that quantizes them itself takes none.
+        where, _ = operands.integers.get(0, (None, 0))
+        if where is not None and len(node.input) > where:
+            zero = self._constants.get(node.input[where])
             if zero is not None and zero.data_type == TensorProto.INT8:
                 return False
-        arrays = [self._values[node.input[position]] for position in kernel.weights]
+        arrays = [self._values[node.input[position]] for position in operands.weights]
         settings = attributes(node)
         if node.op_type == "QLinearConv" and arrays[0].shape[1] == 1 and len(arrays[0]) == settings.get("group", 1):
             # Depthwise kernels widen to 32 bits before they add.
@@ -181,7 +176,7 @@ class SaturatingModel:
             return result.values
 
         inputs = [(values[name] if name in values else self._values[name]) if name else None for name in node.input]
-        results = _KERNELS[node.op_type].compute(self._attributes[id(node)], inputs, product)
+        results = _KERNELS[node.op_type](self._attributes[id(node)], inputs, product)
         return results if isinstance(results, tuple) else (results,)
 
     def _run_segment(self, segment: _Segment, values: Mapping[str, Array]) -> Feeds:

@@ -21,11 +21,11 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from compressor.files.graphs import initializers
+from compressor.files.operators import IntegerForm, operator_of
 from compressor.quantization.grids.weights import WeightGrid, weight_axis, weight_positions
 
 # 255 * 128 = 32640 fits into 16 bits, 255 * 129 does not.
 _LARGEST_PAIR = 128
-_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 
 
 def safe_grids(
@@ -63,7 +63,8 @@ def _multiplied(
     """{initializer: node} of the weights whose products may saturate."""
     found = {}
     for node in graph.graph.node:
-        if node.name not in nodes or node.op_type not in _PRODUCTS:
+        row = operator_of(node.op_type)
+        if node.name not in nodes or not row.heavy or row.integer_form is IntegerForm.CONVOLUTION:
             continue
         for position in weight_positions(node):
             grid = grids.get(node.input[position])
