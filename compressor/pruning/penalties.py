@@ -14,18 +14,10 @@ from torch import Tensor, nn
 from compressor.batches import Inputs
 from compressor.checks import check_positive
 from compressor.errors import StageError
+from compressor.notes.training import ZeroChannels, ZeroCount, ZeroWeights
 from compressor.pruning.channel_slices import ChannelSlices, penalised_groups, penalised_weights
 from compressor.pruning.constant_channels import read_inputs
 from compressor.structure.trials import evaluating
-
-
-@dataclass(frozen=True, kw_only=True)
-class Zeros:
-    """How many weights (or channels) of a layer (or group, named after its first layer) are exactly zero."""
-
-    layer: str
-    zero: int
-    of: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +25,11 @@ class Shrinkage:
     """A penalty at work on one model.
 
     `step_(length)` changes the weights in place as the penalty does in a step of `length`, the rate times what momentum
-    makes of it. `zeros` counts what is zero, `unit` says of what.
+    makes of it. `zeros` counts the weights, or the channels, that are exactly zero.
     """
 
     step_: Callable[[float], None]
-    zeros: Callable[[], list[Zeros]]
-    unit: str
+    zeros: Callable[[], ZeroWeights | ZeroChannels]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +52,7 @@ class L1Penalty:
             for weight in weights.values():
                 weight.copy_(soft_threshold(weight, self.strength * length))
 
-        return Shrinkage(step_=step_, zeros=lambda: _zero_weights(weights), unit="weights")
+        return Shrinkage(step_=step_, zeros=lambda: _zero_weights(weights))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +75,7 @@ class L2Penalty:
             for weight in weights.values():
                 weight.mul_(1 / (1 + self.strength * length))
 
-        return Shrinkage(step_=step_, zeros=lambda: _zero_weights(weights), unit="weights")
+        return Shrinkage(step_=step_, zeros=lambda: _zero_weights(weights))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +104,7 @@ class GroupLasso:
                 amount = self.strength * length * math.sqrt(channels.count)
                 channels.scale_(group_factors(channels.norms(), amount))
 
-        return Shrinkage(step_=step_, zeros=lambda: _zero_channels(slices), unit="channels")
+        return Shrinkage(step_=step_, zeros=lambda: _zero_channels(slices))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +143,7 @@ class SlimmingPenalty:
                     shrunk = group_factors(shifts[name].norms(), amount)
                     shifts[name].scale_(torch.where(scale.norms() > 0, torch.ones_like(shrunk), shrunk))
 
-        return Shrinkage(step_=step_, zeros=lambda: _zero_channels(scales), unit="channels")
+        return Shrinkage(step_=step_, zeros=lambda: _zero_channels(scales))
 
 
 def soft_threshold(values: Tensor, amount: float) -> Tensor:
@@ -173,15 +164,21 @@ def _check_strength(strength: float) -> None:
     check_positive(strength, "strength is what the penalty is multiplied by")
 
 
-def _zero_weights(weights: dict[str, nn.Parameter]) -> list[Zeros]:
-    return [
-        Zeros(layer=name.removesuffix(".weight"), zero=int((weight == 0).sum()), of=weight.numel())
+def _zero_weights(weights: dict[str, nn.Parameter]) -> ZeroWeights:
+    counts = tuple(
+        ZeroCount(layer=name.removesuffix(".weight"), zero=int((weight == 0).sum()), of=weight.numel())
         for name, weight in weights.items()
-    ]
+    )
+    return ZeroWeights(zero_weights_fraction=_fraction(counts), zero_weights=counts)
 
 
-def _zero_channels(slices: dict[str, ChannelSlices]) -> list[Zeros]:
-    return [
-        Zeros(layer=name, zero=int((channels.norms() == 0).sum()), of=channels.width)
+def _zero_channels(slices: dict[str, ChannelSlices]) -> ZeroChannels:
+    counts = tuple(
+        ZeroCount(layer=name, zero=int((channels.norms() == 0).sum()), of=channels.width)
         for name, channels in slices.items()
-    ]
+    )
+    return ZeroChannels(zero_channels_fraction=_fraction(counts), zero_channels=counts)
+
+
+def _fraction(counts: tuple[ZeroCount, ...]) -> float:
+    return sum(item.zero for item in counts) / sum(item.of for item in counts)

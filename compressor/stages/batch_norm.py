@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.checks import check_count
 from compressor.errors import StageError
+from compressor.notes.training import NormsReestimated
 from compressor.stage import Context, Effect
 from compressor.training.precision import Form
 from compressor.training.replay import kept_modes, kept_randomness, replayed
@@ -76,5 +77,5 @@ class ReestimateBatchNorm:
                 raise StageError(
                     f"the activations before {name!r} are not finite; the model was broken before this stage"
                 )
-        context.details.update({"layers": len(norms) - len(unreached), "batches": used, "unreached": unreached})
+        context.tell(NormsReestimated(layers=len(norms) - len(unreached), batches=used, unreached=tuple(unreached)))
         return model

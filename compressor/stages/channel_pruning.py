@@ -7,13 +7,15 @@ and only what the model demonstrably survives is taken out.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from compressor.checks import check_count, check_fraction, check_globs
 from compressor.errors import BudgetError, StageError
+from compressor.notes.note import Note
+from compressor.notes.structure import ChannelsRemoved, Group, Groups, LockedLayers
 from compressor.pruning.choice.goals import Goal, goal_of, out_of_reach
 from compressor.pruning.choice.knapsack_choice import Cost
 from compressor.pruning.choice.measured_choice import Proposal, measured_choice
@@ -108,7 +110,8 @@ class PruneChannels:
                     context=context,
                     label=f"between pruning steps {step} and {step + 1}",
                 )
-        context.details.update(book.details(self._align(context)))
+        for note in book.notes(self._align(context)):
+            context.tell(note)
         if book.now == book.before:
             raise StageError(self._nothing(model, book, context))
         return model
@@ -268,13 +271,14 @@ class _Book:
         """Every locked layer with its reason."""
         return "; ".join(f"{name}: {reason}" for name, reason in self.locked.items())
 
-    def details(self, align: int) -> dict[str, Any]:
+    def notes(self, align: int) -> list[Note]:
         """What the report is told."""
         free = [name for name in self.before if name not in self.locked or self.now[name] < self.before[name]]
         total = sum(self.before[name] for name in free)
-        return {
-            "align": align,
-            "groups": [{"layer": name, "before": self.before[name], "after": self.now[name]} for name in free],
-            "locked": [{"layer": name, "reason": reason} for name, reason in self.locked.items()],
-            "channel_fraction_removed": 1 - sum(self.now[name] for name in free) / total if total else 0.0,
-        }
+        groups = tuple(Group(layer=name, before=self.before[name], after=self.now[name]) for name in free)
+        removed = 1 - sum(self.now[name] for name in free) / total if total else 0.0
+        return [
+            Groups(align=align, groups=groups),
+            LockedLayers.of(self.locked),
+            ChannelsRemoved(channel_fraction_removed=removed),
+        ]

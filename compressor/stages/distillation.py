@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from compressor.batches import Inputs
 from compressor.checks import check_count, check_fraction, check_not_negative, check_positive, check_tuple
 from compressor.errors import StageError
+from compressor.notes.training import Adapters, Teaching
 from compressor.stage import Context, Effect
-from compressor.training.loop import Position, train, training_details
+from compressor.training.loop import Position, epochs_note, train
 from compressor.training.optimization import check_schedule
 from compressor.training.precision import Form, at_least_float32
 from compressor.training.replay import kept_modes, replayed
@@ -104,10 +105,11 @@ class Distill:
                 label="distill",
                 identity=f"{self!r} {digest(teacher.model)}",
             )
-        context.details.update(training_details(logs, workload.metric))
-        context.details.update({"teacher": type(original).__name__, "teacher_cache": teacher.summary()})
+        context.tell(epochs_note(logs, workload.metric))
+        context.tell(Teaching(teacher=type(original).__name__, teacher_cache=teacher.summary()))
         if self.features:
-            context.details["adapters"] = _adapter_notes(self.features, taught)
+            fitted = zip(self.features, _adapters(taught), strict=True)
+            context.tell(Adapters(adapters={name: type(adapter).__name__ for name, adapter in fitted}))
         return model
 
 
@@ -143,10 +145,6 @@ class _Hinted(nn.Module):
 
 def _adapters(taught: nn.Module) -> list[nn.Module]:
     return list(taught.adapters) if isinstance(taught, _Hinted) else []
-
-
-def _adapter_notes(names: tuple[str, ...], taught: nn.Module) -> dict[str, str]:
-    return {name: type(adapter).__name__ for name, adapter in zip(names, _adapters(taught), strict=True)}
 
 
 def _with_hints(stage: Distill, model: nn.Module, teacher: Teacher, workload: Workload, context: Context) -> _Hinted:

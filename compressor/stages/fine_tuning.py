@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from compressor.stage import Context, Effect
-from compressor.training.loop import train, training_details
+from compressor.training.loop import epochs_note, train
 from compressor.training.optimization import check_schedule
 from compressor.workload import Workload
 
@@ -46,5 +46,5 @@ class FineTune:
             weight_decay=self.weight_decay,
             label="fine_tune",
         )
-        context.details.update(training_details(logs, workload.metric))
+        context.tell(epochs_note(logs, workload.metric))
         return model

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compressor.batches import Batch
 from compressor.checks import check_count, check_fraction, check_globs
 from compressor.errors import StageError
+from compressor.notes import structure as notes
 from compressor.pruning.choice.loss_probe import loss_increases
 from compressor.pruning.ranking.scope import Global, PerGroup
 from compressor.stage import Context, Effect
@@ -99,12 +100,12 @@ class DropBlocks:
             entry["why"] = {"criterion": repr(self.rank_by), "scores": {name: _short(scores[name]) for name in names}}
             context.plan.append(entry)
             apply_plan_(model, [entry])
-        context.details["blocks"] = [
-            {"block": name, "group": found[name].group, "score": _short(score), "kept": name not in dropped}
+        blocks = tuple(
+            notes.Block(block=name, group=found[name].group, score=_short(score), kept=name not in dropped)
             for name, score in scores.items()
-        ]
-        context.details["dropped_in_order"] = dropped
-        context.details["locked"] = [{"layer": name, "reason": reason} for name, reason in locked.items()]
+        )
+        context.tell(notes.Blocks(blocks=blocks, dropped_in_order=tuple(dropped)))
+        context.tell(notes.LockedLayers.of(locked))
         return model
 
     def _quota(self, droppable: dict[str, Block], locked: dict[str, str]) -> dict[str, int]:

@@ -21,6 +21,8 @@ from compressor.batches import Inputs
 from compressor.checks import check_fraction, check_positive
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
+from compressor.notes.quantization import Agreement
+from compressor.notes.training import Teaching
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
 from compressor.quantization.learning.fake_quantization import FakeQuantizedGraph
@@ -31,7 +33,7 @@ from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, M
 from compressor.quantization.settings import IntegerSettings
 from compressor.runtime import OnnxModule, feeds_of, load_session, open_session, session_options
 from compressor.stage import Context, Effect
-from compressor.training.loop import Position, train, training_details
+from compressor.training.loop import Position, epochs_note, train
 from compressor.training.optimization import check_schedule
 from compressor.training.precision import at_least_float32
 from compressor.training.snapshots import digest
@@ -128,9 +130,9 @@ class QuantizationAwareTraining:
         # learned weights, so that `sqnr_db` is what the integers of the activations cost.
         trained = replace(prepared, exported=serialize(graph), graph=graph, activations=activations, weights=weights)
         placed = trained.place()
-        context.details.update(training_details(logs, workload.metric))
-        context.details["teacher_cache"] = teacher.summary()
-        context.details["agreement"] = agreement(learner, placed, workload)
+        context.tell(epochs_note(logs, workload.metric))
+        context.tell(Teaching(teacher_cache=teacher.summary()))
+        context.tell(agreement(learner, placed, workload))
         onnx_bytes = finish(trained, workload, context, placed=placed)
         if context.target.signed_activations:
             return OnnxModule(onnx_bytes)
@@ -145,7 +147,7 @@ class QuantizationAwareTraining:
         )
 
 
-def agreement(learner: FakeQuantizedGraph, placed: onnx.ModelProto, workload: Workload) -> dict[str, float]:
+def agreement(learner: FakeQuantizedGraph, placed: onnx.ModelProto, workload: Workload) -> Agreement:
     """Mean differences over the outputs' spread: torch to the file as ONNX Runtime fuses it, and unfused to fused.
 
     The second says how much the order of sums matters. Raises StageError where torch computed something else.
@@ -170,4 +172,4 @@ def agreement(learner: FakeQuantizedGraph, placed: onnx.ModelProto, workload: Wo
             f"of their spread, those of the file without fusions by {unfused_to_fused:.3g}; this is a defect, please "
             "report it with the model"
         )
-    return {"torch_to_file": torch_to_file, "unfused_to_fused": unfused_to_fused}
+    return Agreement(torch_to_file=torch_to_file, unfused_to_fused=unfused_to_fused)

@@ -1,6 +1,6 @@
 """Sparse training: a penalty that drives weights or whole channels to zero while the model learns."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
@@ -8,7 +8,7 @@ from torch import nn
 from compressor.checks import check_globs
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
-from compressor.training.loop import train
+from compressor.training.loop import epochs_note, train
 from compressor.training.optimization import MOMENTUM, check_schedule, peak_rate
 from compressor.workload import Workload
 
@@ -61,12 +61,6 @@ class SparseTraining:
             after_step=lambda rate: shrinkage.step_(rate * length_per_rate),
             keep_last=True,
         )
-        zeros = shrinkage.zeros()
-        context.details.update(
-            {
-                "epochs": [asdict(log) for log in logs],
-                f"zero_{shrinkage.unit}_fraction": sum(item.zero for item in zeros) / sum(item.of for item in zeros),
-                f"zero_{shrinkage.unit}": [asdict(item) for item in zeros],
-            }
-        )
+        context.tell(epochs_note(logs))
+        context.tell(shrinkage.zeros())
         return model

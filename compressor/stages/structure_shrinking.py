@@ -8,13 +8,15 @@ once, so the target is approached in rounds, and everything is measured again ar
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from compressor.checks import check_count, check_globs
 from compressor.errors import BudgetError, StageError
+from compressor.notes import structure as notes
+from compressor.notes.note import Note
 from compressor.pruning.choice.costs import block_key
 from compressor.pruning.choice.goals import Goal, goal_of, out_of_reach
 from compressor.pruning.choice.knapsack_choice import Cost, Item
@@ -91,7 +93,8 @@ class ShrinkStructure:
             search.state = chosen.state
             apply_plan_(model, chosen.entries)
         context.plan.extend(chosen.entries)
-        context.details.update(search.details())
+        for note in search.notes():
+            context.tell(note)
         return model
 
 
@@ -141,7 +144,7 @@ class _Search:
         self.state = self.losses.whole
         self.predicted = goal.start
         self.items: list[Item] = []
-        self.rounds: list[dict[str, Any]] = []
+        self.rounds: list[notes.Round] = []
         self._visited: list[tuple[dict[str, int], float]] = []
 
     def choose(self, limit: float, label: str) -> None:
@@ -149,11 +152,11 @@ class _Search:
         self.items = self.losses.items(self.state, label)
         self._take(limit)
         self.rounds.append(
-            {
-                "limit": float(f"{limit:.5g}"),
-                "predicted": float(f"{self.predicted:.5g}"),
-                "loss": float(f"{self.losses.of(self.state):.5g}"),
-            }
+            notes.Round(
+                limit=float(f"{limit:.5g}"),
+                predicted=float(f"{self.predicted:.5g}"),
+                loss=float(f"{self.losses.of(self.state):.5g}"),
+            )
         )
 
     def settle(self, limit: float) -> Proposal:
@@ -198,29 +201,24 @@ class _Search:
         """The blocks that the choice at hand drops, in the order of the model."""
         return [name for name in self.losses.blocks if not self.state[block_key(name)]]
 
-    def details(self) -> dict[str, Any]:
+    def notes(self) -> list[Note]:
         """What the report is told."""
         groups = self.losses.standing(self.state)
         total = sum(group.width for group in groups)
         kept = sum(self.state[group.name] for group in groups)
         losses = self._block_losses()
-        return {
-            "groups": [
-                {"layer": group.name, "before": group.width, "after": self.state[group.name]} for group in groups
-            ],
-            "blocks": [
-                {
-                    "block": name,
-                    "group": block.group,
-                    "score": losses.get(name),
-                    "kept": bool(self.state[block_key(name)]),
-                }
-                for name, block in self.losses.blocks.items()
-            ],
-            "locked": [{"layer": name, "reason": reason} for name, reason in self.locked.items()],
-            "channel_fraction_removed": 1 - kept / total if total else 0.0,
-            "rounds": self.rounds,
-        }
+        narrowed = [notes.Group(layer=group.name, before=group.width, after=self.state[group.name]) for group in groups]
+        blocks = [
+            notes.Block(block=name, group=block.group, score=losses.get(name), kept=bool(self.state[block_key(name)]))
+            for name, block in self.losses.blocks.items()
+        ]
+        return [
+            notes.Groups(groups=tuple(narrowed)),
+            notes.Blocks(blocks=tuple(blocks)),
+            notes.LockedLayers.of(self.locked),
+            notes.ChannelsRemoved(channel_fraction_removed=1 - kept / total if total else 0.0),
+            notes.Rounds(rounds=tuple(self.rounds)),
+        ]
 
     def _take(self, limit: float) -> None:
         try:

@@ -5,7 +5,7 @@ The step after sparse training: Liu et al. 2017, arXiv:1708.06519, sec. 3; Wen e
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from compressor.batches import Inputs
 from compressor.checks import check_count, check_globs, check_not_negative
 from compressor.errors import StageError
+from compressor.notes.structure import ChannelsRemoved, FoldedConstants, Group, Groups, LockedLayer, LockedLayers
 from compressor.pruning.channel_slices import removal_lock
 from compressor.pruning.constant_channels import ZeroChannels, fold_, hindrance, read_inputs, zero_channels_
 from compressor.pruning.narrowing import Gone, multiple_of, survivors, why
@@ -61,7 +62,7 @@ class RemoveZeroChannels:
                 if reason is not None:
                     search.locked.append((group.name, reason))
             done = search.settled(search.found(aligns))
-        context.details.update(_details(search, done))
+        _tell(context, search, done)
         if done is None:
             zeros = sum(len(zero.silent) + len(zero.unread) for zero in search.zeros.values())
             reasons = "; ".join(f"{name}: {reason}" for name, reason in search.locked)
@@ -167,16 +168,15 @@ class _Search:
         return zero_channels_(model, group, self.norm_after, self.threshold, keep=keep)
 
 
-def _details(search: _Search, done: _Done | None) -> dict[str, Any]:
+def _tell(context: Context, search: _Search, done: _Done | None) -> None:
     gone = done.gone if done else {}
     total = sum(group.width for group in search.zeros)
-    return {
-        "groups": [
-            {"layer": group.name, "before": group.width, "after": group.width - len(gone.get(group, []))}
-            for group in search.zeros
-        ],
-        "locked": [{"layer": name, "reason": reason} for name, reason in search.locked],
-        "channel_fraction_removed": sum(map(len, gone.values())) / total if total else 0.0,
-        "constants_folded_into": done.folded if done else [],
-        "largest_output_change": done.output_change if done else 0.0,
-    }
+    groups = tuple(
+        Group(layer=group.name, before=group.width, after=group.width - len(gone.get(group, [])))
+        for group in search.zeros
+    )
+    context.tell(Groups(groups=groups))
+    context.tell(LockedLayers(locked=tuple(LockedLayer(layer=name, reason=reason) for name, reason in search.locked)))
+    context.tell(ChannelsRemoved(channel_fraction_removed=sum(map(len, gone.values())) / total if total else 0.0))
+    folded, change = (tuple(done.folded), done.output_change) if done else ((), 0.0)
+    context.tell(FoldedConstants(constants_folded_into=folded, largest_output_change=change))

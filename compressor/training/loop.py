@@ -16,6 +16,7 @@ from tqdm import tqdm
 from compressor.batches import Inputs
 from compressor.errors import StageError
 from compressor.metrics import Metric
+from compressor.notes.training import Epoch, Epochs
 from compressor.stage import Context
 from compressor.training.optimization import Cycle, check_schedule, optimizer_for, peak_rate
 from compressor.training.precision import Form, at_least_float32
@@ -181,9 +182,10 @@ def best_epoch(logs: list[EpochLog], metric: Metric) -> int:
     return max(logs, key=lambda log: (sign * log.score, log.epoch)).epoch
 
 
-def training_details(logs: list[EpochLog], metric: Metric) -> dict[str, Any]:
-    """What a report says about a training: `epochs`, a list of the logs, and `best_epoch`."""
-    return {"epochs": [asdict(log) for log in logs], "best_epoch": best_epoch(logs, metric)}
+def epochs_note(logs: list[EpochLog], metric: Metric | None = None) -> Epochs:
+    """What the report is told of a training that kept the best epoch by `metric`, or the last one without."""
+    best = None if metric is None else best_epoch(logs, metric)
+    return Epochs(epochs=tuple(Epoch(**asdict(log)) for log in logs), best_epoch=best)
 
 
 def validation_score(model: nn.Module, workload: Workload, form: Form) -> float:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from compressor.errors import StageError
+from compressor.notes.training import ZeroWeights
 from compressor.pruning.penalties import (
     GroupLasso,
     L1Penalty,
@@ -40,7 +41,9 @@ def one_step(penalty, model, length=1.0):
     shrinkage = penalty.on(model.eval(), INPUTS, **ALL)
     with torch.no_grad():
         shrinkage.step_(length)
-    return {item.layer: (item.zero, item.of) for item in shrinkage.zeros()}
+    told = shrinkage.zeros()
+    counts = told.zero_weights if isinstance(told, ZeroWeights) else told.zero_channels
+    return {item.layer: (item.zero, item.of) for item in counts}
 
 
 def test_soft_threshold_by_hand() -> None:
