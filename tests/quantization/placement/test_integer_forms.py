@@ -7,6 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from compressor.files.operators import OPERATORS, Fact, Operator
 from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.activations import activation_grids
@@ -266,3 +267,15 @@ def test_a_constant_that_the_graph_gives_out_survives_the_rewriting() -> None:
     rewritten = as_convolutions(model)
     assert rewritten is not model
     assert "given" in [tensor.name for tensor in rewritten.graph.initializer]
+
+
+def test_a_row_is_all_that_a_mover_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tile, which is not said to follow integers, runs on them between two convolutions once its row says so."""
+    tile = [helper.make_node("Tile", ["a", "repeats"], ["b"], "tile")]
+    model = _between(tile, {"repeats": np.array([1, 1, 2, 2])}, 16)
+    assert followers(model, {"one", "two"}) == []
+    monkeypatch.setitem(OPERATORS, "Tile", Operator("Tile", Fact.FOLLOWS | Fact.MOVES))
+    assert followers(model, {"one", "two"}) == ["tile"]
+    running = kernels(serialize(_placed(model)))
+    assert running["QuantizeLinear"] == running["DequantizeLinear"] == running["Tile"] == 1
+    assert running["QLinearConv"] == 2
