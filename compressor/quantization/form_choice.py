@@ -4,8 +4,8 @@ Which form pays depends on widths and on the machine: a GRU on integers takes tw
 half of it with 384; weights of 4 bits are the smallest and, with many rows to multiply, the slowest.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,31 +15,11 @@ from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.measuring.scores import paired_drop, score_rows
 from compressor.measuring.timing import time_interleaved
+from compressor.notes.quantization import Coverage, FormChosen, OutputNoise, TriedForm
 from compressor.quantization.placement.forms import Candidate, Fastest
 from compressor.quantization.quantizer import QuantizationSettings, quantized_file
 from compressor.stage import Context
 from compressor.workload import Workload, resize_batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class TriedForm:
-    """One candidate as the report tells it: its numbers as far as it came, and `why` it was left out, if it was.
-
-    `speedup` is over the float file, `drop` that of the score on validation data.
-    """
-
-    form: str
-    kept: bool = False
-    size_bytes: int | None = None
-    sqnr_db: float | None = None
-    integer_kernels: Mapping[str, int] | None = None
-    drop: Estimate | None = None
-    speedup: Estimate | None = None
-    why: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields that are known, in their order."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +46,15 @@ def fastest(exported: bytes, settings: QuantizationSettings, workload: Workload,
         own = replace(context, details={}, folder=folder)
         made = _made(exported, settings, candidate, workload, own)
         if isinstance(made, str):
-            tried.append(TriedForm(form=_label(candidate), why=made))
+            tried.append(TriedForm(form=_label(candidate), kept=False, why=made))
             continue
+        noise, covered = OutputNoise.from_json(own.details), Coverage.from_json(own.details)
         entry = TriedForm(
             form=_label(candidate),
+            kept=False,
             size_bytes=len(made),
-            sqnr_db=own.details["sqnr_db"],
-            integer_kernels=own.details["integer_kernels"],
+            sqnr_db=noise.sqnr_db if noise else None,
+            integer_kernels=covered.integer_kernels if covered else None,
         )
         twin = next((tried[other].form for other, file in left.items() if file.onnx_bytes == made), None)
         if twin is None:
@@ -91,13 +73,8 @@ def fastest(exported: bytes, settings: QuantizationSettings, workload: Workload,
             tried[index] = entry
     chosen = next(index for index in left if tried[index].why is None)
     tried[chosen] = replace(tried[chosen], kept=True)
-    context.details.update(
-        {
-            **left[chosen].details,
-            "candidates": [entry.to_json() for entry in tried],
-            "chosen_form": tried[chosen].form,
-        }
-    )
+    context.details.update(left[chosen].details)
+    context.tell(FormChosen(candidates=tuple(tried), chosen_form=tried[chosen].form))
     return left[chosen].onnx_bytes
 
 

@@ -5,7 +5,7 @@ small, lists what runs on integers and refuses what broke.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ import onnx
 from compressor.errors import StageError
 from compressor.files.graphs import opset_of, parse
 from compressor.files.operators import heavy_operators
+from compressor.notes.note import Note
+from compressor.notes.quantization import Calibrated, IntegerForm, OutputNoise
 from compressor.quantization.file.audit import coverage, verified_sqnr
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import serialize
@@ -41,11 +43,9 @@ _LEAST_OPSET = 13
 
 
 class Rewrite(Protocol):
-    """A change of a float graph that keeps its function."""
+    """A change of a float graph that keeps its function, and what the report is told of it."""
 
-    def apply(
-        self, graph: onnx.ModelProto, workload: Workload, context: Context
-    ) -> tuple[onnx.ModelProto, dict[str, Any]]: ...
+    def apply(self, graph: onnx.ModelProto, workload: Workload, context: Context) -> tuple[onnx.ModelProto, Note]: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,9 +126,9 @@ class Prepared:
         """The graph in which `node` alone works on integers, with the grids `weights`."""
         return place_static(self.graph, {node}, self.activations, weights)
 
-    def noting(self, name: str, told: Any) -> "Prepared":
-        """The same with one more entry for the report."""
-        return replace(self, details={**self.details, name: told})
+    def noting(self, note: Note) -> "Prepared":
+        """The same with one more note for the report; it takes the place of another of its kind."""
+        return replace(self, details={**self.details, **note.to_json()})
 
 
 def prepare(
@@ -138,13 +138,12 @@ def prepare(
     context: Context,
     *,
     weight_range: WeightRange = "auto",
-    rewrites: Mapping[str, Rewrite] | None = None,
+    rewrites: Sequence[Rewrite] = (),
 ) -> Prepared:
     """The exported float graph with its placement and nearest-rounded grids.
 
-    `rewrites` change the graph and keep its function; what they tell stands in the details under their names. Raises
-    StageError for a graph that is quantized already, where nothing can be quantized, and where `settings.skip` matches
-    nothing.
+    `rewrites` change the graph and keep its function, one after the other. Raises StageError for a graph that is
+    quantized already, where nothing can be quantized, and where `settings.skip` matches nothing.
     """
     if is_quantized(parse(exported)):
         raise StageError(
@@ -161,8 +160,9 @@ def prepare(
     if isinstance(settings.form, ByFamily | Static):
         graph = as_convolutions(graph)
     details: dict[str, Any] = {}
-    for name, rewrite in (rewrites or {}).items():
-        graph, details[name] = rewrite.apply(graph, workload, context)
+    for rewrite in rewrites:
+        graph, note = rewrite.apply(graph, workload, context)
+        details |= note.to_json()
     placement = _placed(graph, settings)
     scheme = settings.weights
     signed = context.target.signed_activations
@@ -170,9 +170,8 @@ def prepare(
     activations: dict[str, ActivationGrid] = {}
     if placement.static:
         static = frozenset({*placement.static, *followers(graph, set(placement.static))})
-        activations, details["calibration"] = calibrated(
-            graph, static, settings, workload, signed=signed, progress=context.progress
-        )
+        activations, told = calibrated(graph, static, settings, workload, signed=signed, progress=context.progress)
+        details |= told.to_json()
     named = (*placement.static, *placement.dynamic, *placement.weight_only)
     weights = nearest_grids(graph, dict.fromkeys(named, scheme), weight_range=weight_range)
     return Prepared(
@@ -199,27 +198,25 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
     signed = context.target.signed_activations
     onnx_bytes = smallest_file(plain, quantized, bits, signed_activations=signed)
     placement = prepared.placement
-    form = {
-        "static": len(placement.static),
-        "dynamic": len(placement.dynamic),
-        "weight_only": len(placement.weight_only),
-        "float16": len(placement.float16),
-        "activations": "int8" if signed else "uint8",
-        "weight_bits": prepared.scheme.bits,
-    }
-    details = {
-        **prepared.details,
-        "form": form,
-        **coverage(
-            plain,
-            prepared.graph,
-            placement,
-            activation_bits=prepared.activation_bits,
-            signed_activations=signed,
-        ),
-    }
-    details["sqnr_db"] = verified_sqnr(prepared.exported, onnx_bytes, workload)
-    context.details.update(details)
+    form = IntegerForm(
+        static=len(placement.static),
+        dynamic=len(placement.dynamic),
+        weight_only=len(placement.weight_only),
+        float16=len(placement.float16),
+        activations="int8" if signed else "uint8",
+        weight_bits=prepared.scheme.bits,
+    )
+    covered = coverage(
+        plain,
+        prepared.graph,
+        placement,
+        activation_bits=prepared.activation_bits,
+        signed_activations=signed,
+    )
+    noise = OutputNoise(sqnr_db=verified_sqnr(prepared.exported, onnx_bytes, workload))
+    context.details.update(prepared.details)
+    for note in (form, covered, noise):
+        context.tell(note)
     return onnx_bytes
 
 
@@ -231,7 +228,7 @@ def calibrated(
     *,
     signed: bool,
     progress: bool = False,
-) -> tuple[dict[str, ActivationGrid], dict[str, Any]]:
+) -> tuple[dict[str, ActivationGrid], Calibrated]:
     """({tensor: grid} for the static `nodes`, what the report is told of the calibration)."""
     tensors, same = tensors_to_observe(graph, set(nodes))
     found = calibrate(
@@ -244,7 +241,7 @@ def calibrated(
         progress=progress,
     )
     grids = activation_grids(with_shared(found.ranges, same), settings.activations, signed=signed)
-    return grids, dict(found.details)
+    return grids, found.note
 
 
 def _placed(graph: onnx.ModelProto, settings: IntegerSettings) -> Placement:

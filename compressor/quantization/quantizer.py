@@ -6,6 +6,7 @@ on them, what goes back to float, and the biases, which make up for what roundin
 
 from dataclasses import dataclass, field, replace
 
+from compressor.notes.quantization import Equalized
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
 from compressor.quantization.accuracy.channel_statistics import output_sqnr_db
@@ -69,7 +70,7 @@ def quantized_file(exported: bytes, settings: QuantizationSettings, workload: Wo
         if settings.bias_correction is None:
             return candidate
         graph, told = settings.bias_correction.apply(candidate.graph, candidate.place, workload, context)
-        return replace(candidate, graph=graph).noting("bias_correction", told)
+        return replace(candidate, graph=graph).noting(told)
 
     if settings.give_back is None:
         prepared = corrected(prepared)
@@ -79,25 +80,26 @@ def quantized_file(exported: bytes, settings: QuantizationSettings, workload: Wo
     onnx_bytes = finish(prepared, workload, context)
     if portable is None:
         return onnx_bytes
-    found, checked = check_cpus(onnx_bytes, workload, context, samples=portable.samples)
-    context.details["checked_cpus"] = checked
-    return with_checked_cpus(onnx_bytes, found)
+    checked = check_cpus(onnx_bytes, workload, context, samples=portable.samples)
+    context.tell(checked)
+    return with_checked_cpus(onnx_bytes, checked.cpus)
 
 
 def _prepared(exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context) -> Prepared:
     """The graph with its grids, equalized where that leaves more signal; it costs some on networks that need none."""
-    smoothing: dict[str, Rewrite] = {} if settings.smoothing is None else {"smoothing": settings.smoothing}
+    smoothing: tuple[Rewrite, ...] = () if settings.smoothing is None else (settings.smoothing,)
     plain = prepare(exported, settings, workload, context, rewrites=smoothing)
     if settings.equalization is None:
         return plain
-    rewrites: dict[str, Rewrite] = {"equalization": settings.equalization, **smoothing}
-    equalized = prepare(exported, settings, workload, context, rewrites=rewrites)
+    equalized = prepare(exported, settings, workload, context, rewrites=(settings.equalization, *smoothing))
     samples = settings.equalization.samples
     before, after = (
         output_sqnr_db(plain.graph, each.place(), workload.calibration, samples=samples) for each in (plain, equalized)
     )
-    told = {**equalized.details["equalization"], "sqnr_db": {"without": before, "with": after}, "kept": after > before}
-    return (equalized if after > before else plain).noting("equalization", told)
+    told = Equalized.from_json(equalized.details)
+    assert told is not None  # equalizing tells it
+    told = replace(told, sqnr_db={"without": before, "with": after}, kept=after > before)
+    return (equalized if after > before else plain).noting(told)
 
 
 def _rounded(prepared: Prepared, rounding: AdaRound | GPTQ, workload: Workload, context: Context) -> Prepared:
@@ -109,4 +111,4 @@ def _rounded(prepared: Prepared, rounding: AdaRound | GPTQ, workload: Workload, 
         workload=workload,
         context=context,
     )
-    return replace(prepared, weights=grids).noting("rounding", told)
+    return replace(prepared, weights=grids).noting(told)

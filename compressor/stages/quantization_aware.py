@@ -136,8 +136,9 @@ class QuantizationAwareTraining:
         onnx_bytes = finish(trained, workload, context, placed=placed)
         if context.target.signed_activations:
             return OnnxModule(onnx_bytes)
-        found, context.details["checked_cpus"] = check_cpus(onnx_bytes, workload, context, samples=_EMULATED_SAMPLES)
-        return OnnxModule(with_checked_cpus(onnx_bytes, found))
+        checked = check_cpus(onnx_bytes, workload, context, samples=_EMULATED_SAMPLES)
+        context.tell(checked)
+        return OnnxModule(with_checked_cpus(onnx_bytes, checked.cpus))
 
     def _integers(self, weights: Symmetric | Asymmetric) -> IntegerSettings:
         """What decides the integers, with these `weights`. Raises ValueError where no kernel runs them."""

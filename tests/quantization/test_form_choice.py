@@ -14,7 +14,7 @@ from compressor.files.export import export_onnx
 from compressor.measuring.timing import Timing
 from compressor.quantization import form_choice
 from compressor.quantization.file.compact_graph import kernels
-from compressor.quantization.form_choice import TriedForm, fastest, smallest_of_ties
+from compressor.quantization.form_choice import fastest, smallest_of_ties
 from compressor.quantization.grids.schemes import PerBlock, PerTensor, Symmetric  # noqa: F401  # representations name PerTensor
 from compressor.quantization.placement.forms import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.quantizer import quantized_file
@@ -154,30 +154,6 @@ def test_the_same_file_is_timed_once(tied, monkeypatch: pytest.MonkeyPatch) -> N
     fastest(tied[0], _choosing(Fastest(candidates=candidates)), tied[1], context)
     assert clock.calls == 0
     assert context.details["candidates"][1]["why"] == "the same file as Dynamic()"
-
-
-def test_a_form_is_told_as_far_as_it_came() -> None:
-    """Numbers that were not measured are left out, and those that were keep their order in the report."""
-    broken = TriedForm(form="Dynamic()", why="nothing to quantize")
-    assert list(broken.to_json().items()) == [
-        ("form", "Dynamic()"),
-        ("kept", False),
-        ("why", "nothing to quantize"),
-    ]
-    slower = TriedForm(
-        form="Static()",
-        size_bytes=400,
-        sqnr_db=30.5,
-        integer_kernels={"QGemm": 2},
-        drop=Estimate(0.0, -0.1, 0.1),
-        speedup=Estimate(1.5, 1.4, 1.6),
-        why="0.80x the speed of Dynamic()",
-    )
-    told = slower.to_json()
-    names = ["form", "kept", "size_bytes", "sqnr_db", "integer_kernels", "drop", "speedup", "why"]
-    assert list(told) == names
-    assert told["speedup"] == {"value": 1.5, "low": 1.4, "high": 1.6}
-    assert told["integer_kernels"] == {"QGemm": 2}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ al. 2019, arXiv:1906.04721, section 4.2).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -24,6 +24,7 @@ from compressor.checks import check_count, check_one_of
 from compressor.errors import StageError
 from compressor.files.graphs import initializers, producers
 from compressor.files.operators import operator_of
+from compressor.notes.quantization import BiasesCorrected
 from compressor.quantization.accuracy.channel_scaling import Array, read_weights, with_weights
 from compressor.quantization.accuracy.channel_statistics import (
     ChannelStatistics,
@@ -58,8 +59,8 @@ class BiasCorrection:
 
     def apply(
         self, graph: onnx.ModelProto, place: Place, workload: Workload, context: Context
-    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        """(the float graph with corrected biases, details for the report).
+    ) -> tuple[onnx.ModelProto, BiasesCorrected]:
+        """(the float graph with corrected biases, what the report is told).
 
         `place` gives the quantized graph of a float graph; layers that it leaves in float stay as they are. A
         correction that does not bring the outputs on calibration data closer to those of the float graph is not kept:
@@ -76,15 +77,15 @@ class BiasCorrection:
         corrected, missing = correct(biased, layers, place, workload, context)
         data, samples = workload.calibration, self.samples
         before, after = (output_sqnr_db(graph, model, data, samples=samples) for model in (start, place(corrected)))
-        details = {
-            "method": self.method,
-            "layers": len(layers) - len(missing),
-            "missing": missing,
-            "sqnr_db_before": before,
-            "sqnr_db_after": after,
-            "kept": after > before,
-        }
-        return (corrected if after > before else graph), details
+        note = BiasesCorrected(
+            method=self.method,
+            layers=len(layers) - len(missing),
+            missing=tuple(missing),
+            sqnr_db_before=before,
+            sqnr_db_after=after,
+            kept=after > before,
+        )
+        return (corrected if after > before else graph), note
 
     def _empirical(
         self, graph: onnx.ModelProto, layers: list[LinearLayer], place: Place, workload: Workload, context: Context

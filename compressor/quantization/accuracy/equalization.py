@@ -17,7 +17,6 @@ only readers without padding take part: a padded zero would have to become -c.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -26,6 +25,7 @@ from compressor.checks import check_count, check_not_negative
 from compressor.errors import StageError
 from compressor.files.graphs import attributes, copy_of, initializers, names_read, output_names, readers
 from compressor.files.operators import operator_of
+from compressor.notes.quantization import Equalized
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
     ScalingGroup,
@@ -65,14 +65,11 @@ class CrossLayerEqualization:
             says = "deviations is how many standard deviations under the mean are absorbed"
             check_not_negative(self.deviations, says, way_out="None absorbs nothing")
 
-    def apply(
-        self, graph: onnx.ModelProto, workload: Workload, context: Context
-    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        """(the equalized float graph, details for the report). Raises StageError where no layers can be equalized."""
-        details: dict[str, Any] = {}
-        start = graph
+    def apply(self, graph: onnx.ModelProto, workload: Workload, context: Context) -> tuple[onnx.ModelProto, Equalized]:
+        """(the equalized float graph, what the report is told). Raises StageError where no layers can be equalized."""
+        start, unclipped, absorbed = graph, None, None
         if any(group.clippings for group in _groups(graph)):
-            graph, details["unclipped"] = self._unclip(graph, workload, context)
+            graph, unclipped = self._unclip(graph, workload, context)
         groups, limits = self._limits(graph, _groups(graph), workload, context)
         if not groups:
             raise StageError(
@@ -80,15 +77,21 @@ class CrossLayerEqualization:
                 "pooling alone; leave equalization out for this model"
             )
         weights = read_weights(graph)
-        details["layers"] = len(groups)
-        details["spread_before"] = _spread(weights, groups)
+        before = _spread(weights, groups)
         equalize_(weights, groups, sweeps=self.sweeps, limits=limits)
-        details["spread_after"] = _spread(weights, groups)
+        after = _spread(weights, groups)
         equalized = with_weights(graph, weights)
         if self.deviations is not None:
-            equalized, details["absorbed_channels"] = self._absorb(equalized, workload, context)
-        details["float_sqnr_db"] = self._sqnr_db(start, equalized, workload)
-        return equalized, details
+            equalized, absorbed = self._absorb(equalized, workload, context)
+        note = Equalized(
+            unclipped=None if unclipped is None else tuple(unclipped),
+            layers=len(groups),
+            spread_before=before,
+            spread_after=after,
+            absorbed_channels=absorbed,
+            float_sqnr_db=self._sqnr_db(start, equalized, workload),
+        )
+        return equalized, note
 
     def _sqnr_db(self, before: onnx.ModelProto, after: onnx.ModelProto, workload: Workload) -> float:
         return output_sqnr_db(before, after, workload.calibration, samples=self.samples)

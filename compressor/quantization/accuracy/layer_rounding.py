@@ -4,12 +4,13 @@ The order is that of Nagel et al. 2020, arXiv:2004.10568, section 3.3; how one l
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import onnx
 import torch
 from tqdm import tqdm
 
+from compressor.notes.quantization import RoundingLearned
 from compressor.quantization.accuracy.layer_data import Crossing, Layer, Place, Twins, Walk
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.stage import Context
@@ -35,7 +36,7 @@ def round_layers(
     place: Place,
     workload: Workload,
     context: Context,
-) -> tuple[dict[str, WeightGrid], dict[str, Any]]:
+) -> tuple[dict[str, WeightGrid], RoundingLearned]:
     """(`grids` with other integers for the Conv, Gemm and MatMul nodes of `graph`, what the report is told).
 
     `place` gives the integer graph of any such grids. Raises StageError where calibration data is empty.
@@ -52,13 +53,13 @@ def round_layers(
     return twins.grids, _told(method, twins, grids, walk.samples)
 
 
-def _told(method: LayerRounding, twins: Twins, before: Mapping[str, WeightGrid], samples: int) -> dict[str, Any]:
+def _told(method: LayerRounding, twins: Twins, before: Mapping[str, WeightGrid], samples: int) -> RoundingLearned:
     total = sum(weight.numel() for weight in twins.weights.values())
     changed = sum(int((twins.grids[name].integers != before[name].integers).sum()) for name in twins.weights)
-    return {
-        "method": repr(method),
-        "samples": samples,
-        "layers": len(twins.layers),
-        "changed_fraction": round(changed / max(1, total), 4),
-        "to_nearest": sorted(before.keys() - twins.weights.keys()),
-    }
+    return RoundingLearned(
+        method=repr(method),
+        samples=samples,
+        layers=len(twins.layers),
+        changed_fraction=round(changed / max(1, total), 4),
+        to_nearest=tuple(sorted(before.keys() - twins.weights.keys())),
+    )

@@ -18,6 +18,7 @@ from compressor.checks import check_count, check_fraction
 from compressor.errors import StageError
 from compressor.files.graphs import attribute, copy_of, initializers, ranks, replace_nodes_
 from compressor.files.operators import operator_of
+from compressor.notes.quantization import Smoothed
 from compressor.quantization.accuracy.channel_scaling import (
     Array,
     ScalingGroup,
@@ -50,10 +51,8 @@ class SmoothQuant:
         check_fraction(self.alpha, "alpha is the share of the difficulty moved into weights", within="[0, 1]")
         check_count(self.samples, "samples is the number of samples that are looked at")
 
-    def apply(
-        self, graph: onnx.ModelProto, workload: Workload, context: Context
-    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        """(the smoothed float graph, details for the report). Raises StageError where no layer can be smoothed."""
+    def apply(self, graph: onnx.ModelProto, workload: Workload, context: Context) -> tuple[onnx.ModelProto, Smoothed]:
+        """(the smoothed float graph, what the report is told). Raises StageError where no layer can be smoothed."""
         kinds = {node.name: node.op_type for node in graph.graph.node}
         groups = [
             group
@@ -82,12 +81,12 @@ class SmoothQuant:
         smoothed = with_weights(graph, weights)
         if inserted:
             smoothed = self._insert(smoothed, inserted, seen, inputs)
-        details = {
-            "smoothed": sorted(covered),
-            "smoothed_by_mul": sorted(inserted),
-            "float_sqnr_db": output_sqnr_db(graph, smoothed, workload.calibration, samples=self.samples),
-        }
-        return smoothed, details
+        note = Smoothed(
+            smoothed=tuple(sorted(covered)),
+            smoothed_by_mul=tuple(sorted(inserted)),
+            float_sqnr_db=output_sqnr_db(graph, smoothed, workload.calibration, samples=self.samples),
+        )
+        return smoothed, note
 
     def _insert(
         self, graph: onnx.ModelProto, nodes: dict[str, str], seen: dict[str, Any], inputs: dict[str, str]

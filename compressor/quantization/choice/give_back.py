@@ -9,14 +9,14 @@ many go back is decided by the score on validation data, or by a bound on the no
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from compressor.budget import describe_drop, judge_drop
 from compressor.checks import check_count, check_max_drop, check_positive
 from compressor.errors import StageError
 from compressor.measuring.scores import paired_drop, score_rows
 from compressor.measuring.timing import time_interleaved
+from compressor.notes.quantization import FloatAgain, GiveBackTried, GivenBack, Judged, TriedInFloat
 from compressor.quantization.choice.layer_times import islands, layer_ms, slower_groups
 from compressor.quantization.choice.sensitivity import first_inputs, noise_db, output_values, reliefs
 from compressor.quantization.file.compact_graph import serialize
@@ -77,15 +77,16 @@ class GiveBack:
         if self.slower:
             prepared = _faster(prepared, workload, context, told)
         prepared = self._close_enough(prepared, workload, context, correct, told) if self._judges else correct(prepared)
-        return prepared.noting("given_back", told.layers).noting("give_back", {"tried": told.tried, **told.numbers})
+        gone = GivenBack(given_back=tuple(told.layers))
+        return prepared.noting(gone).noting(GiveBackTried(tried=tuple(told.tried), before=told.before))
 
     def _close_enough(
         self, prepared: Prepared, workload: Workload, context: Context, correct: Correct, told: "_Told"
     ) -> Prepared:
         judge = _Judge(self, prepared.exported, workload, context)
         whole = correct(prepared)
-        missed, numbers = judge(whole)
-        told.numbers["before"] = numbers
+        told.before = judge(whole)
+        missed = told.before.missed
         if not missed:
             return whole
         kept_db, ranked = reliefs(prepared, workload, context, samples=self.samples)
@@ -95,10 +96,19 @@ class GiveBack:
         # Double until enough have gone back, then halve the gap: few files are scored, and few layers too many go.
         while count < len(order):
             candidate = correct(prepared.without(dict.fromkeys(order[:count], _HARMFUL)))
-            problem, numbers = judge(candidate)
-            told.tried.append({"nodes": order[:count], "why": "accuracy", "kept": not problem, **numbers})
-            if problem:
-                failing, missed = count, problem
+            judged = judge(candidate)
+            told.tried.append(
+                TriedInFloat(
+                    nodes=tuple(order[:count]),
+                    why="accuracy",
+                    kept=not judged.missed,
+                    drop=judged.drop,
+                    sqnr_db=judged.sqnr_db,
+                    missed=judged.missed,
+                )
+            )
+            if judged.missed:
+                failing, missed = count, judged.missed
             else:
                 passing[count] = candidate
             least = min(passing, default=None)
@@ -119,12 +129,12 @@ class GiveBack:
 class _Told:
     """What the report is told."""
 
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    tried: list[dict[str, Any]] = field(default_factory=list)
-    numbers: dict[str, Any] = field(default_factory=dict)
+    layers: list[FloatAgain] = field(default_factory=list)
+    tried: list[TriedInFloat] = field(default_factory=list)
+    before: Judged | None = None
 
-    def add(self, node: str, why: str, **numbers: Any) -> None:
-        self.layers.append({"node": node, "why": why, "numbers": numbers})
+    def add(self, node: str, why: str, **numbers: float) -> None:
+        self.layers.append(FloatAgain(node=node, why=why, numbers=numbers))
 
 
 class _Judge:
@@ -138,23 +148,22 @@ class _Judge:
             self.batches = first_inputs(workload.calibration, goal.samples)
             self.outputs = output_values(exported, self.batches)
 
-    def __call__(self, candidate: Prepared) -> tuple[str, dict[str, Any]]:
-        """(what is missed in words, "" where nothing is; the numbers)."""
+    def __call__(self, candidate: Prepared) -> Judged:
+        """What is missed, in words, and the numbers."""
         file = candidate.shipped()
         missed: list[str] = []
-        numbers: dict[str, Any] = {}
+        drop, kept_db = None, None
         if self.goal.max_drop is not None:
             metric = self.workload.metric
             rows = score_rows(file, self.workload.validation, metric)
             drop = paired_drop(rows, self.rows, metric, seed=self.seed)
-            numbers["drop"] = asdict(drop)
             if not judge_drop(drop, self.goal.max_drop, metric).keep:
                 missed.append(f"validation {describe_drop(drop, metric)}, max_drop is {self.goal.max_drop:g}")
         if self.goal.min_sqnr_db is not None:
-            kept_db = numbers["sqnr_db"] = noise_db(self.outputs, output_values(file, self.batches))
+            kept_db = noise_db(self.outputs, output_values(file, self.batches))
             if kept_db < self.goal.min_sqnr_db:
                 missed.append(f"the outputs keep {kept_db:.1f} dB, wanted are {self.goal.min_sqnr_db:g}")
-        return "; ".join(missed), {**numbers, "missed": "; ".join(missed)}
+        return Judged(drop=drop, sqnr_db=kept_db, missed="; ".join(missed))
 
 
 def _faster(prepared: Prepared, workload: Workload, context: Context, told: _Told) -> Prepared:
@@ -174,7 +183,7 @@ def _faster(prepared: Prepared, workload: Workload, context: Context, told: _Tol
                 continue  # nothing would be left: the pipeline's own gate judges the whole
             file = candidate.shipped()
             gain = time_interleaved(file, current, inputs, threads=threads, seed=context.seed).speedup
-            told.tried.append({"nodes": names, "why": "time", "speedup": asdict(gain), "kept": gain.low > 1})
+            told.tried.append(TriedInFloat(nodes=tuple(names), why="time", speedup=gain, kept=gain.low > 1))
             if gain.low > 1:
                 break
         else:

@@ -7,11 +7,11 @@ is measured as a whole, and chosen again where the prediction was too hopeful.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from compressor.checks import check_count, check_fraction, check_max_drop, check_positive
 from compressor.errors import BudgetError, StageError
 from compressor.knapsack import Option, choose
+from compressor.notes.quantization import MixedWidths, TriedWidths
 from compressor.quantization.choice.sensitivity import (
     FLOAT_BITS,
     SQNR,
@@ -22,7 +22,7 @@ from compressor.quantization.choice.sensitivity import (
     output_values,
     predicted_db,
     sensitivities,
-    sensitivity_rows,
+    sensitivities_note,
 )
 from compressor.quantization.choice.width_search import (
     Found,
@@ -117,12 +117,12 @@ class MixedPrecision:
         def measured_db(candidate: Prepared) -> float:
             return noise_db(reference, output_values(serialize(candidate.place()), batches))
 
-        told: dict[str, Any] = {"goal": {name: getattr(self, name) for name in _GOALS}}
+        tried: list[TriedWidths] | None = None
         if self.max_drop is not None:
-            chosen, mixed, told["tried"] = fewest_bytes(prepared, found, self.max_drop, workload, context)
+            chosen, mixed, tried = fewest_bytes(prepared, found, self.max_drop, workload, context)
         elif self.latency is not None:
             found = timed(found, prepared, workload, context)
-            chosen, mixed, told["tried"] = within_time(prepared, found, self.latency, workload, context)
+            chosen, mixed, tried = within_time(prepared, found, self.latency, workload, context)
         else:
             missing = 0.0
             for _ in range(_ROUNDS):
@@ -137,12 +137,16 @@ class MixedPrecision:
                     f"widths of {self.bits} bits leave {left_db:.1f} dB together, wanted are {self.sqnr_db:g}; ask for "
                     "less or allow more bits"
                 )
-        told["weight_bytes"] = sum(entry.size_bytes for entry in chosen)
-        told["float_share"] = float_share(chosen, found)
-        told["predicted_sqnr_db"] = round(predicted_db(chosen), 2)
-        told["measured_sqnr_db"] = measured_db(mixed)
-        rows = sensitivity_rows(found, {entry.node: entry.bits for entry in chosen})
-        return mixed.noting("mixed_precision", told).noting("sensitivity", rows)
+        told = MixedWidths(
+            goal={name: getattr(self, name) for name in _GOALS},
+            tried=None if tried is None else tuple(tried),
+            weight_bytes=sum(entry.size_bytes for entry in chosen),
+            float_share=float_share(chosen, found),
+            predicted_sqnr_db=round(predicted_db(chosen), 2),
+            measured_sqnr_db=measured_db(mixed),
+        )
+        layers = sensitivities_note(found, {entry.node: entry.bits for entry in chosen})
+        return mixed.noting(told).noting(layers)
 
     def chosen(self, layers: Sequence[Sequence[Sensitivity]], *, more_db: float = 0.0) -> tuple[Sensitivity, ...]:
         """One entry of every layer for the goal `size`, or `sqnr_db` and `more_db` on top.

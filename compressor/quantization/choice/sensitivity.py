@@ -22,6 +22,7 @@ from tqdm import tqdm
 from compressor.batches import Batch, Inputs
 from compressor.files.graphs import initializers
 from compressor.measuring.scores import score_rows
+from compressor.notes.quantization import LayerSensitivity, Sensitivities
 from compressor.quantization.file.audit import MOST_DB, reported_db, sqnr_db
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Scheme
@@ -177,22 +178,27 @@ def reason_of(entries: Sequence[Sensitivity], chosen: int) -> str:
     return "; ".join(parts)
 
 
-def sensitivity_rows(found: Mapping[str, Sequence[Sensitivity]], chosen: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What the report shows of every layer: "node", chosen "bits", "reason", and "sqnr_db" and more by width.
+def sensitivities_note(found: Mapping[str, Sequence[Sensitivity]], chosen: Mapping[str, int]) -> Sensitivities:
+    """What the report is told of every layer: the chosen bits, why, and by width the decibels, bytes and more.
 
-    "size_bytes" are of all widths, "drop" and "ms" where they were measured; 32 bits have no noise to be told.
+    "drop" and "ms" are told where they were measured at all widths; 32 bits have no noise to be told.
     """
-    rows = []
+    layers = []
     for name, entries in found.items():
-        row: dict[str, Any] = {"node": name, "bits": chosen[name], "reason": reason_of(entries, chosen[name])}
-        row["sqnr_db"] = {str(entry.bits): entry.sqnr_db for entry in entries if entry.bits != max(FLOAT_BITS)}
-        row["size_bytes"] = {str(entry.bits): entry.size_bytes for entry in entries}
-        for key in ("drop", "ms"):
-            values = {str(entry.bits): getattr(entry, key) for entry in entries}
-            if None not in values.values():
-                row[key] = {bits: round(value, 5) for bits, value in values.items()}
-        rows.append(row)
-    return rows
+        drops = {entry.bits: round(entry.drop, 5) for entry in entries if entry.drop is not None}
+        times = {entry.bits: round(entry.ms, 5) for entry in entries if entry.ms is not None}
+        layers.append(
+            LayerSensitivity(
+                node=name,
+                bits=chosen[name],
+                reason=reason_of(entries, chosen[name]),
+                sqnr_db={entry.bits: entry.sqnr_db for entry in entries if entry.bits != max(FLOAT_BITS)},
+                size_bytes={entry.bits: entry.size_bytes for entry in entries},
+                drop=drops if len(drops) == len(entries) else None,
+                ms=times if len(times) == len(entries) else None,
+            )
+        )
+    return Sensitivities(sensitivity=tuple(layers))
 
 
 def first_inputs(data: Iterable[Any], samples: int) -> list[Inputs]:

@@ -6,8 +6,7 @@ the goal. The sum over layers would not do: neighbours in float share conversion
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ from compressor.knapsack import Option, choose, frontier
 from compressor.measuring.node_times import kernel_times
 from compressor.measuring.scores import paired_drop, score_rows
 from compressor.measuring.timing import time_interleaved
+from compressor.notes.quantization import TriedWidths
 from compressor.quantization.choice.layer_times import layer_ms
 from compressor.quantization.choice.sensitivity import FLOAT_BITS, Sensitivity, reason_of, scheme_of_width
 from compressor.quantization.file.compact_graph import serialize
@@ -27,7 +27,7 @@ from compressor.workload import Workload, resize_batch
 
 Found = Mapping[str, Sequence[Sensitivity]]
 # (one entry of each layer, the graph in these forms, what was tried)
-Searched = tuple[tuple[Sensitivity, ...], Prepared, list[dict[str, Any]]]
+Searched = tuple[tuple[Sensitivity, ...], Prepared, list[TriedWidths]]
 
 # Steps of the search for the time: the last is 1 % of the way from the fastest choice to all in float.
 _STEPS = 7
@@ -94,7 +94,7 @@ def within_time(prepared: Prepared, found: Found, latency: float, workload: Work
     layers = tuple(found.values())
     options = [[Option(loss=entry.loss, cost=entry.ms or 0.0) for entry in layer] for layer in layers]
     shares: dict[tuple[Sensitivity, ...], float] = {}
-    tried: list[dict[str, Any]] = []
+    tried: list[TriedWidths] = []
 
     def least_loss(limit_ms: float) -> tuple[Sensitivity, ...]:
         return tuple(layer[pick] for layer, pick in zip(layers, choose(options, limit_ms), strict=True))
@@ -107,7 +107,7 @@ def within_time(prepared: Prepared, found: Found, latency: float, workload: Work
             speedup = time_interleaved(file, plain, inputs, threads=threads, seed=context.seed).speedup
             share = shares[chosen] = 1 / speedup.value
             in_float = [entry.node for entry in chosen if entry.in_float]
-            tried.append({"in_float": in_float, "latency": round(share, 4), "kept": share <= latency})
+            tried.append(TriedWidths(in_float=tuple(in_float), latency=round(share, 4), kept=share <= latency))
         return chosen, candidate, shares[chosen]
 
     # Nothing in float, and what layers take where none loses anything.
@@ -137,7 +137,7 @@ def fewest_bytes(prepared: Prepared, found: Found, max_drop: float, workload: Wo
     metric = workload.metric
     rows = score_rows(prepared.exported, workload.validation, metric)
     choices = quantized_choices(tuple(found.values()))
-    tried: list[dict[str, Any]] = []
+    tried: list[TriedWidths] = []
 
     def judged(at: int) -> tuple[Prepared, str]:
         """(the choice, what it loses where that is too much)."""
@@ -146,7 +146,7 @@ def fewest_bytes(prepared: Prepared, found: Found, max_drop: float, workload: Wo
         drop = paired_drop(scored, rows, metric, seed=context.seed)
         kept = judge_drop(drop, max_drop, metric).keep
         size = sum(entry.size_bytes for entry in choices[at])
-        tried.append({"weight_bytes": size, "drop": asdict(drop), "kept": kept})
+        tried.append(TriedWidths(weight_bytes=size, drop=drop, kept=kept))
         return candidate, "" if kept else describe_drop(drop, metric)
 
     failing, passing = -1, len(choices) - 1

@@ -15,6 +15,7 @@ import onnx
 from compressor.errors import StageError
 from compressor.files.graphs import producers, readers
 from compressor.files.operators import Arithmetic, Fact, Operator, facts_of, operator_of
+from compressor.notes.quantization import Coverage, FloatOperator
 from compressor.quantization.file.compact_graph import optimized_nodes
 from compressor.quantization.placement.policy import Placement
 from compressor.runtime import feeds_of, open_session
@@ -35,14 +36,10 @@ def coverage(
     *,
     activation_bits: int = 8,
     signed_activations: bool = False,
-) -> dict[str, Any]:
+) -> Coverage:
     """What of the integer file `plain` ONNX Runtime runs on integers, under the names of the float `graph`.
 
-    `quantized` counts the operators with weights that run on integers or stored ones, `integer_kernels` and
-    `integer_followers` the kernels by operator. `left_in_float` lists the operators with weights that compute floats,
-    or look them up, `float_islands` those without weights that floats are made for and turned back behind, each with
-    its reason; `conversions` counts the QuantizeLinear and DequantizeLinear that run. `signed_activations` on a machine
-    that is no Arm adds `kernels_seen_on`: what is told is what ONNX Runtime fuses here when it lets int8 activations
+    `signed_activations` on a machine that is no Arm gives what ONNX Runtime fuses here when it lets int8 activations
     through as on Arm, and nothing has run there. Raises StageError where nothing is gained.
     """
     elsewhere = _seen_on() if signed_activations else None
@@ -55,7 +52,7 @@ def coverage(
         if rows[node.op_type].multiplies_floats:
             name = original_name(node.name, graph)
             reason = placement.left.get(name) or _unfused(name, placement, activation_bits)
-            left.append({"node": name, "op": node.op_type, "reason": reason})
+            left.append(FloatOperator(node=name, op=node.op_type, reason=reason))
     left += _float_tables(graph, placement)
     # 16-bit activations show an accuracy; nobody expects them to be fast.
     if not integer and not stored and activation_bits == 8:
@@ -64,17 +61,17 @@ def coverage(
             f"ONNX Runtime runs none of {len(placement.static) + len(placement.dynamic)} prepared nodes on "
             f"integers{seen}; leave this stage out for this model"
         )
-    return {
-        "quantized": sum(integer.values()) + stored - integer["MatMulNBits"],
-        "integer_kernels": dict(sorted(integer.items())),
-        "integer_followers": dict(
+    return Coverage(
+        quantized=sum(integer.values()) + stored - integer["MatMulNBits"],
+        integer_kernels=dict(sorted(integer.items())),
+        integer_followers=dict(
             sorted(Counter(node.op_type for node in nodes if _follows_on_integers(rows[node.op_type])).items())
         ),
-        "left_in_float": left,
-        "float_islands": _islands(nodes, graph),
-        "conversions": sum(_converts(node) for node in nodes),
-        **({"kernels_seen_on": elsewhere} if elsewhere else {}),
-    }
+        left_in_float=tuple(left),
+        float_islands=tuple(_islands(nodes, graph)),
+        conversions=sum(_converts(node) for node in nodes),
+        kernels_seen_on=elsewhere,
+    )
 
 
 def _follows_on_integers(row: Operator) -> bool:
@@ -94,11 +91,11 @@ def _seen_on() -> str | None:
     return f"{machine}, which let int8 activations through as ONNX Runtime does on Arm; the file has not run on Arm"
 
 
-def _float_tables(graph: onnx.ModelProto, placement: Placement) -> list[dict[str, str]]:
+def _float_tables(graph: onnx.ModelProto, placement: Placement) -> list[FloatOperator]:
     """Embeddings whose tables stay as they are; a lookup computes nothing, so that no kernel's name tells."""
     stored = {*placement.weight_only, *placement.float16}
     return [
-        {"node": node.name, "op": node.op_type, "reason": placement.left[node.name]}
+        FloatOperator(node=node.name, op=node.op_type, reason=placement.left[node.name])
         for node in graph.graph.node
         if node.op_type == "Gather" and node.name in placement.left and node.name not in stored
     ]
@@ -110,7 +107,7 @@ def _unfused(name: str, placement: Placement, activation_bits: int) -> str:
     return "ONNX Runtime did not fuse it into an int8 kernel"
 
 
-def _islands(nodes: Sequence[onnx.NodeProto], graph: onnx.ModelProto) -> list[dict[str, str]]:
+def _islands(nodes: Sequence[onnx.NodeProto], graph: onnx.ModelProto) -> list[FloatOperator]:
     """Operators without weights between a DequantizeLinear and a QuantizeLinear, in the order of the graph."""
     made, read = producers(nodes), readers(nodes)
     found = []
@@ -122,7 +119,7 @@ def _islands(nodes: Sequence[onnx.NodeProto], graph: onnx.ModelProto) -> list[di
         after = [reader.op_type for name in node.output for reader in read[name]]
         if "DequantizeLinear" in sources and "QuantizeLinear" in after:
             name = original_name(node.name, graph, weighted=False)
-            found.append({"node": name, "op": node.op_type, "reason": _why_island(node, made)})
+            found.append(FloatOperator(node=name, op=node.op_type, reason=_why_island(node, made)))
     return found
 
 

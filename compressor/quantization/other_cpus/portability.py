@@ -17,6 +17,7 @@ from compressor.checks import check_count, check_fraction
 from compressor.errors import StageError
 from compressor.files.graphs import parse
 from compressor.measuring.scores import paired_drop, score_rows
+from compressor.notes.quantization import CheckedCpus, MadePortable
 from compressor.quantization.file.audit import original_name
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.weights import nearest_grids
@@ -144,8 +145,8 @@ def made_portable(prepared: Prepared, portable: Portable, workload: Workload, co
         weights = safe_grids(prepared.graph, prepared.weights, integer_nodes(prepared))
         changed = sum(int((weights[name].scale != grid.scale).sum()) for name, grid in prepared.weights.items())
         channels = sum(grid.scale.numel() for grid in prepared.weights.values())
-        told: dict[str, Any] = {"cure": repr(portable.cure), "scales_grown": changed, "scales": channels}
-        return replace(prepared, weights=weights, details={**prepared.details, "portable": told})
+        told = MadePortable(cure=repr(portable.cure), scales_grown=changed, scales=channels)
+        return replace(prepared, weights=weights).noting(told)
 
     def placed(nodes: frozenset[str]) -> bytes:
         return serialize(_seven_bits(prepared, nodes).place())
@@ -158,8 +159,8 @@ def made_portable(prepared: Prepared, portable: Portable, workload: Workload, co
         samples=portable.samples,
         name_of=lambda fused: original_name(fused, prepared.graph),
     )
-    told = {"cure": repr(portable.cure), "seven_bits": sorted(nodes)}
-    return replace(_seven_bits(prepared, nodes), details={**prepared.details, "portable": told})
+    told = MadePortable(cure=repr(portable.cure), seven_bits=tuple(sorted(nodes)))
+    return _seven_bits(prepared, nodes).noting(told)
 
 
 def integer_nodes(prepared: Prepared) -> frozenset[str]:
@@ -173,17 +174,15 @@ def _seven_bits(prepared: Prepared, nodes: frozenset[str]) -> Prepared:
     return replace(prepared, weights={**prepared.weights, **weights})
 
 
-def check_cpus(
-    onnx_bytes: bytes, workload: Workload, context: Context, *, samples: int
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """({CPU class: what was found}, details for the report), from the first `samples` of the validation data.
+def check_cpus(onnx_bytes: bytes, workload: Workload, context: Context, *, samples: int) -> CheckedCpus:
+    """What every class of CPUs would compute, from the first `samples` of the validation data.
 
     For CPUs without VNNI it is either that no product can saturate, whatever the input, or the score they would have.
     """
     model = SaturatingModel(onnx_bytes)
     found = {Isa.X86_VNNI.value: "exact: sums in 32 bits", Isa.ARM_DOT.value: "exact: sums in 32 bits"}
     risky = {name: seen for name, seen in model.saturation.items() if seen.risky_pairs}
-    details: dict[str, Any] = {"products": len(model.saturation), "products_that_may_saturate": sorted(risky)}
+    note = CheckedCpus(products=len(model.saturation), products_that_may_saturate=tuple(sorted(risky)), cpus={})
     if model.not_emulated:
         verdict = "not checked: " + "; ".join(f"{name}: {reason}" for name, reason in model.not_emulated.items())
     elif not risky:
@@ -198,21 +197,21 @@ def check_cpus(
         score, reference = metric.aggregate(saturated), metric.aggregate(exact)
         drop = paired_drop(saturated, exact, metric, seed=context.seed)
         layers = {name: seen[name].sum_share for name in risky if seen[name].saturated_sums}
-        details |= {
-            "samples": len(outputs),
-            "score_exact": reference,
-            "score_saturated": score,
-            "drop": drop.value,
-            "drop_interval": [drop.low, drop.high],
-            "wrong_sums": dict(sorted(layers.items(), key=lambda item: -item[1])),
-        }
+        note = replace(
+            note,
+            samples=len(outputs),
+            score_exact=reference,
+            score_saturated=score,
+            drop=drop.value,
+            drop_interval=(drop.low, drop.high),
+            wrong_sums=dict(sorted(layers.items(), key=lambda item: -item[1])),
+        )
         verdict = (
             f"emulated: {metric.name} {score:.4f} against {reference:.4f} without saturation, on {len(outputs)} "
             f"validation samples; up to {max(layers.values(), default=0.0):.2%} of a layer's sums saturate"
         )
     found.update((isa.value, verdict) for isa in SATURATING)
-    details["cpus"] = found
-    return found, details
+    return replace(note, cpus=found)
 
 
 def with_checked_cpus(onnx_bytes: bytes, found: Mapping[str, str]) -> bytes:

@@ -8,7 +8,7 @@ several passes.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of
+from compressor.notes.quantization import Calibrated
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.ranges.choice import choose_ranges
 from compressor.quantization.ranges.histogram import Observed
@@ -58,11 +59,10 @@ _JUDGED_IN_SLICE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """{tensor: (low, high)} of those that had values, how many samples they are from, and what the report is told."""
+    """{tensor: (low, high)} of those that had values, and what the report is told."""
 
     ranges: Mapping[str, tuple[float, float]]
-    samples: int
-    details: Mapping[str, Any] = field(default_factory=dict)
+    note: Calibrated
 
 
 def calibrate(
@@ -95,7 +95,7 @@ def calibrate(
         max_bytes=max_bytes,
     )
     seen = {name: entry for name, entry in observed.items() if not entry.empty}
-    details: dict[str, Any] = {"method": repr(method), "samples": samples, "tensors": len(tensors)}
+    note = Calibrated(method=repr(method), samples=samples, tensors=len(tensors))
     ranges = {name: method.range_of(entry, scheme, signed=signed) for name, entry in seen.items()}
     if isinstance(method, Auto) and seen:
         options = {"each its own": ranges}
@@ -106,9 +106,9 @@ def calibrate(
         slices = sample_slices(model, data, size=_JUDGED_IN_SLICE, samples=method.judged)
         best, errors = choose_ranges(model, options, slices, scheme, signed=signed, threads=threads, progress=progress)
         ranges = options[best]
-        details["chosen"] = best
-        details["output_error"] = {name: float(f"{error:.4g}") for name, error in errors.items()}
-    return Calibration(ranges=ranges, samples=samples, details=details)
+        told = {name: float(f"{error:.4g}") for name, error in errors.items()}
+        note = replace(note, chosen=best, output_error=told)
+    return Calibration(ranges=ranges, note=note)
 
 
 def observe_tensors(

@@ -60,8 +60,8 @@ def test_a_shift_by_hand(method: str) -> None:
     inputs = torch.tensor([[1.0, 4], [3, 4], [1, 6], [3, 6]])
     corrected, details = BiasCorrection(method=method).apply(model, _rounding, calibrated_on(inputs), QUIET)
     assert read_weights(corrected)["b"].item() == pytest.approx(2.8)
-    assert details["kept"] is True
-    assert details["sqnr_db_after"] > details["sqnr_db_before"]
+    assert details.kept is True
+    assert details.sqnr_db_after > details.sqnr_db_before
     assert read_weights(model)["b"].item() == 3.0
 
 
@@ -76,7 +76,7 @@ def test_layers_without_a_bias_get_one(method: str) -> None:
     corrected, details = BiasCorrection(method=method).apply(model, _rounding, calibrated_on(inputs), QUIET)
     (node,) = corrected.graph.node
     assert read_weights(corrected)[node.input[2]].tolist() == pytest.approx([-2.0])
-    assert details["layers"] == 1
+    assert details.layers == 1
 
 
 def test_later_layers_see_corrected_ones() -> None:
@@ -149,7 +149,7 @@ def test_outputs_of_few_bits_come_closer(few_bits) -> None:
     corrected, details = BiasCorrection(method="analytic", samples=64).apply(
         prepared.graph, prepared.place, workload, QUIET
     )
-    assert details["missing"] == []
+    assert details.missing == ()
     before, after = (
         output_sqnr_db(prepared.graph, prepared.place(graph), workload.validation, samples=64)
         for graph in (prepared.graph, corrected)
@@ -164,8 +164,8 @@ def test_a_correction_that_does_harm_is_not_kept(few_bits, monkeypatch: pytest.M
     monkeypatch.setattr(BiasCorrection, "_analytic", lambda self, graph, *rest: (with_weights(graph, wrong), []))
     graph, details = BiasCorrection(method="analytic").apply(prepared.graph, prepared.place, workload, QUIET)
     assert graph is prepared.graph
-    assert details["kept"] is False
-    assert details["sqnr_db_after"] < details["sqnr_db_before"]
+    assert details.kept is False
+    assert details.sqnr_db_after < details.sqnr_db_before
 
 
 @pytest.mark.parametrize("method", ["empirical", "analytic"])
@@ -180,8 +180,8 @@ def test_matmuls_with_an_added_bias_are_corrected(method: str) -> None:
     workload = calibrated_on(torch.rand(64, 3, 16) + 1)
     prepared = prepare(model.SerializeToString(), Quantize(form=Dynamic(), weights=Symmetric(bits=4)), workload, QUIET)
     corrected, details = BiasCorrection(method=method).apply(prepared.graph, prepared.place, workload, QUIET)
-    assert (details["layers"], details["missing"]) == (1, [])
-    assert details["sqnr_db_after"] > details["sqnr_db_before"] + 1
+    assert (details.layers, details.missing) == (1, ())
+    assert details.sqnr_db_after > details.sqnr_db_before + 1
     assert np.abs(read_weights(corrected)["b"]).max() > 0
 
 

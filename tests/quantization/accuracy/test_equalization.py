@@ -58,9 +58,9 @@ def test_two_layers_get_the_same_ranges() -> None:
     np.testing.assert_allclose(weights["w2"], [[4], [4]], rtol=1e-6)
     np.testing.assert_allclose(weights["b1"], [0.5, 2], rtol=1e-6)
     np.testing.assert_allclose(_run(equalized, inputs), _run(model, inputs), rtol=1e-5)
-    assert details["layers"] == 1
-    assert details["spread_before"] == 1.6  # 8 over the median of 8 and 2, in both layers
-    assert details["spread_after"] == 1.0
+    assert details.layers == 1
+    assert details.spread_before == 1.6  # 8 over the median of 8 and 2, in both layers
+    assert details.spread_after == 1.0
 
 
 def test_channels_without_weights_keep_their_scale() -> None:
@@ -141,7 +141,7 @@ def test_a_residual_network_keeps_its_function(residual) -> None:
     """Equalizing within the blocks of a trained network changes outputs by less than 1e-5 of their size."""
     graph, workload = residual
     equalized, details = CrossLayerEqualization().apply(graph, workload, QUIET)
-    assert details["layers"] == 5  # the first convolution of every block; the residual sums stay
+    assert details.layers == 5  # the first convolution of every block; the residual sums stay
     inputs, _ = next(iter(workload.validation))
     expected = _run(graph, inputs)
     np.testing.assert_allclose(_run(equalized, inputs), expected, atol=1e-5 * np.abs(expected).max())
@@ -179,7 +179,7 @@ def test_a_bound_that_never_binds_becomes_relu() -> None:
     model = _clipped([[4.0, 1.0]], [[1.0], [4.0]])
     inputs = torch.linspace(-1, 1, 8).reshape(8, 1)
     equalized, details = CrossLayerEqualization(deviations=None).apply(model, calibrated_on(inputs), QUIET)
-    assert details["unclipped"] == ["relu6"]
+    assert details.unclipped == ("relu6",)
     assert [node.op_type for node in equalized.graph.node] == ["Gemm", "Relu", "Gemm"]
     np.testing.assert_allclose(read_weights(equalized)["w1"], [[2, 2]], rtol=1e-6)
     np.testing.assert_allclose(_run(equalized, inputs), _run(model, inputs), rtol=1e-5)
@@ -201,7 +201,7 @@ def test_kept_bounds_get_scales_below_them() -> None:
     # Identical outputs count as 200 dB: 201 keeps the bound.
     stage = CrossLayerEqualization(deviations=None, least_sqnr_db=201)
     equalized, details = stage.apply(model, calibrated_on(inputs), QUIET)
-    assert details["unclipped"] == []
+    assert details.unclipped == ()
     np.testing.assert_allclose(_run(equalized, inputs), _run(model, inputs), rtol=1e-5)
     seen = channel_statistics(equalized, {"a": 1}, calibrated_on(inputs).calibration, samples=8)["a"]
     # Channels reach 2 and 5; scales of 1/2 and 2 would give 4 and 2.5, both below 5.45: no common factor is needed.
@@ -233,7 +233,7 @@ def test_absorption_narrows_high_channels() -> None:
     inputs = torch.linspace(-1.7, 1.7, 64).reshape(64, 1)  # uniform: deviation 1
     equalized, details = CrossLayerEqualization().apply(model, calibrated_on(inputs), QUIET)
     weights = read_weights(equalized)
-    assert details["absorbed_channels"] == 1
+    assert details.absorbed_channels == 1
     assert float(weights["b1"][0]) == pytest.approx(3.0, abs=0.05)
     np.testing.assert_allclose(_run(equalized, inputs), _run(model, inputs), rtol=1e-5)
 
@@ -292,7 +292,7 @@ def test_smoothing_keeps_the_function_and_levels_the_outlier(readers: int) -> No
         seen = channel_statistics(graph, {tensor: 2}, calibrated_on(inputs).calibration, samples=64)[tensor]
         largest = np.maximum(seen.high, -seen.low)
         assert least < largest.max() / np.median(largest) < most
-    assert details["smoothed" if readers == 1 else "smoothed_by_mul"] == ["linear"]
+    assert (details.smoothed if readers == 1 else details.smoothed_by_mul) == ("linear",)
     assert sum(node.op_type == "Mul" for node in smoothed.graph.node) == readers - 1
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
+from compressor.notes.quantization import RoundingLearned
 from compressor.quantization.accuracy import layer_data
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound, SoftRounding
 from compressor.quantization.accuracy.gptq import GPTQ, gptq
@@ -315,8 +316,8 @@ def test_rounding_keeps_a_network_of_three_bits(cnn: tuple[Prepared, Workload], 
     for name, grid in found.items():
         assert torch.equal(grid.scale, prepared.weights[name].scale)
     assert _noise_db(prepared, found, workload) > _noise_db(prepared, dict(prepared.weights), workload) + 5
-    assert (told["method"], told["samples"], told["to_nearest"]) == (repr(method), 64, [])
-    assert 0.02 < told["changed_fraction"] < 0.5
+    assert (told.method, told.samples, told.to_nearest) == (repr(method), 64, ())
+    assert 0.02 < told.changed_fraction < 0.5
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -336,7 +337,7 @@ def test_the_same_seed_gives_the_same_integers(method: GPTQ | AdaRound) -> None:
         rounded, told = round_layers(
             replace(method, samples=80), graph, grids, place=_as_float(graph), workload=workload, context=context
         )
-        assert told["samples"] == 80
+        assert told.samples == 80
         found.append(rounded["w"].integers)
     assert torch.equal(*found)
 
@@ -450,7 +451,7 @@ def test_nearest_grids_are_the_start(cnn: tuple[Prepared, Workload]) -> None:
     )
     assert Unchanged.seen.keys() == nearest.keys()
     assert all(torch.equal(Unchanged.seen[name], nearest[name].integers) for name in nearest)
-    assert (told["layers"], told["changed_fraction"]) == (len(nearest), 0)
+    assert (told.layers, told.changed_fraction) == (len(nearest), 0)
 
 
 def test_the_report_is_told_how_many_weights_moved() -> None:
@@ -467,10 +468,6 @@ def test_the_report_is_told_how_many_weights_moved() -> None:
         context=Context(progress=False),
     )
     assert int(found["w"].integers.sum()) == 1
-    assert told == {
-        "method": repr(GPTQ()),
-        "samples": 128,
-        "layers": 1,
-        "changed_fraction": 0.25,
-        "to_nearest": ["other"],
-    }
+    assert told == RoundingLearned(
+        method=repr(GPTQ()), samples=128, layers=1, changed_fraction=0.25, to_nearest=("other",)
+    )

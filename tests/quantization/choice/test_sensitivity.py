@@ -21,7 +21,7 @@ from compressor.quantization.choice.sensitivity import (
     reason_of,
     reliefs,
     sensitivities,
-    sensitivity_rows,
+    sensitivities_note,
 )
 from compressor.quantization.file.compact_graph import optimized_nodes, serialize
 from compressor.quantization.grids.weights import nearest_grids
@@ -131,9 +131,9 @@ def test_reasons_name_the_neighbours() -> None:
         "20.0 dB in 40 bytes; 3 bits: 12.0 dB for 10 bytes less; 8 bits: 40.0 dB for 40 bytes more"
     )
     assert reason_of(layer, 8) == "40.0 dB in 80 bytes; 4 bits: 20.0 dB for 40 bytes less"
-    (row,) = sensitivity_rows({"a": layer}, {"a": 4})
-    assert row["bits"] == 4
-    assert row["sqnr_db"] == {"3": 12.0, "4": 20.0, "8": 40.0}
+    (told,) = sensitivities_note({"a": layer}, {"a": 4}).sensitivity
+    assert told.bits == 4
+    assert told.sqnr_db == {3: 12.0, 4: 20.0, 8: 40.0}
 
 
 def test_float_has_no_noise_and_its_price_is_told() -> None:
@@ -144,12 +144,12 @@ def test_float_has_no_noise_and_its_price_is_told() -> None:
     )
     timed = [replace(layer[0], ms=0.3), replace(layer[2], ms=0.2)]
     assert reason_of(timed, 32) == "in float, no noise in 0.2000 ms; 8 bits: 40.0 dB for 0.1000 ms more"
-    (row,) = sensitivity_rows({"a": timed}, {"a": 32})
-    assert row["bits"] == 32
-    assert row["sqnr_db"] == {"8": 40.0}
-    assert row["size_bytes"] == {"8": 80, "32": 320}
-    assert row["ms"] == {"8": 0.3, "32": 0.2}
-    assert "drop" not in row
+    (told,) = sensitivities_note({"a": timed}, {"a": 32}).sensitivity
+    assert told.bits == 32
+    assert told.sqnr_db == {8: 40.0}
+    assert told.size_bytes == {8: 80, 32: 320}
+    assert told.ms == {8: 0.3, 32: 0.2}
+    assert told.drop is None
 
 
 def test_the_metric_counts_before_noise() -> None:

@@ -51,7 +51,8 @@ def audited(
     placed = place_static(graph, nodes, grids, weights)
     heavy = tuple(node.name for node in graph.graph.node if node.op_type == "Conv" and node.name in nodes)
     placement = Placement(static=heavy, left=left or {})
-    return coverage(serialize(placed), graph, placement, activation_bits=bits, signed_activations=signed)
+    found = coverage(serialize(placed), graph, placement, activation_bits=bits, signed_activations=signed)
+    return found.to_json()
 
 
 def test_integers_from_end_to_end_convert_twice() -> None:
@@ -160,7 +161,8 @@ def test_stored_weights_count_once() -> None:
     graph = graph_of(nodes, weights, ["n", 4, 6, 6], ["n", 4, 6, 6])
     placement = placement_of(graph, WeightOnly(), ())
     grids = nearest_grids(graph, dict.fromkeys(placement.weight_only, Symmetric()))
-    told = coverage(serialize(place_weight_only(graph, set(placement.weight_only), grids)), graph, placement)
+    file = serialize(place_weight_only(graph, set(placement.weight_only), grids))
+    told = coverage(file, graph, placement).to_json()
     assert told["quantized"] == 2
     assert told["integer_kernels"] == {"MatMulNBits": 1}
     assert [(entry["node"], entry["reason"]) for entry in told["left_in_float"]] == [

@@ -203,15 +203,16 @@ def test_the_other_cpu_has_another_score(cnn) -> None:
     """The check says that 8-bit weights change the outputs of CPUs without VNNI, where, and what score is left."""
     prepared, workload = cnn
     onnx_bytes = serialize(prepared.place())
-    found, details = check_cpus(onnx_bytes, workload, CONTEXT, samples=16)
+    checked = check_cpus(onnx_bytes, workload, CONTEXT, samples=16)
+    found = checked.cpus
     assert found["x86_vnni"] == found["arm_dot"] == "exact: sums in 32 bits"
     assert found["x86_avx2"] == found["x86_avx512"]
     assert found["x86_avx2"].startswith("emulated: accuracy ")
-    assert "conv1" in details["wrong_sums"]
+    assert "conv1" in checked.wrong_sums
     outputs, targets, _ = emulated_outputs(onnx_bytes, workload.validation, samples=16)
     rows = workload.metric.per_sample(outputs, targets)
-    assert details["score_saturated"] == rows.mean().item()
-    assert details["samples"] == len(rows)
+    assert checked.score_saturated == rows.mean().item()
+    assert checked.samples == len(rows)
     session = open_session(onnx_bytes)
     inputs = first_batches(workload.validation, 1)[0][0]
     exact = session.run(None, feeds_of(session, inputs))[0]
@@ -222,9 +223,10 @@ def test_a_safe_file_says_that_it_is_exact_everywhere(cnn) -> None:
     """Without a risky pair nothing is emulated, and the file's metadata says so after writing it twice."""
     prepared, workload = cnn
     onnx_bytes = serialize(made_portable(prepared, Portable(), workload, CONTEXT).place())
-    found, details = check_cpus(onnx_bytes, replace(workload, validation=[]), CONTEXT, samples=16)
+    checked = check_cpus(onnx_bytes, replace(workload, validation=[]), CONTEXT, samples=16)
+    found = checked.cpus
     assert found["x86_avx2"] == "exact: no pair of products can exceed 16 bits"
-    assert details["products_that_may_saturate"] == []
+    assert checked.products_that_may_saturate == ()
     written = with_checked_cpus(with_checked_cpus(onnx_bytes, {"x86_avx2": "old"}), found)
     assert checked_cpus(written) == found
     assert checked_cpus(onnx_bytes) == {}

@@ -129,7 +129,7 @@ def test_only_the_first_samples_are_run() -> None:
     found = calibrate(
         _relu_model(), ["x"], _batches(values, 2), MinMax(samples=5), Asymmetric(), signed=False, threads=1
     )
-    assert found.samples == 5
+    assert found.note.samples == 5
     assert found.ranges == {"x": (1.0, 2.0)}
 
 
@@ -163,9 +163,9 @@ def test_auto_judges_by_the_outputs() -> None:
     values = torch.randn(64, 2)
     scheme = Asymmetric(bits=4)
     found = calibrate(_relu_model(), ["x", "y"], _batches(values, 16), Auto(), scheme, signed=False, threads=1)
-    errors = found.details["output_error"]
-    assert errors[found.details["chosen"]] == min(errors.values())
-    assert found.details["samples"] == 64
+    errors = found.note.output_error
+    assert errors[found.note.chosen] == min(errors.values())
+    assert found.note.samples == 64
 
     def rounded(x: np.ndarray) -> np.ndarray:
         scale = np.float32((x.max() - x.min()) / 15)
