@@ -116,3 +116,52 @@ class Scores(Note):
     """The scores of every decision on a group, in the order in which they were made."""
 
     scores: tuple[UnitScores, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormEfficiency:
+    """The latency efficiency of one form, as it was predicted and as it was measured."""
+
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltChoice:
+    """A choice for a target that was built and measured, in `unit`, beside what the reference and the model had.
+
+    Where milliseconds are to fall in step, `efficiency` is what was asked under "asked", and what came by form.
+    """
+
+    target: str
+    unit: str
+    reference: float
+    start: float
+    limit: float
+    predicted: float
+    measured: float
+    measured_low: float
+    measured_high: float
+    fraction_of_reference: float
+    efficiency: Mapping[str, float | FormEfficiency] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakenChoice(Note):
+    """The choice that was taken for a target."""
+
+    target: BuiltChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstChoice(Note):
+    """The choice that was given up for a second one."""
+
+    first_choice: BuiltChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondChoice(Note):
+    """The second choice that was not taken, or why there is none."""
+
+    second_choice: BuiltChoice | str

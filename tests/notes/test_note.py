@@ -1,6 +1,7 @@
 """Notes become JSON and are read back, whatever reports of other versions hold."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -37,8 +38,11 @@ from compressor.notes.running import Exported, VersusBase
 from compressor.notes.structure import (
     Block,
     Blocks,
+    BuiltChoice,
     ChannelsRemoved,
+    FirstChoice,
     FoldedConstants,
+    FormEfficiency,
     Group,
     Groups,
     LockedLayer,
@@ -46,6 +50,8 @@ from compressor.notes.structure import (
     Round,
     Rounds,
     Scores,
+    SecondChoice,
+    TakenChoice,
     UnitScores,
 )
 from compressor.notes.training import (
@@ -57,6 +63,23 @@ from compressor.notes.training import (
     ZeroChannels,
     ZeroCount,
     ZeroWeights,
+)
+
+CHOICE = BuiltChoice(
+    target="Macs(0.5)",
+    unit="MACs",
+    reference=100.0,
+    start=100.0,
+    limit=50.0,
+    predicted=49.0,
+    measured=49.5,
+    measured_low=49.5,
+    measured_high=49.5,
+    fraction_of_reference=0.495,
+)
+CHOICE_JSON = (
+    '{"target": "Macs(0.5)", "unit": "MACs", "reference": 100.0, "start": 100.0, "limit": 50.0, "predicted": 49.0, '
+    '"measured": 49.5, "measured_low": 49.5, "measured_high": 49.5, "fraction_of_reference": 0.495}'
 )
 
 # Every kind of note with the JSON that reports have of it, written by hand.
@@ -103,6 +126,21 @@ NOTES: tuple[tuple[Note, str], ...] = (
         (
             '{"scores": [{"group": "a", "criterion": "L1()", "layers": ["a", "b"], "kept_scores": [2.0, 1.0], '
             '"removed_scores": [0.5]}]}'
+        ),
+    ),
+    (TakenChoice(target=CHOICE), '{"target": ' + CHOICE_JSON + "}"),
+    (FirstChoice(first_choice=CHOICE), '{"first_choice": ' + CHOICE_JSON + "}"),
+    (SecondChoice(second_choice="Macs(0.5) cannot be reached"), '{"second_choice": "Macs(0.5) cannot be reached"}'),
+    (
+        SecondChoice(
+            second_choice=replace(
+                CHOICE, efficiency={"asked": 0.9, "int8": FormEfficiency(predicted=0.8, measured=0.75)}
+            )
+        ),
+        (
+            '{"second_choice": '
+            + CHOICE_JSON[:-1]
+            + ', "efficiency": {"asked": 0.9, "int8": {"predicted": 0.8, "measured": 0.75}}}}'
         ),
     ),
     (
