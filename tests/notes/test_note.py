@@ -1,10 +1,13 @@
 """Notes become JSON and are read back, whatever reports of other versions hold."""
 
+import ast
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import compressor
 from compressor import Context
 from compressor.estimate import Estimate
 from compressor.notes import quantization, running, structure, training
@@ -427,3 +430,24 @@ def test_a_context_takes_notes_and_other_entries_in_the_order_in_which_they_are_
         ("sqnr_db", 21.0),
         ("locked", [{"layer": "fc", "reason": "it makes the output"}]),
     ]
+
+
+def test_only_notes_give_names_to_details() -> None:
+    """In the package nobody indexes a step's details, or anyone's, by a name: kinds of notes write and read them."""
+    package = Path(compressor.__file__).parent
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant | ast.JoinedStr)
+            asked = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _gives_a_name(node)
+            owner = node.value if named else node.func.value if asked else None
+            if isinstance(owner, ast.Attribute) and owner.attr == "details":
+                found.append(f"{path.relative_to(package)}:{node.lineno}")
+    assert found == []
+
+
+def _gives_a_name(call: ast.Call) -> bool:
+    """Whether a method of a dict is called with a name: `get("x")`, `update(x=1)`, `update({"x": 1})`."""
+    if call.func.attr in {"get", "pop", "setdefault"}:
+        return True
+    return call.func.attr == "update" and bool(call.keywords or any(isinstance(each, ast.Dict) for each in call.args))

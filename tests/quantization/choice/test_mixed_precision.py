@@ -197,7 +197,7 @@ def test_time_by_hand(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> No
 
     def widths(latency: float) -> list[int]:
         chosen, _, tried = within_time(SimpleNamespace(graph=None), found, latency, workload, QUIET)
-        assert len({tuple(entry["in_float"]) for entry in tried}) == len(tried)
+        assert len({tuple(entry.in_float) for entry in tried}) == len(tried)
         return [entry.bits for entry in chosen]
 
     assert widths(0.55) == [8, 8, 32]  # 2.2 ms
@@ -235,7 +235,7 @@ def test_the_fewest_bytes_that_score_enough_by_bisection(
     sizes = [sum(entry.size_bytes for entry in choice) for choice in quantized_choices(WITH_FLOAT)]
     assert sum(entry.size_bytes for entry in chosen) == min(size for size in sizes if size >= least)
     assert len(tried) <= 6
-    assert all(entry["kept"] == (entry["weight_bytes"] >= least) for entry in tried)
+    assert all(entry.kept == (entry.weight_bytes >= least) for entry in tried)
 
 
 def test_accuracy_out_of_reach_is_refused(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
