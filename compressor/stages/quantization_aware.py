@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,12 +25,14 @@ from compressor.notes.training import Teaching
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
 from compressor.quantization.learning.fake_quantization import FakeQuantizedGraph
-from compressor.quantization.other_cpus.portability import SATURATING, check_cpus, with_checked_cpus
+from compressor.quantization.other_cpus.cpu_emulation import exact_run
+from compressor.quantization.other_cpus.portability import check_cpus, with_checked_cpus
+from compressor.quantization.other_cpus.saturation import SATURATING
 from compressor.quantization.placement.forms import ByFamily, Dynamic, Static, WeightOnly
 from compressor.quantization.post_training import finish, prepare
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.quantization.settings import IntegerSettings
-from compressor.runtime import OnnxModule, feeds_of, load_session, open_session, session_options
+from compressor.runtime import OnnxModule, feeds_of, open_session
 from compressor.stage import Context, Effect
 from compressor.training.loop import Position, epochs_note, train
 from compressor.training.optimization import check_schedule
@@ -153,14 +154,14 @@ def agreement(learner: FakeQuantizedGraph, placed: onnx.ModelProto, workload: Wo
 
     The second says how much the order of sums matters. Raises StageError where torch computed something else.
     """
-    unfused = session_options()
-    unfused.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     data = serialize(placed)
-    sessions = [open_session(data), load_session(data, unfused)]
+    session = open_session(data)
+    # What was trained adds up exactly; a target that does, too, may be another machine than this one.
+    runs = [exact_run(data), exact_run(data, fused=False)]
     rows: list[list[npt.NDArray[Any]]] = [[], [], []]
     with torch.no_grad():
         for inputs, _ in first_batches(workload.calibration, _COMPARED_BATCHES):
-            outputs = [session.run(None, feeds_of(session, inputs))[0] for session in sessions]
+            outputs = [run(feeds_of(session, inputs))[0] for run in runs]
             for row, output in zip(rows, [*outputs, predict(learner, inputs).numpy()], strict=True):
                 row.append(output.reshape(-1))
     fused, plain, ours = (np.concatenate(row) for row in rows)

@@ -20,6 +20,7 @@ from compressor.stage import Context, Effect, Stage
 from compressor.stages import quantization_aware
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
+from compressor.target import Isa, Target
 from compressor.workload import Workload
 from workbench.predictions import predict_all
 
@@ -93,6 +94,15 @@ def test_two_bit_weights_recover(trained_workload: Workload) -> None:
     assert context.details["agreement"]["torch_to_file"] < 0.002
     assert context.details["form"]["weight_bits"] == 2
     assert context.details["left_in_float"] == []
+
+
+def test_full_width_for_another_cpu_is_trained_on_this_one(trained_workload: Workload) -> None:
+    """Eight bits for a CPU with VNNI are compared with what that CPU computes, though this one may saturate."""
+    context = Context(progress=False, target=Target(isa=Isa.X86_VNNI))
+    QuantizationAwareTraining(epochs=1).apply(copy.deepcopy(trained_workload.model), trained_workload, context)
+    assert context.details["form"]["weight_bits"] == 8
+    assert context.details["agreement"]["torch_to_file"] < 0.002
+    assert context.details["checked_cpus"]["products_that_may_saturate"]
 
 
 def test_zeros_of_a_pruned_model_stay_zero(trained_workload: Workload) -> None:

@@ -2,7 +2,8 @@
 
 ONNX Runtime fuses the graph as it would there; the products that could saturate are computed here (`saturation`,
 `integer_kernels`), all else by ONNX Runtime. Outputs agree bit for bit with those of its AVX2 and AVX-512 kernels for
-convolutions and matrix products, up to rare roundings for LSTMs.
+convolutions and matrix products, up to rare roundings for LSTMs. With sums in 32 bits, the
+same shows on such a CPU what all others compute (`exact_run`).
 """
 
 import tempfile
@@ -17,9 +18,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.errors import StageError
 from compressor.files.graphs import attributes, initializers, names_read
 from compressor.files.operators import operator_of
 from compressor.quantization.other_cpus.integer_kernels import (
+    Product,
     dynamic_quantize_lstm,
     dynamic_quantize_matmul,
     lstm_is_plain,
@@ -29,8 +32,9 @@ from compressor.quantization.other_cpus.integer_kernels import (
     qlinear_conv,
     qlinear_matmul,
 )
-from compressor.quantization.other_cpus.saturation import saturated_product, saturating_pairs
+from compressor.quantization.other_cpus.saturation import SATURATING, exact_product, saturated_product, saturating_pairs
 from compressor.runtime import Feeds, load_session, session_options
+from compressor.target import detect_isa
 
 Array = NDArray[Any]
 
@@ -80,11 +84,12 @@ class SaturatingModel:
     """The file on an x86 CPU without VNNI; `saturation` counts, by node, what saturated in the runs so far.
 
     `saturation` holds the nodes with signed constant weights, unsigned activations and a kernel that adds pairs: the
-    others cannot saturate. `not_emulated` names those that may saturate but are run exactly, and why.
+    others cannot saturate. `not_emulated` names those that may saturate but are run as this CPU runs them, and why.
+    Without `fused` the nodes are those of the file, but for constants that are folded.
     """
 
-    def __init__(self, onnx_bytes: bytes) -> None:
-        self._model = _fused(onnx_bytes)
+    def __init__(self, onnx_bytes: bytes, *, fused: bool = True) -> None:
+        self._model = _optimized(onnx_bytes, fused=fused)
         graph = self._model.graph
         self._constants = initializers(graph)
         self._values = {name: numpy_helper.to_array(tensor) for name, tensor in self._constants.items()}
@@ -96,12 +101,20 @@ class SaturatingModel:
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """The graph's outputs, in order, for its inputs by name."""
+        return self._run(feeds, self._counted)
+
+    def run_exactly(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The outputs where products add up in 32 bits, as with VNNI and on Arm; counts nothing."""
+        return self._run(feeds, lambda _: exact_product)
+
+    def _run(self, feeds: Mapping[str, Array], product_of: Callable[[str], Product]) -> list[Array]:
         values: Feeds = {value.name: feeds[value.name] for value in self._model.graph.input if value.name in feeds}
         for step in self._steps:
             if isinstance(step, _Segment):
-                values.update(self._run_segment(step, values))
+                # Nothing reads a segment without outputs: it holds nodes that a file need not have.
+                values.update(self._run_segment(step, values) if step.outputs else {})
             else:
-                results = self._run_node(step, values)
+                results = self._run_node(step, values, product_of(step.name))
                 values.update((name, value) for name, value in zip(step.output, results, strict=False) if name)
         return [values[name] if name in values else self._values[name] for name in self._outputs]
 
@@ -165,8 +178,9 @@ class SaturatingModel:
         self._attributes[id(node)] = settings
         return True
 
-    def _run_node(self, node: onnx.NodeProto, values: Mapping[str, Array]) -> tuple[Array, ...]:
-        seen = self.saturation[node.name]
+    def _counted(self, name: str) -> Product:
+        """The saturated product of the node `name`, which counts in `saturation` what it cuts off."""
+        seen = self.saturation[name]
 
         def product(weights: NDArray[np.int8], columns: NDArray[np.uint8]) -> NDArray[np.int32]:
             result = saturated_product(weights, columns)
@@ -175,6 +189,9 @@ class SaturatingModel:
             seen.saturated_sums += result.sums
             return result.values
 
+        return product
+
+    def _run_node(self, node: onnx.NodeProto, values: Mapping[str, Array], product: Product) -> tuple[Array, ...]:
         inputs = [(values[name] if name in values else self._values[name]) if name else None for name in node.input]
         results = _KERNELS[node.op_type](self._attributes[id(node)], inputs, product)
         return results if isinstance(results, tuple) else (results,)
@@ -208,12 +225,47 @@ class SaturatingModel:
         return load_session(model.SerializeToString(), options)
 
 
-def _fused(onnx_bytes: bytes) -> onnx.ModelProto:
-    """The graph with ONNX Runtime's fusions, in the standard layout: EXTENDED leaves out layouts of one CPU alone."""
+def emulated(onnx_bytes: bytes, *, fused: bool = True) -> SaturatingModel:
+    """The file as a `SaturatingModel`. Raises StageError where it holds products that are not emulated."""
+    model = SaturatingModel(onnx_bytes, fused=fused)
+    if model.not_emulated:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in model.not_emulated.items())
+        raise StageError(f"the file cannot be checked for CPUs without VNNI: {reasons}")
+    return model
+
+
+def exact_run(onnx_bytes: bytes, *, fused: bool = True) -> Callable[[Feeds], list[Array]]:
+    """What gives the file's outputs for its inputs by name where products add up in 32 bits, on whatever CPU this is.
+
+    ONNX Runtime's own kernels, but for those that would saturate on the CPU at hand, which are emulated. Without
+    `fused` no nodes are merged into one.
+    """
+    if detect_isa() in SATURATING:
+        model = emulated(onnx_bytes, fused=fused)
+        if any(seen.risky_pairs for seen in model.saturation.values()):
+            return model.run_exactly
+    options = session_options()
+    if not fused:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = load_session(onnx_bytes, options)
+
+    def run(feeds: Feeds) -> list[Array]:
+        outputs: list[Array] = session.run(None, feeds)
+        return outputs
+
+    return run
+
+
+def _optimized(onnx_bytes: bytes, *, fused: bool) -> onnx.ModelProto:
+    """The graph with ONNX Runtime's fusions, in the standard layout: EXTENDED leaves out layouts of one CPU alone.
+
+    Without `fused` with constants folded, of which a weight may be one that is turned around first.
+    """
+    levels = ort.GraphOptimizationLevel
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "fused.onnx"
+        path = Path(folder) / "optimized.onnx"
         options = session_options()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if fused else levels.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(path)
         load_session(onnx_bytes, options)
         return onnx.load(str(path))

@@ -10,27 +10,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from compressor.checks import check_count, check_fraction
-from compressor.errors import StageError
 from compressor.files.graphs import parse
-from compressor.measuring.scores import paired_drop, score_rows
+from compressor.measuring.scores import paired_drop
 from compressor.notes.quantization import CheckedCpus, MadePortable
 from compressor.quantization.file.audit import original_name
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.weights import nearest_grids
-from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel, Saturation
+from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel, Saturation, emulated, exact_run
 from compressor.quantization.other_cpus.pair_safety import safe_grids
+from compressor.quantization.other_cpus.saturation import SATURATING
 from compressor.quantization.post_training import Prepared
-from compressor.runtime import feeds_of, open_session
+from compressor.runtime import Feeds, feeds_of, open_session
 from compressor.stage import Context
 from compressor.target import Isa
 from compressor.workload import Workload, batches_of
 
-# The classes whose kernels add pairs of products in 16 bits. Both do it alike, so one emulation holds for both.
-SATURATING = (Isa.X86_AVX512, Isa.X86_AVX2)
 METADATA_KEY = "compressor.checked_cpus"
 # A measured set of layers at 7 bits moves the activations behind them, so that other layers may saturate.
 _ROUNDS = 4
@@ -78,21 +77,31 @@ def emulated_outputs(
 
     Of several outputs the one called "output", else the first, as in `predict_batches`.
     """
-    model, session = SaturatingModel(onnx_bytes), open_session(onnx_bytes)
-    if model.not_emulated:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in model.not_emulated.items())
-        raise StageError(f"the file cannot be checked for CPUs without VNNI: {reasons}")
+    model = emulated(onnx_bytes)
+    outputs, targets = _outputs(onnx_bytes, model.run, data, samples=samples, progress=progress)
+    return outputs, targets, model.saturation
+
+
+def _outputs(
+    onnx_bytes: bytes,
+    run: Callable[[Feeds], list[NDArray[Any]]],
+    data: Iterable[Any],
+    *,
+    samples: int | None,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    session = open_session(onnx_bytes)
     names = [value.name for value in session.get_outputs()]
     judged = names.index("output") if "output" in names else 0
     outputs, targets = [], []
     with tqdm(total=samples, desc="emulating", unit="sample", leave=False, disable=not progress) as bar:
         for inputs, labels in _first(data, samples):
-            outputs.append(torch.from_numpy(model.run(feeds_of(session, inputs))[judged]))
+            outputs.append(torch.from_numpy(run(feeds_of(session, inputs))[judged]))
             targets.append(torch.as_tensor(labels))
             bar.update(len(outputs[-1]))
     if not outputs:
         raise ValueError("data has no batches; if it is a generator, pass something that can be iterated again")
-    return torch.cat(outputs), torch.cat(targets), model.saturation
+    return torch.cat(outputs), torch.cat(targets)
 
 
 def saturation_report(
@@ -192,7 +201,10 @@ def check_cpus(onnx_bytes: bytes, workload: Workload, context: Context, *, sampl
             onnx_bytes, workload.validation, samples=samples, progress=context.progress
         )
         metric = workload.metric
-        exact = score_rows(onnx_bytes, _first(workload.validation, samples), metric)
+        plain, _ = _outputs(
+            onnx_bytes, exact_run(onnx_bytes), workload.validation, samples=samples, progress=context.progress
+        )
+        exact = metric.per_sample(plain, targets)
         saturated = metric.per_sample(outputs, targets)
         score, reference = metric.aggregate(saturated), metric.aggregate(exact)
         drop = paired_drop(saturated, exact, metric, seed=context.seed)

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.target import Isa
+
+# The classes whose kernels add pairs of products in 16 bits. Both do it alike, so one emulation holds for both.
+SATURATING = (Isa.X86_AVX512, Isa.X86_AVX2)
 # The sum of two products is exact up to here.
 _LOWEST, _HIGHEST = -(2**15), 2**15 - 1
 _LARGEST_ACTIVATION = 255

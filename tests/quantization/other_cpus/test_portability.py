@@ -36,6 +36,7 @@ from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.target import Isa, Target
 from compressor.workload import Workload, first_batches
+from workbench.cpu import exact_outputs
 from workbench.predictions import predict_all
 from workbench.tiny import TinyResNet, make_workload
 
@@ -213,10 +214,10 @@ def test_the_other_cpu_has_another_score(cnn) -> None:
     rows = workload.metric.per_sample(outputs, targets)
     assert checked.score_saturated == rows.mean().item()
     assert checked.samples == len(rows)
-    session = open_session(onnx_bytes)
-    inputs = first_batches(workload.validation, 1)[0][0]
-    exact = session.run(None, feeds_of(session, inputs))[0]
-    assert not np.array_equal(emulated_outputs(onnx_bytes, workload.validation, samples=1)[0].numpy(), exact)
+    inputs, targets = first_batches(workload.validation, 1)[0]
+    exact = torch.from_numpy(exact_outputs(onnx_bytes, feeds_of(open_session(onnx_bytes), inputs))[0])
+    assert checked.score_exact == workload.metric.per_sample(exact, targets).mean().item()
+    assert not torch.equal(emulated_outputs(onnx_bytes, workload.validation, samples=1)[0], exact)
 
 
 def test_a_safe_file_says_that_it_is_exact_everywhere(cnn) -> None:

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel
+from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel, exact_run
 from compressor.quantization.other_cpus.integer_kernels import (
     dynamic_quantize_lstm,
     dynamic_quantize_matmul,
@@ -18,7 +18,7 @@ from compressor.quantization.other_cpus.integer_kernels import (
 )
 from compressor.quantization.other_cpus.saturation import exact_product, saturated_product, saturating_pairs
 from compressor.runtime import open_session
-from compressor.target import Isa
+from compressor.target import Isa, detect_isa
 from workbench.masked_cpu import can_mask, run_masked
 
 COMPUTE = {
@@ -125,6 +125,15 @@ def _case(kind: str, *, largest: int) -> tuple[onnx.NodeProto, dict[str, np.ndar
     return node, {"x": draw.uniform(-0.1, 1, (5, 3, 7)).astype(np.float32)}, constants
 
 
+def _exact(node: onnx.NodeProto, feeds: dict[str, np.ndarray], constants: dict[str, np.ndarray]) -> tuple:
+    """The node's outputs with sums in 32 bits."""
+    values = {**feeds, **constants}
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    inputs = [np.asarray(values[name]) if name else None for name in node.input]
+    outputs = COMPUTE[node.op_type](attributes, inputs, exact_product)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
 def _without(constants: dict[str, np.ndarray], *names: str) -> dict[str, np.ndarray]:
     return {name: value for name, value in constants.items() if name not in names}
 
@@ -198,31 +207,65 @@ def test_exact_product_holds_sums_beyond_float32() -> None:
 def test_kernels_agree_with_onnx_runtime_bit_for_bit(kind: str) -> None:
     """With weights that are safe on every CPU, each kernel gives the very outputs of ONNX Runtime's own."""
     node, feeds, constants = _case(kind, largest=63)
-    values = {**feeds, **constants}
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    inputs = [np.asarray(values[name]) if name else None for name in node.input]
-    got = COMPUTE[node.op_type](attributes, inputs, exact_product)
+    got = _exact(node, feeds, constants)
     expected = open_session(_model(node, feeds, constants)).run(None, feeds)
-    for mine, theirs in zip(got if isinstance(got, tuple) else (got,), expected, strict=True):
+    for mine, theirs in zip(got, expected, strict=True):
         assert mine.dtype == theirs.dtype
         # Sigmoid and tanh of the LSTM are approximations on the other side.
         assert np.abs(mine.astype(float) - theirs).max() <= (1e-5 if "LSTM" in kind else 0)
 
 
-@pytest.mark.skipif(not can_mask(), reason="needs an Intel CPU with VNNI that can hide it, and a C compiler")
 @pytest.mark.parametrize("isa", [Isa.X86_AVX2, Isa.X86_AVX512])
-@pytest.mark.parametrize("kind", ["conv of 3 channels", "conv over one axis", "QGemm", "DynamicQuantizeLSTM"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_emulation_agrees_with_the_kernels_of_older_cpus(kind: str, isa: Isa) -> None:
     """Saturating weights give the numbers of ONNX Runtime's AVX2 and AVX-512 kernels, which differ from exact ones."""
+    if detect_isa() is not isa and not can_mask():
+        pytest.skip(
+            f"needs a CPU of the class {isa.value}, or an Intel CPU with VNNI that can hide it and a C compiler"
+        )
     node, feeds, constants = _case(kind, largest=127)
     onnx_bytes = _model(node, feeds, constants)
     model = SaturatingModel(onnx_bytes)
-    got, real = model.run(feeds), run_masked(onnx_bytes, feeds, isa)
-    exact = open_session(onnx_bytes).run(None, feeds)
+    got, exact = model.run(feeds), model.run_exactly(feeds)
+    native = detect_isa() is isa
+    real = open_session(onnx_bytes).run(None, feeds) if native else run_masked(onnx_bytes, feeds, isa)
     assert model.saturation["node"].saturated_pairs > 0
     assert not np.array_equal(got[0], exact[0])
     for mine, theirs in zip(got, real, strict=True):
         assert np.abs(mine.astype(float) - theirs).max() <= (1e-5 if "LSTM" in kind else 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_sums_are_those_of_32_bits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very file that saturates gives exact sums in both of its forms, also on a CPU that saturates."""
+    node, feeds, constants = _case(kind, largest=127)
+    onnx_bytes = _model(node, feeds, constants)
+    expected = _exact(node, feeds, constants)
+    for isa in {detect_isa(), Isa.X86_AVX2}:
+        monkeypatch.setattr("compressor.quantization.other_cpus.cpu_emulation.detect_isa", lambda isa=isa: isa)
+        for fused in (True, False):
+            got = exact_run(onnx_bytes, fused=fused)(feeds)
+            for mine, theirs in zip(expected, got, strict=True):
+                assert np.abs(mine.astype(float) - theirs).max() <= (1e-5 if "LSTM" in kind else 0)
+
+
+def test_running_exactly_counts_nothing() -> None:
+    """255 * 127 * 2 = 64770 instead of 32767, and no pair is counted as cut off."""
+    node = _node("MatMulInteger", ["x", "w"], ["y"])
+    feeds = {"x": np.full((1, 2), 255, np.uint8)}
+    model = SaturatingModel(_model(node, feeds, {"w": np.full((2, 1), 127, np.int8)}))
+    assert [model.run_exactly(feeds)[0].item(), model.run(feeds)[0].item()] == [64770, 32767]
+    assert (model.saturation["node"].sums, model.saturation["node"].saturated_pairs) == (1, 1)
+
+
+def test_results_that_nothing_reads_are_left_out() -> None:
+    """A node behind the last product whose result is no output runs nowhere, and nothing is asked of it."""
+    node = _node("MatMulInteger", ["x", "w"], ["y"])
+    feeds = {"x": np.full((1, 2), 255, np.uint8)}
+    file = onnx.load_from_string(_model(node, feeds, {"w": np.full((2, 1), 127, np.int8)}))
+    file.graph.node.append(helper.make_node("Add", ["y", "y"], ["unread"], "unread"))
+    model = SaturatingModel(file.SerializeToString(), fused=False)
+    assert model.run(feeds)[0].item() == 32767
 
 
 def test_depth_runs_over_positions_then_channels() -> None:
