@@ -1,7 +1,7 @@
 """What a run did and what came of it, as data: steps, and the record of the whole run, to JSON and back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from compressor.estimate import Estimate
@@ -13,26 +13,39 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """One stage of a run and what it left behind.
+class Work:
+    """What one piece of work gave, before anyone judges it.
 
-    `stage` is its name in recipes, "reference" for the model before any. `measurement` is that of its ONNX file
-    on the test data, None where nothing came out to measure. `drop` is how much worse its test score is than the
-    reference's, sample by sample (points for bounded metrics, a fraction of the reference otherwise). `validation` is
-    what the budget was judged by: {} or {"score", "drop": {"value", "low", "high"}}. `pays` is False for a stage that
-    made the file slower, or neither faster nor smaller. `details` is what the stage itself tells, JSON values only.
+    `measurement` is that of its ONNX file on the test data, None where nothing came out to measure. `drop` is how much
+    worse its test score is than the reference's, sample by sample (points for bounded metrics, a fraction of the
+    reference otherwise). `details` is what the stage itself tells, JSON values only.
+    """
+
+    seconds: float
+    measurement: Measurement | None = None
+    drop: Estimate | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def shared(self) -> dict[str, Any]:
+        """The fields of `Work` alone by name: what its step has in common with it."""
+        return {item.name: getattr(self, item.name) for item in fields(Work)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Work):
+    """One stage of a run: what it gave, and the verdict on it.
+
+    `stage` is its name in recipes, "reference" for the model before any. `validation` is what the budget was judged by:
+    {} or {"score", "drop": {"value", "low", "high"}}. `pays` is False for a stage that made the file slower, or neither
+    faster nor smaller.
     """
 
     stage: str
     parameters: dict[str, Any] = field(default_factory=dict)
     kept: bool
     reason: str = ""
-    seconds: float
-    measurement: Measurement | None = None
-    drop: Estimate | None = None
     validation: dict[str, Any] = field(default_factory=dict)
     pays: bool | None = None
-    details: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The step as in report.json. A measurement that is not finite, such as an infinite error, becomes null."""

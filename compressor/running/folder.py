@@ -24,30 +24,30 @@ from compressor.batches import Inputs
 from compressor.errors import RunFolderError
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
+from compressor.report.record import Work
 from compressor.runtime import OnnxModule
 from compressor.storage import read_json, sha256, write_atomic, write_json
 from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.workload import Workload, first_batches, input_tensors
 
+_OUTCOME_KEYS = ("onnx_sha256", "seconds", "measurement", "versus_base", "drop", "details", "plan", "whole_plan")
 
-@dataclass(frozen=True)
-class Outcome:
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Work):
     """What applying one stage gave: everything that took time, so that nothing is done twice.
 
-    `versus_base` is the speed-up over the model before the stage, `drop` the paired drop from the reference on test.
+    `versus_base` is the speed-up over the model before the stage, `plan` what the stage added to the structure plan.
     """
 
-    seconds: float
     measurement: Measurement
     versus_base: Estimate
-    drop: Estimate | None
-    details: dict[str, Any]
     plan: list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
-    """A model on its way: as torch sees it, as a file, and the structure plan that leads to it.
+    """A model on its way: as torch sees it, as a file, the structure plan that leads to it, and the last work on it.
 
     `key` identifies how it came about: equal keys mean equal models.
     """
@@ -56,6 +56,7 @@ class State:
     onnx_bytes: bytes
     plan: list[dict[str, Any]]
     key: str
+    outcome: Outcome
 
     def next_key(self, stage: dict[str, Any], seed: int) -> str:
         """The key of what `stage` makes of this state."""
@@ -110,16 +111,20 @@ class RunFolder:
         """The folder of the stage number `index`."""
         return self.path / "stages" / f"{index:02d}-{name}"
 
-    def load(self, folder: Path, key: str, workload: Workload) -> tuple[State, Outcome] | None:
-        """The finished stage in `folder`, if it is the one that `key` means; another's files are cleared away."""
+    def load(self, folder: Path, key: str, workload: Workload) -> State | None:
+        """The finished stage in `folder`, if it is the one that `key` means; another's files are cleared away.
+
+        Raises RunFolderError where its files are not as they were written, or written in another layout than this.
+        """
         marker = folder / "outcome.json"
         saved = read_json(marker) if marker.exists() else None
         started = folder / "key.txt"
-        if saved is None or saved["key"] != key:
+        if saved is None or saved.get("key") != key:
             if started.exists() and started.read_text(encoding="utf-8") != key:
                 shutil.rmtree(folder)
             write_atomic(started, key)
             return None
+        outcome = _outcome(saved, marker)
         onnx_bytes = (folder / "model.onnx").read_bytes()
         if sha256(onnx_bytes) != saved["onnx_sha256"]:
             raise RunFolderError(
@@ -130,18 +135,11 @@ class RunFolder:
             if (folder / "weights.safetensors").exists()
             else OnnxModule(onnx_bytes)
         )
-        outcome = Outcome(
-            seconds=saved["seconds"],
-            measurement=Measurement.from_json(saved["measurement"]),
-            versus_base=Estimate(**saved["versus_base"]),
-            drop=Estimate(**saved["drop"]) if saved["drop"] else None,
-            details=saved["details"],
-            plan=saved["plan"],
-        )
-        return State(model=model, onnx_bytes=onnx_bytes, plan=saved["whole_plan"], key=key), outcome
+        return State(model=model, onnx_bytes=onnx_bytes, plan=saved["whole_plan"], key=key, outcome=outcome)
 
-    def save(self, folder: Path, state: State, outcome: Outcome) -> None:
+    def save(self, folder: Path, state: State) -> None:
         """Puts a finished stage on disk; the marker that says so comes last."""
+        outcome = state.outcome
         write_atomic(folder / "model.onnx", state.onnx_bytes)
         if not isinstance(state.model, OnnxModule):
             save_checkpoint(folder, state.model, state.plan)
@@ -184,6 +182,29 @@ def fingerprint_data(workload: Workload) -> str:
 def versions() -> dict[str, str]:
     """The versions that can change what a stage gives."""
     return {name: version(name) for name in ("torch", "torch-pruning", "onnx", "onnxruntime", "torch-compressor")}
+
+
+def _outcome(saved: dict[str, Any], path: Path) -> Outcome:
+    missing = [name for name in _OUTCOME_KEYS if name not in saved]
+    if missing:
+        raise _other_layout(path, f"without {', '.join(missing)}")
+    try:
+        return Outcome(
+            seconds=saved["seconds"],
+            measurement=Measurement.from_json(saved["measurement"]),
+            versus_base=Estimate(**saved["versus_base"]),
+            drop=Estimate(**saved["drop"]) if saved["drop"] else None,
+            details=saved["details"],
+            plan=saved["plan"],
+        )
+    except (TypeError, ValueError) as error:
+        raise _other_layout(path, str(error)) from error
+
+
+def _other_layout(path: Path, why: str) -> RunFolderError:
+    return RunFolderError(
+        f"{path} is not laid out as this version writes it: {why}; delete {path.parent} to run the stage again"
+    )
 
 
 def _digest_inputs(digest: Any, inputs: Inputs) -> None:

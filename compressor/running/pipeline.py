@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from compressor.budget import Budget
+from compressor.measuring.scores import FileScores
+from compressor.running.applying import Job
 from compressor.running.folder import RunFolder
 from compressor.running.order import doubtful_orders, refuse_for_files, refuse_impossible_orders
 from compressor.running.preflight import check_workload
-from compressor.running.run import Result, Run
+from compressor.running.run import Result, run_stages
 from compressor.runtime import OnnxModule
 from compressor.stage import Stage
 from compressor.target import Target
@@ -78,14 +80,20 @@ class Pipeline:
         if isinstance(workload.model, OnnxModule):
             refuse_for_files(self.stages)
         folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
-        run = Run(
-            self.stages,
-            workload,
-            budget=self.budget,
+        job = Job(
+            workload=workload,
             target=target or Target(),
             folder=folder,
             seed=seed,
+            scores=FileScores(workload, seed=seed),
             progress=progress,
         )
         with folder.locked():
-            return run.go(recipe=self.recipe, warnings=self.order_warnings, accept_changes=accept_changes)
+            return run_stages(
+                job,
+                self.stages,
+                budget=self.budget,
+                recipe=self.recipe,
+                warnings=self.order_warnings,
+                accept_changes=accept_changes,
+            )

@@ -1,0 +1,127 @@
+"""One stage applied: what it makes of a model, exported, timed and scored, or taken from disk where it is finished."""
+
+import sys
+import time
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from compressor.estimate import Estimate
+from compressor.files.export import Exported, export_onnx
+from compressor.measuring.measure import Measurement, measure, speedup_over
+from compressor.measuring.scores import FileScores
+from compressor.running.folder import Outcome, RunFolder, State
+from compressor.stage import Context, Stage, stage_name, stage_parameters
+from compressor.target import Target
+from compressor.workload import Workload
+
+_UNCHANGED = Estimate(1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all stages of one run share."""
+
+    workload: Workload
+    target: Target
+    folder: RunFolder
+    seed: int
+    scores: FileScores
+    progress: bool
+
+    def say(self, text: str) -> None:
+        """Shows a line of progress where it is wanted."""
+        if self.progress:
+            tqdm.write(text, file=sys.stderr)
+
+
+def reference_state(job: Job, key: str) -> State:
+    """The model before any stage, as the file that every other is compared with; it is known by `key`."""
+    job.say("reference: export and measure")
+    folder = job.folder.stage(0, "reference")
+    found = job.folder.load(folder, key, job.workload)
+    if found is not None:
+        return found
+    started = time.perf_counter()
+    model = deepcopy(job.workload.model).eval()
+    exported = export_onnx(model, job.workload)
+    rows = job.scores.rows(exported.onnx_bytes, "test")
+    measurement = replace(_measured(job, exported.onnx_bytes, exported.onnx_bytes, rows), speedup=_UNCHANGED)
+    outcome = Outcome(
+        seconds=time.perf_counter() - started,
+        measurement=measurement,
+        versus_base=_UNCHANGED,
+        drop=None,
+        details={"export": _export_details(exported)},
+        plan=[],
+    )
+    state = State(model=model, onnx_bytes=exported.onnx_bytes, plan=[], key=key, outcome=outcome)
+    job.folder.save(folder, state)
+    return state
+
+
+def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State, decides: bool) -> State:
+    """What `stage`, the one at `index`, makes of `base`.
+
+    `decides` says whether its speed-up over `base` decides on keeping it, and is worth timing for longer. Raises what
+    the stage raises, StageError where it has nothing to do, and ExportError.
+    """
+    name, seed = stage_name(stage), job.seed + 1000 * (index + 1)
+    folder = job.folder.stage(index + 1, name)
+    key = base.next_key({name: stage_parameters(stage)}, seed)
+    found = job.folder.load(folder, key, job.workload)
+    if found is not None:
+        job.say("  finished earlier, taken from disk")
+        return found
+    started = time.perf_counter()
+    context = Context(
+        seed=seed, target=job.target, folder=folder / "snapshots", progress=job.progress, details={}, plan=[]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = stage.apply(deepcopy(base.model), job.workload, context)
+    model.eval()
+    exported = export_onnx(model, job.workload)
+    seconds = time.perf_counter() - started
+    versus_base = speedup_over(
+        exported.onnx_bytes,
+        base.onnx_bytes,
+        example_inputs=job.workload.example_inputs,
+        target=job.target,
+        seed=seed,
+        decides=decides,
+    )
+    rows = job.scores.rows(exported.onnx_bytes, "test")
+    outcome = Outcome(
+        seconds=seconds,
+        measurement=_measured(job, exported.onnx_bytes, reference.onnx_bytes, rows),
+        versus_base=versus_base,
+        drop=job.scores.drop(exported.onnx_bytes, reference.onnx_bytes, "test"),
+        details={**context.details, "export": _export_details(exported)},
+        plan=context.plan,
+    )
+    state = State(model=model, onnx_bytes=exported.onnx_bytes, plan=base.plan + context.plan, key=key, outcome=outcome)
+    job.folder.save(folder, state)
+    return state
+
+
+def _measured(job: Job, onnx_bytes: bytes, reference: bytes, rows: Tensor) -> Measurement:
+    workload = job.workload
+    return measure(
+        onnx_bytes,
+        reference=reference,
+        data=workload.test,
+        metric=workload.metric,
+        example_inputs=workload.example_inputs,
+        target=job.target,
+        seed=job.seed,
+        rows=rows,
+    )
+
+
+def _export_details(exported: Exported) -> dict[str, Any]:
+    return {"exporter": exported.exporter, "opset": exported.opset, "notes": list(exported.notes)}

@@ -1,0 +1,64 @@
+"""Whether what stages made may stay: each for the time or size it saves, a segment for the accuracy it leaves."""
+
+from collections.abc import Sequence
+
+from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_values
+from compressor.measuring.scores import FileScores
+from compressor.running.folder import State
+from compressor.stage import Effect, Stage, stage_name
+
+
+def decides_by_gain(budget: Budget | None, stage: Stage) -> bool:
+    """Whether `stage` is rolled back where it makes the file slower, or neither faster nor smaller."""
+    return stage.effect is not Effect.VALUES and budget is not None and budget.not_slower
+
+
+def gain(stage: Stage, base: State, state: State) -> Verdict | None:
+    """Whether `state`, which `stage` made of `base`, is faster or smaller; None for a stage that need not be."""
+    if stage.effect is Effect.VALUES:
+        return None
+    measured, before = state.outcome.measurement, base.outcome.measurement
+    return judge_gain(state.outcome.versus_base, measured.size_bytes, before.size_bytes)
+
+
+def after_gain(verdict: Verdict | None, budget: Budget | None) -> Verdict:
+    """Whether the stage whose gain is `verdict` stays under `budget`, and why as a report says it."""
+    if verdict is None:
+        return Verdict(keep=True, reason="kept: no budget" if budget is None else "")
+    if verdict.keep:
+        return verdict
+    if budget is not None and budget.not_slower:
+        return Verdict(keep=False, reason=f"rolled back: {verdict.reason}")
+    return Verdict(keep=True, reason=f"does not pay: {verdict.reason}; kept because no budget forbids it")
+
+
+def judge_segment(
+    stages: Sequence[Stage], entry: State, state: State, *, reference: State, budget: Budget, scores: FileScores
+) -> Verdict:
+    """Whether `stages`, which made `state` of `entry` and are judged together, leave enough accuracy on validation."""
+    metric = scores.workload.metric
+    verdicts: list[Verdict] = []
+    if budget.max_drop is not None:
+        drop = scores.drop(state.onnx_bytes, reference.onnx_bytes, "validation")
+        verdicts.append(judge_drop(drop, budget.max_drop, metric))
+    if all(stage.effect is Effect.VALUES for stage in stages):
+        change = scores.drop(state.onnx_bytes, entry.onnx_bytes, "validation")
+        verdicts.append(judge_values(change, metric))
+    refused = [verdict for verdict in verdicts if not verdict.keep]
+    reason = "; ".join(verdict.reason for verdict in (refused or verdicts))
+    if len(stages) > 1:
+        reason += f" (judged together: {' + '.join(map(stage_name, stages))})"
+    return Verdict(keep=not refused, reason=reason)
+
+
+def doubts_about_validation(reference: State, scores: FileScores) -> list[str]:
+    """A warning where `reference` scores better on validation than on test by more than chance explains."""
+    validation, test = scores.score(reference.onnx_bytes, "validation"), reference.outcome.measurement.score
+    better = scores.workload.metric.higher_is_better
+    known = validation.low > test.high if better else validation.high < test.low
+    doubt = (
+        f"the reference scores {validation.value:.4f} on validation and {test.value:.4f} on test: it was "
+        "probably trained on the validation data, which makes every drop there look larger than it is; give "
+        "Workload.from_datasets(validation=...) data that the model has not seen"
+    )
+    return [doubt] if known else []
