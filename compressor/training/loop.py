@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,9 +101,9 @@ def train(
     convolution nor BatchNorm, by AdamW at a fiftieth of the rate. `objective` replaces `workload.loss`. With `views`,
     epoch e replays the batches of epoch e % views. What is frozen stays frozen. With `context.folder`, every epoch is
     saved there under `label`, and a killed run goes on to the same bits; `identity` names what else the result depends
-    on: a snapshot of another identity is not continued. `after_step` runs after every step, without gradients; it must
-    remember nothing, for a resumed training calls it from the middle. With `keep_last` the model is left at its last
-    epoch, for trainings that aim at something that the score does not see.
+    on: a snapshot of another identity is not continued, and why is shown. `after_step` runs after every step, without
+    gradients; it must remember nothing, for a resumed training calls it from the middle. With `keep_last` the model is
+    left at its last epoch, for trainings that aim at something that the score does not see.
 
     A loss or gradient that is not finite rolls back to the best epoch and halves the rate, at most twice. Raises
     StageError then, when everything is frozen, and when there is no batch to train on.
@@ -131,7 +132,9 @@ def train(
         optimizer = optimizer_for(model, weight_decay)
         progress = _Progress(logs=[], best=capture(model))
         if path is not None:
-            _resume_(path, settings, model, optimizer, progress)
+            refused = _resume_(path, settings, model, optimizer, progress)
+            if refused and context.progress:
+                tqdm.write(f"  {refused}", file=sys.stderr)
         with tqdm(
             total=total * batches,
             initial=len(progress.logs) * batches,
@@ -309,12 +312,16 @@ def _save(
 
 def _resume_(
     path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, progress: _Progress
-) -> None:
+) -> str:
+    """Goes on from the snapshot at `path`; why not, in a sentence, where there is one of another training."""
     if not path.exists():
-        return
+        return ""
     tensors, facts = read_snapshot(path)
-    if facts["settings"] != settings:
-        return
+    before = facts.get("settings", {})
+    changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+    if changed:
+        told = "; ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed)
+        return f"the snapshot {path} is of another training and not continued: {told}"
     parts: dict[str, Tensors] = {"best": {}, "model": {}, "optimizer": {}}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
@@ -325,3 +332,4 @@ def _resume_(
     if parts["model"]:
         restore_(model, parts["model"])
         restore_optimizer_(optimizer, parts["optimizer"])
+    return ""

@@ -252,6 +252,37 @@ def test_a_finished_training_is_not_repeated(tiny_workload, tmp_path: Path) -> N
     assert run(models[3], rate=0.01) == 7
 
 
+def test_a_snapshot_of_another_identity_is_refused_with_the_reason(tiny_workload, tmp_path: Path, capsys) -> None:
+    """The same settings told in another order are another identity: both are shown, and every batch is trained."""
+    seen = []
+
+    def counting(model, inputs, targets, position):
+        seen.append(position)
+        return plain_loss(model, inputs, targets, position)
+
+    def run(identity: str, *, progress: bool = False) -> int:
+        seen.clear()
+        context = Context(progress=progress, folder=tmp_path)
+        model = copy.deepcopy(tiny_workload.model)
+        train(
+            model,
+            tiny_workload,
+            epochs=1,
+            learning_rate=0.05,
+            context=context,
+            objective=counting,
+            identity=identity,
+        )
+        return len(seen)
+
+    assert run("Distill(epochs=1, views=4)") == 7
+    assert run("Distill(epochs=1, views=4)") == 0
+    assert run("Distill(views=4, epochs=1)", progress=True) == 7
+    shown = capsys.readouterr().err
+    assert "identity was 'Distill(epochs=1, views=4)', is 'Distill(views=4, epochs=1)'" in shown
+    assert "training.safetensors is of another training and not continued" in shown
+
+
 def test_a_damaged_snapshot_is_named(tiny_workload, tmp_path: Path) -> None:
     """A truncated snapshot raises StorageError with its path and the way out, and no pickle is ever read."""
     context = Context(progress=False, folder=tmp_path)
