@@ -8,7 +8,7 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-zoo check format docs claims clean bench bench-cifar10 bench-training \
+.PHONY: help demo test test-slow test-browser test-zoo check format docs same-results claims clean bench bench-cifar10 bench-training \
 	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-architectures
 
 help:  ## list the targets
@@ -125,6 +125,9 @@ bench-filled-widths: $(VENV)/installed-dev  ## what channels of zeros gain and c
 bench-never-slower: $(VENV)/installed-dev  ## every architecture of the zoo quantized under a budget, timed (an hour; resumes)
 	$(BIN)/python -m benchmarks.quantization.never_slower
 	$(BIN)/python -m benchmarks.documents
+
+same-results: $(VENV)/installed-dev  ## do OLD=<commit> and the working tree (or NEW=<commit>) give the same files and reports? (resumes)
+	$(BIN)/python -m benchmarks.same_results $(OLD) $(NEW)
 
 docs: $(VENV)/installed-dev  ## tables and plots in docs/ from the stored results
 	$(BIN)/python -m benchmarks.documents
