@@ -4,7 +4,6 @@ import sys
 import time
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from compressor.estimate import Estimate
 from compressor.files.export import Exported, export_onnx
 from compressor.measuring.measure import Measurement, measure, speedup_over
 from compressor.measuring.scores import FileScores
+from compressor.notes import running as notes
 from compressor.running.folder import Outcome, RunFolder, State
 from compressor.stage import Context, Stage, stage_name, stage_parameters
 from compressor.target import Target
@@ -56,7 +56,7 @@ def reference_state(job: Job, key: str) -> State:
         measurement=measurement,
         versus_base=_UNCHANGED,
         drop=None,
-        details={"export": _export_details(exported)},
+        details=_told(exported).to_json(),
         plan=[],
     )
     state = State(model=model, onnx_bytes=exported.onnx_bytes, plan=[], key=key, outcome=outcome)
@@ -95,13 +95,14 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
         seed=seed,
         decides=decides,
     )
+    context.tell(_told(exported))
     rows = job.scores.rows(exported.onnx_bytes, "test")
     outcome = Outcome(
         seconds=seconds,
         measurement=_measured(job, exported.onnx_bytes, reference.onnx_bytes, rows),
         versus_base=versus_base,
         drop=job.scores.drop(exported.onnx_bytes, reference.onnx_bytes, "test"),
-        details={**context.details, "export": _export_details(exported)},
+        details=context.details,
         plan=context.plan,
     )
     state = State(model=model, onnx_bytes=exported.onnx_bytes, plan=base.plan + context.plan, key=key, outcome=outcome)
@@ -123,5 +124,5 @@ def _measured(job: Job, onnx_bytes: bytes, reference: bytes, rows: Tensor) -> Me
     )
 
 
-def _export_details(exported: Exported) -> dict[str, Any]:
-    return {"exporter": exported.exporter, "opset": exported.opset, "notes": list(exported.notes)}
+def _told(exported: Exported) -> notes.Exported:
+    return notes.Exported(exporter=exported.exporter, opset=exported.opset, notes=tuple(exported.notes))

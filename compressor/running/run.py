@@ -10,6 +10,7 @@ from torch import nn
 from compressor.budget import Budget, unmet_goals
 from compressor.errors import ExportError, StageError
 from compressor.machine import environment
+from compressor.notes.running import VersusBase
 from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
 from compressor.running.applying import Job, applied, reference_state
@@ -166,7 +167,8 @@ class Run:
         pays = gain(stage, base, state)
         verdict = after_gain(pays, self.budget)
         drop = scores.drop(state.onnx_bytes, self.reference.onnx_bytes, "validation")
-        details = {**outcome.details, **_unit_scores(outcome.plan), "versus_base": vars(outcome.versus_base)}
+        beside = VersusBase(versus_base=outcome.versus_base).to_json()
+        details = {**outcome.details, **_unit_scores(outcome.plan), **beside}
         return Step(
             **replace(outcome, details=details).shared(),
             stage=stage_name(stage),
