@@ -144,7 +144,7 @@ class PruneChannels:
 
         if share < 1:
             return propose(goal.start - share * (goal.start - goal.limit)).entries
-        chosen = measured_choice(goal, target, narrowing.model, propose, context.details)
+        chosen = measured_choice(goal, target, narrowing.model, propose, context.tell)
         narrowing.widths = chosen.state
         return chosen.entries
 

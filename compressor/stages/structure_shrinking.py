@@ -89,7 +89,7 @@ class ShrinkStructure:
             for number in range(1, self.rounds + 1):
                 share = min(1.0, number / approach)
                 search.choose(goal.start * (goal.limit / goal.start) ** share, f"round {number} of {self.rounds}")
-            chosen = measured_choice(goal, self.target, model, search.settle, context.details)
+            chosen = measured_choice(goal, self.target, model, search.settle, context.tell)
             search.state = chosen.state
             apply_plan_(model, chosen.entries)
         context.plan.extend(chosen.entries)

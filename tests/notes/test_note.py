@@ -435,13 +435,19 @@ def test_a_context_takes_notes_and_other_entries_in_the_order_in_which_they_are_
 def test_only_notes_give_names_to_details() -> None:
     """In the package nobody indexes a step's details, or anyone's, by a name: kinds of notes write and read them."""
     package = Path(compressor.__file__).parent
+    # There, details are ONNX Runtime's, of a node in its profile.
+    others = {package / "measuring" / "macs.py", package / "latency" / "prediction.py"}
     found = []
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted({*package.rglob("*.py")} - others):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            named = isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant | ast.JoinedStr)
-            asked = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _gives_a_name(node)
-            owner = node.value if named else node.func.value if asked else None
-            if isinstance(owner, ast.Attribute) and owner.attr == "details":
+            owner = None
+            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant | ast.JoinedStr):
+                owner = node.value
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _gives_a_name(node):
+                owner = node.func.value
+            elif isinstance(node, ast.keyword) and node.arg == "details" and _has_names(node.value):
+                owner = ast.Name("details")
+            if getattr(owner, "attr", getattr(owner, "id", "")) == "details":
                 found.append(f"{path.relative_to(package)}:{node.lineno}")
     assert found == []
 
@@ -450,4 +456,8 @@ def _gives_a_name(call: ast.Call) -> bool:
     """Whether a method of a dict is called with a name: `get("x")`, `update(x=1)`, `update({"x": 1})`."""
     if call.func.attr in {"get", "pop", "setdefault"}:
         return True
-    return call.func.attr == "update" and bool(call.keywords or any(isinstance(each, ast.Dict) for each in call.args))
+    return call.func.attr == "update" and bool(call.keywords or any(_has_names(each) for each in call.args))
+
+
+def _has_names(value: ast.expr) -> bool:
+    return isinstance(value, ast.Dict) and any(isinstance(key, ast.Constant | ast.JoinedStr) for key in value.keys)

@@ -5,13 +5,14 @@ What can be off is what the choice costs, and, where milliseconds are to fall in
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from compressor.errors import StageError
 from compressor.estimate import Estimate
+from compressor.notes.note import Note
+from compressor.notes.structure import BuiltChoice, FirstChoice, FormEfficiency, SecondChoice, TakenChoice
 from compressor.pruning.choice.goals import Efficiency, EfficientGoal, Goal
 from compressor.pruning.choice.targets import PruningTarget
 from compressor.structure.plan import Entry, apply_plan_
@@ -20,6 +21,9 @@ from compressor.structure.plan import Entry, apply_plan_
 _TOLERANCE = 0.03
 # Being faster than asked for costs accuracy: worth a second choice from here on.
 _TOO_FAST = 0.1
+
+
+Tell = Callable[[Note], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,40 +56,40 @@ def measured_choice(
     target: PruningTarget,
     model: nn.Module,
     propose: Callable[[float], Proposal],
-    details: dict[str, Any],
+    tell: Tell,
 ) -> Proposal:
     """What `propose` gives for the goal's limit; where it misses it as measured, for the limit corrected by the ratio.
 
-    `model` is what the entries are carried out on, on a copy. `details` get "target", and "first_choice" or
-    "second_choice" for what was not taken. Raises StageError where what is left costs no less than before.
+    `model` is what the entries are carried out on, on a copy. `tell` gets the notes of the choice that is taken
+    and of one that is not. Raises StageError where what is left costs no less than before.
     """
 
     def measured(proposal: Proposal) -> Measured:
         return Measured(proposal=proposal, cost=goal.measured(_built(model, proposal)))
 
     taken = measured(propose(goal.limit))
-    details["target"] = _told(goal, target, taken)
+    tell(TakenChoice(target=_told(goal, target, taken)))
     if missed(goal, taken.cost):
         try:
             second = propose(goal.limit * taken.proposal.predicted / taken.cost.value)
         except StageError as error:
-            details["second_choice"] = str(error)
+            tell(SecondChoice(second_choice=str(error)))
             second = taken.proposal
         if second.state != taken.proposal.state:
             again = measured(second)
             if nearer(goal, again.cost, taken.cost):
-                details["first_choice"] = _told(goal, target, taken)
-                details["target"] = _told(goal, target, again)
+                tell(FirstChoice(first_choice=_told(goal, target, taken)))
+                tell(TakenChoice(target=_told(goal, target, again)))
                 taken = again
             else:
-                details["second_choice"] = _told(goal, target, again)
+                tell(SecondChoice(second_choice=_told(goal, target, again)))
     if taken.cost.value >= goal.start:
         raise StageError(
             f"{target!r}: the best choice was measured at {taken.cost.value:.4g} {goal.unit}, no less than the "
             f"{goal.start:.4g} {goal.unit} it has; raise the target, or leave this stage out"
         )
     if isinstance(goal, EfficientGoal):
-        taken = _in_step(goal, model, taken, propose, target=target, details=details)
+        taken = _in_step(goal, model, taken, propose, target=target, tell=tell)
     return taken.proposal
 
 
@@ -96,21 +100,21 @@ def _in_step(
     propose: Callable[[float], Proposal],
     *,
     target: PruningTarget,
-    details: dict[str, Any],
+    tell: Tell,
 ) -> Measured:
     """`taken` with its efficiency; where that falls short, what `propose` gives once `goal` has learned from it.
 
     The second one has to be measured nearer to the goal.
     """
     first = replace(taken, efficiency=goal.efficiencies(_built(model, taken.proposal), taken.proposal.efficiency))
-    details["target"] = _told(goal, target, first)
+    tell(TakenChoice(target=_told(goal, target, first)))
     if goal.shortfall(first.efficiency) <= _TOLERANCE:
         return first
     goal.learn(first.efficiency)
     try:
         proposal = propose(goal.limit)
     except StageError as error:
-        details["second_choice"] = str(error)
+        tell(SecondChoice(second_choice=str(error)))
         return first
     if proposal.state == first.proposal.state:
         return first
@@ -120,9 +124,10 @@ def _in_step(
     )
     within = second.cost.value <= goal.limit * (1 + _TOLERANCE)
     if within and goal.shortfall(second.efficiency) < goal.shortfall(first.efficiency):
-        details["first_choice"], details["target"] = _told(goal, target, first), _told(goal, target, second)
+        tell(FirstChoice(first_choice=_told(goal, target, first)))
+        tell(TakenChoice(target=_told(goal, target, second)))
         return second
-    details["second_choice"] = _told(goal, target, second)
+    tell(SecondChoice(second_choice=_told(goal, target, second)))
     return first
 
 
@@ -145,23 +150,28 @@ def _built(model: nn.Module, proposal: Proposal) -> nn.Module:
     return apply_plan_(copy.deepcopy(model), proposal.entries)
 
 
-def _told(goal: Goal, target: PruningTarget, measured: Measured) -> dict[str, Any]:
+def _told(goal: Goal, target: PruningTarget, measured: Measured) -> BuiltChoice:
     """What the report is told of a choice, rounded."""
-    numbers = {
-        "reference": goal.reference,
-        "start": goal.start,
-        "limit": goal.limit,
-        "predicted": measured.proposal.predicted,
-        "measured": measured.cost.value,
-        "measured_low": measured.cost.low,
-        "measured_high": measured.cost.high,
-        "fraction_of_reference": measured.cost.value / goal.reference,
-    }
-    told: dict[str, Any] = {"target": repr(target), "unit": goal.unit}
-    told |= {key: float(f"{value:.5g}") for key, value in numbers.items()}
+    efficiency: dict[str, float | FormEfficiency] | None = None
     if isinstance(goal, EfficientGoal) and measured.efficiency:
-        told["efficiency"] = {"asked": goal.efficiency} | {
-            form: {key: float(f"{value:.4g}") for key, value in asdict(found).items()}
+        efficiency = {"asked": goal.efficiency} | {
+            form: FormEfficiency(predicted=_digits(found.predicted, 4), measured=_digits(found.measured, 4))
             for form, found in measured.efficiency.items()
         }
-    return told
+    return BuiltChoice(
+        target=repr(target),
+        unit=goal.unit,
+        reference=_digits(goal.reference, 5),
+        start=_digits(goal.start, 5),
+        limit=_digits(goal.limit, 5),
+        predicted=_digits(measured.proposal.predicted, 5),
+        measured=_digits(measured.cost.value, 5),
+        measured_low=_digits(measured.cost.low, 5),
+        measured_high=_digits(measured.cost.high, 5),
+        fraction_of_reference=_digits(measured.cost.value / goal.reference, 5),
+        efficiency=efficiency,
+    )
+
+
+def _digits(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")

@@ -11,6 +11,7 @@ from compressor.estimate import Estimate
 from compressor.pruning.choice.goals import CountGoal, Efficiency, EfficientGoal, LatencyGoal
 from compressor.pruning.choice.measured_choice import Proposal, measured_choice
 from compressor.pruning.choice.targets import Latency, Macs
+from compressor.stage import Context
 
 TARGET = Macs(0.6, efficiency=0.9, forms=("float32",))
 
@@ -41,9 +42,10 @@ def chosen(products: list[float], found: list[Efficiency]) -> tuple[int, dict[st
         unit="ms", reference=1.0, start=1.0, limit=0.6,
     )  # fmt: skip
     goal = Scripted(counted=counted, timed=(timed,), efficiency=0.9, products=products, found=found)
-    proposals, details = [Proposal(entries=[], state={"layer": width}, predicted=600.0) for width in (1, 2)], {}
-    taken = measured_choice(goal, TARGET, nn.Identity(), lambda _: proposals.pop(0), details)
-    return taken.state["layer"], details, goal
+    proposals = [Proposal(entries=[], state={"layer": width}, predicted=600.0) for width in (1, 2)]
+    context = Context(progress=False)
+    taken = measured_choice(goal, TARGET, nn.Identity(), lambda _: proposals.pop(0), context.tell)
+    return taken.state["layer"], context.details, goal
 
 
 def test_an_efficiency_within_tolerance_is_not_made_to_fall_short_by_rounding() -> None:
