@@ -11,6 +11,7 @@ from compressor.budget import Budget, unmet_goals
 from compressor.errors import ExportError, StageError
 from compressor.machine import environment
 from compressor.notes.running import VersusBase
+from compressor.notes.structure import Scores
 from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
 from compressor.running.applying import Job, applied, reference_state
@@ -239,5 +240,5 @@ def _target(target: Target) -> dict[str, Any]:
 def _unit_scores(plan: list[dict[str, Any]]) -> dict[str, Any]:
     """Why units were kept and removed, for the report, where the plan says so."""
     reasons = [entry.get("why", {}) for entry in plan]
-    scores = [why for why in reasons if "kept_scores" in why]
-    return {"scores": scores} if scores else {}
+    told = Scores.from_json({"scores": [why for why in reasons if "kept_scores" in why]})
+    return told.to_json() if told and told.scores else {}
