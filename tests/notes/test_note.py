@@ -386,7 +386,9 @@ def test_every_kind_has_its_json_here() -> None:
     assert kinds == {type(note) for note, _ in NOTES}
 
 
-@pytest.mark.parametrize("kind", {type(note) for note, _ in NOTES}, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", sorted({type(note) for note, _ in NOTES}, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__
+)
 @pytest.mark.parametrize("odd", [None, 3, "text", [], {}, [1, "a", None, {}], {"a": 1}, [[[]]], True])
 def test_odd_entries_are_no_error(kind: type[Note], odd: object) -> None:
     """Entries of any other type than they should have are left out, as are details without the kind's own."""
