@@ -20,7 +20,7 @@ from compressor.quantization.post_training import Prepared, prepare
 from compressor.stage import Context
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.workload import Workload
-from workbench.comparison import FUSED, PLAIN, outputs_at
+from workbench.cpu import exact_output
 
 
 class Tagger(nn.Module):
@@ -144,14 +144,14 @@ def test_torch_computes_what_the_file_computes(name: str) -> None:
     placed, before = serialize(placed_by(learner, prepared)), serialize(prepared.place())
     with torch.no_grad():
         ours = learner(WORDS).numpy()
-    plain = outputs_at(placed, WORDS, PLAIN)
+    plain = exact_output(placed, WORDS, fused=False)
     spread = float(plain.std())
     # A tie that falls the other way moves one value by a step; most outputs see none.
-    for theirs in (plain, outputs_at(placed, WORDS, FUSED)):
+    for theirs in (plain, exact_output(placed, WORDS, fused=True)):
         assert float(np.abs(ours - theirs).mean()) < 0.002 * spread
         assert float(np.abs(ours - theirs).max()) < 0.05 * spread
     # It has become another one meanwhile.
-    assert float(np.abs(plain - outputs_at(before, WORDS, PLAIN)).mean()) > 0.02 * spread
+    assert float(np.abs(plain - exact_output(before, WORDS, fused=False)).mean()) > 0.02 * spread
     assert kernels(placed) == kernels(before)
 
 

@@ -18,7 +18,7 @@ from compressor.quantization.accuracy.bias_correction import BiasCorrection
 from compressor.quantization.choice import give_back
 from compressor.quantization.choice.give_back import GiveBack, trials
 from compressor.quantization.choice.layer_times import islands, slower_groups
-from compressor.quantization.choice.sensitivity import output_values
+from compressor.quantization.choice.sensitivity import first_inputs, noise_db, output_values
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.schemes import Symmetric
 from compressor.quantization.placement.forms import Dynamic
@@ -240,7 +240,11 @@ def test_a_layer_in_float_again_has_its_own_bias(workload: Workload, exported: b
         graph, _ = BiasCorrection(samples=32).apply(candidate.graph, candidate.place, workload, QUIET)
         return replace(candidate, graph=graph)
 
-    found = GiveBack(max_drop=None, min_sqnr_db=21.0, slower=False, samples=32).apply(
+    batches = first_inputs(workload.calibration, 32)
+    reference, quantized = (output_values(file, batches) for file in (exported, serialize(correct(prepared).place())))
+    asked.clear()
+    goal = noise_db(reference, quantized) + 1.0
+    found = GiveBack(max_drop=None, min_sqnr_db=goal, slower=False, samples=32).apply(
         prepared, workload, QUIET, correct=correct
     )
     back = [entry["node"] for entry in found.details["given_back"]]

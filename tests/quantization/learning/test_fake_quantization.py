@@ -29,7 +29,7 @@ from compressor.quantization.torch_graph.graph import TorchGraph
 from compressor.stage import Context
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.workload import Workload, first_batches
-from workbench.comparison import FUSED, PLAIN, outputs_at
+from workbench.cpu import exact_output
 
 
 def test_fake_quantize_is_the_round_trip_of_affine() -> None:
@@ -164,8 +164,8 @@ def test_torch_computes_what_the_file_computes(
     placed = serialize(replace(prepared, graph=graph, activations=grids, weights=weights).place())
     with torch.no_grad():
         ours = learner(inputs).numpy()
-    plain = outputs_at(placed, inputs, PLAIN)
-    fused = outputs_at(placed, inputs, FUSED)
+    plain = exact_output(placed, inputs, fused=False)
+    fused = exact_output(placed, inputs, fused=True)
     spread = float(plain.std())
     # A tie that falls the other way moves one value of a feature map by a step; most outputs see none.
     for theirs in (plain, fused):
@@ -199,7 +199,7 @@ def test_moved_values_keep_the_learned_grid_of_their_source(tiny_workload: Workl
     placed = serialize(replace(prepared, graph=graph, activations=grids, weights=weights).place())
     with torch.no_grad():
         ours = learner(inputs).numpy()
-    theirs = outputs_at(placed, inputs, PLAIN)
+    theirs = exact_output(placed, inputs, fused=False)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert kernels(placed) == kernels(serialize(prepared.place()))
 

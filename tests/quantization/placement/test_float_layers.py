@@ -14,11 +14,12 @@ from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.placement.float_layers import keep_sums_apart_
 from compressor.quantization.placement.forms import Dynamic, Form, Static, WeightOnly
 from compressor.quantization.placement.static import place_static
-from compressor.runtime import OnnxModule, open_session
+from compressor.runtime import OnnxModule
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.target import Isa, Target
 from compressor.workload import Workload
+from workbench.cpu import exact_outputs
 
 
 def chain(middle: str) -> onnx.ModelProto:
@@ -61,13 +62,10 @@ def test_a_float_layer_between_integer_ones_computes_floats(middle: str) -> None
     kernel, nodes = ("QGemm", {"a", "c", "d"}) if middle == "Gemm" else ("QLinearConv", {"a", "c"})
     placed = place_static(model, nodes, activations, nearest_grids(model, dict.fromkeys(nodes, Symmetric())))
     assert kernels(serialize(placed))[kernel] == len(nodes)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    plain = ort.InferenceSession(serialize(placed), options, providers=["CPUExecutionProvider"])
     x = {
         "input": np.random.default_rng(1).normal(size=(64, 4) if middle == "Gemm" else (4, 4, 6, 6)).astype(np.float32)
     }
-    expected, got = plain.run(None, x)[0], open_session(serialize(placed)).run(None, x)[0]
+    expected, got = (exact_outputs(serialize(placed), x, fused=fused)[0] for fused in (False, True))
     step = float(activations["output"].scale)
     assert np.abs(expected - got).max() <= 1.01 * step
     assert (np.abs(expected - got) > 0.5 * step).mean() < 0.01
