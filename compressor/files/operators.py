@@ -326,10 +326,11 @@ _MOVERS = (
 )
 # Looked at, and nothing of the above holds: they stay in float.
 _OTHERS = (
-    "Abs", "CastLike", "ConcatFromSequence", "Constant", "ConstantOfShape", "Cos", "Einsum", "Elu", "Equal", "Erf",
-    "GatherND", "Gelu", "Greater", "HardSwish", "If", "Less", "LogSoftmax", "Loop", "Neg", "Pow", "Reciprocal",
-    "ReduceL2", "SequenceEmpty", "SequenceInsert", "Shape", "Sin", "Size", "Softmax", "Softplus", "Sqrt", "Tanh",
-    "Trilu", "Where",
+    "Abs", "And", "ArgMax", "CastLike", "Col2Im", "ConcatFromSequence", "Constant", "ConstantOfShape", "Cos",
+    "CumSum", "DFT", "Einsum", "Elu", "Equal", "Erf", "GatherElements", "GatherND", "Gelu", "Greater",
+    "GreaterOrEqual", "HardSwish", "If", "IsNaN", "Less", "LessOrEqual", "Log", "LogSoftmax", "Loop", "Max", "Min",
+    "Neg", "Not", "Pow", "Reciprocal", "ReduceL2", "ScatterND", "SequenceEmpty", "SequenceInsert", "Shape", "Sin",
+    "Size", "Softmax", "Softplus", "Sqrt", "Tanh", "Trilu", "Where",
 )  # fmt: skip
 
 ROWS = (
