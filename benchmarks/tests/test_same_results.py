@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.same_results import comparable, compare_runs, first_difference, is_change, shortened, table
+from benchmarks.same_results import comparable, compare_runs, first_difference, for_digits, is_change, table
 from compressor.storage import write_json
 
 REPORT: dict[str, Any] = {
@@ -102,11 +102,9 @@ def test_what_differs_from_run_to_run_is_no_change():
 
 def test_recipes_lose_their_budget_and_long_trainings():
     """No budget may roll back by a measured time; epochs are cut, but not those that drive channels to zero."""
-    recipe = {
-        "name": "one",
-        "budget": {"max_drop": 0.02},
-        "stages": [{"sparse_training": {"epochs": 6}}, {"distill": {"epochs": 36, "views": 9}}, "quantize"],
-    }
-    stages = [{"sparse_training": {"epochs": 6}}, {"distill": {"epochs": 2, "views": 9}}, "quantize"]
-    assert shortened(recipe, 2) == {"name": "one", "stages": stages}
-    assert shortened(recipe, 0)["stages"] == recipe["stages"]
+    stages = ["quantize", {"distill": {"epochs": 36, "views": 9}}, {"sparse_training": {"epochs": 6}}]
+    recipe = {"name": "one", "budget": {"max_drop": 0.02}, "stages": stages}
+    sparse = {"sparse_training": {"epochs": 6, "penalty": {"slimming_penalty": {"strength": 0.05}}}}
+    cut = ["quantize", {"distill": {"epochs": 2, "views": 9}}, sparse]
+    assert for_digits(recipe, 2) == {"name": "one", "stages": cut}
+    assert for_digits(recipe, 0)["stages"] == [*stages[:2], sparse]
