@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -38,6 +39,16 @@ def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 
     brief = functools.partial(timing.time_interleaved, seconds=0.3, repeats=5)
     monkeypatch.setattr(measure, "time_interleaved", brief)
+
+
+@pytest.fixture
+def own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are timed by the thread's own seconds on the CPU: what else the machine runs meanwhile does not count."""
+    from compressor.latency import table
+    from compressor.measuring import timing
+
+    for module in (table, timing):
+        monkeypatch.setattr(module, "perf_counter", time.thread_time)
 
 
 @pytest.fixture(scope="session")

@@ -146,6 +146,7 @@ def test_automatic_padding_is_worked_out() -> None:
     assert found.padding == (0, 0, 1, 1)
 
 
+@pytest.mark.usefixtures("own_seconds")
 def test_half_the_width_is_predicted_to_be_faster(tmp_path: Path) -> None:
     """Measured for real, half the width is predicted to be faster, and both times to be of the right order."""
     table = LatencyTable(Target(), folder=tmp_path, progress=False)

@@ -266,10 +266,10 @@ def test_tag_in_a_recipe_runs_nothing(tmp_path: Path) -> None:
     ids=["aliases", "loop", "brackets", "large", "deep"],
 )
 def test_bombs_are_refused_at_once(text: str) -> None:
-    """Bombs of aliases, endless nesting and huge texts are refused within two seconds."""
-    started = time.perf_counter()
+    """Bombs of aliases, endless nesting and huge texts are refused within two seconds of work."""
+    started = time.process_time()
     assert errors_of(text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
