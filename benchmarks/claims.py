@@ -9,6 +9,7 @@ in a text belongs to no claim, or where a goal is missed without a reason. Nothi
 A claim's value is (take(path) / take(over) - minus) * times, each part where it is given: `path` leads to a number, or
 to an estimate {"value", "low", "high"}, in `result` (`benchmarks.stored.values_at` says how), and `take` makes one
 number of several. Without a stored result, `result` is null, the value is typed, and `note` says where it comes from.
+`met` says whether the claim holds: its goal is reached or, where there is none, its value comes from a stored result.
 """
 
 import json
@@ -91,7 +92,7 @@ def rebuilt(claim: Claim, results: Path) -> Claim:
     """`claim` with its value, interval and `met` made from the stored result. Raises ValueError naming it where not."""
     try:
         value, interval = _measured(claim, results) if claim.result else _typed(claim)
-        met = claim.goal.met(value, interval) if claim.goal else None
+        met = claim.goal.met(value, interval) if claim.goal else claim.result is not None
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         raise ValueError(f"{claim.id}: {claim.result or 'no stored result'}: {text}") from error
@@ -143,7 +144,7 @@ def check(claims: Claims, root: Path) -> list[str]:
     for claim in claims.claims:
         if claim.reason and claim.met is not False:
             faults.append(f"{claim.id}: says why it misses its goal, and does not miss one; take the reason out")
-        if claim.met is False and not claim.reason:
+        if claim.goal and claim.met is False and not claim.reason:
             faults.append(f"{claim.id}: misses its goal ({claim.goal}), and no reason is given")
         if claim.result is None and not claim.note:
             faults.append(f"{claim.id}: has no stored result, and no note says where its value comes from")
@@ -154,7 +155,7 @@ def table(claims: list[Claim]) -> list[str]:
     """The claims that fall short of their goal, each with the reason."""
     lines = []
     for claim in claims:
-        if claim.met is False:
+        if claim.goal and claim.met is False:
             lines.append(f"{claim.id}: {claim.value:.3g} {claim.unit}, goal {claim.goal}")
             lines.append(f"    {reason(claim, claims)}")
     return lines

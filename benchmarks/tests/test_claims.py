@@ -201,3 +201,10 @@ def test_the_command_writes_what_is_stored_and_fails_on_texts(results: Path, mon
     document(results, "It runs 2.7 times as fast.")
     with pytest.raises(SystemExit, match=r"the stored result 'runs 2\.5 times as fast'"):
         main()
+
+
+def test_a_figure_without_a_goal_holds_where_its_result_is_stored() -> None:
+    """The file says `met` of every claim: without a goal it is true for stored results and false for typed ones."""
+    plain = [claim for claim in read(FILE).claims if claim.goal is None]
+    assert {claim.met for claim in plain} == {True, False}
+    assert all(claim.met is (claim.result is not None) for claim in plain)
