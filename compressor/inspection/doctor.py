@@ -150,7 +150,7 @@ def check_int8(isa: Isa, probe: tuple[bool, float] | None) -> Finding:
         Isa.ARM_DOT: "s8s8 static QDQ is fast (dot-product instructions)",
         Isa.GENERIC: "no 8-bit instructions are known here; expect smaller files, not faster ones",
     }[isa]
-    exactly = "exact" if exact else "sums saturate at 16 bits, so weights get 7 bits"
+    exactly = "exact" if exact else "sums saturate at 16 bits, so Quantize takes scales with which none can (portable)"
     return Finding(
         topic="int8",
         grade=Grade.GOOD if exact and isa is not Isa.GENERIC else Grade.NOTE,

@@ -75,7 +75,7 @@ def test_a_package_that_cannot_be_imported(monkeypatch) -> None:
     ("isa", "probe", "grade", "says"),
     [
         (Isa.X86_VNNI, (True, 4.0), Grade.GOOD, "is fast (VNNI); tried: exact; a matrix product takes 0.25"),
-        (Isa.X86_AVX2, (False, 2.0), Grade.NOTE, "sums saturate at 16 bits, so weights get 7 bits"),
+        (Isa.X86_AVX2, (False, 2.0), Grade.NOTE, "sums saturate at 16 bits, so Quantize takes"),
         (Isa.ARM_DOT, (True, 2.0), Grade.GOOD, "s8s8 static QDQ is fast (dot-product instructions)"),
         (Isa.GENERIC, (True, 0.5), Grade.NOTE, "expect smaller files, not faster ones"),
         (Isa.X86_VNNI, None, Grade.BAD, "could not run a product of 8-bit matrices"),
