@@ -4,6 +4,10 @@ from typing import Any
 
 from compressor.recipe.text import Place, parse_value
 
+# A stage, its number, its name, and a few value objects inside each other; written deep, others would end in Python's
+# limit of recursion.
+_MOST_KEYS = 20
+
 
 def override_(data: dict[str, Any], override: str) -> Place:
     """The place in `data`, a recipe's plain data, that `override` (path=value) was written to.
@@ -15,6 +19,8 @@ def override_(data: dict[str, Any], override: str) -> Place:
     keys = [key.strip() for key in path.split(".")]
     if not separator or not all(keys):
         raise ValueError("an override is path=value, such as stages.0.remove=0.3 or seed=3")
+    if len(keys) > _MOST_KEYS:
+        raise ValueError(f"the path has {len(keys)} keys, and no value of a recipe has more than {_MOST_KEYS}")
     value = parse_value(text)
     if keys[0] != "stages":
         return _fields_(data, (), keys, value)
@@ -24,7 +30,7 @@ def override_(data: dict[str, Any], override: str) -> Place:
         return ("stages",)
     if not isinstance(stages, list):
         raise ValueError("the recipe has no list of stages")  # it is the caller's text that is wrong
-    if not keys[1].isdigit() or int(keys[1]) >= len(stages):
+    if not (keys[1].isascii() and keys[1].isdigit()) or len(keys[1]) > 9 or int(keys[1]) >= len(stages):
         raise ValueError(f"there is no stage {keys[1]!r}; the recipe has {len(stages)}, counted from 0")
     return _named_(stages, int(keys[1]), ("stages", int(keys[1])), keys[2:], value)
 

@@ -12,6 +12,7 @@ stages:
 """
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from compressor.stages import catalogue
 from compressor.target import Target
 
 __all__ = ["Recipe", "RecipeError", "shipped_recipes"]
+
+# Characters of a wrong name that an error repeats.
+_LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +61,12 @@ class Recipe:
         """
         path = _find(source)
         try:
-            size = path.stat().st_size
-            if size > LARGEST_BYTES:
+            with path.open("rb") as file:
+                raw = file.read(LARGEST_BYTES + 1)
+            if len(raw) > LARGEST_BYTES:
+                size = max(len(raw), path.stat().st_size)
                 raise RecipeError([f"{path}:1: a recipe has at most {LARGEST_BYTES} bytes, this file has {size}"])
-            text = path.read_text(encoding="utf-8-sig")
+            text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise RecipeError([f"{path}:1: not UTF-8 text ({error.reason} at byte {error.start})"]) from error
         except OSError as error:
@@ -161,15 +167,25 @@ def _folder() -> Path:
 
 
 def _find(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_file():
+    path, shipped = Path(source), shipped_recipes()
+    shown = str(source) if len(str(source)) <= _LONGEST_SHOWN else f"{str(source)[:_LONGEST_SHOWN]}..."
+    try:
+        mode = path.stat().st_mode if str(source) else None
+    except FileNotFoundError:
+        mode = None
+    except (OSError, ValueError) as error:  # a name too long, with a null character, or below a file
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RecipeError([f"no recipe {shown!r}: {reason} (shipped: {', '.join(shipped)})"]) from error
+    if mode is not None and stat.S_ISREG(mode):
         return path
-    shipped = shipped_recipes()
     if isinstance(source, str) and source in shipped:
         return shipped[source]
+    if mode is not None:
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise RecipeError([f"{shown} is {what}; a recipe is a YAML file, or a shipped one: {', '.join(shipped)}"])
     if path.suffix or os.sep in str(source):
-        raise RecipeError([f"{source}:1: no such file; shipped recipes: {', '.join(shipped)}"])
-    raise RecipeError([f"no recipe {str(source)!r}{did_you_mean(source, shipped)} (shipped: {', '.join(shipped)})"])
+        raise RecipeError([f"{shown}:1: no such file; shipped recipes: {', '.join(shipped)}"])
+    raise RecipeError([f"no recipe {shown!r}{did_you_mean(source, shipped)} (shipped: {', '.join(shipped)})"])
 
 
 def _name_of(source: str) -> str:

@@ -5,6 +5,7 @@ tags, merge keys and duplicate keys, and what grows without bounds: large files,
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ _DEEPEST = 20
 _MOST_ALIASES = 50
 _MOST_VALUES = 10_000
 
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
+# What a whole number of 64 bits holds: seeds, counts and sizes end there.
+_LARGEST_INTEGER = 2**64 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +70,12 @@ _FLOAT = re.compile(
     r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN)$"
 )
 _INT = re.compile(r"^[-+]?[0-9]+$")
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _starts in (
-    ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
-    ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("null", _NULL, ["~", "n", "N", ""]),
+    ("bool", _BOOL, list("tTfF")),
     ("merge", re.compile(r"^<<$"), ["<"]),
     ("int", _INT, _NUMBER_STARTS),
     ("float", _FLOAT, _NUMBER_STARTS),
@@ -79,7 +83,6 @@ for _tag, _pattern, _starts in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _starts)
 # Text that this loader would take for a number must be quoted when written.
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, _NUMBER_STARTS)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 _Dumper.add_representer(
     tuple, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
 )
@@ -94,6 +97,30 @@ def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
+def _number(text: str) -> float:
+    # Python's own words for what YAML writes as .inf and .nan.
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _integer(text: str) -> int:
+    # Python refuses to read some thousand digits, by a ValueError of its own.
+    value = int(text) if len(text) <= 20 else _LARGEST_INTEGER + 1
+    if abs(value) > _LARGEST_INTEGER:
+        raise ValueError(f"a whole number is at most {_LARGEST_INTEGER}, got {_short(text)!r}")
+    return value
+
+
+# By tag: how its text looks, and what it stands for. Tags can be written out before any text (`!!bool maybe`).
+_SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
+    "str": (re.compile(r"(?s).*"), str),
+    "int": (_INT, _integer),
+    "float": (re.compile(f"{_FLOAT.pattern}|{_INT.pattern}"), _number),
+    "bool": (_BOOL, lambda text: text.lower() == "true"),
+    "null": (_NULL, lambda _: None),
+}
+_COLLECTIONS = {"seq": yaml.SequenceNode, "map": yaml.MappingNode}
+
+
 def parse(text: str, source: str) -> Document:
     """The document in `text`. Raises RecipeError naming `source` and the line where it is no YAML or beyond limits."""
     if len(text) > LARGEST_BYTES:
@@ -106,20 +133,22 @@ def parse(text: str, source: str) -> Document:
     problems: list[tuple[int, str]] = []
     try:
         data = None if node is None else _Walk(lines, problems).value(node, ())
-    except (_Limit, ValueError) as error:
+    except _Limit as error:
         raise RecipeError([f"{source}:1: {error}"]) from error
     return Document(data=data, lines=lines, comment=leading_comment(text), problems=problems)
 
 
 def parse_value(text: str) -> Any:
     """The value that `text` stands for, as on the right-hand side of `key: text`. Raises ValueError."""
+    if len(text) > LARGEST_BYTES:
+        raise ValueError(f"a value has at most {LARGEST_BYTES} bytes, this one has {len(text)}")
     try:
         node = _compose(text)
         problems: list[tuple[int, str]] = []
         value = None if node is None else _Walk({}, problems).value(node, ())
     except yaml.YAMLError as error:
         raise ValueError(
-            f"{text!r} is not a YAML value ({_problem(error)}); quote text that has : # or brackets"
+            f"{_short(text)!r} is not a YAML value ({_problem(error)}); quote text that has : # or brackets"
         ) from error
     if problems:
         raise ValueError(problems[0][1])
@@ -154,7 +183,7 @@ class _Walk:
     """Turns nodes into data and notes where each value stands."""
 
     def __init__(self, lines: dict[Place, int], problems: list[tuple[int, str]]) -> None:
-        self.lines, self.problems, self.count, self.constructor = lines, problems, 0, _Loader("")
+        self.lines, self.problems, self.count = lines, problems, 0
 
     def value(self, node: Any, place: Place) -> Any:
         self.count += 1
@@ -163,19 +192,37 @@ class _Walk:
         line = node.start_mark.line + 1
         # A key's own line was noted before its value, which may begin on the next one.
         self.lines.setdefault(place, line)
-        if node.tag not in _PLAIN_TAGS:
-            name = node.tag.replace("tag:yaml.org,2002:", "!!")
-            self.problems.append((line, f"the tag {name} is refused: a recipe is plain data and never builds objects"))
+        kind = self.kind(node)
+        if not kind:
             return None
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, place)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(child, (*place, index)) for index, child in enumerate(node.value)]
-        try:
-            return self.constructor.construct_object(node)
-        except ValueError:
-            self.problems.append((line, f"{node.value[:40]!r} is not a value of type {node.tag.rpartition(':')[2]}"))
+        pattern, value_of = _SCALARS[kind]
+        if not pattern.fullmatch(node.value):
+            self.problems.append((line, f"{_short(node.value)!r} is not a value of type {kind}"))
             return None
+        try:
+            return value_of(node.value)
+        except ValueError as error:
+            self.problems.append((line, str(error)))
+            return None
+
+    def kind(self, node: Any) -> str:
+        """The plain name of the node's tag, "" where it is refused."""
+        kind: str = node.tag.removeprefix("tag:yaml.org,2002:")
+        wanted = yaml.ScalarNode if kind in _SCALARS else _COLLECTIONS.get(kind)
+        line = node.start_mark.line + 1
+        if wanted is None or kind == node.tag:
+            name = node.tag.replace("tag:yaml.org,2002:", "!!")
+            told = f"the tag {_short(name)} is refused: a recipe is plain data and never builds objects"
+        elif not isinstance(node, wanted):
+            told = f"the tag !!{kind} does not fit the {node.id} behind it; leave it out"
+        else:
+            return kind
+        self.problems.append((line, told))
+        return ""
 
     def mapping(self, node: Any, place: Place) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -183,6 +230,8 @@ class _Walk:
             line = key_node.start_mark.line + 1
             if key_node.tag == "tag:yaml.org,2002:merge":
                 self.problems.append((line, "merge keys (<<) are refused; write the values out"))
+                continue
+            if not self.kind(key_node):
                 continue
             key = key_node.value
             if not isinstance(key, str):
@@ -195,6 +244,10 @@ class _Walk:
             self.lines[(*place, key)] = line
             found[key] = self.value(value_node, (*place, key))
         return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _problem(error: yaml.YAMLError) -> str:

@@ -1,5 +1,7 @@
 """Recipes: YAML to stages and back, and every mistake told at once with its line."""
 
+import math
+import os
 import textwrap
 import time
 from dataclasses import dataclass, field
@@ -292,6 +294,74 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         Recipe.load("in8")
 
 
+def test_a_recipe_is_a_regular_file_of_a_name_that_can_be(tmp_path: Path) -> None:
+    """Names that are too long, have a null, lead below a file, or mean a folder or a pipe are refused, with why."""
+    file = tmp_path / "file.yaml"
+    file.write_text("stages: [quantize]\n")
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    for source, told in {
+        "x" * 5000: "File name too long",
+        str(tmp_path / ("x" * 300 + ".yaml")): "File name too long",
+        "a\0b": "null",
+        str(file / "inner.yaml"): "Not a directory",
+        str(tmp_path): "is a folder",
+        str(pipe): "is no regular file",
+        "": "no recipe ''",
+    }.items():
+        with pytest.raises(RecipeError, match=told) as caught:
+            Recipe.load(source)
+        assert len(str(caught.value)) < 1000
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
+    """What editors on Windows write is a recipe; UTF-16 is none."""
+    path = tmp_path / "windows.yaml"
+    text = "# For phones.\r\nseed: 3\r\nstages: [encode]\r\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    recipe = Recipe.load(path)
+    assert (recipe.seed, recipe.description) == (3, "For phones.")
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(RecipeError, match="not UTF-8 text"):
+        Recipe.load(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ('!!float ""', "'' is not a value of type float"),
+        ("!!float 1:30", "'1:30' is not a value of type float"),
+        ("!!bool maybe", "'maybe' is not a value of type bool"),
+        ("!!bool yes", "'yes' is not a value of type bool"),
+        ("!!int 1_000", "'1_000' is not a value of type int"),
+        ('!!int ""', "'' is not a value of type int"),
+        ("!!null nothing", "'nothing' is not a value of type null"),
+        ("!!seq x", "the tag !!seq does not fit the scalar behind it"),
+        ("!!str [a]", "the tag !!str does not fit the sequence behind it"),
+        ("!!int {a: 1}", "the tag !!int does not fit the mapping behind it"),
+        ("!!timestamp 2001-01-01", "the tag !!timestamp is refused"),
+        ("!!binary aGk=", "the tag !!binary is refused"),
+        ("!!set {x}", "the tag !!set is refused"),
+        ("!!omap [x: 1]", "the tag !!omap is refused"),
+        ("!mine x", "the tag !mine is refused"),
+        ("{!!binary aGk=: 1}", "the tag !!binary is refused"),
+        ("9" * 30, "a whole number is at most 18446744073709551615"),
+        ("-" + "9" * 5000, "a whole number is at most 18446744073709551615"),
+    ],
+)
+def test_odd_tags_and_values_are_refused_in_the_file_and_by_set(value: str, told: str) -> None:
+    """A value that its tag does not fit, in a file or behind --set, is an error of the recipe that says so."""
+    assert any(line.startswith(f"r.yaml:2: {told}") for line in errors_of(f"stages: [encode]\nseed: {value}\n"))
+    assert any(line.startswith(f"--set seed={value}: {told}") for line in errors_of(GOOD, f"seed={value}"))
+
+
+def test_tags_that_say_what_is_there_are_taken() -> None:
+    """Standard tags on fitting text give plain values."""
+    assert parse_value("!!float 3") == 3.0
+    assert parse_value("[!!bool TRUE, !!null '', !!str 5, -.inf]") == [True, None, "5", -math.inf]
+    assert math.isnan(parse_value("!!float .nan"))
+
+
 def test_overrides() -> None:
     """Overrides replace, add and remove values, with the stage's name in the path or without."""
     recipe = Recipe.loads(GOOD).with_overrides(
@@ -336,6 +406,9 @@ def test_an_override_can_give_what_the_file_lacks() -> None:
         ("stages.1.wieghts.symmetric.bits=4", "encode has no 'wieghts'; did you mean 'weights'?"),
         ("sed=1", "a recipe has no 'sed'; did you mean 'seed'?"),
         ("seed=[1", "'[1' is not a YAML value"),
+        ("a." * 3000 + "b=1", "the path has 3001 keys"),
+        ("stages.²=1", "there is no stage '²'"),
+        ("stages." + "9" * 5000 + ".epochs=1", "there is no stage '999"),
         ("seed=!!python/name:os.system", "the tag !!python/name:os.system is refused"),
     ],
 )
