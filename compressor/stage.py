@@ -1,12 +1,8 @@
 """What a stage is: data plus one method that turns a model into another model."""
 
 import re
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -64,31 +60,12 @@ class Stage(Protocol):
 def stage_name(stage: Stage | type) -> str:
     """The name of a stage in recipes and reports: its class in snake case, `PruneChannels` -> `prune_channels`."""
     kind = stage if isinstance(stage, type) else type(stage)
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
+    return snake_case(kind.__name__)
 
 
-def by_name(built_in: Iterable[type[Any]], group: str) -> dict[str, type[Any]]:
-    """These classes and those of the installed entry points of `group`, by the names that recipes give them.
-
-    Raises ValueError where two share a name.
-    """
-    found = {stage_name(kind): kind for kind in built_in}
-    for entry in _entries(group, tuple(sys.path)):
-        kind = entry.load()
-        name = stage_name(kind)
-        if found.setdefault(name, kind) is not kind:
-            raise ValueError(
-                f"two {group.rpartition('.')[2]} are called {name!r}: {found[name].__module__} and {entry.value}; "
-                "rename the second class"
-            )
-    return found
-
-
-@cache
-def _entries(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    # Finding them reads the folders on the path, which takes ten milliseconds; recipes ask again and again.
-    del path
-    return tuple(entry_points(group=group))
+def snake_case(name: str) -> str:
+    """`name` in words: `PruneChannels` -> `prune_channels`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def stage_parameters(stage: Any) -> dict[str, Any]:

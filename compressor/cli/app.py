@@ -225,6 +225,7 @@ def stages(
     """
     with reported(verbose=verbose):
         from compressor.cli.stage_listing import listing, print_listing
+        from compressor.plugins import reasons
         from compressor.recipe.problems import did_you_mean
         from compressor.recipe.recipe import Recipe
 
@@ -232,6 +233,8 @@ def stages(
             _print_json(Recipe.json_schema())
             return
         entries = listing()
+        if name is not None and name not in entries and name in (left_out := reasons()):
+            raise WrongUseError(f"the stage {name!r} cannot be used: {left_out[name]}")
         if name is not None and name not in entries:
             raise WrongUseError(f"unknown stage {name!r}{did_you_mean(name, entries)} (known: {', '.join(entries)})")
         shown = list(entries.values()) if name is None else [entries[name]]

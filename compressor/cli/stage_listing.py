@@ -7,7 +7,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from compressor.plugins import STAGES, usable
 from compressor.recipe.models import data_of, default_of, options, settings, type_text
+from compressor.stage import stage_name
 from compressor.stages import catalogue
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ class StageEntry:
 
 def listing() -> dict[str, StageEntry]:
     """Every stage of the catalogue by name."""
-    return {name: _entry(name, kind) for name, kind in catalogue().items()}
+    entries: dict[str, StageEntry] = {}
+    usable(catalogue(), STAGES, lambda kind: entries.update({stage_name(kind): _entry(stage_name(kind), kind)}))
+    return entries
 
 
 def print_listing(entries: list[StageEntry], *, whole: bool = False, console: "Console | None" = None) -> None:

@@ -8,7 +8,7 @@ A field whose type YAML has no word for (a teacher module) cannot be set in a re
 
 import dataclasses
 import types
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import cache, partial
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -26,12 +26,13 @@ from pydantic import (
     create_model,
 )
 
+from compressor.plugins import CRITERIA, usable
 from compressor.pruning.ranking.criteria import criteria
 from compressor.pruning.ranking.criterion import Criterion
 from compressor.stage import stage_name
 
 # The protocols whose classes other packages may add to: the group of their entry points, and all that there are.
-_OPEN: dict[Any, tuple[str, Callable[[], Mapping[str, type[Any]]]]] = {Criterion: ("compressor.criteria", criteria)}
+_OPEN: dict[Any, tuple[str, Callable[[], dict[str, type[Any]]]]] = {Criterion: (CRITERIA, criteria)}
 _SCALARS = (bool, int, float, str)
 SETTINGS_CONFIG = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 # Marks of a union's choices; pydantic puts them into the place of an error, where no key can be mistaken for them.
@@ -123,6 +124,13 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
+def check_writable(kind: type[Any]) -> None:
+    """A recipe can hold the dataclass `kind`. Raises whatever its fields and their defaults raise."""
+    model_of(kind)
+    for field in dataclasses.fields(kind):
+        default_of(field)
+
+
 def is_mark(item: str | int) -> bool:
     """Whether an item of a pydantic error's place is a choice of a union rather than a key."""
     return isinstance(item, str) and item.endswith((_FULL, _BARE, _PLAIN))
@@ -168,17 +176,23 @@ def _build(kind: type[Any], model: BaseModel) -> Any:
     given = {names[attribute]: getattr(model, attribute) for attribute in model.model_fields_set}
     try:
         return kind(**given)
-    except TypeError as error:
-        # pydantic collects only ValueErrors; a class that refuses by TypeError means the same.
-        raise ValueError(str(error)) from error
+    except (ValueError, AssertionError):
+        raise
+    except Exception as error:
+        # pydantic collects only those; a class that refuses in another way means the same.
+        kind_of_error = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
+        raise ValueError(f"{kind_of_error}{error}") from error
 
 
 def _spelled_out(hint: Any) -> Any:
     """`hint` with all classes that recipes can name in the place of their protocol."""
-    members = [
-        kind for member in _members(hint) for kind in (_OPEN[member][1]().values() if member in _OPEN else (member,))
-    ]
+    members = [kind for member in _members(hint) for kind in (_joined(member) if member in _OPEN else (member,))]
     return Union[tuple(members)]  # noqa: UP007  # the members are only known at run time
+
+
+def _joined(protocol: Any) -> Iterable[type[Any]]:
+    group, kinds = _OPEN[protocol]
+    return usable(kinds(), group, check_writable).values()
 
 
 def _how_to_join(kind: type[Any], field: str) -> str:

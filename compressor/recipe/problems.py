@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from compressor.plugins import reasons
 from compressor.recipe.models import is_mark, settings
 from compressor.recipe.text import Place
 
@@ -144,4 +145,6 @@ def _unknown_name(place: Place, value: Any, names: list[str]) -> str:
     name = next(iter(value)) if isinstance(value, Mapping) else value
     if not isinstance(name, str):
         return f"{dotted(place)} must be the name of a {what}, got {_shown(value)} ({known})"
+    if name in (left_out := reasons()):
+        return f"the {what} {name!r} cannot be used: {left_out[name]}"
     return f"unknown {what} {name!r}{did_you_mean(name, names)} ({known})"

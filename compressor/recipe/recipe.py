@@ -22,7 +22,17 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from compressor.budget import Budget
 from compressor.errors import RecipeError
-from compressor.recipe.models import SETTINGS_CONFIG, data_of, fields_of, list_of, model_of, named, reachable
+from compressor.plugins import STAGES, reasons, usable
+from compressor.recipe.models import (
+    SETTINGS_CONFIG,
+    check_writable,
+    data_of,
+    fields_of,
+    list_of,
+    model_of,
+    named,
+    reachable,
+)
 from compressor.recipe.overrides import override_
 from compressor.recipe.problems import did_you_mean, explain
 from compressor.recipe.text import LARGEST_BYTES, Document, Place, leading_comment, parse, to_yaml
@@ -100,7 +110,7 @@ class Recipe:
             if known.get(stage_name(stage)) is not type(stage):
                 raise ValueError(
                     f"{type(stage).__name__} is not in the catalogue, so no recipe can name it; "
-                    'join with an entry point in the group "compressor.stages"'
+                    + reasons().get(stage_name(stage), f'join with an entry point in the group "{STAGES}"')
                 )
         data: dict[str, Any] = {"name": self.name}
         data |= {"seed": self.seed} if self.seed else {}
@@ -196,7 +206,7 @@ def _name_of(source: str) -> str:
 def _model() -> type[BaseModel]:
     count = Annotated[int, Field(ge=1)]
     one_word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
-    stages: Any = Annotated[list_of(named(catalogue())), Field(min_length=1)]
+    stages: Any = Annotated[list_of(named(usable(catalogue(), STAGES, check_writable))), Field(min_length=1)]
     model: type[BaseModel] = create_model(
         "Recipe",
         __config__=SETTINGS_CONFIG,

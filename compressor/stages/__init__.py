@@ -5,6 +5,7 @@ A technique is a file in this folder; below stand its import, its name in `__all
 
 from typing import Any
 
+from compressor.plugins import STAGES, by_name
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.pruning.ranking.criteria import FPGM, L1, L2, LAMP, Activation, BatchNormScale, Hessian, Random, Taylor
@@ -23,7 +24,7 @@ from compressor.quantization.other_cpus.portability import Portable, SafePairs, 
 from compressor.quantization.placement.forms import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.quantizer import Nearest
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
-from compressor.stage import by_name
+from compressor.stage import Effect
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.distillation import Distill
@@ -122,6 +123,11 @@ BUILT_IN: tuple[type[Any], ...] = (
 def catalogue() -> dict[str, type[Any]]:
     """Every stage class by its recipe name: the built-in ones, then those of installed entry points.
 
-    A package adds its own with `[project.entry-points."compressor.stages"]`. Raises ValueError where two share a name.
+    A package adds its own with `[project.entry-points."compressor.stages"]`. What of them cannot be used is left out
+    with a PluginWarning.
     """
-    return by_name(BUILT_IN, "compressor.stages")
+    return by_name(BUILT_IN, STAGES, "a dataclass with an `effect` and apply(model, workload, context)", _is_stage)
+
+
+def _is_stage(kind: type[Any]) -> bool:
+    return isinstance(getattr(kind, "effect", None), Effect) and callable(getattr(kind, "apply", None))

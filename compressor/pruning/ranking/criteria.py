@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from compressor.checks import check_count
+from compressor.plugins import CRITERIA, by_name
 from compressor.pruning.ranking.channel_activations import mean_activations
 from compressor.pruning.ranking.criterion import Case, Side, by_everything, by_makers, makers, mean_over_layers
 from compressor.pruning.ranking.gradients import empirical_fisher, loss_gradients
@@ -26,7 +27,6 @@ from compressor.pruning.ranking.importance import (
     squared_norms,
     taylor_importance,
 )
-from compressor.stage import by_name
 from compressor.structure.couplings import Coupled, Part
 from compressor.structure.tensor_ids import tensors_of
 from compressor.workload import first_batches
@@ -208,10 +208,15 @@ BUILT_IN: tuple[type[Any], ...] = (L1, L2, FPGM, LAMP, BatchNormScale, Taylor, H
 def criteria() -> dict[str, type[Any]]:
     """Every criterion class by its recipe name: the built-in ones, then those of installed entry points.
 
-    A package adds its own with `[project.entry-points."compressor.criteria"]`. Raises ValueError where two share a
-    name.
+    A package adds its own with `[project.entry-points."compressor.criteria"]`. What of them cannot be used is left out
+    with a PluginWarning.
     """
-    return by_name(BUILT_IN, "compressor.criteria")
+    return by_name(
+        BUILT_IN,
+        CRITERIA,
+        "a dataclass with a method `scores`",
+        lambda kind: callable(getattr(kind, "scores", None)),
+    )
 
 
 def _squares(group: Coupled, weights: dict[str, Tensor]) -> list[Tensor]:

@@ -19,6 +19,7 @@ from compressor import Pipeline, Recipe
 from compressor.batches import Batches
 from compressor.cli.stage_listing import listing
 from compressor.errors import ContractError, RecipeError, StageError
+from compressor.plugins import PluginWarning
 from compressor.pruning.choice.targets import Macs
 from compressor.pruning.ranking.criteria import L1, criteria
 from compressor.pruning.ranking.criterion import Case, across_groups, channel_scores, unranked
@@ -156,13 +157,14 @@ def test_a_recipe_cannot_name_what_is_not_installed() -> None:
     assert "largest_weight" not in criteria()
 
 
-def test_two_criteria_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second `L1` would make recipes ambiguous: both places are named."""
+def test_a_second_criterion_of_a_name_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second `L1` would make recipes ambiguous: the one that comes along stays, and both places are named."""
     source = OUTSIDE.replace("LargestWeight", "L1")
     install(tmp_path, "twice_l1", source, "l1 = twice_l1:L1")
+    before = criteria()["l1"]
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"two criteria are called 'l1': compressor\.\S+criteria and twice_l1:L1"):
-        criteria()
+    with pytest.warns(PluginWarning, match=r"\(twice_l1:L1\): 'l1' is what comes with the package"):
+        assert criteria()["l1"] is before
 
 
 def test_what_gets_no_score_is_left_alone_with_the_reason() -> None:
