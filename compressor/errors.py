@@ -53,5 +53,9 @@ class StorageError(CompressorError, ValueError):
     """A model that cannot be stored, or a stored file that is damaged or belongs to another model."""
 
 
+class WriteError(StorageError, OSError):
+    """A file that cannot be written: the disk is full, or the folder is not one to write in."""
+
+
 class ContractError(CompressorError, AssertionError):
     """What a stage does that no stage may do."""

@@ -1,33 +1,89 @@
 """Files that are either whole or absent, and values as JSON has them."""
 
+import errno
 import hashlib
 import json
 import math
 import os
-import tempfile
+import re
+import secrets
+import shutil
+import socket
+import stat
 from collections.abc import Mapping
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import StorageError
+from compressor.errors import StorageError, WriteError
+
+_TEMPORARY = re.compile(r"\.compressor-(?P<host>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{16}\.tmp")
+# What the disk says when it has no room: no space, no quota, a file beyond the limit of the process.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Puts `data` at `path` so that a kill at any moment leaves the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Puts `data` at `path` so that a kill at any moment leaves the old file or the new one, never a part.
+
+    A new file gets the rights that the umask leaves, one that is replaced keeps its own; a link is replaced, not
+    followed. Raises WriteError, naming the file, where it cannot be written; a full disk is found before it is touched.
+    """
     raw = data.encode() if isinstance(data, str) else data
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    part = path.parent / temporary_name()
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require_space(path, len(raw))
+        try:
+            # Not by `tempfile`, whose files are their owner's alone.
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+                if path.is_file() and not path.is_symlink():
+                    part.chmod(stat.S_IMODE(path.stat().st_mode))
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except WriteError:
         raise
-    _sync_folder(path.parent)
+    except OSError as error:
+        raise _not_written(path, len(raw), error) from error
+
+
+def require_space(path: Path, needed_bytes: int) -> None:
+    """Raises WriteError where the disk of `path`, or of the folder that it will be in, has fewer bytes free."""
+    folder = next((place for place in (path, *path.parents) if place.is_dir()), None)
+    if folder is not None and (free := shutil.disk_usage(folder).free) < needed_bytes:
+        raise WriteError(_full(path, needed_bytes, f"{free:,} bytes are free on its disk"))
+
+
+def temporary_name() -> str:
+    """A new name for a file on its way, which `is_left_over` knows again."""
+    return f".compressor-{_host()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether `path` is a file that a writer of ours was in the middle of when it was killed."""
+    named = _TEMPORARY.fullmatch(path.name)
+    if named is None or path.is_symlink() or not path.is_file():
+        return False
+    return named["host"] != _host() or not is_running(int(named["process"]))
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of that number, or cannot tell."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's, or a number that is none
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -37,10 +93,24 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises StorageError naming the file where it is not JSON."""
+    way_out = "delete it to start this step again"
+    return parsed_json(read_bytes(path, way_out=way_out), path, way_out=way_out)
+
+
+def read_bytes(path: Path, *, way_out: str) -> bytes:
+    """What is in the file `path`. Raises StorageError, ending with `way_out`, where it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StorageError(f"{path} is not readable JSON ({error}); delete it to start this step again") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}); {way_out}") from error
+
+
+def parsed_json(raw: bytes, path: Path, *, way_out: str) -> Any:
+    """The JSON value in `raw`, the content of `path`. Raises StorageError, ending with `way_out`, where it is none."""
+    try:
+        return json.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path} is not readable JSON ({error}); {way_out}") from error
 
 
 def json_safe(value: Any) -> Any:
@@ -73,3 +143,22 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@cache
+def _host() -> str:
+    return sha256(socket.gethostname().encode())[:8]
+
+
+def _not_written(path: Path, needed_bytes: int, error: OSError) -> WriteError:
+    if error.errno not in _NO_ROOM:
+        return WriteError(f"{path} cannot be written: {error.strerror}; give a folder in which you may write files")
+    if error.errno == errno.EFBIG:
+        return WriteError(_full(path, needed_bytes, f"no file may be so large here ({error.strerror}; see ulimit -f)"))
+    folder = next((place for place in path.parents if place.is_dir()), Path())
+    free = f"{shutil.disk_usage(folder).free:,} bytes are free on its disk ({error.strerror})"
+    return WriteError(_full(path, needed_bytes, free))
+
+
+def _full(path: Path, needed_bytes: int, free: str) -> str:
+    return f"{path} needs {needed_bytes:,} bytes, but {free}; make room or give a folder elsewhere, then run again"

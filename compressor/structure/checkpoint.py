@@ -1,26 +1,36 @@
 """A compressed model on disk: its plan as JSON and its weights, rebuilt from the user's own class without pickle."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from compressor.errors import StorageError
-from compressor.storage import read_json, write_atomic
+from compressor.storage import parsed_json, read_bytes, sha256, write_atomic
 from compressor.structure.plan import Entry, Slot, apply_plan_, laid_out_as, named_slots
+from compressor.tensor_files import read_tensor_file, tensor_file
 
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
 
+_RESTORE = "restore both files from one run, or run again"
+_UNVERIFIED = f"{_RESTORE}; load_checkpoint(..., verify=False) reads files without digests, as former versions wrote"
+
 
 def save_checkpoint(folder: Path, model: nn.Module, plan: list[Entry]) -> None:
-    """Puts plan.json and weights.safetensors into `folder`, each whole or absent; tied tensors are stored once."""
+    """Puts plan.json and weights.safetensors into `folder`, each whole or absent; tied tensors are stored once.
+
+    The weights hold a digest of every tensor and of the plan. Equal models give equal files.
+    """
+    for name, content in checkpoint_files(model, plan).items():
+        write_atomic(folder / name, content)
+
+
+def checkpoint_files(model: nn.Module, plan: list[Entry]) -> dict[str, bytes]:
+    """The content of the two files by name. Raises StorageError for state that is no tensor."""
     tensors: dict[str, Tensor] = {}
     first: dict[tuple[Any, ...], str] = {}
     tied: dict[str, str] = {}
@@ -35,34 +45,46 @@ def save_checkpoint(folder: Path, model: nn.Module, plan: list[Entry]) -> None:
             tied[name] = first[key]
         else:
             first[key] = name
-            tensors[name] = value.detach().cpu().contiguous()
+            tensors[name] = value
     text = json.dumps(plan, allow_nan=False) + "\n"
-    metadata = {"tied": json.dumps(tied, sort_keys=True), "plan_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    facts = {"tied": tied, "plan_sha256": sha256(text.encode())}
     # The weights name their plan: a kill between the two files is seen on loading.
-    write_atomic(folder / WEIGHTS_FILE, save(tensors, metadata=metadata))
-    write_atomic(folder / PLAN_FILE, text)
+    return {WEIGHTS_FILE: tensor_file(tensors, facts), PLAN_FILE: text.encode()}
 
 
-def load_checkpoint(folder: Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
+def load_checkpoint(folder: Path | str, model_factory: Callable[[], nn.Module], *, verify: bool = True) -> nn.Module:
     """The saved model, rebuilt from the user's own class, in eval mode; nothing is unpickled.
 
-    `model_factory` makes the model as it was before compression, with any weights. Raises StorageError, naming file,
-    tensor, wanted and got shape, where files are damaged or the factory's model is another one.
+    `model_factory` makes the model as it was before compression, with any weights. Both files must be, to the bit, what
+    was written. The digests find damage and mixed-up files; they are no signature against someone who forges both.
+    Without `verify` digests are not asked for: files of former versions have none, and an edited plan fits none. Raises
+    StorageError, naming file, tensor, wanted and got shape, where files are damaged or the factory's model is another
+    one.
     """
     folder = Path(folder)
-    plan = read_json(folder / PLAN_FILE)
-    tensors, metadata = _read_weights(folder / WEIGHTS_FILE)
-    digest = hashlib.sha256((folder / PLAN_FILE).read_bytes()).hexdigest()
-    if metadata.get("plan_sha256", digest) != digest:
-        raise StorageError(
-            f"{folder / PLAN_FILE} is not the plan that {WEIGHTS_FILE} was saved with; restore both files from one run"
-        )
-    tied: dict[str, str] = json.loads(metadata.get("tied", "{}"))
+    way_out = _UNVERIFIED if verify else _RESTORE
+    tensors, facts = read_tensor_file(folder / WEIGHTS_FILE, way_out=way_out, verify=verify)
+    raw = read_bytes(folder / PLAN_FILE, way_out=way_out)
+    if verify and facts.get("plan_sha256") != sha256(raw):
+        raise StorageError(f"{folder / PLAN_FILE} is not the plan that {WEIGHTS_FILE} was saved with; {way_out}")
+    plan = parsed_json(raw, folder / PLAN_FILE, way_out=way_out)
+    tied = _tied(facts, tensors, folder / WEIGHTS_FILE, way_out)
     model = model_factory()
+    if not isinstance(model, nn.Module):
+        raise StorageError(
+            f"model_factory must give a torch.nn.Module, got {type(model).__name__}; pass a function or a class that "
+            "makes the model as it was before compression"
+        )
     try:
         apply_plan_(model, plan)
-    except ValueError as error:
-        raise StorageError(str(error)) from error
+    except Exception as error:
+        # A plan may fit a model's names and still be nothing that the model can become.
+        raise StorageError(f"{folder / PLAN_FILE} cannot be applied to {type(model).__name__}: {error}") from error
+    _fill_(model, tensors, tied, folder)
+    return model.eval()
+
+
+def _fill_(model: nn.Module, tensors: dict[str, Tensor], tied: dict[str, str], folder: Path) -> None:
     slots = _state_slots(model)
     known = set(tensors) | set(tied)
     if known != set(slots):
@@ -71,31 +93,43 @@ def load_checkpoint(folder: Path, model_factory: Callable[[], nn.Module]) -> nn.
             f"the checkpoint in {folder} does not fit {type(model).__name__}: missing {missing[:5]}, unknown "
             f"{extra[:5]}; give the factory of the model that was compressed"
         )
+    # A tie that the factory does not make brings its own shape with it.
+    joined = {name for name in tied if _is_parameter(slots[name]) == _is_parameter(slots[tied[name]])}
+    for name in sorted(known - joined):
+        value, own = tensors[tied.get(name, name)], _held(slots[name])
+        if own.shape != value.shape:
+            raise StorageError(
+                f"tensor {name!r} has shape {tuple(value.shape)} in {folder / WEIGHTS_FILE}, but the model wants "
+                f"{tuple(own.shape)}; give the factory of the model that was compressed"
+            )
+        if own.requires_grad and not (value.is_floating_point() or value.is_complex()):
+            raise StorageError(
+                f"tensor {name!r} is {value.dtype} in {folder / WEIGHTS_FILE}, but the model trains it as {own.dtype}; "
+                "give the factory of the model that was compressed"
+            )
     with torch.no_grad():
         for name, value in tensors.items():
-            module, key = slots[name]
-            own: Tensor = getattr(module, key)
-            if own.shape != value.shape:
-                raise StorageError(
-                    f"tensor {name!r} has shape {tuple(value.shape)} in {folder / WEIGHTS_FILE}, but the model wants "
-                    f"{tuple(own.shape)}; give the factory of the model that was compressed"
-                )
-            if own.dtype == value.dtype:
-                own.copy_(value)
+            _put_(slots[name], value)
+        for name, source in tied.items():
+            shared = _held(slots[source])
+            if name in joined:
+                setattr(*slots[name], shared)
             else:
-                _put_([slots[name]], own, laid_out_as(own, value.to(own.device)))
+                # A buffer cannot be a parameter: what lay in one memory becomes two tensors of equal values.
+                _put_(slots[name], shared.detach())
+
+
+def _tied(facts: dict[str, Any], tensors: dict[str, Tensor], path: Path, way_out: str) -> dict[str, str]:
+    """The names of tensors that are another's, by name."""
+    tied = facts.get("tied", {})
+    if isinstance(tied, str):  # in files of former versions
+        tied = parsed_json(tied.encode(), path, way_out=way_out)
+    if not isinstance(tied, dict):
+        raise StorageError(f"the tied tensors in {path} must be names by name, got {type(tied).__name__}; {way_out}")
     for name, source in tied.items():
-        module, key = slots[name]
-        setattr(module, key, getattr(*slots[source]))
-    return model.eval()
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
-    except SafetensorError as error:
-        raise StorageError(f"{path} is not a readable safetensors file ({error}); restore it or run again") from error
+        if name in tensors or not isinstance(source, str) or source not in tensors:
+            raise StorageError(f"{path} ties {name!r} to {source!r}, which is not a stored tensor; {way_out}")
+    return tied
 
 
 def _state_slots(model: nn.Module) -> dict[str, Slot]:
@@ -103,8 +137,21 @@ def _state_slots(model: nn.Module) -> dict[str, Slot]:
     return {name: slot for name, slot in named_slots(model) if name in names}
 
 
-def _put_(slots: list[Slot], old: Tensor, new: Tensor) -> None:
+def _held(slot: Slot) -> Tensor:
+    held: Tensor = getattr(*slot)
+    return held
+
+
+def _is_parameter(slot: Slot) -> bool:
+    return isinstance(_held(slot), nn.Parameter)
+
+
+def _put_(slot: Slot, value: Tensor) -> None:
+    """Gives the tensor at `slot` the values of `value`, and its type."""
+    own = _held(slot)
+    if own.dtype == value.dtype:
+        own.copy_(value)
+        return
+    new = laid_out_as(own, value.to(own.device))
     # A new Parameter, for autograd may still hold the old one's accumulator with the old shape.
-    shared = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-    for module, key in slots:
-        setattr(module, key, shared)
+    setattr(*slot, nn.Parameter(new, requires_grad=own.requires_grad) if isinstance(own, nn.Parameter) else new)

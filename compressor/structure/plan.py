@@ -37,17 +37,17 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
     for number, entry in enumerate(plan):
         kind = entry.get("kind") if isinstance(entry, dict) else entry
         if kind == "identity":
-            for name in entry.get("modules", ()):
+            for name in _part(entry, "modules", list):
                 _replace_(model, name, {key: bool(entry.get(key, False)) for key in ("as_tuple", "with_state")})
             slots = None
         elif kind == "layers":
-            drop_layers_(model, entry.get("dropped", {}), entry.get("counts", {}))
+            drop_layers_(model, _part(entry, "dropped", dict), _part(entry, "counts", dict))
             slots = None
         elif kind == "slice":
             slots = slots or _Slots(model)
             _slice_(model, entry, slots, slices)
         elif kind == "attention":
-            narrow_attention_(model, list(entry.get("modules", ())))
+            narrow_attention_(model, _part(entry, "modules", list))
             slots = None
         else:
             raise ValueError(
@@ -92,16 +92,17 @@ class _Slots:
 
 def _slice_(model: nn.Module, entry: Entry, places: _Slots, slices: Slices | None) -> None:
     slots = places.by_name
-    shapes = entry.get("shapes", {})
+    shapes = _part(entry, "shapes", dict)
     done: dict[int, tuple[str, dict[str, list[int]]]] = {}
     work: list[tuple[str, Tensor, dict[int, Tensor]]] = []
     # Tensors of one group may share their lists: each is looked at once.
     looked_at: dict[tuple[int, int], Tensor] = {}
-    for name, dims in entry.get("tensors", {}).items():
+    for name in (tensors := _part(entry, "tensors", dict)):
+        dims = _part(tensors, name, dict)
         if name not in slots:
             raise ValueError(f"the plan narrows tensor {name!r}, which {type(model).__name__} does not have")
         tensor: Tensor = getattr(*slots[name])
-        if name in shapes and tuple(shapes[name]) != tuple(tensor.shape):
+        if name in shapes and tuple(_part(shapes, name, list)) != tuple(tensor.shape):
             raise ValueError(
                 f"the plan narrows tensor {name!r} of shape {tuple(shapes[name])}, but {type(model).__name__} has "
                 f"{tuple(tensor.shape)}; give the model that the plan was made for"
@@ -112,10 +113,11 @@ def _slice_(model: nn.Module, entry: Entry, places: _Slots, slices: Slices | Non
             raise ValueError(f"{earlier!r} and {name!r} are one tied tensor, but the plan narrows them differently")
         if earlier == name:
             work.append((name, tensor, kept))
+    modules = _part(entry, "attributes", dict)
     attributes = [
         (places.modules.get(module_name) or _module(model, module_name), key, value)
-        for module_name, values in entry.get("attributes", {}).items()
-        for key, value in values.items()
+        for module_name in modules
+        for key, value in _part(modules, module_name, dict).items()
     ]
     for module, key, value in attributes:
         _check_attribute(module, key, value)
@@ -126,6 +128,14 @@ def _slice_(model: nn.Module, entry: Entry, places: _Slots, slices: Slices | Non
             setattr(*slot, new)
     for module, key, value in attributes:
         setattr(module, key, tuple(value) if isinstance(value, list) else value)
+
+
+def _part(entry: dict[str, Any], key: str, kind: type[Any]) -> Any:
+    """What `entry` has at `key`, an empty `kind` where it has nothing."""
+    value = entry.get(key, kind())
+    if not isinstance(value, list | tuple if kind is list else kind):
+        raise ValueError(f"{key!r} in a plan must be a {kind.__name__}, got {value!r:.80}")
+    return value
 
 
 def _places(name: str, tensor: Tensor, dim: Any, indices: Any, looked_at: dict[tuple[int, int], Tensor]) -> Tensor:

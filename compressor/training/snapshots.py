@@ -1,18 +1,15 @@
-"""Training states on disk: one safetensors file with a JSON header, whole or absent, and no pickle."""
+"""Training states on disk: one file of tensors and facts, whole or absent, checked when read, and no pickle."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from compressor.errors import StorageError
 from compressor.storage import write_atomic
+from compressor.tensor_files import raw_bytes, read_tensor_file, tensor_file
 
 Tensors = dict[str, Tensor]
 
@@ -51,26 +48,18 @@ def digest(model: nn.Module) -> str:
     state = hashlib.sha256()
     for name, tensor in sorted(_own_tensors(model).items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        state.update(raw_bytes(tensor))
     return state.hexdigest()
 
 
 def write_snapshot(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Puts tensors and JSON facts at `path`; a kill at any moment leaves the old file or the new one."""
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, save(flat, metadata={"facts": json.dumps(facts, allow_nan=False)}))
+    write_atomic(path, tensor_file(tensors, facts))
 
 
 def read_snapshot(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors and facts in `path`. Raises StorageError naming the file where it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - safe_open is no mapping and cannot be iterated
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise StorageError(
-            f"{path} is not a readable snapshot ({error}); delete it to start this training again"
-        ) from error
+    """The tensors and facts in `path`. Raises StorageError naming the file where they are not as they were written."""
+    return read_tensor_file(path, way_out="delete it to start this training again")
 
 
 def _own_tensors(model: nn.Module) -> Tensors:

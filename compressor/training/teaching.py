@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from compressor.batches import Inputs
 from compressor.errors import StageError
+from compressor.tensor_files import raw_bytes
 from compressor.training.loop import Position
 from compressor.training.precision import Form, at_least_float32
 from compressor.workload import input_tensors, predict
@@ -92,6 +93,5 @@ def _checksum(tensors: tuple[Tensor, ...]) -> int:
     """A checksum of the exact bits: sums of inputs would not notice a mirrored image."""
     state = 0
     for tensor in tensors:
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        state = zlib.crc32(raw, state)
+        state = zlib.crc32(raw_bytes(tensor), state)
     return state
