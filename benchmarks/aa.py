@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
 from benchmarks.stored import RESULTS
+from compressor.intervals import score_estimate
 from compressor.machine import environment
-from compressor.measuring.measure import score_estimate
 from compressor.measuring.timing import time_interleaved
 from compressor.metrics import Metric
 from compressor.storage import write_json

@@ -18,8 +18,9 @@ from benchmarks.data import cifar
 from benchmarks.peers import usual_tools
 from benchmarks.stored import RESULTS
 from compressor import Pipeline, Recipe, Target
+from compressor.intervals import paired_drop
 from compressor.machine import environment
-from compressor.measuring.measure import measure, paired_drop, score_rows
+from compressor.measuring.measure import measure, score_rows
 from compressor.storage import read_json, write_atomic, write_json
 
 SEED = 0

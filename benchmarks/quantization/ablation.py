@@ -27,8 +27,9 @@ from benchmarks.documents.cells import escaped
 from benchmarks.stored import RESULTS
 from compressor import Target
 from compressor.files.export import export_onnx
+from compressor.intervals import paired_drop
 from compressor.machine import environment
-from compressor.measuring.measure import paired_drop, score_rows
+from compressor.measuring.measure import score_rows
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
 from compressor.quantization.accuracy.channel_scaling import read_weights, rescale_, with_weights

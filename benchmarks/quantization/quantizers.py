@@ -29,8 +29,9 @@ from benchmarks.data import cifar, mobilenet, references
 from benchmarks.peers import usual_tools
 from benchmarks.stored import RESULTS
 from compressor import Target
+from compressor.intervals import paired_drop
 from compressor.machine import environment
-from compressor.measuring.measure import paired_drop, score_rows
+from compressor.measuring.measure import score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.quantization.file.compact_graph import kernels
 from compressor.stage import Context, Stage

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from benchmarks.data.cifar import resnet20
 from benchmarks.stored import RESULTS
 from compressor.files.export import export_onnx
+from compressor.intervals import paired_drop
 from compressor.machine import environment
-from compressor.measuring.measure import paired_drop
 from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.weights import nearest_grids

@@ -24,9 +24,10 @@ from benchmarks.peers import usual_tools
 from benchmarks.stored import RESULTS
 from compressor import Metric, Target
 from compressor.files.export import export_onnx
+from compressor.intervals import paired_drop
 from compressor.machine import environment
 from compressor.measuring.macs import count_macs
-from compressor.measuring.measure import paired_drop, score_rows
+from compressor.measuring.measure import score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.stage import Context, Stage
 from compressor.stages import Distill, DropBlocks, PruneChannels

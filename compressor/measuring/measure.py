@@ -11,8 +11,9 @@ from torch import Tensor
 from compressor.batches import Inputs
 from compressor.estimate import Estimate
 from compressor.files.weights import count_parameters
+from compressor.intervals import score_estimate
 from compressor.measuring.macs import count_macs
-from compressor.measuring.scores import paired_drop, score_estimate, score_rows
+from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.metrics import Metric
 from compressor.target import Target
@@ -23,8 +24,6 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "measure",
-    "paired_drop",
-    "score_estimate",
     "score_rows",
 ]
 

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from compressor.errors import StageError
 from compressor.estimate import Estimate
-from compressor.measuring.scores import paired_drop, score_rows
+from compressor.intervals import paired_drop
+from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.notes.quantization import Coverage, FormChosen, OutputNoise, TriedForm
 from compressor.quantization.placement.forms import Candidate, Fastest

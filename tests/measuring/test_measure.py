@@ -1,5 +1,4 @@
 import json
-import math
 
 import numpy as np
 import onnx
@@ -8,14 +7,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.estimate import Estimate
+from compressor.intervals import score_estimate
 from compressor.measuring import measure as measure_module
 from compressor.measuring.measure import (
     Measurement,
     count_macs,
     count_parameters,
     measure,
-    paired_drop,
-    score_estimate,
     score_rows,
     speedup_over,
 )
@@ -267,76 +265,6 @@ def test_foreign_bytes_are_refused() -> None:
 
 
 # Scores.
-
-
-def test_wilson_interval_by_hand() -> None:
-    """8 of 10 right: Wilson's interval is [0.4902, 0.9433]."""
-    estimate = score_estimate(torch.tensor([1.0] * 8 + [0.0] * 2), Metric.accuracy())
-    assert estimate.value == pytest.approx(0.8)
-    assert (estimate.low, estimate.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-
-
-def test_wilson_interval_at_the_ends() -> None:
-    """All of 20 right does not prove perfection: the interval goes down to 0.8389, and up to 1."""
-    estimate = score_estimate(torch.ones(20), Metric.accuracy())
-    assert (estimate.value, estimate.high) == (1.0, 1.0)
-    assert estimate.low == pytest.approx(0.8389, abs=1e-4)
-
-
-@pytest.mark.parametrize("count", [300, 3000])
-def test_bootstrap_of_a_mean_is_near_the_normal_interval(count: int) -> None:
-    """The interval of a mean is about value +- 1.96 s / sqrt(n), whatever the chunks of resamples."""
-    rows = torch.randn(count, generator=torch.Generator().manual_seed(1)).abs()
-    estimate = score_estimate(rows, Metric.mae())
-    half = 1.96 * float(rows.double().std()) / math.sqrt(count)
-    assert estimate.value == pytest.approx(float(rows.mean()))
-    assert estimate.low == pytest.approx(estimate.value - half, abs=0.15 * half)
-    assert estimate.high == pytest.approx(estimate.value + half, abs=0.15 * half)
-
-
-def test_bootstrap_repeats_with_its_seed() -> None:
-    """The same seed gives the same interval; another seed another one."""
-    rows = torch.rand(50)
-    first, again, other = (score_estimate(rows, Metric.mse(), seed=seed) for seed in (3, 3, 4))
-    assert first == again
-    assert first != other
-
-
-def test_bootstrap_follows_the_metrics_own_aggregate() -> None:
-    """Macro-F1 is no mean of rows: with 1 of 2 right in each of two classes it is 0.5, inside its interval."""
-    rows = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]] * 10)
-    estimate = score_estimate(rows, Metric.macro_f1())
-    assert estimate.value == pytest.approx(0.5)
-    assert 0.3 < estimate.low < 0.5 < estimate.high < 0.7
-
-
-def test_paired_drop_is_tighter_than_two_intervals() -> None:
-    """90 and 88 right of 100, differing in two samples only: the drop is 0.02, and surely below 0.06."""
-    reference = torch.tensor([1.0] * 90 + [0.0] * 10)
-    rows = reference.clone()
-    rows[:2] = 0
-    drop = paired_drop(rows, reference, Metric.accuracy())
-    assert drop.value == pytest.approx(0.02)
-    assert drop.low == pytest.approx(0.0)
-    assert 0.03 <= drop.high < 0.06
-
-
-def test_paired_drop_is_relative_for_unbounded_metrics() -> None:
-    """An error of 3 after 2 is a drop of one half, exactly so when every sample grew by half."""
-    drop = paired_drop(torch.full((10,), 3.0), torch.full((10,), 2.0), Metric.mse())
-    assert (drop.value, drop.low, drop.high) == (pytest.approx(0.5), pytest.approx(0.5), pytest.approx(0.5))
-
-
-def test_paired_drop_needs_the_same_samples() -> None:
-    """Rows of different data cannot be paired."""
-    with pytest.raises(ValueError, match="got 3 rows against 4"):
-        paired_drop(torch.ones(3), torch.ones(4), Metric.accuracy())
-
-
-def test_nan_outputs_are_refused() -> None:
-    """A model that gives NaN has no score."""
-    with pytest.raises(ValueError, match="NaN or infinities"):
-        score_estimate(torch.tensor([1.0, math.nan]), Metric.mse())
 
 
 def test_no_samples_are_refused() -> None:

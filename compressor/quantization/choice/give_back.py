@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from compressor.budget import describe_drop, judge_drop
 from compressor.checks import check_count, check_max_drop, check_positive
 from compressor.errors import StageError
-from compressor.measuring.scores import paired_drop, score_rows
+from compressor.intervals import paired_drop
+from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.notes.quantization import FloatAgain, GiveBackTried, GivenBack, Judged, TriedInFloat
 from compressor.quantization.choice.layer_times import islands, layer_ms, slower_groups

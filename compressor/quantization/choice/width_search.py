@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from compressor.budget import describe_drop, judge_drop
 from compressor.errors import StageError
+from compressor.intervals import paired_drop
 from compressor.knapsack import Option, choose, frontier
 from compressor.measuring.node_times import kernel_times
-from compressor.measuring.scores import paired_drop, score_rows
+from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.notes.quantization import TriedWidths
 from compressor.quantization.choice.layer_times import layer_ms

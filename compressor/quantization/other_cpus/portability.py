@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from compressor.checks import check_count, check_fraction
 from compressor.files.graphs import parse
-from compressor.measuring.scores import paired_drop
+from compressor.intervals import paired_drop
 from compressor.notes.quantization import CheckedCpus, MadePortable
 from compressor.quantization.file.audit import original_name
 from compressor.quantization.file.compact_graph import serialize
