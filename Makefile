@@ -8,7 +8,7 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-zoo test-mutations check format docs same-results claims clean bench bench-cifar10 bench-training \
+.PHONY: help demo test test-slow test-browser test-zoo test-mutations test-random-networks check format docs same-results claims clean bench bench-cifar10 bench-training \
 	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-architectures
 
 help:  ## list the targets
@@ -51,6 +51,9 @@ test-zoo: $(VENV)/installed-dev  ## every architecture of the zoo pruned to half
 
 test-mutations: $(VENV)/installed-dev  ## thousands of damaged files: none is read as something else
 	$(BIN)/python -m pytest -m mutations
+
+test-random-networks: $(VENV)/installed-dev  ## two thousand networks grown at random, pruned and compared
+	$(BIN)/python -m pytest -m random_networks
 
 check: $(VENV)/installed-dev  ## lint, types and import layers
 	$(BIN)/ruff check .
