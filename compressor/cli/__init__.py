@@ -1,5 +1,28 @@
 """The command line: commands, shared options, errors and exit codes, the catalogue in words."""
 
-from compressor.cli.app import app, main
+import sys
+from pathlib import Path
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
+
+
+def main() -> None:
+    """The console command."""
+    _leave_current_folder_()
+    from compressor.cli.app import main as run
+
+    run()
+
+
+def _leave_current_folder_() -> None:
+    """Takes the current folder from the front of the path, where `python -m` and `python -c` put it.
+
+    A file there that is called like a library (torch.py, yaml.py) would be run in its place. In a source tree that is
+    not installed the folder stays, last, for it holds this package.
+    """
+    folder = str(Path.cwd())
+    if sys.flags.safe_path or sys.path[:1] not in ([""], [folder]):
+        return
+    del sys.path[0]
+    if Path(__file__).parents[2] == Path(folder) and folder not in sys.path:
+        sys.path.append(folder)

@@ -1,5 +1,5 @@
 """The command line as `python -m compressor.cli`."""
 
-from compressor.cli.app import main
+from compressor.cli import main
 
 main()

@@ -245,7 +245,7 @@ def stages(
 
 
 def main() -> None:
-    """The console command."""
+    """The commands, as the arguments of this process say."""
     app()
 
 

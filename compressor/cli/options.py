@@ -52,6 +52,6 @@ def workload_of(name: str) -> "Workload":
 
     try:
         return load(name)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise WrongUseError(f"workload {name!r} cannot be had: {kind}{error}") from error

@@ -1,8 +1,11 @@
 """Ready workloads by name, and those of the user's own: `package.module:function`, or `model.onnx:data.npz`."""
 
 import importlib
+import importlib.util
 import sys
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 
 from compressor.workload import Workload
 
@@ -14,29 +17,22 @@ def load(name: str) -> Workload:
 
     `model.onnx:data.npz` is an ONNX file on arrays, as `workload_of_files` reads them.
 
-    The current folder is importable, so that a file of one's own beside the recipe is enough. Raises ValueError where
-    there is no such module or function, or where it returns something else.
+    For `package.module:function` the current folder is importable, so that a file of one's own beside the recipe is
+    enough; installed packages go first, whatever files are called there. Raises ValueError where there is no such
+    module or function, where a module of that name is installed as well, or where it returns something else.
     """
     model, separator, data = name.partition(".onnx:")
     if separator:
         from compressor.workloads.files import workload_of_files
 
         return workload_of_files(Path(f"{model}.onnx"), Path(data))
-    path = _READY.get(name, name)
-    module_name, separator, function_name = path.partition(":")
+    module_name, separator, function_name = _READY.get(name, name).partition(":")
     if not separator or not module_name or not function_name:
         raise ValueError(
             f"a workload is one of {', '.join(_READY)}, package.module:function, or model.onnx:data.npz, got {name!r}; "
             "the function takes nothing and returns a compressor.Workload"
         )
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise  # the user's module exists and lacks an import of its own
-        raise ValueError(f"no module named {module_name!r} in {Path.cwd()} or among the installed packages") from error
+    module = importlib.import_module(module_name) if name in _READY else _users_module(module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ValueError(f"{module_name} has no function {function_name!r}")
@@ -44,3 +40,34 @@ def load(name: str) -> Workload:
     if not isinstance(workload, Workload):
         raise ValueError(f"{name} must return a compressor.Workload, it returned {type(workload).__name__}")
     return workload
+
+
+def _users_module(name: str) -> ModuleType:
+    """The module `name` of the current folder or of an installed package."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        # Last, and for good: the module may import its neighbours later, in the processes of a DataLoader too.
+        sys.path.append(folder)
+    top = name.partition(".")[0]
+    here = PathFinder.find_spec(top, [folder])
+    found = _found(top)
+    # A mere folder gives way to a package, as everywhere in Python.
+    if here is not None and here.origin is not None and found is not None and found.origin != here.origin:
+        raise ValueError(
+            f"{top!r} is {here.origin} and also {found.origin or 'built into Python'}, and Python takes the second; "
+            "give the file in the current folder another name"
+        )
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise  # the user's module exists and lacks an import of its own
+        raise ValueError(f"no module named {name!r} in {folder} or among the installed packages") from error
+
+
+def _found(top: str) -> ModuleSpec | None:
+    """What `import top` takes, or has taken."""
+    try:
+        return importlib.util.find_spec(top)
+    except ValueError:  # loaded without a finder, such as __main__
+        return None
