@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 Positions = NDArray[np.int64]
 
+# A concatenation that meets a product is laid out row by row up to so many rows.
+_MOST_ROWS = 16
+
 
 class IrreconcilableError(ValueError):
     """Two dimensions that meet are cut up so differently that no narrowing fits both."""
@@ -182,7 +185,7 @@ def regroup(axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
 
 
 def cut(axis: Axis, start: int, stop: int) -> Axis:
-    """The axis of positions `start` to `stop` of `axis`. Raises IrreconcilableError where they are no part of it."""
+    """The axis of positions `start` to `stop` of `axis`; a position that it divides has to stay."""
     top = axis.root
     if start == 0 and stop == top.size:
         return top
@@ -202,12 +205,21 @@ def cut(axis: Axis, start: int, stop: int) -> Axis:
         return chain(taken)
     outer, *rest = factors(top)
     inner = product(rest)
-    if start % inner.size == 0 and stop % inner.size == 0:
-        return product([cut(outer, start // inner.size, stop // inner.size), inner])
-    if start // inner.size == (stop - 1) // inner.size:
-        lock(outer, "a part of one of its positions is picked out")
+    if start // inner.size == (stop - 1) // inner.size and stop - start < inner.size:
+        cut(outer, start // inner.size, start // inner.size + 1)
         return cut(inner, start % inner.size, (stop - 1) % inner.size + 1)
-    raise IrreconcilableError(f"positions {start} to {stop} of {top.size} are no part of a product")
+    # Whole inner groups, and at both ends parts of one, whose place in the outer factor then has to stay.
+    first, last = -(-start // inner.size), stop // inner.size
+    taken = []
+    if start < first * inner.size:
+        cut(outer, first - 1, first)
+        taken.append(cut(inner, start % inner.size, inner.size))
+    if first < last:
+        taken.append(product([cut(outer, first, last), inner]))
+    if last * inner.size < stop:
+        cut(outer, last, last + 1)
+        taken.append(cut(inner, 0, stop % inner.size))
+    return chain(taken)
 
 
 def _split(factor: Axis, outer_size: int) -> tuple[Axis, Axis]:
@@ -262,6 +274,13 @@ def _join_sum_with_product(total: Axis, whole: Axis) -> None:
             for piece, part in zip(pieces, outer, strict=True):
                 join(piece, product([part, inner]))
             return
+    # Row by row, where every row loses the same and none goes as a whole.
+    rows, row = parts[0], product(parts[1:])
+    if rows.size <= _MOST_ROWS:
+        lock(rows, "its rows are put together from different parts")
+        for number in range(rows.size):
+            join(row, cut(total, number * row.size, (number + 1) * row.size))
+        return
     raise IrreconcilableError(f"a concatenation of {[piece.size for piece in pieces]} meets equal groups")
 
 

@@ -1,12 +1,13 @@
 """What operators that only rearrange, cut or repeat a tensor do to its axes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from compressor.structure.axes.axis import Axis, IrreconcilableError, chain, cut, join, lock, product, regroup
+from compressor.structure.axes.axis import Axis, chain, cut, join, lock, product, regroup
 from compressor.structure.axes.calls import Call, Dims, Rule
+from compressor.structure.axes.pieces import equal_pieces
 
 VIEWS: dict[str, Rule] = {}
 
@@ -101,16 +102,10 @@ def _split(call: Call) -> list[Dims]:
     dims = call.dims("self")
     dim = call["dim"] % len(dims)
     sizes = [shape[dim] for shape in call.shapes()]
-    pieces: Sequence[Axis] = ()
     if len(sizes) > 1 and len(set(sizes)) == 1 and sizes[0] > 1:
         # Equal pieces are asked for by their number or by one size: they stay equal.
-        try:
-            counter, piece = regroup([dims[dim]], [len(sizes), sizes[0]])
-            lock(counter, "it counts the pieces of a split")
-            pieces = [piece] * len(sizes)
-        except IrreconcilableError:
-            pieces = ()
-    if not pieces:
+        pieces = equal_pieces(dims[dim], len(sizes))
+    else:
         starts = [sum(sizes[:number]) for number in range(len(sizes))]
         pieces = [cut(dims[dim], start, start + size) for start, size in zip(starts, sizes, strict=True)]
     return [[*dims[:dim], piece, *dims[dim + 1 :]] for piece in pieces]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from compressor.structure.axes.axis import (
@@ -21,6 +21,7 @@ from compressor.structure.axes.axis import (
     segments,
     signature,
 )
+from compressor.structure.axes.pieces import equal_pieces
 
 
 def removed(size: int, *indices: int) -> np.ndarray:
@@ -117,14 +118,76 @@ def test_slices_that_overlap_refine_each_other() -> None:
 
 
 def test_half_of_a_product_is_half_of_its_outer_factor() -> None:
-    """The first 4 of 4 x 2 are the first 2 of the outer 4; the first 3 are no part of it."""
+    """The first 4 of 4 x 2 are the first 2 of the outer 4."""
     outer = Axis(4)
     whole = product([outer, Axis(2)])
     half = cut(whole, 0, 4)
     assert [factor.size for factor in factors(half)] == [2, 2]
     assert [piece.size for piece in segments(outer)] == [2, 2]
-    with pytest.raises(IrreconcilableError):
-        cut(whole, 0, 3)
+
+
+def test_a_position_that_a_cut_divides_stays() -> None:
+    """58 of 29 x 2 x 2 are 14 whole fours and half of another: that one stays, the 14 on each side may go."""
+    outer, inner = Axis(29), Axis(4, "fixed")
+    half = cut(product([outer, inner]), 0, 58)
+    before, divided, after = segments(outer)
+    assert (before.size, divided.size, after.size) == (14, 1, 14)
+    assert is_locked(divided)
+    assert not is_locked(before)
+    assert int(kept(half, {before: removed(14, 3)}).sum()) == 54
+
+
+@st.composite
+def axes(draw: st.DrawFn, depth: int = 3) -> Axis:
+    """An atom, or a product or a sum of up to three axes."""
+    form = draw(st.sampled_from(["atom", "product", "sum"])) if depth else "atom"
+    if form == "atom":
+        return Axis(draw(st.integers(1, 4)))
+    parts = [draw(axes(depth=depth - 1)) for _ in range(draw(st.integers(2, 3)))]
+    return product(parts) if form == "product" else chain(parts)
+
+
+def random_removal(axis: Axis, random) -> dict[Axis, np.ndarray]:
+    every = dict.fromkeys(atom for atom, _, _ in atoms(axis) if not is_locked(atom))
+    return {atom: np.array([random.random() < 0.5 for _ in range(atom.size)]) for atom in every}
+
+
+@settings(max_examples=200, deadline=None)
+@given(axes(), st.randoms())
+def test_a_cut_keeps_what_the_whole_keeps_there(whole: Axis, random) -> None:
+    """Whatever an axis is made of and wherever it is cut, the cut loses what the whole loses between its ends."""
+    assume(whole.size <= 600)
+    start = random.randrange(whole.size)
+    stop = random.randrange(start, whole.size) + 1
+    piece = cut(whole, start, stop)
+    gone = random_removal(whole, random)
+    assert kept(piece, gone).tolist() == kept(whole, gone)[start:stop].tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(axes(), st.integers(2, 4), st.randoms())
+def test_equal_pieces_stay_equal(whole: Axis, count: int, random) -> None:
+    """Whatever goes of an axis that a split takes in equal pieces, every piece keeps as many positions."""
+    assume(whole.size <= 600)
+    whole = product([Axis(count), whole]) if whole.size % count else whole
+    size = whole.size // count
+    pieces = equal_pieces(whole, count)
+    gone = random_removal(whole, random)
+    left = kept(whole, gone)
+    counts = {int(left[number * size : (number + 1) * size].sum()) for number in range(count)}
+    assert len(counts) == 1
+    for number, piece in enumerate(pieces):
+        assert kept(piece, gone).tolist() == left[number * size : (number + 1) * size].tolist()
+
+
+def test_a_concatenation_in_rows_of_other_sizes() -> None:
+    """6 + 2 and 8 laid end to end and seen as 2 rows of 8: both rows lose the same, and no row goes."""
+    first, second, third = Axis(6), Axis(2), Axis(8)
+    whole = chain([first, second, third])
+    rows, row = regroup([whole], [2, 8])
+    assert is_locked(rows)
+    assert [piece.size for piece in segments(row)] == [6, 2]
+    assert kept(whole, {first.root: removed(6, 0)}).tolist() == ([False] + [True] * 7) * 2
 
 
 @settings(max_examples=60, deadline=None)
