@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from compressor.checks import check_count
+from compressor.errors import WorkloadError
 
 
 def _mean(values: Tensor) -> float:
@@ -31,9 +32,22 @@ class Metric:
     bounded: bool = True
     classes: bool = False
 
+    def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What `per_sample` gives, checked: (batch,) or (batch, k); arrays become tensors. Raises WorkloadError."""
+        found = self.per_sample(outputs, targets)
+        rows = found if isinstance(found, Tensor) else torch.as_tensor(found)
+        if rows.ndim not in {1, 2} or len(rows) != len(outputs):
+            raise WorkloadError(
+                f"the metric {self.name} must give one row a sample, ({len(outputs)},) or ({len(outputs)}, k), "
+                f"and gives {tuple(rows.shape)} for outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}; "
+                "average over what belongs to a sample alone, as in error.flatten(1).mean(dim=1), and leave the mean "
+                "over samples to aggregate="
+            )
+        return rows
+
     def score(self, outputs: Tensor, targets: Tensor) -> float:
         """The score of one set of outputs."""
-        return self.aggregate(self.per_sample(outputs, targets))
+        return self.aggregate(self.rows(outputs, targets))
 
     def drop(self, reference: float, score: float) -> float:
         """How much worse `score` is than `reference`: points for bounded metrics, else a fraction of the reference."""
@@ -55,6 +69,7 @@ class Metric:
         check_count(k, "k counts the answers that are allowed")
 
         def hit(outputs: Tensor, targets: Tensor) -> Tensor:
+            _check_classes(outputs, targets)
             best = outputs.topk(min(k, outputs.shape[1]), dim=1).indices
             return (best == targets.unsqueeze(1)).any(dim=1).double()
 
@@ -67,12 +82,15 @@ class Metric:
 
     @staticmethod
     def mse() -> "Metric":
-        """The mean squared error, each sample's own mean first; lower is better."""
+        """The mean squared error, each sample's own mean first; lower is better.
+
+        Outputs and targets of the same shape, (batch, ...): two shapes that broadcast are refused with WorkloadError.
+        """
         return Metric(name="mse", per_sample=_squared_error, higher_is_better=False, bounded=False)
 
     @staticmethod
     def mae() -> "Metric":
-        """The mean absolute error, each sample's own mean first; lower is better."""
+        """The mean absolute error, each sample's own mean first; lower is better. Shapes are those of `mse`."""
         return Metric(name="mae", per_sample=_absolute_error, higher_is_better=False, bounded=False)
 
     @staticmethod
@@ -94,12 +112,61 @@ class Metric:
         return known[name]()
 
 
+def fitting(outputs: torch.Size, targets: torch.Size) -> str:
+    """How outputs and targets of these shapes, which differ, are brought to one shape."""
+    theirs = _fitting_targets(outputs, targets)
+    axis = _extra_axis(outputs, targets)
+    if axis is not None:
+        return f"{theirs}, or let the model give output.squeeze({axis})"
+    axis = _extra_axis(targets, outputs)
+    return theirs if axis is None else f"{theirs}, or let the model give output.unsqueeze({axis})"
+
+
+def _fitting_targets(wanted: torch.Size, targets: torch.Size) -> str:
+    axis = _extra_axis(wanted, targets)
+    if axis is not None:
+        return f"use targets.unsqueeze({axis})"
+    axis = _extra_axis(targets, wanted)
+    if axis is not None:
+        return f"use targets.squeeze({axis})"
+    if [size for size in wanted if size != 1] == [size for size in targets if size != 1]:
+        return f"use targets.reshape({', '.join(map(str, (-1, *wanted[1:])))})"
+    return "give one target for each number that the model gives"
+
+
+def _extra_axis(longer: torch.Size, shorter: torch.Size) -> int | None:
+    """The axis of size 1 (the last of several) without which `longer` is `shorter`."""
+    axes = [axis for axis, size in enumerate(longer) if size == 1 and longer[:axis] + longer[axis + 1 :] == shorter]
+    return axes[-1] if axes else None
+
+
+def _check_same_shape(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.shape != targets.shape:
+        raise WorkloadError(
+            f"outputs and targets must have one shape, got outputs {tuple(outputs.shape)} and targets "
+            f"{tuple(targets.shape)}; {fitting(outputs.shape, targets.shape)}"
+        )
+
+
+def _check_classes(outputs: Tensor, targets: Tensor) -> None:
+    wanted = outputs.shape[:1] + outputs.shape[2:]
+    if outputs.ndim < 2 or targets.shape != wanted:
+        one_each = "give the model one output for each class"
+        way_out = _fitting_targets(wanted, targets.shape) if outputs.ndim > 1 else one_each
+        raise WorkloadError(
+            f"class indices must have the shape of the outputs without their dimension 1, got outputs "
+            f"{tuple(outputs.shape)} and targets {tuple(targets.shape)}; {way_out}"
+        )
+
+
 def _correct(outputs: Tensor, targets: Tensor) -> Tensor:
+    _check_classes(outputs, targets)
     hits = (outputs.argmax(dim=1) == targets).double()
     return hits if hits.ndim == 1 else hits.flatten(1).mean(dim=1)
 
 
 def _predicted_and_true(outputs: Tensor, targets: Tensor) -> Tensor:
+    _check_classes(outputs, targets)
     return torch.stack([outputs.argmax(dim=1), targets], dim=1)
 
 
@@ -114,8 +181,14 @@ def _macro_f1(rows: Tensor) -> float:
 
 
 def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs.double() - targets.double()).square().flatten(1).mean(dim=1)
+    _check_same_shape(outputs, targets)
+    return _sample_means((outputs.double() - targets.double()).square())
 
 
 def _absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs.double() - targets.double()).abs().flatten(1).mean(dim=1)
+    _check_same_shape(outputs, targets)
+    return _sample_means((outputs.double() - targets.double()).abs())
+
+
+def _sample_means(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(dim=1) if values.ndim > 1 else values

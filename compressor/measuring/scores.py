@@ -22,9 +22,7 @@ def score_rows(onnx_bytes: bytes, data: Iterable[Any], metric: Metric, *, thread
 
     Batches are scored one by one, so their outputs may differ in length. Raises ValueError without any sample.
     """
-    rows = [
-        metric.per_sample(output, targets) for output, targets in predict_batches(onnx_bytes, data, threads=threads)
-    ]
+    rows = [metric.rows(output, targets) for output, targets in predict_batches(onnx_bytes, data, threads=threads)]
     if not rows or not sum(map(len, rows)):
         raise ValueError(
             f"{metric.name} needs at least one sample, got none; if data is a generator, pass something that can be "

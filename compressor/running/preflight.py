@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 
 from compressor.batches import Batch, Inputs, split_batch
 from compressor.errors import WorkloadError
+from compressor.running.described import described
+from compressor.running.loss_and_metric import check_judged
 from compressor.workload import Workload, batch_size_of, call_model, input_tensors, output_tensor, predict
 
 # Batches read from each set: enough to meet wrong labels, little against one epoch of training.
@@ -85,12 +86,12 @@ def _check_example(inputs: Inputs) -> None:
     leaves = input_tensors(inputs) if isinstance(inputs, Tensor | tuple | Mapping) else ()
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise WorkloadError(
-            f"example_inputs must be a tensor, a tuple of tensors or a dict of tensors, got {_described(inputs)}; "
+            f"example_inputs must be a tensor, a tuple of tensors or a dict of tensors, got {described(inputs)}; "
             "give them in the form in which the model takes them"
         )
     if leaves[0].ndim == 0 or leaves[0].shape[0] < 2:
         raise WorkloadError(
-            f"example_inputs must hold a batch of at least 2 samples, got {_described(inputs)}; with 1 the exporter "
+            f"example_inputs must hold a batch of at least 2 samples, got {described(inputs)}; with 1 the exporter "
             "takes the batch size for a constant. Stack a second sample"
         )
 
@@ -173,7 +174,7 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload) -> None:
     outputs = _forward(workload.model, inputs, f"the first batch of {name}", workload.example_inputs)
     for number, (each, values) in enumerate(batches):
         _check_targets(f"batch {number} of {name}", each, values, outputs, workload)
-    _check_judged(name, outputs, targets, workload)
+    check_judged(name, outputs, targets, workload)
     if name == "train":
         _check_trainable(batches, outputs, workload)
 
@@ -188,12 +189,12 @@ def _read(name: str, data: Iterable[Any]) -> list[Batch]:
             raise WorkloadError(f"batch {number} of {name}: {error}") from error
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in (*leaves, targets)):
             raise WorkloadError(
-                f"batch {number} of {name} must consist of tensors, got {_described(inputs)} with targets "
-                f"{_described(targets)}; convert them in the dataset or in collate_fn"
+                f"batch {number} of {name} must consist of tensors, got {described(inputs)} with targets "
+                f"{described(targets)}; convert them in the dataset or in collate_fn"
             )
         if leaves[0].ndim == 0 or leaves[0].shape[0] == 0:
             raise WorkloadError(
-                f"batch {number} of {name} holds no samples: {_described(inputs)}; leave such batches out"
+                f"batch {number} of {name} holds no samples: {described(inputs)}; leave such batches out"
             )
         batches.append((inputs, targets))
     return batches
@@ -207,8 +208,8 @@ def _check_form(name: str, inputs: Inputs, example: Inputs) -> None:
 
     if form(inputs) != form(example):
         raise WorkloadError(
-            f"batches of {name} must have the form, types and dimensions of example_inputs, {_described(example)}; got "
-            f"{_described(inputs)}. Convert them in the dataset or with transform="
+            f"batches of {name} must have the form, types and dimensions of example_inputs, {described(example)}; got "
+            f"{described(inputs)}. Convert them in the dataset or with transform="
         )
 
 
@@ -216,9 +217,9 @@ def _forward(model: nn.Module, inputs: Inputs, label: str, example: Inputs) -> T
     try:
         raw = call_model(model, inputs)
     except Exception as error:  # a module may raise anything for inputs that are not its own
-        beside = "" if inputs is example else f"; example_inputs, which it takes, are {_described(example)}"
+        beside = "" if inputs is example else f"; example_inputs, which it takes, are {described(example)}"
         raise WorkloadError(
-            f"{type(model).__name__} does not take {label}: {_described(inputs)}{beside}. "
+            f"{type(model).__name__} does not take {label}: {described(inputs)}{beside}. "
             f"It raised {type(error).__name__}: {str(error).strip() or 'no message'}. Give inputs of the shape, dtype "
             "and device that it was trained with"
         ) from error
@@ -233,7 +234,7 @@ def _forward(model: nn.Module, inputs: Inputs, label: str, example: Inputs) -> T
         )
     if bool(output.isnan().any()):
         raise WorkloadError(
-            f"{type(model).__name__} gives NaN for {label}: {_described(inputs)}; check the inputs for NaN and scale"
+            f"{type(model).__name__} gives NaN for {label}: {described(inputs)}; check the inputs for NaN and scale"
         )
     return output
 
@@ -267,25 +268,6 @@ def _check_targets(label: str, inputs: Inputs, targets: Tensor, outputs: Tensor,
         )
 
 
-def _check_judged(name: str, outputs: Tensor, targets: Tensor, workload: Workload) -> None:
-    for kind, function in (
-        (f"the metric {workload.metric.name}", workload.metric.score),
-        ("the loss", lambda *pair: float(workload.loss(*pair))),
-    ):
-        shapes = f"outputs {_described(outputs)} and targets {_described(targets)}"
-        try:
-            value = float(function(outputs, targets))
-        except Exception as error:  # user code may raise anything
-            raise WorkloadError(
-                f"{kind} fails on the first batch of {name}, with {shapes}: {type(error).__name__}: {error}. It must "
-                "take (outputs, targets) of these shapes and types"
-            ) from error
-        if not math.isfinite(value):
-            raise WorkloadError(
-                f"{kind} must be finite, got {value} on the first batch of {name}, with {shapes}; check the scale"
-            )
-
-
 def _check_trainable(batches: list[Batch], outputs: Tensor, workload: Workload) -> None:
     complete = len(batches) < BATCHES_READ
     if workload.metric.classes and complete and outputs.shape[1] > 1:
@@ -306,16 +288,6 @@ def _check_trainable(batches: list[Batch], outputs: Tensor, workload: Workload) 
             f"train has a batch of 1 sample, which the model cannot be trained on: {error}. Set drop_last=True, or "
             "another batch_size"
         ) from error
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_described(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, tuple | list):
-        return "(" + ", ".join(_described(item) for item in value) + ")"
-    return type(value).__name__
 
 
 @contextlib.contextmanager

@@ -200,7 +200,7 @@ def validation_score(model: nn.Module, workload: Workload, form: Form) -> float:
             outputs = form.predict(model, inputs).cpu()
             if bool(outputs.isnan().any()):
                 return math.nan
-            rows.append(workload.metric.per_sample(outputs, targets.cpu()))
+            rows.append(workload.metric.rows(outputs, targets.cpu()))
     if not rows:
         raise StageError("the validation data has no batches, so no epoch can be chosen; give validation data")
     return workload.metric.aggregate(torch.cat(rows))

@@ -204,8 +204,8 @@ def check_cpus(onnx_bytes: bytes, workload: Workload, context: Context, *, sampl
         plain, _ = _outputs(
             onnx_bytes, exact_run(onnx_bytes), workload.validation, samples=samples, progress=context.progress
         )
-        exact = metric.per_sample(plain, targets)
-        saturated = metric.per_sample(outputs, targets)
+        exact = metric.rows(plain, targets)
+        saturated = metric.rows(outputs, targets)
         score, reference = metric.aggregate(saturated), metric.aggregate(exact)
         drop = paired_drop(saturated, exact, metric, seed=context.seed)
         layers = {name: seen[name].sum_share for name in risky if seen[name].saturated_sums}

@@ -1,0 +1,149 @@
+"""Whether loss and metric judge each output by its own target: finite, of the right shape, not broadcast."""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.errors import WorkloadError
+from compressor.metrics import Metric, fitting
+from compressor.running.broadcasts import Crossing, crossing, forgets_the_order, grows
+from compressor.running.described import described
+from compressor.workload import Workload
+
+# What torch's own losses say where two shapes broadcast.
+_SIZES_DIFFER = re.compile(r"target size \(torch\.Size\((.*?)\)\).*input size \(torch\.Size\((.*?)\)\)")
+
+
+class WorkloadWarning(UserWarning):
+    """Something about a workload that may be meant, and is more often a mistake."""
+
+
+def check_judged(name: str, outputs: Tensor, targets: Tensor, workload: Workload) -> None:
+    """Nothing where loss and metric judge the first batch of the set `name` as they should. Raises WorkloadError.
+
+    Both must be finite, the loss one number, the metric one row a sample that depends on no other sample's target by
+    accident: outputs (N, 1) against targets (N,) broadcast to (N, N). Warns, with WorkloadWarning, where such a
+    broadcast may be meant.
+    """
+    metric, where = workload.metric, f"the first batch of {name}"
+    for kind, judged, function in (
+        (f"the metric {metric.name}", metric.rows, metric.score),
+        ("the loss", workload.loss, workload.loss),
+    ):
+        label = f"{kind}, on {where} with outputs {described(outputs)} and targets {described(targets)}"
+        with _sizes_differ(outputs, targets) as differing:
+            value = _value(label, function, outputs, targets)
+        if not math.isfinite(value):
+            raise WorkloadError(f"{label}, must be finite, got {value}; check the scale")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were passed on the first time
+            found = Crossing.ACCIDENT if differing else _crossing(judged, outputs, targets)
+            # An accident gives one value whichever sample a target belongs to; asked for, it may.
+            forgets = found is not Crossing.NONE and forgets_the_order(
+                lambda *pair, function=function: float(function(*pair)), outputs, targets
+            )
+        if found is Crossing.ACCIDENT or (found is Crossing.LIKELY and forgets):
+            raise WorkloadError(f"{_every_pair(label, outputs, targets)}; if every pair is meant, write targets[None]")
+        if found is Crossing.LIKELY or forgets:
+            text = f"{_every_pair(label, outputs, targets)}; if that is meant, all is well"
+            warnings.warn(text, WorkloadWarning, stacklevel=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _check_rows(f"the metric {metric.name}, on {where}", metric, outputs, targets)
+
+
+def _value(label: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> float:
+    try:
+        found = function(outputs, targets)
+        if not isinstance(found, Tensor) or found.numel() == 1:
+            return float(found)
+    except WorkloadError as error:
+        raise WorkloadError(f"{label}: {error}") from error
+    except Exception as error:  # user code may raise anything
+        way_out = f"; {fitting(outputs.shape, targets.shape)}" if _differ_by_ones(outputs, targets) else ""
+        raise WorkloadError(
+            f"{label}, fails: {type(error).__name__}: {str(error).strip() or 'no message'}. It must take "
+            f"(outputs, targets) of these shapes and types{way_out}"
+        ) from error
+    raise WorkloadError(
+        f"{label}, must be one number, got shape {tuple(found.shape)}; give the mean over samples "
+        "(reduction='mean', or .mean() at the end)"
+    )
+
+
+def _every_pair(label: str, outputs: Tensor, targets: Tensor) -> str:
+    way_out = (
+        fitting(outputs.shape, targets.shape)
+        if _differ_by_ones(outputs, targets)
+        else "give both the same shape before they are compared"
+    )
+    return f"{label}, compares every output with every target, as shapes that differ are broadcast; {way_out}"
+
+
+def _check_rows(label: str, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+    """Rows must be a sample's own: those of half a batch are the first half of those of the whole."""
+    half = len(outputs) // 2
+    if half < 2:
+        return
+    rows = metric.rows(outputs, targets)
+    try:
+        fewer = metric.rows(outputs[:half], targets[:half])
+    except Exception:  # noqa: BLE001 - user code may refuse a small batch; the run will say so where it has one
+        return
+    if fewer.shape[1:] != rows.shape[1:]:
+        raise WorkloadError(
+            f"{label}, gives rows of {_width(rows)} for {len(outputs)} samples and of {_width(fewer)} for {half}: "
+            f"a row must be of one sample alone, and outputs {tuple(outputs.shape)} met targets "
+            f"{tuple(targets.shape)} of other samples; {_way_to_one_shape(outputs, targets)}"
+        )
+    if _broadcast(outputs, targets) and not torch.allclose(rows[:half].double(), fewer.double(), equal_nan=True):
+        raise WorkloadError(_every_pair(label, outputs, targets))
+
+
+def _way_to_one_shape(outputs: Tensor, targets: Tensor) -> str:
+    if _differ_by_ones(outputs, targets):
+        return fitting(outputs.shape, targets.shape)
+    return "average over what belongs to one sample, as in error.flatten(1).mean(dim=1)"
+
+
+def _width(rows: Tensor) -> str:
+    return "one number" if rows.ndim == 1 else f"{rows.shape[1]} numbers"
+
+
+def _crossing(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> Crossing:
+    try:
+        return crossing(function, outputs, targets)
+    except Exception:  # noqa: BLE001 - it runs, but not while it is watched: compiled code, for instance
+        return Crossing.NONE
+
+
+def _broadcast(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether the shapes alone would bring every sample together with every other."""
+    return outputs.ndim != targets.ndim and grows(outputs, targets)
+
+
+def _differ_by_ones(outputs: Tensor, targets: Tensor) -> bool:
+    own, other = ([size for size in tensor.shape if size != 1] for tensor in (outputs, targets))
+    return outputs.shape != targets.shape and own == other
+
+
+@contextmanager
+def _sizes_differ(outputs: Tensor, targets: Tensor) -> Iterator[list[str]]:
+    """Collects what torch's losses warn of the shapes of `outputs` and `targets`; all other warnings go on."""
+    shapes = {str(list(outputs.shape)), str(list(targets.shape))}
+    differing: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield differing
+    for warning in caught:
+        sizes = _SIZES_DIFFER.search(str(warning.message))
+        if sizes and set(sizes.groups()) == shapes:
+            differing.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
