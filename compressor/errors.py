@@ -4,9 +4,17 @@ All are CompressorErrors, made with a sentence for people, and each is also what
 what was given, RuntimeError for what went wrong), so that code that knows nothing of the package catches it too.
 """
 
+from compressor.texts import bounded, plain
+
 
 class CompressorError(Exception):
-    """What the package explains itself, as opposed to a fault in it."""
+    """What the package explains itself, as opposed to a fault in it.
+
+    Its message often quotes another library's: colours of a terminal and pages beyond the first are left out.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(bounded(plain(part)) if isinstance(part, str) else part for part in args))
 
 
 class WrongUseError(CompressorError):

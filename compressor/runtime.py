@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs
 from compressor.checks import check_count
+from compressor.texts import first_said
 from compressor.workload import batches_of
 
 Feeds = dict[str, NDArray[Any]]
@@ -47,7 +48,7 @@ def load_session(model: bytes | Path, options: ort.SessionOptions) -> ort.Infere
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         raise ValueError(
-            f"ONNX Runtime {ort.__version__} cannot load {name}: {first_line(error)}. It is no ONNX file, is damaged, "
+            f"ONNX Runtime {ort.__version__} cannot load {name}: {first_said(error)}. It is no ONNX file, is damaged, "
             "or uses operators this version lacks; export it again"
         ) from error
 
@@ -122,8 +123,3 @@ def _named(session: ort.InferenceSession, tensors: Sequence[Tensor]) -> dict[str
             f"the ONNX file has {len(names)} inputs, {names}, got {len(tensors)} tensors; pass them by name"
         )
     return dict(zip(names, tensors, strict=False))
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, without its full stop; its type where it says nothing."""
-    return (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".")

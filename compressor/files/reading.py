@@ -17,7 +17,8 @@ from compressor.batches import Inputs
 from compressor.errors import OnnxFileError
 from compressor.files.export import MAX_BYTES, OPSET
 from compressor.files.graphs import copy_of, initializers, opset_of
-from compressor.runtime import Feeds, OnnxModule, feeds_of, first_line, load_session, open_session, session_options
+from compressor.runtime import Feeds, OnnxModule, feeds_of, load_session, open_session, session_options
+from compressor.texts import first_said
 
 # The first opset whose DequantizeLinear has scales for every channel, and the last whose QuantizeLinear ONNX Runtime
 # fuses: a file between them that cannot be converted is taken as it is.
@@ -68,7 +69,7 @@ def _loaded(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf and onnx raise errors of their own
-        raise OnnxFileError(f"{path} is no ONNX file, or is damaged: {first_line(error)}") from error
+        raise OnnxFileError(f"{path} is no ONNX file, or is damaged: {first_said(error)}") from error
     if not model.graph.node:
         raise OnnxFileError(f"{path} is no ONNX file: it has no graph")
     if model.ByteSize() > MAX_BYTES:
@@ -109,7 +110,7 @@ def _converted(model: onnx.ModelProto, path: str | Path) -> onnx.ModelProto:
         if _OPSETS[0] <= opset <= _OPSETS[1]:
             return model
         raise OnnxFileError(
-            f"{path} has opset {opset}, and could not be converted to {OPSET}: {first_line(error)}. Integers need one "
+            f"{path} has opset {opset}, and could not be converted to {OPSET}: {first_said(error)}. Integers need one "
             f"from {_OPSETS[0]} to {_OPSETS[1]}; export it again"
         ) from error
 
@@ -196,7 +197,7 @@ def _outputs(model: onnx.ModelProto, feeds: Feeds) -> list[NDArray[Any]] | str:
         session = load_session(_with_constants(model).SerializeToString(), options)
         return [np.asarray(output) for output in session.run(None, feeds)]
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class below Exception
-        return first_line(error)
+        return first_said(error)
 
 
 def _difference(model: onnx.ModelProto, feeds: Feeds, expected: list[NDArray[Any]]) -> str:

@@ -12,6 +12,8 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
+from compressor.texts import plain
+
 # What the reader takes where a field without a default is missing or odd.
 _EMPTY = {tuple: (), Mapping: {}, str: "", bool: False}
 
@@ -52,12 +54,14 @@ class Note:
 
 
 def as_json(value: Any) -> Any:
-    """`value` with records as objects and tuples as lists."""
+    """`value` with records as objects, tuples as lists, and texts without the colours of a terminal."""
     if is_dataclass(value) and not isinstance(value, type):
         pairs = [(item, getattr(value, item.name)) for item in fields(value)]
         return {item.name: as_json(entry) for item, entry in pairs if entry is not None or item.default is not None}
     if isinstance(value, Mapping):
         return {str(key): as_json(entry) for key, entry in value.items()}
+    if isinstance(value, str):
+        return plain(value)
     return [as_json(entry) for entry in value] if isinstance(value, tuple | list) else value
 
 
