@@ -18,6 +18,9 @@ from typing import Any
 
 from compressor.errors import StorageError, WriteError
 
+# Reports of large networks have some megabytes; Python needs thirty times as much for the values of a text.
+_MOST_JSON_BYTES = 32_000_000
+_DEEPEST_JSON = 100
 _TEMPORARY = re.compile(r"\.compressor-(?P<host>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{16}\.tmp")
 # What the disk says when it has no room: no space, no quota, a file beyond the limit of the process.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -91,26 +94,48 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises StorageError naming the file where it is not JSON."""
-    way_out = "delete it to start this step again"
-    return parsed_json(read_bytes(path, way_out=way_out), path, way_out=way_out)
+def read_json(path: Path, *, way_out: str = "delete it to start this step again") -> Any:
+    """The JSON value in `path`. Raises StorageError, ending with `way_out`, where it is not JSON or beyond limits."""
+    return parsed_json(read_bytes(path, way_out=way_out, most=_MOST_JSON_BYTES), path, way_out=way_out)
 
 
-def read_bytes(path: Path, *, way_out: str) -> bytes:
-    """What is in the file `path`. Raises StorageError, ending with `way_out`, where it cannot be read."""
+def read_bytes(path: Path, *, way_out: str, most: int | None = None) -> bytes:
+    """What is in the file `path`, at most `most` bytes.
+
+    Raises StorageError, ending with `way_out`, where it cannot be read, is no regular file, or has more.
+    """
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
+            raise StorageError(f"{path} is no regular file, but a device, a pipe or a socket; {way_out}")
+        if most is not None and facts.st_size > most:
+            raise StorageError(f"{path} has {facts.st_size:,} bytes, and at most {most:,} are read; {way_out}")
         return path.read_bytes()
     except OSError as error:
         raise StorageError(f"{path} cannot be read ({error.strerror}); {way_out}") from error
 
 
 def parsed_json(raw: bytes, path: Path, *, way_out: str) -> Any:
-    """The JSON value in `raw`, the content of `path`. Raises StorageError, ending with `way_out`, where it is none."""
+    """The JSON value in `raw`, the content of `path`.
+
+    Raises StorageError, ending with `way_out`, where it is none, or is nested deeper than code that walks it can go.
+    """
     try:
-        return json.loads(raw.decode())
+        value = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not readable JSON ({error}); {way_out}") from error
+    level = [value]
+    for _ in range(_DEEPEST_JSON):
+        level = [inner for outer in level for inner in _inside(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return value
+    raise StorageError(f"{path} is nested more than {_DEEPEST_JSON} levels deep, and no file of ours is; {way_out}")
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def json_safe(value: Any) -> Any:

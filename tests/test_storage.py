@@ -146,3 +146,24 @@ def test_json_that_cannot_be_read_is_named(tmp_path, content) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(StorageError, match=r"b\.json cannot be read"):
         read_json(tmp_path / "b.json")
+
+
+def test_json_beyond_limits_is_named(tmp_path) -> None:
+    """Nested too deep, far too large, a number without end, a pipe: one typed error each."""
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[" * 101 + b"]" * 101)
+    with pytest.raises(StorageError, match=r"a\.json is nested more than 100 levels deep"):
+        read_json(path)
+    path.write_bytes(b'{"a":' * 99 + b"[1]" + b"}" * 99)
+    read_json(path)
+    path.write_bytes(b"9" * 5000)
+    with pytest.raises(StorageError, match=r"a\.json is not readable JSON"):
+        read_json(path)
+    with path.open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(StorageError, match=r"a\.json has 1,000,000,000,000 bytes, and at most"):
+        read_json(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StorageError, match=r"a\.json is no regular file"):
+        read_json(path)

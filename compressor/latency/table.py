@@ -7,7 +7,6 @@ each operator as small graphs (`operator_graphs`), in the neighbourhood that is 
 import gc
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +17,12 @@ from time import perf_counter
 from typing import Any
 
 import onnxruntime as ort
-from filelock import FileLock
 from tqdm import tqdm
 
+from compressor.latency.cache import cache_folder, read_times, write_times
 from compressor.latency.operator_graphs import operator_graph, runnable
 from compressor.latency.operators import CONVOLUTIONS, PRODUCTS, RECURRENT, Operator
 from compressor.runtime import load_session, session_options
-from compressor.storage import read_json, write_json
 from compressor.target import Target, cpu_name
 
 # Raised when graphs or the way of timing change: tables of before would not compare.
@@ -50,7 +48,8 @@ class LatencyTable:
     """Measured times of operators in ONNX Runtime on `target`, kept between runs.
 
     `folder` is by default $COMPRESSOR_CACHE or the user's cache folder; the file in it is named by CPU, ONNX Runtime's
-    version and threads. The times are those of an undisturbed machine: minima, which other load can only raise.
+    version and threads. A file that cannot be used is made anew, and one that cannot be written is left, each with a
+    CacheWarning. The times are those of an undisturbed machine: minima, which other load can only raise.
     """
 
     def __init__(self, target: Target, *, folder: Path | None = None, progress: bool = True) -> None:
@@ -100,38 +99,19 @@ class LatencyTable:
             self._write()
 
     def _read(self) -> None:
-        if not self.path.exists():
-            return
-        data = read_json(self.path)
-        if not isinstance(data, dict) or data.get("method") != _METHOD:
-            return
-        for entry in data["entries"]:
+        for operator, milliseconds in read_times(self.path, _METHOD).items():
             # What this process measured itself stays: one run sees one set of numbers.
-            self._entries.setdefault(Operator.from_json(entry["operator"]), float(entry["ms"]))
+            self._entries.setdefault(operator, milliseconds)
 
     def _write(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.path}.lock"):
-            self._read()
-            entries = [{"operator": key.as_json(), "ms": self._entries[key]} for key in sorted(self._entries)]
-            write_json(
-                self.path,
-                {
-                    "cpu": cpu_name(),
-                    "isa": self.target.isa.value,
-                    "onnxruntime": ort.__version__,
-                    "threads": self.target.threads,
-                    "method": _METHOD,
-                    "entries": entries,
-                },
-            )
-
-
-def cache_folder() -> Path:
-    """Where tables are kept: $COMPRESSOR_CACHE, else $XDG_CACHE_HOME/compressor, else ~/.cache/compressor."""
-    if named := os.environ.get("COMPRESSOR_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compressor"
+        facts = {
+            "cpu": cpu_name(),
+            "isa": self.target.isa.value,
+            "onnxruntime": ort.__version__,
+            "threads": self.target.threads,
+            "method": _METHOD,
+        }
+        self._entries = write_times(self.path, facts, self._entries)
 
 
 def time_operator(operator: Operator, target: Target) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from compressor.errors import StorageError
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
 from compressor.storage import json_safe
@@ -137,12 +138,21 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The report of `to_json`. Raises ValueError for a layout that this version does not know."""
-        if value.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"this version reads reports of schema_version {SCHEMA_VERSION}, got {value.get('schema_version')!r}; "
+        """The report of `to_json`. Raises StorageError for a layout that this version does not know."""
+        schema = value.get("schema_version") if isinstance(value, Mapping) else None
+        if schema != SCHEMA_VERSION:
+            raise StorageError(
+                f"this version reads reports of schema_version {SCHEMA_VERSION}, got {schema!r}; "
                 "run the recipe again or read it with the version that wrote it"
             )
+        try:
+            return cls._from_fields(value)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise StorageError(f"the report is not laid out as this version writes it: {told}; run it again") from error
+
+    @classmethod
+    def _from_fields(cls, value: Mapping[str, Any]) -> Self:
         return cls(
             workload=dict(value.get("workload") or {}),
             environment=dict(value.get("environment") or {}),

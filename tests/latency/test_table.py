@@ -1,15 +1,21 @@
 """The latency table: what is measured once is kept, by machine, version and threads."""
 
 import json
+import os
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from compressor.latency import cache
 from compressor.latency import table as latency_table
+from compressor.latency.cache import CacheWarning, cache_folder
 from compressor.latency.operator_graphs import runnable
 from compressor.latency.operators import Operator, conv, light, linear, recurrent
 from compressor.latency.small_graphs import OperatorGraph
-from compressor.latency.table import LatencyTable, cache_folder, in_one_model, time_operator, weight_bytes
+from compressor.latency.table import LatencyTable, in_one_model, time_operator, weight_bytes
 from compressor.target import Target
 
 
@@ -80,12 +86,87 @@ def test_tables_of_another_method_are_measured_again(tmp_path: Path, timed: list
     assert len(_table(tmp_path)) == 0
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    """A file that is no JSON is named with the way out."""
-    table = _table(tmp_path)
-    table.path.write_text("{")
-    with pytest.raises(ValueError, match="delete it"):
-        _table(tmp_path)
+def _damaged() -> dict[str, bytes]:
+    """What may stand where a table should."""
+    entry = {"operator": {"kind": "linear", "inputs": 3}, "ms": 1.0}
+
+    def table(**changed: object) -> bytes:
+        return json.dumps({"method": latency_table._METHOD, "entries": [entry | changed]}).encode()
+
+    return {
+        "empty": b"",
+        "truncated": table()[:-9],
+        "null": b"null",
+        "list": b"[1, 2]",
+        "text": b'"times"',
+        "binary": b"\xff\xfe\x00",
+        "deep": b"[" * 100_000,
+        "deep and whole": b"[" * 500 + b"]" * 500,
+        "digits": b'{"method": ' + b"9" * 5000 + b"}",
+        "no entries": json.dumps({"method": latency_table._METHOD}).encode(),
+        "entries of another kind": json.dumps({"method": latency_table._METHOD, "entries": {"a": 1}}).encode(),
+        "no operator": json.dumps({"method": latency_table._METHOD, "entries": [{"ms": 1.0}]}).encode(),
+        "no time": table(ms=None),
+        "a text for a time": table(ms="1.0"),
+        "not a number": table(ms=float("nan")),
+        "below zero": table(ms=-1.0),
+        "a huge time": table(ms=10**400),
+        "another field": table(operator={"kind": "linear", "colour": "red"}),
+        "another kind of operator": table(operator={"kind": "fold"}),
+        "a text for a width": table(operator={"kind": "linear", "inputs": "3"}),
+        "no steps": table(operator={"kind": "conv", "size": [8], "kernel": [3], "stride": [0], "padding": [0, 0],
+                                    "dilation": [1]}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", _damaged().values(), ids=_damaged())
+def test_a_damaged_file_is_made_anew(tmp_path: Path, timed: list[Operator], content: bytes) -> None:
+    """Whatever is in the file: one warning that names it, the times are measured, and the next run reads them."""
+    path = _table(tmp_path).path
+    path.write_bytes(content)
+    with pytest.warns(CacheWarning, match=re.escape(str(path))) as caught:
+        assert _table(tmp_path).milliseconds([linear(3, 4, 1)]) == [3]
+    assert len(caught) == 1
+    assert _table(tmp_path).milliseconds([linear(3, 4, 1)]) == [3]
+    assert len(timed) == 1
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path, timed: list[Operator]) -> None:
+    """A pipe, a link to a device and a huge file are not opened; a folder is left where it is."""
+    path = _table(tmp_path).path
+    os.mkfifo(path)
+    with pytest.warns(CacheWarning, match="no regular file"):
+        assert _table(tmp_path).milliseconds([linear(3, 4, 1)]) == [3]
+    for number, stands in enumerate(("device", "huge", "folder")):
+        path = _table(tmp_path / stands).path
+        path.parent.mkdir()
+        if stands == "device":
+            path.symlink_to("/dev/zero")
+        elif stands == "huge":
+            with path.open("wb") as file:
+                file.truncate(10**12)
+        else:
+            path.mkdir()
+        with pytest.warns(CacheWarning, match=re.escape(str(path))):
+            assert _table(tmp_path / stands).milliseconds([linear(5, 4, 1)]) == [5]
+        assert len(timed) == number + 2
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, timed: list[Operator]) -> None:
+    """The times of this run are used, and a warning says that the next one measures them again."""
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
+        with pytest.warns(CacheWarning, match=r"cannot be kept for the next run.*set COMPRESSOR_CACHE"):
+            assert _table(folder).milliseconds([linear(3, 4, 1)]) == [3]
+
+
+def test_a_lock_that_nobody_gives_back_stops_nothing(
+    tmp_path: Path, timed: list[Operator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that hangs with the lock in its hand costs the cache, not the run."""
+    monkeypatch.setattr(cache, "_LOCK_SECONDS", 0.05)
+    with FileLock(f"{_table(tmp_path).path}.lock"), pytest.warns(CacheWarning, match=r"its lock was held for 0\.05 s"):
+        assert _table(tmp_path).milliseconds([linear(3, 4, 1)]) == [3]
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -95,6 +176,9 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("COMPRESSOR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "compressor"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert cache_folder().is_relative_to(tempfile.gettempdir())
 
 
 def test_one_model_shares_the_cache() -> None:

@@ -6,11 +6,13 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
+from compressor.errors import StorageError
 from compressor.estimate import Estimate
 from compressor.machine import environment
 from compressor.report.charts import BAR_WIDTH, Item, dot_chart, nice_ticks
@@ -126,8 +128,25 @@ def test_report_json_round_trip() -> None:
 
 def test_another_schema_version_is_refused() -> None:
     """A file of a later layout is refused with its version, instead of being read wrongly."""
-    with pytest.raises(ValueError, match="schema_version 1, got 2"):
+    with pytest.raises(StorageError, match="schema_version 1, got 2"):
         Report.from_json({**rollback().to_json(), "schema_version": 2})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"steps": None}, {"steps": 5}, {"steps": []}, {"steps": [None]}, {"steps": [{}]}, {"final": "last"},
+        {"final": 99}, {"final": float("inf")}, {"seed": "none"}, {"target": 5}, {"recipe": "int8"}, {"warnings": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_report_of_another_layout_is_refused(changed: dict[str, Any]) -> None:
+    """A field that is missing or of another kind is one typed error, as is a text that is no report at all."""
+    with pytest.raises(StorageError, match="not laid out as this version writes it"):
+        Report.from_json({**rollback().to_json(), **changed})
+    for other in (None, [], "report"):
+        with pytest.raises(StorageError, match="schema_version 1, got None"):
+            Report.from_json(other)  # type: ignore[arg-type]  # that is what is tested
 
 
 def test_final_must_be_a_step() -> None:
