@@ -1,6 +1,7 @@
 """Random networks compute after pruning what they computed before with zeros, on every input and in training too."""
 
 import pytest
+
 from workbench.random_networks.check import try_network
 from workbench.random_networks.growth import RandomNetwork
 
