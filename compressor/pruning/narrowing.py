@@ -1,19 +1,19 @@
-"""Which channels a network can do without, found by trying: one trial with everything, and halves of it where it fails.
+"""Which channels a network can do without, and the reasons why some stay.
 
 What every stage stands on that takes coupled channels, neurons, heads or recurrent units out.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from compressor.pruning.ranking.importance import keep_best
+from compressor.structure.bisection import bisected
 from compressor.structure.couplings import Coupled
 
 Gone = dict[Coupled, list[int]]
-Part = TypeVar("Part", bound=Hashable)
 
 # Recurrent units come in steps of this fraction of a layer's width: their kernels have no stairs between (measured on
 # AVX-512 with VNNI: multiples of 16 are the best by a few per cent, from 64 to 256 units, in float32 and int8).
@@ -27,28 +27,6 @@ def survivors(gone: Gone, fault_of: Callable[[Gone], str | None]) -> tuple[Gone,
     """
     kept, faults = bisected(list(gone), lambda groups: fault_of({group: gone[group] for group in groups}))
     return {group: gone[group] for group in kept}, {group.name: reason for group, reason in faults.items()}
-
-
-def bisected(parts: Sequence[Part], fault_of: Callable[[list[Part]], str | None]) -> tuple[list[Part], dict[Part, str]]:
-    """Which of `parts` can go together, and why the others cannot: the reason that `fault_of` gives for a choice.
-
-    One trial where all can go, and about 2 log2(parts) more for every part that cannot.
-    """
-    faults: dict[Part, str] = {}
-
-    def settle(settled: list[Part], rest: Sequence[Part]) -> list[Part]:
-        if not rest:
-            return settled
-        reason = fault_of([*settled, *rest])
-        if reason is None:
-            return [*settled, *rest]
-        if len(rest) == 1:
-            faults[rest[0]] = reason
-            return settled
-        middle = len(rest) // 2
-        return settle(settle(settled, rest[:middle]), rest[middle:])
-
-    return settle([], parts), faults
 
 
 def reason_to_lock(group: Coupled, model: nn.Module, *, ignore: tuple[str, ...], align: int) -> str | None:

@@ -168,24 +168,37 @@ class _Narrowing:
     def __init__(
         self, stage: PruneChannels, model: nn.Module, workload: Workload, context: Context, book: "_Book"
     ) -> None:
-        self.stage, self.model, self.book, self.example = stage, model, book, workload.example_inputs
-        self.graph: StructureGraph = trace_structure(model, self.example, settled=False)
+        self.stage, self.model, self.book = stage, model, book
+        self.workload, self.context = workload, context
+        self.graph: StructureGraph = trace_structure(model, workload.example_inputs, settled=book.settled)
         self.align: Callable[[Coupled], int] = lambda group: multiple_of(
             group, stage.align, context.target.channel_multiple
         )
         book.locked.update(dict.fromkeys(self.graph.unreached, "the example inputs do not reach it"))
-        self.scores: dict[str, Tensor] = channel_scores(
-            stage.criterion, model, self.graph, workload, context.seed, progress=context.progress
+        self.widths: dict[str, int] = {}
+        self.scores: dict[str, Tensor] = {}
+        self._look()
+
+    def _look(self) -> None:
+        """Ranks the channels of the groups as they are, and locks those that are not to be tried."""
+        stage, book, groups = self.stage, self.book, self.graph.groups
+        self.scores = channel_scores(
+            stage.criterion,
+            self.model,
+            self.graph,
+            self.workload,
+            self.context.seed,
+            progress=self.context.progress,
         )
-        fresh = [group for group in self.graph.groups if group.name not in book.before]
-        for group in fresh:
+        for group in groups:
+            if group.name in book.before:
+                continue
             book.before[group.name] = book.now[group.name] = group.width
-            reason = reason_to_lock(group, model, ignore=stage.ignore, align=self.align(group))
+            reason = reason_to_lock(group, self.model, ignore=stage.ignore, align=self.align(group))
             if reason is None and bool(torch.isnan(self.scores[group.name]).all()):
                 reason = unranked(stage.criterion)
             if reason is not None:
                 book.locked[group.name] = reason
-        self.widths: dict[str, int] = {}
 
     @property
     def free(self) -> list[Coupled]:
@@ -223,10 +236,10 @@ class _Narrowing:
         What it does not survive is locked, and chosen again, so that the other layers make up for it.
         """
         while True:
-            free = len(self.free)
+            names = {group.name for group in self.free}
             gone, faults = self._tried(gone_channels(self.graph.groups, self.scores, choose()))
             self.book.locked.update(faults)
-            if len(self.free) == free:
+            if {group.name for group in self.free} == names and set(gone) <= set(self.graph.groups):
                 break
         self.widths = {group.name: group.width - len(gone.get(group, ())) for group in self.graph.groups}
         entries = self.graph.entries(gone)
@@ -247,7 +260,14 @@ class _Narrowing:
             # A trial of what is wanted takes the place of trials of everything, where it passes.
             if graph.fault_without(wanted) is None:
                 return wanted, {}
+            before = graph.groups
             graph.settle()
+            self.book.settled = True
+            if {(group.name, group.width) for group in graph.groups} != {(group.name, group.width) for group in before}:
+                # Some go together only, or in steps of several channels.
+                self.book.forget({group.name for group in set(before) - set(graph.groups)})
+                self._look()
+                return wanted, {}
             faults = {group.name: group.locked for group in graph.groups if group.locked is not None}
             fresh = {name: reason for name, reason in faults.items() if name not in self.book.locked}
             if fresh:
@@ -255,13 +275,20 @@ class _Narrowing:
         return survivors(wanted, graph.fault_without)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Book:
-    """What is known of the groups over all steps: widths, and why some are left alone."""
+    """What is known of the groups over all steps: widths, why some stay, and whether the next step starts `settled`."""
 
     before: dict[str, int] = field(default_factory=dict)
     now: dict[str, int] = field(default_factory=dict)
     locked: dict[str, str] = field(default_factory=dict)
+    settled: bool = False
+
+    def forget(self, names: set[str]) -> None:
+        """Drops what is noted of the groups of these names."""
+        for name in names:
+            for notes in (self.before, self.now, self.locked):
+                notes.pop(name, None)
 
     def settle(self, narrowing: _Narrowing) -> None:
         """Notes the widths that a step left."""

@@ -24,7 +24,6 @@ from compressor.pruning.choice.losses import StructureLosses
 from compressor.pruning.choice.measured_choice import Proposal, measured_choice
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.narrowing import (
-    bisected,
     gone_channels,
     multiple_of,
     reason_to_lock,
@@ -34,6 +33,7 @@ from compressor.pruning.narrowing import (
 from compressor.pruning.ranking.criteria import Taylor
 from compressor.pruning.ranking.criterion import Criterion, channel_scores, check_criterion, unranked
 from compressor.stage import Context, Effect
+from compressor.structure.bisection import bisected
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
 from compressor.structure.graph import StructureGraph, prepare_, trace_structure
 from compressor.structure.plan import Entry, apply_plan_

@@ -1,27 +1,19 @@
-"""Which groups of a model can truly be narrowed, and with which attributes: found by narrowing and comparing.
-
-Half of every group is taken out at once, and the narrowed model must compute what the whole one computes with those
-weights at zero. Only where that fails are the groups taken apart by halving.
-"""
+"""Trials of cuts: the narrowed model must compute what the whole one computes with those weights at zero."""
 
 from contextlib import suppress
-from dataclasses import replace
-from itertools import chain, combinations
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
 from compressor.structure.axes.groups import AxisStructure
-from compressor.structure.axes.size_attributes import Choice, by_name, candidates, key_of
 from compressor.structure.couplings import Coupled
 from compressor.structure.model_copies import masked_copy, sharing_copy
 from compressor.structure.plan import Entry, Slices, apply_plan_
+from compressor.structure.settling import Settling
 from compressor.structure.tensor_ids import Sizes
 from compressor.structure.trials import collector_paused, difference, evaluating
-
-# Attributes that may or may not follow are tried one by one and in pairs, at most this often for one group.
-_TRIES = 24
 
 
 class ProbedStructure:
@@ -34,18 +26,8 @@ class ProbedStructure:
 
     def __init__(self, model: nn.Module, structure: AxisStructure, inputs: Inputs, samples: int) -> None:
         self._model, self._structure, self._inputs, self._samples = model, structure, inputs, samples
-        self._candidates: dict[Coupled, list[Choice]] = {}
-        self._accepted: list[Coupled] = []
-        self._solved: dict[frozenset[tuple[str, str, int]], frozenset[tuple[str, str, int]]] = {}
-        self._modules = dict(model.named_modules(remove_duplicate=False))
-        for group in structure.groups:
-            if group.locked is None:
-                axes = dict.fromkeys(structure.dims[name][dim] for name, dim in structure.places[group])
-                self._candidates[group] = candidates(
-                    self._modules, [part.module for part in group.parts], axes, structure.axes[group]
-                )
-                structure.choices[group.name] = tuple(by_name(self._candidates[group], group.kind))
-        self.settled = not self._candidates
+        self._settling: Settling | None = Settling(model, structure)
+        self.settled = not self._settling.needed
         self._failed = False
         self.slices: Slices = {}
 
@@ -68,11 +50,12 @@ class ProbedStructure:
         return self._structure.sizes_without(gone)
 
     def settle(self) -> None:
-        """Finds the attributes that keep sizes, and locks what cannot be narrowed, with the reason; once."""
-        if not self.settled:
+        """Finds the attributes that keep sizes and the groups that go together, and locks the others; once."""
+        settling, self._settling = self._settling, None
+        if not self.settled and settling is not None:
             self.settled = True
             with evaluating(self._model), collector_paused():
-                self._settle(list(self._candidates))
+                settling.run(partial(self._fault_without, backward=False))
 
     def fault_without(self, gone: dict[Coupled, list[int]]) -> str | None:
         """Why these channels cannot go, or None: narrowed, the model must run at two batch sizes, backwards too
@@ -82,50 +65,6 @@ class ProbedStructure:
             return None
         with evaluating(self._model), collector_paused():
             return self._fault_without(gone, backward=True)
-
-    def _settle(self, groups: list[Coupled]) -> None:
-        if not groups:
-            return
-        reason = self._fault([*self._accepted, *groups])
-        if reason is None:
-            self._accepted += groups
-        elif len(groups) == 1:
-            self._alone(groups[0], reason)
-        else:
-            middle = len(groups) // 2
-            for group in groups:
-                self._recall(group)
-            self._settle(groups[:middle])
-            self._settle(groups[middle:])
-
-    def _recall(self, group: Coupled) -> None:
-        # Modules of one class keep their sizes alike: what worked for one is the first guess for the next.
-        keys = [key_of(choice, self._modules) for choice in self._candidates[group]]
-        solved = self._solved.get(frozenset(keys))
-        if solved is not None:
-            self._structure.choices[group.name] = tuple(
-                choice for choice, key in zip(self._candidates[group], keys, strict=True) if key in solved
-            )
-
-    def _alone(self, group: Coupled, reason: str) -> None:
-        options = self._candidates[group]
-        everything = (tuple(choice for choice in options if choice.place < 0), tuple(options))
-        few = chain.from_iterable(combinations(options, count) for count in (1, 2))
-        for tried in list(dict.fromkeys([(), *everything, *few]))[:_TRIES]:
-            self._structure.choices[group.name] = tried
-            if self._fault([group]) is None and self._fault([*self._accepted, group]) is None:
-                keys = frozenset(key_of(choice, self._modules) for choice in options)
-                self._solved[keys] = frozenset(key_of(choice, self._modules) for choice in tried)
-                self._accepted.append(group)
-                return
-        self._structure.choices.pop(group.name)
-        self._structure.replace(group, replace(group, locked=reason))
-
-    def _fault(self, groups: list[Coupled]) -> str | None:
-        # Every second unit goes, so that what still points to a fixed position is found out.
-        return self._fault_without(
-            {group: list(range(0, 2 * (group.width // 2), 2)) for group in groups}, backward=False
-        )
 
     def _fault_without(self, gone: dict[Coupled, list[int]], *, backward: bool) -> str | None:
         try:

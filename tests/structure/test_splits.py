@@ -1,42 +1,12 @@
 """Splits, shuffles and rearrangements: their pieces stay in step at every width, not only at half."""
 
-import random
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.structure.couplings import Coupled
-from compressor.structure.graph import StructureGraph, trace_structure
-
-
-def free(graph: StructureGraph) -> dict[str, Coupled]:
-    return {group.name: group for group in graph.groups if group.locked is None}
-
-
-def survives_everything(model: nn.Module, inputs: Tensor, rounds: int = 4) -> list[int]:
-    """The widths of the free groups of `model`: whatever goes of them at random, the trial has to pass."""
-    graph = trace_structure(randomized_(model).eval(), inputs)
-    draw = random.Random(0)  # noqa: S311 - what a test removes is no secret
-    groups = free(graph)
-    for _ in range(rounds):
-        gone = {
-            group: sorted(draw.sample(range(group.width), draw.randrange(1, group.width)))
-            for group in groups.values()
-            if draw.random() < 0.7
-        }
-        assert graph.fault_without(gone) is None
-        for group in groups.values():
-            assert graph.fault_without({group: [draw.randrange(group.width)]}) is None
-    return sorted(group.width for group in groups.values())
-
-
-def randomized_(model: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
+from compressor.structure.graph import trace_structure
+from workbench.widths import free, survives_everything
 
 
 class Shuffled(nn.Module):

@@ -1,13 +1,13 @@
 """The groups of a model whose axes are known, and the plan entries that narrow them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from compressor.structure.axes.axis import Axis, Mask, atoms, kept, lock, rival_atoms, signature
+from compressor.structure.axes.axis import Axis, Mask, atoms, join, kept, lock, product, rival_atoms, signature
 from compressor.structure.axes.calls import STRUCTURAL
 from compressor.structure.axes.size_attributes import Choice, exact_attributes
 from compressor.structure.axes.trace import OUTPUT, Trace
@@ -29,11 +29,9 @@ class AxisStructure:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
         self.dims = {name: tuple(axis.root for axis in dims) for name, dims in trace.dims.items()}
         self.choices: dict[str, tuple[Choice, ...]] = {}
+        self._trace, self._modules = trace, dict(model.named_modules(remove_duplicate=False))
         self._attributes = exact_attributes(model, trace)
-        self._sized_by: dict[Axis, list[Choice]] = {}
-        for choice in self._attributes:
-            for atom in dict.fromkeys(atom for atom, _, _ in atoms(choice.axis)):
-                self._sized_by.setdefault(atom, []).append(choice)
+        self._sized_by = self._by_atom()
         self.unreached = tuple(
             name
             for name, module in model.named_modules()
@@ -47,7 +45,6 @@ class AxisStructure:
                         places.setdefault(atom, []).append((name, dim))
         self.places: dict[Coupled, list[tuple[str, int]]] = {}
         self.axes: dict[Coupled, Axis] = {}
-        modules = dict(model.named_modules(remove_duplicate=False))
         names = set[str]()
         for atom, where in places.items():
             if not any((name, dim) in trace.made for name, dim in where):
@@ -60,27 +57,62 @@ class AxisStructure:
                 continue
             if atom.reason is not None and atom.reason.startswith(STRUCTURAL):
                 continue
-            parts = self._parts(atom, where, trace, modules)
-            first = next(part.module for part in parts if part.makes)
-            name, number = first, 2
-            while name in names:
-                name, number = f"{first}#{number}", number + 1
-            names.add(name)
-            group = Coupled(
-                name=name,
-                width=atom.size,
-                parts=parts,
-                makes_output=atom.reason == OUTPUT,
-                opaque=False,
-                kind=atom.role or _kind(parts, modules),
-                locked=atom.reason,
-            )
+            group = self._group(atom, where, names)
+            names.add(group.name)
             self.places[group], self.axes[group] = where, atom
+
+    def _group(self, atom: Axis, where: list[tuple[str, int]], names: set[str]) -> Coupled:
+        """The group of `atom`, which occurs at the tensor dimensions `where`, under a name that is not in `names`."""
+        parts = self._parts(atom, where)
+        first = next(part.module for part in parts if part.makes)
+        name, number = first, 2
+        while name in names:
+            name, number = f"{first}#{number}", number + 1
+        return Coupled(
+            name=name,
+            width=atom.size,
+            parts=parts,
+            makes_output=atom.reason == OUTPUT,
+            opaque=False,
+            kind=atom.role or _kind(parts, self._modules),
+            locked=atom.reason,
+        )
 
     @property
     def groups(self) -> tuple[Coupled, ...]:
         """Every group, in the order of the tensors."""
         return tuple(self.places)
+
+    def link(self, groups: Sequence[Coupled], steps: int) -> Coupled:
+        """One group of `steps` (> 1, a divisor of every width) indices in the place of `groups`.
+
+        Each of its indices is as many neighbouring ones of every group as keep the proportions of their widths.
+        """
+        unit = Axis(steps)
+        for group in groups:
+            join(self.axes[group], product([unit, Axis(group.width // steps, "it counts what goes together")]))
+        self.dims = {name: tuple(axis.root for axis in dims) for name, dims in self.dims.items()}
+        self._sized_by = self._by_atom()
+        gone = {place for group in groups for place in self.places[group]}
+        where = [(name, dim) for name, dims in self.dims.items() for dim in range(len(dims)) if (name, dim) in gone]
+        linked = self._group(unit.root, where, {group.name for group in self.places if group not in groups})
+        for group in groups:
+            self.choices.pop(group.name, None)
+        places, axes = self.places, self.axes
+        self.places, self.axes = {}, {}
+        for group in places:
+            if group is groups[0]:
+                self.places[linked], self.axes[linked] = where, unit.root
+            elif group not in groups:
+                self.places[group], self.axes[group] = places[group], axes[group]
+        return linked
+
+    def _by_atom(self) -> dict[Axis, list[Choice]]:
+        found: dict[Axis, list[Choice]] = {}
+        for choice in self._attributes:
+            for atom in dict.fromkeys(atom for atom, _, _ in atoms(choice.axis)):
+                found.setdefault(atom, []).append(choice)
+        return found
 
     def replace(self, old: Coupled, new: Coupled) -> None:
         """Puts `new`, which differs in its lock, in the place of `old`."""
@@ -166,9 +198,8 @@ class AxisStructure:
                     indices.setdefault(name, {})[dim] = left[axis]
         return Sizes(shapes=self.shapes, kept=indices, attributes={})
 
-    def _parts(
-        self, atom: Axis, where: Iterable[tuple[str, int]], trace: Trace, modules: dict[str, nn.Module]
-    ) -> tuple[Part, ...]:
+    def _parts(self, atom: Axis, where: Iterable[tuple[str, int]]) -> tuple[Part, ...]:
+        trace = self._trace
         makers = {name.rpartition(".")[0] for name, _ in trace.made}
         # A matrix and the vectors of the same rows are one side; a second matrix (of a recurrent layer) is another.
         sides: dict[tuple[str, object, bool, str], list[tuple[str, int]]] = {}
@@ -195,7 +226,7 @@ class AxisStructure:
                     indices=lines[key][0],
                     channels=lines[key][1],
                     makes=makes and any(len(self.shapes[name]) > 1 for name, _ in tensors),
-                    is_norm=isinstance(modules.get(module), _NORMS),
+                    is_norm=isinstance(self._modules.get(module), _NORMS),
                 )
             )
         return tuple(parts)
