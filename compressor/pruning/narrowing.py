@@ -48,8 +48,19 @@ def reason_to_lock(group: Coupled, model: nn.Module, *, ignore: tuple[str, ...],
         if isinstance(module, nn.GroupNorm) and 1 < module.num_groups < module.num_channels:
             return f"the groups of {name} would hold other channels"
     if group.width <= align:
-        return f"width {group.width} is not above the aligned minimum {align}"
+        return too_narrow(group.width, align)
     return None
+
+
+def too_narrow(width: int, align: int) -> str:
+    """Why nothing of `width` channels may go where widths are multiples of `align`."""
+    return "one channel has to stay" if align == 1 else f"width {width} is not above the aligned minimum {align}"
+
+
+def one_of(ways: Mapping[str, bool]) -> str:
+    """The ways out that help in the case at hand, as a phrase: "raise remove, set align=1 or quantize instead"."""
+    helpful = [way for way, helps in ways.items() if helps]
+    return " or ".join([", ".join(helpful[:-1]), helpful[-1]] if len(helpful) > 1 else helpful)
 
 
 def multiple_of(group: Coupled, align: int | None, channel_multiple: int) -> int:

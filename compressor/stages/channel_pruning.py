@@ -25,8 +25,10 @@ from compressor.pruning.narrowing import (
     Gone,
     gone_channels,
     multiple_of,
+    one_of,
     reason_to_lock,
     survivors,
+    too_narrow,
     why,
 )
 from compressor.pruning.ranking.criteria import Taylor
@@ -133,7 +135,13 @@ class PruneChannels:
                     error,
                     least="everything narrowed that may be",
                     locked=narrowing.book.reasons(),
-                    way_out="raise the target, set a smaller align, or let ShrinkStructure drop blocks too",
+                    way_out=one_of(
+                        {
+                            "raise the target": True,
+                            "set a smaller align": narrowing.book.is_coarse(),
+                            "let ShrinkStructure drop blocks too": True,
+                        }
+                    ),
                 ) from error
             return Proposal(
                 entries=entries,
@@ -156,10 +164,17 @@ class PruneChannels:
         free = ", ".join(f"{name} ({width})" for name, width in book.before.items() if name not in book.locked)
         asked = f"remove={self.remove}" if self.target is None else f"target={self.target!r}"
         rounded = f"; {asked} with align={self._align(context)} rounds to no channel of {free}" if free else ""
-        return (
-            f"no channel of {type(model).__name__} can be removed{': ' + reasons if reasons else ''}{rounded}; "
-            "raise remove, set align=1 or drop blocks instead"
+        way_out = one_of(
+            {
+                "raise remove": bool(free) and self.target is None,
+                "lower the target": bool(free) and self.target is not None,
+                "set align=1": book.is_coarse(),
+                "ignore fewer layers": any(reason.startswith("ignored by") for reason in book.locked.values()),
+                "drop blocks or quantize instead": True,
+            }
         )
+        refused = f"no channel of {type(model).__name__} can be removed{': ' + reasons if reasons else ''}{rounded}"
+        return f"{refused}; {way_out}"
 
 
 class _Narrowing:
@@ -194,6 +209,7 @@ class _Narrowing:
             if group.name in book.before:
                 continue
             book.before[group.name] = book.now[group.name] = group.width
+            book.aligns[group.name] = self.align(group)
             reason = reason_to_lock(group, self.model, ignore=stage.ignore, align=self.align(group))
             if reason is None and bool(torch.isnan(self.scores[group.name]).all()):
                 reason = unranked(stage.criterion)
@@ -282,12 +298,20 @@ class _Book:
     before: dict[str, int] = field(default_factory=dict)
     now: dict[str, int] = field(default_factory=dict)
     locked: dict[str, str] = field(default_factory=dict)
+    aligns: dict[str, int] = field(default_factory=dict)
     settled: bool = False
+
+    def is_coarse(self) -> bool:
+        """Whether more could go if widths were not multiples of anything."""
+        return any(
+            align > 1 and self.locked.get(name) in {None, too_narrow(self.before[name], align)}
+            for name, align in self.aligns.items()
+        )
 
     def forget(self, names: set[str]) -> None:
         """Drops what is noted of the groups of these names."""
         for name in names:
-            for notes in (self.before, self.now, self.locked):
+            for notes in (self.before, self.now, self.locked, self.aligns):
                 notes.pop(name, None)
 
     def settle(self, narrowing: _Narrowing) -> None:

@@ -17,6 +17,7 @@ from compressor.checks import check_count, check_fraction, check_globs
 from compressor.errors import StageError
 from compressor.notes import structure as notes
 from compressor.pruning.choice.loss_probe import loss_increases
+from compressor.pruning.narrowing import one_of
 from compressor.pruning.ranking.scope import Global, PerGroup
 from compressor.stage import Context, Effect
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
@@ -116,10 +117,10 @@ class DropBlocks:
         quota = {group: drop_count(count, self.remove) for group, count in groups.items()}
         if sum(quota.values()) == 0:
             reasons = "".join(f"; {name} is locked: {reason}" for name, reason in locked.items())
-            raise StageError(
-                f"remove={self.remove} of {groups or 'no droppable block'} rounds to no block{reasons}; raise remove"
-                " or use scope=Global()"
-            )
+            if not groups:
+                raise StageError(f"no block of the model can be dropped{reasons}; prune channels or quantize instead")
+            way_out = one_of({"raise remove": True, "use scope=Global()": len(groups) > 1})
+            raise StageError(f"remove={self.remove} of {groups} rounds to no block{reasons}; {way_out}")
         return quota
 
     def _group(self, block: Block) -> str:

@@ -26,8 +26,10 @@ from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.narrowing import (
     gone_channels,
     multiple_of,
+    one_of,
     reason_to_lock,
     survivors,
+    too_narrow,
     why,
 )
 from compressor.pruning.ranking.criteria import Taylor
@@ -118,6 +120,7 @@ class _Search:
             )
             for group in self.graph.groups
         }
+        self.aligned = {group.name: (group.width, align[group.name]) for group in self.graph.groups}
         for group in self.graph.groups:
             reason = reason_to_lock(group, model, ignore=stage.ignore, align=align[group.name])
             if reason is None and bool(torch.isnan(self.scores[group.name]).all()):
@@ -231,7 +234,15 @@ class _Search:
                 error,
                 least="everything gone that may go",
                 locked=self._reasons(),
-                way_out="raise the target, or set a smaller align",
+                way_out=one_of(
+                    {
+                        "raise the target": True,
+                        "set a smaller align": any(
+                            align > 1 and self.locked.get(name) in {None, too_narrow(width, align)}
+                            for name, (width, align) in self.aligned.items()
+                        ),
+                    }
+                ),
             ) from error
         self.state = self.losses.whole | chosen.state
         self.predicted = chosen.cost

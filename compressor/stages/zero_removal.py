@@ -16,7 +16,7 @@ from compressor.errors import StageError
 from compressor.notes.structure import ChannelsRemoved, FoldedConstants, Group, Groups, LockedLayer, LockedLayers
 from compressor.pruning.channel_slices import removal_lock
 from compressor.pruning.constant_channels import ZeroChannels, fold_, hindrance, read_inputs, zero_channels_
-from compressor.pruning.narrowing import Gone, multiple_of, survivors, why
+from compressor.pruning.narrowing import Gone, multiple_of, one_of, survivors, too_narrow, why
 from compressor.pruning.ranking.importance import aligned_width
 from compressor.stage import Context, Effect
 from compressor.structure.couplings import Coupled
@@ -66,10 +66,25 @@ class RemoveZeroChannels:
         if done is None:
             zeros = sum(len(zero.silent) + len(zero.unread) for zero in search.zeros.values())
             reasons = "; ".join(f"{name}: {reason}" for name, reason in search.locked)
+            way_out = one_of(
+                {
+                    "train with sparse_training first or with a larger strength": True,
+                    "raise threshold": True,
+                    "ignore fewer layers": any(reason.startswith("ignored by") for _, reason in search.locked),
+                    "set align=1": any(
+                        align > 1
+                        and (
+                            bool(group in search.zeros and zeros)
+                            or (group.name, too_narrow(group.width, align)) in search.locked
+                        )
+                        for group, align in aligns.items()
+                    ),
+                }
+            )
             raise StageError(
                 f"{zeros} channels of {type(model).__name__} are zero (at most {self.threshold:g}), and none can go "
                 f"with widths that are multiples of {self.align or multiple}{': ' + reasons if reasons else ''}; "
-                "train with sparse_training first or with a larger strength, raise threshold, or set align=1"
+                f"{way_out}"
             )
         context.plan.extend(done.entries)
         return done.model.train(model.training)

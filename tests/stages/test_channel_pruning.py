@@ -410,6 +410,35 @@ def test_nothing_to_prune_is_an_error_with_the_reasons() -> None:
         prune(PruneChannels(remove=0.1, align=2), mlp(), workload_of(mlp(), torch.eye(4)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "helpful", "useless"),
+    [
+        ({"remove": 0.1, "align": 1}, ["raise remove", "quantize"], ["align", "ignore fewer"]),
+        ({"remove": 0.1, "align": 2}, ["raise remove", "set align=1"], ["ignore fewer"]),
+        ({"remove": 0.9, "align": 4}, ["set align=1"], ["raise remove", "ignore fewer"]),
+        ({"remove": 0.9, "align": 1, "ignore": ("0",)}, ["ignore fewer layers"], ["raise remove", "align"]),
+        ({"remove": 0.9, "align": 4, "ignore": ("0",)}, ["ignore fewer layers"], ["raise remove", "set align"]),
+    ],
+)
+def test_advice_helps_in_the_very_case(settings, helpful: list[str], useless: list[str]) -> None:
+    """What would change nothing is not said: align where it is 1 or not what locks, remove where nothing is free."""
+    with pytest.raises(StageError) as refused:
+        prune(PruneChannels(criterion=L1(), **settings), mlp(), workload_of(mlp(), torch.eye(4)))
+    advice = str(refused.value).rpartition("; ")[2]
+    assert all(text in advice for text in helpful)
+    assert not any(text in advice for text in useless)
+
+
+@pytest.mark.parametrize("align", [1, 2])
+def test_a_target_out_of_reach_speaks_of_align_where_it_rounds(align: int) -> None:
+    """With widths of any size a smaller align is no way out."""
+    with pytest.raises(StageError, match="cannot be reached") as refused:
+        prune(
+            PruneChannels(target=Parameters(0.05), criterion=L1(), align=align), mlp(), workload_of(mlp(), torch.eye(4))
+        )
+    assert ("set a smaller align" in str(refused.value)) == (align > 1)
+
+
 def test_the_workload_is_left_alone() -> None:
     """Neither the reference model nor its parameters' flags change."""
     workload = make_workload(TinyResNet().eval())

@@ -262,8 +262,12 @@ def test_nothing_to_drop_is_an_error_that_says_what_came_close(tiny_workload: Wo
     """No match, no block and too small a fraction each raise StageError with what was looked for."""
     with pytest.raises(StageError, match=r"no droppable block among layer2.0: .*layer2.0 maps \(2, 16, 8, 8\) to"):
         drop(DropBlocks(remove=0.5, blocks=("layer2.0",)), tiny_workload)
-    with pytest.raises(StageError, match=r"remove=0.1 of .*rounds to no block"):
+    with pytest.raises(
+        StageError, match=r"remove=0.1 of .*rounds to no block.*; raise remove or use scope=Global\(\)$"
+    ):
         drop(DropBlocks(remove=0.1), tiny_workload)
+    with pytest.raises(StageError, match=r"remove=0.1 of .*rounds to no block.*; raise remove$"):
+        drop(DropBlocks(remove=0.1, scope=Global()), tiny_workload)
 
 
 @pytest.mark.parametrize(
