@@ -10,11 +10,29 @@ from compressor.texts import bounded, plain
 class CompressorError(Exception):
     """What the package explains itself, as opposed to a fault in it.
 
-    Its message often quotes another library's: colours of a terminal and pages beyond the first are left out.
+    Its message often quotes another library's: colours of a terminal and pages beyond the first are left out. Of what a
+    run raises, `stage` is the name of the stage that it arose in and `stage_number` its place, 1 for the first and 0
+    for the reference; `layer` says, where it can be known, in which module and on which line of the user's code. What
+    somebody else's code raised is the `__cause__`.
     """
+
+    stage: str | None = None
+    stage_number: int | None = None
+    layer: str | None = None
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(bounded(plain(part)) if isinstance(part, str) else part for part in args))
+
+    @property
+    def sentence(self) -> str:
+        """What was wanted, what was got and the way out, without the place."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        number = f"stage {self.stage_number}, " if self.stage_number else ""
+        parts = [f"{number}{self.stage}" if self.stage else "", f"in {self.layer}" if self.layer else ""]
+        place = ", ".join(part for part in parts if part)
+        return f"{place}: {self.sentence}" if place else self.sentence
 
 
 class WrongUseError(CompressorError):
@@ -34,7 +52,10 @@ class WorkloadError(WrongUseError, ValueError):
 
 
 class StageError(CompressorError, RuntimeError):
-    """A stage that could not do its work: nothing to compress, or nothing that the model survives."""
+    """A stage that could not do its work: nothing to compress, nothing that the model survives, or a fault in its way.
+
+    Whatever a stage, the user's code or a library raises inside a pipeline becomes one, with the cause chained.
+    """
 
 
 class BudgetError(CompressorError, ValueError):

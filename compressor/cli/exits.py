@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from compressor.errors import CompressorError, WrongUseError
+from compressor.errors import CompressorError, StageError, WrongUseError
 
 FAILED, WRONG_USE, BUDGET_NOT_MET = 1, 2, 3
 
@@ -48,7 +48,9 @@ def reported(*, verbose: bool) -> Iterator[None]:
 
             traceback.print_exc()
         code = WRONG_USE if isinstance(error, WrongUseError) else FAILED
-        expected = isinstance(error, CompressorError | OSError)
+        # What somebody's code raised inside a stage is worth a look at where.
+        foreign = isinstance(error, StageError) and not isinstance(error.__cause__, CompressorError | None)
+        expected = isinstance(error, CompressorError | OSError) and not foreign
         hint = "" if verbose or expected else " (run again with -v for the traceback)"
         typer.secho(f"error: {_text(error)}{hint}", err=True, fg="red")
         raise typer.Exit(code) from None

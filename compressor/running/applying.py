@@ -6,14 +6,16 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.export import Exported, export_onnx
 from compressor.measuring.measure import Measurement, measure, speedup_over
 from compressor.measuring.scores import FileScores
 from compressor.notes import running as notes
+from compressor.running.failures import explained
 from compressor.running.folder import Outcome, RunFolder, State
 from compressor.stage import Context, Stage, stage_name, stage_parameters
 from compressor.target import Target
@@ -67,8 +69,9 @@ def reference_state(job: Job, key: str) -> State:
 def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State, decides: bool) -> State:
     """What `stage`, the one at `index`, makes of `base`.
 
-    `decides` says whether its speed-up over `base` decides on keeping it, and is worth timing for longer. Raises what
-    the stage raises, StageError where it has nothing to do, and ExportError.
+    `decides` says whether its speed-up over `base` decides on keeping it, and is worth timing for longer. Raises
+    CompressorError, with the stage named, whatever goes wrong while it is applied, exported, measured and stored:
+    StageError where it has nothing to do or somebody's code fails, ExportError, StorageError.
     """
     name, seed = stage_name(stage), job.seed + 1000 * (index + 1)
     folder = job.folder.stage(index + 1, name)
@@ -77,13 +80,23 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
     if found is not None:
         job.say("  finished earlier, taken from disk")
         return found
-    started = time.perf_counter()
     context = Context(
         seed=seed, target=job.target, folder=folder / "snapshots", progress=job.progress, details={}, plan=[]
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with explained(name, index + 1):
+        state = _made(job, stage, base, reference=reference, context=context, key=key, decides=decides)
+        job.folder.save(folder, state)
+    return state
+
+
+def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Context, key: str, decides: bool) -> State:
+    started = time.perf_counter()
+    # Whatever a stage leaves behind of random state and gradient mode ends with it.
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(context.seed)
         model = stage.apply(deepcopy(base.model), job.workload, context)
+    if not isinstance(model, nn.Module):
+        raise StageError(f"apply must give the model to go on with, got {type(model).__name__}; end it with its return")
     model.eval()
     exported = export_onnx(model, job.workload)
     seconds = time.perf_counter() - started
@@ -92,7 +105,7 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
         base.onnx_bytes,
         example_inputs=job.workload.example_inputs,
         target=job.target,
-        seed=seed,
+        seed=context.seed,
         decides=decides,
     )
     context.tell(_told(exported))
@@ -105,9 +118,7 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
         details=context.details,
         plan=context.plan,
     )
-    state = State(model=model, onnx_bytes=exported.onnx_bytes, plan=base.plan + context.plan, key=key, outcome=outcome)
-    job.folder.save(folder, state)
-    return state
+    return State(model=model, onnx_bytes=exported.onnx_bytes, plan=base.plan + context.plan, key=key, outcome=outcome)
 
 
 def _measured(job: Job, onnx_bytes: bytes, reference: bytes, rows: Tensor) -> Measurement:

@@ -99,11 +99,12 @@ def compare(
     folder = Path(out)
     reports: dict[str, Report] = {}
     failures: dict[str, str] = {}
+    # An order of stages that cannot work is refused before any recipe has taken hours.
+    pipelines = {name: Pipeline.from_recipe(plan) if isinstance(plan, Recipe) else plan for name, plan in plans.items()}
     for name, plan in plans.items():
-        pipeline = Pipeline.from_recipe(plan) if isinstance(plan, Recipe) else plan
         own_seed = plan.seed if isinstance(plan, Recipe) else 0
         try:
-            result = pipeline.run(
+            result = pipelines[name].run(
                 workload,
                 target=target,
                 out=folder / name,

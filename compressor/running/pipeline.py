@@ -11,6 +11,7 @@ import yaml
 from compressor.budget import Budget
 from compressor.measuring.scores import FileScores
 from compressor.running.applying import Job
+from compressor.running.failures import explained
 from compressor.running.folder import RunFolder
 from compressor.running.order import doubtful_orders, refuse_for_files, refuse_impossible_orders
 from compressor.running.preflight import check_workload
@@ -72,9 +73,10 @@ class Pipeline:
         """Compresses `workload.model` (which stays as it is) and writes model.onnx and the report to the folder `out`.
 
         `out` defaults to a new temporary folder. A run that was killed goes on when called again with the same `out`.
-        Raises WorkloadError for a workload that cannot work (an ONNX file where a stage needs layers), RunFolderError
-        where `out` holds another run, and, without a budget, StageError or ExportError where a stage cannot do its
-        work; with one, that stage is rolled back.
+        Raises CompressorError alone: WorkloadError for a workload that cannot work (an ONNX file where a stage needs
+        layers), RunFolderError where `out` holds another run, and, without a budget, StageError or ExportError, which
+        name the stage, where a stage cannot do its work or a stage, the workload's code or a library raises anything;
+        with a budget, that stage is rolled back, the report says why, and the next one is applied.
         """
         check_workload(workload)
         if isinstance(workload.model, OnnxModule):
@@ -88,7 +90,7 @@ class Pipeline:
             scores=FileScores(workload, seed=seed),
             progress=progress,
         )
-        with folder.locked():
+        with folder.locked(), explained():
             return run_stages(
                 job,
                 self.stages,

@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from compressor.budget import Budget, unmet_goals
-from compressor.errors import ExportError, StageError
+from compressor.budget import Budget, Verdict, unmet_goals
+from compressor.errors import CompressorError
 from compressor.machine import environment
 from compressor.notes.running import VersusBase
 from compressor.notes.structure import Scores
 from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
 from compressor.running.applying import Job, applied, reference_state
+from compressor.running.failures import ends_the_run, explained, reason
 from compressor.running.folder import State, fingerprint_data, fingerprint_model, versions
 from compressor.running.judging import after_gain, decides_by_gain, doubts_about_validation, gain, judge_segment
 from compressor.running.order import segments
@@ -55,22 +56,27 @@ def run_stages(
     warnings: Sequence[str],
     accept_changes: bool,
 ) -> Result:
-    """Runs what is not finished on disk and writes the result there. Raises RunFolderError where another run is."""
+    """Runs what is not finished on disk and writes the result there.
+
+    Raises CompressorError whatever goes wrong: RunFolderError where another run is, and, without a budget, with the
+    stage named, what a stage, the user's code or a library raises; with a budget that stage is rolled back.
+    """
     asked = _asked(job, stages, budget)
     job.folder.begin(asked, accept_changes=accept_changes)
     given = {key: asked[key] for key in ("target", "model", "data", "versions")}
-    reference = reference_state(job, sha256(repr(sorted(given.items())).encode()))
-    run = Run(job=job, stages=tuple(stages), budget=budget, reference=reference, trainable=reference)
-    run.warnings += [*warnings, *doubts_about_validation(reference, job.scores)]
-    run.record(
-        Step(
-            **reference.outcome.shared(),
-            stage="reference",
-            kept=True,
-            reason="what the stages are compared with",
-            validation={"score": vars(job.scores.score(reference.onnx_bytes, "validation")), "drop": None},
+    with explained("reference", 0):
+        reference = reference_state(job, sha256(repr(sorted(given.items())).encode()))
+        run = Run(job=job, stages=tuple(stages), budget=budget, reference=reference, trainable=reference)
+        run.warnings += [*warnings, *doubts_about_validation(reference, job.scores)]
+        run.record(
+            Step(
+                **reference.outcome.shared(),
+                stage="reference",
+                kept=True,
+                reason="what the stages are compared with",
+                validation={"score": vars(job.scores.score(reference.onnx_bytes, "validation")), "drop": None},
+            )
         )
-    )
     return run.finish(run.go(), recipe)
 
 
@@ -124,14 +130,15 @@ class Run:
             decides = decides_by_gain(self.budget, stage)
             try:
                 new = applied(self.job, index, stage, state, reference=self.reference, decides=decides)
-            except (StageError, ExportError) as error:
-                if self.budget is None:
+                with explained(stage_name(stage), index + 1):
+                    step = self._step(stage, state, new)
+            except CompressorError as error:
+                if self.budget is None or ends_the_run(error):
                     raise
-                self._skip(stage, f"could not be applied: {error}")
+                self._skip(stage, f"could not be applied: {reason(error)}")
                 if stage.effect is Effect.STRUCTURE:
                     removed.append(stage_name(stage))
                 continue
-            step = self._step(stage, state, new)
             self.record(step)
             if step.kept:
                 state = new
@@ -144,19 +151,26 @@ class Run:
     def _judge(self, indices: list[int], entry: State, state: State, budget: Budget) -> State:
         """Judges the accuracy of a whole segment and notes the verdict in every step of it that still stands."""
         standing = [index for index in indices if self.steps[index + 1].kept]
-        verdict = judge_segment(
-            [self.stages[index] for index in standing],
-            entry,
-            state,
-            reference=self.reference,
-            budget=budget,
-            scores=self.job.scores,
-        )
+        last = standing[-1]
+        try:
+            with explained(stage_name(self.stages[last]), last + 1):
+                verdict = judge_segment(
+                    [self.stages[index] for index in standing],
+                    entry,
+                    state,
+                    reference=self.reference,
+                    budget=budget,
+                    scores=self.job.scores,
+                )
+        except CompressorError as error:
+            if ends_the_run(error):
+                raise
+            verdict = Verdict(keep=False, reason=f"could not be judged: {reason(error)}")
         if verdict.keep:
             # The drop is the segment's, and stands where the segment ends.
-            last = self.steps[standing[-1] + 1]
-            reason = "; ".join(part for part in (last.reason, verdict.reason) if part)
-            self.steps[standing[-1] + 1] = replace(last, reason=reason)
+            step = self.steps[last + 1]
+            both = "; ".join(part for part in (step.reason, verdict.reason) if part)
+            self.steps[last + 1] = replace(step, reason=both)
             return state
         for index in standing:
             self.steps[index + 1] = replace(self.steps[index + 1], kept=False, reason=f"rolled back: {verdict.reason}")

@@ -1,7 +1,8 @@
-"""Lines of a model's own source code: where its layers are called, and where an error arose."""
+"""Lines of a model's own source code: where its layers are called, and where and in which layer an error arose."""
 
 import re
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import CodeType, FrameType
@@ -16,6 +17,13 @@ _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = Path(__file__).parent.parent
 # A ready workload's model is a model as any other.
 _MODELS = str(_PACKAGE / "workloads")
+# Every call of a module passes it, and only its frame knows which module that is.
+_CALL = nn.Module._call_impl.__code__  # noqa: SLF001 - there is no public name
+_INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
+_LIBRARY = str(Path(sysconfig.get_path("stdlib")))
+# What the package stands on: a line there says nothing about the user's code.
+_TOOLS = {"numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "safetensors", "scipy", "sklearn", "torch_pruning"}
+_TOOLS |= {"python", "torch", "tqdm"}
 
 
 def short_path(path: Path) -> str:
@@ -57,9 +65,32 @@ def call_lines(model: nn.Module, inputs: Inputs) -> dict[str, str]:
 
 
 def error_line(error: BaseException) -> str | None:
-    """The innermost `file:line` of the model's own code that `error` came through, None where there is none."""
+    """The innermost `file:line` of the user's code that `error` came through, None where there is none.
+
+    Code of installed packages (a model's, a stage's) is the user's where none of the user's own is below it; that of
+    the libraries that the package itself stands on is not.
+    """
     own = [(frame.f_code, number) for frame, number in traceback.walk_tb(error.__traceback__) if _is_own(frame.f_code)]
-    return _shown(*own[-1]) if own else None
+    theirs = [entry for entry in own if _package_of(entry[0]) not in _TOOLS]
+    written = [entry for entry in theirs if _package_of(entry[0]) is None]
+    return _shown(*(written or theirs)[-1]) if theirs else None
+
+
+def error_module(error: BaseException) -> str | None:
+    """The innermost module that `error` came through, as `'path.in.the.model' (Type)`, None where there is none."""
+    called = [
+        module
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code is _CALL and isinstance(module := frame.f_locals.get("self"), nn.Module)
+    ]
+    # What the package wraps around a model is no place in it.
+    while called and type(called[0]).__module__.startswith(f"{_PACKAGE.name}."):
+        del called[0]
+    if not called:
+        return None
+    kind = type(called[-1]).__name__
+    path = next((path for path, module in called[0].named_modules() if module is called[-1]), "")
+    return f"{path!r} ({kind})" if path else kind
 
 
 def _calling_line(frame: FrameType | None) -> str | None:
@@ -71,6 +102,14 @@ def _calling_line(frame: FrameType | None) -> str | None:
             return None
         frame = frame.f_back
     return None
+
+
+def _package_of(code: CodeType) -> str | None:
+    """The installed package that `code` is of, "python" for its own library; None for code that is not installed."""
+    installed = _INSTALLED.search(code.co_filename)
+    if installed:
+        return installed[1].removesuffix(".py")
+    return "python" if code.co_filename.startswith(_LIBRARY) else None
 
 
 def _is_own(code: CodeType) -> bool:

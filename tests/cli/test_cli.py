@@ -192,6 +192,16 @@ def test_an_unexpected_error_points_to_the_traceback(folder: Path, fake_run) -> 
     assert call(*RUN) == (1, "", "error: KeyError: 'weights' (run again with -v for the traceback)\n")
 
 
+def test_what_a_users_code_raised_in_a_stage_is_a_sentence_that_points_to_the_traceback(folder: Path, fake_run) -> None:
+    """The stage is named; the traceback, the user's own error included, is there for who asks."""
+    fake_run.error = StageError("KeyError: 'weights'; leave the stage out")
+    fake_run.error.stage, fake_run.error.stage_number = "distill", 2
+    fake_run.error.__cause__ = KeyError("weights")
+    told = "error: stage 2, distill: KeyError: 'weights'; leave the stage out (run again with -v for the traceback)\n"
+    assert call(*RUN) == (1, "", told)
+    assert "direct cause of the following exception" in call(*RUN, "-v")[2]
+
+
 def test_disk_errors_name_the_file(folder: Path, fake_run) -> None:
     """A full disk or a folder that cannot be written is told with its name."""
     fake_run.error = OSError(28, "No space left on device", "runs/a/model.onnx")

@@ -199,6 +199,15 @@ def test_what_is_refused_before_any_work(tiny_workload, tmp_path, fake_run) -> N
     assert fake_run.asked == {}
 
 
+def test_an_impossible_order_is_refused_before_the_first_recipe_has_run(tiny_workload, tmp_path, fake_run) -> None:
+    """Hours of the recipes before it would be lost: no comparison was written yet."""
+    fake_run.ends = {"a": report_of(measured(0.9, 0.5, 500, 2.0))}
+    wrong = Recipe(name="b", stages=(Quantize(), FineTune(epochs=1)))
+    with pytest.raises(ValueError, match="quantize"):
+        compare([named("a"), wrong], tiny_workload, out=tmp_path)
+    assert fake_run.asked == {}
+
+
 def test_printing(tiny_workload, tmp_path, fake_run, capsys) -> None:
     """The table in the terminal names every recipe."""
     fake_run.ends = {"mine": report_of(measured(0.9, 0.5, 500, 2.0))}
