@@ -20,8 +20,9 @@ from compressor.metrics import Metric
 from compressor.stage import Context
 from compressor.storage import write_json
 from compressor.target import Target
+from compressor.training.agreement import choose
 from compressor.training.loop import train
-from compressor.training.precision import Form
+from compressor.training.precision import AutoPrecision
 from compressor.workload import Workload
 from compressor.workloads.residual import ResNet
 
@@ -100,7 +101,7 @@ def main() -> None:
         }
         for key in ("plain", "ours", "ratio")
     }
-    form = Form.of(workload.model)
+    form = choose(workload.model, workload, AutoPrecision(), seed=0).form
     print("\n|                  | median |   low |  high |\n|------------------|--------|-------|-------|")
     for key, unit in (("plain", "images/s"), ("ours", "images/s"), ("ratio", "")):
         values = summary[key]

@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REFERENCES)
     arguments = parser.parse_args()
     workload = mobilenetv2(arguments.out, epochs=arguments.epochs)
-    from compressor.training.loop import validation_score
     from compressor.training.precision import Form
+    from compressor.training.validation import validation_score
 
     score = validation_score(workload.model, workload, Form.of(workload.model))
     print(f"{workload.name}: validation accuracy {score:.4f}, kept in {arguments.out / workload.name}")

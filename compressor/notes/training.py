@@ -26,6 +26,27 @@ class Epochs(Note):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """How one training went: in which number format its inner layers were computed and why.
+
+    `signal_to_noise_db` is how well a batch agreed in bfloat16, where that was compared: the variance of the outputs
+    over the rounding's squared error.
+    """
+
+    training: str = ""
+    inner_layers: str = ""
+    why: str = ""
+    signal_to_noise_db: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainings(Note):
+    """All trainings of a stage in order: one, or those between its pruning steps."""
+
+    trainings: tuple[Training, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Teaching(Note):
     """The class of the teacher, where it may be another than the original, and what came of remembering its outputs."""
 

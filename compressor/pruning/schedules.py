@@ -1,9 +1,13 @@
-"""How pruning spreads over time: which share of what is to go has gone after each step, with training between."""
+"""How pruning spreads over time: which share of what is to go has gone after each step, with training between.
 
-from dataclasses import dataclass
+`precision` says what the inner layers are computed in during that training; outputs, loss and score are float32.
+"""
+
+from dataclasses import dataclass, field
 
 from compressor.checks import check_count
 from compressor.training.optimization import check_schedule
+from compressor.training.precision import AutoPrecision, BFloat16, Float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,7 @@ class Linear:
     steps: int = 3
     epochs: int = 1
     learning_rate: float = 0.01
+    precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
 
     def __post_init__(self) -> None:
         _check(self.steps, self.epochs, self.learning_rate)
@@ -44,6 +49,7 @@ class Cubic:
     steps: int = 3
     epochs: int = 1
     learning_rate: float = 0.01
+    precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
 
     def __post_init__(self) -> None:
         _check(self.steps, self.epochs, self.learning_rate)
@@ -61,6 +67,7 @@ class Steps:
     fractions: tuple[float, ...]
     epochs: int = 1
     learning_rate: float = 0.01
+    precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
 
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in zip((0.0, *self.fractions), self.fractions, strict=False))

@@ -35,6 +35,7 @@ from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.structure_shrinking import ShrinkStructure
 from compressor.stages.zero_removal import RemoveZeroChannels
+from compressor.training.precision import AutoPrecision, BFloat16, Float32
 
 # The stages and the values that their fields take.
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "AdaRound",
     "Asymmetric",
     "Auto",
+    "AutoPrecision",
+    "BFloat16",
     "BatchNormScale",
     "BiasCorrection",
     "ByFamily",
@@ -62,6 +65,7 @@ __all__ = [
     "Fastest",
     "FineTune",
     "Float16",
+    "Float32",
     "GiveBack",
     "Global",
     "GroupLasso",

@@ -110,6 +110,7 @@ class PruneChannels:
                     epochs=self.schedule.epochs,
                     learning_rate=self.schedule.learning_rate,
                     context=context,
+                    precision=self.schedule.precision,
                     label=f"between pruning steps {step} and {step + 1}",
                 )
         for note in book.notes(self._align(context)):

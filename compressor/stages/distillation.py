@@ -21,9 +21,10 @@ from compressor.checks import check_count, check_fraction, check_not_negative, c
 from compressor.errors import StageError
 from compressor.notes.training import Adapters, Teaching
 from compressor.stage import Context, Effect
-from compressor.training.loop import Position, epochs_note, train
+from compressor.training.loop import Position, train
 from compressor.training.optimization import check_schedule
-from compressor.training.precision import Form, at_least_float32
+from compressor.training.precision import AutoPrecision, BFloat16, Float32, Form, at_least_float32
+from compressor.training.progress import epochs_note
 from compressor.training.replay import kept_modes, replayed
 from compressor.training.snapshots import digest
 from compressor.training.teaching import Teacher, check_shapes, soft_target_loss
@@ -40,6 +41,7 @@ class Distill:
     output and `temperature` (> 0) plays no role. `views` (>= 1) counts the augmented passes over the data that are
     replayed: epoch e sees view e % views. `features` names modules, present in teacher and student, whose outputs are
     to agree, with weight `feature_weight` (>= 0); a linear map learns to fit where widths differ, and is thrown away.
+    `precision` says what the inner layers of student and teacher are computed in; outputs, loss and score are float32.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -53,6 +55,7 @@ class Distill:
     weight_decay: float = 5e-4
     features: tuple[str, ...] = ()
     feature_weight: float = 1.0
+    precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
     teacher: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +73,7 @@ class Distill:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         original = workload.model if self.teacher is None else self.teacher
-        teacher = Teacher(original, remember=not self.features)
+        teacher = Teacher(original, workload, self.precision, seed=context.seed, remember=not self.features)
         with teacher.form.applied(teacher.model):
             taught = _with_hints(self, model, teacher, workload, context) if self.features else model
             form = Form.of(model)
@@ -104,6 +107,7 @@ class Distill:
                 views=self.views,
                 label="distill",
                 identity=f"{self!r} {digest(teacher.model)}",
+                precision=self.precision,
             )
         context.tell(epochs_note(logs, workload.metric))
         context.tell(Teaching(teacher=type(original).__name__, teacher_cache=teacher.summary()))

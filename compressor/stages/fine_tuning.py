@@ -1,13 +1,15 @@
 """Fine-tuning: retraining a compressed model on its own loss, one cycle of the rate and a low-rate tail."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
 
 from compressor.stage import Context, Effect
-from compressor.training.loop import epochs_note, train
+from compressor.training.loop import train
 from compressor.training.optimization import check_schedule
+from compressor.training.precision import AutoPrecision, BFloat16, Float32
+from compressor.training.progress import epochs_note
 from compressor.workload import Workload
 
 
@@ -16,8 +18,9 @@ class FineTune:
     """Trains with the workload's loss and keeps the epoch that is best on validation.
 
     `epochs` (>= 1) of one cycle up to `learning_rate` (> 0; models trained by AdamW take a fiftieth of it), then
-    `tail_epochs` (>= 0) more at a hundredth. `weight_decay` in [0, 1) spares biases and norms. Han et al. 2015,
-    arXiv:1506.02626, sec. 3.3: retraining after pruning starts from the kept weights, at a rate below the original.
+    `tail_epochs` (>= 0) more at a hundredth. `weight_decay` in [0, 1) spares biases and norms. `precision` says what
+    the inner layers are computed in; outputs, loss and score are float32. Han et al. 2015, arXiv:1506.02626, sec. 3.3:
+    retraining after pruning starts from the kept weights, at a rate below the original.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -26,6 +29,7 @@ class FineTune:
     learning_rate: float = 0.01
     tail_epochs: int = 1
     weight_decay: float = 5e-4
+    precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
 
     def __post_init__(self) -> None:
         check_schedule(
@@ -45,6 +49,7 @@ class FineTune:
             tail_epochs=self.tail_epochs,
             weight_decay=self.weight_decay,
             label="fine_tune",
+            precision=self.precision,
         )
         context.tell(epochs_note(logs, workload.metric))
         return model

@@ -34,9 +34,10 @@ from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, M
 from compressor.quantization.settings import IntegerSettings
 from compressor.runtime import OnnxModule, feeds_of, open_session
 from compressor.stage import Context, Effect
-from compressor.training.loop import Position, epochs_note, train
+from compressor.training.loop import Position, train
 from compressor.training.optimization import check_schedule
-from compressor.training.precision import at_least_float32
+from compressor.training.precision import AutoPrecision, BFloat16, Float32, at_least_float32
+from compressor.training.progress import epochs_note
 from compressor.training.snapshots import digest
 from compressor.training.teaching import Teacher, check_shapes, soft_target_loss
 from compressor.workload import Workload, first_batches, predict
@@ -61,7 +62,8 @@ class QuantizationAwareTraining:
     stay zero, and those it made equal stay equal. In the default `form` convolutions and what is near them take
     calibrated ranges; transformers, LSTMs, GRUs and RNNs are trained with the ranges that a run finds, `Static()` gives
     transformers calibrated ones, and `WeightOnly()` trains weights of few bits, per channel or per block, under float
-    arithmetic. Ranges found at run time are those of a whole batch, in training as in the file.
+    arithmetic. Ranges found at run time are those of a whole batch, in training as in the file. The graph is trained in
+    float32, in which its integers are exact; `precision` is the teacher's.
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
@@ -75,6 +77,7 @@ class QuantizationAwareTraining:
     soft_weight: float = 0.9
     form: ByFamily | Static | Dynamic | WeightOnly = field(default_factory=ByFamily)
     skip: tuple[str, ...] = ()
+    precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
 
     def __post_init__(self) -> None:
         check_schedule(epochs=self.epochs, learning_rate=self.learning_rate, tail_epochs=0, weight_decay=0.0)
@@ -102,7 +105,7 @@ class QuantizationAwareTraining:
             static=prepared.static,
             example=workload.example_inputs,
         )
-        teacher = Teacher(workload.model, remember=True)
+        teacher = Teacher(workload.model, workload, self.precision, seed=context.seed, remember=True)
 
         def objective(student: nn.Module, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:
             outputs = at_least_float32(predict(student, inputs))
@@ -125,6 +128,7 @@ class QuantizationAwareTraining:
                 objective=objective,
                 label="quantization-aware training",
                 identity=f"{self!r} {digest(teacher.model)}",
+                precision=Float32(),
             )
         graph, activations, weights = learner.learned(prepared.graph, prepared.activations)
         # What was trained has other outputs than what it began with: the file is compared with the float graph of the

@@ -8,8 +8,10 @@ from torch import nn
 from compressor.checks import check_globs
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
-from compressor.training.loop import epochs_note, train
+from compressor.training.loop import train
 from compressor.training.optimization import MOMENTUM, check_schedule, peak_rate
+from compressor.training.precision import AutoPrecision, BFloat16, Float32
+from compressor.training.progress import epochs_note
 from compressor.workload import Workload
 
 
@@ -23,6 +25,7 @@ class SparseTraining:
     `learning_rate` (> 0), then `tail_epochs` (>= 0) at a hundredth; `weight_decay` in [0, 1) as in other trainings.
     `layers` are globs of the layers that the penalty acts on. Few epochs need a large strength: over a training, an L1
     penalty takes strength * rate / (1 - momentum), summed over all steps, off a weight that does not matter.
+    `precision` says what the inner layers are computed in; outputs, loss and score are float32.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -34,6 +37,7 @@ class SparseTraining:
     tail_epochs: int = 0
     weight_decay: float = 5e-4
     layers: tuple[str, ...] = ("*",)
+    precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
 
     def __post_init__(self) -> None:
         check_schedule(
@@ -60,6 +64,7 @@ class SparseTraining:
             identity=repr(self),
             after_step=lambda rate: shrinkage.step_(rate * length_per_rate),
             keep_last=True,
+            precision=self.precision,
         )
         context.tell(epochs_note(logs))
         context.tell(shrinkage.zeros())

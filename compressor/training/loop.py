@@ -4,8 +4,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -16,37 +15,19 @@ from tqdm import tqdm
 
 from compressor.batches import Inputs
 from compressor.errors import StageError
-from compressor.metrics import Metric
-from compressor.notes.training import Epoch, Epochs
+from compressor.notes.training import Training, Trainings
 from compressor.stage import Context
+from compressor.training.agreement import Choice, choose
 from compressor.training.optimization import Cycle, check_schedule, optimizer_for, peak_rate
-from compressor.training.precision import Form, at_least_float32
+from compressor.training.precision import AutoPrecision, Form, Precision, at_least_float32
+from compressor.training.progress import EpochLog, Progress, best_epoch
 from compressor.training.replay import kept_modes, kept_randomness, replayed
-from compressor.training.snapshots import (
-    Tensors,
-    capture,
-    digest,
-    optimizer_tensors,
-    read_snapshot,
-    restore_,
-    restore_optimizer_,
-    write_snapshot,
-)
+from compressor.training.snapshots import capture, digest, restore_
+from compressor.training.validation import validation_rows
 from compressor.workload import Workload, batch_size_of, batches_of, predict
 
 MAX_GRADIENT_NORM = 5.0
 MAX_RETRIES = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochLog:
-    """One epoch: mean training loss, validation score, the rate of its last batch, wall time with validation."""
-
-    epoch: int
-    loss: float
-    score: float
-    learning_rate: float
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +49,6 @@ class _DivergedError(Exception):
     pass
 
 
-@dataclass(kw_only=True)
-class _Progress:
-    """What a resumed training needs to know besides the current weights."""
-
-    logs: list[EpochLog]
-    best: Tensors
-    rate_scale: float = 1.0
-    retries: int = 0
-
-
 def train(
     model: nn.Module,
     workload: Workload,
@@ -93,6 +64,7 @@ def train(
     identity: str = "",
     after_step: AfterStep | None = None,
     keep_last: bool = False,
+    precision: Precision = AutoPrecision(),  # noqa: B008 - it is frozen and holds nothing
 ) -> list[EpochLog]:
     """The log of every epoch; `model` is trained in place and left at its best epoch by validation (ties: the later).
 
@@ -103,7 +75,9 @@ def train(
     saved there under `label`, and a killed run goes on to the same bits; `identity` names what else the result depends
     on: a snapshot of another identity is not continued, and why is shown. `after_step` runs after every step, without
     gradients; it must remember nothing, for a resumed training calls it from the middle. With `keep_last` the model is
-    left at its last epoch, for trainings that aim at something that the score does not see.
+    left at its last epoch, for trainings that aim at something that the score does not see. `precision` says what the
+    inner layers are computed in; where that is bfloat16, every epoch begins with a look at whether a batch still agrees
+    in both formats, and goes over to float32 for good where it does not. The report is told.
 
     A loss or gradient that is not finite rolls back to the best epoch and halves the rate, at most twice. Raises
     StageError then, when everything is frozen, and when there is no batch to train on.
@@ -113,7 +87,8 @@ def train(
         raise StageError(
             f"nothing to train: {type(model).__name__} has no parameter with requires_grad; unfreeze what may change"
         )
-    form = Form.of(model)
+    choice = choose(model, workload, precision, seed=context.seed)
+    form = choice.form
     path = None if context.folder is None else context.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}.safetensors"
     total = epochs + tail_epochs
     with kept_randomness(), kept_modes(model), form.applied(model):
@@ -127,12 +102,13 @@ def train(
             "batches": batches,
             "seed": context.seed,
             "identity": identity,
+            "precision": repr(precision),
             "model": digest(model) if path else "",
         }
         optimizer = optimizer_for(model, weight_decay)
-        progress = _Progress(logs=[], best=capture(model))
+        progress = Progress(logs=[], best=capture(model))
         if path is not None:
-            refused = _resume_(path, settings, model, optimizer, progress)
+            refused = progress.resume_(path, settings, model, optimizer)
             if refused and context.progress:
                 tqdm.write(f"  {refused}", file=sys.stderr)
         with tqdm(
@@ -146,7 +122,7 @@ def train(
             loop = _Loop(
                 model=model,
                 workload=workload,
-                form=form,
+                choice=choice,
                 cycle=Cycle(epochs=epochs, batches=batches, peak=peak_rate(model, learning_rate)),
                 objective=objective or _workload_loss(workload, form),
                 seed=context.seed,
@@ -174,43 +150,29 @@ def train(
                 if keep_last or best_epoch(progress.logs, workload.metric) == epoch:
                     progress.best = capture(model)
                 if path is not None:
-                    _save(path, settings, model, optimizer, progress)
+                    progress.save(path, settings, model, optimizer, done=len(progress.logs) == total)
         restore_(model, progress.best)
+    _tell(context, label, choice, progress.gave_up_bfloat16)
     return progress.logs
 
 
-def best_epoch(logs: list[EpochLog], metric: Metric) -> int:
-    """The number of the epoch with the best validation score, the last of equals."""
-    sign = 1 if metric.higher_is_better else -1
-    return max(logs, key=lambda log: (sign * log.score, log.epoch)).epoch
-
-
-def epochs_note(logs: list[EpochLog], metric: Metric | None = None) -> Epochs:
-    """What the report is told of a training that kept the best epoch by `metric`, or the last one without."""
-    best = None if metric is None else best_epoch(logs, metric)
-    return Epochs(epochs=tuple(Epoch(**asdict(log)) for log in logs), best_epoch=best)
-
-
-def validation_score(model: nn.Module, workload: Workload, form: Form) -> float:
-    """The score of `model` on validation data, computed by torch in `form`; NaN if an output is NaN."""
-    rows = []
-    with kept_modes(model), torch.no_grad():
-        model.eval()
-        for inputs, targets in batches_of(workload.validation):
-            outputs = form.predict(model, inputs).cpu()
-            if bool(outputs.isnan().any()):
-                return math.nan
-            rows.append(workload.metric.rows(outputs, targets.cpu()))
-    if not rows:
-        raise StageError("the validation data has no batches, so no epoch can be chosen; give validation data")
-    return workload.metric.aggregate(torch.cat(rows))
+def _tell(context: Context, label: str, choice: Choice, gave_up: str) -> None:
+    decibels = choice.decibels
+    told = Training(
+        training=label,
+        inner_layers="bfloat16" if choice.form.bfloat16 else "float32",
+        why="; ".join(filter(None, [choice.why, gave_up])),
+        signal_to_noise_db=decibels if decibels is not None and math.isfinite(decibels) else None,
+    )
+    before = Trainings.from_json(context.details)
+    context.tell(Trainings(trainings=(*(before.trainings if before else ()), told)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Loop:
     model: nn.Module
     workload: Workload
-    form: Form
+    choice: Choice
     cycle: Cycle
     objective: Objective
     seed: int
@@ -218,12 +180,17 @@ class _Loop:
     bar: Any
     after_step: AfterStep | None
 
-    def epoch_(self, optimizer: torch.optim.Optimizer, progress: _Progress) -> EpochLog:
+    def epoch_(self, optimizer: torch.optim.Optimizer, progress: Progress) -> EpochLog:
         """Trains one epoch and scores it. Raises _DivergedError at the first number that is not finite."""
         started, epoch = perf_counter(), len(progress.logs)
+        if epoch and self._in_bfloat16(progress):
+            found = self.choice.still_agrees(self.model, self.workload, self.seed)
+            if found.objection:
+                progress.gave_up_bfloat16 = f"float32 from epoch {epoch} on: {found.objection}"
         with replayed(self.seed, epoch % self.views):
             loss = self._batches_(optimizer, progress)
-        score = validation_score(self.model, self.workload, self.form)
+        rows = validation_rows(self.model, self.workload, self.choice.form)
+        score = math.nan if rows is None else self.workload.metric.aggregate(rows)
         _check_finite(score, f"validation {self.workload.metric.name} after epoch {epoch}")
         return EpochLog(
             epoch=epoch,
@@ -233,8 +200,9 @@ class _Loop:
             seconds=perf_counter() - started,
         )
 
-    def _batches_(self, optimizer: torch.optim.Optimizer, progress: _Progress) -> float:
-        epoch = len(progress.logs)
+    def _batches_(self, optimizer: torch.optim.Optimizer, progress: Progress) -> float:
+        epoch, form = len(progress.logs), self.choice.form
+        context = form.autocast if self._in_bfloat16(progress) else form.exact
         self.model.train()
         normalised = any(isinstance(module, _BatchNorm) for module in self.model.modules())
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -249,8 +217,8 @@ class _Loop:
                 group["lr"] = self.cycle.rate(epoch, batch) * progress.rate_scale
             optimizer.zero_grad()
             position = Position(view=epoch % self.views, batch=batch)
-            with self.form.autocast():
-                loss = self.objective(self.model, self.form.place(inputs), targets.to(self.form.device), position)
+            with context():
+                loss = self.objective(self.model, form.place(inputs), targets.to(form.device), position)
             value = _check_finite(float(loss.detach()), f"loss in epoch {epoch}, batch {batch}")
             loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
             norm = nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
@@ -267,6 +235,9 @@ class _Loop:
                 "batches of at least 2 samples for BatchNorm"
             )
         return total / count
+
+    def _in_bfloat16(self, progress: Progress) -> bool:
+        return self.choice.form.bfloat16 and not progress.gave_up_bfloat16
 
 
 def _check_finite(value: float, what: str) -> float:
@@ -291,45 +262,3 @@ def _length(data: Iterable[Any], seed: int) -> int:
         # A stream does not say how long it is, but the schedule must know.
         with replayed(seed, 0):
             return max(1, sum(1 for _ in data))
-
-
-def _save(
-    path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, progress: _Progress
-) -> None:
-    tensors = {f"best/{name}": tensor for name, tensor in progress.best.items()}
-    # The last snapshot marks the training as done: nothing goes on from its weights.
-    if len(progress.logs) < settings["epochs"] + settings["tail_epochs"]:
-        tensors |= {f"model/{name}": tensor for name, tensor in capture(model).items()}
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
-    facts = {
-        "settings": settings,
-        "logs": [asdict(log) for log in progress.logs],
-        "rate_scale": progress.rate_scale,
-        "retries": progress.retries,
-    }
-    write_snapshot(path, tensors, facts)
-
-
-def _resume_(
-    path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, progress: _Progress
-) -> str:
-    """Goes on from the snapshot at `path`; why not, in a sentence, where there is one of another training."""
-    if not path.exists():
-        return ""
-    tensors, facts = read_snapshot(path)
-    before = facts.get("settings", {})
-    changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
-    if changed:
-        told = "; ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed)
-        return f"the snapshot {path} is of another training and not continued: {told}"
-    parts: dict[str, Tensors] = {"best": {}, "model": {}, "optimizer": {}}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition("/")
-        parts[part][name] = tensor
-    progress.best = parts["best"]
-    progress.logs = [EpochLog(**log) for log in facts["logs"]]
-    progress.rate_scale, progress.retries = facts["rate_scale"], facts["retries"]
-    if parts["model"]:
-        restore_(model, parts["model"])
-        restore_optimizer_(optimizer, parts["optimizer"])
-    return ""

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from compressor.batches import Inputs
 from compressor.errors import StageError
 from compressor.tensor_files import raw_bytes
+from compressor.training.agreement import choose
 from compressor.training.loop import Position
-from compressor.training.precision import Form, at_least_float32
-from compressor.workload import input_tensors, predict
+from compressor.training.precision import Float32, Precision, at_least_float32
+from compressor.workload import Workload, input_tensors, predict
 
 CACHE_BYTES = 2**30  # memory for teacher outputs; batches beyond it are computed again
 
@@ -32,14 +33,18 @@ def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Te
 class Teacher:
     """A frozen copy of a model that answers each batch of a replayed stream once and then from memory.
 
-    An answer is kept in the type in which the teacher computes it, so remembered and computed ones are the same bits.
-    Every batch is compared with the one remembered for its position, by checksum: a stream that does not replay is
-    noticed at its first repeated view, and answered by computing from then on.
+    Its inner layers are computed by `precision`, as those of a model that is trained, and in float32 where targets are
+    no classes: what it says is then a target itself. Its answers are float32. Every batch is compared with the one
+    remembered for its position, by checksum: a stream that does not replay is noticed at its first repeated view, and
+    answered by computing from then on.
     """
 
-    def __init__(self, model: nn.Module, *, remember: bool) -> None:
+    def __init__(
+        self, model: nn.Module, workload: Workload, precision: Precision, *, seed: int, remember: bool
+    ) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-        self.form = Form.of(self.model)
+        asked = precision if workload.metric.classes else Float32()
+        self.form = choose(self.model, workload, asked, seed=seed).form
         self.remember = remember
         self.replays = True
         self.used_bytes = self.computed = self.recalled = 0

@@ -16,6 +16,7 @@ from compressor.stages import distillation
 from compressor.stages.distillation import Distill
 from compressor.training import teaching
 from compressor.training.loop import train
+from compressor.training.precision import AutoPrecision
 from compressor.training.snapshots import capture
 from compressor.training.teaching import soft_target_loss
 from compressor.workload import Workload
@@ -213,7 +214,7 @@ def test_distillation_is_a_stage_that_survives_its_repr() -> None:
     """The stage changes values only; eval(repr(stage)) gives it back, without its teacher."""
     stage = Distill(features=("layer1",), teacher=nn.Linear(1, 1))
     assert stage.effect is Effect.VALUES
-    assert eval(repr(stage)) == stage  # noqa: S307 - the promise under test
+    assert eval(repr(stage), {"Distill": Distill, "AutoPrecision": AutoPrecision}) == stage  # noqa: S307 - the promise under test
 
 
 @pytest.mark.parametrize(

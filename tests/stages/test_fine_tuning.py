@@ -8,6 +8,7 @@ from torch import nn
 
 from compressor.stage import Context, Effect, Stage
 from compressor.stages.fine_tuning import FineTune
+from compressor.training.precision import AutoPrecision
 from compressor.training.snapshots import capture
 
 
@@ -30,7 +31,7 @@ def test_fine_tuning_is_a_stage_that_survives_its_repr() -> None:
     stage = FineTune(epochs=3, learning_rate=0.02)
     assert isinstance(stage, Stage)
     assert stage.effect is Effect.VALUES
-    assert eval(repr(stage)) == stage  # noqa: S307 - the promise under test
+    assert eval(repr(stage), {"FineTune": FineTune, "AutoPrecision": AutoPrecision}) == stage  # noqa: S307 - the promise under test
 
 
 def test_fine_tuning_without_epochs_is_refused() -> None:

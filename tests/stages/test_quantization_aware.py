@@ -21,6 +21,7 @@ from compressor.stages import quantization_aware
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.target import Isa, Target
+from compressor.training.precision import AutoPrecision
 from compressor.workload import Workload
 from workbench.predictions import predict_all
 
@@ -214,7 +215,16 @@ def test_is_a_stage_that_encodes() -> None:
     assert stage.effect is Effect.ENCODING
     names = {
         kind.__name__: kind
-        for kind in (QuantizationAwareTraining, Symmetric, Asymmetric, PerChannel, PerTensor, MinMax, Dynamic)
+        for kind in (
+            QuantizationAwareTraining,
+            Symmetric,
+            Asymmetric,
+            PerChannel,
+            PerTensor,
+            MinMax,
+            Dynamic,
+            AutoPrecision,
+        )
     }
     assert eval(repr(stage), names) == stage  # noqa: S307 - the promise is that eval works
 

@@ -65,7 +65,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(trained_workload, tmp_path, 
     whole, _ = trained(penalty, trained_workload, epochs=3)
     from compressor.training import loop as training
 
-    score = training.validation_score
+    score = training.validation_rows
     calls = []
 
     def dies_later(*arguments):
@@ -74,7 +74,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(trained_workload, tmp_path, 
             raise KeyboardInterrupt
         return score(*arguments)
 
-    monkeypatch.setattr(training, "validation_score", dies_later)
+    monkeypatch.setattr(training, "validation_rows", dies_later)
     with pytest.raises(KeyboardInterrupt):
         trained(penalty, trained_workload, epochs=3, folder=tmp_path)
     resumed, _ = trained(penalty, trained_workload, epochs=3, folder=tmp_path)

@@ -16,9 +16,9 @@ from compressor.errors import StageError, StorageError
 from compressor.metrics import Metric
 from compressor.stage import Context
 from compressor.training import precision
-from compressor.training.loop import EpochLog, Position, best_epoch, train
+from compressor.training.loop import Position, train
 from compressor.training.optimization import ADAMW_RATE, Cycle, is_adaptive, one_cycle, optimizer_for
-from compressor.training.precision import Form
+from compressor.training.progress import EpochLog, best_epoch
 from compressor.training.snapshots import capture, read_snapshot
 from compressor.workload import Workload, predict
 from workbench.comparison import same_weights
@@ -360,36 +360,6 @@ def test_fused_updates_in_channels_last_equal_plain_ones(tiny_cnn, monkeypatch) 
         torch.testing.assert_close(capture(ours)[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_losses_and_scores_see_float32(tiny_workload, monkeypatch) -> None:
-    """Where the CPU has bfloat16, the forward runs in it, but loss and metric get float32."""
-    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
-    kinds, inner = set(), set()
-
-    def loss(outputs, targets):
-        kinds.add(outputs.dtype)
-        inner.add((outputs @ outputs.T).dtype)
-        return F.cross_entropy(outputs, targets)
-
-    model = copy.deepcopy(tiny_workload.model)
-    handle = model.layer1.register_forward_hook(lambda module, inputs, output: inner.add(output.dtype))
-    object.__setattr__(tiny_workload, "loss", loss)
-    train(model, tiny_workload, epochs=1, learning_rate=0.01, context=QUIET)
-    handle.remove()
-    assert kinds == {torch.float32}
-    assert inner == {torch.float32, torch.bfloat16}
-    assert all(tensor.dtype != torch.bfloat16 for tensor in capture(model).values())
-
-
-def test_recurrent_and_double_models_stay_out_of_bfloat16(monkeypatch) -> None:
-    """A model with an LSTM, or with weights that are not float32, trains in its own type."""
-    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
-    assert Form.of(nn.Linear(2, 2)).bfloat16
-    assert not Form.of(nn.LSTM(2, 2)).bfloat16
-    assert not Form.of(nn.Linear(2, 2).double()).bfloat16
-    assert Form.of(nn.Conv2d(2, 2, 1)).channels_last
-    assert not Form.of(nn.Linear(2, 2)).channels_last
-
-
 def test_a_transformer_with_dict_inputs_trains() -> None:
     """Keyword inputs with a mask, dropout and attention go through the same loop."""
 
@@ -440,17 +410,3 @@ def test_impossible_schedules_are_refused(change, message: str) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=message):
         train(model, line_workload(model), **{"epochs": 1, "learning_rate": 0.1, "context": QUIET, **change})
-
-
-def test_strided_depthwise_convolutions_stay_out_of_bfloat16() -> None:
-    """Under bfloat16 a depthwise convolution with a stride gives float32, and its own forward comes back."""
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, stride=2, groups=4), nn.Conv2d(4, 4, 1))
-    form = Form(device=torch.device("cpu"), bfloat16=True, channels_last=True)
-    seen = []
-    for layer in model:
-        layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    with form.applied(model), form.autocast():
-        model(torch.randn(2, 4, 8, 8)).sum().backward()
-    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
-    assert all(layer.weight.grad is not None for layer in model)
-    assert all("forward" not in vars(layer) for layer in model)

@@ -1,0 +1,97 @@
+"""How far a training has come: its epochs, its best state, and what a killed one needs to go on to the same bits."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.metrics import Metric
+from compressor.notes.training import Epoch, Epochs
+from compressor.training.snapshots import (
+    Tensors,
+    capture,
+    optimizer_tensors,
+    read_snapshot,
+    restore_,
+    restore_optimizer_,
+    write_snapshot,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochLog:
+    """One epoch: mean training loss, validation score, the rate of its last batch, wall time with validation."""
+
+    epoch: int
+    loss: float
+    score: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a resumed training needs to know besides the current weights.
+
+    `gave_up_bfloat16` is why the inner layers went over to float32 on the way, "" while they did not.
+    """
+
+    logs: list[EpochLog]
+    best: Tensors
+    rate_scale: float = 1.0
+    retries: int = 0
+    gave_up_bfloat16: str = ""
+
+    def save(
+        self, path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, *, done: bool
+    ) -> None:
+        """Puts it all at `path`; of a training that is `done`, from whose weights nothing goes on, its best state."""
+        tensors = {f"best/{name}": tensor for name, tensor in self.best.items()}
+        if not done:
+            tensors |= {f"model/{name}": tensor for name, tensor in capture(model).items()}
+            tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
+        facts = {
+            "settings": settings,
+            "logs": [asdict(log) for log in self.logs],
+            "rate_scale": self.rate_scale,
+            "retries": self.retries,
+            "gave_up_bfloat16": self.gave_up_bfloat16,
+        }
+        write_snapshot(path, tensors, facts)
+
+    def resume_(self, path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+        """Goes on from the snapshot at `path`; why not, in a sentence, where there is one of another training."""
+        if not path.exists():
+            return ""
+        tensors, facts = read_snapshot(path)
+        before = facts.get("settings", {})
+        changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+        if changed:
+            told = "; ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed)
+            return f"the snapshot {path} is of another training and not continued: {told}"
+        parts: dict[str, Tensors] = {"best": {}, "model": {}, "optimizer": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        self.best = parts["best"]
+        self.logs = [EpochLog(**log) for log in facts["logs"]]
+        self.rate_scale, self.retries = facts["rate_scale"], facts["retries"]
+        self.gave_up_bfloat16 = facts["gave_up_bfloat16"]
+        if parts["model"]:
+            restore_(model, parts["model"])
+            restore_optimizer_(optimizer, parts["optimizer"])
+        return ""
+
+
+def best_epoch(logs: list[EpochLog], metric: Metric) -> int:
+    """The number of the epoch with the best validation score, the last of equals."""
+    sign = 1 if metric.higher_is_better else -1
+    return max(logs, key=lambda log: (sign * log.score, log.epoch)).epoch
+
+
+def epochs_note(logs: list[EpochLog], metric: Metric | None = None) -> Epochs:
+    """What the report is told of a training that kept the best epoch by `metric`, or the last one without."""
+    best = None if metric is None else best_epoch(logs, metric)
+    return Epochs(epochs=tuple(Epoch(**asdict(log)) for log in logs), best_epoch=best)
