@@ -6,7 +6,6 @@ check_stage(MyStage(), workload)
 
 import json
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ContractError, StageError
 from compressor.files.export import export_onnx
+from compressor.kept_state import private_copy
 from compressor.running.folder import fingerprint_model
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Effect, Stage, stage_name, stage_parameters
@@ -61,7 +61,7 @@ def check_stage(stage: Stage, workload: Workload, *, seed: int = 0) -> nn.Module
     except (TypeError, ValueError) as error:
         raise ContractError(f"{name} told the report something that is not JSON: {error}") from error
     if stage.effect is Effect.STRUCTURE:
-        rebuilt = apply_plan_(deepcopy(workload.model), context.plan)
+        rebuilt = apply_plan_(private_copy(workload.model), context.plan)
         _require(
             _shapes(rebuilt) == _shapes(first), f"{name} made a plan that does not rebuild the shapes of its model"
         )
@@ -73,7 +73,7 @@ def check_stage(stage: Stage, workload: Workload, *, seed: int = 0) -> nn.Module
 def _applied(stage: Stage, workload: Workload, seed: int) -> tuple[nn.Module, Context]:
     context = Context(seed=seed, progress=False, details={}, plan=[])
     torch.manual_seed(seed)
-    return stage.apply(deepcopy(workload.model), workload, context), context
+    return stage.apply(private_copy(workload.model), workload, context), context
 
 
 def _check_form(stage: Stage) -> None:

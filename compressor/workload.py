@@ -1,5 +1,6 @@
 """A model with the data, the loss and the metric it is judged by."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,7 @@ from compressor.batches import (
     sample_count,
     split_batch,
 )
+from compressor.kept_state import as_before
 from compressor.metrics import Metric
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -125,10 +127,26 @@ def first_batches(data: Iterable[Any], count: int) -> list[Batch]:
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """The raw output of `model` for a tensor, a tuple (positional) or a dict (keywords)."""
+    """The raw output of `model` for a tensor, a tuple (positional) or a dict (keywords).
+
+    Modules in eval mode keep nothing of the call: what they cache of their weights would outlive these.
+    """
+    with as_before(model):
+        return _own(raw_output(model, inputs))
+
+
+def raw_output(model: nn.Module, inputs: Inputs) -> Any:
+    """What `call_model` gives, where a model may keep what it likes."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _own(output: Any) -> Any:
+    """`output` with containers of its own: a model may hand out the ones that it keeps."""
+    if type(output) in {dict, OrderedDict}:
+        return type(output)((key, _own(value)) for key, value in output.items())
+    return [_own(value) for value in output] if type(output) is list else output
 
 
 def output_tensor(output: Any) -> Tensor:

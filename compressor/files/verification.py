@@ -1,6 +1,5 @@
 """What an exported file must reproduce: a model's own outputs for real inputs of several shapes."""
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs
 from compressor.errors import ExportError
+from compressor.kept_state import private_copy
 from compressor.runtime import load_session, session_options
-from compressor.workload import Workload, call_model, first_batches, input_tensors, output_tensor
+from compressor.workload import Workload, first_batches, input_tensors, output_tensor, raw_output
 
 # Of the largest output. Another order of summation and folded BatchNorm move float32 outputs by 1e-6 to 1e-4 of their
 # scale, deep nets included; a frozen length, branch or wrong axis moves them by 1e-2 and more.
@@ -61,7 +61,7 @@ class Judged(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         inputs: Inputs = tensors if self.keywords is None else dict(zip(self.keywords, tensors, strict=True))
-        return output_tensor(call_model(self.model, inputs))
+        return output_tensor(raw_output(self.model, inputs))
 
 
 def input_names(inputs: Inputs) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def export_task(model: nn.Module, workload: Workload) -> ExportTask:
     """
     # A copy: exporters fold constants, and tracing may leave symbolic values in a model that keeps state.
     judged = Judged(
-        copy.deepcopy(model), tuple(workload.example_inputs) if isinstance(workload.example_inputs, Mapping) else None
+        private_copy(model), tuple(workload.example_inputs) if isinstance(workload.example_inputs, Mapping) else None
     )
     judged.cpu().eval().requires_grad_(requires_grad=False)
     tensors = tuple(tensor.detach().cpu() for tensor in input_tensors(workload.example_inputs))

@@ -4,7 +4,6 @@ What is locked is told with the reason and the line of the model's own code. The
 left of the time if everything that can shrink cost nothing.
 """
 
-import copy
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,13 +17,15 @@ from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.files.weights import count_parameters
 from compressor.inspection.shares import Shares
+from compressor.kept_state import private_copy
 from compressor.measuring.node_times import NodeTime, node_times
 from compressor.pruning.narrowing import Gone, multiple_of, reason_to_lock, survivors
 from compressor.runtime import OnnxModule
 from compressor.structure.blocks import Block, fault_without_blocks, find_blocks, skipped
 from compressor.structure.couplings import Coupled
-from compressor.structure.graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import apply_plan_
+from compressor.structure.preparation import fold_, prepare_
 from compressor.structure.recurrent_layers import stack_and_layer
 from compressor.structure.source_lines import call_lines, error_line, shortened
 from compressor.structure.trials import evaluating, outputs_at
@@ -133,13 +134,14 @@ def inspect(workload: Workload, *, target: Target, seconds: float = 2.0) -> Insp
     Whatever cannot be done (traced, exported, timed) is told in the inspection and the rest goes on. Every group is
     proved by taking half of it out of a copy, every block by skipping it: forward and backward have to run.
     """
-    model, example = copy.deepcopy(workload.model), workload.example_inputs
+    model, example = private_copy(workload.model), workload.example_inputs
     refusals: dict[str, str] = {}
     with evaluating(model):
+        fold_(model, example)
         lines = call_lines(model, example)
         shares = Shares.of(model, _times(model, workload, target, seconds, refusals))
         blocks = _blocks(model, example, refusals)
-        graph, reasons = _structure(copy.deepcopy(model), example, target, refusals)
+        graph, reasons = _structure(private_copy(model), example, target, refusals)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if isinstance(model, OnnxModule):
         refusals |= dict.fromkeys(("blocks", "widths"), _A_FILE)
@@ -251,7 +253,7 @@ def _distinct(model: nn.Module) -> nn.Module:
     Exporters store equal tensors once, zero biases and unit scales of untrained models above all, and a stored tensor
     has one name: the time of many layers would be counted for the first.
     """
-    changed = copy.deepcopy(model)
+    changed = private_copy(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in changed.parameters():
@@ -311,7 +313,7 @@ def _structure(
 def _failing_line(model: nn.Module, graph: StructureGraph, gone: Gone, example: Inputs) -> str | None:
     """The line of the model's code that does not run without these channels, None where all of it does."""
     try:
-        trial = apply_plan_(copy.deepcopy(model), graph.entries(gone))
+        trial = apply_plan_(private_copy(model), graph.entries(gone))
     except Exception:  # noqa: BLE001 - a graph raises whatever it runs into, and no line of the model's is to blame
         return None
     return _raising_line(trial, example)

@@ -165,3 +165,19 @@ class SecondChoice(Note):
     """The second choice that was not taken, or why there is none."""
 
     second_choice: BuiltChoice | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedWeight:
+    """A weight that a layer computed from others, `by` that parametrization, and that is a plain parameter now."""
+
+    layer: str = "?"
+    tensor: str = "?"
+    by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedWeights(Note):
+    """The computed weights that became plain, so that their channels could go; training goes on without their norm."""
+
+    parametrizations_folded: tuple[FoldedWeight, ...]

@@ -9,15 +9,50 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.notes.structure import FoldedWeight, FoldedWeights
 from compressor.pruning.ranking.importance import keep_best
+from compressor.stage import Context
 from compressor.structure.bisection import bisected
 from compressor.structure.couplings import Coupled
+from compressor.structure.plan import Entry
+from compressor.structure.preparation import fold_, prepare_
+from compressor.workload import Workload
 
 Gone = dict[Coupled, list[int]]
 
 # Recurrent units come in steps of this fraction of a layer's width: their kernels have no stairs between (measured on
 # AVX-512 with VNNI: multiples of 16 are the best by a few per cent, from 64 to 256 units, in float32 and int8).
 _UNIT_STEPS = 16
+
+
+def prepare_model_(model: nn.Module, workload: Workload, context: Context, *, ignore: tuple[str, ...]) -> None:
+    """`model` itself made ready to be narrowed, but for layers that match a glob of `ignore`; told and planned."""
+    _put_down(context, prepare_(model, workload.example_inputs, ignore=ignore))
+
+
+def fold_model_(
+    model: nn.Module,
+    workload: Workload,
+    context: Context,
+    *,
+    layers: tuple[str, ...] = ("*",),
+    ignore: tuple[str, ...] = (),
+) -> None:
+    """`model` itself with plain weights in place of computed ones, in modules that match `layers` and not `ignore`."""
+    _put_down(context, fold_(model, workload.example_inputs, layers=layers, ignore=ignore))
+
+
+def _put_down(context: Context, entries: list[Entry]) -> None:
+    context.plan.extend(entries)
+    folded = [
+        FoldedWeight(layer=name, tensor=tensor, by=by)
+        for entry in entries
+        if entry["kind"] == "fold"
+        for name, tensors in entry["tensors"].items()
+        for tensor, by in tensors.items()
+    ]
+    if folded:
+        context.tell(FoldedWeights(parametrizations_folded=tuple(folded)))
 
 
 def survivors(gone: Gone, fault_of: Callable[[Gone], str | None]) -> tuple[Gone, dict[str, str]]:
@@ -43,8 +78,6 @@ def reason_to_lock(group: Coupled, model: nn.Module, *, ignore: tuple[str, ...],
             return f"ignored by {glob!r}"
     for name in names:
         module = model.get_submodule(name)
-        if hasattr(module, "parametrizations") or hasattr(module, "weight_g"):
-            return f"{name} is parametrized; remove the parametrization first"
         if isinstance(module, nn.GroupNorm) and 1 < module.num_groups < module.num_channels:
             return f"the groups of {name} would hold other channels"
     if group.width <= align:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.export import Exported, export_onnx
+from compressor.kept_state import private_copy
 from compressor.measuring.measure import Measurement, measure, speedup_over
 from compressor.measuring.scores import FileScores
 from compressor.notes import running as notes
@@ -49,7 +49,7 @@ def reference_state(job: Job, key: str) -> State:
     if found is not None:
         return found
     started = time.perf_counter()
-    model = deepcopy(job.workload.model).eval()
+    model = private_copy(job.workload.model).eval()
     exported = export_onnx(model, job.workload)
     rows = job.scores.rows(exported.onnx_bytes, "test")
     measurement = replace(_measured(job, exported.onnx_bytes, exported.onnx_bytes, rows), speedup=_UNCHANGED)
@@ -94,7 +94,7 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
     # Whatever a stage leaves behind of random state and gradient mode ends with it.
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(context.seed)
-        model = stage.apply(deepcopy(base.model), job.workload, context)
+        model = stage.apply(private_copy(base.model), job.workload, context)
     if not isinstance(model, nn.Module):
         raise StageError(f"apply must give the model to go on with, got {type(model).__name__}; end it with its return")
     model.eval()

@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import nn
 from compressor.batches import Inputs
 from compressor.errors import RunFolderError
 from compressor.estimate import Estimate
+from compressor.kept_state import private_copy
 from compressor.measuring.measure import Measurement
 from compressor.report.record import Work
 from compressor.runtime import OnnxModule
@@ -131,7 +131,7 @@ class RunFolder:
                 f"{folder / 'model.onnx'} is not the file that was written; delete {folder} to run the stage again"
             )
         model = (
-            load_checkpoint(folder, lambda: deepcopy(workload.model))
+            load_checkpoint(folder, lambda: private_copy(workload.model))
             if (folder / "weights.safetensors").exists()
             else OnnxModule(onnx_bytes)
         )

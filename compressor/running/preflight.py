@@ -1,7 +1,6 @@
 """What is wrong with a workload, found before any work is spent on it."""
 
 import contextlib
-import copy
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Batch, Inputs, split_batch
 from compressor.errors import WorkloadError
+from compressor.kept_state import private_copy
 from compressor.running.described import described
 from compressor.running.loss_and_metric import check_judged
 from compressor.workload import Workload, batch_size_of, call_model, input_tensors, output_tensor, predict
@@ -281,7 +281,7 @@ def _check_trainable(batches: list[Batch], outputs: Tensor, workload: Workload) 
     if single is None:
         return
     try:
-        call_model(copy.deepcopy(workload.model).train(), single)
+        call_model(private_copy(workload.model).train(), single)
     except ValueError as error:
         # BatchNorm over features has no variance in a batch of one.
         raise WorkloadError(

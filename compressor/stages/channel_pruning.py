@@ -26,6 +26,7 @@ from compressor.pruning.narrowing import (
     gone_channels,
     multiple_of,
     one_of,
+    prepare_model_,
     reason_to_lock,
     survivors,
     too_narrow,
@@ -37,7 +38,7 @@ from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer, kept_
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
 from compressor.stage import Context, Effect
 from compressor.structure.couplings import Coupled
-from compressor.structure.graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, Slices, apply_plan_
 from compressor.structure.trials import evaluating
 from compressor.training.loop import train
@@ -85,7 +86,7 @@ class PruneChannels:
         """The narrowed model. Raises StageError, with the reason for every layer, where no channel can go."""
         with evaluating(model):
             goal = None if self.target is None else goal_of(self.target, model, workload, context)
-            context.plan.extend(prepare_(model, workload.example_inputs))
+            prepare_model_(model, workload, context, ignore=self.ignore)
         book = _Book()
         shares = self.schedule.shares
         for step, share in enumerate(shares, start=1):

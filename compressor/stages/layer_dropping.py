@@ -17,7 +17,7 @@ from compressor.checks import check_count, check_fraction, check_globs
 from compressor.errors import StageError
 from compressor.notes import structure as notes
 from compressor.pruning.choice.loss_probe import loss_increases
-from compressor.pruning.narrowing import one_of
+from compressor.pruning.narrowing import fold_model_, one_of
 from compressor.pruning.ranking.scope import Global, PerGroup
 from compressor.stage import Context, Effect
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
@@ -86,7 +86,10 @@ class DropBlocks:
         """`model` with the least important blocks replaced by identity. Raises StageError where there is none."""
         data = first_batches(workload.calibration, self.batches)
         example = workload.example_inputs
+        stacks = tuple(name for name, part in model.named_modules() if isinstance(part, nn.RNNBase))
         with evaluating(model):
+            # The layers of a stack go with their weights, which have to be there; other blocks go as they are.
+            fold_model_(model, workload, context, layers=stacks)
             found = find_blocks(model, example, self.blocks)
             wanted = outputs_at(model, example)
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from compressor.checks import check_globs
+from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
 from compressor.training.loop import train
@@ -50,6 +51,8 @@ class SparseTraining:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""
+        # A norm takes back whatever a penalty takes off the weights that it is computed from.
+        fold_model_(model, workload, context, layers=self.layers)
         shrinkage = self.penalty.on(model, workload.example_inputs, layers=self.layers)
         length_per_rate = 1 / peak_rate(model, 1.0) / (1 - MOMENTUM)
         logs = train(

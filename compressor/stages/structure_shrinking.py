@@ -5,7 +5,6 @@ unit of the target; a knapsack chooses (`pruning/choice/knapsack_choice.py`). Lo
 once, so the target is approached in rounds, and everything is measured again around the choice of the round before.
 """
 
-import copy
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from compressor.checks import check_count, check_globs
 from compressor.errors import BudgetError, StageError
+from compressor.kept_state import private_copy
 from compressor.notes import structure as notes
 from compressor.notes.note import Note
 from compressor.pruning.choice.costs import block_key
@@ -27,6 +27,7 @@ from compressor.pruning.narrowing import (
     gone_channels,
     multiple_of,
     one_of,
+    prepare_model_,
     reason_to_lock,
     survivors,
     too_narrow,
@@ -37,7 +38,7 @@ from compressor.pruning.ranking.criterion import Criterion, channel_scores, chec
 from compressor.stage import Context, Effect
 from compressor.structure.bisection import bisected
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
-from compressor.structure.graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, apply_plan_
 from compressor.structure.tensor_ids import mask_
 from compressor.structure.trials import evaluating, outputs_at, same_outputs
@@ -85,7 +86,7 @@ class ShrinkStructure:
         """The smaller model. Raises StageError, with what is locked and why, where the target is out of reach."""
         with evaluating(model):
             goal = goal_of(self.target, model, workload, context)
-            context.plan.extend(prepare_(model, workload.example_inputs))
+            prepare_model_(model, workload, context, ignore=self.ignore)
             search = _Search(self, model, workload, context, goal)
             approach = max(1, self.rounds - 1)
             for number in range(1, self.rounds + 1):
@@ -181,8 +182,8 @@ class _Search:
             for group, entry in zip(gone, entries, strict=True):
                 entry["why"] = why(group, repr(self.stage.criterion), self.scores[group.name], gone[group])
             self.locked.update(faults)
-            narrowed = apply_plan_(copy.deepcopy(self.model), entries)
-            masked = mask_(copy.deepcopy(self.model), self.graph.sizes_without(gone))
+            narrowed = apply_plan_(private_copy(self.model), entries)
+            masked = mask_(private_copy(self.model), self.graph.sizes_without(gone))
             _, broken = bisected(self.dropped, lambda names: self._fault_without_blocks(narrowed, masked, names))  # noqa: B023 - called at once
             self.locked.update(broken)
             if len(self.locked) == locked:

@@ -3,7 +3,6 @@
 The step after sparse training: Liu et al. 2017, arXiv:1708.06519, sec. 3; Wen et al. 2016, arXiv:1608.03665.
 """
 
-import copy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,10 +12,11 @@ from torch import nn
 from compressor.batches import Inputs
 from compressor.checks import check_count, check_globs, check_not_negative
 from compressor.errors import StageError
+from compressor.kept_state import private_copy
 from compressor.notes.structure import ChannelsRemoved, FoldedConstants, Group, Groups, LockedLayer, LockedLayers
 from compressor.pruning.channel_slices import removal_lock
 from compressor.pruning.constant_channels import ZeroChannels, fold_, hindrance, read_inputs, zero_channels_
-from compressor.pruning.narrowing import Gone, multiple_of, one_of, survivors, too_narrow, why
+from compressor.pruning.narrowing import Gone, fold_model_, multiple_of, one_of, survivors, too_narrow, why
 from compressor.pruning.ranking.importance import aligned_width
 from compressor.stage import Context, Effect
 from compressor.structure.couplings import Coupled
@@ -54,6 +54,7 @@ class RemoveZeroChannels:
         batches = first_batches(workload.calibration, 1)
         inputs = batches[0][0] if batches else workload.example_inputs
         with evaluating(model):
+            fold_model_(model, workload, context, ignore=self.ignore)
             graph = trace_structure(model, workload.example_inputs)
             search = _Search(model=model, graph=graph, inputs=inputs, threshold=self.threshold)
             aligns = {group: multiple_of(group, self.align, multiple) for group in graph.groups}
@@ -117,7 +118,7 @@ class _Search:
         """The channels that are zero and whose constants can be folded, rounded to the widths that may remain."""
         names = {name for name, _ in self.locked}
         free = [group for group in self.graph.groups if group.name not in names]
-        still = copy.deepcopy(self.model)
+        still = private_copy(self.model)
         self.norm_after = read_inputs(still, self.inputs).norm_after
         self.zeros = {group: self._zeros_(still, group) for group in free}
         readings = read_inputs(still, self.inputs)
@@ -153,7 +154,7 @@ class _Search:
 
     def _attempt(self, gone: Gone) -> _Done | str:
         """The model without `gone`, or why there is none that computes the same."""
-        zeroed = copy.deepcopy(self.model)
+        zeroed = private_copy(self.model)
         for group, channels in gone.items():
             self._zeros_(zeroed, group, keep=frozenset(range(group.width)) - set(channels))
         sizes = (1, 2, max(2, batch_size_of(self.inputs)))

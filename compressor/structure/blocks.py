@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from compressor.batches import Inputs
 from compressor.errors import StageError
+from compressor.structure.parametrizations import is_of_parametrization
 from compressor.structure.pass_through import PassThrough
 from compressor.structure.plan import Entry
 from compressor.structure.recurrent_layers import (
@@ -72,6 +74,7 @@ def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",
         for name, call in calls.items()
         if call.block is not None
         and call.count == 1
+        and not is_of_parametrization(name)
         and any(fnmatchcase(name, glob) for glob in globs)
         and (call.block.is_recurrent or _layer_count(names[name]) >= _MIN_LAYERS)
     ]
@@ -250,7 +253,12 @@ def _calls_of_layers(name: str, stack: nn.RNNBase, call: _Calls, ends: list[int]
 
 
 def _layer_count(module: nn.Module) -> int:
-    return sum(any(True for _ in part.parameters(recurse=False)) for part in module.modules())
+    """The modules inside that have parameters; one that computes its weights is one, whatever it computes them from."""
+    return sum(
+        any(True for _ in part.parameters(recurse=False)) or is_parametrized(part)
+        for name, part in module.named_modules()
+        if not is_of_parametrization(name)
+    )
 
 
 def _is_chain(name: str, calls: dict[str, _Calls], names: dict[str, nn.Module]) -> bool:

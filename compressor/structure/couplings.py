@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs
 from compressor.errors import StageError
+from compressor.kept_state import private_copy
 from compressor.structure.plan import Entry, Slices, apply_plan_
 from compressor.structure.tensor_ids import Sizes, mask_, number_, tensors_of
 from compressor.structure.trials import evaluating, fault, outputs_at, same_outputs
@@ -80,7 +81,7 @@ class Couplings:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self._model, self._inputs, self._outputs = model, inputs, dict[int, Tensor]()
         self.slices: Slices = {}
-        self._shadow = copy.deepcopy(model)
+        self._shadow = private_copy(model)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
         for parameter in self._shadow.parameters():
             parameter.requires_grad_(parameter.is_floating_point())  # the graph is traced by autograd
@@ -152,13 +153,13 @@ class Couplings:
         with evaluating(self._model):
             self._outputs = self._outputs or outputs_at(self._model, self._inputs)
             try:
-                narrow = apply_plan_(copy.deepcopy(self._model), entries)
+                narrow = apply_plan_(private_copy(self._model), entries)
             except ValueError as error:
                 return str(error)
             reason = fault(narrow, self._inputs, self._outputs)
             if reason is not None:
                 return reason
-            masked = mask_(copy.deepcopy(self._model), sizes)
+            masked = mask_(private_copy(self._model), sizes)
             outputs = (outputs_at(model, self._inputs, (2,))[2] for model in (narrow, masked))
             return same_outputs(*outputs)
 

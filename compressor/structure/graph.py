@@ -1,6 +1,5 @@
 """Which channels, heads, neurons and recurrent units of a model hang together, and the plan that takes some out."""
 
-import copy
 from dataclasses import replace
 from typing import Protocol
 
@@ -9,16 +8,16 @@ from torch import nn
 
 from compressor.batches import Inputs, map_tensors
 from compressor.errors import StageError
-from compressor.structure.attention import narrow_attention_
 from compressor.structure.axes.axis import Axis, lock
 from compressor.structure.axes.groups import AxisStructure
-from compressor.structure.axes.trace import Trace, trace_axes
+from compressor.structure.axes.trace import OUTPUT, Trace, trace_axes
 from compressor.structure.couplings import Coupled, Couplings
 from compressor.structure.model_copies import shape_copy, sharing_copy
 from compressor.structure.plan import Entry, Slices
+from compressor.structure.preparation import why_unfolded
 from compressor.structure.probe import ProbedStructure, constant_parameters, distinct_
 from compressor.structure.tensor_ids import Sizes
-from compressor.structure.trials import collector_paused, evaluating, outputs_at, same_outputs
+from compressor.structure.trials import collector_paused, evaluating
 from compressor.workload import batch_size_of
 
 
@@ -65,9 +64,9 @@ def trace_structure(model: nn.Module, inputs: Inputs, *, settled: bool = True) -
 
     Every group without `locked` was narrowed in a trial, all of them at once, and the narrowed model computed what the
     whole one computes with those weights at zero. Without `settled` that trial is left to the caller, who tries the cut
-    that is wanted with `fault_without` and settles the structure only where it fails. Attention layers of torch are
-    locked until `prepare_` exchanged them. Where operators are unknown and nothing is left free, torch-pruning's graph
-    is tried. Raises StageError where the model cannot be run.
+    that is wanted with `fault_without` and settles the structure only where it fails. Attention layers of torch and
+    layers that compute their weights are locked until `prepare_` exchanged them. Where operators are unknown and
+    nothing is left free, torch-pruning's graph is tried. Raises StageError where the model cannot be run.
     """
     two = map_tensors(inputs, lambda tensor: tensor[: min(2, batch_size_of(inputs))])
     trial = sharing_copy(model, own=constant_parameters(model))
@@ -84,6 +83,9 @@ def trace_structure(model: nn.Module, inputs: Inputs, *, settled: bool = True) -
     for name, part in trial.named_modules():
         if isinstance(part, nn.MultiheadAttention):
             _lock_attention(trace.dims, name)
+    computed = why_unfolded(trial, two)
+    for name, reason in computed.items():
+        _lock_computed(trace.dims, name, reason)
     structure = AxisStructure(trial, trace)
     if trace.branches and structure.unreached:
         reason = (
@@ -97,7 +99,7 @@ def trace_structure(model: nn.Module, inputs: Inputs, *, settled: bool = True) -
     probed = ProbedStructure(trial, structure, two, samples=1 if by_shapes else min(2, batch_size_of(two)))
     if settled or trace.unknown:
         probed.settle()
-    if trace.unknown and all(group.locked is not None for group in probed.groups):
+    if trace.unknown and not computed and all(group.locked is not None for group in probed.groups):
         try:
             other = Couplings(model, inputs)
         except StageError:
@@ -124,23 +126,7 @@ def _lock_attention(dims: dict[str, list[Axis]], name: str) -> None:
             lock(dims[prefix + key][0], f"{name} is an nn.MultiheadAttention that prepare_ has not exchanged")
 
 
-def prepare_(model: nn.Module, inputs: Inputs) -> list[Entry]:
-    """The plan entries of what was exchanged in `model` itself so that it can be narrowed, [] where nothing was.
-
-    Attention layers of torch insist that heads times their width is the model's width; they become NarrowAttention,
-    which computes the same. Where the outputs for `inputs` would change, the model is left as it was.
-    """
-    names = [name for name, part in model.named_modules(remove_duplicate=False) if type(part) is nn.MultiheadAttention]
-    if not names:
-        return []
-    with evaluating(model):
-        before = outputs_at(model, inputs)
-        trial = copy.deepcopy(model)
-        try:
-            after = outputs_at(narrow_attention_(trial, names), inputs)
-        except (ValueError, RuntimeError, TypeError, AttributeError):
-            return []
-        if any(same_outputs(after[size], before[size]) is not None for size in before):
-            return []
-    narrow_attention_(model, names)
-    return [{"kind": "attention", "modules": names}]
+def _lock_computed(dims: dict[str, list[Axis]], name: str, reason: str) -> None:
+    prefix = f"{name}." if name else ""
+    for axis in (axis for key, axes in dims.items() if key.startswith(prefix) for axis in axes):
+        lock(axis, reason, override=axis.root.reason != OUTPUT)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.kept_state import computed_tensors
 from compressor.structure.tensor_ids import Sizes, tensors_of
 
 # Values that nobody can change are never copied.
@@ -22,12 +23,13 @@ def sharing_copy(model: nn.Module, own: Container[str] = ()) -> nn.Module:
     """A copy of `model` with buffers and the parameters named in `own` of its own; all others are those of `model`."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     mine = {id(parameter) for name, parameter in parameters.items() if name in own}
-    return _copied(model, {id(other): other for other in parameters.values() if id(other) not in mine})
+    shared = {id(other): other for other in parameters.values() if id(other) not in mine}
+    return _copied(model, computed_tensors(model) | shared)
 
 
 def shape_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` on the meta device, whose operators compute shapes and no numbers; ties stay."""
-    memo: dict[int, Any] = {}
+    memo = computed_tensors(model)
     for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = (
@@ -43,7 +45,7 @@ def masked_copy(model: nn.Module, sizes: Sizes, *, by_activations: bool = False)
     convolutions keep their weights, and what goes in and comes out of them is zeroed instead: the same numbers without
     the memory of a second model, unless the program uses a weight without calling its layer.
     """
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    memo = computed_tensors(model) | {id(parameter): parameter for parameter in model.parameters()}
     tensors = tensors_of(model)
     layers = _maskable(model, sizes) if by_activations else {}
     spared = {f"{name}.{key}" if name else key for name in layers for key in ("weight", "bias")}

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.kept_state import forget_
 from compressor.structure.attention import narrow_attention_
+from compressor.structure.parametrizations import fold_weights_
 from compressor.structure.pass_through import PassThrough
 from compressor.structure.recurrent_layers import drop_layers_
 
@@ -25,6 +27,7 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
         {"kind": "slice", "tensors": {name: {"dim": [kept indices]}}, "shapes": {name: [sizes before]},
          "attributes": {module: {attribute: value}}, "why": {...}}
         {"kind": "attention", "modules": [name, ...]}    # nn.MultiheadAttention becomes NarrowAttention
+        {"kind": "fold", "tensors": {module: {tensor: what computes it}}}    # computed weights become plain ones
     where `as_tuple`, `with_state`, `counts`, `shapes`, `attributes` and `why` may be left out; "layers" are those of
     stacked nn.LSTM, nn.GRU and nn.RNN, the others of which move down. Parameters and buffers keep dtype, device,
     memory format and `requires_grad`; tensors that were tied stay tied. Gradients of sliced parameters are dropped.
@@ -49,23 +52,15 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
         elif kind == "attention":
             narrow_attention_(model, _part(entry, "modules", list))
             slots = None
+        elif kind == "fold":
+            fold_weights_(model, entry.get("tensors", {}))
+            slots = None
         else:
             raise ValueError(
-                f"entry {number} of the plan must be of kind 'identity', 'layers', 'slice' or 'attention', got {kind!r}"
+                f"entry {number} of the plan must be of kind 'identity', 'layers', 'slice', 'attention' or 'fold', got "
+                f"{kind!r}"
             )
     return forget_(model)
-
-
-def forget_(model: nn.Module) -> nn.Module:
-    """`model` itself, its modes as they were, without what its modules keep from calls in eval mode.
-
-    Some cache what they compute from their weights, and drop it when they are set to train.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    for module, mode in modes:
-        module.training = mode
-    return model
 
 
 def _replace_(model: nn.Module, name: str, returns: dict[str, bool]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from compressor.batches import Inputs, map_tensors
-from compressor.structure.plan import forget_
+from compressor.kept_state import forget_
 from compressor.workload import batch_size_of, predict
 
 _OWN = re.compile(r"\w+Backward\d+|torch::autograd::(AccumulateGrad|CopySlices|CopyBackwards)")

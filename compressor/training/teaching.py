@@ -1,6 +1,5 @@
 """What a teacher says: the outputs of a frozen model over a replayed stream, and the loss that compares to them."""
 
-import copy
 import zlib
 
 import torch
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 
 from compressor.batches import Inputs
 from compressor.errors import StageError
+from compressor.kept_state import private_copy
 from compressor.tensor_files import raw_bytes
 from compressor.training.agreement import choose
 from compressor.training.loop import Position
@@ -42,7 +42,7 @@ class Teacher:
     def __init__(
         self, model: nn.Module, workload: Workload, precision: Precision, *, seed: int, remember: bool
     ) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        self.model = private_copy(model).eval().requires_grad_(requires_grad=False)
         asked = precision if workload.metric.classes else Float32()
         self.form = choose(self.model, workload, asked, seed=seed).form
         self.remember = remember

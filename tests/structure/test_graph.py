@@ -17,8 +17,9 @@ from compressor.structure import graph as structure_graph
 from compressor.structure.attention import NarrowAttention
 from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.structure.couplings import Coupled, Couplings
-from compressor.structure.graph import StructureGraph, prepare_, trace_structure
+from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import apply_plan_
+from compressor.structure.preparation import prepare_
 from compressor.structure.tensor_ids import mask_
 from compressor.workload import predict
 from workbench.tiny import TinyResNet

@@ -5,7 +5,6 @@ the ratio of multiply-accumulates. A choice by multiply-accumulates alone takes 
 what is not: weights that arrive from memory, starts of small operators.
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from torch import nn
 from compressor.batches import Inputs
 from compressor.errors import BudgetError, StageError
 from compressor.estimate import Estimate
+from compressor.kept_state import private_copy
 from compressor.latency.operators import Operator
 from compressor.latency.table import LatencyTable, in_one_model
 from compressor.measuring.timing import time_interleaved
@@ -98,7 +98,7 @@ class LatencyGoal:
     @classmethod
     def of(cls, target: Latency, model: nn.Module, workload: Workload, context: Context) -> "LatencyGoal":
         """The goal that `target` sets for `model`: exports it and the reference, and times both."""
-        reference = copy.deepcopy(workload.model).eval()
+        reference = private_copy(workload.model).eval()
         reference_file = _shipped(reference, workload, context, target.form)
         same = _sizes(reference) == _sizes(model)
         file = reference_file if same else _shipped(model, workload, context, target.form)
@@ -341,7 +341,7 @@ def _inputs(workload: Workload, context: Context) -> Inputs:
 def _count(kind: type[Macs | Parameters], model: nn.Module, workload: Workload, context: Context) -> float:
     if kind is Parameters:
         return float(sum(parameter.numel() for parameter in model.parameters()))
-    judged = model if model is not workload.model else copy.deepcopy(model)
+    judged = model if model is not workload.model else private_copy(model)
     with evaluating(judged):
         return StructureCosts(judged, _inputs(workload, context), ()).macs([{}])[0]
 

@@ -3,7 +3,6 @@
 What can be off is what the choice costs, and, where milliseconds are to fall in step with a count, their efficiency.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from compressor.errors import StageError
 from compressor.estimate import Estimate
+from compressor.kept_state import private_copy
 from compressor.notes.note import Note
 from compressor.notes.structure import BuiltChoice, FirstChoice, FormEfficiency, SecondChoice, TakenChoice
 from compressor.pruning.choice.goals import Efficiency, EfficientGoal, Goal
@@ -147,7 +147,7 @@ def nearer(goal: Goal, second: Estimate, first: Estimate) -> bool:
 
 
 def _built(model: nn.Module, proposal: Proposal) -> nn.Module:
-    return apply_plan_(copy.deepcopy(model), proposal.entries)
+    return apply_plan_(private_copy(model), proposal.entries)
 
 
 def _told(goal: Goal, target: PruningTarget, measured: Measured) -> BuiltChoice:

@@ -1,6 +1,5 @@
 """The axes of every parameter and buffer of a model, found by watching every operator of one forward pass."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.batches import Inputs, map_tensors
+from compressor.kept_state import private_copy
 from compressor.structure.axes.axis import Axis, IrreconcilableError, atoms, lock
 from compressor.structure.axes.calls import Call, Dims, tensors_in, user_line
 from compressor.structure.axes.recurrent import RECURRENT, recurrent_dims
@@ -89,7 +89,7 @@ def trace_axes(model: nn.Module, inputs: Inputs) -> Trace:
     watch.outputs(raw)
     if any(id(parameter) not in watch.met for parameter in model.parameters()):
         # Branches for training alone are narrowed with the rest.
-        trained = copy.deepcopy(model).train()  # training steps may write into their modules
+        trained = private_copy(model).train()  # training steps may write into their modules
         watch.add_copy(model, trained)
         try:
             with torch.no_grad(), watch.hooks(trained), watch:

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from compressor.pruning.choice.costs import FileTime, LatencyCosts, StructureCosts, block_key
 from compressor.pruning.narrowing import gone_channels
-from compressor.structure.graph import prepare_, trace_structure
+from compressor.structure.graph import trace_structure
 from compressor.structure.plan import apply_plan_
+from compressor.structure.preparation import prepare_
 from compressor.structure.trials import evaluating
 from workbench.tiny import TinyResNet
 
