@@ -90,18 +90,23 @@ class Settling:
             )
 
     def _settle_alone(self, group: Coupled, reason: str) -> None:
+        if not self._finds_attributes(group, lambda: self._passes({group: _half(group)})):
+            self._alone[group] = reason
+
+    def _finds_attributes(self, group: Coupled, passes: Callable[[], bool]) -> bool:
+        """Whether `group` can be accepted, with the first attributes that let the trial `passes` pass."""
         options = self._candidates[group]
         everything = (tuple(choice for choice in options if choice.place < 0), tuple(options))
         few = chain.from_iterable(combinations(options, count) for count in (1, 2))
         for tried in list(dict.fromkeys([(), *everything, *few]))[:_TRIES]:
             self._structure.choices[group.name] = tried
-            if self._passes({group: _half(group)}):
+            if passes():
                 keys = frozenset(key_of(choice, self._modules) for choice in options)
                 self._solved[keys] = frozenset(key_of(choice, self._modules) for choice in tried)
                 self._accepted.append(group)
-                return
+                return True
         self._structure.choices.pop(group.name)
-        self._alone[group] = reason
+        return False
 
     def _settle_sharing(self) -> None:
         """Links groups that fail alone but go together, since one attribute holds the size of all of them."""
@@ -136,9 +141,18 @@ class Settling:
         if not self._accepted:
             return
         _, faults = bisected(list(self._accepted), self._uneven_fault)
-        rest = dict(faults)
         for group in faults:
             self._accepted.remove(group)
+        rest = {}
+        for group, reason in faults.items():
+            # A wrong guess of its attributes may have passed with half of everything.
+            guessed = self._structure.choices.get(group.name, ())
+            if not guessed or not self._finds_attributes(
+                group,
+                lambda: self._uneven_fault([*self._accepted, group]) is None,  # noqa: B023 - called at once
+            ):
+                self._structure.choices[group.name] = guessed
+                rest[group] = reason
         while rest:
             group = next(iter(rest))
             reason = rest.pop(group)

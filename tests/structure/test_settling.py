@@ -54,6 +54,32 @@ class Selective(nn.Module):
         return self.head((paths * weights).sum(1).mean((2, 3)))
 
 
+class ManySelective(nn.Module):
+    """Selective kernels in a row, most of which have as many channels inside as they take: one size, two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 1), nn.Linear(10, 4)
+        self.units = nn.ModuleList([self.Unit(6, 10), *(self.Unit(10, 10) for _ in range(4))])
+
+    class Unit(nn.Module):
+        def __init__(self, width: int, inside: int) -> None:
+            super().__init__()
+            self.in_channels, self.out_channels = width, inside
+            self.paths = nn.ModuleList(nn.Conv2d(width // 2, inside, 3, padding=1) for _ in range(2))
+            self.out = nn.Conv2d(inside, 10, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pieces = torch.split(x, self.in_channels // 2, 1)
+            return self.out(sum(path(piece) for path, piece in zip(self.paths, pieces, strict=True)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for unit in self.units:
+            x = unit(x)
+        return self.head(x.mean((2, 3)))
+
+
 class MixedKernels(nn.Module):
     """Convolutions of several sizes, each over its own channels: the sizes of the pieces are a list."""
 
@@ -159,6 +185,7 @@ IMAGES, TOKENS = torch.randn(2, 3, 4, 4), torch.randn(2, 6, 5)
 FREE = {
     "one attribute for two groups": (NonLocal, IMAGES, [6, 8]),
     "selective kernel, pieces by an attribute": (Selective, IMAGES, [4, 5, 6]),
+    "selective kernels, sizes alike by chance": (ManySelective, IMAGES, [3, 5, 5, 5, 5, 10, 10, 10, 10, 10, 10]),
     "mixed kernels, pieces by a list": (MixedKernels, IMAGES, [5, 5, 6]),
     "mixed kernels, equal pieces": (lambda: MixedKernels((4, 4, 4)), IMAGES, [4]),
     "cross stage, half of an attribute": (CrossStage, IMAGES, [5]),
