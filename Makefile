@@ -8,8 +8,8 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-zoo test-mutations test-random-networks check format docs same-results claims clean bench bench-cifar10 bench-training \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-architectures
+.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks check format docs same-results claims clean bench bench-cifar10 bench-training \
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-architectures bench-hub
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,16 @@ test-mutations: $(VENV)/installed-dev  ## thousands of damaged files: none is re
 
 test-random-networks: $(VENV)/installed-dev  ## two thousand networks grown at random, pruned and compared
 	$(BIN)/python -m pytest -m random_networks
+
+# torchvision runs with the torch that it was built for alone, several GB with CUDA: in an environment of its own.
+.venv-hub/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-hub
+	.venv-hub/bin/python -m pip install --quiet --disable-pip-version-check torchvision timm -e . \
+	pytest pytest-timeout pytest-xdist hypothesis || { rm -rf .venv-hub; exit 1; }
+	@touch $@
+
+test-hub: .venv-hub/installed  ## one network of every family of torchvision and timm (hours; needs several GB)
+	.venv-hub/bin/python -m pytest -m hub
 
 check: $(VENV)/installed-dev  ## lint, types and import layers
 	$(BIN)/ruff check .
@@ -105,6 +115,10 @@ bench-architectures: $(VENV)/installed-dev  ## what pruning to half does to ever
 	$(BIN)/python -m benchmarks.structure.architectures
 	$(BIN)/python -m benchmarks.documents
 
+bench-hub: .venv-hub/installed $(VENV)/installed-dev  ## the same, stored for docs/architectures.md (hours; resumes)
+	.venv-hub/bin/python -m benchmarks.structure.hub
+	$(BIN)/python -m benchmarks.documents
+
 # Peers pin what others need newer: each has an environment of its own.
 .venv-nncf .venv-aimet: .venv-%:
 	$(PYTHON) -m venv $@
@@ -142,4 +156,4 @@ claims: $(VENV)/installed-dev  ## figures in the texts against the stored result
 	$(BIN)/python -m benchmarks.claims
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-hub build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -30,7 +30,7 @@ def main() -> None:
     if "quantization" in quantized:
         quantization_page.draw(quantized["quantization"]["networks"], DOCS / "quantization.svg")
     if (architectures := load("architectures")) is not None:
-        write_atomic(DOCS / "architectures.md", architectures_page.page(architectures))
+        write_atomic(DOCS / "architectures.md", architectures_page.page(architectures, load("hub")))
     write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 

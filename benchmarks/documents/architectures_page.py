@@ -8,8 +8,8 @@ OUTPUT = "it makes the model's output"
 PLACE = re.compile(r" in (?P<kind>\w+) \((?P<file>[^()]*):\d+\)")
 
 
-def page(stored: dict) -> str:
-    """The text of docs/architectures.md."""
+def page(stored: dict, hub: dict | None) -> str:
+    """The text of docs/architectures.md: the zoo, and the families of torchvision and timm where they were run."""
     rows = stored["architectures"]
     count = Counter(row["outcome"] for row in rows)
     text = f"""\
@@ -31,7 +31,43 @@ Layers that make an output always stay. What else stayed, and why, is in the las
 | architecture | outcome | parameters | after | removed | what stayed, and why |
 |---|---|---:|---:|---:|---|
 """
-    return text + "".join(f"{line(row)}\n" for row in rows)
+    return text + "".join(f"{line(row)}\n" for row in rows) + (hub_section(hub) if hub else "")
+
+
+def hub_section(hub: dict) -> str:
+    """What became of one small member of every family of torchvision and timm."""
+    rows = hub["members"]
+    count = Counter(row["outcome"] for row in rows)
+    libraries = f"torchvision {hub['torchvision']} and timm {hub['timm']}"
+    outcomes = f"{count['passed']} passed, {count['refused']} were refused, {count['failed']} failed"
+    text = f"""
+## Families of torchvision and timm (`make bench-hub`)
+
+One small member of every family of {libraries}, as the library builds it, with random weights, on small images:
+`PruneChannels(remove=0.3, scope=PerLayer(), align=1)`, compared with the masked original in double precision, trained,
+exported and run in ONNX Runtime at another batch size, and quantized by `Quantize()`. Of {len(rows)} families
+**{outcomes}**. Refused means that one of the product's own errors says why; the step is named.
+
+| family | member | outcome | parameters | after | removed | what stayed, or why it was refused or failed |
+|---|---|---|---:|---:|---:|---|
+"""
+    return text + "".join(f"{hub_line(row)}\n" for row in rows)
+
+
+def hub_line(row: dict) -> str:
+    before, after = row["parameters_before"], row["parameters_after"]
+    numbers = f"{before:,} | {after:,} | {1 - after / before:.0%}" if after < before else f"{before:,} | | "
+    why = reasons(row["locked"]) if row["outcome"] == "passed" else row["reason"]
+    outcome = row["outcome"] if row["outcome"] == "passed" else f"{row['outcome']} ({row['step']})"
+    return (
+        f"| {row['family']} | `{row['name']}` | {outcome} | {numbers} | {shortened(why).replace('|', chr(92) + '|')} |"
+    )
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """The first line of `text`, at most `most` characters of it."""
+    first = (text.splitlines() or [""])[0]
+    return first if len(first) <= most else f"{first[:most]} ..."
 
 
 def line(row: dict) -> str:

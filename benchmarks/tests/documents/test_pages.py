@@ -37,7 +37,7 @@ def test_the_page_of_architectures_shows_what_is_stored():
     stored = load("architectures")
     assert [row["name"] for row in stored["architectures"]] == [known.name for known in ARCHITECTURES]
     assert {row["outcome"] for row in stored["architectures"]} <= {"pruned", "refused"}
-    assert text("docs/architectures.md") == architectures_page.page(stored)
+    assert text("docs/architectures.md") == architectures_page.page(stored, load("hub"))
 
 
 def test_the_page_has_the_error_of_predictions():
