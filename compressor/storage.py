@@ -99,6 +99,19 @@ def read_json(path: Path, *, way_out: str = "delete it to start this step again"
     return parsed_json(read_bytes(path, way_out=way_out, most=_MOST_JSON_BYTES), path, way_out=way_out)
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Puts the JSON object `value` at `path` with a digest of itself."""
+    write_json(path, {**value, "sha256": _seal(value)})
+
+
+def read_sealed(path: Path, *, way_out: str) -> dict[str, Any]:
+    """What `write_sealed` put there. Raises StorageError, ending with `way_out`, where anything of it differs."""
+    value = read_json(path, way_out=way_out)
+    if not isinstance(value, dict) or value.pop("sha256", None) != _seal(value):
+        raise StorageError(f"{path} is not as it was written; {way_out}")
+    return value
+
+
 def read_bytes(path: Path, *, way_out: str, most: int | None = None) -> bytes:
     """What is in the file `path`, at most `most` bytes.
 
@@ -168,6 +181,10 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _seal(value: dict[str, Any]) -> str:
+    return sha256(json.dumps(value, sort_keys=True, allow_nan=True).encode())
 
 
 @cache

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from compressor.errors import ContractError, StageError
 from compressor.files.export import export_onnx
 from compressor.kept_state import private_copy
-from compressor.running.folder import fingerprint_model
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Effect, Stage, stage_name, stage_parameters
 from compressor.structure.plan import apply_plan_
+from compressor.training.snapshots import digest
 from compressor.workload import Workload, first_batches, predict
 
 
@@ -39,13 +39,11 @@ def check_stage(stage: Stage, workload: Workload, *, seed: int = 0) -> nn.Module
     """
     _check_form(stage)
     guarded = replace(workload, test=Untouchable())
-    before = fingerprint_model(workload.model)
+    before = digest(workload.model)
     first, context = _applied(stage, guarded, seed)
     second, _ = _applied(stage, guarded, seed)
     name = stage_name(stage)
-    _require(
-        fingerprint_model(workload.model) == before, f"{name} changed workload.model; work on the copy it is given"
-    )
+    _require(digest(workload.model) == before, f"{name} changed workload.model; work on the copy it is given")
     _require(_same_bits(first, second), f"{name} gave different weights for the same seed; draw from context.seed only")
     inputs, _ = first_batches(workload.calibration, 1)[0]
     with torch.no_grad():
@@ -124,7 +122,7 @@ class _Constant(nn.Module):
 def _same_bits(first: nn.Module, second: nn.Module) -> bool:
     if isinstance(first, OnnxModule) and isinstance(second, OnnxModule):
         return first.onnx_bytes == second.onnx_bytes
-    return fingerprint_model(first) == fingerprint_model(second)
+    return digest(first) == digest(second)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -11,13 +11,14 @@ from tqdm import tqdm
 from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.export import Exported, export_onnx
+from compressor.identity.workload import Identity
 from compressor.kept_state import private_copy
 from compressor.measuring.measure import Measurement, measure, speedup_over
 from compressor.measuring.scores import FileScores
 from compressor.notes import running as notes
 from compressor.running.failures import explained
 from compressor.running.folder import Outcome, RunFolder, State
-from compressor.stage import Context, Stage, stage_name, stage_parameters
+from compressor.stage import Context, Stage, stage_name
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -33,6 +34,7 @@ class Job:
     folder: RunFolder
     seed: int
     scores: FileScores
+    identity: Identity
     progress: bool
 
     def say(self, text: str) -> None:
@@ -75,13 +77,18 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
     """
     name, seed = stage_name(stage), job.seed + 1000 * (index + 1)
     folder = job.folder.stage(index + 1, name)
-    key = base.next_key({name: stage_parameters(stage)}, seed)
+    key = base.next_key(job.identity.stages[index], seed)
     found = job.folder.load(folder, key, job.workload)
     if found is not None:
         job.say("  finished earlier, taken from disk")
         return found
     context = Context(
-        seed=seed, target=job.target, folder=folder / "snapshots", progress=job.progress, details={}, plan=[]
+        seed=seed,
+        target=job.target,
+        folder=job.folder.snapshots(folder, key),
+        progress=job.progress,
+        details={},
+        plan=[],
     )
     with explained(name, index + 1):
         state = _made(job, stage, base, reference=reference, context=context, key=key, decides=decides)

@@ -6,31 +6,44 @@ stages/01-distill/        one stage: plan.json + weights.safetensors (or nothing
 model.onnx, report.*      the result
 """
 
-import hashlib
 import json
+import re
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import nn
 
-from compressor.batches import Inputs
-from compressor.errors import RunFolderError
+from compressor.errors import RunFolderError, StorageError
 from compressor.estimate import Estimate
 from compressor.kept_state import private_copy
 from compressor.measuring.measure import Measurement
 from compressor.report.record import Work
+from compressor.running.changes import changes
+from compressor.running.lock import FolderLock
 from compressor.runtime import OnnxModule
-from compressor.storage import read_json, sha256, write_atomic, write_json
-from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
-from compressor.workload import Workload, first_batches, input_tensors
+from compressor.storage import (
+    is_left_over,
+    read_bytes,
+    read_json,
+    read_sealed,
+    require_space,
+    sha256,
+    write_atomic,
+    write_sealed,
+)
+from compressor.structure.checkpoint import PLAN_FILE, WEIGHTS_FILE, checkpoint_files, load_checkpoint
+from compressor.workload import Workload
 
-_OUTCOME_KEYS = ("onnx_sha256", "seconds", "measurement", "versus_base", "drop", "details", "plan", "whole_plan")
+MODEL_FILE = "model.onnx"
+_ASKED, _MARKER, _STARTED = "run.json", "outcome.json", "key.txt"
+_RESULTS = (MODEL_FILE, PLAN_FILE, WEIGHTS_FILE, "report.json", "report.md", "report.html", "stages")
+_OUTCOME_KEYS = ("files", "seconds", "measurement", "versus_base", "drop", "details", "plan", "whole_plan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,96 +71,114 @@ class State:
     key: str
     outcome: Outcome
 
-    def next_key(self, stage: dict[str, Any], seed: int) -> str:
-        """The key of what `stage` makes of this state."""
-        return sha256(json.dumps([self.key, stage, seed], sort_keys=True).encode())
+    def next_key(self, stage: str, seed: int) -> str:
+        """The key of what the stage that is known by `stage` makes of this state."""
+        return sha256(json.dumps([self.key, stage, seed]).encode())
 
 
 class RunFolder:
-    """The files of one run in `path`, which is made where it is missing."""
+    """The files of one run in `path`, which is made where it is missing.
+
+    Nothing there is replaced or removed but what runs write.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder against a second writer. Raises RunFolderError where there is one."""
-        lock = FileLock(self.path / ".lock")
+        """Holds the folder against a second writer.
+
+        Raises RunFolderError where there is one, where the folder cannot be made, and where it holds files that a run
+        would replace, and that none has written.
+        """
         try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunFolderError(
-                f"another process is writing to {self.path}; wait for it to end or give another folder"
-            ) from error
-        try:
-            # What a killed writer was in the middle of; nobody else writes while the lock is held.
-            for part in self.path.rglob(".*.tmp"):
-                part.unlink()
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{self.path} cannot be a folder: {error.strerror}; give another one") from error
+        with self._lock:
+            self._refuse_files_of_others()
+            self._sweep()
             yield
-        finally:
-            lock.release()
 
     def begin(self, asked: dict[str, Any], *, accept_changes: bool) -> None:
         """Notes what is asked. Raises RunFolderError, key by key, where the folder was begun for something else."""
-        path = self.path / "run.json"
+        path = self.path / _ASKED
         # Through JSON and back: tuples become lists, as they will be when read again.
         asked = json.loads(json.dumps(asked))
         if path.exists() and not accept_changes:
-            before = read_json(path)
-            changed = sorted(key for key in {*before, *asked} if before.get(key) != asked.get(key))
-            if changed:
-                lines = "\n".join(
-                    f"  {key}: was {_short(before.get(key))}, is {_short(asked.get(key))}" for key in changed
-                )
-                raise RunFolderError(
-                    f"{self.path} holds a run of something else:\n{lines}\n"
-                    "give another folder, or accept the changes (--accept-changes, accept_changes=True): "
-                    "finished stages that they do not touch are kept"
-                )
-        write_json(path, asked)
+            way_out = (
+                "give another folder, or accept the changes (--accept-changes, accept_changes=True): finished stages "
+                "that they do not touch are kept"
+            )
+            if "sha256" not in read_json(path):
+                raise RunFolderError(f"{path} is of a former version, which did not look at every input; {way_out}")
+            lines = "\n".join(f"  {line}" for line in changes(read_sealed(path, way_out=way_out), asked))
+            if lines:
+                raise RunFolderError(f"{self.path} holds a run of something else:\n{lines}\n{way_out}")
+        write_sealed(path, asked)
 
     def stage(self, index: int, name: str) -> Path:
         """The folder of the stage number `index`."""
         return self.path / "stages" / f"{index:02d}-{name}"
+
+    def snapshots(self, folder: Path, key: str) -> Path:
+        """Where the stage in `folder` keeps what lets it go on after a kill: a place for this `key` alone."""
+        return folder / "snapshots" / key[:16]
 
     def load(self, folder: Path, key: str, workload: Workload) -> State | None:
         """The finished stage in `folder`, if it is the one that `key` means; another's files are cleared away.
 
         Raises RunFolderError where its files are not as they were written, or written in another layout than this.
         """
-        marker = folder / "outcome.json"
-        saved = read_json(marker) if marker.exists() else None
-        started = folder / "key.txt"
-        if saved is None or saved.get("key") != key:
-            if started.exists() and started.read_text(encoding="utf-8") != key:
-                shutil.rmtree(folder)
-            write_atomic(started, key)
-            return None
+        try:
+            if _key_in(folder / _MARKER) == key:
+                return self._finished(folder, workload)
+        except StorageError as error:
+            # Not what a budget may pass over by leaving the stage out.
+            raise RunFolderError(str(error)) from error
+        started = folder / _STARTED
+        before = started.read_text(encoding="utf-8", errors="replace") if started.is_file() else key
+        if before != key:
+            self._clear(folder, before)
+        write_atomic(started, key)
+        return None
+
+    def _finished(self, folder: Path, workload: Workload) -> State:
+        marker, way_out = folder / _MARKER, f"delete {folder} to run the stage again"
+        saved = read_sealed(marker, way_out=way_out)
         outcome = _outcome(saved, marker)
-        onnx_bytes = (folder / "model.onnx").read_bytes()
-        if sha256(onnx_bytes) != saved["onnx_sha256"]:
-            raise RunFolderError(
-                f"{folder / 'model.onnx'} is not the file that was written; delete {folder} to run the stage again"
-            )
+        contents = {}
+        for name, digest in saved["files"].items():
+            contents[name] = read_bytes(folder / name, way_out=way_out)
+            if sha256(contents[name]) != digest:
+                raise RunFolderError(f"{folder / name} is not the file that was written; {way_out}")
         model = (
             load_checkpoint(folder, lambda: private_copy(workload.model))
-            if (folder / "weights.safetensors").exists()
-            else OnnxModule(onnx_bytes)
+            if WEIGHTS_FILE in contents
+            else OnnxModule(contents[MODEL_FILE])
         )
-        return State(model=model, onnx_bytes=onnx_bytes, plan=saved["whole_plan"], key=key, outcome=outcome)
+        return State(
+            model=model,
+            onnx_bytes=contents[MODEL_FILE],
+            plan=saved["whole_plan"],
+            key=saved["key"],
+            outcome=outcome,
+        )
 
     def save(self, folder: Path, state: State) -> None:
         """Puts a finished stage on disk; the marker that says so comes last."""
         outcome = state.outcome
-        write_atomic(folder / "model.onnx", state.onnx_bytes)
+        contents = {MODEL_FILE: state.onnx_bytes}
         if not isinstance(state.model, OnnxModule):
-            save_checkpoint(folder, state.model, state.plan)
-        write_json(
-            folder / "outcome.json",
+            contents |= checkpoint_files(state.model, state.plan)
+        self.write(folder, contents)
+        write_sealed(
+            folder / _MARKER,
             {
                 "key": state.key,
-                "onnx_sha256": sha256(state.onnx_bytes),
+                "files": {name: sha256(content) for name, content in contents.items()},
                 "seconds": outcome.seconds,
                 "measurement": outcome.measurement.to_json(),
                 "versus_base": vars(outcome.versus_base),
@@ -157,31 +188,66 @@ class RunFolder:
                 "whole_plan": state.plan,
             },
         )
-        shutil.rmtree(folder / "snapshots", ignore_errors=True)
+        self._drop_snapshots(folder, state.key)
 
+    def write(self, folder: Path, contents: dict[str, bytes]) -> None:
+        """Puts files into `folder`, all or, where the disk has no room for them together, none.
 
-def fingerprint_model(model: nn.Module) -> str:
-    """A digest of every weight and buffer by name."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(dtype=_bytes_of(tensor)).numpy().tobytes())
-    return digest.hexdigest()
+        Raises RunFolderError where the folder that is held was moved away meanwhile, WriteError without room.
+        """
+        if not self._lock.is_held():
+            raise RunFolderError(
+                f"{self.path} was moved, deleted or replaced while it was being written; give a folder that stays"
+            )
+        require_space(folder / next(iter(contents)), sum(map(len, contents.values())))
+        for name, content in contents.items():
+            write_atomic(folder / name, content)
 
+    def _refuse_files_of_others(self) -> None:
+        asked = self.path / _ASKED
+        if asked.exists():
+            begun = read_json(asked)
+            if isinstance(begun, dict) and {"stages", "seed", "versions"} <= begun.keys():
+                return
+            raise RunFolderError(f"{asked} is not what a run writes; move it away, or give another folder")
+        found = [name for name in _RESULTS if (self.path / name).exists() or (self.path / name).is_symlink()]
+        if found:
+            raise RunFolderError(
+                f"{self.path} holds {', '.join(found)}, which no run wrote there and this one would replace; move "
+                f"{'it' if len(found) == 1 else 'them'} away, or give another folder"
+            )
 
-def fingerprint_data(workload: Workload) -> str:
-    """A digest of the first batches of the sets that are not shuffled: a change of data shows there."""
-    digest = hashlib.sha256()
-    for data in (workload.calibration, workload.validation, workload.test):
-        for inputs, targets in first_batches(data, 2):
-            _digest_inputs(digest, inputs)
-            digest.update(targets.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    def _sweep(self) -> None:
+        """Removes what a killed writer was in the middle of; nobody else writes while the lock is held."""
+        stages = self.path / "stages"
+        for folder in (self.path, *stages.glob("[0-9][0-9]-*"), *stages.glob("[0-9][0-9]-*/snapshots/*")):
+            if folder.is_dir() and not folder.is_symlink():
+                for path in filter(is_left_over, list(folder.iterdir())):
+                    path.unlink()
+
+    def _clear(self, folder: Path, key: str) -> None:
+        """Removes what the stage known by `key` left in `folder`."""
+        for name in (_MARKER, MODEL_FILE, WEIGHTS_FILE, PLAN_FILE, _STARTED):
+            if (folder / name).is_file() or (folder / name).is_symlink():
+                (folder / name).unlink()
+        self._drop_snapshots(folder, key)
+
+    def _drop_snapshots(self, folder: Path, key: str) -> None:
+        if re.fullmatch("[0-9a-f]{64}", key):
+            shutil.rmtree(self.snapshots(folder, key), ignore_errors=True)
+            with suppress(OSError):  # something of somebody else's is in it
+                (folder / "snapshots").rmdir()
 
 
 def versions() -> dict[str, str]:
     """The versions that can change what a stage gives."""
-    return {name: version(name) for name in ("torch", "torch-pruning", "onnx", "onnxruntime", "torch-compressor")}
+    packages = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy", "torch-compressor")
+    return {name: version(name) for name in packages} | {"python": sys.version.split()[0]}
+
+
+def _key_in(marker: Path) -> Any:
+    saved = read_json(marker) if marker.exists() else None
+    return saved.get("key") if isinstance(saved, dict) else None
 
 
 def _outcome(saved: dict[str, Any], path: Path) -> Outcome:
@@ -205,20 +271,3 @@ def _other_layout(path: Path, why: str) -> RunFolderError:
     return RunFolderError(
         f"{path} is not laid out as this version writes it: {why}; delete {path.parent} to run the stage again"
     )
-
-
-def _digest_inputs(digest: Any, inputs: Inputs) -> None:
-    for tensor in input_tensors(inputs):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-
-
-def _bytes_of(tensor: Any) -> Any:
-    import torch
-
-    # numpy has no bfloat16: every tensor is hashed as its bytes.
-    return tensor.dtype if tensor.dtype == torch.bool else torch.uint8
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

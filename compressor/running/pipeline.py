@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from compressor.budget import Budget
+from compressor.identity.workload import identify
 from compressor.measuring.scores import FileScores
 from compressor.running.applying import Job
 from compressor.running.failures import explained
@@ -82,15 +83,16 @@ class Pipeline:
         if isinstance(workload.model, OnnxModule):
             refuse_for_files(self.stages)
         folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
-        job = Job(
-            workload=workload,
-            target=target or Target(),
-            folder=folder,
-            seed=seed,
-            scores=FileScores(workload, seed=seed),
-            progress=progress,
-        )
         with folder.locked(), explained():
+            job = Job(
+                workload=workload,
+                target=target or Target(),
+                folder=folder,
+                seed=seed,
+                scores=FileScores(workload, seed=seed),
+                identity=identify(workload, self.stages, progress=progress),
+                progress=progress,
+            )
             return run_stages(
                 job,
                 self.stages,

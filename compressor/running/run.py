@@ -1,5 +1,6 @@
 """One run of a pipeline on its way: each stage applied, judged, kept or rolled back, and the result written."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,13 +17,13 @@ from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
 from compressor.running.applying import Job, applied, reference_state
 from compressor.running.failures import ends_the_run, explained, reason
-from compressor.running.folder import State, fingerprint_data, fingerprint_model, versions
+from compressor.running.folder import MODEL_FILE, State, versions
 from compressor.running.judging import after_gain, decides_by_gain, doubts_about_validation, gain, judge_segment
 from compressor.running.order import segments
 from compressor.runtime import OnnxModule
 from compressor.stage import Effect, Stage, stage_name, stage_parameters
-from compressor.storage import sha256, write_atomic
-from compressor.structure.checkpoint import save_checkpoint
+from compressor.storage import json_safe, sha256
+from compressor.structure.checkpoint import checkpoint_files
 from compressor.target import Target
 
 
@@ -63,11 +64,11 @@ def run_stages(
     """
     asked = _asked(job, stages, budget)
     job.folder.begin(asked, accept_changes=accept_changes)
-    given = {key: asked[key] for key in ("target", "model", "data", "versions")}
+    given = [asked["target"], asked["versions"], job.identity.reference]
     with explained("reference", 0):
-        reference = reference_state(job, sha256(repr(sorted(given.items())).encode()))
+        reference = reference_state(job, sha256(json.dumps(given, sort_keys=True).encode()))
         run = Run(job=job, stages=tuple(stages), budget=budget, reference=reference, trainable=reference)
-        run.warnings += [*warnings, *doubts_about_validation(reference, job.scores)]
+        run.warnings += [*warnings, *job.identity.warnings, *doubts_about_validation(reference, job.scores)]
         run.record(
             Step(
                 **reference.outcome.shared(),
@@ -201,10 +202,10 @@ class Run:
     def finish(self, state: State, recipe: dict[str, Any] | None) -> Result:
         """Writes `state`, the one that ships, and the report."""
         folder = self.job.folder.path
-        path = folder / "model.onnx"
-        write_atomic(path, state.onnx_bytes)
-        # It rebuilds from the user's own class.
-        save_checkpoint(folder, self.trainable.model, self.trainable.plan)
+        path = folder / MODEL_FILE
+        # The checkpoint rebuilds from the user's own class.
+        rebuilt = checkpoint_files(self.trainable.model, self.trainable.plan)
+        self.job.folder.write(folder, {MODEL_FILE: state.onnx_bytes, **rebuilt})
         measured = state.outcome.measurement
         missed: list[str] = []
         if self.budget is not None:
@@ -236,14 +237,13 @@ class Run:
 
 def _asked(job: Job, stages: Sequence[Stage], budget: Budget | None) -> dict[str, Any]:
     return {
-        "stages": [{stage_name(stage): stage_parameters(stage)} for stage in stages],
+        "stages": [{stage_name(stage): json_safe(stage_parameters(stage))} for stage in stages],
         "budget": None if budget is None else asdict(budget),
         "seed": job.seed,
         "target": _target(job.target),
         "workload": job.workload.name,
-        "model": fingerprint_model(job.workload.model),
-        "data": fingerprint_data(job.workload),
         "versions": versions(),
+        **job.identity.told,
     }
 
 

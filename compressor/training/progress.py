@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.errors import StorageError
 from compressor.metrics import Metric
 from compressor.notes.training import Epoch, Epochs
 from compressor.training.snapshots import (
@@ -65,7 +66,10 @@ class Progress:
         """Goes on from the snapshot at `path`; why not, in a sentence, where there is one of another training."""
         if not path.exists():
             return ""
-        tensors, facts = read_snapshot(path)
+        try:
+            tensors, facts = read_snapshot(path)
+        except StorageError as error:
+            return f"{error.sentence}; it is not continued"
         before = facts.get("settings", {})
         changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
         if changed:

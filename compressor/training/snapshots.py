@@ -59,7 +59,7 @@ def write_snapshot(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str
 
 def read_snapshot(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """The tensors and facts in `path`. Raises StorageError naming the file where they are not as they were written."""
-    return read_tensor_file(path, way_out="delete it to start this training again")
+    return read_tensor_file(path, way_out="this training starts again without it")
 
 
 def _own_tensors(model: nn.Module) -> Tensors:

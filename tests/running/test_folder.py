@@ -1,7 +1,10 @@
-"""Folders of runs as the version before laid them out: continued where they are valid, else refused with the reason."""
+"""What a finished run left is taken as it was written, or refused with the reason; files of others are left alone."""
 
 import copy
-import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,148 +13,321 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import Effect, Pipeline, Target
-from compressor.errors import RunFolderError
-from compressor.files.export import export_onnx
+from compressor import Budget, Effect, Pipeline, Workload
+from compressor.errors import RunFolderError, StorageError, WriteError
 from compressor.running import applying
-from compressor.running.folder import fingerprint_data, fingerprint_model, versions
-from compressor.storage import read_json, sha256, write_json
-from compressor.structure.checkpoint import save_checkpoint
+from compressor.running import run as running
+from compressor.running.folder import RunFolder
+from compressor.storage import read_json, sha256, temporary_name, write_json, write_sealed
+from compressor.structure.checkpoint import PLAN_FILE, WEIGHTS_FILE
 
-SCORE, CALL_MS = {"value": 0.5, "low": 0.4, "high": 0.6}, {"value": 0.2, "low": 0.1, "high": 0.3}
-ONE = {"value": 1.0, "low": 1.0, "high": 1.0}
-DROP = {"value": 0.25, "low": 0.0, "high": 0.5}
+STAGE = "stages/01-scale"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Multiplies the last layer's weights."""
+    """Multiplies all weights."""
 
     effect: ClassVar[Effect] = Effect.VALUES
     factor: float = 0.5
-    layer: str = "linear"
 
     def apply(self, model: nn.Module, workload, context) -> nn.Module:
-        raise AssertionError("applied again, though it is finished on disk")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(self.factor)
+        context.folder.mkdir(parents=True)
+        (context.folder / "half-done").write_text("")
+        context.details["told"] = [1]
+        return model
 
 
-def measured(onnx_bytes: bytes) -> dict[str, Any]:
-    counts = {"parameters": 10, "nonzero_parameters": 9, "macs": 100}
-    sizes = {"size_bytes": len(onnx_bytes), "compressed_bytes": 50}
-    return {"score": SCORE, **counts, **sizes, "latency_ms": CALL_MS, "speedup": ONE}
+class WorkedError(BaseException):
+    """Something was worked anew."""
 
 
-def put_stage(folder: Path, key: str, model: nn.Module, workload, *, drop: Any, details: dict[str, Any]) -> None:
-    """A finished stage as it has always been written: key, file, checkpoint, and outcome.json."""
-    onnx_bytes = export_onnx(model, workload).onnx_bytes
-    folder.mkdir(parents=True)
-    (folder / "key.txt").write_text(key, encoding="utf-8")
-    (folder / "model.onnx").write_bytes(onnx_bytes)
-    save_checkpoint(folder, model, [])
-    outcome = {
-        "key": key,
-        "onnx_sha256": sha256(onnx_bytes),
-        "seconds": 7.0,
-        "measurement": measured(onnx_bytes),
-        "versus_base": ONE,
-        "drop": drop,
-        "details": details,
-        "plan": [],
-        "whole_plan": [],
-    }
-    write_json(folder / "outcome.json", outcome)
+def small_workload() -> Workload:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(40, 4, generator=generator)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    return Workload.from_datasets(model, train=(inputs, (inputs[:, 0] > 0).long()), test=(inputs, inputs.argmax(1) % 2))
 
 
-@pytest.fixture
-def old_folder(trained_workload, tmp_path) -> Path:
-    """A finished run of Scale, by hand, with the keys computed as the version before did."""
-    workload = trained_workload
-    target = {"batch_size": 1, "threads": 1, "isa": Target().isa.value}
-    given = {
-        "target": target,
-        "model": fingerprint_model(workload.model),
-        "data": fingerprint_data(workload),
-        "versions": versions(),
-    }
-    stage = {"scale": {"factor": 0.5, "layer": "linear"}}
-    asked = {"stages": [stage], "budget": None, "seed": 3, "workload": "tiny", **given}
-    write_json(tmp_path / "run.json", asked)
-    reference_key = sha256(repr(sorted(given.items())).encode())
-    export = {"export": {"exporter": "dynamo", "opset": 20, "notes": []}}
-    stages = tmp_path / "stages"
-    put_stage(stages / "00-reference", reference_key, workload.model, workload, drop=None, details=export)
-    # Seed 3, and 1000 for being the first.
-    stage_key = sha256(json.dumps([reference_key, stage, 1003], sort_keys=True).encode())
-    scaled = copy.deepcopy(workload.model)
-    with torch.no_grad():
-        scaled.linear.weight.mul_(0.5)
-    put_stage(stages / "01-scale", stage_key, scaled, workload, drop=DROP, details={"told": [1], **export})
-    return tmp_path
+def run(out: Path, *, seed: int = 3, accept_changes: bool = False) -> Any:
+    pipeline = Pipeline([Scale()])
+    return pipeline.run(small_workload(), out=out, seed=seed, progress=False, accept_changes=accept_changes)
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run(out)
+    return out
 
 
 @pytest.fixture
-def no_work(monkeypatch):
-    """Neither export nor timing nor measuring may happen."""
+def finished(finished_once, tmp_path) -> Path:
+    """A copy of a finished run of Scale, with seed 3."""
+    return Path(shutil.copytree(finished_once, tmp_path / "run"))
+
+
+@pytest.fixture
+def no_export(monkeypatch):
+    """Whatever works anew raises WorkedError; the code of the stage stays what it was."""
 
     def refuse(*_, **__):
-        raise AssertionError("worked again, though all is finished on disk")
+        raise WorkedError
 
     for name in ("export_onnx", "measure", "speedup_over"):
         monkeypatch.setattr(applying, name, refuse)
 
 
-def test_a_run_of_the_version_before_is_taken_from_disk(trained_workload, old_folder, no_work):
-    """Every stage is found by its key, nothing is worked again, and the report tells what stands on disk."""
-    result = Pipeline([Scale()]).run(trained_workload, out=old_folder, seed=3, progress=False)
-    assert (old_folder / "model.onnx").read_bytes() == (old_folder / "stages/01-scale/model.onnx").read_bytes()
-    assert torch.equal(result.model.linear.weight, trained_workload.model.linear.weight * 0.5)
-    reference, scaled = read_json(old_folder / "report.json")["steps"]
-    assert list(reference) == list(scaled)
-    assert (scaled["seconds"], scaled["drop"]) == (7.0, DROP)
-    assert scaled["measurement"] == measured((old_folder / "model.onnx").read_bytes())
-    assert list(scaled["details"]) == ["told", "export", "versus_base"]
-    assert scaled["details"]["versus_base"] == ONE
-    assert reference["drop"] is None
-    assert list(reference["details"]) == ["export"]
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_written_now_has_the_layout_of_before(trained_workload, old_folder, monkeypatch):
-    """A stage that is worked again writes outcome.json with the same keys in the same order, under the same key."""
-    before = read_json(old_folder / "stages/01-scale/outcome.json")
-    (old_folder / "stages/01-scale/outcome.json").unlink()
-    monkeypatch.setattr(Scale, "apply", lambda _self, model, _workload, _context: model)
-    Pipeline([Scale()]).run(trained_workload, out=old_folder, seed=3, progress=False)
-    after = read_json(old_folder / "stages/01-scale/outcome.json")
-    assert list(after) == list(before)
-    assert list(after["measurement"]) == list(before["measurement"])
-    assert after["key"] == before["key"]
+def test_a_finished_run_is_taken_from_disk(finished, no_export) -> None:
+    """The same call does no work, and gives the same files but for the report's date and load."""
+    before = contents(finished)
+    result = run(finished)
+    after = contents(finished)
+    assert {name for name in {*before, *after} if before.get(name) != after.get(name)} <= {
+        "report.json",
+        "report.md",
+        "report.html",
+    }
+    assert torch.equal(result.model[0].weight, small_workload().model[0].weight * 0.5)
+    assert result.report.steps[1].details["told"] == [1]
+    assert [path.name for path in (finished / STAGE).iterdir() if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("name", ["versus_base", "whole_plan"])
-def test_another_layout_is_refused_with_the_reason(trained_workload, old_folder, no_work, name):
-    """An outcome.json that lacks a key is not read around: file, key and way out are named."""
-    path = old_folder / "stages/01-scale/outcome.json"
+@pytest.mark.parametrize("name", ["model.onnx", WEIGHTS_FILE, PLAN_FILE])
+@pytest.mark.parametrize("stage", [STAGE, "stages/00-reference"])
+def test_a_flipped_bit_in_a_finished_stage_is_found(finished, no_export, stage, name) -> None:
+    """The file is named, with the folder to delete; nothing is made of it."""
+    path = finished / stage / name
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(RunFolderError, match=rf"{name} is not the file that was written; delete .*{stage} to run"):
+        run(finished)
+    path.unlink()
+    with pytest.raises(RunFolderError, match=rf"{name} cannot be read .*delete"):
+        run(finished)
+
+
+def set_score(outcome: dict[str, Any]) -> None:
+    outcome["measurement"]["score"]["value"] = 0.999
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        set_score,
+        lambda outcome: outcome["versus_base"].update(value=9.0),
+        lambda outcome: outcome.update(drop=None),
+        lambda outcome: outcome["details"].update(told=[2]),
+        lambda outcome: outcome["files"].pop("model.onnx"),
+        lambda outcome: outcome.pop("sha256"),
+        lambda outcome: outcome.pop("whole_plan"),
+        lambda outcome: outcome.update(more=1),
+    ],
+)
+def test_an_edited_outcome_is_found(finished, no_export, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """No number of a finished stage can be changed by hand without a word."""
+    path = finished / STAGE / "outcome.json"
     outcome = read_json(path)
-    del outcome[name]
+    edit(outcome)
     write_json(path, outcome)
-    with pytest.raises(RunFolderError, match=rf"outcome\.json .*without {name}; delete .*01-scale to run the stage"):
-        Pipeline([Scale()]).run(trained_workload, out=old_folder, seed=3, progress=False)
+    told = r"outcome\.json is not as it was written; delete .*01-scale to run"
+    with pytest.raises(RunFolderError, match=told):
+        run(finished)
+    # Nor may a budget pass over it by leaving the stage out.
+    with pytest.raises(RunFolderError, match=told):
+        Pipeline([Scale()], budget=Budget()).run(
+            small_workload(), out=finished, seed=3, progress=False, accept_changes=True
+        )
 
 
-def test_a_measurement_of_another_layout_is_refused(trained_workload, old_folder, no_work):
-    """A measurement without its macs is named with the file that it stands in."""
-    path = old_folder / "stages/01-scale/outcome.json"
+def test_another_layout_under_a_good_digest_is_refused(finished, no_export) -> None:
+    """What another version may have written is not read around: the missing part is named."""
+    path = finished / STAGE / "outcome.json"
     outcome = read_json(path)
-    del outcome["measurement"]["macs"]
-    write_json(path, outcome)
+    del outcome["measurement"]["macs"], outcome["sha256"]
+    write_sealed(path, outcome)
     with pytest.raises(RunFolderError, match=r"outcome\.json .*macs.*delete"):
-        Pipeline([Scale()]).run(trained_workload, out=old_folder, seed=3, progress=False)
+        run(finished)
 
 
-def test_a_folder_of_other_versions_is_refused(trained_workload, old_folder, no_work):
-    """What another torch made is not continued: the key that differs is named with both values."""
-    asked = read_json(old_folder / "run.json")
-    asked["versions"]["torch"] = "1.0"
-    write_json(old_folder / "run.json", asked)
-    with pytest.raises(RunFolderError, match=r"versions: was .*1\.0"):
-        Pipeline([Scale()]).run(trained_workload, out=old_folder, seed=3, progress=False)
+@pytest.mark.parametrize("content", ["[]", "3", '{"key": 3}'])
+def test_a_marker_of_something_else_marks_nothing(finished, no_export, content) -> None:
+    """A marker without the stage's key means that the stage is not finished."""
+    (finished / STAGE / "outcome.json").write_text(content)
+    with pytest.raises(WorkedError):
+        run(finished)
+
+
+def test_an_edited_note_of_what_was_asked_is_found(finished, no_export) -> None:
+    """run.json is compared with what is asked now only where it is what was asked then."""
+    asked = read_json(finished / "run.json")
+    asked["seed"] = 4
+    write_json(finished / "run.json", asked)
+    with pytest.raises(StorageError, match=r"run\.json is not as it was written"):
+        run(finished, seed=4)
+
+
+def test_every_difference_is_named_with_both_values(finished, no_export) -> None:
+    """Another seed is refused; accepted, the stages that draw from it run again, and the reference is kept."""
+    with pytest.raises(RunFolderError, match=r"\n  seed: was 3, is 4\ngive another folder, or accept the changes"):
+        run(finished, seed=4)
+    reference = contents(finished / "stages/00-reference")
+    with pytest.raises(WorkedError):
+        run(finished, seed=4, accept_changes=True)
+    assert contents(finished / "stages/00-reference") == reference
+    assert not (finished / STAGE / "outcome.json").exists()
+
+
+def test_a_folder_of_other_versions_is_refused(finished, no_export, monkeypatch) -> None:
+    """What another torch made is not continued: the package is named with both versions."""
+    monkeypatch.setattr(running, "versions", lambda: {"torch": "1.0"})
+    with pytest.raises(RunFolderError, match=r'versions\.torch: was "[^"]+", is "1\.0"'):
+        run(finished)
+
+
+def former_version_(folder: Path) -> None:
+    """Makes `folder` what the version before wrote: fewer inputs, no digests."""
+    asked = read_json(folder / "run.json")
+    kept = ("stages", "budget", "seed", "target", "workload", "model", "versions")
+    write_json(folder / "run.json", {key: asked[key] for key in kept} | {"data": "0" * 64})
+    for marker in folder.glob("stages/*/outcome.json"):
+        outcome = read_json(marker)
+        onnx_sha256 = outcome["files"]["model.onnx"]
+        del outcome["files"], outcome["sha256"]
+        key = sha256(b"former")
+        write_json(marker, {**outcome, "key": key, "onnx_sha256": onnx_sha256})
+        (marker.parent / "key.txt").write_text(key)
+
+
+def test_a_folder_of_a_former_version_is_refused_and_worked_anew_where_accepted(finished, no_export) -> None:
+    """It looked at fewer inputs: its stages may be of others, and none is taken."""
+    former_version_(finished)
+    with pytest.raises(RunFolderError, match=r"run\.json is of a former version.*accept the changes"):
+        run(finished)
+    with pytest.raises(WorkedError):
+        run(finished, accept_changes=True)
+    assert not (finished / "stages/00-reference/model.onnx").exists()
+
+
+def test_what_users_keep_in_a_run_folder_stays(finished, no_export) -> None:
+    """Hidden .tmp files, notes beside the results and in stages' folders survive a resumed and a changed run."""
+    kept = [
+        "mail/deep/.draft.tmp",
+        ".notes.tmp",
+        ".cache.tmp/inside",
+        f"{STAGE}/notes.md",
+        f"{STAGE}/snapshots/mine.safetensors",
+        f"stages/theirs/{temporary_name().replace('compressor', 'x')}",
+    ]
+    for name in kept:
+        (finished / name).parent.mkdir(parents=True, exist_ok=True)
+        (finished / name).write_text("theirs")
+    run(finished)
+    with pytest.raises(WorkedError):
+        run(finished, seed=4, accept_changes=True)
+    assert all((finished / name).read_text() == "theirs" for name in kept)
+
+
+def left_over() -> str:
+    """The name of a file that a killed writer on another machine left."""
+    host, rest = temporary_name().removeprefix(".compressor-").split("-", 1)
+    return f".compressor-{'0' * len(host)}-{rest}"
+
+
+def test_what_killed_writers_left_is_removed_where_runs_write(tmp_path) -> None:
+    """Only our own half-written files go, and only from the places where runs write."""
+    gone = [f"{folder}/{left_over()}" for folder in (".", STAGE, f"{STAGE}/snapshots/0123456789abcdef")]
+    kept = [f"{folder}/{left_over()}" for folder in ("notes", "stages/theirs", f"{STAGE}/deep/er")]
+    for name in (*gone, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    write_json(tmp_path / "run.json", {"stages": [], "seed": 0, "versions": {}})
+    with RunFolder(tmp_path).locked():
+        assert not any((tmp_path / name).exists() for name in gone)
+        assert all((tmp_path / name).exists() for name in kept)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "report.html", "plan.json", "stages"])
+def test_a_folder_of_other_peoples_files_is_refused(tmp_path, name) -> None:
+    """A model.onnx that no run wrote is not replaced; a home folder full of other files may hold a run."""
+    (tmp_path / "thesis.tex").write_text("theirs")
+    with RunFolder(tmp_path).locked():
+        pass
+    theirs = tmp_path / name
+    if name == "stages":
+        theirs.mkdir()
+    else:
+        theirs.write_text("theirs")
+    with pytest.raises(RunFolderError, match=rf"holds {name}, which no run wrote there.*move it away"):
+        run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "thesis.tex"])
+
+
+@pytest.mark.parametrize("content", ['{"name": "training", "seed": 1}', "[]", '{"stages": []}'])
+def test_a_run_json_of_something_else_is_refused_even_with_changes_accepted(tmp_path, content) -> None:
+    """Another tool's run.json is not taken for ours."""
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"run\.json is not what a run writes"):
+        run(tmp_path, accept_changes=True)
+    assert (tmp_path / "run.json").read_text() == content
+
+
+def test_an_out_that_can_be_no_folder_is_named(tmp_path) -> None:
+    """A file, something below a file, a link to nothing."""
+    (tmp_path / "file").write_text("theirs")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link"):
+        with pytest.raises(RunFolderError, match=f"{out} cannot be a folder: .*give another one"):
+            run(out)
+    assert (tmp_path / "file").read_text() == "theirs"
+
+
+def test_links_to_files_of_others_are_replaced_and_not_followed(finished, tmp_path, no_export) -> None:
+    """A result that was replaced by a link leaves what the link leads to alone."""
+    theirs = tmp_path / "theirs.onnx"
+    theirs.write_text("theirs")
+    (finished / "model.onnx").unlink()
+    (finished / "model.onnx").symlink_to(theirs)
+    run(finished)
+    assert theirs.read_text() == "theirs"
+
+
+def test_results_can_be_read_by_whom_the_umask_lets(finished) -> None:
+    """Another account of a shared machine reads model.onnx where the umask is 022."""
+    mask = os.umask(0)
+    os.umask(mask)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in finished.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o666 & ~mask}
+
+
+def test_a_stage_without_room_leaves_no_part(finished, monkeypatch, tmp_path) -> None:
+    """The files of a stage are looked at together before the first is written."""
+    folder = RunFolder(tmp_path / "full")
+    usage = shutil.disk_usage(tmp_path)
+    with folder.locked():
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: copy.copy(usage)._replace(free=1500))
+        with pytest.raises(WriteError, match=r"model\.onnx needs 2,000 bytes, but 1,500 bytes are free"):
+            folder.write(folder.stage(1, "scale"), {"model.onnx": bytes(1000), "plan.json": bytes(1000)})
+        monkeypatch.undo()
+    assert not (tmp_path / "full" / "stages").exists()
+
+
+def test_a_folder_that_was_replaced_is_not_written(tmp_path) -> None:
+    """Where somebody moved the folder away and made another, its new content is not ours."""
+    out = tmp_path / "out"
+    folder = RunFolder(out)
+    with folder.locked():
+        out.rename(tmp_path / "moved")
+        out.mkdir()
+        with pytest.raises(RunFolderError, match="was moved, deleted or replaced"):
+            folder.write(out, {"model.onnx": b""})
+    assert not list(out.iterdir())

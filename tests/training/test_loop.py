@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -283,14 +284,27 @@ def test_a_snapshot_of_another_identity_is_refused_with_the_reason(tiny_workload
     assert "training.safetensors is of another training and not continued" in shown
 
 
-def test_a_damaged_snapshot_is_named(tiny_workload, tmp_path: Path) -> None:
-    """A truncated snapshot raises StorageError with its path and the way out, and no pickle is ever read."""
-    context = Context(progress=False, folder=tmp_path)
-    train(copy.deepcopy(tiny_workload.model), tiny_workload, epochs=1, learning_rate=0.01, context=context)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "of a former version"])
+def test_a_damaged_snapshot_is_named_and_not_continued(tiny_workload, tmp_path: Path, capsys, damage: str) -> None:
+    """No number of it is used: the training starts again, ends as one without it, and says so."""
+
+    def run(context: Context):
+        model = copy.deepcopy(tiny_workload.model)
+        train(model, tiny_workload, epochs=1, learning_rate=0.01, context=context)
+        return model
+
+    steady = run(Context(progress=False, folder=tmp_path))
     path = tmp_path / "training.safetensors"
-    path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(StorageError, match=r"training\.safetensors.*delete it"):
+    raw = path.read_bytes()
+    flipped = raw[:-7] + bytes([raw[-7] ^ 1]) + raw[-6:]
+    former = save(load(raw), metadata={"facts": "{}"})
+    path.write_bytes({"cut": raw[:-7], "flipped": flipped, "of a former version": former}[damage])
+    with pytest.raises(StorageError, match=r"training\.safetensors.*starts again without it"):
         read_snapshot(path)
+    assert same_weights(run(Context(progress=True, folder=tmp_path)), steady)
+    assert "it is not continued" in capsys.readouterr().err
+    assert path.read_bytes() != raw[:-7]
+    read_snapshot(path)
 
 
 def test_a_last_batch_of_one_is_skipped_for_batch_norm(tiny_workload) -> None:

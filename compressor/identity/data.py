@@ -1,0 +1,120 @@
+"""Which data a set holds: all of it, from memory where it lies there, else by reading it once from end to end.
+
+What is drawn at random while it is read is drawn from one seed, so that the same set reads the same again.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Sampler, Subset, TensorDataset
+from tqdm import tqdm
+
+from compressor.batches import Batches
+from compressor.errors import WorkloadError
+from compressor.identity.values import Digest, Identifier
+from compressor.storage import sha256
+from compressor.training.replay import replayed
+
+_COMPARED = 2  # items that are read again: what draws from a state of its own differs at once
+_LOADER = ("batch_size", "drop_last", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_workers")
+_PLAIN = (Tensor, np.ndarray, int, float, bool, str, bytes, type(None))
+
+
+class DataIdentifier:
+    """Tells sets of data by their content; a dataset that several sets share is read once."""
+
+    def __init__(self, identifier: Identifier, *, progress: bool) -> None:
+        self._identifier, self._progress = identifier, progress
+        self._read: dict[int, tuple[Any, Digest]] = {}
+
+    def digest(self, name: str, data: Iterable[Any]) -> Digest:
+        """What the set called `name` holds, and how it hands it out.
+
+        Unknown is what cannot be read twice. Raises WorkloadError where it cannot be read from end to end.
+        """
+        samples, settings = _taken_apart(data)
+        memory = _in_memory(samples)
+        # What else there is counts its passes, keeps files open, remembers: of that, only what it does is looked at.
+        doing = None if memory else [type(samples), _callables(samples)]
+        how = self._identifier.digest([type(data), settings, doing])
+        if memory and not how.unknown:
+            held = self._identifier.digest(samples)
+        else:
+            # What cannot be looked into is at work while its batches are read.
+            held = self._content(name, data if how.unknown else samples, batches=bool(how.unknown) or samples is data)
+        return Digest(sha256(f"{how.text} {held.text}".encode())[:32], held.unknown)
+
+    def _content(self, name: str, samples: Any, *, batches: bool) -> Digest:
+        if id(samples) not in self._read:
+            self._read[id(samples)] = samples, self._passed(name, samples, batches=batches)
+        return self._read[id(samples)][1]
+
+    def _passed(self, name: str, samples: Any, *, batches: bool) -> Digest:
+        if isinstance(samples, Iterator):
+            return Digest("", ("an iterator, which can be read only once",))
+        digests = []
+        with replayed(0, 0):
+            items = _items(name, samples, batches=batches)
+            for item in tqdm(items, desc=f"reading {name}", unit="item", leave=False, disable=not self._progress):
+                found = self._identifier.passing(item)
+                if found.unknown:
+                    return Digest("", found.unknown)
+                digests.append(found.text)
+        with replayed(0, 0):
+            again = [
+                self._identifier.passing(item).text
+                for item in islice(_items(name, samples, batches=batches), _COMPARED)
+            ]
+        if again != digests[:_COMPARED]:
+            return Digest("", ("data that differ from pass to pass under one random seed",))
+        return Digest(sha256(" ".join(digests).encode()))
+
+
+def _taken_apart(data: Any) -> tuple[Any, Any]:
+    """The samples of `data` before they are drawn and changed, and all that decides how they are."""
+    if isinstance(data, Batches):
+        return data.samples, {key: value for key, value in vars(data).items() if key != "samples"}
+    if isinstance(data, DataLoader):
+        settings = {name: _without(data.dataset, getattr(data, name, None)) for name in _LOADER}
+        if isinstance(data.dataset, IterableDataset):
+            return data, [settings, type(data.dataset), _callables(data.dataset)]
+        return data.dataset, settings
+    return data, None
+
+
+def _without(dataset: Any, value: Any) -> Any:
+    """A sampler by its class and settings, its own samplers alike, without the data that it draws from."""
+    if not isinstance(value, Sampler):
+        return value
+    return [type(value), {key: _without(dataset, part) for key, part in vars(value).items() if part is not dataset}]
+
+
+def _callables(value: Any) -> dict[str, Any]:
+    return {key: part for key, part in getattr(value, "__dict__", {}).items() if callable(part)}
+
+
+def _in_memory(samples: Any) -> bool:
+    """Whether what `samples` hold is all that they will ever say."""
+    if isinstance(samples, TensorDataset):
+        return _in_memory(samples.tensors)
+    if isinstance(samples, Subset):
+        return _in_memory(samples.dataset)
+    if isinstance(samples, ConcatDataset):
+        return _in_memory(samples.datasets)
+    if type(samples) is dict:
+        return all(map(_in_memory, samples.values()))
+    if type(samples) in (list, tuple):
+        return all(map(_in_memory, samples))
+    return type(samples) in _PLAIN
+
+
+def _items(name: str, samples: Any, *, batches: bool) -> Iterator[Any]:
+    try:
+        yield from samples if batches else (samples[index] for index in range(len(samples)))
+    except Exception as error:
+        raise WorkloadError(
+            f"{name} cannot be read from end to end: {type(error).__name__}: {error}; mend or leave out what is broken"
+        ) from error

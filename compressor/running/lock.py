@@ -1,0 +1,135 @@
+"""One writer at a time in a folder, whatever becomes of the files in it, and a sentence about who that is."""
+
+import errno
+import os
+import re
+import socket
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from compressor.errors import RunFolderError, StorageError
+from compressor.storage import is_running, read_json, write_json
+
+LOCK_FILE = ".lock"
+_BUSY = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+_held: set[int] = set()
+
+
+class FolderLock:
+    """Holds a folder until the process ends or the block is left.
+
+    The system holds the folder itself, so deleting the file `.lock`, which says who is writing, lets nobody in, and a
+    process that was killed holds nothing. Raises RunFolderError where another writer holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._descriptor: int | None = None
+        self._file: FileLock | None = None
+
+    def __enter__(self) -> Self:
+        if os.name != "posix" or not self._hold_folder():
+            # A file system without locks of folders, or Windows, where an open file cannot be deleted.
+            self._file = FileLock(self.folder / ".lock.held")
+            try:
+                self._file.acquire(timeout=0)
+            except Timeout as error:
+                raise RunFolderError(self._by_another()) from error
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        try:
+            write_json(self.folder / LOCK_FILE, {"process": os.getpid(), "host": socket.gethostname(), "since": now})
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.is_held():
+            with suppress(OSError):
+                (self.folder / LOCK_FILE).unlink()
+        self._release()
+
+    def is_held(self) -> bool:
+        """Whether the folder that is held is still the one at its path."""
+        if self._descriptor is None:
+            return self._file is not None
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(self._descriptor), self.folder.stat())
+        return False
+
+    def _hold_folder(self) -> bool:
+        import fcntl
+
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _BUSY:
+                raise RunFolderError(self._by_another()) from error
+            return False
+        self._descriptor = descriptor
+        _held.add(descriptor)
+        return True
+
+    def _release(self) -> None:
+        if self._descriptor is not None:
+            _held.discard(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+        if self._file is not None:
+            self._file.release()
+            self._file = None
+
+    def _by_another(self) -> str:
+        who = _told(self.folder / LOCK_FILE) or _holder(self.folder)
+        return f"{self.folder} is being written by {who}; wait for it to end, stop it, or give another folder"
+
+
+def _told(path: Path) -> str:
+    """Process, host and age as the writer noted them; nothing where the note is gone."""
+    try:
+        note: Any = read_json(path)
+        process, host, since = note["process"], note["host"], datetime.fromisoformat(note["since"])
+        seconds = (datetime.now(UTC) - since).total_seconds()
+    except (StorageError, KeyError, TypeError, ValueError):
+        return ""
+    if host == socket.gethostname() and not is_running(process):
+        return f"a process that took over from process {process} on {host}, which has ended"
+    return f"process {process} on {host} since {since.isoformat(sep=' ')} ({_duration(seconds)} ago)"
+
+
+def _holder(folder: Path) -> str:
+    """The process as Linux lists it."""
+    pattern = re.compile(rf"FLOCK\s+ADVISORY\s+WRITE\s+(\d+)\s+\S+:{folder.stat().st_ino}\s")
+    with suppress(OSError):
+        found = pattern.search(Path("/proc/locks").read_text(encoding="utf-8"))
+        if found is not None:
+            return f"process {found[1]} on {socket.gethostname()}, whose {LOCK_FILE} was deleted"
+    return f"another process, whose {LOCK_FILE} was deleted"
+
+
+def _duration(seconds: float) -> str:
+    for size, word in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {word}"
+    return f"{max(seconds, 0):.0f} seconds"
+
+
+def _let_go() -> None:
+    """A forked child shares the lock, and would hold it on after its parent was killed."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

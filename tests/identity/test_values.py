@@ -1,0 +1,292 @@
+"""Digests tell what values hold and do: equal in every process, another for whatever was changed."""
+
+import ast
+import enum
+import functools
+import math
+import operator
+import re
+import subprocess
+import sys
+import threading
+import types
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compressor import Metric
+from compressor.identity.values import Identifier
+from workbench import ROOT
+
+SCALE = 2.0
+
+
+def of(value) -> str:
+    digest = Identifier().digest(value)
+    assert digest.unknown == ()
+    return digest.text
+
+
+def scaled(factor):
+    def loss(outputs, targets):
+        return factor * F.mse_loss(outputs, targets)
+
+    return loss
+
+
+def with_default(outputs, factor=1):
+    return outputs * factor
+
+
+def with_keyword(outputs, *, factor=1):
+    return outputs * factor
+
+
+def reads_a_global(outputs):
+    return outputs * SCALE
+
+
+def calls_a_helper(outputs):
+    return [helper(output) for output in outputs]
+
+
+def helper(output):
+    return output + 1
+
+
+class Callable:
+    """An object that is called, as transforms are."""
+
+    rate = 0.5
+
+    def __init__(self, strength) -> None:
+        self.strength = strength
+
+    def __call__(self, inputs):
+        return self._changed(inputs) * self.strength
+
+    def _changed(self, inputs):
+        return inputs + self.rate
+
+    def method(self, inputs):
+        return inputs
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value) -> None:
+        self.value = value
+
+
+@dataclass(frozen=True)
+class Data:
+    value: int = 1
+
+
+class Kind(enum.Enum):
+    ONE = 1
+    TWO = 2
+
+
+def net(**changes):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 3))
+    for name, value in changes.items():
+        setattr(module, name, value)
+    return module
+
+
+def changed_net(change):
+    module = net()
+    change(module)
+    return module
+
+
+# Values that all differ from each other, and each of which is made anew by its function.
+DIFFERENT = {
+    "one": lambda: 1,
+    "one as a float": lambda: 1.0,
+    "true": lambda: True,
+    "text": lambda: "1",
+    "bytes": lambda: b"1",
+    "minus zero": lambda: -0.0,
+    "zero": lambda: 0.0,
+    "list": lambda: [1, 2],
+    "tuple": lambda: (1, 2),
+    "other order": lambda: [2, 1],
+    "nested": lambda: [[1], [2]],
+    "nested elsewhere": lambda: [[1, 2]],
+    "set": lambda: {"a", "b", "c"},
+    "other set": lambda: {"a", "b", "d"},
+    "dict": lambda: {"a": 1},
+    "dict of steps": lambda: {"a": 1, "b": 2},
+    "steps in another order": lambda: {"b": 2, "a": 1},
+    "tensor": lambda: torch.tensor([1.0, 2.0]),
+    "tensor of halves": lambda: torch.tensor([1.0, 2.0]).bfloat16(),
+    "tensor of integers": lambda: torch.tensor([1, 2]),
+    "tensor of another shape": lambda: torch.tensor([[1.0, 2.0]]),
+    "array": lambda: np.array([1.0, 2.0], dtype=np.float32),
+    "array of objects": lambda: np.array([1.0, "x"], dtype=object),
+    "sparse": lambda: torch.tensor([1.0, 0.0]).to_sparse(),
+    "function": lambda: helper,
+    "function of a factor": lambda: scaled(1),
+    "function of another factor": lambda: scaled(2),
+    "function of a tensor": lambda: scaled(torch.tensor(2.0)),
+    "lambda": lambda: lambda x: x + 1,
+    "other lambda": lambda: lambda x: x + 2,
+    "lambda with another name in it": lambda: lambda x: x.sum(),
+    "default": lambda: with_default,
+    "keyword": lambda: with_keyword,
+    "partial": lambda: functools.partial(with_default, factor=2),
+    "other partial": lambda: functools.partial(with_default, factor=3),
+    "cached": lambda: functools.cache(with_default),
+    "library function": lambda: F.mse_loss,
+    "other library function": lambda: F.l1_loss,
+    "function in C": lambda: torch.relu,
+    "bound method": lambda: Callable(1).method,
+    "bound method of another": lambda: Callable(2).method,
+    "object": lambda: Callable(1),
+    "object with another setting": lambda: Callable(2),
+    "slots": lambda: Slotted(1),
+    "other slots": lambda: Slotted(2),
+    "data": Data,
+    "other data": lambda: Data(2),
+    "kind": lambda: Kind.ONE,
+    "other kind": lambda: Kind.TWO,
+    "pattern": lambda: re.compile("a"),
+    "other pattern": lambda: re.compile("b"),
+    "path": lambda: Path("a"),
+    "getter": lambda: operator.itemgetter(1),
+    "type of numbers": lambda: torch.float32,
+    "array's type of numbers": lambda: np.dtype("f4"),
+    "random numbers": lambda: np.random.default_rng(0),
+    "other random numbers": lambda: np.random.default_rng(1),
+    "torch's random numbers": lambda: torch.Generator().manual_seed(1),
+    "lock": threading.Lock,
+    "accuracy": Metric.accuracy,
+    "top 2": lambda: Metric.top_k(2),
+    "top 3": lambda: Metric.top_k(3),
+    "loss": nn.CrossEntropyLoss,
+    "loss with weights": lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0])),
+    "loss with other weights": lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])),
+    "smooth loss": lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
+    "network": net,
+    "network with a number": lambda: net(scale=2),
+    "network in training": lambda: net().eval(),
+    "network partly frozen": lambda: changed_net(lambda module: module[0].weight.requires_grad_(False)),
+    "network with one weight changed": lambda: changed_net(lambda module: module[3].bias.data.mul_(1.5)),
+    "network with other statistics": lambda: changed_net(lambda module: module[1].running_mean.add_(1)),
+    "network with equal layers": lambda: changed_net(lambda module: module[3].load_state_dict(module[0].state_dict())),
+    "network with tied layers": lambda: changed_net(lambda module: setattr(module[3], "weight", module[0].weight)),
+    "network with another rate": lambda: changed_net(lambda module: setattr(module[2], "p", 0.4)),
+    "network with a hook": lambda: changed_net(lambda module: module[0].register_forward_hook(helper)),
+    "network with another part": lambda: changed_net(lambda module: module.append(nn.ReLU())),
+}
+
+
+def test_values_that_differ_have_different_digests() -> None:
+    """No two of the list are taken for each other, and each that is made again is known again."""
+    digests = {name: of(make()) for name, make in DIFFERENT.items()}
+    same = [pair for pair in combinations(digests, 2) if digests[pair[0]] == digests[pair[1]]]
+    assert same == []
+    assert {name: of(make()) for name, make in DIFFERENT.items()} == digests
+
+
+def test_digests_are_the_same_in_every_process() -> None:
+    """Neither addresses nor hash seeds nor the order of sets show in them."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import tests.identity.test_values as t\n"
+        "print({name: t.of(make()) for name, make in t.DIFFERENT.items()})"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env={"PYTHONHASHSEED": "7"}
+    ).stdout
+    assert ast.literal_eval(told) == {name: of(make()) for name, make in DIFFERENT.items()}
+
+
+@pytest.mark.parametrize(
+    ("function", "change"),
+    [
+        (reads_a_global, lambda patch: patch.setitem(globals(), "SCALE", 3.0)),
+        (calls_a_helper, lambda patch: patch.setitem(globals(), "helper", lambda output: output + 2)),
+        (with_default, lambda patch: patch.setattr(with_default, "__defaults__", (2,))),
+        (with_keyword, lambda patch: patch.setattr(with_keyword, "__kwdefaults__", {"factor": 2})),
+        (helper, lambda patch: patch.setattr(helper, "strength", 2, raising=False)),
+        (Callable(1), lambda patch: patch.setattr(Callable, "rate", 0.25)),
+        (Callable(1), lambda patch: patch.setattr(Callable, "_changed", lambda self, inputs: inputs)),
+    ],
+)
+def test_what_a_function_refers_to_counts(function, change, monkeypatch) -> None:
+    """Globals, helpers, defaults, attributes, and the methods and values of the class, however far away."""
+    before = of(function)
+    change(monkeypatch)
+    assert of(function) != before
+
+
+def module(name: str, text: str) -> types.ModuleType:
+    made = types.ModuleType(name)
+    exec(text, vars(made))
+    return made
+
+
+def test_a_users_module_is_looked_into(monkeypatch) -> None:
+    """What a function reads of a module of the user's own, by attribute or by an import inside, counts."""
+    text = "def factor():\n    return {}\nunused = {}\n"
+    user = "import losses\ndef loss(o):\n    return losses.factor() * o\n"
+    inside = "def loss(o):\n    from losses import factor\n    return factor() * o\n"
+    found = {}
+    for value, unused in ((1, 1), (2, 1), (1, 2)):
+        monkeypatch.setitem(sys.modules, "losses", module("losses", text.format(value, unused)))
+        found[value, unused] = [of(module("m", source).loss) for source in (user, inside)]
+    assert found[1, 1] == found[1, 2], "what is not read does not count"
+    assert all(one != two for one, two in zip(found[1, 1], found[2, 1], strict=True))
+
+
+def test_lines_comments_and_names_of_files_do_not_count() -> None:
+    """A function that was moved does the same."""
+    one = module("one", "def loss(o):\n    return o + 1\n").loss
+    two = module("two", "\n\n# a comment\ndef loss(o):\n\n    return o + 1  # and more\n").loss
+    assert of(one) == of(two)
+
+
+def test_circles_end() -> None:
+    """A list in itself, functions that call each other, a class whose methods name it."""
+    circle: list = [1]
+    circle.append(circle)
+    assert of(circle) != of([1, [1]])
+    pair = "def even(n):\n    return n == 0 or odd(n - 1)\ndef odd(n):\n    return n != 0 and even(n - {})\n"
+    assert of(module("m", pair.format(1)).even) == of(module("m", pair.format(1)).even)
+    assert of(module("m", pair.format(1)).even) != of(module("m", pair.format(2)).even)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: (number for number in range(3)), "builtins.generator"),
+        (lambda: Path(__file__).open(), "an open file (TextIOWrapper)"),  # noqa: SIM115 - closed by the test
+        (lambda: memoryview(b"1"), "builtins.memoryview"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), "torch.strided, torch.qint8"),
+        (lambda: functools.reduce(lambda inner, _: [inner], range(100_000), []), "nested too deep"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*:UserWarning", "ignore:.*torch.ao.quantization.*")
+def test_what_cannot_be_looked_into_is_said(make, kind) -> None:
+    """Wherever it hides, its kind is listed, so that nobody takes the digest for the whole."""
+    value = make()
+    for held in (value, [1, {"a": value}], functools.partial(helper, value), Callable(value)):
+        (unknown,) = Identifier().digest(held).unknown
+        assert kind in unknown
+    getattr(value, "close", lambda: None)()
+
+
+def test_numbers_that_are_not_equal_to_themselves_are_known_again() -> None:
+    """NaN is NaN."""
+    assert of([math.nan, 1.0]) == of([math.nan, 1.0])

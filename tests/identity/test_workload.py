@@ -1,0 +1,369 @@
+"""Everything that a run is given is told apart by name, whichever of it was changed."""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from compressor import Effect, Metric, Workload
+from compressor.batches import Batches
+from compressor.errors import WorkloadError
+from compressor.identity.workload import Identity, identify
+from compressor.stages import Distill, FineTune, PruneChannels, Quantize
+
+INPUTS = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
+TARGETS = (INPUTS[:, 0] > 0).long()
+
+
+class Net(nn.Module):
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.scale = nn.Linear(4, 2), scale
+
+    def forward(self, inputs):
+        return self.layer(inputs) * self.scale
+
+
+def batches(inputs=INPUTS, targets=TARGETS, size: int = 16) -> list[Any]:
+    return [(inputs[start : start + size], targets[start : start + size]) for start in range(0, len(inputs), size)]
+
+
+def workload(**changes: Any) -> Workload:
+    given: dict[str, Any] = {
+        "name": "small",
+        "model": Net(),
+        "example_inputs": INPUTS[:2],
+        "train": Batches((INPUTS, TARGETS), batch_size=16, shuffle=True),
+        "calibration": batches(),
+        "validation": batches(),
+        "test": batches(),
+        "loss": nn.CrossEntropyLoss(),
+        "metric": Metric.accuracy(),
+    }
+    return Workload(**given | changes)
+
+
+def found(stages: tuple[Any, ...] = (), **changes: Any) -> Identity:
+    return identify(workload(**changes), stages or (FineTune(epochs=1),))
+
+
+def wrong_at_the_end(targets=TARGETS):
+    changed = targets.clone()
+    changed[-1] = 1 - changed[-1]
+    return changed
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    model.layer.bias.requires_grad_(False)
+    return model
+
+
+class OtherNet(Net):
+    def forward(self, inputs):
+        return self.layer(inputs) + self.scale
+
+
+CHANGES: dict[str, tuple[str, Callable[[], Any]]] = {
+    "weights": ("model", lambda: nn.Sequential(nn.Linear(4, 2))),
+    "a class that computes something else": ("model", OtherNet),
+    "a setting of the model": ("model", lambda: Net(scale=2.0)),
+    "what is frozen": ("model", lambda: frozen(Net())),
+    "mode": ("model", lambda: Net().eval()),
+    "example": ("example_inputs", lambda: INPUTS[2:4]),
+    "longer example": ("example_inputs", lambda: INPUTS[:3]),
+    "last label": ("train", lambda: Batches((INPUTS, wrong_at_the_end()), batch_size=16, shuffle=True)),
+    "last sample": ("train", lambda: Batches((INPUTS * 2, TARGETS), batch_size=16, shuffle=True)),
+    "order": ("train", lambda: Batches((INPUTS, TARGETS), batch_size=16)),
+    "batch size": ("train", lambda: Batches((INPUTS, TARGETS), batch_size=8, shuffle=True)),
+    "which samples": ("train", lambda: Batches((INPUTS, TARGETS), indices=range(60), batch_size=16, shuffle=True)),
+    "transform": (
+        "train",
+        lambda: Batches((INPUTS, TARGETS), batch_size=16, shuffle=True, transform=lambda inputs: inputs * 2),
+    ),
+    "augmentation": (
+        "train",
+        lambda: Batches((INPUTS, TARGETS), batch_size=16, shuffle=True, augment=lambda inputs, _: -inputs),
+    ),
+    "calibration": ("calibration", lambda: batches(targets=wrong_at_the_end())),
+    "validation": ("validation", lambda: batches(targets=wrong_at_the_end())),
+    "test from the last batch on": ("test", lambda: batches(targets=wrong_at_the_end())),
+    "another loss": ("loss", lambda: F.cross_entropy),
+    "its negative": ("loss", lambda: lambda outputs, targets: -F.cross_entropy(outputs, targets)),
+    "its weights": ("loss", lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 50.0]))),
+    "another metric": ("metric", lambda: dataclasses.replace(Metric.accuracy(), per_sample=lambda o, t: o[:, 0] - t)),
+    "a mean of another kind": ("metric", lambda: dataclasses.replace(Metric.accuracy(), aggregate=torch.median)),
+    "the other direction": ("metric", lambda: dataclasses.replace(Metric.accuracy(), higher_is_better=False)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_input_is_named_and_makes_another_key(change: str) -> None:
+    """What was changed has another digest, all else the same; the key of every stage is another one."""
+    name, make = CHANGES[change]
+    before, after = found(), found(**{name: make()})
+    assert [key for key in before.told if before.told[key] != after.told[key]] == [name]
+    assert before.stages != after.stages
+    # The reference is measured on test data by the metric; training data and loss play no part.
+    assert (before.reference == after.reference) == (name in ("train", "calibration", "validation", "loss"))
+
+
+def test_nothing_changed_is_the_same() -> None:
+    """Everything made anew, and a run in between, leave every digest as it is."""
+    given = workload()
+    before = identify(given, [FineTune(epochs=1)])
+    given.model.eval()(INPUTS)
+    given.model.train()
+    for _ in given.train:
+        pass
+    again = identify(given, [FineTune(epochs=1)])
+    assert before == again == found()
+    assert before.warnings == ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """A stage of the user's, with an object that its repr does not show."""
+
+    effect: ClassVar[Effect] = Effect.VALUES
+    hidden: Any = field(default=None, repr=False)
+
+    def apply(self, model, workload, context):
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherOwn:
+    effect: ClassVar[Effect] = Effect.VALUES
+    hidden: Any = field(default=None, repr=False)
+
+    def apply(self, model, workload, context):
+        return model.half()
+
+
+OtherOwn.__name__ = OtherOwn.__qualname__ = "Own"
+
+
+@dataclass(frozen=True)
+class OwnCriterion:
+    power: int = 1
+
+    def scores(self, *given):
+        return given
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "where"),
+    [
+        (Distill(teacher=Net()), Distill(teacher=Net(2.0)), ("distill", "teacher")),
+        (Own(hidden=[1]), Own(hidden=[2]), ("own", "hidden")),
+        (Own(), OtherOwn(), ("own", "code")),
+        (
+            Own(hidden=OwnCriterion()),
+            Own(hidden=OwnCriterion(2)),
+            ("own", "hidden"),
+        ),
+    ],
+)
+def test_what_the_parameters_of_a_stage_do_not_show_counts(one, two, where) -> None:
+    """A teacher, an object, the code of the stage: each is told by its name."""
+    before, after = found((one,)), found((two,))
+    stage, name = where
+    assert before.stages != after.stages
+    (told,), (other,) = before.told["stage_inputs"], after.told["stage_inputs"]
+    assert [key for key in told[stage] if told[stage][key] != other[stage][key]] == [name]
+
+
+def test_plain_parameters_are_told_by_the_recipe_alone() -> None:
+    """Of the package's own stages and value objects, run.json shows the values themselves."""
+    told = found((PruneChannels(remove=0.3), Quantize(), Distill(features=("layer",)))).told["stage_inputs"]
+    assert [list(next(iter(entry.values()))) for entry in told[:2]] == [["code"], ["code"]]
+    assert list(told[2]["distill"]) == ["code", "teacher"]
+
+
+class Images(Dataset):
+    """A dataset that reads each sample when it is asked for, and changes it at random."""
+
+    def __init__(self, inputs=INPUTS, strength: float = 0.0) -> None:
+        self.inputs, self.strength, self.opened = inputs, strength, 0
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int):
+        self.opened += 1
+        sample = self.inputs[index]
+        return sample + self.strength * torch.randn(4) + np.random.rand() * 0, int(TARGETS[index])  # noqa: NPY002
+
+
+class Stream(IterableDataset):
+    """Samples one after the other, without a length."""
+
+    def __init__(self, inputs=INPUTS) -> None:
+        self.inputs, self.passes = inputs, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        yield from zip(self.inputs, TARGETS, strict=True)
+
+
+class OwnLoader:
+    """Batches from a class of the user's own."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor, self.passes = factor, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        return ((inputs * self.factor, targets) for inputs, targets in batches())
+
+
+def late(inputs=INPUTS):
+    changed = inputs.clone()
+    changed[-1, -1] += 1e-6
+    return changed
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "shuffled": lambda: DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=8, shuffle=True),
+    "in order": lambda: DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=8),
+    "batches of another size": lambda: DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=16, shuffle=True),
+    "last one dropped": lambda: DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=8, shuffle=True, drop_last=True),
+    "late change": lambda: DataLoader(TensorDataset(late(), TARGETS), batch_size=8, shuffle=True),
+    "generator": lambda: DataLoader(
+        TensorDataset(INPUTS, TARGETS), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3)
+    ),
+    "collated otherwise": lambda: DataLoader(
+        TensorDataset(INPUTS, TARGETS), batch_size=8, shuffle=True, collate_fn=lambda batch: batch[::-1]
+    ),
+    "part": lambda: DataLoader(Subset(TensorDataset(INPUTS, TARGETS), range(100)), batch_size=8, shuffle=True),
+    "read one by one": lambda: DataLoader(Images(), batch_size=8, shuffle=True),
+    "read one by one, late change": lambda: DataLoader(Images(late()), batch_size=8, shuffle=True),
+    "read and changed": lambda: DataLoader(Images(strength=0.1), batch_size=8, shuffle=True),
+    "read and changed more": lambda: DataLoader(Images(strength=0.2), batch_size=8, shuffle=True),
+    "dataset in our batches": lambda: Batches(Images(), batch_size=8),
+    "dataset in our batches, late change": lambda: Batches(Images(late()), batch_size=8),
+    "stream": lambda: DataLoader(Stream(), batch_size=8),
+    "stream, late change": lambda: DataLoader(Stream(late()), batch_size=8),
+    "own loader": OwnLoader,
+    "own loader, other factor": lambda: OwnLoader(2.0),
+    "list": batches,
+    "list of dicts": lambda: [{"x": inputs, "labels": targets} for inputs, targets in batches()],
+    "arrays": lambda: [(inputs.numpy(), targets.numpy()) for inputs, targets in batches()],
+}
+
+
+def test_sets_of_every_kind_are_known_by_all_that_they_hold() -> None:
+    """Loaders, datasets, streams, lists: known again when made again, told apart by the last sample, never unknown."""
+    digests = {name: found(train=make()) for name, make in LOADERS.items()}
+    assert [name for name, identity in digests.items() if identity.warnings] == []
+    assert len({identity.told["train"] for identity in digests.values()}) == len(LOADERS)
+    assert {name: found(train=make()) for name, make in LOADERS.items()} == digests
+
+
+def test_a_set_is_the_same_after_it_was_read() -> None:
+    """Counters, shuffles and what was drawn meanwhile make no other data of them."""
+    for make in LOADERS.values():
+        data = make()
+        before = found(train=data)
+        torch.manual_seed(5)
+        for _ in data:
+            pass
+        assert found(train=data) == before
+
+
+def test_datasets_that_sets_share_are_read_once() -> None:
+    """A dataset on disk is read from end to end one time for all the sets that draw from it."""
+    images = Images()
+    shared = {name: DataLoader(images, batch_size=size) for name, size in (("train", 8), ("calibration", 4))}
+    found(**shared, validation=Batches(images), test=DataLoader(images))
+    assert images.opened == len(images) + 2
+
+
+class Restless:
+    """A loader with random numbers of its own."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((inputs + float(self.random.random()), targets) for inputs, targets in batches())
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "said"),
+    [
+        ("train", Restless, "data that differ from pass to pass"),
+        ("train", lambda: iter(batches()), "an iterator, which can be read only once"),
+        ("validation", lambda: (batch for batch in batches()), "an iterator, which can be read only once"),
+        ("loss", lambda: functools.partial(F.mse_loss, weight=memoryview(b"1")), "builtins.memoryview"),
+    ],
+)
+def test_what_cannot_be_known_is_never_taken_for_the_same(name, make, said) -> None:
+    """It is another thing in every run, told by name with the reason, and nothing was taken from an iterator."""
+    given = {name: make()}
+    one, two = found(**given), found(**given)
+    assert one.stages != two.stages
+    assert one.told == two.told
+    (warning,) = one.warnings
+    assert warning.startswith(f"{name} of the workload holds {said}")
+    assert "never taken from disk" in warning
+    if "iterator" in said:
+        assert len(list(given[name])) == len(batches())
+
+
+class Broken(Images):
+    def __getitem__(self, index: int):
+        if index == 100:
+            raise OSError("image 100 is cut off")
+        return super().__getitem__(index)
+
+
+def test_a_sample_that_cannot_be_read_is_named_before_any_work() -> None:
+    """A damaged file deep in a set is a WorkloadError with the set and the cause."""
+    with pytest.raises(WorkloadError, match="train cannot be read from end to end: OSError: image 100 is cut off"):
+        found(train=DataLoader(Broken(), batch_size=8))
+
+
+def test_reading_leaves_the_random_states_alone() -> None:
+    """A run draws the same numbers, whether the data had to be read or not."""
+    given = workload(train=DataLoader(Images(strength=0.1), batch_size=8, shuffle=True))
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    identify(given, [])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Remembering(Net):
+    """A model that keeps what it computed in eval mode, and drops it in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Any] = {}
+
+    def train(self, mode=True):  # noqa: FBT002 - as torch has it
+        self.kept = {}
+        return super().train(mode)
+
+    def forward(self, inputs):
+        self.kept["double"] = self.layer.weight.detach() * 2
+        return self.layer(inputs)
+
+
+def test_what_a_model_remembers_of_its_calls_does_not_count() -> None:
+    """Cached biases and positions are computed from weights: they are no content."""
+    model = Remembering().eval()
+    before = found(model=model)
+    model(INPUTS)
+    assert model.kept
+    assert found(model=model) == before
+    assert found(model=copy.deepcopy(model)) == before
