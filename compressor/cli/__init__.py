@@ -3,15 +3,21 @@
 import sys
 from pathlib import Path
 
+from compressor.cli.interrupts import Terminated, interruptible
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """The console command."""
     _leave_current_folder_()
-    from compressor.cli.app import main as run
+    with interruptible():
+        try:
+            from compressor.cli.app import app
 
-    run()
+            app()
+        except KeyboardInterrupt as error:  # before a command began
+            raise SystemExit(143 if isinstance(error, Terminated) else 130) from None
 
 
 def _leave_current_folder_() -> None:

@@ -244,11 +244,6 @@ def stages(
             print_listing(shown, whole=name is not None)
 
 
-def main() -> None:
-    """The commands, as the arguments of this process say."""
-    app()
-
-
 def _inspect(name: str, *, recipe: Path | None, threads: int | None, batch_size: int | None, as_json: bool) -> None:
     from compressor.inspection.doctor import Grade, check_load
     from compressor.inspection.inspection import inspect

@@ -1,16 +1,15 @@
 """How the command line ends when something goes wrong: a sentence on stderr and an exit code."""
 
 import shlex
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, TypeVar
 
 import typer
 
+from compressor.cli.interrupts import Terminated
 from compressor.errors import CompressorError, StageError, WrongUseError
 
 FAILED, WRONG_USE, BUDGET_NOT_MET = 1, 2, 3
@@ -18,28 +17,16 @@ FAILED, WRONG_USE, BUDGET_NOT_MET = 1, 2, 3
 _Result = TypeVar("_Result")
 
 
-class _Terminated(KeyboardInterrupt):
-    pass
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise _Terminated
-
-
 @contextmanager
 def reported(*, verbose: bool) -> Iterator[None]:
     """Turns what goes wrong into a line on stderr and an exit code, and warnings into lines on stderr."""
-    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
             yield
     except KeyboardInterrupt as error:
-        # A second Ctrl-C must not wait for anything.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         typer.secho(f"\nstopped; what is finished is kept. To go on: {_command()}", err=True, fg="yellow")
-        raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from None
+        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:  # noqa: BLE001  # every error ends in a sentence and an exit code
@@ -54,8 +41,6 @@ def reported(*, verbose: bool) -> Iterator[None]:
         hint = "" if verbose or expected else " (run again with -v for the traceback)"
         typer.secho(f"error: {_text(error)}{hint}", err=True, fg="red")
         raise typer.Exit(code) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _text(error: Exception) -> str:

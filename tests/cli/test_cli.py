@@ -301,7 +301,7 @@ def test_a_stopped_run_prints_how_to_go_on(folder: Path, number: int, code: int,
 
 
 def test_the_handler_of_sigterm_is_put_back() -> None:
-    """A program that calls the command line keeps its own handler."""
+    """A program that runs commands in its own process keeps its own handler."""
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         assert call("stages", "distil")[0] == 2

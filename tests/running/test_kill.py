@@ -1,8 +1,12 @@
 """A run that is killed again and again ends with the file of a run that was not."""
 
+import contextlib
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,17 @@ def tiny():
     return make_workload(TinyResNet().eval(), train=2048)
 """
 
+LOADED = """
+from dataclasses import replace
+from torch.utils.data import DataLoader, TensorDataset
+
+def loaded():
+    workload = tiny()
+    inputs, targets = zip(*workload.train)
+    data = TensorDataset(torch.cat(inputs), torch.cat(targets))
+    return replace(workload, train=DataLoader(data, batch_size=64, shuffle=True, num_workers=2))
+"""
+
 RECIPE = """
 name: killed
 stages:
@@ -31,7 +46,7 @@ stages:
 
 
 def command(folder: Path, out: str) -> list[str]:
-    program = "from compressor.cli.app import main; main()"
+    program = "from compressor.cli import main; main()"
     options = ["run", "killed.yaml", "--workload", "tiny_workload:tiny", "--out", out, "--quiet"]
     return [sys.executable, "-c", program, *options]
 
@@ -59,3 +74,38 @@ def test_killed_runs_end_with_the_same_bits(tmp_path, seed):
     steps = [step["stage"] for step in read_json(tmp_path / "cut" / "report.json")["steps"]]
     assert steps == ["reference", "drop_blocks", "distill", "quantize"]
     assert not list((tmp_path / "cut").rglob("*.tmp")), "half-written files were left behind"
+
+
+@pytest.mark.slow
+def test_runs_that_are_interrupted_twice_end_without_a_traceback(tmp_path):
+    """Ctrl-C at random moments, and again at once, with workers that load data: 130, no traceback, the same bits."""
+    (tmp_path / "tiny_workload.py").write_text(WORKLOAD + LOADED, encoding="utf-8")
+    (tmp_path / "killed.yaml").write_text(RECIPE, encoding="utf-8")
+    loaded = [*command(tmp_path, "whole")[:-3], "--workload", "tiny_workload:loaded", "--quiet", "--out"]
+    subprocess.run([*loaded, "whole"], cwd=tmp_path, check=True, timeout=300)
+    moments, interrupts = random.Random(0), 0  # noqa: S311 - moments to interrupt at, not secrets
+    for _ in range(40):
+        process = subprocess.Popen(
+            [*loaded, "cut"],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - no threads
+        )
+        try:
+            assert process.wait(timeout=moments.uniform(3, 14 + interrupts)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(moments.uniform(0, 0.5))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+            # Python itself ends by the signal where it had not begun, or had all but ended.
+            assert process.returncode in {130, -signal.SIGINT}
+            assert "Traceback" not in err
+            interrupts += 1
+    assert interrupts > 0, "the run was never interrupted: make it longer"
+    files = [tmp_path / name / "model.onnx" for name in ("whole", "cut")]
+    assert sha256(files[0].read_bytes()) == sha256(files[1].read_bytes())

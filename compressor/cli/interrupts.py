@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM: the first one ends the work in order, the second one the process at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is to be treated like Ctrl-C but for the exit code."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A stretch in which the first Ctrl-C raises KeyboardInterrupt, the first SIGTERM Terminated, and any second exits.
+
+    The exit code is then 128 and the signal's number, as shells have it, with nothing printed. Worker processes that
+    are forked meanwhile leave Ctrl-C to their parent, which ends them. Signals that are ignored stay so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner, seen = os.getpid(), False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        del frame
+        if seen or (os.getpid() != owner and number == signal.SIGTERM):
+            os._exit(128 + number)
+        seen = True
+        if os.getpid() == owner:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    handled = [number for number in _NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in handled}
+    _exit_at_the_second(handled)
+    try:
+        yield
+    finally:
+        # The process may take seconds to end, in which a second Ctrl-C still is one.
+        if not seen:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _exit_at_the_second(numbers: Sequence[int]) -> None:
+    """Sees signals while the main thread is inside a long call of a library, where Python runs no handler."""
+    if os.name != "posix":
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # The pipe is the parent's: a worker that is interrupted as well is no second signal.
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+    def watch() -> None:
+        count = 0
+        while arrived := os.read(reader, 1):
+            count += arrived[0] in numbers
+            if count == 2:
+                os._exit(128 + arrived[0])
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,201 @@
+"""Ctrl-C and SIGTERM in real processes: the first ends in order, the second at once, and neither with a traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workbench import ROOT
+
+BEGIN = """\
+import sys, time
+from compressor.cli.interrupts import Terminated, interruptible
+
+def say(word):
+    print(word, flush=True)
+
+"""
+CLEANING = """\
+with interruptible():
+    try:
+        say("ready")
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        say(type(error).__name__)
+        try:
+            time.sleep(60)
+        finally:
+            say("cleaned")
+"""
+BUSY = """\
+import hashlib
+
+with interruptible():
+    say("ready")
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)  # minutes in which Python runs no handler
+"""
+LATE = """\
+import atexit
+
+def late():
+    say("late")
+    time.sleep(60)
+
+atexit.register(late)
+with interruptible():
+    say("ready")
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+WORKERS = """\
+import multiprocessing
+
+def work():
+    say("ready")
+    time.sleep(60)
+
+with interruptible():
+    worker = multiprocessing.get_context("fork").Process(target=work)
+    worker.start()
+    try:
+        worker.join()
+    except KeyboardInterrupt:
+        time.sleep(0.2)
+        say(f"stopped, worker {'lives' if worker.is_alive() else 'is gone'}")
+        worker.terminate()
+        worker.join()
+        say(f"code {worker.exitcode}")
+        sys.exit(130)
+"""
+
+
+class Program:
+    """A running Python program in a process group of its own, as a terminal starts it."""
+
+    def __init__(self, source: str, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BEGIN + textwrap.dedent(source)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            # A shell that starts the tests in the background has interrupts ignored, and children inherit it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - no threads
+        )  # fmt: skip
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def send(self, number: int) -> None:
+        """The signal to the whole group, as a terminal sends Ctrl-C."""
+        os.killpg(self.process.pid, number)
+
+    def end(self) -> tuple[int, str, str]:
+        """(exit code, rest of stdout, stderr); the program has seconds to end."""
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[object]:
+    """Starts programs, and ends what is left of them."""
+    programs: list[Program] = []
+
+    def begin(source: str) -> Program:
+        programs.append(Program(source, tmp_path))
+        assert programs[-1].line() == "ready"
+        return programs[-1]
+
+    yield begin
+    for program in programs:
+        if program.process.poll() is None:
+            program.process.kill()
+            program.process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "met", "code"),
+    [
+        (signal.SIGINT, signal.SIGINT, "KeyboardInterrupt", 130),
+        (signal.SIGTERM, signal.SIGTERM, "Terminated", 143),
+        (signal.SIGINT, signal.SIGTERM, "KeyboardInterrupt", 143),
+        (signal.SIGTERM, signal.SIGINT, "Terminated", 130),
+    ],
+)
+def test_the_second_ends_what_the_first_began_to_end(start, first: int, second: int, met: str, code: int) -> None:
+    """The first is an exception that code can clean up after; the second waits for nothing and prints nothing."""
+    program = start(CLEANING)
+    program.send(first)
+    assert program.line() == met
+    program.send(second)
+    assert program.end() == (code, "", "")
+
+
+def test_the_second_ends_a_call_that_python_cannot_interrupt(start) -> None:
+    """Inside a long call of a library the first waits for its end, and the second does not."""
+    program = start(BUSY)
+    program.send(signal.SIGINT)
+    time.sleep(0.3)
+    assert program.process.poll() is None
+    program.send(signal.SIGINT)
+    assert program.end() == (130, "", "")
+
+
+def test_the_second_ends_a_process_that_is_ending(start) -> None:
+    """What runs at the exit of Python is no reason for a traceback either."""
+    program = start(LATE)
+    program.send(signal.SIGINT)
+    assert program.line() == "late"
+    program.send(signal.SIGINT)
+    assert program.end() == (130, "", "")
+
+
+def test_workers_leave_the_first_to_their_parent(start) -> None:
+    """A worker that the terminal interrupts as well prints nothing, counts as no second one, and its parent ends it."""
+    program = start(WORKERS)
+    program.send(signal.SIGINT)
+    assert program.end() == (130, "stopped, worker lives\ncode 143\n", "")
+
+
+def test_the_second_ends_workers_too(start) -> None:
+    """Nobody is left behind when the parent goes at once."""
+    program = start(WORKERS.replace("time.sleep(0.2)", "say('first'); time.sleep(60)"))
+    program.send(signal.SIGINT)
+    assert program.line() == "first"
+    program.send(signal.SIGINT)
+    assert program.end() == (130, "", "")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(program.process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("a worker goes on")
+
+
+def test_ignored_interrupts_stay_ignored_and_handlers_come_back(start) -> None:
+    """`nohup` and background jobs keep what they asked for; without an interrupt everything is as before."""
+    program = start(
+        """
+        import signal
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before = signal.getsignal(signal.SIGTERM)
+        with interruptible():
+            say("ready")
+            time.sleep(0.5)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not before
+        assert signal.getsignal(signal.SIGTERM) is before
+        say("whole")
+        """
+    )
+    program.send(signal.SIGINT)
+    assert program.end() == (0, "whole\n", "")
