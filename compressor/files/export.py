@@ -16,7 +16,8 @@ from torch.export import Dim
 
 from compressor.errors import ExportError
 from compressor.files.graph_cleaning import pool_globally_, rename_, strip_
-from compressor.files.graphs import opset_of, parse
+from compressor.files.graphs import OPSET, opset_of, parse
+from compressor.files.limits import MAX_BYTES
 from compressor.files.shape_cleaning import simplify_shapes_
 from compressor.files.verification import ExportTask, export_task, input_names, verified_bytes
 from compressor.runtime import OnnxModule
@@ -24,11 +25,6 @@ from compressor.workload import Workload
 
 __all__ = ["ExportError", "Exported", "export_onnx", "input_names"]
 
-# The newest that both exporters of torch write; ONNX Runtime has a CPU kernel for every operator of it (opset 21 adds
-# only 4-bit types, and 23 made it refuse QuantizeLinear: microsoft/onnxruntime#25932).
-OPSET = 20
-# Protocol buffers end at 2 GiB; the rest is room for the graph and for what quantization adds.
-MAX_BYTES = 1_800_000_000
 _PREFIX = "model."
 # Seconds after which no further file is tried.
 _PATIENCE = 600.0

@@ -8,8 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.files.reading import input_kinds, read_onnx
+from compressor.errors import WorkloadError
+from compressor.files.preparing import Watcher
+from compressor.files.reading import read_onnx_on
 from compressor.workload import Workload
+from compressor.workloads.arrays import read_arrays
 
 # The part of the samples that is kept for the report where the file names none for it.
 _TEST_FRACTION = 0.4
@@ -26,16 +29,15 @@ def workload_of_files(model: Path, data: Path) -> Workload:
     `targets` are classes where they are integers, judged by accuracy, and numbers judged by their mean squared error
     otherwise. The inputs have the names that the ONNX file gives them; a single one may be called `inputs`. Arrays
     `test_targets` and `test_` and each input's name are for the report; without them two fifths of the samples are.
-    Half of the others decide, the rest calibrates and trains. Raises FileNotFoundError, and ValueError for arrays that
-    are missing or do not fit.
+    Half of the others decide, the rest calibrates and trains. Raises FileNotFoundError, OnnxFileError as
+    `read_onnx` does, and WorkloadError for arrays that are missing or do not fit.
     """
-    arrays = _arrays(data)
-    kinds = input_kinds(model)
-    samples = _samples(arrays, kinds, data, prefix="")
-    named = "test_targets" in arrays
-    train, test = (samples, _samples(arrays, kinds, data, prefix="test_")) if named else _parts(samples, data)
+    arrays = read_arrays(data)
+    fitting = _Fitting(arrays, data)
+    module = read_onnx_on(model, arrays, fitting)
+    train, test = fitting.parts
     return Workload.from_datasets(
-        read_onnx(model, example=train[0]),
+        module,
         train=train,
         test=test,
         metric="accuracy" if not train[1].is_floating_point() else "mse",
@@ -44,16 +46,21 @@ def workload_of_files(model: Path, data: Path) -> Workload:
     )
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no .npz file of arrays: {error}; write one with numpy.savez(path, inputs=..., targets=...)"
-        ) from error
+class _Fitting(Watcher):
+    """Fits the arrays to the inputs of the file: what lacks is said before the file is run without it."""
+
+    def __init__(self, arrays: dict[str, NDArray[Any]], path: Path) -> None:
+        self.arrays, self.path = arrays, path
+
+    def found(self, dtypes: dict[str, str], outside_bytes: int) -> None:
+        """Splits the samples for the report from the others."""
+        del outside_bytes
+        kinds = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
+        samples = _samples(self.arrays, kinds, self.path, prefix="")
+        named = "test_targets" in self.arrays
+        self.parts = (
+            (samples, _samples(self.arrays, kinds, self.path, prefix="test_")) if named else _parts(samples, self.path)
+        )
 
 
 def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], path: Path, *, prefix: str) -> Samples:
@@ -63,17 +70,28 @@ def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], p
     missing = [name for name in (*names.values(), f"{prefix}targets") if name not in arrays]
     if missing:
         alone = " (or inputs)" if len(kinds) == 1 and not prefix else ""
-        raise ValueError(
+        raise WorkloadError(
             f"{path} has the arrays {', '.join(sorted(arrays))} and lacks {', '.join(missing)}{alone}: wanted are the "
             f"inputs of the model, {', '.join(kinds)}, and targets"
         )
-    tensors = {name: torch.from_numpy(arrays[names[name]].astype(kind)) for name, kind in kinds.items()}
-    values = arrays[f"{prefix}targets"]
+    used = {given: arrays[given] for given in (*names.values(), f"{prefix}targets")}
+    for given, values in used.items():
+        if values.dtype.kind not in "biuf" or not values.ndim:
+            raise WorkloadError(
+                f"{path} has in {given} {'one value' if not values.ndim else 'values'} of type {values.dtype}, and "
+                "rows of real numbers are wanted"
+            )
+    try:
+        tensors = {name: torch.from_numpy(used[names[name]].astype(kind)) for name, kind in kinds.items()}
+    except TypeError as error:
+        told = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        raise WorkloadError(f"the inputs of the model are {told}, and torch has no such tensors") from error
+    values = used[f"{prefix}targets"]
     targets = torch.from_numpy(values.astype(np.float32 if values.dtype.kind == "f" else np.int64))
     counts = {name: len(tensor) for name, tensor in (*tensors.items(), ("targets", targets))}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise ValueError(f"{path} needs as many rows in every array, got {told}")
+        raise WorkloadError(f"{path} needs as many rows in every array, got {told}")
     return next(iter(tensors.values())) if len(tensors) == 1 else tensors, targets
 
 
@@ -82,7 +100,7 @@ def _parts(samples: Samples, path: Path) -> tuple[Samples, Samples]:
     inputs, targets = samples
     count = len(targets)
     if count < _FEWEST_SAMPLES:
-        raise ValueError(
+        raise WorkloadError(
             f"{path} has {count} samples, and at least {_FEWEST_SAMPLES} are needed for calibration, decisions and the "
             "report; some hundred are better"
         )

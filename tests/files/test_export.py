@@ -21,6 +21,7 @@ from compressor.errors import ExportError
 from compressor.files import export
 from compressor.files.export import export_onnx
 from compressor.files.graph_cleaning import pool_globally_
+from compressor.files.graphs import OPSET
 from compressor.runtime import OnnxModule, open_session
 from compressor.workload import Workload, predict
 from workbench import ROOT
@@ -141,7 +142,7 @@ def cnn_file(cnn: nn.Module) -> export.Exported:
 
 def test_a_cnn_exports_with_free_batch_and_map_size(cnn: nn.Module, cnn_file: export.Exported) -> None:
     """The file takes batches and map sizes that the example did not have, and answers as the model does."""
-    assert (cnn_file.exporter, cnn_file.opset, cnn_file.notes) == ("dynamo", export.OPSET, ())
+    assert (cnn_file.exporter, cnn_file.opset, cnn_file.notes) == ("dynamo", OPSET, ())
     assert dims(cnn_file.onnx_bytes) == ["batch", 3, "input_dim2", "input_dim3"]
     assert dims(cnn_file.onnx_bytes, "output") == ["batch", 4]
     images = torch.randn(7, 3, 12, 10)

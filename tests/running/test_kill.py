@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 def loaded():
     workload = tiny()
     inputs, targets = zip(*workload.train)
-    data = TensorDataset(torch.cat(inputs), torch.cat(targets))
+    data = TensorDataset(torch.cat(inputs)[:512], torch.cat(targets)[:512])
     return replace(workload, train=DataLoader(data, batch_size=64, shuffle=True, num_workers=2))
 """
 
@@ -85,27 +85,27 @@ def test_runs_that_are_interrupted_twice_end_without_a_traceback(tmp_path):
     subprocess.run([*loaded, "whole"], cwd=tmp_path, check=True, timeout=300)
     moments, interrupts = random.Random(0), 0  # noqa: S311 - moments to interrupt at, not secrets
     for _ in range(40):
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*loaded, "cut"],
             cwd=tmp_path,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - no threads
-        )
-        try:
-            assert process.wait(timeout=moments.uniform(3, 14 + interrupts)) == 0
-            break
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGINT)
-            time.sleep(moments.uniform(0, 0.5))
-            with contextlib.suppress(ProcessLookupError):
+        ) as process:
+            try:
+                assert process.wait(timeout=moments.uniform(3, 14 + interrupts)) == 0
+                break
+            except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGINT)
-            _, err = process.communicate(timeout=30)
-            # Python itself ends by the signal where it had not begun, or had all but ended.
-            assert process.returncode in {130, -signal.SIGINT}
-            assert "Traceback" not in err
-            interrupts += 1
+                time.sleep(moments.uniform(0, 0.5))
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGINT)
+                _, err = process.communicate(timeout=30)
+        # Python itself ends by the signal where it had not begun, or had all but ended.
+        assert process.returncode in {130, -signal.SIGINT}
+        assert "Traceback" not in err
+        interrupts += 1
     assert interrupts > 0, "the run was never interrupted: make it longer"
     files = [tmp_path / name / "model.onnx" for name in ("whole", "cut")]
     assert sha256(files[0].read_bytes()) == sha256(files[1].read_bytes())

@@ -1,0 +1,193 @@
+"""Files from elsewhere opened in a process of their own, whose time and memory end before those of this one.
+
+An ONNX file is a program: it can loop without end, ask for any memory, or bring down the library that reads it. The
+process (`opening_process.py`) loads no torch and takes a fraction of a second of computing; what it hands back is the
+file as it is used from then on.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import OnnxFileError
+from compressor.files.limits import MAX_BYTES, Limits, regular_size
+from compressor.files.preparing import Prepared, Sample, Watcher, is_memory, prepare
+from compressor.texts import LONGEST_REASON, bounded, plain
+
+# Bytes of an example's input that are handed over: more are needed only where a file fixes a larger batch.
+_ROW_BYTES = 64 << 20
+# Where computing is limited, the clock only ends what waits for something: machines are busy.
+_CLOCK = 5.0
+# Times the limit that a file may take once it was run: from then on it is known to end.
+_PATIENCE = 50.0
+_START = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from compressor.files.opening_process import main; main()"
+)
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+# Digests of files that were opened in a process of their own before.
+_known: set[str] = set()
+
+
+def open_file(path: Path, sample: Sample | None, *, cast: bool = False, watcher: Watcher | None = None) -> Prepared:
+    """What `prepare` makes of the file, in a process with limits unless the same bytes were opened before.
+
+    Raises as it does, and OnnxFileError where the process takes too long, too much memory, or dies.
+    """
+    limits, watcher = Limits.of_environment(), watcher or Watcher()
+    given = None if sample is None else _first_rows(sample)
+    digest = _digest(path)
+    if digest in _known or not sys.executable:
+        return prepare(path, given, limits=limits, cast=cast, watcher=watcher)
+    prepared = _in_a_process(path, given, limits, cast=cast, watcher=watcher)
+    if digest is not None and not prepared.outside_bytes:
+        _known.add(digest)
+    return prepared
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        if regular_size(path) > MAX_BYTES:
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None  # whoever reads it says why
+
+
+def _first_rows(sample: Sample) -> Sample:
+    def first(values: NDArray[Any]) -> NDArray[Any]:
+        return values[: max(1, _ROW_BYTES * len(values) // values.nbytes)] if values.nbytes > _ROW_BYTES else values
+
+    if isinstance(sample, Mapping):
+        return {name: first(values) for name, values in sample.items()}
+    return [*map(first, sample)]
+
+
+def _in_a_process(path: Path, sample: Sample | None, limits: Limits, *, cast: bool, watcher: Watcher) -> Prepared:
+    # With the path of this process, not the current folder that Python would put first.
+    command = [sys.executable, "-P", "-W", "ignore", "-c", _START, json.dumps([*filter(None, sys.path), _root()])]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(  # noqa: S603  # this Python and this package
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, **_ONE_THREAD},
+        )
+        clock = _Clock(process, limits.seconds * (_CLOCK if os.name == "posix" else 1.0))
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            _hand_over(process.stdin, path, sample, limits, cast=cast)
+            prepared = _answer(process.stdout, watcher, lambda: clock.reset(limits.seconds * _PATIENCE))
+            if prepared is not None:
+                return prepared
+            process.wait()
+            errors.seek(0)
+            raise OnnxFileError(f"{path} {_end(process.returncode, errors.read(), limits, ended=clock.ended)}")
+        finally:
+            clock.stop()
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    _close(pipe)
+
+
+class _Clock:
+    """Ends a process when its time is up."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", seconds: float) -> None:
+        self.process, self.ended = process, False
+        self.reset(seconds)
+
+    def reset(self, seconds: float) -> None:
+        self.stop()
+        self.timer = threading.Timer(seconds, self._end)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def stop(self) -> None:
+        if hasattr(self, "timer"):
+            self.timer.cancel()
+
+    def _end(self) -> None:
+        self.ended = True
+        self.process.kill()
+
+
+def _hand_over(pipe: IO[bytes], path: Path, sample: Sample | None, limits: Limits, *, cast: bool) -> None:
+    arrays = [] if sample is None else [*(sample.values() if isinstance(sample, Mapping) else sample)]
+    asked = {
+        "path": str(path),
+        "seconds": limits.seconds,
+        "memory_bytes": limits.memory_bytes,
+        "patience": _PATIENCE,
+        "cast": cast,
+        "names": list(sample) if isinstance(sample, Mapping) else None,
+        "arrays": None if sample is None else len(arrays),
+    }
+    # A process that died says why by its end.
+    with contextlib.suppress(BrokenPipeError):
+        pipe.write(json.dumps(asked).encode() + b"\n")
+        for values in arrays:
+            held = io.BytesIO()
+            np.save(held, values, allow_pickle=False)
+            pipe.write(held.getbuffer())
+        pipe.close()
+
+
+def _answer(pipe: IO[bytes], watcher: Watcher, ran: Callable[[], None]) -> Prepared | None:
+    """What the process says; None where it died before it said how it ended."""
+    for line in pipe:
+        said = json.loads(line)
+        match said["says"]:
+            case "found":
+                watcher.found(said["dtypes"], said["outside_bytes"])
+            case "ran":
+                watcher.ran()
+                ran()
+            case "missing":
+                raise FileNotFoundError(said["text"])
+            case "refused":
+                raise OnnxFileError(said["text"])
+            case "prepared":
+                onnx_bytes = pipe.read(said["size"])
+                if len(onnx_bytes) == said["size"]:
+                    return Prepared(onnx_bytes=onnx_bytes, dtypes=said["dtypes"], outside_bytes=said["outside_bytes"])
+    return None
+
+
+def _end(code: int, errors: bytes, limits: Limits, *, ended: bool) -> str:
+    """The end of a sentence about a file whose process died."""
+    if ended or code == -getattr(signal, "SIGXCPU", 0):
+        return limits.too_slow
+    text = errors.decode(errors="replace")
+    if is_memory(text) or "MemoryError" in text or code == -getattr(signal, "SIGKILL", 0):
+        return limits.too_large
+    lines = text.strip().splitlines() or [f"exit code {code}"]
+    reason = signal.Signals(-code).name if code < 0 else bounded(plain(lines[-1]), LONGEST_REASON)
+    return f"brings down what reads it ({reason}); it is damaged, export it again"
+
+
+def _root() -> str:
+    return str(Path(__file__).parents[2])
+
+
+def _close(pipe: IO[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError):  # what it still holds is for a process that is gone
+        pipe.close()

@@ -1,0 +1,333 @@
+"""ONNX files from elsewhere, opened, checked and made ready to be quantized and measured like a model of torch.
+
+Files in the wild fix the batch, list their weights as inputs and use old opsets. Each of these is changed, and what was
+changed has to give the outputs of the file as it was. Importing this loads no torch: it is done in a process of its own
+(`opening.py`), for a file may be anything.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx.external_data_helper import load_external_data_for_model
+
+from compressor.errors import CompressorError, OnnxFileError
+from compressor.files.declarations import check_declarations, dtype_of, given_inputs
+from compressor.files.graphs import OPSET, copy_of, opset_of
+from compressor.files.limits import MAX_BYTES, Limits, regular_size
+from compressor.sessions import Feeds, by_input, by_order, load_session, session_options
+from compressor.texts import first_said
+
+# The first opset whose DequantizeLinear has scales for every channel, and the last whose QuantizeLinear ONNX Runtime
+# fuses: a file between them that cannot be converted is taken as it is.
+_OPSETS = (13, 22)
+# Outputs may differ by this share of their largest value: other opsets may fuse in another order.
+_TOLERANCE = 1e-4
+# Samples of an example that are compared where the batch is free, and the seconds that one run of them may take.
+_MOST_SAMPLES = 16
+_RUN_SECONDS = 2.0
+# What free dimensions other than the batch are in made-up inputs.
+_FREE_LENGTH = 8
+_MOST_MADE_UP_BYTES = 256 << 20
+# What libraries say where memory ends.
+_MEMORY_WORDS = (
+    "bad_alloc",
+    "bad allocation",
+    "failed to allocate",
+    "unable to allocate",
+    "out of memory",
+    "alloc failed",
+)
+
+# Inputs by name or in the file's order, a sample in every row.
+Sample = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The file, ready; `dtypes` are the numpy types of its inputs, `outside_bytes` those of its weights elsewhere."""
+
+    onnx_bytes: bytes
+    dtypes: dict[str, str]
+    outside_bytes: int
+
+
+class Watcher:
+    """Who is told how far a file has come: nobody, unless a method says otherwise."""
+
+    def found(self, dtypes: dict[str, str], outside_bytes: int) -> None:
+        """What the file declares holds: the types of its inputs by name, and the bytes of weights in other files."""
+
+    def ran(self) -> None:
+        """The file was opened and run once, and is not beyond the limits."""
+
+
+def prepare(
+    path: Path, sample: Sample | None, *, limits: Limits, cast: bool = False, watcher: Watcher | None = None
+) -> Prepared:
+    """The ONNX file at `path`, checked on `sample`, or on made-up inputs without one.
+
+    With `cast` the sample takes the types of the inputs, and a single input may be called "inputs" in it. Raises
+    FileNotFoundError, and OnnxFileError for everything else: what is no ONNX file, is too large, or could not be
+    changed so that it computes the same.
+    """
+    watcher = watcher or Watcher()
+    try:
+        original = _parsed(path)
+        outside_bytes = check_declarations(original, path, limits)
+        dtypes = {value.name: dtype_of(value, path) for value in given_inputs(original)}
+        watcher.found(dtypes, outside_bytes)
+        load_external_data_for_model(original, str(path.parent))
+        if sample is not None and cast:
+            sample = _cast(sample, dtypes)
+        onnx_bytes = _prepared(original, path, sample, limits, watcher)
+    except (CompressorError, FileNotFoundError):
+        raise
+    except MemoryError as error:
+        raise OnnxFileError(f"{path} {limits.too_large}") from error
+    except Exception as error:  # a damaged file may lead anywhere
+        if is_memory(str(error)):
+            raise OnnxFileError(f"{path} {limits.too_large}") from error
+        raise OnnxFileError(
+            f"{path} cannot be read ({type(error).__name__}: {first_said(error)}); it is damaged or holds what this "
+            "version does not know, export it again"
+        ) from error
+    return Prepared(onnx_bytes=onnx_bytes, dtypes=dtypes, outside_bytes=outside_bytes)
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    try:
+        size = regular_size(path)
+    except ValueError as error:
+        raise OnnxFileError(str(error)) from error
+    if size > MAX_BYTES:
+        raise OnnxFileError(f"{path} has {size / 1e9:.1f} GB, and at most {MAX_BYTES / 1e9:.1f} GB fit one file")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # protobuf and onnx raise errors of their own
+        if is_memory(str(error)):
+            raise MemoryError from error
+        raise OnnxFileError(f"{path} is no ONNX file, or is damaged: {first_said(error)}") from error
+    if not model.graph.node:
+        raise OnnxFileError(f"{path} is no ONNX file: it has no graph")
+    return model
+
+
+def _prepared(original: onnx.ModelProto, path: Path, sample: Sample | None, limits: Limits, watcher: Watcher) -> bytes:
+    given = "example" if sample is not None else "made-up inputs"
+    whole = _example(original, sample) if sample is not None else _made_up(original, path)
+    run = _runner(original, limits, path)
+    feeds, expected = _first_run(run, original, whole)
+    if isinstance(expected, str):
+        raise OnnxFileError(
+            f"{path} cannot be run on {given}: {expected}. Pass example=, a batch of inputs that the file takes"
+        )
+    watcher.ran()
+    model = _converted(_with_constants(original), path)
+    problem = _difference(_runner(model, limits, path)(feeds), expected)
+    if problem:
+        raise OnnxFileError(f"{path} computes something else in opset {OPSET}: {problem}; export it with that opset")
+    onnx_bytes: bytes = _with_free_batch(model, feeds, path, limits).SerializeToString(deterministic=True)
+    return onnx_bytes
+
+
+def _first_run(run: "_Run", model: onnx.ModelProto, feeds: Feeds) -> tuple[Feeds, list[NDArray[Any]] | str]:
+    """(what to compare on, the outputs for it, or the reason why there are none).
+
+    One sample goes first where the batch is free, so that a file that never ends is found out by little, and a slow one
+    is compared on few.
+    """
+    free = [name for name, dim in _batches(model) if dim and not dim[0].HasField("dim_value")]
+    counts = {len(feeds[name]) for name in free}
+    if len(free) < len(feeds) or len(counts) != 1 or counts <= {0, 1}:
+        return feeds, run(feeds)
+    started = time.process_time()
+    alone = run({name: values[:1] for name, values in feeds.items()})
+    seconds = max(time.process_time() - started, 1e-6)
+    if not isinstance(alone, str):
+        count = max(2, min(_MOST_SAMPLES, int(_RUN_SECONDS / seconds)))
+        feeds = {name: values[:count] for name, values in feeds.items()}
+    return feeds, run(feeds)
+
+
+def _with_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the inputs that are weights: only constants are folded, fused and quantized."""
+    model, inputs = copy_of(model), given_inputs(model)
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    # Weights that are no inputs came with the fourth version of the format.
+    model.ir_version = max(model.ir_version, 4)
+    return model
+
+
+def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    opset = opset_of(model)
+    if opset == OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except Exception as error:  # onnx raises whatever its C++ side threw
+        if _OPSETS[0] <= opset <= _OPSETS[1]:
+            return model
+        raise OnnxFileError(
+            f"{path} has opset {opset}, and could not be converted to {OPSET}: {first_said(error)}. Integers need one "
+            f"from {_OPSETS[0]} to {_OPSETS[1]}; export it again"
+        ) from error
+
+
+def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: Path, limits: Limits) -> onnx.ModelProto:
+    """`model` for any batch, as it is where it takes one. Raises ValueError where it computes one alone."""
+    first = [dim for _, dim in _batches(model)]
+    fixed = {dim[0].dim_value for dim in first if dim and dim[0].HasField("dim_value")}
+    if not fixed:
+        return model
+    sizes = ", ".join(map(str, sorted(fixed)))
+    # Samples with other values behind them: outputs that mix samples would show.
+    turned = {name: np.flip(values).copy() for name, values in feeds.items()}
+    run = _runner(model, limits, path)
+    parts = [run(each) for each in (feeds, turned)]
+    if len(fixed) > 1 or not all(map(len, first)):
+        problem = "its inputs have different ones, or none"
+    elif any(isinstance(part, str) or not all(output.ndim for output in part) for part in parts):
+        problem = "its outputs have none, or not for all inputs"
+    else:
+        twice = {name: np.concatenate([values, turned[name]]) for name, values in feeds.items()}
+        expected = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
+        freed = _freed(model, *fixed)
+        problem = _difference(_runner(freed, limits, path)(twice), expected)
+        if not problem:
+            return freed
+    raise OnnxFileError(
+        f"{path} is for batches of {sizes} alone, and the batch could not be made free: {problem}. Export it with a "
+        "free batch: dynamic_shapes (or dynamic_axes) of torch.onnx.export"
+    )
+
+
+def _freed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """`model` with a free batch, which Reshape infers where its target begins with `batch`, or copies."""
+    free = copy_of(model)
+    del free.graph.value_info[:]
+    for value in [*free.graph.input, *free.graph.output]:
+        dims = value.type.tensor_type.shape.dim
+        if dims and dims[0].dim_value == batch:
+            dims[0].dim_param = "batch"
+    for holder in _reshape_targets(free.graph):
+        target = numpy_helper.to_array(holder).copy()
+        if target.ndim == 1 and target.size and target[0] == batch:
+            # One dimension may be inferred; 0 copies the input's.
+            target[0] = 0 if -1 in target else -1
+            holder.CopyFrom(numpy_helper.from_array(target, holder.name))
+    return free
+
+
+def _reshape_targets(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    wanted = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    yield from (tensor for tensor in graph.initializer if tensor.name in wanted)
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output[0] in wanted:
+            yield from (entry.t for entry in node.attribute if entry.name == "value")
+
+
+def _batches(model: onnx.ModelProto) -> list[tuple[str, Any]]:
+    """(name, first dimension, as a list that may be empty) of every input."""
+    return [(value.name, value.type.tensor_type.shape.dim[:1]) for value in given_inputs(model)]
+
+
+def _cast(sample: Sample, dtypes: Mapping[str, str]) -> Sample:
+    """`sample` in the types of the inputs, as far as it has them; what lacks is for the caller to say."""
+    if not isinstance(sample, Mapping):
+        return sample
+    named = {name: "inputs" if len(dtypes) == 1 and name not in sample else name for name in dtypes}
+    return {name: sample[given].astype(dtypes[name]) for name, given in named.items() if given in sample}
+
+
+def _example(model: onnx.ModelProto, sample: Sample) -> Feeds:
+    names = [value.name for value in given_inputs(model)]
+    try:
+        given = by_input(names, sample if isinstance(sample, Mapping) else by_order(names, sample))
+    except ValueError as error:
+        raise OnnxFileError(str(error)) from error
+    feeds: Feeds = {}
+    for name, dim in _batches(model):
+        values = given[name]
+        feeds[name] = np.ascontiguousarray(
+            values[: dim[0].dim_value or _MOST_SAMPLES] if dim and values.ndim else values
+        )
+    return feeds
+
+
+def _made_up(model: onnx.ModelProto, path: Path) -> Feeds:
+    """Values of the shapes that the file declares."""
+    generator = np.random.default_rng(0)
+    sizes: dict[str, int] = {}
+    feeds: Feeds = {}
+    for value in given_inputs(model):
+        shape = []
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            free = sizes.setdefault(dim.dim_param or f"{value.name} {axis}", 2 if axis == 0 else _FREE_LENGTH)
+            shape.append(dim.dim_value if dim.HasField("dim_value") else free)
+        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        needed = math.prod(shape) * max(kind.itemsize, 8)
+        if needed > _MOST_MADE_UP_BYTES:
+            raise OnnxFileError(
+                f"the input {value.name!r} of {path} has the shape {str(tuple(shape))[:80]}, and {needed:,} bytes of "
+                "values are not made up; pass example=, a batch of inputs that the file takes"
+            )
+        drawn = generator.normal(size=shape) if kind.kind == "f" else generator.integers(0, 2, shape)
+        feeds[value.name] = drawn.astype(kind)
+    return feeds
+
+
+_Run = Callable[[Feeds], "list[NDArray[Any]] | str"]
+
+
+def _runner(model: onnx.ModelProto, limits: Limits, path: Path) -> _Run:
+    """What gives the outputs of `model` for feeds, or the first line of the error; its session is opened once."""
+    options = session_options()
+    options.log_severity_level = 4  # what fails here is tried in another way, or raised
+    opened: list[Any] = []
+
+    def run(feeds: Feeds) -> list[NDArray[Any]] | str:
+        try:
+            if not opened:
+                opened.append(load_session(_with_constants(model).SerializeToString(), options))
+            return [np.asarray(output) for output in opened[0].run(None, feeds)]
+        except MemoryError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors share no base class below Exception
+            if is_memory(str(error)):
+                raise OnnxFileError(f"{path} {limits.too_large}") from error
+            return first_said(error)
+
+    return run
+
+
+def is_memory(text: str) -> bool:
+    """Whether a library says that there was no memory left."""
+    return any(words in text.lower() for words in _MEMORY_WORDS)
+
+
+def _difference(found: list[NDArray[Any]] | str, expected: list[NDArray[Any]]) -> str:
+    """How the outputs `found` differ from the `expected` ones, "" where they do not."""
+    if isinstance(found, str):
+        return found
+    for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        if ours.shape != theirs.shape:
+            return f"output {index} has shape {ours.shape} instead of {theirs.shape}"
+        if ours.dtype.kind != "f":
+            if not np.array_equal(ours, theirs):
+                return f"output {index} has other values"
+            continue
+        largest = float(np.abs(theirs[np.isfinite(theirs)]).max(initial=0.0))
+        if not np.allclose(ours, theirs, rtol=0.0, atol=_TOLERANCE * max(largest, 1e-6), equal_nan=True):
+            return f"output {index} differs by {np.nanmax(np.abs(ours - theirs)):.3g} of {largest:.3g}"
+    return ""

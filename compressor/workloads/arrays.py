@@ -1,0 +1,109 @@
+"""Arrays in .npz files from elsewhere: looked at before anything is unpacked, for a few bytes can become any number."""
+
+import math
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from compressor.errors import WorkloadError
+from compressor.files.limits import regular_size
+from compressor.texts import first_said
+
+# An array for every input and for targets, twice: some dozen are many.
+_MOST_ARRAYS = 1000
+_MOST_DIRECTORY_BYTES = 1 << 20
+# Images and texts shrink to a tenth, masks and one-hot targets to a hundredth.
+_MOST_RATIO = 100
+_ALWAYS_BYTES = 256 << 20
+# What is written by hand or by numpy: booleans, integers, floats, complex numbers, dates, texts of fixed length.
+_KINDS = "biufcmMSU"
+_WAY_OUT = "write it with numpy.savez(path, inputs=..., targets=...)"
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """{name: array} of the .npz file at `path`; nothing is unpickled.
+
+    Raises FileNotFoundError, and WorkloadError for what is no such file, is damaged, holds objects or two arrays of one
+    name, or grows to more than a hundred times its size.
+    """
+    try:
+        size = regular_size(path)
+        with path.open("rb") as file:
+            _check_directory(file, size)
+            with zipfile.ZipFile(file) as archive:
+                return _unpacked(archive, path, size)
+    except (WorkloadError, FileNotFoundError):
+        raise
+    except MemoryError as error:
+        raise WorkloadError(f"{path} holds more than fits into memory; write fewer samples into it") from error
+    except Exception as error:  # zip files, their methods of compression and arrays fail in many ways
+        raise WorkloadError(f"{path} is no .npz file of arrays: {first_said(error)}; {_WAY_OUT}") from error
+
+
+def _unpacked(archive: zipfile.ZipFile, path: Path, size: int) -> dict[str, NDArray[Any]]:
+    members = archive.infolist()
+    if len(members) > _MOST_ARRAYS:
+        raise WorkloadError(f"{path} has {len(members):,} arrays, and at most {_MOST_ARRAYS:,} are read; {_WAY_OUT}")
+    grown = sum(member.file_size for member in members)
+    if grown > max(_ALWAYS_BYTES, _MOST_RATIO * size):
+        raise WorkloadError(
+            f"{path} has {size:,} bytes and grows to {grown:,}, more than {_MOST_RATIO} times as many; if it is to be "
+            "trusted, write it uncompressed, with numpy.savez"
+        )
+    found: dict[str, NDArray[Any]] = {}
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        if name in found:
+            raise WorkloadError(f"{path} has two arrays called {name!r}; {_WAY_OUT}")
+        found[name] = _array(archive, member, f"the array {name[:100]!r} of {path}")
+    return found
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> NDArray[Any]:
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        if version not in {(1, 0), (2, 0)}:
+            raise WorkloadError(f"{what} has the format {version}, and arrays of plain numbers have (1, 0); {_WAY_OUT}")
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        try:
+            shape, _, dtype = read_header(file)
+        except (RecursionError, MemoryError) as error:  # of a text that Python's parser cannot hold
+            raise WorkloadError(f"{what} has no readable header; {_WAY_OUT}") from error
+        begun = file.tell()
+    if dtype.kind not in _KINDS or dtype.names or dtype.subdtype:
+        raise WorkloadError(f"{what} holds values of type {str(dtype)[:100]}, and numbers are wanted; {_WAY_OUT}")
+    wanted, held = math.prod(map(int, shape)) * dtype.itemsize, member.file_size - begun
+    if min(shape, default=0) < 0 or wanted != held:
+        raise WorkloadError(
+            f"{what} has {held:,} bytes, and its shape {str(shape)[:80]} of {dtype} takes {wanted:,}; {_WAY_OUT}"
+        )
+    with archive.open(member) as file:
+        array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+    return array
+
+
+def _check_directory(file: IO[bytes], size: int) -> None:
+    """The list of members, which is read as a whole, is short. The last 22 bytes and a comment say how long it is."""
+    tail = min(size, (1 << 16) + 22 + 20)
+    file.seek(size - tail)
+    end = file.read(tail)
+    place = end.rfind(b"PK\x05\x06")
+    if place >= 0 and len(end) >= place + 20:
+        (length,) = struct.unpack_from("<L", end, place + 12)
+        wide = end.find(b"PK\x06\x07", max(0, place - 20), place)
+        if wide >= 0:
+            # A directory of more entries or bytes than 32 bits count has its facts elsewhere.
+            (where,) = struct.unpack_from("<Q", end, wide + 8)
+            file.seek(min(where, size))
+            record = file.read(56)
+            length = max(length, struct.unpack_from("<Q", record, 40)[0]) if len(record) == 56 else length
+        if length > _MOST_DIRECTORY_BYTES:
+            raise WorkloadError(
+                f"{os.fspath(file.name)} lists {length:,} bytes of members, which no arrays have; {_WAY_OUT}"
+            )
+    file.seek(0)
