@@ -6,7 +6,7 @@ Fang et al. 2023, "DepGraph", arXiv:2301.12900. The only file that imports torch
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from compressor.batches import Inputs
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
+from compressor.structure.bisection import bisected
 from compressor.structure.plan import Entry, Slices, apply_plan_
 from compressor.structure.tensor_ids import Sizes, mask_, number_, tensors_of
-from compressor.structure.trials import evaluating, fault, outputs_at, same_outputs
+from compressor.structure.trials import difference, evaluating
 from compressor.workload import call_model, output_tensor
 
 # Layers whose inner widths torch-pruning gets wrong or breaks on.
@@ -69,18 +70,17 @@ class Couplings:
     """Which channels of a model hang together, and the plan that takes some out.
 
     torch-pruning's graph of a copy of the model, in which every tensor element is its own number; cuts are tried on
-    other copies, of the model as it is. `unreached` are the convolutions and linear layers that the example inputs do
-    not run through. Nothing is locked, so that it is `settled` from the start, and trials leave no `slices` behind.
-    Raises StageError where the graph cannot be built.
+    other copies, whose constant parameters should be `distinct_`. `unreached` are the convolutions and linear layers
+    that the example inputs do not run through. Trials leave no `slices` behind. Raises StageError where the graph
+    cannot be built.
     """
 
-    groups: tuple[Coupled, ...]
     unreached: tuple[str, ...]
-    settled = True
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self._model, self._inputs, self._outputs = model, inputs, dict[int, Tensor]()
+        self._model, self._inputs = model, inputs
         self.slices: Slices = {}
+        self.settled = False
         self._shadow = private_copy(model)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
         for parameter in self._shadow.parameters():
@@ -125,7 +125,6 @@ class Couplings:
                 item.dep.target.module for item in items if self._graph.is_out_channel_pruning_fn(item.dep.handler)
             }
             self._roots[self._coupled(layer, items)] = layer
-        self.groups = tuple(self._roots)
         number_(self._shadow)
         self._whole = Sizes.of(self._shadow, self._shapes)
 
@@ -137,8 +136,24 @@ class Couplings:
         """What is left of every tensor."""
         return self._cut(gone)[1]
 
+    @property
+    def groups(self) -> tuple[Coupled, ...]:
+        """Every group, locked ones with their reason."""
+        return tuple(self._roots)
+
     def settle(self) -> None:
-        """Nothing: what cannot go shows when it is tried."""
+        """Locks what cannot be narrowed, with the reason: every second channel of all groups goes in a trial; once."""
+        if self.settled:
+            return
+        self.settled = True
+        free = [group for group in self._roots if not group.makes_output and not group.opaque]
+        _, faults = bisected(
+            free, lambda some: self.fault_without({group: list(range(0, 2 * (group.width // 2), 2)) for group in some})
+        )
+        self._roots = {
+            replace(group, locked=faults[group]) if group in faults else group: root
+            for group, root in self._roots.items()
+        }
 
     def fault_without(self, gone: dict[Coupled, list[int]]) -> str | None:
         """Why these channels cannot go, or None: narrowed, the model must run at two batch sizes, backwards too, and
@@ -150,18 +165,13 @@ class Couplings:
             entries, sizes = self._cut(gone)
         except Exception as error:  # noqa: BLE001 - torch-pruning raises whatever it runs into
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        try:
+            narrow = apply_plan_(private_copy(self._model), entries)
+        except Exception as error:  # noqa: BLE001 - as above: the plan may be one that no model survives
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         with evaluating(self._model):
-            self._outputs = self._outputs or outputs_at(self._model, self._inputs)
-            try:
-                narrow = apply_plan_(private_copy(self._model), entries)
-            except ValueError as error:
-                return str(error)
-            reason = fault(narrow, self._inputs, self._outputs)
-            if reason is not None:
-                return reason
             masked = mask_(private_copy(self._model), sizes)
-            outputs = (outputs_at(model, self._inputs, (2,))[2] for model in (narrow, masked))
-            return same_outputs(*outputs)
+            return difference(narrow.eval(), masked, self._inputs, samples=2, backward=True)
 
     def _cut(self, gone: dict[Coupled, list[int]]) -> tuple[list[Entry], Sizes]:
         memory = _Memory(self._shadow, self._graph)

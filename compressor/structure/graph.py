@@ -101,10 +101,11 @@ def trace_structure(model: nn.Module, inputs: Inputs, *, settled: bool = True) -
         probed.settle()
     if trace.unknown and not computed and all(group.locked is not None for group in probed.groups):
         try:
-            other = Couplings(model, inputs)
+            other = Couplings(trial, two)
         except StageError:
             return probed
-        if any(not group.makes_output and not group.opaque for group in other.groups):
+        other.settle()
+        if any(not group.makes_output and not group.opaque and group.locked is None for group in other.groups):
             return other
     return probed
 

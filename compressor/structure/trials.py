@@ -60,7 +60,9 @@ def difference(narrow: nn.Module, masked: nn.Module, inputs: Inputs, *, samples:
             # Of one sample the message is clearer: two may hide a fixed size.
             one = _run(_without_gradients, narrow, _head(inputs, 1))
             return one if isinstance(one, str) else two
-        whole = _without_gradients(masked, _head(inputs, samples))
+        whole = _run(_without_gradients, masked, _head(inputs, samples))
+        if isinstance(whole, str):
+            return f"with its channels at zero the model does not run: {whole}"
         if samples == 1 and _counts(two, 2) and _counts(whole, 1) and same_outputs(two[:1], whole) is None:
             return None
         one = _run(_without_gradients, narrow, _head(inputs, 1))
@@ -70,9 +72,9 @@ def difference(narrow: nn.Module, masked: nn.Module, inputs: Inputs, *, samples:
         reason = same_outputs(outputs[samples], whole)
         alike = _counts(one, 1) and _counts(two, 2) and same_outputs(two[:1], one) is None
         if reason is None and not alike:
-            forget_(masked)
             other = 3 - samples
-            reason = same_outputs(outputs[other], _without_gradients(masked, _head(inputs, other)))
+            whole = _run(_without_gradients, masked, _head(inputs, other))
+            reason = whole if isinstance(whole, str) else same_outputs(outputs[other], whole)
     return reason
 
 

@@ -17,9 +17,11 @@ from compressor.structure.axes.axis import (
     regroup,
 )
 from compressor.structure.axes.calls import STRUCTURAL, Call, Dims, Rule, broadcast
+from compressor.structure.axes.matrices import MATRICES
 from compressor.structure.axes.views import VIEWS
+from compressor.structure.axes.writes import WRITES
 
-RULES: dict[str, Rule] = dict(VIEWS)
+RULES: dict[str, Rule] = VIEWS | WRITES | MATRICES
 
 
 def _names(text: str) -> list[str]:
@@ -36,7 +38,8 @@ _ELEMENTWISE = _names(
     _prelu_kernel prelu copy copy_ fill zero bernoulli rrelu rrelu_with_noise threshold leaky_relu elu celu selu
     gelu silu mish relu relu6 softplus softshrink hardshrink log_sigmoid_forward masked_fill where clamp
     nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like to type_as _conj isnan isinf
-    fake_quantize_per_tensor_affine view_as_real_copy _assert_async resolve_conj resolve_neg view_dtype fill_
+    fake_quantize_per_tensor_affine view_as_real_copy _assert_async resolve_conj resolve_neg view_dtype fill_ complex
+    polar
     """
 )
 
@@ -111,6 +114,13 @@ def _addmm(call: Call) -> Dims:
 @_rule("baddbmm")
 def _baddbmm(call: Call) -> Dims:
     dims = contract(call, call["batch1"], call["batch2"])
+    return broadcast([dims, call.dims("self")], call.shape(), join)
+
+
+@_rule("addbmm")
+def _addbmm(call: Call) -> Dims:
+    # The products of all batches are added up.
+    _, *dims = contract(call, call["batch1"], call["batch2"])
     return broadcast([dims, call.dims("self")], call.shape(), join)
 
 
@@ -337,6 +347,8 @@ def spatial(call: Call) -> list[Dims]:
     places = next((int(name) for name in call.name.partition("_with")[0] if name.isdigit()), 2)
     for axis in dims[-places:]:
         call.lock(axis, "pooling or resizing runs over it")
+    for axis in call.dims("grid") if "grid" in call.arguments else ():
+        call.lock(axis, "it says where to look in a map")
     return [[*dims[:-places], *(Axis(size, _PLACE) for size in shape[-places:])] for shape in call.shapes()]
 
 

@@ -15,6 +15,7 @@ from compressor.structure.axes.trace import Trace
 # (attribute, parameter, dimension) of layers whose weights say exactly what the attribute is.
 _EXACT: tuple[tuple[type[nn.Module], tuple[tuple[str, str, int], ...]], ...] = (
     (nn.Linear, (("in_features", "weight", 1), ("out_features", "weight", 0))),
+    (nn.Bilinear, (("in1_features", "weight", 1), ("in2_features", "weight", 2), ("out_features", "weight", 0))),
     (nn.Embedding, (("num_embeddings", "weight", 0), ("embedding_dim", "weight", 1))),
     (nn.modules.batchnorm._BatchNorm, (("num_features", "weight", 0),)),  # noqa: SLF001 - no public name
     (nn.modules.instancenorm._InstanceNorm, (("num_features", "weight", 0),)),  # noqa: SLF001 - as above

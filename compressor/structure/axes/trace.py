@@ -34,6 +34,8 @@ _REARRANGING = {
     "unsafe_split",
 }
 _REARRANGING |= {"mul", "div", "neg", "roll", "flip", "contiguous"}
+# Operators that look rows up in their first argument.
+_TABLES = {"embedding", "_embedding_bag", "_embedding_bag_forward_only"}
 _NORMS = (nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)  # noqa: SLF001 - no public names
 # On the meta device these cost more than all else in a network: there they are Python.
 _LIKE_INPUT = {f"aten.{name}.default" for name in ("relu", "gelu", "silu", "sigmoid", "tanh")}
@@ -231,7 +233,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         arguments |= dict(zip(names, args, strict=False)) | kwargs
         name = schema.name.partition("::")[2]
         name = name if name.endswith("__") else name.rstrip("_")
-        if name == "embedding":
+        if name in _TABLES:
             table = self._known(args[0]).source
             self.trace.tables.update(self._names.get(table[0], ()) if table and table[1] == (0, 1) else ())
         call = Call(

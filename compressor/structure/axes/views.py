@@ -8,6 +8,7 @@ from torch import Tensor
 from compressor.structure.axes.axis import Axis, chain, cut, join, lock, product, regroup
 from compressor.structure.axes.calls import Call, Dims, Rule
 from compressor.structure.axes.pieces import equal_pieces
+from compressor.structure.axes.writes import indexed_dims, is_mask
 
 VIEWS: dict[str, Rule] = {}
 
@@ -223,16 +224,7 @@ def _pixels(call: Call) -> Dims:
 @_rule("index")
 def _index(call: Call) -> Dims:
     dims, indices = call.dims("self"), list(call["indices"])
-    indices += [None] * (len(dims) - len(indices))
-    taken: list[int] = []
-    dim = 0
-    for index in indices:
-        if index is None:
-            dim += 1
-            continue
-        width = index.ndim if str(index.dtype) in {"torch.bool", "torch.uint8"} else 1
-        taken += range(dim, dim + width)
-        dim += width
+    taken = indexed_dims(indices, len(dims))
     for number in taken:
         call.lock(dims[number], "positions are looked up in it")
     rest = [number for number in range(len(dims)) if number not in taken]
@@ -241,7 +233,7 @@ def _index(call: Call) -> Dims:
     place = sum(number < taken[0] for number in rest) if joined else 0
     looked_up = [Axis(size, "it is looked up") for size in call.shape()[place : place + found]]
     kept = [dims[number] for number in rest]
-    integers = [index for index in indices if isinstance(index, Tensor) and str(index.dtype) == "torch.int64"]
+    integers = [index for index in indices if isinstance(index, Tensor) and not is_mask(index)]
     if len(integers) == 1 and len(taken) == 1 and found == integers[0].ndim:
         looked_up = call.dims_of(integers[0])
     return [*kept[:place], *looked_up, *kept[place:]]
