@@ -27,16 +27,22 @@ class Epochs(Note):
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How one training went: in which number format its inner layers were computed and why.
+    """How one training went: in which number format its inner layers were computed and why, and what came of it.
 
     `signal_to_noise_db` is how well a batch agreed in bfloat16, where that was compared: the variance of the outputs
-    over the rounding's squared error.
+    over the rounding's squared error. `before` and `best` are the validation scores of the model before the training
+    and of its best epoch, as torch computes them; a training that `failed` left the model as it was. `says` tells so in
+    words.
     """
 
     training: str = ""
     inner_layers: str = ""
     why: str = ""
     signal_to_noise_db: float | None = None
+    before: float | None = None
+    best: float | None = None
+    failed: bool = False
+    says: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

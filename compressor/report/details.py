@@ -15,7 +15,7 @@ from compressor.notes.quantization import (
 )
 from compressor.notes.structure import Block, Blocks, Group, Groups, LockedLayers
 from compressor.notes.structure import Scores as ScoresNote
-from compressor.notes.training import Epochs, ZeroChannels, ZeroCount
+from compressor.notes.training import Epochs, Trainings, ZeroChannels, ZeroCount
 from compressor.report.numbers import printable
 from compressor.report.record import Step
 
@@ -146,6 +146,18 @@ def curves(step: Step) -> list[Curve]:
         "score": tuple((float(each.epoch), each.score) for each in epochs if each.score is not None),
     }
     return [Curve(name, points) for name, points in series.items() if len(points) >= 2]
+
+
+def trainings(step: Step) -> list[str]:
+    """What came of every training of a step, and in which number format it went, a sentence each."""
+    note = noted(step, Trainings)
+    lines = []
+    for training in note.trainings if note else ():
+        decibels = training.signal_to_noise_db
+        agreed = "" if decibels is None else f", {decibels:.1f} dB"
+        came = f"{'failed: ' if training.failed else ''}{training.says}; " if training.says else ""
+        lines.append(f"{training.training}: {came}inner layers in {training.inner_layers} ({training.why}{agreed})")
+    return lines
 
 
 def has_records(value: Any) -> bool:

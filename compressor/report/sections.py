@@ -17,6 +17,7 @@ from compressor.report.details import (
     locked_layers,
     missed_before,
     noted,
+    trainings,
     zero_channels,
 )
 from compressor.report.figures import training_curves
@@ -174,8 +175,12 @@ def _sensitivity_text(step: Step) -> list[str]:
 
 
 def _training_card(step: Step, scale: ScoreScale) -> dict[str, Any]:
-    curves = training_curves(step, scale)
-    return {"curves": curves} if curves else {}
+    curves, told = training_curves(step, scale), trainings(step)
+    return {"curves": curves, "trainings": told} if curves or told else {}
+
+
+def _training_text(step: Step) -> list[str]:
+    return [f"- {escape(line)}" for line in trainings(step)]
 
 
 _REMOVED = Section(
@@ -209,9 +214,11 @@ _TRAINING = Section(
     title="Training",
     template="training.html.j2",
     card=_training_card,
-    shows=("epochs",),
+    heading="Training",
+    text=_training_text,
+    shows=("epochs", "trainings"),
     says=("best_epoch",),
 )
 
 ON_THE_PAGE = (_REMOVED, _FLOAT, _SENSITIVITY, _TRAINING)
-IN_MARKDOWN = (_REMOVED, _SENSITIVITY, _FLOAT)
+IN_MARKDOWN = (_REMOVED, _SENSITIVITY, _FLOAT, _TRAINING)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_values
 from compressor.measuring.scores import FileScores
+from compressor.notes.training import Trainings
 from compressor.running.folder import State
 from compressor.stage import Effect, Stage, stage_name
 
@@ -29,7 +30,34 @@ def after_gain(verdict: Verdict | None, budget: Budget | None) -> Verdict:
         return verdict
     if budget is not None and budget.not_slower:
         return Verdict(keep=False, reason=f"rolled back: {verdict.reason}")
-    return Verdict(keep=True, reason=f"does not pay: {verdict.reason}; kept because no budget forbids it")
+    return _unpaid(verdict)
+
+
+def failed_trainings(state: State) -> str:
+    """What the stage that made `state` tells of its trainings that failed, in words; "" where none did."""
+    note = Trainings.from_json(state.outcome.details)
+    failed = [training for training in note.trainings if training.failed] if note else []
+    return "; ".join(f"{training.training} failed: {training.says}" for training in failed)
+
+
+def harm_of_training(
+    stage: Stage, base: State, state: State, *, budget: Budget | None, scores: FileScores
+) -> Verdict | None:
+    """What is said against `state`, which `stage` made of `base` by changing weights alone; None for nothing.
+
+    A training that failed has left the model as it was, and is rolled back. Weights that are significantly worse than
+    before, which a budget judges by segments, are a remark without one.
+    """
+    if stage.effect is not Effect.VALUES:
+        return None
+    failed = failed_trainings(state)
+    if failed and state.onnx_bytes == base.onnx_bytes:
+        return Verdict(keep=False, reason=f"rolled back: {failed}")
+    if budget is not None:
+        return None
+    change = scores.drop(state.onnx_bytes, base.onnx_bytes, "validation")
+    verdict = judge_values(change, scores.workload.metric)
+    return None if verdict.keep else _unpaid(verdict)
 
 
 def judge_segment(
@@ -62,3 +90,7 @@ def doubts_about_validation(reference: State, scores: FileScores) -> list[str]:
         "Workload.from_datasets(validation=...) data that the model has not seen"
     )
     return [doubt] if known else []
+
+
+def _unpaid(verdict: Verdict) -> Verdict:
+    return Verdict(keep=True, reason=f"does not pay: {verdict.reason}; kept because no budget forbids it")

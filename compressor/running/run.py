@@ -18,7 +18,15 @@ from compressor.report.report import Report, write_report
 from compressor.running.applying import Job, applied, reference_state
 from compressor.running.failures import ends_the_run, explained, reason
 from compressor.running.folder import MODEL_FILE, State, versions
-from compressor.running.judging import after_gain, decides_by_gain, doubts_about_validation, gain, judge_segment
+from compressor.running.judging import (
+    after_gain,
+    decides_by_gain,
+    doubts_about_validation,
+    failed_trainings,
+    gain,
+    harm_of_training,
+    judge_segment,
+)
 from compressor.running.order import segments
 from compressor.runtime import OnnxModule
 from compressor.stage import Effect, Stage, stage_name, stage_parameters
@@ -143,7 +151,7 @@ class Run:
             self.record(step)
             if step.kept:
                 state = new
-            else:
+            elif stage.effect is not Effect.VALUES:
                 removed.append(stage_name(stage))
         if state is entry or self.budget is None:
             return state
@@ -181,7 +189,12 @@ class Run:
     def _step(self, stage: Stage, base: State, state: State) -> Step:
         outcome, scores = state.outcome, self.job.scores
         pays = gain(stage, base, state)
-        verdict = after_gain(pays, self.budget)
+        harm = harm_of_training(stage, base, state, budget=self.budget, scores=scores)
+        verdict = harm or after_gain(pays, self.budget)
+        failed = failed_trainings(state)
+        if failed and verdict.keep:
+            verdict = replace(verdict, reason="; ".join(filter(None, [verdict.reason, failed])))
+            self.warnings.append(f"{stage_name(stage)}: {failed}")
         drop = scores.drop(state.onnx_bytes, self.reference.onnx_bytes, "validation")
         beside = VersusBase(versus_base=outcome.versus_base).to_json()
         details = {**outcome.details, **_unit_scores(outcome.plan), **beside}
@@ -192,7 +205,7 @@ class Run:
             kept=verdict.keep,
             reason=verdict.reason,
             validation={"score": vars(scores.score(state.onnx_bytes, "validation")), "drop": vars(drop)},
-            pays=None if pays is None else pays.keep,
+            pays=False if harm else None if pays is None else pays.keep,
         )
 
     def _skip(self, stage: Stage, reason: str) -> None:

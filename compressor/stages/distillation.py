@@ -109,7 +109,7 @@ class Distill:
                 identity=f"{self!r} {digest(teacher.model)}",
                 precision=self.precision,
             )
-        context.tell(epochs_note(logs, workload.metric))
+        context.tell(epochs_note(logs, workload.metric, context.details))
         context.tell(Teaching(teacher=type(original).__name__, teacher_cache=teacher.summary()))
         if self.features:
             fitted = zip(self.features, _adapters(taught), strict=True)

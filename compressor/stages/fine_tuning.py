@@ -51,5 +51,5 @@ class FineTune:
             label="fine_tune",
             precision=self.precision,
         )
-        context.tell(epochs_note(logs, workload.metric))
+        context.tell(epochs_note(logs, workload.metric, context.details))
         return model

@@ -135,7 +135,7 @@ class QuantizationAwareTraining:
         # learned weights, so that `sqnr_db` is what the integers of the activations cost.
         trained = replace(prepared, exported=serialize(graph), graph=graph, activations=activations, weights=weights)
         placed = trained.place()
-        context.tell(epochs_note(logs, workload.metric))
+        context.tell(epochs_note(logs, workload.metric, context.details))
         context.tell(Teaching(teacher_cache=teacher.summary()))
         context.tell(agreement(learner, placed, workload))
         onnx_bytes = finish(trained, workload, context, placed=placed)

@@ -69,6 +69,6 @@ class SparseTraining:
             keep_last=True,
             precision=self.precision,
         )
-        context.tell(epochs_note(logs))
+        context.tell(epochs_note(logs, None, context.details))
         context.tell(shrinkage.zeros())
         return model

@@ -4,7 +4,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +23,7 @@ from compressor.training.precision import AutoPrecision, Form, Precision, at_lea
 from compressor.training.progress import EpochLog, Progress, best_epoch
 from compressor.training.replay import kept_modes, kept_randomness, replayed
 from compressor.training.snapshots import capture, digest, restore_
-from compressor.training.validation import validation_rows
+from compressor.training.validation import Comparison, compare, validation_rows
 from compressor.workload import Workload, batch_size_of, batches_of, predict
 
 MAX_GRADIENT_NORM = 5.0
@@ -68,6 +68,9 @@ def train(
 ) -> list[EpochLog]:
     """The log of every epoch; `model` is trained in place and left at its best epoch by validation (ties: the later).
 
+    Where even that one scores below the model before the training, the model is left as it was, and the report told
+    that the training failed.
+
     `epochs` of one cycle up to `learning_rate` are followed by `tail_epochs` at a hundredth of it. Convolutional models
     are trained by SGD with Nesterov momentum; models with recurrent or LayerNorm layers, and those with neither
     convolution nor BatchNorm, by AdamW at a fiftieth of the rate. `objective` replaces `workload.loss`. With `views`,
@@ -106,11 +109,14 @@ def train(
             "model": digest(model) if path else "",
         }
         optimizer = optimizer_for(model, weight_decay)
-        progress = Progress(logs=[], best=capture(model))
+        start = capture(model)
+        progress = Progress(logs=[], best=start)
         if path is not None:
             refused = progress.resume_(path, settings, model, optimizer)
             if refused and context.progress:
                 tqdm.write(f"  {refused}", file=sys.stderr)
+        if not (progress.logs or keep_last):
+            progress.before = validation_rows(model, workload, form)
         with tqdm(
             total=total * batches,
             initial=len(progress.logs) * batches,
@@ -132,7 +138,7 @@ def train(
             )
             while (epoch := len(progress.logs)) < total:
                 try:
-                    log = loop.epoch_(optimizer, progress)
+                    log, rows = loop.epoch_(optimizer, progress)
                 except _DivergedError as trouble:
                     restore_(model, progress.best)
                     if progress.retries == MAX_RETRIES:
@@ -148,21 +154,23 @@ def train(
                     continue
                 progress.logs.append(log)
                 if keep_last or best_epoch(progress.logs, workload.metric) == epoch:
-                    progress.best = capture(model)
+                    progress.best, progress.best_rows = capture(model), rows
                 if path is not None:
                     progress.save(path, settings, model, optimizer, done=len(progress.logs) == total)
-        restore_(model, progress.best)
-    _tell(context, label, choice, progress.gave_up_bfloat16)
+        found = compare(progress.before, progress.best_rows, workload.metric, seed=context.seed)
+        restore_(model, start if found is not None and found.failed else progress.best)
+    _tell(context, label, choice, progress.gave_up_bfloat16, found)
     return progress.logs
 
 
-def _tell(context: Context, label: str, choice: Choice, gave_up: str) -> None:
+def _tell(context: Context, label: str, choice: Choice, gave_up: str, found: Comparison | None) -> None:
     decibels = choice.decibels
     told = Training(
         training=label,
         inner_layers="bfloat16" if choice.form.bfloat16 else "float32",
         why="; ".join(filter(None, [choice.why, gave_up])),
         signal_to_noise_db=decibels if decibels is not None and math.isfinite(decibels) else None,
+        **({} if found is None else asdict(found)),
     )
     before = Trainings.from_json(context.details)
     context.tell(Trainings(trainings=(*(before.trainings if before else ()), told)))
@@ -180,8 +188,11 @@ class _Loop:
     bar: Any
     after_step: AfterStep | None
 
-    def epoch_(self, optimizer: torch.optim.Optimizer, progress: Progress) -> EpochLog:
-        """Trains one epoch and scores it. Raises _DivergedError at the first number that is not finite."""
+    def epoch_(self, optimizer: torch.optim.Optimizer, progress: Progress) -> tuple[EpochLog, Tensor | None]:
+        """Trains one epoch and scores it: its log and the metric's rows.
+
+        Raises _DivergedError at the first number that is not finite.
+        """
         started, epoch = perf_counter(), len(progress.logs)
         if epoch and self._in_bfloat16(progress):
             found = self.choice.still_agrees(self.model, self.workload, self.seed)
@@ -192,13 +203,14 @@ class _Loop:
         rows = validation_rows(self.model, self.workload, self.choice.form)
         score = math.nan if rows is None else self.workload.metric.aggregate(rows)
         _check_finite(score, f"validation {self.workload.metric.name} after epoch {epoch}")
-        return EpochLog(
+        log = EpochLog(
             epoch=epoch,
             loss=loss,
             score=score,
             learning_rate=float(optimizer.param_groups[0]["lr"]),
             seconds=perf_counter() - started,
         )
+        return log, rows
 
     def _batches_(self, optimizer: torch.optim.Optimizer, progress: Progress) -> float:
         epoch, form = len(progress.logs), self.choice.form

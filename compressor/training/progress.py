@@ -1,15 +1,16 @@
 """How far a training has come: its epochs, its best state, and what a killed one needs to go on to the same bits."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import StorageError
 from compressor.metrics import Metric
-from compressor.notes.training import Epoch, Epochs
+from compressor.notes.training import Epoch, Epochs, Trainings
 from compressor.training.snapshots import (
     Tensors,
     capture,
@@ -36,11 +37,15 @@ class EpochLog:
 class Progress:
     """What a resumed training needs to know besides the current weights.
 
-    `gave_up_bfloat16` is why the inner layers went over to float32 on the way, "" while they did not.
+    `before` and `best_rows` are the metric's rows of the validation samples, of the model before the training and of
+    the best state; None where an output is no number, or where nobody asks. `gave_up_bfloat16` is why the inner layers
+    went over to float32 on the way, "" while they did not.
     """
 
     logs: list[EpochLog]
     best: Tensors
+    before: Tensor | None = None
+    best_rows: Tensor | None = None
     rate_scale: float = 1.0
     retries: int = 0
     gave_up_bfloat16: str = ""
@@ -50,6 +55,8 @@ class Progress:
     ) -> None:
         """Puts it all at `path`; of a training that is `done`, from whose weights nothing goes on, its best state."""
         tensors = {f"best/{name}": tensor for name, tensor in self.best.items()}
+        rows = {"rows/before": self.before, "rows/best": self.best_rows}
+        tensors |= {name: tensor for name, tensor in rows.items() if tensor is not None}
         if not done:
             tensors |= {f"model/{name}": tensor for name, tensor in capture(model).items()}
             tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
@@ -75,11 +82,12 @@ class Progress:
         if changed:
             told = "; ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed)
             return f"the snapshot {path} is of another training and not continued: {told}"
-        parts: dict[str, Tensors] = {"best": {}, "model": {}, "optimizer": {}}
+        parts: dict[str, Tensors] = {"best": {}, "rows": {}, "model": {}, "optimizer": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
         self.best = parts["best"]
+        self.before, self.best_rows = parts["rows"].get("before"), parts["rows"].get("best")
         self.logs = [EpochLog(**log) for log in facts["logs"]]
         self.rate_scale, self.retries = facts["rate_scale"], facts["retries"]
         self.gave_up_bfloat16 = facts["gave_up_bfloat16"]
@@ -95,7 +103,12 @@ def best_epoch(logs: list[EpochLog], metric: Metric) -> int:
     return max(logs, key=lambda log: (sign * log.score, log.epoch)).epoch
 
 
-def epochs_note(logs: list[EpochLog], metric: Metric | None = None) -> Epochs:
-    """What the report is told of a training that kept the best epoch by `metric`, or the last one without."""
-    best = None if metric is None else best_epoch(logs, metric)
+def epochs_note(logs: list[EpochLog], metric: Metric | None, details: Mapping[str, Any]) -> Epochs:
+    """What the report is told of a training that kept the best epoch by `metric`, or the last one without.
+
+    No epoch was kept of one that failed, as `details`, what was told of it so far, say.
+    """
+    told = Trainings.from_json(details)
+    failed = told is not None and told.trainings[-1].failed
+    best = None if metric is None or failed else best_epoch(logs, metric)
     return Epochs(epochs=tuple(Epoch(**asdict(log)) for log in logs), best_epoch=best)

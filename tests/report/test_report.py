@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from compressor.report.comparison import (
     pareto_front,
     print_comparison,
 )
+from compressor.report.html import html
 from compressor.report.numbers import ScoreScale, claim, duration, si, size, smaller
 from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
 from compressor.report.scatter import place_labels, staircase
+from compressor.report.sections import other_details
+from compressor.report.text import markdown
 from compressor.report.view import summary, table
 from compressor.storage import json_safe
 from compressor.target import Isa, Target
@@ -454,3 +458,22 @@ def test_an_empty_comparison_is_a_page_too() -> None:
     assert "Comparison" in comparison_html([], "tiny")
     assert comparison_svg([]).strip().startswith("<svg")
     assert comparison_markdown([])
+
+
+def test_a_training_is_told_in_words() -> None:
+    """The page and the Markdown say of a training which number format it went in, and that it failed."""
+    told = {
+        "training": "distill",
+        "inner_layers": "bfloat16",
+        "why": "the first batch agrees",
+        "signal_to_noise_db": 41.23,
+        "failed": True,
+        "says": "no epoch was better",
+    }
+    report = rollback()
+    steps = list(report.steps)
+    steps[3] = replace(steps[3], details={**steps[3].details, "trainings": [told]})
+    said = "distill: failed: no epoch was better; inner layers in bfloat16 (the first batch agrees, 41.2 dB)"
+    for text in (html(replace(report, steps=tuple(steps))), markdown(replace(report, steps=tuple(steps)))):
+        assert said in text
+    assert "trainings" not in other_details(steps[3])

@@ -1,6 +1,6 @@
 """One run on its way: what stands is known by its place among the stages, and the state is there from the start."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from compressor import Budget, Effect, Pipeline
+from compressor.batches import Batches
 from compressor.estimate import Estimate
+from compressor.report.view import step_state
 from compressor.running import applying
 from compressor.running.run import Run
 from compressor.stage import stage_name
+from compressor.stages import FineTune, QuantizationAwareTraining
 
 
 def stage_called(name: str, effect: Effect, *, factor: float = 1.0, **attributes: Any) -> Any:
@@ -71,3 +74,49 @@ def test_a_run_has_no_state_besides_its_fields():
     assert known == {"job", "stages", "budget", "reference", "trainable", "steps", "warnings"}
     run = Run(job=None, stages=(), budget=None, reference=None, trainable=None)  # type: ignore[arg-type]
     assert set(vars(run)) == known
+
+
+def shaken(workload):
+    """`workload` whose training data has its classes exchanged: training on it can only harm."""
+    return replace(workload, train=Batches(_exchanged(workload.train), batch_size=32))
+
+
+def _exchanged(data) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = list(data)
+    return torch.cat([images for images, _ in batches]), torch.cat([(targets + 1) % 4 for _, targets in batches])
+
+
+@pytest.mark.parametrize("budget", [None, Budget()])
+def test_a_training_that_failed_is_marked_and_undone(trained_workload, tmp_path, budget):
+    """With a budget and without one: no tick, the reason in words, and what ships is the model of before."""
+    stages = [FineTune(epochs=1, learning_rate=0.1), stage_called("Second", Effect.VALUES)]
+    result = Pipeline(stages, budget=budget).run(shaken(trained_workload), out=tmp_path, progress=False)
+    step, after = result.report.steps[1:]
+    assert not step.kept
+    assert step.reason.startswith("rolled back: fine_tune failed: no epoch was better than the model before it")
+    assert "at best validation accuracy fell" in step.reason
+    assert step_state(1, step) == "rolled_back"
+    assert "failed: no epoch was better than the model before it" in (tmp_path / "report.md").read_text()
+    assert after.kept  # it recovers nothing, and is not skipped
+    reference = (tmp_path / "stages" / "00-reference" / "model.onnx").read_bytes()
+    assert result.artifact.path.read_bytes() == reference
+
+
+def test_weights_that_are_worse_get_no_tick_without_a_budget_either(trained_workload, tmp_path):
+    """A stage that ruins the model is kept where no budget forbids it, and does not look like a success."""
+    stages = [stage_called("Ruin", Effect.VALUES, factor=-1.0), stage_called("Nothing", Effect.VALUES)]
+    result = Pipeline(stages).run(trained_workload, out=tmp_path, progress=False)
+    ruin, nothing = result.report.steps[1:]
+    assert ruin.reason.startswith("does not pay: made the model worse than before it: validation accuracy fell")
+    assert ruin.reason.endswith("kept because no budget forbids it")
+    assert [step_state(1, step) for step in (ruin, nothing)] == ["no_gain", "kept"]
+
+
+def test_a_failed_training_inside_a_stage_that_stands_is_a_warning(trained_workload, tmp_path):
+    """Integers that were not learned are still integers: the file stays, with the words of the training that failed."""
+    stages = [QuantizationAwareTraining(epochs=1, learning_rate=20.0, soft_weight=0.0)]
+    result = Pipeline(stages).run(shaken(trained_workload), out=tmp_path, progress=False)
+    step = result.report.steps[1]
+    assert step.kept
+    assert "quantization-aware training failed: no epoch was better" in step.reason
+    assert any("quantization_aware_training: quantization-aware training failed" in w for w in result.report.warnings)
