@@ -49,7 +49,8 @@ class Stage(Protocol):
     """A frozen keyword-only dataclass with an `effect` and `apply`.
 
     `apply` owns `model` (a private copy) and may change it in place. It returns the model to go on with, raises
-    StageError when there is nothing to do, never touches `workload.model` and never reads `workload.test`.
+    StageError when there is nothing to do, never touches `workload.model` and never reads `workload.test`. A stage with
+    a true attribute `trains` needs gradients: a model without any is refused before the first stage.
     """
 
     effect: ClassVar[Effect]

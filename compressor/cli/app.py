@@ -284,7 +284,7 @@ def _print_plan(recipe: "Recipe", workload: "Workload", seed: int) -> None:
             parameters = repr(recipe.stages[index]).partition("(")[2].removesuffix(")")
             lines.append(f"  stages.{index} {stage_name(recipe.stages[index])}: {parameters}")
     typer.echo("\n".join(lines))
-    check_workload(workload)
+    check_workload(workload, recipe.stages)
     typer.echo(
         f"workload {workload.name}: {type(workload.model).__name__}, judged by {workload.metric.name}; checks passed"
     )

@@ -1,9 +1,11 @@
 """Values that a workload brings along, in words for refusals: types and shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+
+_NAMES_SHOWN = 5
 
 
 def described(value: Any) -> str:
@@ -15,3 +17,9 @@ def described(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "(" + ", ".join(described(item) for item in value) + ")"
     return type(value).__name__
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first five of `names`, and how many more there are."""
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -33,10 +33,10 @@ class explained:  # noqa: N801 - it reads like a function in a with statement, a
         if isinstance(error, CompressorError):
             if error.stage is None:
                 error.stage, error.stage_number = self.stage, self.number
-            error.layer = error.layer or _layer(error.__cause__)
+            error.layer = error.layer or layer_of(error.__cause__)
         elif isinstance(error, Exception):
             found = StageError(f"{in_short(error)}; {_way_out(error)}")
-            found.stage, found.stage_number, found.layer = self.stage, self.number, _layer(error)
+            found.stage, found.stage_number, found.layer = self.stage, self.number, layer_of(error)
             raise found from error
 
 
@@ -56,7 +56,7 @@ def in_short(error: BaseException) -> str:
     return f"{type(error).__name__}: {bounded(text, _LONGEST)}"
 
 
-def _layer(error: BaseException | None) -> str | None:
+def layer_of(error: BaseException | None) -> str | None:
     """Module and line that `error` arose in: of the first of its causes, the last of the chain, that tells one."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 
 from compressor.budget import Budget
@@ -79,25 +80,27 @@ class Pipeline:
         name the stage, where a stage cannot do its work or a stage, the workload's code or a library raises anything;
         with a budget, that stage is rolled back, the report says why, and the next one is applied.
         """
-        check_workload(workload)
-        if isinstance(workload.model, OnnxModule):
-            refuse_for_files(self.stages)
-        folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
-        with folder.locked(), explained():
-            job = Job(
-                workload=workload,
-                target=target or Target(),
-                folder=folder,
-                seed=seed,
-                scores=FileScores(workload, seed=seed),
-                identity=identify(workload, self.stages, progress=progress),
-                progress=progress,
-            )
-            return run_stages(
-                job,
-                self.stages,
-                budget=self.budget,
-                recipe=self.recipe,
-                warnings=self.order_warnings,
-                accept_changes=accept_changes,
-            )
+        # A script that only evaluates is often under no_grad, inference_mode or autocast.
+        with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            check_workload(workload, self.stages)
+            if isinstance(workload.model, OnnxModule):
+                refuse_for_files(self.stages)
+            folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
+            with folder.locked(), explained():
+                job = Job(
+                    workload=workload,
+                    target=target or Target(),
+                    folder=folder,
+                    seed=seed,
+                    scores=FileScores(workload, seed=seed),
+                    identity=identify(workload, self.stages, progress=progress),
+                    progress=progress,
+                )
+                return run_stages(
+                    job,
+                    self.stages,
+                    budget=self.budget,
+                    recipe=self.recipe,
+                    warnings=self.order_warnings,
+                    accept_changes=accept_changes,
+                )

@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,75 +11,62 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batch, Inputs, split_batch
-from compressor.errors import WorkloadError
+from compressor.errors import CompressorError, WorkloadError
 from compressor.kept_state import private_copy
 from compressor.running.described import described
+from compressor.running.failures import in_short, layer_of
+from compressor.running.forward_checks import check_copy, check_repeatable, check_training_step, checked_forward
 from compressor.running.loss_and_metric import check_judged
-from compressor.workload import Workload, batch_size_of, call_model, input_tensors, output_tensor, predict
+from compressor.running.model_checks import check_model
+from compressor.stage import Stage, stage_name
+from compressor.workload import Workload, batch_size_of, call_model, input_tensors
 
 # Batches read from each set: enough to meet wrong labels, little against one epoch of training.
 BATCHES_READ = 64
-# Of the output's scale. Threads may sum in another order from call to call, which moves float32 by about 1e-6 of it.
-REPEATABLE = 1e-4
-_NAMES_SHOWN = 5
-# Wrappers by class name, so that the packages that define them need not be imported.
-_WRAPPERS = {
-    "OptimizedModule": "model._orig_mod",
-    "DistributedDataParallel": "model.module",
-    "FullyShardedDataParallel": "the module that was wrapped, its weights gathered on one process",
-    "FSDPModule": "a module of your own class, its weights gathered on one process",
-}
+_DTYPES = {
+    torch.float32, torch.float64, torch.float16, torch.bool,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+}  # fmt: skip
 
 
-def check_workload(workload: Workload) -> None:
+def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> None:
     """Nothing, for a workload that can be compressed and judged. Raises WorkloadError for any other.
 
-    Checked are the model (wrappers, NaN, the same output twice in eval mode), `example_inputs`, and of each set: that
-    it has batches, again and again, that the model takes them, and that loss and metric are finite on them. Labels and
-    targets are checked in the first 64 batches (BATCHES_READ) of each set; what stands later in a larger set is not
-    read. All forwards run in eval mode without gradients; the model's modes and buffers and all random generators are
-    as before afterwards.
+    Checked are the model (what cannot be copied, traced, run or stored; NaN; the same output twice in eval mode under
+    one seed, in a copy too), `example_inputs`, and of each set: that it has batches, again and again, that the model
+    takes them, and that loss and metric are finite on them and judge every output by its own target. Where one of
+    `stages` trains, one step of training is tried on a copy. Labels and targets are checked in the first 64 batches
+    (BATCHES_READ) of each set; what stands later in a larger set is not read. All other forwards run in eval mode
+    without gradients; the model's modes and buffers and all random generators are as before afterwards.
     """
-    model = workload.model
-    _check_wrapper(model)
-    _check_weights(model)
-    _check_example(workload.example_inputs)
-    with _undisturbed(model):
-        outputs = _forward(model, workload.example_inputs, "example_inputs", workload.example_inputs)
-        _check_repeatable(model, workload.example_inputs, outputs)
-        for name in ("train", "calibration", "validation", "test"):
-            _check_set(name, getattr(workload, name), workload)
-
-
-def _check_wrapper(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
+    model, example = workload.model, workload.example_inputs
+    try:
+        check_model(model)
+        _check_example(example)
+        with _undisturbed(model):
+            checked_forward(model, example, "example_inputs", example)
+            check_repeatable(model, example)
+            check_copy(model, example)
+            for name in ("train", "calibration", "validation", "test"):
+                _check_set(name, getattr(workload, name), workload, _trainer(stages))
+    except CompressorError:
+        raise
+    except Exception as error:  # a model, data and settings of somebody else may raise anything
+        layer = layer_of(error)
         raise WorkloadError(
-            f"model must be a torch.nn.Module, got {type(model).__name__}; load the weights into one first"
-        )
-    for path, module in model.named_modules():
-        for kind in type(module).__mro__:
-            if kind.__name__ in _WRAPPERS:
-                where = f"the submodule {path!r}" if path else "model"
-                inner = _WRAPPERS[kind.__name__]
-                raise WorkloadError(
-                    f"{where} is wrapped in {kind.__name__}, which hides the layers from the stages; pass the inner "
-                    f"module: {inner.replace('model', path, 1) if path and inner.startswith('model') else inner}"
-                )
+            f"the workload cannot be tried{f', in {layer}' if layer else ''}: {in_short(error)}; a model must take "
+            "eval(), train() and its own inputs, again and again"
+        ) from error
 
 
-def _check_weights(model: nn.Module) -> None:
-    broken = []
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise WorkloadError(f"{name} is on the meta device and has no values; load the trained weights first")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            broken.append(f"{name} ({int((~tensor.isfinite()).sum())} of {tensor.numel()})")
-    if broken:
-        more = f" and {len(broken) - _NAMES_SHOWN} more" if len(broken) > _NAMES_SHOWN else ""
-        raise WorkloadError(
-            f"weights and buffers must be finite, got NaN or Inf in {', '.join(broken[:_NAMES_SHOWN])}{more}; "
-            "load a checkpoint from before the training diverged"
-        )
+def _trainer(stages: Sequence[Stage]) -> str | None:
+    """The first of `stages` that trains the model as it is given, with what the caller left unfrozen."""
+    for stage in stages:
+        if getattr(stage, "trains", False):
+            return stage_name(stage)
+        if not type(stage).__module__.startswith("compressor."):
+            return None  # who knows what it does to the model
+    return None
 
 
 def _check_example(inputs: Inputs) -> None:
@@ -94,61 +81,31 @@ def _check_example(inputs: Inputs) -> None:
             f"example_inputs must hold a batch of at least 2 samples, got {described(inputs)}; with 1 the exporter "
             "takes the batch size for a constant. Stack a second sample"
         )
+    _check_tensors("example_inputs", leaves)
 
 
-def _check_repeatable(model: nn.Module, inputs: Inputs, first: Tensor) -> None:
-    if _same(first, predict(model, inputs)):
-        return
-    culprits = _differing_modules(model, inputs)
-    where = f" The outputs first differ in {culprits}." if culprits else ""
-    raise WorkloadError(
-        f"the model must give the same output twice in eval mode, and {type(model).__name__} does not.{where} Pass "
-        "training=self.training to functional dropout, and draw no random numbers in eval mode"
-    )
+def _check_tensors(label: str, tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "quantized" if tensor.is_quantized else "on the meta device" if tensor.is_meta else tensor.layout
+            raise WorkloadError(f"{label} must be dense tensors with values, got {kind}; convert them with to_dense()")
+        if tensor.dtype not in _DTYPES:
+            real = "use .float()" if tensor.is_floating_point() else "use .long()"
+            way_out = "give real numbers, such as view_as_real()" if tensor.is_complex() else real
+            raise WorkloadError(
+                f"{label} must be numbers that ONNX Runtime and numpy have, got {described(tensor)}; {way_out} in the "
+                "dataset or with transform="
+            )
+        if tensor.requires_grad:
+            raise WorkloadError(f"{label} must be data, got {described(tensor)} with requires_grad; use .detach()")
+        if tensor.is_inference():
+            raise WorkloadError(
+                f"{label} was made in torch.inference_mode(), and nothing can be trained on it; make it outside, or "
+                "use .clone() outside"
+            )
 
 
-def _differing_modules(model: nn.Module, inputs: Inputs) -> str:
-    # Modules finish innermost first, so the first difference is where the chance comes in.
-    runs: list[list[tuple[str, Tensor | None]]] = []
-    for _ in range(2):
-        finished: list[tuple[str, Tensor | None]] = []
-        handles = [
-            module.register_forward_hook(_recording(finished, f"{path or 'forward()'} ({type(module).__name__})"))
-            for path, module in model.named_modules()
-        ]
-        try:
-            call_model(model, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        runs.append(finished)
-    for (label, one), (_, two) in zip(runs[0], runs[1], strict=False):
-        if one is not None and two is not None and not _same(one, two):
-            return label
-    return ""
-
-
-def _recording(finished: list[tuple[str, Tensor | None]], label: str) -> Any:
-    def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            try:
-                output = output_tensor(output)
-            except TypeError:
-                output = None
-        finished.append((label, None if output is None else output.clone()))
-
-    return record
-
-
-def _same(one: Tensor, two: Tensor) -> bool:
-    if one.shape != two.shape:
-        return False
-    a, b = one.double().nan_to_num(), two.double().nan_to_num()
-    scale = float(a.abs().max()) if a.numel() else 0.0
-    return bool(((a - b).abs() <= REPEATABLE * scale).all())
-
-
-def _check_set(name: str, data: Iterable[Any], workload: Workload) -> None:
+def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str | None) -> None:
     if not isinstance(data, Iterable):
         raise WorkloadError(
             f"{name} must be an iterable of (inputs, targets), got {type(data).__name__}; use a DataLoader"
@@ -163,7 +120,7 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload) -> None:
         raise WorkloadError(
             f"{name} has no batches; give it samples, and check drop_last where it has fewer samples than one batch"
         )
-    if next(iter(data), None) is None:
+    if not _first(name, data, 1):
         raise WorkloadError(
             f"{name} gave batches at first and nothing the second time, like an exhausted generator; every stage reads "
             "it again. Pass a DataLoader, a list of batches, or an object whose __iter__ starts anew"
@@ -171,33 +128,48 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload) -> None:
     for inputs, _ in batches:
         _check_form(name, inputs, workload.example_inputs)
     inputs, targets = batches[0]
-    outputs = _forward(workload.model, inputs, f"the first batch of {name}", workload.example_inputs)
+    outputs = checked_forward(workload.model, inputs, f"the first batch of {name}", workload.example_inputs)
     for number, (each, values) in enumerate(batches):
         _check_targets(f"batch {number} of {name}", each, values, outputs, workload)
     check_judged(name, outputs, targets, workload)
     if name == "train":
         _check_trainable(batches, outputs, workload)
+        several = next((batch for batch in batches if batch_size_of(batch[0]) > 1), None)
+        if trainer is not None and several is not None:
+            check_training_step(workload, several, trainer)
 
 
 def _read(name: str, data: Iterable[Any]) -> list[Batch]:
     batches = []
-    for number, batch in enumerate(islice(data, BATCHES_READ)):
+    for number, batch in enumerate(_first(name, data, BATCHES_READ)):
+        label = f"batch {number} of {name}"
         try:
             inputs, targets = split_batch(batch)
             leaves = input_tensors(inputs)
         except (TypeError, ValueError) as error:
-            raise WorkloadError(f"batch {number} of {name}: {error}") from error
+            raise WorkloadError(f"{label}: {error}") from error
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in (*leaves, targets)):
             raise WorkloadError(
-                f"batch {number} of {name} must consist of tensors, got {described(inputs)} with targets "
-                f"{described(targets)}; convert them in the dataset or in collate_fn"
+                f"{label} must consist of tensors, got {described(inputs)} with targets {described(targets)}; convert "
+                "them in the dataset or in collate_fn"
             )
         if leaves[0].ndim == 0 or leaves[0].shape[0] == 0:
-            raise WorkloadError(
-                f"batch {number} of {name} holds no samples: {described(inputs)}; leave such batches out"
-            )
+            raise WorkloadError(f"{label} holds no samples: {described(inputs)}; leave such batches out")
+        _check_tensors(label, (*leaves, targets))
         batches.append((inputs, targets))
     return batches
+
+
+def _first(name: str, data: Iterable[Any], count: int) -> list[Any]:
+    """The first `count` batches as they come, fewer where there are fewer."""
+    try:
+        return list(islice(data, count))
+    except Exception as error:  # a dataset may raise anything
+        layer = layer_of(error)
+        raise WorkloadError(
+            f"{name} cannot be read{f', in {layer}' if layer else ''}: {in_short(error)}; look at what the dataset, "
+            "its transforms or collate_fn give for this batch"
+        ) from error
 
 
 def _check_form(name: str, inputs: Inputs, example: Inputs) -> None:
@@ -211,32 +183,6 @@ def _check_form(name: str, inputs: Inputs, example: Inputs) -> None:
             f"batches of {name} must have the form, types and dimensions of example_inputs, {described(example)}; got "
             f"{described(inputs)}. Convert them in the dataset or with transform="
         )
-
-
-def _forward(model: nn.Module, inputs: Inputs, label: str, example: Inputs) -> Tensor:
-    try:
-        raw = call_model(model, inputs)
-    except Exception as error:  # a module may raise anything for inputs that are not its own
-        beside = "" if inputs is example else f"; example_inputs, which it takes, are {described(example)}"
-        raise WorkloadError(
-            f"{type(model).__name__} does not take {label}: {described(inputs)}{beside}. "
-            f"It raised {type(error).__name__}: {str(error).strip() or 'no message'}. Give inputs of the shape, dtype "
-            "and device that it was trained with"
-        ) from error
-    try:
-        output = output_tensor(raw)
-    except TypeError as error:
-        raise WorkloadError(f"{type(model).__name__} on {label}: {error}") from error
-    if output.ndim == 0 or output.shape[0] != batch_size_of(inputs):
-        raise WorkloadError(
-            f"the output must have one row for each of the {batch_size_of(inputs)} samples of {label}, got shape "
-            f"{tuple(output.shape)}; batches come first in every input and output"
-        )
-    if bool(output.isnan().any()):
-        raise WorkloadError(
-            f"{type(model).__name__} gives NaN for {label}: {described(inputs)}; check the inputs for NaN and scale"
-        )
-    return output
 
 
 def _check_targets(label: str, inputs: Inputs, targets: Tensor, outputs: Tensor, workload: Workload) -> None:

@@ -45,6 +45,7 @@ class Distill:
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
+    trains: ClassVar[bool] = True
 
     epochs: int = 8
     learning_rate: float = 0.05

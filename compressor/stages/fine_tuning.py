@@ -24,6 +24,7 @@ class FineTune:
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
+    trains: ClassVar[bool] = True
 
     epochs: int = 5
     learning_rate: float = 0.01

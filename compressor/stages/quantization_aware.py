@@ -67,6 +67,7 @@ class QuantizationAwareTraining:
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
+    trains: ClassVar[bool] = True
 
     weights: Symmetric | Asymmetric = field(default_factory=Symmetric)
     activations: Symmetric | Asymmetric = field(default_factory=Asymmetric)

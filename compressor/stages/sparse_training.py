@@ -30,6 +30,7 @@ class SparseTraining:
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
+    trains: ClassVar[bool] = True
     prepares_structure: ClassVar[bool] = True
 
     penalty: L1Penalty | L2Penalty | GroupLasso | SlimmingPenalty = field(default_factory=GroupLasso)

@@ -1,18 +1,26 @@
-"""Weights that layers compute from other tensors (weight norm, spectral norm, any parametrization), made plain.
+"""Weights that layers compute from other tensors (weight norm, spectral norm, masks, any parametrization), made plain.
 
 A weight that is computed cannot lose channels by itself: the norm of what is left would be another one. What it is
 worth at the moment can, once it is a parameter of its own.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, type_before_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.prune import remove as remove_mask
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+_REMOVERS: dict[type, Callable[[nn.Module, str], Any]] = {
+    WeightNorm: remove_weight_norm,
+    SpectralNorm: remove_spectral_norm,
+    BasePruningMethod: remove_mask,
+}
 
 # What computes each weight of a module: its name by the tensor's, and that by the module's.
 Computed = dict[str, dict[str, str]]
@@ -63,29 +71,33 @@ def fold_weights_(model: nn.Module, tensors: Mapping[str, Iterable[str]]) -> nn.
 
 
 def _computed_by(module: nn.Module) -> dict[str, str]:
-    found = {hook.name: type(hook).__name__ for hook in _hooks(module)}
+    found = {_tensor_of(hook): type(hook).__name__ for hook in _hooks(module)}
     if is_parametrized(module):
         for name, steps in module.parametrizations.items():  # type: ignore[union-attr,operator]  # it has some
             found[name] = ", ".join(type(step).__name__ for step in steps)
     return found
 
 
-def _hooks(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
-    """What torch's older functions leave in a module: hooks that compute a weight before every call."""
+def _hooks(module: nn.Module) -> list[WeightNorm | SpectralNorm | BasePruningMethod]:
+    """What torch's older functions leave in a module: hooks that compute or mask a weight before every call."""
     hooks = module._forward_pre_hooks.values()  # noqa: SLF001 - torch has no public name for them
-    return [hook for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)]
+    return [hook for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod)]
+
+
+def _tensor_of(hook: WeightNorm | SpectralNorm | BasePruningMethod) -> str:
+    if isinstance(hook, BasePruningMethod):
+        return str(hook._tensor_name)  # noqa: SLF001 - torch has no public name for it
+    return str(hook.name)
 
 
 def _fold_(module: nn.Module, made: dict[tuple[int, ...], Tensor]) -> None:
     others = list(module._parameters)  # noqa: SLF001 - torch has no public way to order them
     for hook in _hooks(module):
-        if isinstance(hook, WeightNorm):
-            sources = [getattr(module, f"{hook.name}_{key}") for key in "gv"]
-            remove_weight_norm(module, hook.name)
-        else:
-            sources = [getattr(module, f"{hook.name}_orig")]
-            remove_spectral_norm(module, hook.name)
-        getattr(module, hook.name).requires_grad_(any(source.requires_grad for source in sources))
+        name = _tensor_of(hook)
+        keys = "gv" if isinstance(hook, WeightNorm) else ("orig",)
+        trained = any(getattr(module, f"{name}_{key}").requires_grad for key in keys)
+        _REMOVERS[next(kind for kind in _REMOVERS if isinstance(hook, kind))](module, name)
+        getattr(module, name).requires_grad_(trained)
     if is_parametrized(module):
         _fold_parametrizations_(module, made)
     # Matrices come before their vectors, as in every layer of torch.

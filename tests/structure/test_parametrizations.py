@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from compressor.batches import Batches
 from compressor.errors import StageError
@@ -88,6 +88,10 @@ WRAPS: dict[str, Wrap] = {
     "orthogonal": parametrizations.orthogonal,
     "old_weight_norm": _old(nn.utils.weight_norm),
     "old_spectral_norm": _old(nn.utils.spectral_norm),
+    "mask": lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+    "masks_in_a_row": lambda layer: prune.random_unstructured(
+        prune.ln_structured(layer, "weight", 1, 2, 0), "weight", 2
+    ),
     "no_inverse": _parametrized(lambda _: Positive()),
     "nested": _parametrized(LowRank),
     "chained": _chained,

@@ -1,8 +1,9 @@
 """Gradients of a workload's loss by parameter, for ranking: their sum, and the mean of their squares."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
+from typing import ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,30 @@ from tqdm import tqdm
 from compressor.batches import Inputs, map_tensors
 from compressor.workload import Workload, batch_size_of, batches_of, first_batches, predict
 
+_Parameters = ParamSpec("_Parameters")
+_Gradients = dict[str, Tensor]
 
+
+def _in_place_too(compute: Callable[_Parameters, _Gradients]) -> Callable[_Parameters, _Gradients]:
+    """`compute`, also for a model that writes into tensors which its backward pass needs.
+
+    In inference, which the model is ranked for, that is fine: autograd then keeps copies of them, which takes longer.
+    """
+
+    @wraps(compute)
+    def computed(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Gradients:
+        try:
+            return compute(*args, **kwargs)
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):
+                raise
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            return compute(*args, **kwargs)
+
+    return computed
+
+
+@_in_place_too
 def loss_gradients(model: nn.Module, workload: Workload, batches: int, seed: int) -> dict[str, Tensor]:
     """The gradient of the loss by parameter name, summed over the first `batches` training batches of `seed`.
 
@@ -24,6 +48,7 @@ def loss_gradients(model: nn.Module, workload: Workload, batches: int, seed: int
         return {name: parameter.grad.clone() for name, parameter in tied if parameter.grad is not None}
 
 
+@_in_place_too
 def empirical_fisher(
     model: nn.Module, workload: Workload, samples: int, micro_batch: int, seed: int, *, progress: bool = False
 ) -> dict[str, Tensor]:

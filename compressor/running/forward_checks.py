@@ -1,0 +1,213 @@
+"""Whether a model computes the same twice, in a copy too, and whether it can be trained: tried before any work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from compressor.batches import Batch, Inputs, map_tensors
+from compressor.errors import WorkloadError
+from compressor.kept_state import private_copy
+from compressor.running.described import described, listed
+from compressor.running.failures import in_short, layer_of
+from compressor.running.model_checks import COPIES, memory_of, weights_of
+from compressor.training.replay import replayed
+from compressor.workload import Workload, batch_size_of, call_model, input_tensors, output_tensor, predict
+
+# Of the output's scale. Threads may sum in another order from call to call, which moves float32 by about 1e-6 of it.
+REPEATABLE = 1e-4
+
+
+def checked_forward(model: nn.Module, inputs: Inputs, label: str, example: Inputs) -> Tensor:
+    """The judged output of `model` for `inputs`, called `label` in refusals. Raises WorkloadError where there is none.
+
+    `example` are the inputs that it is known to take, or `inputs` themselves.
+    """
+    try:
+        raw = call_model(model, inputs)
+    except Exception as error:  # a module may raise anything for inputs that are not its own
+        beside = "" if inputs is example else f"; example_inputs, which it takes, are {described(example)}"
+        layer = layer_of(error)
+        raise WorkloadError(
+            f"{type(model).__name__} does not take {label}: {described(inputs)}{beside}. "
+            f"It raised {in_short(error)}{f' in {layer}' if layer else ''}. Give inputs of the shape, dtype and device "
+            "that it was trained with"
+        ) from error
+    try:
+        output = output_tensor(raw)
+    except TypeError as error:
+        raise WorkloadError(f"{type(model).__name__} on {label}: {error}") from error
+    if output.ndim == 0 or output.shape[0] != batch_size_of(inputs):
+        raise WorkloadError(
+            f"the output must have one row for each of the {batch_size_of(inputs)} samples of {label}, got shape "
+            f"{tuple(output.shape)}; batches come first in every input and output"
+        )
+    if bool(output.isnan().any()):
+        raise WorkloadError(
+            f"{type(model).__name__} gives NaN for {label}: {described(inputs)}; check the inputs for NaN and scale"
+        )
+    return output
+
+
+def check_repeatable(model: nn.Module, inputs: Inputs) -> None:
+    """Nothing where `model` gives one output for `inputs` twice. Raises WorkloadError with what makes the difference.
+
+    Refused are models that write into their inputs, that draw random numbers in eval mode (an ONNX file draws others:
+    it could be compared with nothing), and that change from call to call.
+    """
+    given = map_tensors(inputs, torch.clone)
+    first, second = predict(model, given).clone(), predict(model, given)
+    if _same(first, second):
+        return
+    kind = type(model).__name__
+    pairs = zip(input_tensors(given), input_tensors(inputs), strict=True)
+    if not all(torch.equal(one, other) for one, other in pairs):
+        raise WorkloadError(
+            f"{kind} writes into its inputs, and gives another output for what is left there; let forward() begin with "
+            "a copy: x = x.clone()"
+        )
+    culprits = _differing_modules(model, inputs)
+    where = f" The outputs first differ in {culprits}." if culprits else ""
+    if _same(_seeded(model, inputs), _seeded(model, inputs)):
+        raise WorkloadError(
+            f"the model must give the same output twice in eval mode, and {kind} draws random numbers there: an ONNX "
+            f"file draws others, and could be compared with nothing.{where} Pass training=self.training to functional "
+            "dropout, give the mean instead of a sample, or take the noise as an input"
+        )
+    raise WorkloadError(
+        f"the model must give the same output twice in eval mode, and {kind} does not, nor under one seed.{where} Let "
+        "it keep nothing from call to call in eval mode, and draw no numbers from a generator of its own"
+    )
+
+
+def _seeded(model: nn.Module, inputs: Inputs) -> Tensor:
+    with replayed(0, 0):
+        return predict(model, inputs).clone()
+
+
+def _differing_modules(model: nn.Module, inputs: Inputs) -> str:
+    # Modules finish innermost first, so the first difference is where the chance comes in.
+    runs: list[list[tuple[str, Tensor | None]]] = []
+    for _ in range(2):
+        finished: list[tuple[str, Tensor | None]] = []
+        handles = [
+            module.register_forward_hook(_recording(finished, f"{path or 'forward()'} ({type(module).__name__})"))
+            for path, module in model.named_modules()
+        ]
+        try:
+            call_model(model, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        runs.append(finished)
+    for (label, one), (_, two) in zip(runs[0], runs[1], strict=False):
+        if one is not None and two is not None and not _same(one, two):
+            return label
+    return ""
+
+
+def _recording(finished: list[tuple[str, Tensor | None]], label: str) -> Any:
+    def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            try:
+                output = output_tensor(output)
+            except TypeError:
+                output = None
+        finished.append((label, None if output is None else output.clone()))
+
+    return record
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    if one.shape != two.shape:
+        return False
+    a, b = one.double().nan_to_num(), two.double().nan_to_num()
+    scale = float(a.abs().max()) if a.numel() else 0.0
+    return bool(((a - b).abs() <= REPEATABLE * scale).all())
+
+
+def check_copy(model: nn.Module, inputs: Inputs) -> None:
+    """Nothing where a copy of `model` computes the same, by its own weights. Raises WorkloadError otherwise.
+
+    A lambda, a hook or a closure that holds the model computes with the weights of the original in every copy: what a
+    stage does to the copy has no effect there.
+    """
+    copied, watch = private_copy(model), _Readers(weights_of(model))
+    wanted = _seeded(model, inputs)
+    try:
+        with watch:
+            found = _seeded(copied, inputs)
+    except Exception:  # noqa: BLE001 - it runs, but not while it is watched: compiled code, for instance
+        found = _seeded(copied, inputs)
+    if watch.read:
+        raise WorkloadError(
+            f"a copy of the model computes with {listed(sorted(watch.read))} of the original: a lambda, a hook or "
+            "another function holds the model or its layers, and stages work on copies; make it a method of the "
+            "module, or functools.partial of one"
+        )
+    if not _same(wanted, found):
+        raise WorkloadError(f"a copy of the model computes something else than the model; {COPIES}")
+
+
+class _Readers(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch does not annotate it
+    """Notes the tensors, of those given by name, that operators read or write."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # the same
+        self.read: set[str] = set()
+        self._names = {memory_of(tensor): name for name, tensor in tensors.items() if tensor.numel()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        for leaf in tree_leaves((args, kwargs or {})):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.numel():
+                name = self._names.get(memory_of(leaf))
+                if name is not None:
+                    self.read.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def check_training_step(workload: Workload, batch: Batch, stage: str) -> None:
+    """Nothing where `batch` gives the weights of a copy of the model gradients, as `stage` needs. Raises "
+    "WorkloadError.
+    """
+    model, (inputs, targets) = private_copy(workload.model).train(), batch
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise WorkloadError(
+            f"{stage} trains, and every parameter of {type(model).__name__} is frozen; set requires_grad_(True) on "
+            f"what may change, or leave {stage} out"
+        )
+    try:
+        with replayed(0, 0), torch.enable_grad():
+            outputs = predict(model, inputs)
+            loss = workload.loss(outputs, targets)
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
+                return
+    except Exception as error:  # a user's model or loss may raise anything
+        layer = layer_of(error)
+        raise WorkloadError(
+            f"{stage} trains, and a training step of {type(model).__name__} on a batch of "
+            f"{batch_size_of(inputs)} samples fails{f', in {layer}' if layer else ''}: {in_short(error)}. "
+            f"{_training_way_out(error)}, or leave {stage} out"
+        ) from error
+    culprit = "the loss" if outputs.requires_grad else f"the output of {type(model).__name__}"
+    raise WorkloadError(
+        f"{stage} trains, and {culprit} depends on no weight by a gradient: it is computed without torch, under "
+        "no_grad, from .detach(), .item() or argmax; compute it by differentiable operators of torch, or leave "
+        f"{stage} out"
+    )
+
+
+def _training_way_out(error: Exception) -> str:
+    if "inplace operation" in str(error):
+        return (
+            "What forward() writes into (x[:, :4] = ..., x += ...) backward still needs: that is fine without "
+            "training; make a new tensor there, as torch.cat does, or write into a clone of what was read"
+        )
+    if "more than 1 value per channel" in str(error):
+        return "Set drop_last=True, or another batch_size"
+    return "Train it for one step by hand to see it, and put it right"
