@@ -122,7 +122,9 @@ def _slice_(model: nn.Module, entry: Entry, places: _Slots, slices: Slices | Non
         for slot in places.together[name]:
             setattr(*slot, new)
     for module, key, value in attributes:
-        setattr(module, key, tuple(value) if isinstance(value, list) else value)
+        # JSON knows no tuples; a list stays one, for programs add to it what they would not add to a tuple.
+        as_list = isinstance(getattr(module, key), list)
+        setattr(module, key, value if isinstance(value, int) else list(value) if as_list else tuple(value))
 
 
 def _part(entry: dict[str, Any], key: str, kind: type[Any]) -> Any:

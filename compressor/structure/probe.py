@@ -12,6 +12,7 @@ from compressor.structure.couplings import Coupled
 from compressor.structure.model_copies import masked_copy, sharing_copy
 from compressor.structure.plan import Entry, Slices, apply_plan_
 from compressor.structure.settling import Settling
+from compressor.structure.source_lines import told
 from compressor.structure.tensor_ids import Sizes
 from compressor.structure.trials import collector_paused, difference, evaluating
 
@@ -71,7 +72,7 @@ class ProbedStructure:
             self.slices = {}
             narrow = apply_plan_(sharing_copy(self._model), self._structure.entries(gone), slices=self.slices)
         except Exception as error:  # noqa: BLE001 - a user's model may raise anything
-            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            return told(error)
         sizes = self._structure.sizes_without(gone)
         if not self._failed:
             # Zeros in activations cost no memory, but miss weights that are used in other ways and may not fit every

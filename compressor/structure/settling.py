@@ -5,6 +5,7 @@ attributes that may hold its size. Groups that fail alone are tried with those t
 with half is tried again with another number from each, so that no size that others have to match is called free.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, combinations
@@ -57,7 +58,8 @@ class Settling:
         self._settle(list(self._candidates))
         self._settle_sharing()
         for group, reason in self._alone.items():
-            self._lock(group, reason)
+            raised = re.match(r"\w+: ", reason)
+            self._lock(group, f"a size is written into the program or follows others: {reason}" if raised else reason)
         self._settle_uneven()
 
     def _candidates_of(self, group: Coupled) -> list[Choice]:

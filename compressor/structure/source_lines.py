@@ -93,6 +93,12 @@ def error_module(error: BaseException) -> str | None:
     return f"{path!r} ({kind})" if path else kind
 
 
+def told(error: BaseException) -> str:
+    """The kind and the first line of `error`, with the `file:line` of the model's own code that it came through."""
+    line = error_line(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}{f' ({line})' if line else ''}"
+
+
 def _calling_line(frame: FrameType | None) -> str | None:
     while frame is not None:
         if _is_own(frame.f_code):

@@ -11,6 +11,7 @@ from torch.autograd.function import BackwardCFunction
 
 from compressor.batches import Inputs, map_tensors
 from compressor.kept_state import forget_
+from compressor.structure.source_lines import told
 from compressor.workload import batch_size_of, predict
 
 _OWN = re.compile(r"\w+Backward\d+|torch::autograd::(AccumulateGrad|CopySlices|CopyBackwards)")
@@ -37,7 +38,7 @@ def fault(model: nn.Module, inputs: Inputs, wanted: dict[int, Tensor]) -> str | 
                     return f"the output becomes {tuple(output.shape)} instead of {tuple(before.shape)}"
                 torch.autograd.backward(output.float().sum())
     except Exception as error:  # noqa: BLE001 - a user's model may raise anything
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return told(error)
     finally:
         for parameter, flag in flags:
             parameter.grad = None
@@ -84,7 +85,7 @@ def _run(run: Callable[[nn.Module, Inputs], Tensor], model: nn.Module, inputs: I
     try:
         return run(model, inputs)
     except Exception as error:  # noqa: BLE001 - a user's model may raise anything
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return told(error)
 
 
 def _counts(output: Tensor, samples: int) -> bool:

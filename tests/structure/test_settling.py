@@ -1,6 +1,7 @@
 """Sizes that modules keep or compute: what follows goes at every width, what has to match goes together."""
 
 import copy
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -78,6 +79,19 @@ class ManySelective(nn.Module):
         for unit in self.units:
             x = unit(x)
         return self.head(x.mean((2, 3)))
+
+
+class Hidden(nn.Module):
+    """Sizes where nobody looks first: a private attribute, and a list that the program adds to another."""
+
+    def __init__(self, width: int = 7) -> None:
+        super().__init__()
+        self._width, self._splits = width, [width]
+        self.stem, self.head = nn.Conv2d(3, width + 4, 1), nn.Linear(16 * width + 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.stem(x).split(self._splits + [4], 1)  # noqa: RUF005 - as programs write it
+        return self.head(torch.cat([first.reshape(len(x), self._width * 16), second.mean((2, 3))], 1))
 
 
 class MixedKernels(nn.Module):
@@ -186,6 +200,7 @@ FREE = {
     "one attribute for two groups": (NonLocal, IMAGES, [6, 8]),
     "selective kernel, pieces by an attribute": (Selective, IMAGES, [4, 5, 6]),
     "selective kernels, sizes alike by chance": (ManySelective, IMAGES, [3, 5, 5, 5, 5, 10, 10, 10, 10, 10, 10]),
+    "a private attribute and a list": (Hidden, IMAGES, [7]),
     "mixed kernels, pieces by a list": (MixedKernels, IMAGES, [5, 5, 6]),
     "mixed kernels, equal pieces": (lambda: MixedKernels((4, 4, 4)), IMAGES, [4]),
     "cross stage, half of an attribute": (CrossStage, IMAGES, [5]),
@@ -221,3 +236,14 @@ def test_the_stage_narrows_what_the_trace_calls_free(name: str, remove: float) -
     assert set(reasons_of(context)) == {group.name for group in graph.groups} - set(free(graph))
     assert {entry["layer"] for entry in context.details["groups"]} >= set(free(graph))
     check_structure(model, pruned, context.plan, workload)
+
+
+def test_what_cannot_follow_is_locked_with_the_line() -> None:
+    """Heads whose width is that of the tokens over their number stay, and the reason names the view that fails."""
+    graph = trace_structure(randomized_(WindowAttention()).eval(), TOKENS)
+    reasons = {group.kind: group.locked for group in graph.groups if group.name.startswith("qkv")}
+    assert re.fullmatch(
+        r"a size is written into the program or follows others: RuntimeError: shape .* is invalid for input of size "
+        r"\d+ \(.*test_settling\.py:\d+\)",
+        str(reasons["heads"]),
+    )

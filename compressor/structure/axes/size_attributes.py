@@ -97,8 +97,6 @@ def candidates(modules: dict[str, nn.Module], parts: Iterable[str], axes: Iterab
         if type(module).__module__.partition(".")[0] == "torch" or isinstance(module, NarrowAttention):
             continue
         for attribute, value in vars(module).items():
-            if attribute.startswith("_"):
-                continue
             if type(value) is int and value in sizes and value > 1:
                 found.append(Choice(name, attribute, sizes[value], value))
             elif isinstance(value, tuple | list) and value and all(type(item) is int for item in value):
