@@ -1,10 +1,10 @@
 """A model with the data, the loss and the metric it is judged by."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,18 @@ from compressor.batches import (
     sample_count,
     split_batch,
 )
+from compressor.checks import check_positive
+from compressor.errors import WorkloadError
 from compressor.kept_state import as_before
 from compressor.metrics import Metric
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+FreeSizes = Literal["all", "batch"] | Mapping[str, Sequence[int]]
+
+# Of CPU time. Networks with a hundred layers take 10 to 20 with everything free; those that take minutes do not end.
+EXPORT_SECONDS = 120.0
+# Exporters take smaller sizes of an example for constants.
+_LEAST_FREE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,11 @@ class Workload:
     and again: `train` for training, `calibration` (a slice of train) for ranges, `validation` for every decision,
     `test` for the report alone. Validation data must not have been trained on: a model that knows it scores too well
     on it, and every stage then seems to lose accuracy.
+
+    `free_sizes` says which sizes of the inputs the exported file leaves free besides the batch: "all" that the model
+    lets vary, none ("batch"), or dimensions by input, {"input_ids": (1,)}; an input that has no name of its own is
+    "input", several are "input_0", "input_1", .... `export_seconds` (> 0) is the CPU time after which the exporter is
+    ended, and the file gets fixed sizes. Raises ValueError for others.
     """
 
     name: str
@@ -47,6 +60,12 @@ class Workload:
     test: Iterable[Any]
     loss: Loss
     metric: Metric
+    free_sizes: FreeSizes = "all"
+    export_seconds: float = EXPORT_SECONDS
+
+    def __post_init__(self) -> None:
+        _check_free_sizes(self.free_sizes, self.example_inputs)
+        check_positive(self.export_seconds, "export_seconds is the CPU time that one export may take")
 
     @classmethod
     def from_datasets(
@@ -65,6 +84,8 @@ class Workload:
         validation_fraction: float = 0.1,
         calibration_samples: int = 512,
         seed: int = 0,
+        free_sizes: FreeSizes = "all",
+        export_seconds: float = EXPORT_SECONDS,
     ) -> "Workload":
         """The workload of map-style datasets, or of pairs (inputs, targets) of tensors or arrays.
 
@@ -113,6 +134,8 @@ class Workload:
             test=Batches(test, batch_size=batch_size, transform=transform),
             loss=loss or (nn.functional.cross_entropy if judged.classes else nn.functional.mse_loss),
             metric=judged,
+            free_sizes=free_sizes,
+            export_seconds=export_seconds,
         )
 
 
@@ -172,6 +195,57 @@ def input_tensors(inputs: Inputs) -> tuple[Tensor, ...]:
     if isinstance(inputs, Mapping):
         return tuple(inputs.values())
     return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def input_names(inputs: Inputs) -> tuple[str, ...]:
+    """The names of the exported graph's inputs: a dict's keys, "input", or "input_0", "input_1", ..."""
+    if isinstance(inputs, Mapping):
+        return tuple(inputs)
+    return tuple(f"input_{index}" for index in range(len(inputs))) if isinstance(inputs, tuple) else ("input",)
+
+
+def free_axes(workload: Workload) -> tuple[frozenset[int], ...] | None:
+    """The dimensions of every input that `workload.free_sizes` names, counted from 0; None for all that can vary."""
+    asked, example = workload.free_sizes, workload.example_inputs
+    if asked == "all":
+        return None
+    named: Mapping[str, Sequence[int]] = {} if isinstance(asked, str) else asked
+    return tuple(
+        frozenset(axis % tensor.ndim for axis in named.get(name, ()))
+        for name, tensor in zip(input_names(example), input_tensors(example), strict=True)
+    )
+
+
+def _check_free_sizes(asked: Any, example: Inputs) -> None:
+    if isinstance(asked, str) and asked in {"all", "batch"}:
+        return
+    if not isinstance(asked, Mapping):
+        raise WorkloadError(
+            'free_sizes says which sizes the file leaves free: "all", "batch", or dimensions by input, such as '
+            f'{{"input": (2, 3)}}; got {asked!r}'
+        )
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in zip(input_names(example), input_tensors(example), strict=True)
+        if isinstance(tensor, Tensor)
+    }
+    for name, axes in asked.items():
+        if name not in shapes:
+            raise WorkloadError(f"free_sizes names the input {name!r}, and the inputs are {', '.join(shapes)}")
+        shape = shapes[name]
+        if isinstance(axes, str | int) or not all(
+            type(axis) is int and -len(shape) <= axis < len(shape) for axis in axes
+        ):
+            raise WorkloadError(
+                f"free_sizes holds a tuple of dimensions from 0 (the batch) to {len(shape) - 1} for {name!r}, whose "
+                f"example has the shape {shape}; got {axes!r}"
+            )
+        short = sorted(axis for axis in axes if axis % len(shape) and shape[axis] < _LEAST_FREE)
+        if short:
+            raise WorkloadError(
+                f"free_sizes leaves dimension {short[0]} of {name!r} free, and the example {shape} has a size below "
+                f"{_LEAST_FREE} there, which exporters take for a constant; give example_inputs that are larger there"
+            )
 
 
 def batch_size_of(inputs: Inputs) -> int:

@@ -11,6 +11,8 @@ from compressor.cli.options import (
     Accept,
     AsJson,
     BatchSize,
+    ExportSeconds,
+    FreeSizes,
     Quiet,
     Seed,
     Settings,
@@ -70,6 +72,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Prints the plan and checks the workload; no work.")
     ] = False,
+    free_sizes: FreeSizes = None,
+    export_seconds: ExportSeconds = None,
     accept_changes: Accept = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -90,7 +94,8 @@ def run(
 
         warnings.simplefilter("always", PipelineWarning)
         pipeline = used(lambda: Pipeline.from_recipe(plan))
-        found, target = workload_of(workload), plan.target(batch_size=batch_size, threads=threads)
+        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds)
+        target = plan.target(batch_size=batch_size, threads=threads)
         chosen = plan.seed if seed is None else seed
         if dry_run:
             _print_plan(plan, found, chosen)
@@ -118,6 +123,8 @@ def compare(
     seed: Seed = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
+    free_sizes: FreeSizes = None,
+    export_seconds: ExportSeconds = None,
     accept_changes: Accept = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -138,7 +145,7 @@ def compare(
         warnings.simplefilter("always", PipelineWarning)
         asked = batch_size is not None or threads is not None
         target = Target(batch_size=batch_size or 1, threads=threads or 1) if asked else None
-        found = workload_of(workload)
+        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds)
         comparison = compare_recipes(
             plans,
             found,

@@ -8,6 +8,7 @@ from compressor.errors import WrongUseError
 
 if TYPE_CHECKING:
     from compressor.recipe.recipe import Recipe
+    from compressor.workload import FreeSizes as FreeSizesOf
     from compressor.workload import Workload
 
 WorkloadName = Annotated[
@@ -35,6 +36,22 @@ Accept = Annotated[
     bool, typer.Option("--accept-changes", help="Goes on in a folder whose recipe, data or versions were others.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Prints the path of the result and errors, nothing else.")]
+FreeSizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--free-sizes",
+        metavar="all|batch|NAME=DIMS",
+        help="Which sizes of the inputs model.onnx leaves free: `all` that can be, by default; `batch` alone; or "
+        "dimensions of an input besides, counted from 0: `--free-sizes input_ids=1 --free-sizes pixels=2,3`.",
+    ),
+]
+ExportSeconds = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="CPU time after which the exporter is ended and the sizes are fixed; by default the workload's or 120.",
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Shows the traceback of an error.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
 
@@ -46,12 +63,43 @@ def recipe_of(source: str, settings: list[str] | None) -> "Recipe":
     return Recipe.load(source, overrides=settings or ())
 
 
-def workload_of(name: str) -> "Workload":
-    """The workload that the option names; raises WrongUseError with whatever kept it from being made."""
+def workload_of(name: str, *, free_sizes: list[str] | None = None, export_seconds: float | None = None) -> "Workload":
+    """The workload that the option names, exported as the others say; raises WrongUseError where it cannot be had."""
+    from dataclasses import replace
+
+    from compressor.runtime import OnnxModule
     from compressor.workloads import load
 
     try:
-        return load(name)
+        workload = load(name)
     except (Exception, SystemExit) as error:  # whatever the user's module raises
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise WrongUseError(f"workload {name!r} cannot be had: {kind}{error}") from error
+    if free_sizes is not None and isinstance(workload.model, OnnxModule):
+        raise WrongUseError(f"--free-sizes is about models that are exported, and {name} is an ONNX file already")
+    try:
+        if free_sizes is not None:
+            workload = replace(workload, free_sizes=parsed_free_sizes(free_sizes))
+        return workload if export_seconds is None else replace(workload, export_seconds=export_seconds)
+    except ValueError as error:
+        raise WrongUseError(str(error)) from error
+
+
+def parsed_free_sizes(values: list[str]) -> "FreeSizesOf":
+    """What `--free-sizes` says, as a workload has it. Raises WrongUseError for anything else."""
+    if values in (["all"], ["batch"]):
+        return "all" if values == ["all"] else "batch"
+    found: dict[str, tuple[int, ...]] = {}
+    for value in values:
+        name, equals, axes = value.rpartition("=")
+        try:
+            numbers = tuple(int(axis) for axis in axes.split(","))
+        except ValueError:
+            numbers = ()
+        if not (equals and name and numbers):
+            raise WrongUseError(
+                f"--free-sizes is all, batch, or NAME=DIMS once for each input, such as --free-sizes pixels=2,3; got "
+                f"{' '.join(values)!r}"
+            )
+        found[name] = (*found.get(name, ()), *numbers)
+    return found

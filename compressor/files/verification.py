@@ -13,7 +13,16 @@ from compressor.batches import Inputs
 from compressor.errors import ExportError
 from compressor.kept_state import private_copy
 from compressor.runtime import load_session, session_options
-from compressor.workload import Workload, first_batches, input_tensors, output_tensor, raw_output
+from compressor.texts import first_said
+from compressor.workload import (
+    Workload,
+    first_batches,
+    free_axes,
+    input_names,
+    input_tensors,
+    output_tensor,
+    raw_output,
+)
 
 # Of the largest output. Another order of summation and folded BatchNorm move float32 outputs by 1e-6 to 1e-4 of their
 # scale, deep nets included; a frozen length, branch or wrong axis moves them by 1e-2 and more.
@@ -64,13 +73,6 @@ class Judged(nn.Module):
         return output_tensor(raw_output(self.model, inputs))
 
 
-def input_names(inputs: Inputs) -> tuple[str, ...]:
-    """The names of the exported graph's inputs: a dict's keys, "input", or "input_0", "input_1", ..."""
-    if isinstance(inputs, Mapping):
-        return tuple(inputs)
-    return tuple(f"input_{index}" for index in range(len(inputs))) if isinstance(inputs, tuple) else ("input",)
-
-
 def export_task(model: nn.Module, workload: Workload) -> ExportTask:
     """A copy of `model` on the CPU in eval mode, with its outputs for real inputs of several shapes.
 
@@ -90,7 +92,10 @@ def export_task(model: nn.Module, workload: Workload) -> ExportTask:
         )
     batched = tuple(tensor.ndim > 0 and tensor.shape[0] == batch for tensor in tensors)
     expected = judged(*tensors)
-    free = _free_dimensions(judged, tensors, batched)
+    names, asked = input_names(workload.example_inputs), free_axes(workload)
+    free = _free_dimensions(judged, tensors, batched, asked)
+    if asked is not None:
+        _refuse_stubborn(judged, names, tensors, asked, free)
     real = _real_inputs(workload, batched)
     probes = []
     for inputs in real:
@@ -99,7 +104,7 @@ def export_task(model: nn.Module, workload: Workload) -> ExportTask:
         except Exception as error:
             raise ExportError(
                 f"{type(model).__name__} fails on calibration inputs of shape {_shapes(inputs)}, in batches of 1 to "
-                f"{LARGEST_BATCH}: {error}. A model for ONNX must take any batch size"
+                f"{LARGEST_BATCH}: {first_said(error)}. A model for ONNX must take any batch size"
             ) from error
         if output.isnan().any():
             raise ExportError(
@@ -111,7 +116,7 @@ def export_task(model: nn.Module, workload: Workload) -> ExportTask:
     return ExportTask(
         model=judged,
         tensors=tensors,
-        names=input_names(workload.example_inputs),
+        names=names,
         batched=batched,
         free=free,
         probes=tuple(probes),
@@ -121,16 +126,18 @@ def export_task(model: nn.Module, workload: Workload) -> ExportTask:
 
 
 def _free_dimensions(
-    model: nn.Module, tensors: tuple[Tensor, ...], batched: Sequence[bool]
+    model: nn.Module, tensors: tuple[Tensor, ...], batched: Sequence[bool], asked: Sequence[frozenset[int]] | None
 ) -> tuple[frozenset[int], ...]:
-    # A dimension may vary if the eager model takes another length there, alone or together with the same dimension of
-    # the other inputs (ids and their mask). Channels and features are thereby fixed in the file.
+    # A dimension may vary if it is among those `asked` for (None: all), and the eager model takes another length there,
+    # alone or together with the same dimension of the other inputs (ids and their mask). Channels and features are
+    # thereby fixed in the file.
     free: list[set[int]] = [{0} if is_batched else set() for is_batched in batched]
     sites = [
         (number, axis)
         for number, tensor in enumerate(tensors)
         for axis in range(1 if batched[number] else 0, tensor.ndim)
         if tensor.shape[axis] > 2  # shorter lengths are constants to exporters
+        and (asked is None or axis in asked[number])
     ]
     groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for number, axis in sites:
@@ -147,6 +154,28 @@ def _free_dimensions(
                 if together is group:
                     break
     return tuple(frozenset(axes) for axes in free)
+
+
+def _refuse_stubborn(
+    model: "Judged",
+    names: Sequence[str],
+    tensors: tuple[Tensor, ...],
+    asked: Sequence[frozenset[int]],
+    free: Sequence[frozenset[int]],
+) -> None:
+    """Raises ExportError where the model takes no other size along a dimension that was asked for by name."""
+    for number, axes in enumerate(asked):
+        for axis in sorted(axes - free[number] - {0}):
+            length = _lengths(tensors, (number, axis))[0]
+            try:
+                model(*_resized(tensors, [(number, axis)], length))
+            except Exception as error:
+                raise ExportError(
+                    f"free_sizes leaves dimension {axis} of {names[number]!r} free, and {type(model.model).__name__} "
+                    f"takes no other size there than the example's {tensors[number].shape[axis]}; for {length} it "
+                    f"raised {type(error).__name__}: {first_said(error)}. Leave it out, or name the dimensions of the "
+                    "other inputs that vary with it as well"
+                ) from error
 
 
 def _lengths(tensors: tuple[Tensor, ...], site: tuple[int, int]) -> list[int]:
