@@ -18,6 +18,7 @@ from compressor.kept_state import private_copy
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Effect, Stage, stage_name, stage_parameters
 from compressor.structure.plan import apply_plan_
+from compressor.structure.tensor_ids import tensors_of
 from compressor.training.snapshots import digest
 from compressor.workload import Workload, first_batches, predict
 
@@ -126,7 +127,7 @@ def _same_bits(first: nn.Module, second: nn.Module) -> bool:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
 
 
 def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - a condition is what it is about

@@ -120,7 +120,9 @@ def export_task(model: nn.Module, workload: Workload) -> ExportTask:
         batched=batched,
         free=free,
         probes=tuple(probes),
-        parameters={name: tuple(value.shape) for name, value in judged.model.state_dict().items()},
+        parameters={
+            name: tuple(value.shape) for name, value in judged.model.state_dict().items() if isinstance(value, Tensor)
+        },
         batch_in_output=expected.ndim > 0 and expected.shape[0] == batch,
     )
 

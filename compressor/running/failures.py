@@ -35,7 +35,7 @@ class explained:  # noqa: N801 - it reads like a function in a with statement, a
                 error.stage, error.stage_number = self.stage, self.number
             error.layer = error.layer or layer_of(error.__cause__)
         elif isinstance(error, Exception):
-            found = StageError(f"{in_short(error)}; {_way_out(error)}")
+            found = StageError(f"{in_short(error)}; {_way_out(error, is_stage=bool(self.number))}")
             found.stage, found.stage_number, found.layer = self.stage, self.number, layer_of(error)
             raise found from error
 
@@ -69,7 +69,7 @@ def layer_of(error: BaseException | None) -> str | None:
     return None
 
 
-def _way_out(error: Exception) -> str:
+def _way_out(error: Exception, *, is_stage: bool) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
         return (
             "the memory did not suffice: give the workload smaller batches and fewer calibration samples, or a machine "
@@ -77,5 +77,8 @@ def _way_out(error: Exception) -> str:
         )
     theirs = error_line(error)
     if theirs is not None:
-        return f"put {theirs} right and run again, finished stages are kept; or leave the stage out"
-    return "leave the stage out, or run again without what it was given beside its defaults; finished stages are kept"
+        right = f"put {theirs} right and run again, finished stages are kept"
+        return f"{right}; or leave the stage out" if is_stage else right
+    if is_stage:
+        return "leave the stage out, or run it with fewer of its settings changed; finished stages are kept"
+    return "no line of your own code is in it: please report it with the model and the traceback"

@@ -13,7 +13,8 @@ from compressor.errors import WorkloadError
 from compressor.kept_state import private_copy
 from compressor.running.described import described, listed
 from compressor.running.failures import in_short, layer_of
-from compressor.running.model_checks import COPIES, memory_of, weights_of
+from compressor.running.model_checks import COPIES, memory_of
+from compressor.structure.tensor_ids import tensors_of
 from compressor.training.replay import replayed
 from compressor.workload import Workload, batch_size_of, call_model, input_tensors, output_tensor, predict
 
@@ -135,7 +136,7 @@ def check_copy(model: nn.Module, inputs: Inputs) -> None:
     A lambda, a hook or a closure that holds the model computes with the weights of the original in every copy: what a
     stage does to the copy has no effect there.
     """
-    copied, watch = private_copy(model), _Readers(weights_of(model))
+    copied, watch = private_copy(model), _Readers(tensors_of(model))
     wanted = _seeded(model, inputs)
     try:
         with watch:

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-from compressor.errors import WorkloadError
+from compressor.errors import StorageError, WorkloadError
 from compressor.kept_state import private_copy
 from compressor.running.described import listed
 from compressor.running.failures import in_short
+from compressor.structure.extra_state import extra_states
+from compressor.structure.tensor_ids import tensors_of
 
 # Wrappers by class name, so that the packages that define them need not be imported.
 _WRAPPERS = {
@@ -44,6 +46,7 @@ def check_model(model: nn.Module) -> None:
     for path, module in model.named_modules():
         _check_kind(path, module)
     _check_weights(model)
+    _check_extra_state(model)
     _check_copy(model)
 
 
@@ -120,6 +123,13 @@ def _check_weights(model: nn.Module) -> None:
         )
 
 
+def _check_extra_state(model: nn.Module) -> None:
+    try:
+        extra_states(model)
+    except StorageError as error:
+        raise WorkloadError(error.sentence) from error
+
+
 def _is_odd(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dtype != torch.float32
 
@@ -137,7 +147,7 @@ def _check_copy(model: nn.Module) -> None:
         ) from error
     if type(copied) is not type(model):
         raise WorkloadError(f"copy.deepcopy(model) gives {type(copied).__name__}, not {type(model).__name__}; {COPIES}")
-    own, theirs = weights_of(model), weights_of(copied)
+    own, theirs = tensors_of(model), tensors_of(copied)
     if own.keys() != theirs.keys():
         differing = sorted(own.keys() ^ theirs.keys())
         raise WorkloadError(f"a copy of the model has other weights and buffers: {listed(differing)}; {COPIES}")
@@ -154,14 +164,6 @@ def _check_copy(model: nn.Module) -> None:
     untied = sorted(name for names in _ties(own) ^ _ties(theirs) for name in names)
     if untied:
         raise WorkloadError(f"{listed(untied)} are one tensor in the model or in its copy, and not in both; {COPIES}")
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by each of its names."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressor.errors import StorageError
 from compressor.storage import parsed_json, read_bytes, sha256, write_atomic
+from compressor.structure.extra_state import extra_states, set_extra_states_
 from compressor.structure.plan import Entry, Slot, apply_plan_, laid_out_as, named_slots
 from compressor.tensor_files import read_tensor_file, tensor_file
 
@@ -30,11 +31,14 @@ def save_checkpoint(folder: Path, model: nn.Module, plan: list[Entry]) -> None:
 
 
 def checkpoint_files(model: nn.Module, plan: list[Entry]) -> dict[str, bytes]:
-    """The content of the two files by name. Raises StorageError for state that is no tensor."""
+    """The content of the two files by name. Raises StorageError for state that is neither tensors nor JSON."""
+    states = extra_states(model)
     tensors: dict[str, Tensor] = {}
     first: dict[tuple[Any, ...], str] = {}
     tied: dict[str, str] = {}
     for name, value in model.state_dict().items():
+        if name in states:
+            continue
         if not isinstance(value, Tensor):
             raise StorageError(
                 f"{name!r} of {type(model).__name__} is {type(value).__name__}, and a checkpoint holds tensors only; "
@@ -47,7 +51,12 @@ def checkpoint_files(model: nn.Module, plan: list[Entry]) -> dict[str, bytes]:
             first[key] = name
             tensors[name] = value
     text = json.dumps(plan, allow_nan=False) + "\n"
-    facts = {"tied": tied, "plan_sha256": sha256(text.encode())}
+    facts: dict[str, Any] = {"tied": tied, "plan_sha256": sha256(text.encode())}
+    # Memory of their own: a module may give a tensor that is a weight as well.
+    tensors |= {name: value.detach().clone() for name, value in states.items() if isinstance(value, Tensor)}
+    noted = {name: value for name, value in states.items() if not isinstance(value, Tensor)}
+    if noted:
+        facts["extra_state"] = noted
     # The weights name their plan: a kill between the two files is seen on loading.
     return {WEIGHTS_FILE: tensor_file(tensors, facts), PLAN_FILE: text.encode()}
 
@@ -80,8 +89,32 @@ def load_checkpoint(folder: Path | str, model_factory: Callable[[], nn.Module], 
     except Exception as error:
         # A plan may fit a model's names and still be nothing that the model can become.
         raise StorageError(f"{folder / PLAN_FILE} cannot be applied to {type(model).__name__}: {error}") from error
+    noted = facts.get("extra_state", {})
+    if not isinstance(noted, dict):
+        raise StorageError(
+            f"the extra state in {folder / WEIGHTS_FILE} must be values by name, got {type(noted).__name__}; {way_out}"
+        )
+    _fill_extra_(model, tensors, noted, folder)
     _fill_(model, tensors, tied, folder)
     return model.eval()
+
+
+def _fill_extra_(model: nn.Module, tensors: dict[str, Tensor], noted: dict[str, Any], folder: Path) -> None:
+    """Gives modules their extra state, and takes it out of `tensors`."""
+    own = extra_states(model)
+    states = noted | {name: tensors.pop(name) for name in own if name in tensors}
+    if states.keys() != own.keys():
+        raise StorageError(
+            f"the checkpoint in {folder} has extra state of {sorted(states)[:5]}, and {type(model).__name__} wants "
+            f"{sorted(own)[:5]}; give the factory of the model that was compressed"
+        )
+    try:
+        set_extra_states_(model, states)
+    except Exception as error:  # a module may refuse what it is given in any way
+        raise StorageError(
+            f"{type(model).__name__} does not take the extra state in {folder / WEIGHTS_FILE} back "
+            f"({type(error).__name__}: {error}); give the factory of the model that was compressed"
+        ) from error
 
 
 def _fill_(model: nn.Module, tensors: dict[str, Tensor], tied: dict[str, str], folder: Path) -> None:

@@ -348,7 +348,7 @@ def _count(kind: type[Macs | Parameters], model: nn.Module, workload: Workload, 
 
 def _sizes(model: nn.Module) -> tuple[tuple[int, ...], ...]:
     """The shapes of all weights: of models of one class, those that differ in time differ in them."""
-    return tuple(sorted(tuple(value.shape) for value in model.state_dict().values()))
+    return tuple(sorted(tuple(value.shape) for value in (*model.parameters(), *model.buffers())))
 
 
 def _amount(value: float, unit: str) -> str:
