@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.structure.graph import trace_structure
-from workbench.widths import free, survives_everything
+from workbench.widths import free, randomized_, survives_everything
 
 
 class Shuffled(nn.Module):
@@ -47,6 +47,14 @@ def test_halves_of_odd_halves_lose_as_many_channels(half: int, blocks: int, widt
     assert free(graph)["left"].width == width
     for gone in ({free(graph)["left"]: [0]}, {free(graph)["left"]: list(range(width - 1))}):
         assert graph.fault_without(gone) is None
+
+
+def test_what_splits_into_single_channels_is_locked_and_listed() -> None:
+    """8 channels halved and shuffled three times fall into 2 x 2 x 2: nothing may go, and the layers are named."""
+    graph = trace_structure(randomized_(Shuffled(4, 3)).eval(), torch.randn(2, 3, 4, 4))
+    reasons = {group.name: (group.width, group.locked) for group in graph.groups if group.locked is not None}
+    assert reasons["left"] == (4, "splits and views leave no part of it that could go alone")
+    assert set(free(graph)) == {"branches.0.0", "branches.1.0", "branches.2.0"}
 
 
 class Rearranging(nn.Module):

@@ -60,6 +60,43 @@ class AxisStructure:
             group = self._group(atom, where, names)
             names.add(group.name)
             self.places[group], self.axes[group] = where, atom
+        self._add_counters(names)
+
+    def _add_counters(self, names: set[str]) -> None:
+        """Adds, locked, what layers make that falls into nothing but counters, so that nobody misses those layers."""
+        covered = {place for where in self.places.values() for place in where}
+        counters: dict[Axis, list[tuple[str, int]]] = {}
+        for name, dims in self.dims.items():
+            for dim, axis in enumerate(dims):
+                reasons = [atom.reason or "" for atom, _, _ in atoms(axis)]
+                counts = bool(reasons) and all(reason.startswith(STRUCTURAL[0]) for reason in reasons)
+                if counts and name in self._trace.used and (name, dim) in self._trace.made - covered:
+                    counters.setdefault(axis, []).append((name, dim))
+        for axis, where in counters.items():
+            line = tuple(range(axis.size))
+            parts = tuple(
+                Part(
+                    module=name.rpartition(".")[0],
+                    tensors=((name, dim),),
+                    indices=line,
+                    channels=line,
+                    makes=True,
+                    is_norm=False,
+                )
+                for name, dim in where
+            )
+            if parts[0].module not in names:
+                group = Coupled(
+                    name=parts[0].module,
+                    width=axis.size,
+                    parts=parts,
+                    makes_output=False,
+                    opaque=False,
+                    kind=_kind(parts, self._modules),
+                    locked="splits and views leave no part of it that could go alone",
+                )
+                names.add(group.name)
+                self.places[group], self.axes[group] = where, axis
 
     def _group(self, atom: Axis, where: list[tuple[str, int]], names: set[str]) -> Coupled:
         """The group of `atom`, which occurs at the tensor dimensions `where`, under a name that is not in `names`."""
