@@ -40,10 +40,12 @@ class Workload:
 
     `model` is the trained reference: never modified, and the teacher of distillation. `example_inputs` (a batch of at
     least 2) is what is traced, exported and timed: a tensor, a tuple of tensors or a dict of tensors, as the model
-    takes them. The four sets are iterables of (inputs, targets), or of dicts with `labels`, that can be iterated again
-    and again: `train` for training, `calibration` (a slice of train) for ranges, `validation` for every decision,
-    `test` for the report alone. Validation data must not have been trained on: a model that knows it scores too well
-    on it, and every stage then seems to lose accuracy.
+    takes them. `other_inputs` are further calls of it, in its form or others (lengths, sizes, keywords): give some for
+    whatever makes the model run other layers, for what no input reaches keeps its width. The four sets are iterables of
+    (inputs, targets), or of dicts with `labels`, that can be iterated again and again: `train` for training,
+    `calibration` (a slice of train) for ranges, `validation` for every decision, `test` for the report alone.
+    Validation data must not have been trained on: a model that knows it scores too well on it, and every stage then
+    seems to lose accuracy.
 
     `free_sizes` says which sizes of the inputs the exported file leaves free besides the batch: "all" that the model
     lets vary, none ("batch"), or dimensions by input, {"input_ids": (1,)}; an input that has no name of its own is
@@ -60,10 +62,16 @@ class Workload:
     test: Iterable[Any]
     loss: Loss
     metric: Metric
+    other_inputs: tuple[Inputs, ...] = ()
     free_sizes: FreeSizes = "all"
     export_seconds: float = EXPORT_SECONDS
 
     def __post_init__(self) -> None:
+        if not isinstance(self.other_inputs, tuple | list):
+            raise ValueError(
+                "other_inputs holds the inputs of further calls, each as the model takes them, got "
+                f"{type(self.other_inputs).__name__}; put them into a tuple: other_inputs=(inputs,)"
+            )
         _check_free_sizes(self.free_sizes, self.example_inputs)
         check_positive(self.export_seconds, "export_seconds is the CPU time that one export may take")
 
@@ -86,14 +94,15 @@ class Workload:
         seed: int = 0,
         free_sizes: FreeSizes = "all",
         export_seconds: float = EXPORT_SECONDS,
+        other_inputs: tuple[Inputs, ...] = (),
     ) -> "Workload":
         """The workload of map-style datasets, or of pairs (inputs, targets) of tensors or arrays.
 
         Without `validation`, `validation_fraction` of train is held out for it; `calibration_samples` of the rest are
         the calibration set. Both choices follow from `seed`, and are stratified when targets are classes. If `model`
         was trained on all of `train`, pass data it has not seen as `validation`. `transform(inputs)` is applied to
-        every batch, `augment(inputs, generator)` before it to training batches. The loss is cross-entropy for class
-        targets, mean squared error otherwise, unless given.
+        every batch, `augment(inputs, generator)` before it to training batches. `other_inputs` are as the model takes
+        them. The loss is cross-entropy for class targets, mean squared error otherwise, unless given.
         """
         judged = Metric.named(metric) if isinstance(metric, str) else metric
         train, test = as_tensors(train), as_tensors(test)
@@ -136,6 +145,7 @@ class Workload:
             metric=judged,
             free_sizes=free_sizes,
             export_seconds=export_seconds,
+            other_inputs=other_inputs,
         )
 
 

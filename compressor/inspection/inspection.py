@@ -5,7 +5,7 @@ left of the time if everything that can shrink cost nothing.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import apply_plan_
 from compressor.structure.preparation import fold_, prepare_
 from compressor.structure.recurrent_layers import stack_and_layer
+from compressor.structure.shown import Shown, shown_by
 from compressor.structure.source_lines import call_lines, error_line, shortened
 from compressor.structure.trials import evaluating, outputs_at
 from compressor.target import Target
@@ -85,12 +86,15 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Everything that `inspect` looked at: the groups, the blocks, both again as families, and layers never reached."""
+    """Everything that `inspect` looked at: the groups, the blocks, both again as families.
+
+    `unreached` are the layers and tensors that no input of the workload reaches, each with why that is a danger.
+    """
 
     groups: tuple[PrunableGroup, ...]
     blocks: tuple[DroppableBlock, ...]
     families: tuple[Family, ...]
-    unreached: tuple[str, ...]
+    unreached: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,7 @@ def inspect(workload: Workload, *, target: Target, seconds: float = 2.0) -> Insp
         lines = call_lines(model, example)
         shares = Shares.of(model, _times(model, workload, target, seconds, refusals))
         blocks = _blocks(model, example, refusals)
-        graph, reasons = _structure(private_copy(model), example, target, refusals)
+        graph, reasons = _structure(private_copy(model), shown_by(workload), target, refusals)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if isinstance(model, OnnxModule):
         refusals |= dict.fromkeys(("blocks", "widths"), _A_FILE)
@@ -166,7 +170,7 @@ def inspect(workload: Workload, *, target: Target, seconds: float = 2.0) -> Insp
             groups=prunable,
             blocks=droppable,
             families=(*_families(droppable, shares, groups), *_families(prunable, shares, groups)),
-            unreached=graph.unreached if graph is not None else (),
+            unreached=dict(graph.unreached) if graph is not None else {},
         ),
         remaining={what: max(0.0, 1 - share) for what, share in remaining.items() if share is not None},
         operators=shares.operators(),
@@ -282,12 +286,12 @@ def _blocks(model: nn.Module, example: Inputs, refusals: dict[str, str]) -> dict
 
 
 def _structure(
-    model: nn.Module, example: Inputs, target: Target, refusals: dict[str, str]
+    model: nn.Module, shown: Shown, target: Target, refusals: dict[str, str]
 ) -> tuple[StructureGraph | None, dict[str, str]]:
     """The groups of `model`, which ends prepared for narrowing, and by name why some cannot be narrowed."""
     try:
-        prepare_(model, example)
-        graph = trace_structure(model, example)
+        prepare_(model, shown.example)
+        graph = trace_structure(model, shown)
     except StageError as error:
         refusals["widths"] = shortened(str(error))
         return None, {}
@@ -305,7 +309,7 @@ def _structure(
         if reason is not None:
             failed = group.name in faults or "Error: " in reason
             gone = {group: list(range(group.width // 2, group.width))}
-            line = _failing_line(model, graph, gone, example) if failed and ".py:" not in reason else None
+            line = _failing_line(model, graph, gone, shown.example) if failed and ".py:" not in reason else None
             reasons[group.name] = shortened(f"{reason} at {line}" if line else reason)
     return graph, reasons
 

@@ -1,6 +1,6 @@
 """An inspection in the terminal: what can be made smaller, what is locked and why, and what would be left at best."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -72,7 +72,7 @@ def _print_free(console: Console, title: str, families: Sequence[Family], refusa
     console.print(table)
 
 
-def _print_locked(console: Console, families: Sequence[Family], unreached: Sequence[str]) -> None:
+def _print_locked(console: Console, families: Sequence[Family], unreached: Mapping[str, str]) -> None:
     if not families and not unreached:
         return
     console.print()
@@ -85,8 +85,8 @@ def _print_locked(console: Console, families: Sequence[Family], unreached: Seque
         lines = ", ".join(family.lines[:2]) + (" ..." if len(family.lines) > 2 else "")
         cells = Text(_numbered(family)), _percent(family.time_fraction), Text(family.locked or "")
         table.add_row(*cells, Text(lines, style="cyan"))
-    for name in unreached:
-        table.add_row(Text(name), "", Text("the example inputs do not reach it"), "")
+    for name, danger in unreached.items():
+        table.add_row(Text(name), "", Text(danger, style="yellow"), "")
     console.print(table)
 
 

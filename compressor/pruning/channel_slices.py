@@ -14,6 +14,7 @@ from compressor.errors import StageError
 from compressor.pruning.narrowing import reason_to_lock
 from compressor.structure.couplings import Coupled, Part
 from compressor.structure.graph import trace_structure
+from compressor.structure.shown import Shown
 from compressor.structure.trials import evaluating
 
 _NORM_LAYERS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
@@ -139,7 +140,7 @@ def penalised_weights(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn
     return found
 
 
-def penalised_groups(model: nn.Module, inputs: Inputs, layers: tuple[str, ...]) -> list[Coupled]:
+def penalised_groups(model: nn.Module, inputs: Inputs | Shown, layers: tuple[str, ...]) -> list[Coupled]:
     """The groups whose channels may be driven to zero: they could be removed, are trained, and match `layers`.
 
     Raises StageError, with the reason for every group, where there are none.

@@ -17,6 +17,7 @@ from compressor.errors import StageError
 from compressor.notes.training import ZeroChannels, ZeroCount, ZeroWeights
 from compressor.pruning.channel_slices import ChannelSlices, penalised_groups, penalised_weights
 from compressor.pruning.constant_channels import read_inputs
+from compressor.structure.shown import Shown
 from compressor.structure.trials import evaluating
 
 
@@ -45,7 +46,7 @@ class L1Penalty:
     def __post_init__(self) -> None:
         _check_strength(self.strength)
 
-    def on(self, model: nn.Module, _inputs: Inputs, *, layers: tuple[str, ...]) -> Shrinkage:
+    def on(self, model: nn.Module, _inputs: Inputs | Shown, *, layers: tuple[str, ...]) -> Shrinkage:
         weights = penalised_weights(model, layers)
 
         def step_(length: float) -> None:
@@ -68,7 +69,7 @@ class L2Penalty:
     def __post_init__(self) -> None:
         _check_strength(self.strength)
 
-    def on(self, model: nn.Module, _inputs: Inputs, *, layers: tuple[str, ...]) -> Shrinkage:
+    def on(self, model: nn.Module, _inputs: Inputs | Shown, *, layers: tuple[str, ...]) -> Shrinkage:
         weights = penalised_weights(model, layers)
 
         def step_(length: float) -> None:
@@ -93,10 +94,10 @@ class GroupLasso:
     def __post_init__(self) -> None:
         _check_strength(self.strength)
 
-    def on(self, model: nn.Module, inputs: Inputs, *, layers: tuple[str, ...]) -> Shrinkage:
+    def on(self, model: nn.Module, inputs: Inputs | Shown, *, layers: tuple[str, ...]) -> Shrinkage:
         groups = penalised_groups(model, inputs, layers)
         with evaluating(model):
-            norm_after = read_inputs(model, inputs).norm_after
+            norm_after = read_inputs(model, Shown.of(inputs).example).norm_after
         slices = {group.name: ChannelSlices.deciding(model, group, norm_after) for group in groups}
 
         def step_(length: float) -> None:
@@ -121,7 +122,7 @@ class SlimmingPenalty:
     def __post_init__(self) -> None:
         _check_strength(self.strength)
 
-    def on(self, model: nn.Module, inputs: Inputs, *, layers: tuple[str, ...]) -> Shrinkage:
+    def on(self, model: nn.Module, inputs: Inputs | Shown, *, layers: tuple[str, ...]) -> Shrinkage:
         groups = penalised_groups(model, inputs, layers)
         scales, shifts = dict[str, ChannelSlices](), dict[str, ChannelSlices]()
         for group in groups:

@@ -40,6 +40,7 @@ from compressor.stage import Context, Effect
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, Slices, apply_plan_
+from compressor.structure.shown import Shown, shown_by
 from compressor.structure.trials import evaluating
 from compressor.training.loop import train
 from compressor.workload import Workload
@@ -87,7 +88,7 @@ class PruneChannels:
         with evaluating(model):
             goal = None if self.target is None else goal_of(self.target, model, workload, context)
             prepare_model_(model, workload, context, ignore=self.ignore)
-        book = _Book()
+        book = _Book(shown=shown_by(workload))
         shares = self.schedule.shares
         for step, share in enumerate(shares, start=1):
             with evaluating(model):
@@ -187,11 +188,11 @@ class _Narrowing:
     ) -> None:
         self.stage, self.model, self.book = stage, model, book
         self.workload, self.context = workload, context
-        self.graph: StructureGraph = trace_structure(model, workload.example_inputs, settled=book.settled)
+        self.graph: StructureGraph = trace_structure(model, book.shown, settled=book.settled)
         self.align: Callable[[Coupled], int] = lambda group: multiple_of(
             group, stage.align, context.target.channel_multiple
         )
-        book.locked.update(dict.fromkeys(self.graph.unreached, "the example inputs do not reach it"))
+        book.locked.update(self.graph.unreached)
         self.widths: dict[str, int] = {}
         self.scores: dict[str, Tensor] = {}
         self._look()
@@ -295,8 +296,12 @@ class _Narrowing:
 
 @dataclass(kw_only=True)
 class _Book:
-    """What is known of the groups over all steps: widths, why some stay, and whether the next step starts `settled`."""
+    """What is known of the groups over all steps, as the calls `shown` tell it: widths, and why some stay.
 
+    The next step starts `settled` where one had to be.
+    """
+
+    shown: Shown
     before: dict[str, int] = field(default_factory=dict)
     now: dict[str, int] = field(default_factory=dict)
     locked: dict[str, str] = field(default_factory=dict)

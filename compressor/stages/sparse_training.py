@@ -9,6 +9,7 @@ from compressor.checks import check_globs
 from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
+from compressor.structure.shown import shown_by
 from compressor.training.loop import train
 from compressor.training.optimization import MOMENTUM, check_schedule, peak_rate
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
@@ -54,7 +55,7 @@ class SparseTraining:
         """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""
         # A norm takes back whatever a penalty takes off the weights that it is computed from.
         fold_model_(model, workload, context, layers=self.layers)
-        shrinkage = self.penalty.on(model, workload.example_inputs, layers=self.layers)
+        shrinkage = self.penalty.on(model, shown_by(workload), layers=self.layers)
         length_per_rate = 1 / peak_rate(model, 1.0) / (1 - MOMENTUM)
         logs = train(
             model,

@@ -40,6 +40,7 @@ from compressor.structure.bisection import bisected
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, apply_plan_
+from compressor.structure.shown import shown_by
 from compressor.structure.tensor_ids import mask_
 from compressor.structure.trials import evaluating, outputs_at, same_outputs
 from compressor.workload import Workload, first_batches
@@ -109,8 +110,8 @@ class _Search:
     ) -> None:
         self.stage, self.model, self.example, self.goal = stage, model, workload.example_inputs, goal
         self.wanted = outputs_at(model, self.example)
-        self.graph: StructureGraph = trace_structure(model, self.example)
-        self.locked: dict[str, str] = dict.fromkeys(self.graph.unreached, "the example inputs do not reach it")
+        self.graph: StructureGraph = trace_structure(model, shown_by(workload))
+        self.locked: dict[str, str] = dict(self.graph.unreached)
         blocks = self._free_blocks()
         self.scores: dict[str, Tensor] = channel_scores(
             stage.criterion, model, self.graph, workload, context.seed, progress=context.progress

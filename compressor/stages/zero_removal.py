@@ -22,6 +22,7 @@ from compressor.stage import Context, Effect
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, apply_plan_
+from compressor.structure.shown import shown_by
 from compressor.structure.trials import evaluating, fault, outputs_at
 from compressor.workload import Workload, batch_size_of, first_batches
 
@@ -55,7 +56,7 @@ class RemoveZeroChannels:
         inputs = batches[0][0] if batches else workload.example_inputs
         with evaluating(model):
             fold_model_(model, workload, context, ignore=self.ignore)
-            graph = trace_structure(model, workload.example_inputs)
+            graph = trace_structure(model, shown_by(workload))
             search = _Search(model=model, graph=graph, inputs=inputs, threshold=self.threshold)
             aligns = {group: multiple_of(group, self.align, multiple) for group in graph.groups}
             for group, align in aligns.items():

@@ -75,7 +75,7 @@ class Couplings:
     cannot be built.
     """
 
-    unreached: tuple[str, ...]
+    unreached: dict[str, str]
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self._model, self._inputs = model, inputs
@@ -114,7 +114,8 @@ class Couplings:
             for module in self._shadow.modules()
             if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module not in inside  # noqa: SLF001 - no public name
         ]
-        self.unreached = tuple(self._names[layer] for layer in layers if layer not in self._graph.module2node)
+        names = (self._names[layer] for layer in layers if layer not in self._graph.module2node)
+        self.unreached = dict.fromkeys(names, "danger: the example inputs do not reach it")
         self._roots: dict[Coupled, nn.Module] = {}
         seen: set[nn.Module] = set()
         for layer in layers:

@@ -1,21 +1,22 @@
 """Which channels, heads, neurons and recurrent units of a model hang together, and the plan that takes some out."""
 
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Protocol
 
-import torch
 from torch import nn
 
-from compressor.batches import Inputs, map_tensors
+from compressor.batches import Inputs
 from compressor.errors import StageError
 from compressor.structure.axes.axis import Axis, lock
 from compressor.structure.axes.groups import AxisStructure
-from compressor.structure.axes.trace import OUTPUT, Trace, trace_axes
+from compressor.structure.axes.runs import trace_axes
+from compressor.structure.axes.trace import OUTPUT
 from compressor.structure.couplings import Coupled, Couplings
-from compressor.structure.model_copies import shape_copy, sharing_copy
+from compressor.structure.model_copies import sharing_copy
 from compressor.structure.plan import Entry, Slices
 from compressor.structure.preparation import why_unfolded
 from compressor.structure.probe import ProbedStructure, constant_parameters, distinct_
+from compressor.structure.shown import Shown
 from compressor.structure.tensor_ids import Sizes
 from compressor.structure.trials import collector_paused, evaluating
 from compressor.workload import batch_size_of
@@ -32,8 +33,8 @@ class StructureGraph(Protocol):
         """Every group, locked ones with their reason."""
 
     @property
-    def unreached(self) -> tuple[str, ...]:
-        """The convolutions and linear layers that the example inputs do not run through."""
+    def unreached(self) -> Mapping[str, str]:
+        """The layers and tensors that no call reaches, each with why that is a danger."""
 
     @property
     def settled(self) -> bool:
@@ -59,8 +60,8 @@ class StructureGraph(Protocol):
 
 
 @collector_paused()
-def trace_structure(model: nn.Module, inputs: Inputs, *, settled: bool = True) -> StructureGraph:
-    """The structure of `model` as one call on `inputs` (a batch of at least 2) shows it; the model stays as it is.
+def trace_structure(model: nn.Module, inputs: Inputs | Shown, *, settled: bool = True) -> StructureGraph:
+    """The structure of `model` as calls on `inputs` show it, a batch of at least 2 or more; the model stays as it is.
 
     Every group without `locked` was narrowed in a trial, all of them at once, and the narrowed model computed what the
     whole one computes with those weights at zero. Without `settled` that trial is left to the caller, who tries the cut
@@ -68,13 +69,13 @@ def trace_structure(model: nn.Module, inputs: Inputs, *, settled: bool = True) -
     layers that compute their weights are locked until `prepare_` exchanged them. Where operators are unknown and
     nothing is left free, torch-pruning's graph is tried. Raises StageError where the model cannot be run.
     """
-    two = map_tensors(inputs, lambda tensor: tensor[: min(2, batch_size_of(inputs))])
+    shown = Shown.of(inputs)
     trial = sharing_copy(model, own=constant_parameters(model))
     trial.train()  # modules that cache weights in eval mode drop them on the way
     with evaluating(trial):
         distinct_(trial)
         try:
-            trace, by_shapes = _trace(trial, two)
+            trace, by_shapes = trace_axes(trial, shown)
         except Exception as error:
             raise StageError(
                 f"the structure of {type(model).__name__} cannot be traced ({type(error).__name__}: {error}); drop "
@@ -83,41 +84,28 @@ def trace_structure(model: nn.Module, inputs: Inputs, *, settled: bool = True) -
     for name, part in trial.named_modules():
         if isinstance(part, nn.MultiheadAttention):
             _lock_attention(trace.dims, name)
-    computed = why_unfolded(trial, two)
+    computed = why_unfolded(trial, shown.example)
     for name, reason in computed.items():
         _lock_computed(trace.dims, name, reason)
     structure = AxisStructure(trial, trace)
-    if trace.branches and structure.unreached:
-        reason = (
-            f"the program branches on a computed value{trace.branches[0]}, and {structure.unreached[0]} was not run"
-        )
-        for group in structure.groups:
-            if group.locked is None:
-                structure.replace(group, replace(group, locked=reason))
     structure.keep_one_factor()
     # What runs without numbers does the same for every sample.
-    probed = ProbedStructure(trial, structure, two, samples=1 if by_shapes else min(2, batch_size_of(two)))
+    samples = 1 if by_shapes else min(2, batch_size_of(shown.example))
+    steps = [] if trace.trains_alike else shown.steps()
+    probed = ProbedStructure(trial, structure, shown.example, samples=samples, others=shown.others, steps=steps)
     if settled or trace.unknown:
         probed.settle()
-    if trace.unknown and not computed and all(group.locked is not None for group in probed.groups):
+    # torch-pruning's graph would not know what is computed, or out of reach.
+    beyond = computed or trace.unreached
+    if trace.unknown and not beyond and all(group.locked is not None for group in probed.groups):
         try:
-            other = Couplings(trial, two)
+            other = Couplings(trial, shown.example)
         except StageError:
             return probed
         other.settle()
         if any(not group.makes_output and not group.opaque and group.locked is None for group in other.groups):
             return other
     return probed
-
-
-def _trace(model: nn.Module, inputs: Inputs) -> tuple[Trace, bool]:
-    """The axes of `model`, and whether shapes alone were enough to find them."""
-    # Always on copies: what modules keep from a call must not be in the trials that follow.
-    try:
-        shapes = map_tensors(inputs, lambda tensor: torch.empty_like(tensor, device="meta"))
-        return trace_axes(shape_copy(model), shapes), True
-    except Exception:  # noqa: BLE001 - many programs need numbers: they look at values, or bring tensors along
-        return trace_axes(sharing_copy(model), inputs), False
 
 
 def _lock_attention(dims: dict[str, list[Axis]], name: str) -> None:

@@ -1,5 +1,6 @@
 """Trials of cuts: the narrowed model must compute what the whole one computes with those weights at zero."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -12,21 +13,34 @@ from compressor.structure.couplings import Coupled
 from compressor.structure.model_copies import masked_copy, sharing_copy
 from compressor.structure.plan import Entry, Slices, apply_plan_
 from compressor.structure.settling import Settling
+from compressor.structure.shown import TrainingStep
 from compressor.structure.source_lines import told
 from compressor.structure.tensor_ids import Sizes
-from compressor.structure.trials import collector_paused, difference, evaluating
+from compressor.structure.training_trials import difference_in_training
+from compressor.structure.trials import collector_paused, difference, difference_on, evaluating
 
 
 class ProbedStructure:
     """The structure of a model together with the private copy that cuts are tried on.
 
     `model` shares its parameters with the model, but for constant ones, which are `distinct_`. Outputs are compared for
-    the first `samples` (1 or 2) of `inputs`: one says it all where the program does not look at values. `slices` are
-    what parameters became in the last trial, for the model itself.
+    the first `samples` (1 or 2) of `inputs`: one says it all where the program does not look at values, and for
+    `others` as they are; then the first of `steps` that the model can be trained with is. `slices` are what parameters
+    became in the last trial, for the model itself.
     """
 
-    def __init__(self, model: nn.Module, structure: AxisStructure, inputs: Inputs, samples: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: AxisStructure,
+        inputs: Inputs,
+        samples: int,
+        *,
+        others: Sequence[Inputs] = (),
+        steps: Sequence[TrainingStep] = (),
+    ) -> None:
         self._model, self._structure, self._inputs, self._samples = model, structure, inputs, samples
+        self._others, self._steps = others, steps
         self._settling: Settling | None = Settling(model, structure)
         self.settled = not self._settling.needed
         self._failed = False
@@ -38,8 +52,8 @@ class ProbedStructure:
         return self._structure.groups
 
     @property
-    def unreached(self) -> tuple[str, ...]:
-        """The convolutions and linear layers that the example inputs do not run through."""
+    def unreached(self) -> Mapping[str, str]:
+        """The layers and tensors that no call reaches, each with why that is a danger."""
         return self._structure.unreached
 
     def entries(self, gone: dict[Coupled, list[int]]) -> list[Entry]:
@@ -79,13 +93,16 @@ class ProbedStructure:
             # kind of tensor: zeros in the weights have the last word.
             with suppress(Exception):
                 masked = masked_copy(self._model, sizes, by_activations=True)
-                if self._difference(narrow, masked, backward=backward) is None:
+                if self._difference(narrow, masked, sizes, backward=backward) is None:
                     return None
             self._failed = True
-        return self._difference(narrow, masked_copy(self._model, sizes), backward=backward)
+        return self._difference(narrow, masked_copy(self._model, sizes), sizes, backward=backward)
 
-    def _difference(self, narrow: nn.Module, masked: nn.Module, *, backward: bool) -> str | None:
-        return difference(narrow, masked, self._inputs, samples=self._samples, backward=backward)
+    def _difference(self, narrow: nn.Module, masked: nn.Module, sizes: Sizes, *, backward: bool) -> str | None:
+        reason = difference(narrow, masked, self._inputs, samples=self._samples, backward=backward)
+        for inputs in self._others:
+            reason = reason or difference_on(narrow, masked, inputs)
+        return reason or difference_in_training(narrow, masked, sizes, self._steps)
 
 
 def constant_parameters(model: nn.Module) -> set[str]:

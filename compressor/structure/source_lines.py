@@ -1,8 +1,11 @@
 """Lines of a model's own source code: where its layers are called, and where and in which layer an error arose."""
 
+import ast
+import inspect
 import re
 import sys
 import sysconfig
+import textwrap
 import traceback
 from pathlib import Path
 from types import CodeType, FrameType
@@ -62,6 +65,44 @@ def call_lines(model: nn.Module, inputs: Inputs) -> dict[str, str]:
         for handle in handles:
             handle.remove()
     return lines
+
+
+def mention_line(model: nn.Module, name: str) -> str | None:
+    """The `file:line` of the model's own code that uses the layer or tensor `name`, or else the one that makes it.
+
+    The owners of `name` are asked from the inside out for their own class's code. None where there is none to read.
+    """
+    owner_name, _, key = name.rpartition(".")
+    while key:
+        owner = model.get_submodule(owner_name)
+        line = _line_with(type(owner), key)
+        if line is not None:
+            return line
+        owner_name, _, key = owner_name.rpartition(".")
+    return None
+
+
+def _line_with(kind: type, attribute: str) -> str | None:
+    """The first line of the methods of `kind` that reads `self.<attribute>`, or else sets it."""
+    if not attribute.isidentifier():
+        return None
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] in {"torch", "builtins"}:
+            return None
+        try:
+            lines, first = inspect.getsourcelines(base)
+            tree = ast.parse(textwrap.dedent("".join(lines)))
+            path = inspect.getsourcefile(base)
+        except (OSError, TypeError, SyntaxError):
+            continue
+        found = [
+            (isinstance(node.ctx, ast.Store), node.lineno)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr == attribute and ast.unparse(node.value) == "self"
+        ]
+        if found and path:
+            return f"{short_path(Path(path))}:{first + min(found)[1] - 1}"
+    return None
 
 
 def error_line(error: BaseException) -> str | None:

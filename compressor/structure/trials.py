@@ -3,7 +3,7 @@
 import gc
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,15 @@ from torch.autograd.function import BackwardCFunction
 
 from compressor.batches import Inputs, map_tensors
 from compressor.kept_state import forget_
+from compressor.structure.draws import EvenDraws, seeded
+from compressor.structure.returned import returned_tensors
 from compressor.structure.source_lines import told
-from compressor.workload import batch_size_of, predict
+from compressor.workload import batch_size_of, call_model, output_tensor, predict
 
 _OWN = re.compile(r"\w+Backward\d+|torch::autograd::(AccumulateGrad|CopySlices|CopyBackwards)")
 # From this mean size of the weights of a layer on, in elements, a trial is worth all threads.
 _LARGE = 1 << 18
+_MASKED_FAILS = "with its channels at zero the model does not run"
 
 
 def fault(model: nn.Module, inputs: Inputs, wanted: dict[int, Tensor]) -> str | None:
@@ -51,55 +54,97 @@ def difference(narrow: nn.Module, masked: nn.Module, inputs: Inputs, *, samples:
 
     Two samples in `narrow` must give for the first what it alone gives in `masked`: that says it of both batch sizes.
     Where it does not, because samples are mixed, each size is compared with itself; with `samples` 2 the larger always
-    is. With `backward`, a backward pass must run where derivatives are not all torch's own. `requires_grad` flags end
-    as they were, and gradients are left alone.
+    is. With `backward`, a backward pass must run where derivatives are not all torch's own. Random numbers are drawn
+    under one seed, and where the narrowed model draws fewer of them, as one number for all elements. `requires_grad`
+    flags end as they were, and gradients are left alone.
     """
-    run = _with_gradients if backward else _without_gradients
-    with _few_threads(masked):
-        two = _run(run, narrow, _head(inputs, 2))
+    return _under_one_seed(lambda even: _Comparison(narrow, masked, inputs, even).fault(samples, backward=backward))
+
+
+def difference_on(narrow: nn.Module, masked: nn.Module, inputs: Inputs) -> str | None:
+    """Why `narrow` is not `masked` with its zeros taken out on these very `inputs`, or None; both in eval mode."""
+    return _under_one_seed(lambda even: _Comparison(narrow, masked, inputs, even).fault_on_all())
+
+
+def _under_one_seed(compare: Callable[[bool], tuple[str | None, bool]]) -> str | None:
+    reason, drawn = compare(False)
+    return compare(True)[0] if reason is not None and drawn else reason
+
+
+class _Comparison:
+    """A narrowed and a masked model side by side; `even` draws one number for all elements of a tensor."""
+
+    def __init__(self, narrow: nn.Module, masked: nn.Module, inputs: Inputs, even: bool) -> None:  # noqa: FBT001 - private
+        self._narrow, self._masked, self._inputs, self._even = narrow, masked, inputs, even
+        self._drawn = False
+
+    def fault(self, samples: int, *, backward: bool) -> tuple[str | None, bool]:
+        """The reason of `difference`, and whether random numbers were drawn."""
+        with _few_threads(self._masked):
+            return self._fault(samples, backward=backward), self._drawn
+
+    def fault_on_all(self) -> tuple[str | None, bool]:
+        """The reason of `difference_on`, and whether random numbers were drawn."""
+        with _few_threads(self._masked):
+            narrow = self._run(self._narrow, self._inputs)
+            if isinstance(narrow, str):
+                return narrow, self._drawn
+            whole = self._run(self._masked, self._inputs)
+            reason = f"{_MASKED_FAILS}: {whole}" if isinstance(whole, str) else same_returned(narrow, whole)
+            return reason, self._drawn
+
+    def _fault(self, samples: int, *, backward: bool) -> str | None:
+        two = self._run(self._narrow, _head(self._inputs, 2), backward=backward)
         if isinstance(two, str):
             # Of one sample the message is clearer: two may hide a fixed size.
-            one = _run(_without_gradients, narrow, _head(inputs, 1))
+            one = self._run(self._narrow, _head(self._inputs, 1))
             return one if isinstance(one, str) else two
-        whole = _run(_without_gradients, masked, _head(inputs, samples))
+        whole = self._run(self._masked, _head(self._inputs, samples))
         if isinstance(whole, str):
-            return f"with its channels at zero the model does not run: {whole}"
-        if samples == 1 and _counts(two, 2) and _counts(whole, 1) and same_outputs(two[:1], whole) is None:
+            return f"{_MASKED_FAILS}: {whole}"
+        firsts = [tensor[:1] for tensor in two] if _counts(two, 2) else []
+        if samples == 1 and firsts and _counts(whole, 1) and same_returned(firsts, whole) is None:
             return None
-        one = _run(_without_gradients, narrow, _head(inputs, 1))
+        one = self._run(self._narrow, _head(self._inputs, 1))
         if isinstance(one, str):
             return one
         outputs = {1: one, 2: two}
-        reason = same_outputs(outputs[samples], whole)
-        alike = _counts(one, 1) and _counts(two, 2) and same_outputs(two[:1], one) is None
+        reason = same_returned(outputs[samples], whole)
+        alike = bool(firsts) and _counts(one, 1) and same_returned(firsts, one) is None
         if reason is None and not alike:
             other = 3 - samples
-            whole = _run(_without_gradients, masked, _head(inputs, other))
-            reason = whole if isinstance(whole, str) else same_outputs(outputs[other], whole)
-    return reason
+            whole = self._run(self._masked, _head(self._inputs, other))
+            reason = whole if isinstance(whole, str) else same_returned(outputs[other], whole)
+        return reason
+
+    def _run(self, model: nn.Module, inputs: Inputs, *, backward: bool = False) -> list[Tensor] | str:
+        """What `model` gives, or the first line of the error."""
+        forget_(model)
+        try:
+            with self._draws():
+                return (_with_gradients if backward else _without_gradients)(model, inputs)
+        except Exception as error:  # noqa: BLE001 - a user's model may raise anything
+            return told(error)
+
+    @contextmanager
+    def _draws(self) -> Iterator[None]:
+        with seeded() as draws, EvenDraws() if self._even else nullcontext():
+            yield
+        self._drawn |= draws.any
 
 
-def _run(run: Callable[[nn.Module, Inputs], Tensor], model: nn.Module, inputs: Inputs) -> Tensor | str:
-    """What `model` gives, or the first line of the error."""
-    forget_(model)
-    try:
-        return run(model, inputs)
-    except Exception as error:  # noqa: BLE001 - a user's model may raise anything
-        return told(error)
+def _counts(outputs: list[Tensor], samples: int) -> bool:
+    """Whether the first dimension of all `outputs` can be that of the samples."""
+    return all(output.ndim > 0 and len(output) == samples for output in outputs)
 
 
-def _counts(output: Tensor, samples: int) -> bool:
-    """Whether the first dimension of `output` can be that of the samples."""
-    return output.ndim > 0 and len(output) == samples
-
-
-def _without_gradients(model: nn.Module, inputs: Inputs) -> Tensor:
+def _without_gradients(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.no_grad():
-        return predict(model, inputs)
+        return returned_tensors(call_model(model, inputs))
 
 
-def _with_gradients(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The output, once a backward pass ran through it: to vectors where that is possible, which costs half.
+def _with_gradients(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The outputs, once a backward pass ran through the judged one: to vectors where that can be, which costs half.
 
     It is not run where all derivatives are torch's own, whose shapes follow from those of the forward pass.
     """
@@ -113,11 +158,12 @@ def _with_gradients(model: nn.Module, inputs: Inputs) -> Tensor:
             for weight in wanted:
                 weight.requires_grad_(True)
             with torch.enable_grad():
-                output = predict(model, inputs)
+                raw = call_model(model, inputs)
+                output = output_tensor(raw)
                 if output.requires_grad or wanted is weights:
                     if _has_derivatives_of_its_own(output):
                         torch.autograd.grad(output.float().sum(), wanted, allow_unused=True)
-                    return output.detach()
+                    return [tensor.detach() for tensor in returned_tensors(raw)]
                 forget_(model)
     finally:
         for parameter, flag in flags:
@@ -150,10 +196,20 @@ def outputs_at(model: nn.Module, inputs: Inputs, sizes: tuple[int, ...] = (1, 2)
     return outputs
 
 
+def same_returned(narrow: list[Tensor], masked: list[Tensor]) -> str | None:
+    """Why what a narrowed model returned is not what the masked one did, or None: all tensors, in their order."""
+    if len(narrow) != len(masked):
+        return f"narrowed, it returns {len(narrow)} tensors instead of {len(masked)}"
+    reasons = (same_outputs(one, other) for one, other in zip(narrow, masked, strict=True))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
 def same_outputs(narrow: Tensor, masked: Tensor) -> str | None:
     """Why what a narrowed model gave is not what the whole one gave with the removed weights at zero, or None."""
     if narrow.shape != masked.shape:
         return f"the output becomes {tuple(narrow.shape)} instead of {tuple(masked.shape)}"
+    if masked.is_complex() and narrow.is_complex():
+        return same_outputs(torch.view_as_real(narrow), torch.view_as_real(masked))
     if not masked.is_floating_point():
         return None if torch.equal(narrow, masked) else "narrowed, it computes something else than with zeros"
     finite = masked.isfinite()

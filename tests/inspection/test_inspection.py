@@ -137,7 +137,7 @@ def test_locks_name_the_line() -> None:
     assert line_of(Flattening.forward, "x.view") in groups["second"].locked
     assert groups["out"].locked == "it makes the model's output"
     assert groups["out"].line.endswith(line_of(Flattening.forward, "self.out("))
-    assert found.found.unreached == ("spare",)
+    assert list(found.found.unreached) == ["spare"]
     assert [group.name for group in found.free_groups] == ["first", "hidden"]
 
 
@@ -251,7 +251,7 @@ def findings(*, groups=(), blocks=(), remaining=None, operators=None) -> Inspect
         parameters=1000,
         target=TARGET,
         latency_ms=1.0,
-        found=Findings(groups=tuple(groups), blocks=tuple(blocks), families=(), unreached=()),
+        found=Findings(groups=tuple(groups), blocks=tuple(blocks), families=(), unreached={}),
         remaining={"blocks": 1.0, "widths": 1.0, "both": 1.0, **(remaining or {})},
         operators={"Conv": 0.9, "Relu": 0.1} if operators is None else operators,
         refusals={},
@@ -318,7 +318,8 @@ def test_printing() -> None:
     assert "Flattening of mine[bold]" in text
     assert "Blocks that can be dropped: none" in text
     assert line_of(Flattening.forward, "x.view") in text
-    assert "the example inputs do not reach it" in text
+    assert "danger: it (" in text
+    assert "is reached by no example" in text
     assert "every width that can shrink" in text
     assert "- prune_channels" in text
     assert "no structure can go, all of the time remains" in text

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from compressor.errors import StageError
-from compressor.structure.graph import _trace, trace_structure
+from compressor.structure.axes.runs import trace_axes
+from compressor.structure.graph import trace_structure
 from compressor.structure.model_copies import masked_copy, shape_copy, sharing_copy
+from compressor.structure.shown import Shown
 from compressor.structure.tensor_ids import Sizes, mask_, tensors_of
 from compressor.structure.trials import difference
 
@@ -175,7 +177,7 @@ def test_numbers_are_needed_only_where_the_program_looks_at_them(*, looks: bool)
 
     model = Looking(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).eval()
     x = torch.randn(2, 3, 3, 3)
-    assert _trace(model, x)[1] is not looks
+    assert trace_axes(model, Shown.of(x))[1] is not looks
     graph = trace_structure(model, x)
     assert [(group.name, group.width, group.locked) for group in graph.groups if group.locked is None] == [
         ("0", 4, None)

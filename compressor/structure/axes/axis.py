@@ -284,6 +284,12 @@ def _join_sum_with_product(total: Axis, whole: Axis) -> None:
     raise IrreconcilableError(f"a concatenation of {[piece.size for piece in pieces]} meets equal groups")
 
 
+def leaves(axis: Axis) -> set[Axis]:
+    """The atoms that `axis` is made of."""
+    top = axis.root
+    return {leaf for part in top.parts for leaf in leaves(part)} if top.parts else {top}
+
+
 def atoms(axis: Axis) -> list[tuple[Axis, Positions, Positions]]:
     """Each atom in `axis`, once per place: the positions of `axis` that lie in it, and the atom's index of each."""
     top = axis.root

@@ -63,6 +63,19 @@ class Call:
 Rule = Callable[[Call], Any]
 
 
+def adding_to(rules: dict[str, Rule]) -> Callable[..., Callable[[Rule], Rule]]:
+    """A decorator that puts a rule into `rules` under the names of its operators."""
+
+    def named(*names: str) -> Callable[[Rule], Rule]:
+        def add(rule: Rule) -> Rule:
+            rules.update(dict.fromkeys(names, rule))
+            return rule
+
+        return add
+
+    return named
+
+
 def tensors_in(values: Any) -> Iterator[Tensor]:
     """Every tensor in nested lists, tuples and dicts."""
     for value in values:
@@ -89,17 +102,33 @@ def user_line() -> str:
     """Where in the user's code the running operator was called, as " in <module class> (file:line)", or ""."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - a traceback object would be far slower
     inside = ""
-    while frame is not None:
-        package = str(frame.f_globals.get("__name__", ""))
-        if package == "compressor.workload":
-            break
+    while frame is not None and not _is_end(frame):
         owner = frame.f_locals.get("self")
         if not inside and isinstance(owner, nn.Module):
             inside = f" in {type(owner).__name__}"
-        if package.partition(".")[0] != "torch" and not _is_own(package):
+        if _is_users(frame):
             return f"{inside} ({short_path(Path(frame.f_code.co_filename))}:{frame.f_lineno})"
         frame = frame.f_back
     return inside
+
+
+def user_place() -> tuple[str, int] | None:
+    """The file and line of the user's code that called the running operator, None where torch alone did."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as above
+    while frame is not None and not _is_end(frame):
+        if _is_users(frame):
+            return frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+    return None
+
+
+def _is_end(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__") == "compressor.workload"
+
+
+def _is_users(frame: FrameType) -> bool:
+    package = str(frame.f_globals.get("__name__", ""))
+    return package.partition(".")[0] != "torch" and not _is_own(package)
 
 
 def _is_own(package: str) -> bool:

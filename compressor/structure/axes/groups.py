@@ -32,11 +32,7 @@ class AxisStructure:
         self._trace, self._modules = trace, dict(model.named_modules(remove_duplicate=False))
         self._attributes = exact_attributes(model, trace)
         self._sized_by = self._by_atom()
-        self.unreached = tuple(
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | _CONVOLUTIONS) and not _is_used(name, trace)
-        )
+        self.unreached = trace.unreached
         places: dict[Axis, list[tuple[str, int]]] = {}
         for name, dims in self.dims.items():
             if name in trace.used:
@@ -273,11 +269,6 @@ def _mask(width: int, channels: list[int]) -> Mask:
     mask = np.zeros(width, dtype=np.bool_)
     mask[channels] = True
     return mask
-
-
-def _is_used(name: str, trace: Trace) -> bool:
-    prefix = f"{name}." if name else ""
-    return any(used.startswith(prefix) for used in trace.used)
 
 
 def _kind(parts: tuple[Part, ...], modules: dict[str, nn.Module]) -> str:

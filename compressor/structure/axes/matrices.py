@@ -1,13 +1,12 @@
 """What operators on whole matrices, spectra, complex numbers and more than two tensors do to the axes they meet."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from compressor.structure.axes.axis import Axis, chain, join, lock, product, regroup
-from compressor.structure.axes.calls import Call, Dims, Rule, broadcast
+from compressor.structure.axes.calls import Call, Dims, Rule, adding_to, broadcast
 
 MATRICES: dict[str, Rule] = {}
+_rule = adding_to(MATRICES)
 
 _SPECTRUM = "a Fourier transform runs over it"
 _WHOLE = "a function of whole matrices runs over it"
@@ -35,14 +34,6 @@ _OF_MATRICES = (
     "linalg_lstsq",
 )
 _PARTS = "its positions are real and imaginary parts"
-
-
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def add(rule: Rule) -> Rule:
-        MATRICES.update(dict.fromkeys(names, rule))
-        return rule
-
-    return add
 
 
 @_rule("_trilinear")

@@ -1,7 +1,5 @@
 """What operators that compute do to the axes of the tensors they meet: contraction, convolution, norms, reductions."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -16,12 +14,14 @@ from compressor.structure.axes.axis import (
     product,
     regroup,
 )
-from compressor.structure.axes.calls import STRUCTURAL, Call, Dims, Rule, broadcast
+from compressor.structure.axes.calls import STRUCTURAL, Call, Dims, Rule, adding_to, broadcast
 from compressor.structure.axes.matrices import MATRICES
+from compressor.structure.axes.picks import PICKS
 from compressor.structure.axes.views import VIEWS
 from compressor.structure.axes.writes import WRITES
 
-RULES: dict[str, Rule] = VIEWS | WRITES | MATRICES
+RULES: dict[str, Rule] = VIEWS | WRITES | PICKS | MATRICES
+_rule = adding_to(RULES)
 
 
 def _names(text: str) -> list[str]:
@@ -52,16 +52,9 @@ _UNIFORM = _names(
 _PATTERNED = _names(
     """
     arange linspace logspace rand randn randint randperm eye scalar_tensor normal uniform random tril_indices
+    exponential cauchy geometric log_normal normal_functional uniform_functional
     """
 )
-
-
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def add(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, rule))
-        return rule
-
-    return add
 
 
 @_rule(*_ELEMENTWISE)
@@ -78,6 +71,9 @@ def _uniform(call: Call) -> list[Dims]:
 
 @_rule(*_PATTERNED)
 def _patterned(call: Call) -> list[Dims]:
+    every = [call.dims_of(tensor) for tensor in call.tensors()]
+    if every:  # numbers drawn into a tensor, or one for each of its elements
+        return [broadcast(every, shape, join) for shape in call.shapes()]
     return [[Axis(size, "it is counted out or drawn in forward") for size in shape] for shape in call.shapes()]
 
 

@@ -1,6 +1,6 @@
-"""The axes of every parameter and buffer of a model, found by watching every operator of one forward pass."""
+"""The axes of every parameter and buffer of a model, kept while every operator of its calls is watched."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compressor.batches import Inputs, map_tensors
-from compressor.kept_state import private_copy
 from compressor.structure.axes.axis import Axis, IrreconcilableError, atoms, lock
-from compressor.structure.axes.calls import Call, Dims, tensors_in, user_line
+from compressor.structure.axes.calls import Call, Dims, tensors_in, user_line, user_place
+from compressor.structure.axes.decisions import Decisions, is_chance_or_count, looks_at_values
 from compressor.structure.axes.recurrent import RECURRENT, recurrent_dims
 from compressor.structure.axes.rules import rule_of
 from compressor.structure.axes.views import permutation, unreadable
 from compressor.structure.axes.whole_calls import WholeCalls
+from compressor.structure.returned import returned_tensors
 from compressor.structure.tensor_ids import tensors_of
-from compressor.workload import call_model
 
 _MARK = "_axes_known"  # what is known of a tensor travels with it
 _PERMUTING = {"permute", "transpose", "t"}
@@ -61,8 +60,10 @@ class Trace:
     """The axes of a model. `dims` and `made` are by tensor name and by (name, dimension); `used` are the names reached.
 
     `counts` are the attributes that give the size of an axis, by module name; `unknown` the operators without a rule;
-    `tables` the weights of embeddings; `branches` the places where the program looked at a
-    value that was computed from weights or real-valued inputs.
+    `tables` the weights of embeddings; `branches` the places where the program looked at a value, or the number of
+    values, that was computed from weights or real-valued inputs. `seen` are the axes of everything computed.
+    `unreached` says of each layer that no call reached why it is a danger; `trains_alike`: training runs the same
+    operators, but for draws and statistics.
     """
 
     dims: dict[str, Dims] = field(default_factory=dict)
@@ -72,55 +73,22 @@ class Trace:
     unknown: set[str] = field(default_factory=set)
     tables: set[str] = field(default_factory=set)
     branches: list[str] = field(default_factory=list)
+    seen: dict[tuple[int, ...], Dims] = field(default_factory=dict)
+    unreached: dict[str, str] = field(default_factory=dict)
+    trains_alike: bool = False
 
 
-def trace_axes(model: nn.Module, inputs: Inputs) -> Trace:
-    """The axes of `model`, in eval mode, as one call on `inputs` shows them. Passes on what the model raises.
-
-    On the meta device nothing is computed. A model that needs more than shapes fails there, with any kind of error:
-    the caller may then trace it again with numbers.
-    """
-    trace = Trace()
-    watch = _Watch(model, trace)
-    for key, tensor in enumerate(_each(inputs)):
-        watch.know(
-            tensor, [Axis(size, f"it is dimension {dim} of input {key}") for dim, size in enumerate(tensor.shape)]
-        )
-    with torch.no_grad(), watch.hooks(model), watch:
-        raw = call_model(model, inputs)
-    watch.outputs(raw)
-    if any(id(parameter) not in watch.met for parameter in model.parameters()):
-        # Branches for training alone are narrowed with the rest.
-        trained = private_copy(model).train()  # training steps may write into their modules
-        watch.add_copy(model, trained)
-        try:
-            with torch.no_grad(), watch.hooks(trained), watch:
-                watch.outputs(call_model(trained, inputs))
-        except Exception:
-            if watch.shapes_only:
-                raise
-            return watch.finish()  # the model need not be fit for training on these inputs
-    return watch.finish()
-
-
-def _each(inputs: Inputs) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def add(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(inputs, add)
-    return found
-
-
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hook for subclasses untyped
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hook for subclasses untyped
     """Keeps the axes of every tensor while a model runs."""
 
     def __init__(self, model: nn.Module, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.trace = trace
         self.met: set[int] = set()
+        self.operators: list[Any] = []
+        self.decisions = Decisions()
+        self.shapes_only = False
+        self.count, self.limit = 0, 0
         self._muted = 0
         self._parameters: dict[int, Known] = {}
         self._names: dict[int, list[str]] = {}
@@ -128,26 +96,35 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self._regrouped: list[tuple[int, Axis]] = []
         self._keep: list[Tensor] = []
         self._by_place: dict[tuple[int, tuple[int, ...]], int] = {}
-        self.shapes_only = any(tensor.is_meta for tensor in tensors_of(model).values())
         for name, tensor in tensors_of(model).items():
             if id(tensor) not in self._parameters:
                 dims = [Axis(size) for size in tensor.shape]
                 self._parameters[id(tensor)] = Known(
                     dims, computed=False, source=(id(tensor), tuple(range(tensor.ndim)))
                 )
-                if tensor.numel():
-                    self._by_place[tensor.data_ptr(), tuple(tensor.shape)] = id(tensor)
-                self._keep.append(tensor)
+                self._place(tensor)
             trace.dims[name] = self._parameters[id(tensor)].dims
             self._names.setdefault(id(tensor), []).append(name)
 
     def add_copy(self, model: nn.Module, other: nn.Module) -> None:
-        """Says that the tensors of `other` are those of `model`."""
-        ours = tensors_of(model)
-        for name, tensor in tensors_of(other).items():
-            self._keep.append(tensor)
-            self._parameters[id(tensor)] = self._parameters[id(ours[name])]
-            self._names.setdefault(id(tensor), self._names[id(ours[name])])
+        """Says that the tensors of `other`, which runs next, are those of `model`."""
+        ours, theirs = tensors_of(model), tensors_of(other)
+        self.shapes_only = any(tensor.is_meta for tensor in theirs.values())
+        self.met, self.operators, self.count, self._muted = set(), [], 0, 0
+        for name, tensor in theirs.items():
+            if id(tensor) not in self._parameters:
+                self._parameters[id(tensor)] = self._parameters[id(ours[name])]
+                self._place(tensor)
+
+    def _place(self, tensor: Tensor) -> None:
+        # Alive, so that no other gets its identity.
+        self._keep.append(tensor)
+        if tensor.numel() and not tensor.is_meta:
+            self._by_place[tensor.data_ptr(), tuple(tensor.shape)] = id(tensor)
+
+    def names_of(self, numbers: set[int]) -> list[str]:
+        """The names of tensors that were met, in order."""
+        return [name for number, names in self._names.items() if number in numbers for name in names]
 
     def know(self, tensor: Tensor, dims: Dims) -> None:
         """Says what the axes of an input are."""
@@ -184,22 +161,19 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def outputs(self, raw: Any) -> None:
         """Says that `raw` is what the model hands back; caches for the next call are left out."""
-        values = raw.items() if isinstance(raw, Mapping) else [("", raw)]
-        for key, value in values:
-            if key != "past_key_values":
-                for tensor in tensors_in([value]):
-                    for axis in self.dims_of(tensor):
-                        lock(axis, OUTPUT, override=True)
+        for tensor in returned_tensors(raw):
+            for axis in self.dims_of(tensor):
+                lock(axis, OUTPUT, override=True)
 
-    def finish(self) -> Trace:
-        """Completes the trace: which weights made outputs through a view that regrouped their dimensions."""
+    def finish(self, reached: set[int]) -> Trace:
+        """Completes the trace: what was `reached`, and which weights made outputs through views that regrouped them."""
         for number, axis in self._regrouped:
             wanted = {atom for atom, _, _ in atoms(axis)}
             for name in self._names.get(number, ()):
                 dims = self.trace.dims[name]
                 fit = [dim for dim, other in enumerate(dims) if wanted & {atom for atom, _, _ in atoms(other)}]
                 self.trace.made |= {(name, dim) for dim in fit[:1]}
-        self.trace.used = {name for number in self.met for name in self._names.get(number, ())}
+        self.trace.used = {name for number in reached for name in self._names.get(number, ())}
         return self.trace
 
     def _counts(self, tensor: Tensor, attribute: str, axis: Axis) -> None:
@@ -209,24 +183,40 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.count += 1
+        if self.limit and self.count > self.limit:
+            raise RecursionError(f"a path that was forced upon the program does not end{user_line()}")
         if not self.shapes_only:
             result = function(*args, **kwargs)
+            if looks_at_values(function, args):
+                result = self._looked(function, args, kwargs, result)
         elif str(function) in _LIKE_INPUT:
             result = torch.empty_like(args[0])
-        elif str(function) == "aten.native_batch_norm.default" and not args[5]:  # not in training
-            result = torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+        elif str(function) == "aten.native_batch_norm.default":
+            channels = args[0].shape[1] if args[5] else 0  # in training it gives statistics too
+            result = torch.empty_like(args[0]), args[0].new_empty(channels), args[0].new_empty(channels)
         else:
             result = function(*args, **kwargs)
         if not self._muted:
             self._record(function, args, kwargs, result)
         return result
 
+    def _looked(self, function: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """What an operator that looks at values is to give, noted where the values were computed."""
+        known = [self._known(tensor) for tensor in tensors_in([args, kwargs])]
+        if not any(item.computed for item in known):
+            return result
+        line = user_line()
+        if any(item.valued for item in known):
+            self.trace.branches.append(line)
+        return self.decisions.taken(line, function, args, kwargs, result)
+
     def _record(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
         outputs = tuple(tensors_in([result]))
         if not outputs:
-            if str(function) == "aten._local_scalar_dense.default" and self._known(args[0]).valued:
-                self.trace.branches.append(user_line())
             return
+        if not is_chance_or_count(function, outputs):
+            self.operators.append((str(function), user_place()))
         schema = function._schema  # noqa: SLF001 - torch has no public name for it
         names = [argument.name for argument in schema.arguments]
         arguments = {argument.name: argument.default_value for argument in schema.arguments}
@@ -248,7 +238,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         )
         given = [self._known(tensor) for tensor in call.tensors()]
         rule = rule_of(name, function)
-        if rule is None or 0 in outputs[0].shape:
+        if rule is None or (0 in outputs[0].shape and rule_of("view", function) is rule):
             if rule is None:
                 self.trace.unknown.add(str(function))
             found = unreadable(call)
@@ -275,6 +265,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             else:
                 source = number, tuple(order[dim] for dim in permutation(call)) if name in _PERMUTING else order
         for tensor, dims in zip(outputs, every, strict=True):
+            self.trace.seen[tuple(map(id, dims))] = dims
             if id(tensor) not in self._parameters:
                 valued = any(known.valued or (known.source is not None and computed) for known in given)
                 vars(tensor)[_MARK] = Known(dims, computed, valued, source)
@@ -282,12 +273,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
     @contextmanager
     def hooks(self, model: nn.Module) -> Iterator[None]:
         """`model` with hooks that take over for recurrent layers, whose kernels are one operator for many weights."""
-        if self.shapes_only:
-            with WholeCalls(self.whole, lambda tensor: self._known(tensor).computed), self._layers(model):
-                yield
-        else:
-            with self._layers(model):
-                yield
+        whole = WholeCalls(self.whole, lambda tensor: self._known(tensor).computed, shapes_only=self.shapes_only)
+        with whole, self._layers(model):
+            yield
 
     def whole(self, operator: Any, function: Any, args: Any, kwargs: Any) -> Any:
         """What `function` gives, noted as one call of `operator`, whatever it consists of."""
@@ -309,6 +297,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
                 handles.append(module.register_forward_hook(self._recurrent(name), with_kwargs=True))
             elif isinstance(module, _NORMS):
                 handles.append(module.register_forward_pre_hook(self._channels(name)))
+            if module._backward_hooks and module.training:  # noqa: SLF001 - torch has no public name for it
+                handles.append(module.register_forward_hook(_call_backward_hooks))
         try:
             yield
         finally:
@@ -345,6 +335,16 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
                         lock(axis, reason)
             for key, tensor in module.named_parameters(recurse=False):
                 if "weight_" in key:
-                    self.trace.made |= {(full, 0) for full in self._names[id(tensor)]}
+                    self._made_by(tensor, 0)
 
         return take
+
+
+def _call_backward_hooks(module: nn.Module, args: Any, output: Any) -> None:
+    """Gives the hooks for gradients, which are not computed, some of the same axes."""
+    given, made = (
+        tuple(torch.zeros_like(tensor) for tensor in tensors_in([values]) if tensor.is_floating_point())
+        for values in (args, output)
+    )
+    for hook in module._backward_hooks.values():  # noqa: SLF001 - as above
+        hook(module, given, made)

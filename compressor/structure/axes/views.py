@@ -1,27 +1,19 @@
 """What operators that only rearrange, cut or repeat a tensor do to its axes."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from compressor.structure.axes.axis import Axis, chain, cut, join, lock, product, regroup
-from compressor.structure.axes.calls import Call, Dims, Rule
+from compressor.structure.axes.calls import Call, Dims, Rule, adding_to
 from compressor.structure.axes.pieces import equal_pieces
 from compressor.structure.axes.writes import indexed_dims, is_mask
 
 VIEWS: dict[str, Rule] = {}
+_rule = adding_to(VIEWS)
 
 _PICKED = "one of its positions is picked out"
 _ROLLED = "its positions are shifted or reversed"
-
-
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def add(rule: Rule) -> Rule:
-        VIEWS.update(dict.fromkeys(names, rule))
-        return rule
-
-    return add
 
 
 @_rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")

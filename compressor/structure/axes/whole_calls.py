@@ -3,26 +3,47 @@
 On tensors without numbers torch runs each of them as many small operators in Python, which take long to trace.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+_FUNCTIONS = nn.functional
+_DROPOUT = {
+    _FUNCTIONS.dropout,
+    _FUNCTIONS.dropout1d,
+    _FUNCTIONS.dropout2d,
+    _FUNCTIONS.dropout3d,
+    _FUNCTIONS.alpha_dropout,
+    _FUNCTIONS.feature_alpha_dropout,
+}
 
 
 class WholeCalls(TorchFunctionMode):
     """Hands attention, linear layers and layer norms to `take` as one operator each.
 
-    Attention is one kernel on every device but the one without numbers; there the others are Python.
+    Attention is one kernel on every device but the one without numbers; there the others are Python. Dropout is one
+    operator with and without numbers, and hooks for gradients are called at once.
     """
 
-    def __init__(self, take: Any, computed: Callable[[Tensor], bool]) -> None:
+    def __init__(self, take: Any, computed: Callable[[Tensor], bool], *, shapes_only: bool) -> None:
         super().__init__()
-        self._take, self._computed = take, computed
+        self._take, self._computed, self._shapes_only = take, computed, shapes_only
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function in _DROPOUT:
+            return self._take(torch.ops.aten.dropout.default, function, args, kwargs)
+        if function is Tensor.register_hook and not args[0].requires_grad:
+            # Without gradients nobody would call it: it is given one of the same axes.
+            args[1](torch.zeros_like(args[0]))
+            return RemovableHandle(OrderedDict())
+        if not self._shapes_only:
+            return function(*args, **kwargs)
         if function is nn.functional.scaled_dot_product_attention:
             return self._take(torch.ops.aten.scaled_dot_product_attention.default, function, args, kwargs)
         if function is nn.functional.linear and _is_ordinary(args, kwargs) and self._computed(args[0]):

@@ -1,24 +1,17 @@
 """What operators that write some positions of a tensor do to its axes: by index, by mask, and scattered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from compressor.structure.axes.axis import join
-from compressor.structure.axes.calls import Call, Dims, Rule, broadcast
+from compressor.structure.axes.calls import Call, Dims, Rule, adding_to, broadcast
 
 WRITES: dict[str, Rule] = {}
+_rule = adding_to(WRITES)
 
 _WRITTEN = "some of its positions are written by their number"
-
-
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def add(rule: Rule) -> Rule:
-        WRITES.update(dict.fromkeys(names, rule))
-        return rule
-
-    return add
 
 
 def indexed_dims(indices: Sequence[Tensor | None], ndim: int) -> list[int]:

@@ -1,0 +1,214 @@
+"""The axes of a model as its calls show them: examples, a training step, and paths that no example takes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.batches import Inputs, map_tensors
+from compressor.structure.axes.axis import Axis, leaves
+from compressor.structure.axes.reach import Beyond, lock_what_is_not_reached
+from compressor.structure.axes.trace import Trace, Watch
+from compressor.structure.draws import seeded
+from compressor.structure.model_copies import shape_copy, sharing_copy
+from compressor.structure.shown import Shown, TrainingStep
+from compressor.structure.tensor_ids import tensors_of
+from compressor.workload import batch_size_of, call_model, input_tensors, output_tensor
+
+# Paths beyond the examples that are tried at most.
+_DECISIONS = 16
+# Training steps that draw other numbers than the first.
+_SEEDS = 8
+_FACTORS = (2.0, 4.0, 0.5)
+
+
+def trace_axes(model: nn.Module, shown: Shown) -> tuple[Trace, bool]:
+    """The axes of `model`, in eval mode, as its calls show them, and whether the example needed no numbers.
+
+    On the meta device nothing is computed. A call that needs more than shapes fails there, with any kind of error, and
+    is made again with numbers. What an example raises is passed on; a training step that fails is told in the trace.
+    Where programs branch on numbers or sizes, the other ways are tried as well: layers that only those reach stay
+    unreached, but lock no more than what they meet there.
+    """
+    try:
+        runs = _Runs(model)
+        runs.example(shown.example, by_shapes=True)
+        by_shapes = True
+    except Exception:  # noqa: BLE001 - many programs need numbers: they look at values, or bring tensors along
+        runs = _Runs(model)
+        runs.example(shown.example, by_shapes=False)
+        by_shapes = False
+    evaluated = runs.watch.operators
+    for inputs in shown.others:
+        runs.either(inputs)
+    untrained = runs.train(shown)
+    trace = runs.watch.trace
+    trace.trains_alike = untrained is None and runs.trained == evaluated
+    runs.explore(shown)
+    runs.watch.finish(runs.reached)
+    lock_what_is_not_reached(model, trace, runs.explored, untrained)
+    return trace, by_shapes
+
+
+class _Runs:
+    """The calls of copies of one model under one watch.
+
+    `reached` are the tensors that they met, by identity, and `explored`, by name, those that only other paths met.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.watch = Watch(model, Trace())
+        self.reached: set[int] = set()
+        self.explored: dict[str, Beyond] = {}
+        self.trained: list[Any] = []
+        self._inputs = 0
+        self._seed = 0
+        self._drawn = False
+
+    def example(self, inputs: Inputs, *, by_shapes: bool) -> None:
+        """Calls the model in eval mode."""
+        self._call(self._copy(by_shapes=by_shapes), inputs, by_shapes=by_shapes)
+        self.reached |= self.watch.met
+
+    def either(self, inputs: Inputs) -> None:
+        """Calls the model with shapes alone, and again with numbers where that fails. What that raises is passed on."""
+        try:
+            self.example(inputs, by_shapes=True)
+        except Exception:  # noqa: BLE001 - as in trace_axes
+            self.example(inputs, by_shapes=False)
+
+    def train(self, shown: Shown) -> str | None:
+        """Runs the training step, forward and loss; the reason where it cannot be run."""
+        failed = None
+        for step in shown.steps():
+            for by_shapes in (True, False):
+                try:
+                    self._step(step, by_shapes=by_shapes)
+                except Exception as error:  # noqa: BLE001 - a model may need more samples, or not be fit for training
+                    failed = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                else:
+                    self.reached |= self.watch.met
+                    self._by_chance(step, by_shapes=by_shapes)
+                    return None
+        # Without a step it was called on samples that nobody said it can be trained on.
+        return None if shown.step is None else failed
+
+    def _by_chance(self, step: TrainingStep, *, by_shapes: bool) -> None:
+        """Steps that draw other numbers, where some are drawn and layers may wait for others."""
+        first = self.trained
+        while self._drawn and self._unreached() and self._seed < _SEEDS:
+            self._seed += 1
+            with suppress(Exception):
+                self._step(step, by_shapes=by_shapes)
+                self.reached |= self.watch.met
+        self.trained, self._seed = first, 0
+
+    def explore(self, shown: Shown) -> None:
+        """Takes every decision otherwise, and gives inputs of other sizes where layers are not reached by then."""
+        decisions, trace = self.watch.decisions, self.watch.trace
+        branches, unknown = list(trace.branches), set(trace.unknown)
+        self.watch.limit = 20 * self.watch.count + 1000
+        ways = [(place, way) for place, others in decisions.ways.items() for way in others]
+        for place, way in ways[:_DECISIONS]:
+            cause = f"the program branches on a computed value{place[0]}, and {{}} was not run"
+            decisions.forced, decisions.way = place, way
+            self._try(cause, lambda: self.example_beyond(shown.example, by_shapes=False))
+            if decisions.forced == place:  # it is a decision of training
+                self._try(cause, lambda: self._step(shown.steps()[0], by_shapes=False))
+        trace.branches, trace.unknown = branches, unknown
+        if self._unreached():
+            self._explore_sizes(shown.example)
+
+    def example_beyond(self, inputs: Inputs, *, by_shapes: bool) -> None:
+        """Calls the model in eval mode, without saying that it is ever called so."""
+        raw = self._call(self._copy(by_shapes=by_shapes), inputs, by_shapes=by_shapes)
+        if len(output_tensor(raw)) != batch_size_of(inputs):
+            raise ValueError("samples are mixed up: the program was not written for such inputs")
+
+    def _explore_sizes(self, example: Inputs) -> None:
+        # What programs make of sizes they were not written for must not count for what the examples show: apart.
+        apart = _Runs(self.model)
+        apart.watch.limit, apart.reached = self.watch.limit, self.reached
+        cause = "{} runs only for inputs of other sizes than the examples"
+        for inputs in other_sizes(example):
+            for by_shapes in (True, False):
+                if apart._try(cause, lambda: apart.example_beyond(inputs, by_shapes=by_shapes)):  # noqa: B023 - called at once
+                    break
+        known = self.watch.names_of(self.reached)
+        places: dict[Axis, list[Axis]] = {}
+        for name in known:
+            for theirs, ours in zip(apart.watch.trace.dims[name], self.watch.trace.dims[name], strict=True):
+                for atom in leaves(theirs):
+                    places.setdefault(atom, []).append(ours)
+        for name, (cause, axes) in apart.explored.items():
+            met = [ours for axis in axes for atom in leaves(axis) for ours in places.get(atom, ())]
+            self.explored.setdefault(name, (cause, met))
+
+    def _try(self, cause: str, run: Callable[[], None]) -> bool:
+        try:
+            run()
+        except Exception:  # noqa: BLE001 - nobody said that the model takes this path
+            return False
+        for name in self.watch.names_of(self.watch.met - self.reached):
+            self.explored.setdefault(name, (cause, self.watch.trace.dims[name]))
+        return True
+
+    def _unreached(self) -> bool:
+        known = {*self.watch.names_of(self.reached), *self.explored}
+        return any(tensor.numel() > 1 and name not in known for name, tensor in tensors_of(self.model).items())
+
+    def _copy(self, *, by_shapes: bool, own: bool = False) -> nn.Module:
+        if by_shapes:
+            return shape_copy(self.model)
+        return sharing_copy(self.model, own=tensors_of(self.model) if own else ())
+
+    def _step(self, step: TrainingStep, *, by_shapes: bool) -> None:
+        # Training steps may write into parameters.
+        copy = self._copy(by_shapes=by_shapes, own=True).train()
+        raw = self._call(copy, step.inputs, by_shapes=by_shapes)
+        self.trained = self.watch.operators
+        if step.loss is not None and step.targets is not None:
+            targets = self._known(step.targets, by_shapes=by_shapes)
+            assert isinstance(targets, Tensor)  # as what went in
+            with torch.no_grad(), self.watch.hooks(copy), self.watch:
+                step.loss(output_tensor(raw), targets)
+
+    def _call(self, copy: nn.Module, inputs: Inputs, *, by_shapes: bool) -> Any:
+        self.watch.add_copy(self.model, copy)
+        known = self._known(inputs, by_shapes=by_shapes)
+        with torch.no_grad(), seeded(self._seed) as draws, self.watch.hooks(copy), self.watch:
+            raw = call_model(copy, known)
+        self._drawn = draws.any
+        self.watch.outputs(raw)
+        return raw
+
+    def _known(self, inputs: Inputs, *, by_shapes: bool) -> Inputs:
+        def know(tensor: Tensor) -> Tensor:
+            given = torch.empty_like(tensor, device="meta") if by_shapes else tensor
+            reason = f"of input {self._inputs}"
+            self._inputs += 1
+            self.watch.know(
+                given, [Axis(size, f"it is dimension {dim} {reason}") for dim, size in enumerate(given.shape)]
+            )
+            return given
+
+        return map_tensors(inputs, know)
+
+
+def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
+    """`inputs` with longer and shorter dimensions: those of one size together, but for that of the samples."""
+    tensors = input_tensors(inputs)
+    for size in dict.fromkeys(size for tensor in tensors for size in tensor.shape[1:] if size > 1):
+        for factor in _FACTORS:
+            yield map_tensors(inputs, lambda tensor: _resized(tensor, size, max(1, int(size * factor))))  # noqa: B023 - called at once
+
+
+def _resized(tensor: Tensor, size: int, new: int) -> Tensor:
+    for dim in range(1, tensor.ndim):
+        if tensor.shape[dim] == size:
+            places = torch.arange(new, device=tensor.device) % size
+            tensor = tensor.index_select(dim, places)
+    return tensor

@@ -1,0 +1,111 @@
+"""What is shown of a model when its structure is traced: example inputs, inputs of other shapes, one training step."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressor.batches import Batch, Inputs, map_tensors
+from compressor.workload import Workload, batch_size_of, batches_of, input_tensors, resize_batch
+
+# Batches of each set whose shapes are looked at, and how many of them are shown beside the example.
+_READ = 8
+_OTHERS = 4
+# Samples of a training step: statistics over a batch want more than two.
+_STEP = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """One batch that the model is trained on, and its loss; without a `loss` the model is only called."""
+
+    inputs: Inputs
+    targets: Tensor | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """The calls by which a model shows its structure: `example` and `others`, two samples each, and `step` in training.
+
+    Without a `step` the model is called in train mode on the example, as far as it can be.
+    """
+
+    example: Inputs
+    others: tuple[Inputs, ...] = ()
+    step: TrainingStep | None = None
+
+    @classmethod
+    def of(cls, inputs: "Inputs | Shown") -> "Shown":
+        """`inputs` as the only example, where they are not shown with more already."""
+        return inputs if isinstance(inputs, Shown) else cls(example=first_samples(inputs, 2))
+
+    def steps(self) -> list[TrainingStep]:
+        """The training step on few samples, and on all, for models that need as many."""
+        if self.step is None:
+            return [TrainingStep(inputs=self.example)]
+        few = min(_STEP, batch_size_of(self.step.inputs))
+        inputs, targets = first_samples(self.step.inputs, few), self.step.targets
+        small = replace(self.step, inputs=inputs, targets=None if targets is None else targets[:few])
+        return [small, self.step] if few < batch_size_of(self.step.inputs) else [small]
+
+
+def shown_by(workload: Workload) -> Shown:
+    """The example and the other inputs of `workload`, further forms that its data have, and a batch of its training.
+
+    Of the first batches of calibration and train, the smallest and the largest are shown, and one of every other form.
+    Random generators are as before.
+    """
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002 - data sets draw from it
+    try:
+        training = _first(workload.train)
+        read = [*_first(workload.calibration), *training]
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])  # noqa: NPY002 - as above
+    example = first_samples(workload.example_inputs, 2)
+    others = [first_samples(inputs, 2) for inputs in workload.other_inputs]
+    known = {_form(inputs) for inputs in (example, *others)}
+    fresh = {_form(inputs): inputs for inputs, _ in read}
+    by_size = sorted((inputs for form, inputs in fresh.items() if form not in known), key=_size)
+    kinds: dict[Any, list[Inputs]] = {}
+    for inputs in by_size:
+        kinds.setdefault(_kind(inputs), []).append(inputs)
+    ends = [inputs for alike in kinds.values() for inputs in (alike[0], *alike[-1:][: len(alike) - 1])]
+    others += [resize_batch(inputs, 2) for inputs in ends[:_OTHERS]]
+    step = None
+    if training:
+        inputs, targets = training[0]
+        step = TrainingStep(inputs=inputs, targets=targets, loss=workload.loss)
+    return Shown(example=example, others=tuple(others), step=step)
+
+
+def first_samples(inputs: Inputs, count: int) -> Inputs:
+    """The first `count` samples of `inputs`, or all; tensors that do not hold one for each sample stay as they are."""
+    batch = batch_size_of(inputs)
+    return map_tensors(inputs, lambda tensor: tensor[:count] if tensor.ndim and len(tensor) == batch else tensor)
+
+
+def _first(data: Iterable[Any]) -> list[Batch]:
+    return list(islice(batches_of(data), _READ))
+
+
+def _kind(inputs: Inputs) -> Any:
+    """What the inputs are, whatever their sizes."""
+    names = tuple(inputs) if isinstance(inputs, Mapping) else len(input_tensors(inputs))
+    return names, tuple((tensor.dtype, tensor.ndim) for tensor in input_tensors(inputs))
+
+
+def _form(inputs: Inputs) -> Any:
+    """Everything about the inputs but their values and how many samples there are."""
+    return _kind(inputs), tuple(tuple(tensor.shape[1:]) for tensor in input_tensors(inputs))
+
+
+def _size(inputs: Inputs) -> int:
+    return sum(tensor[:1].numel() for tensor in input_tensors(inputs))

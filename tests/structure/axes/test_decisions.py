@@ -1,0 +1,132 @@
+"""Programs that branch on numbers they computed, or on how many there are."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.structure.graph import trace_structure
+from workbench.halving import free, halves, locks
+
+
+class Refining(nn.Module):
+    """Layers of one width, one of which runs for hard samples alone."""
+
+    def __init__(self, is_hard: Callable[[Tensor, Tensor], bool]) -> None:
+        super().__init__()
+        self.is_hard = is_hard
+        self.stem, self.refine, self.mid, self.head = (
+            nn.Linear(a, b) for a, b in ((6, 16), (16, 16), (16, 16), (16, 5))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hard = x.abs().amax(1) > 4
+        x = F.relu(self.stem(x))
+        if self.is_hard(hard, x):
+            x = x + self.refine(x)
+        return self.head(F.relu(self.mid(x)))
+
+
+CONDITIONS: dict[str, Callable[[Tensor, Tensor], bool]] = {
+    "any": lambda hard, _x: bool(hard.any()),
+    "item": lambda hard, _x: hard.sum().item() > 0,
+    "float": lambda hard, _x: float(hard.float().mean()) > 0.5,
+    "length of nonzero": lambda hard, _x: len(hard.nonzero()) > 0,
+    "where": lambda hard, _x: torch.where(hard)[0].numel() > 0,
+    "picked rows": lambda hard, x: x[hard].shape[0] > 0,
+    "masked select": lambda hard, _x: hard.float().masked_select(hard).numel() > 0,
+    "unique": lambda hard, _x: hard.long().unique().numel() > 1,
+    "bincount": lambda hard, _x: len(torch.bincount(hard.long())) > 1,
+    "repeat": lambda hard, _x: len(torch.repeat_interleave(hard.long())) > 0,
+    "equal": lambda hard, _x: not torch.equal(hard, torch.zeros_like(hard)),
+    "list": lambda hard, _x: any(hard.tolist()),
+}
+# Sizes that no other numbers are tried for: they lock by width.
+BY_WIDTH = {"unique", "bincount", "repeat", "list"}
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_branch_locks_what_its_layer_meets(condition: str) -> None:
+    """Value or size: the branch's input stays, what is made after it goes, and hard samples still compute the same."""
+    narrow, masked, graph = halves(Refining(CONDITIONS[condition]), torch.rand(2, 6))
+    assert list(graph.unreached) == ["refine"]
+    assert "stem" in locks(graph)
+    assert set(free(graph)) == (set() if condition in BY_WIDTH else {"mid"})
+    if condition not in BY_WIDTH:
+        assert "branches on a computed value" in locks(graph)["stem"]
+    for x in (torch.rand(3, 6), torch.full((3, 6), 5.0)):
+        torch.testing.assert_close(narrow(x), masked(x))
+
+
+def test_an_example_on_the_other_side_frees_the_width() -> None:
+    """With one hard and one easy sample every layer runs, and nothing needs a lock."""
+    x = torch.cat([torch.rand(1, 6), torch.full((1, 6), 5.0)])
+    _, _, graph = halves(Refining(CONDITIONS["any"]), x)
+    assert set(free(graph)) == {"stem", "mid"}
+    assert graph.unreached == {}
+
+
+def test_the_other_side_of_a_branch_may_use_the_same_layers_otherwise() -> None:
+    """No layer is left out, but on the other side features are reversed: they keep their number."""
+
+    class Turning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(6, 16), nn.Linear(16, 10), nn.Linear(10, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            large = x.abs().max() > 4
+            x = F.relu(self.first(x))
+            if large:
+                x = x.flip(1)
+            return self.head(F.relu(self.second(x)))
+
+    narrow, masked, graph = halves(Turning(), torch.rand(2, 6))
+    assert set(free(graph)) == {"second"}
+    assert "shifted or reversed" in locks(graph)["first"]
+    large = torch.full((2, 6), 5.0)
+    torch.testing.assert_close(narrow(large), masked(large))
+
+
+def test_rows_picked_by_value_may_be_none() -> None:
+    """A layer that gets no row of this example has run all the same: its widths are known."""
+
+    class Picking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.refine, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hard = x.abs().amax(1) > 4
+            x = F.relu(self.stem(x))
+            more = torch.zeros_like(x)
+            more[hard] = self.refine(x[hard])
+            return self.head(x + more)
+
+    for x in (torch.rand(2, 6), torch.tensor([[0.0] * 6, [5.0] * 6])):
+        narrow, masked, graph = halves(Picking(), x)
+        assert set(free(graph)) == {"stem"}
+        for other in (torch.rand(3, 6), torch.full((3, 6), 5.0)):
+            torch.testing.assert_close(narrow(other), masked(other))
+
+
+def test_a_loop_until_a_value_is_small_comes_to_an_end() -> None:
+    """Decisions are turned once: a loop that would never end is not entered for ever."""
+
+    class Solver(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.step, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            change = torch.ones(())
+            while float(change) > 0.5:
+                new = torch.tanh(self.step(x)) * 0.1
+                x, change = new, (new - x).abs().sum() * 0.01
+            return self.head(x)
+
+    graph = trace_structure(Solver().eval(), torch.randn(2, 4))
+    assert set(free(graph)) == {"first"}
