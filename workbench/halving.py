@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from compressor.batches import Inputs
+from compressor.structure.calling.shown import Shown
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import apply_plan_
-from compressor.structure.shown import Shown
 from compressor.structure.tensor_ids import mask_
 
 

@@ -22,12 +22,12 @@ from compressor.measuring.node_times import NodeTime, node_times
 from compressor.pruning.narrowing import Gone, multiple_of, reason_to_lock, survivors
 from compressor.runtime import OnnxModule
 from compressor.structure.blocks import Block, fault_without_blocks, find_blocks, skipped
+from compressor.structure.calling.shown import Shown, shown_by
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import apply_plan_
 from compressor.structure.preparation import fold_, prepare_
 from compressor.structure.recurrent_layers import stack_and_layer
-from compressor.structure.shown import Shown, shown_by
 from compressor.structure.source_lines import call_lines, error_line, shortened
 from compressor.structure.trials import evaluating, outputs_at
 from compressor.target import Target

@@ -12,9 +12,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from compressor.batches import Inputs
 from compressor.errors import StageError
 from compressor.pruning.narrowing import reason_to_lock
+from compressor.structure.calling.shown import Shown
 from compressor.structure.couplings import Coupled, Part
 from compressor.structure.graph import trace_structure
-from compressor.structure.shown import Shown
 from compressor.structure.trials import evaluating
 
 _NORM_LAYERS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)

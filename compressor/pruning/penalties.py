@@ -17,7 +17,7 @@ from compressor.errors import StageError
 from compressor.notes.training import ZeroChannels, ZeroCount, ZeroWeights
 from compressor.pruning.channel_slices import ChannelSlices, penalised_groups, penalised_weights
 from compressor.pruning.constant_channels import read_inputs
-from compressor.structure.shown import Shown
+from compressor.structure.calling.shown import Shown
 from compressor.structure.trials import evaluating
 
 

@@ -37,10 +37,10 @@ from compressor.pruning.ranking.criterion import Criterion, across_groups, chann
 from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer, kept_widths
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
 from compressor.stage import Context, Effect
+from compressor.structure.calling.shown import Shown, shown_by
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, Slices, apply_plan_
-from compressor.structure.shown import Shown, shown_by
 from compressor.structure.trials import evaluating
 from compressor.training.loop import train
 from compressor.workload import Workload

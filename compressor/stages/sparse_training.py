@@ -9,7 +9,7 @@ from compressor.checks import check_globs
 from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
-from compressor.structure.shown import shown_by
+from compressor.structure.calling.shown import shown_by
 from compressor.training.loop import train
 from compressor.training.optimization import MOMENTUM, check_schedule, peak_rate
 from compressor.training.precision import AutoPrecision, BFloat16, Float32

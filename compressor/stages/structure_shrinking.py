@@ -38,9 +38,9 @@ from compressor.pruning.ranking.criterion import Criterion, channel_scores, chec
 from compressor.stage import Context, Effect
 from compressor.structure.bisection import bisected
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
+from compressor.structure.calling.shown import shown_by
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, apply_plan_
-from compressor.structure.shown import shown_by
 from compressor.structure.tensor_ids import mask_
 from compressor.structure.trials import evaluating, outputs_at, same_outputs
 from compressor.workload import Workload, first_batches

@@ -19,10 +19,10 @@ from compressor.pruning.constant_channels import ZeroChannels, fold_, hindrance,
 from compressor.pruning.narrowing import Gone, fold_model_, multiple_of, one_of, survivors, too_narrow, why
 from compressor.pruning.ranking.importance import aligned_width
 from compressor.stage import Context, Effect
+from compressor.structure.calling.shown import shown_by
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, apply_plan_
-from compressor.structure.shown import shown_by
 from compressor.structure.trials import evaluating, fault, outputs_at
 from compressor.workload import Workload, batch_size_of, first_batches
 

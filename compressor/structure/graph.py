@@ -11,12 +11,12 @@ from compressor.structure.axes.axis import Axis, lock
 from compressor.structure.axes.groups import AxisStructure
 from compressor.structure.axes.runs import trace_axes
 from compressor.structure.axes.trace import OUTPUT
+from compressor.structure.calling.shown import Shown
 from compressor.structure.couplings import Coupled, Couplings
 from compressor.structure.model_copies import sharing_copy
 from compressor.structure.plan import Entry, Slices
 from compressor.structure.preparation import why_unfolded
 from compressor.structure.probe import ProbedStructure, constant_parameters, distinct_
-from compressor.structure.shown import Shown
 from compressor.structure.tensor_ids import Sizes
 from compressor.structure.trials import collector_paused, evaluating
 from compressor.workload import batch_size_of

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs
 from compressor.structure.axes.groups import AxisStructure
+from compressor.structure.calling.shown import TrainingStep
 from compressor.structure.couplings import Coupled
 from compressor.structure.model_copies import masked_copy, sharing_copy
 from compressor.structure.plan import Entry, Slices, apply_plan_
 from compressor.structure.settling import Settling
-from compressor.structure.shown import TrainingStep
 from compressor.structure.source_lines import told
 from compressor.structure.tensor_ids import Sizes
 from compressor.structure.training_trials import difference_in_training

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
-from compressor.structure.draws import EvenDraws, seeded
+from compressor.structure.calling.draws import EvenDraws, seeded
+from compressor.structure.calling.returned import returned_tensors
+from compressor.structure.calling.shown import TrainingStep
 from compressor.structure.model_copies import sharing_copy
-from compressor.structure.returned import returned_tensors
-from compressor.structure.shown import TrainingStep
 from compressor.structure.source_lines import told
 from compressor.structure.tensor_ids import Sizes, tensors_of
 from compressor.structure.trials import same_outputs, same_returned

@@ -11,9 +11,9 @@ from torch import nn
 
 from compressor.errors import StageError
 from compressor.structure.axes.runs import trace_axes
+from compressor.structure.calling.shown import Shown
 from compressor.structure.graph import trace_structure
 from compressor.structure.model_copies import masked_copy, shape_copy, sharing_copy
-from compressor.structure.shown import Shown
 from compressor.structure.tensor_ids import Sizes, mask_, tensors_of
 from compressor.structure.trials import difference
 

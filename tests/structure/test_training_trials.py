@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.structure.calling.shown import Shown, TrainingStep
 from compressor.structure.graph import trace_structure
-from compressor.structure.shown import Shown, TrainingStep
 from compressor.structure.tensor_ids import tensors_of
 from workbench.halving import free, halves, locks
 

@@ -11,9 +11,9 @@ from compressor.batches import Inputs, map_tensors
 from compressor.structure.axes.axis import Axis, leaves
 from compressor.structure.axes.reach import Beyond, lock_what_is_not_reached
 from compressor.structure.axes.trace import Trace, Watch
-from compressor.structure.draws import seeded
+from compressor.structure.calling.draws import seeded
+from compressor.structure.calling.shown import Shown, TrainingStep
 from compressor.structure.model_copies import shape_copy, sharing_copy
-from compressor.structure.shown import Shown, TrainingStep
 from compressor.structure.tensor_ids import tensors_of
 from compressor.workload import batch_size_of, call_model, input_tensors, output_tensor
 

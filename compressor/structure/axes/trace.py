@@ -16,7 +16,7 @@ from compressor.structure.axes.recurrent import RECURRENT, recurrent_dims
 from compressor.structure.axes.rules import rule_of
 from compressor.structure.axes.views import permutation, unreadable
 from compressor.structure.axes.whole_calls import WholeCalls
-from compressor.structure.returned import returned_tensors
+from compressor.structure.calling.returned import returned_tensors
 from compressor.structure.tensor_ids import tensors_of
 
 _MARK = "_axes_known"  # what is known of a tensor travels with it

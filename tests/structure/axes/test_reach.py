@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.structure.calling.shown import Shown
 from compressor.structure.graph import trace_structure
-from compressor.structure.shown import Shown
 from workbench.halving import free, halves, locks
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.structure.draws import EvenDraws, seeded
+from compressor.structure.calling.draws import EvenDraws, seeded
 from compressor.structure.graph import trace_structure
 from workbench.halving import free, locks
 

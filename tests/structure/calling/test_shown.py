@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from compressor.metrics import Metric
-from compressor.structure.shown import Shown, first_samples, shown_by
+from compressor.structure.calling.shown import Shown, first_samples, shown_by
 from compressor.workload import Workload
 from workbench.tiny import TinyResNet
 

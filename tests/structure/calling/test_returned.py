@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from compressor.errors import StageError
+from compressor.structure.calling.returned import returned_tensors
 from compressor.structure.graph import trace_structure
 from compressor.structure.plan import apply_plan_
-from compressor.structure.returned import returned_tensors
 from workbench.halving import free, halves, locks
 
 
