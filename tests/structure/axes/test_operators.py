@@ -22,9 +22,14 @@ class Between(nn.Module):
     def __init__(self, operator: Operator, *, outputs: int = 12, is_map: bool = False) -> None:
         super().__init__()
         self.make = nn.Conv2d(3, 12, 3, padding=1) if is_map else nn.Linear(6, 12)
-        self.other = nn.Conv2d(3, 10, 3, padding=1) if is_map else nn.Linear(6, 10)
-        self.square, self.table = nn.Parameter(torch.randn(12, 12) * 0.3), nn.Parameter(torch.randn(9, 12))
-        self.pair = nn.Bilinear(12, 10, 12)
+        parts: dict[str, Callable[[], nn.Module | nn.Parameter]] = {
+            "other": lambda: nn.Conv2d(3, 10, 3, padding=1) if is_map else nn.Linear(6, 10),
+            "square": lambda: nn.Parameter(torch.randn(12, 12) * 0.3),
+            "table": lambda: nn.Parameter(torch.randn(9, 12)),
+            "pair": lambda: nn.Bilinear(12, 10, 12),
+        }
+        for name in parts.keys() & set(operator.__code__.co_names):  # what nothing reaches would lock what fits it
+            setattr(self, name, parts[name]())
         self.operator, self.head = operator, nn.Linear(outputs, 5)
 
     def forward(self, x: Tensor) -> Tensor:
