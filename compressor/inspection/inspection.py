@@ -281,7 +281,8 @@ def _blocks(model: nn.Module, example: Inputs, refusals: dict[str, str]) -> dict
         with skipped(model, {name: block}):
             line = _raising_line(model, example) if reason is not None else None
         place = f" at {line}" if line else ""
-        blocks[name] = block, None if reason is None else f"without it the model fails{place}: {reason}"
+        failed = None if reason is None else f"without it the model fails{place}: {reason}"
+        blocks[name] = block, block.locked or failed
     return blocks
 
 

@@ -5,7 +5,7 @@ A block is a module, or a layer of a stacked nn.LSTM, nn.GRU or nn.RNN, which ha
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from compressor.batches import Inputs
 from compressor.errors import StageError
+from compressor.structure.other_sizes import bound_to_size, first_and_result
 from compressor.structure.parametrizations import is_of_parametrization
 from compressor.structure.pass_through import PassThrough
 from compressor.structure.plan import Entry
@@ -24,7 +25,6 @@ from compressor.structure.recurrent_layers import (
     layer_name,
     layers_of,
     layers_skipped,
-    plain,
     stack_and_layer,
 )
 from compressor.structure.trials import fault, outputs_at
@@ -39,12 +39,14 @@ class Block:
     """A droppable block: its group (class and activation shape), and what it returns where that is no tensor.
 
     `as_tuple`: a tuple of one; `with_state`: a sequence and a state. `in_stack`: a layer of a stacked recurrent module.
+    `locked` is why it has to stay, where that is known without trying.
     """
 
     group: str
     as_tuple: bool = False
     with_state: bool = False
     in_stack: bool = False
+    locked: str | None = None
 
     @property
     def is_recurrent(self) -> bool:
@@ -66,7 +68,11 @@ class _Calls:
 
 
 def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",)) -> dict[str, Block]:
-    """The droppable blocks of `model` by name, in the order of its modules. Raises StageError where there are none."""
+    """The droppable blocks of `model`, in eval mode, by name, in the order of its modules.
+
+    What keeps its input's shape at the sizes of `inputs` but not at others that the model takes is locked. Raises
+    StageError where there are none.
+    """
     calls = _trace(model, inputs)
     names = dict(model.named_modules())
     fit = [
@@ -78,6 +84,9 @@ def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",
         and any(fnmatchcase(name, glob) for glob in globs)
         and (call.block.is_recurrent or _layer_count(names[name]) >= _MIN_LAYERS)
     ]
+    bound = bound_to_size(model, inputs, [name for name in fit if name in names])
+    fixed = [name for name in fit if name in bound]
+    fit = [name for name in fit if name not in bound]
     chains = {name for name in fit if name in names and _is_chain(name, calls, names)}
 
     def settle(inside: list[str]) -> list[str]:
@@ -90,7 +99,17 @@ def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",
             kept += nested if nested and (name in chains or repeated) else [name]
         return kept
 
-    blocks = {name: block for name in settle(fit) if (block := calls[name].block) is not None}
+    chosen = settle(fit)
+    for name in fixed:
+        if not any(_overlap(name, other) for other in chosen):
+            chosen.append(name)
+    blocks = {
+        name: replace(block, locked=f"it keeps its input's shape at some sizes alone: {bound[name]}")
+        if name in bound
+        else block
+        for name, call in calls.items()
+        if name in chosen and (block := call.block) is not None
+    }
     if not blocks:
         near = [
             f"{name} {call.nearest}"
@@ -103,6 +122,10 @@ def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",
             f"type; closest: {'; '.join(near[-3:]) or 'no module holds two layers'}"
         )
     return blocks
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _set(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -134,6 +157,9 @@ def fault_without_blocks(
 
     `wanted` are the outputs of the whole model by batch size, from `outputs_at`.
     """
+    known = next((block.locked for block in blocks.values() if block.locked is not None), None)
+    if known is not None:
+        return known
     with skipped(model, blocks):
         reason = fault(model, inputs, dict(wanted))
         if reason is None:
@@ -202,8 +228,7 @@ def _trace(model: nn.Module, inputs: Inputs) -> dict[str, _Calls]:
             call.single_input = len(given) == 1 or any(True for _ in module.parameters())
             recurrent = isinstance(module, nn.RNNBase)
             as_tuple = isinstance(output, tuple) and len(output) == 1
-            result = plain(output[0]) if as_tuple or recurrent else output
-            first = plain(args[0]) if args else None
+            first, result = first_and_result(module, args, output)
             if not (isinstance(first, Tensor) and isinstance(result, Tensor)):
                 call.nearest = "does not take a tensor first and return one"
                 return
