@@ -75,11 +75,12 @@ class DataIdentifier:
 
 def _taken_apart(data: Any) -> tuple[Any, Any]:
     """The samples of `data` before they are drawn and changed, and all that decides how they are."""
-    if isinstance(data, Batches):
+    if type(data) is Batches:
         return data.samples, {key: value for key, value in vars(data).items() if key != "samples"}
     if isinstance(data, DataLoader):
         settings = {name: _without(data.dataset, getattr(data, name, None)) for name in _LOADER}
-        if isinstance(data.dataset, IterableDataset):
+        # Classes of the user's own may hand out anything: their batches are read.
+        if type(data) is not DataLoader or isinstance(data.dataset, IterableDataset):
             return data, [settings, type(data.dataset), _callables(data.dataset)]
         return data.dataset, settings
     return data, None
@@ -98,11 +99,11 @@ def _callables(value: Any) -> dict[str, Any]:
 
 def _in_memory(samples: Any) -> bool:
     """Whether what `samples` hold is all that they will ever say."""
-    if isinstance(samples, TensorDataset):
+    if type(samples) is TensorDataset:
         return _in_memory(samples.tensors)
-    if isinstance(samples, Subset):
+    if type(samples) is Subset:
         return _in_memory(samples.dataset)
-    if isinstance(samples, ConcatDataset):
+    if type(samples) is ConcatDataset:
         return _in_memory(samples.datasets)
     if type(samples) is dict:
         return all(map(_in_memory, samples.values()))

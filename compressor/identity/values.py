@@ -12,6 +12,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from types import (
@@ -176,7 +177,12 @@ def _sequence(value: list[Any] | tuple[Any, ...]) -> Iterable[Any]:
 
 def _mapping(value: Mapping[Any, Any]) -> Iterable[Any]:
     # In its order: a dict of steps is worked through in it.
-    return [part for entry in value.items() for part in entry]
+    return [part for entry in value.items() if not _is_own_hash(*entry) for part in entry]
+
+
+def _is_own_hash(key: Any, value: Any) -> bool:
+    """Whether an object remembers what hash() gave for it, another number in every process (transformers' configs)."""
+    return type(value) is int and isinstance(key, str) and key.endswith("_hash")
 
 
 def _function(value: FunctionType) -> Iterable[Any]:
@@ -266,8 +272,11 @@ def _script(value: Any) -> Iterable[Any]:
 def _network(module: nn.Module) -> Iterable[Any]:
     """Class, numbers, parts, settings and hooks; what is trained and in which mode counts as well."""
     own = vars(module)
-    # A class that says what a copy takes along knows what is not its content, an open session for instance.
-    copied: Any = module.__getstate__() if type(module).__getstate__ is not object.__getstate__ else own  # type: ignore[no-untyped-call]
+    copied: Any = own
+    if type(module).__getstate__ is not object.__getstate__:
+        # Such a class knows what is not its content, an open session for instance. Parametrized ones refuse to say.
+        with suppress(RuntimeError):
+            copied = module.__getstate__()  # type: ignore[no-untyped-call]
     tensors = {**own["_parameters"], **own["_buffers"]}
     return [
         type(module),

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 from compressor import Metric
 from compressor.identity.values import Identifier
@@ -76,6 +77,14 @@ class Callable:
 
     def method(self, inputs):
         return inputs
+
+
+class Hashed:
+    """As transformers' configurations do."""
+
+    def __init__(self) -> None:
+        self.name = "a"
+        self._original_object_hash = hash(self.name)
 
 
 class Slotted:
@@ -154,6 +163,7 @@ DIFFERENT = {
     "bound method of another": lambda: Callable(2).method,
     "object": lambda: Callable(1),
     "object with another setting": lambda: Callable(2),
+    "remembers its hash": Hashed,
     "slots": lambda: Slotted(1),
     "other slots": lambda: Slotted(2),
     "data": Data,
@@ -187,6 +197,7 @@ DIFFERENT = {
     "network with tied layers": lambda: changed_net(lambda module: setattr(module[3], "weight", module[0].weight)),
     "network with another rate": lambda: changed_net(lambda module: setattr(module[2], "p", 0.4)),
     "network with a hook": lambda: changed_net(lambda module: module[0].register_forward_hook(helper)),
+    "network with a computed weight": lambda: changed_net(lambda module: weight_norm(module[0])),
     "network with another part": lambda: changed_net(lambda module: module.append(nn.ReLU())),
 }
 

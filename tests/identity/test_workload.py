@@ -227,6 +227,44 @@ class OwnLoader:
         return ((inputs * self.factor, targets) for inputs, targets in batches())
 
 
+class Scaled(TensorDataset):
+    """A dataset of torch's with one thing done otherwise."""
+
+    factor = 3.0
+
+    def __getitem__(self, index):
+        inputs, target = super().__getitem__(index)
+        return inputs * self.factor, target
+
+
+class ScaledMore(Scaled):
+    factor = 4.0
+
+
+class FactorLoader(DataLoader):
+    """A loader of torch's that changes its batches."""
+
+    def __init__(self, *given: Any, factor: float, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.own_factor = [factor]
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((inputs * self.own_factor[0], targets) for inputs, targets in super().__iter__())
+
+
+class OwnBatches(Batches):
+    own_factor = 2.0
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((inputs * self.own_factor, targets) for inputs, targets in super().__iter__())
+
+
+def own_batches(factor: float) -> Batches:
+    made = OwnBatches((INPUTS, TARGETS), batch_size=8)
+    made.own_factor = factor
+    return made
+
+
 def late(inputs=INPUTS):
     changed = inputs.clone()
     changed[-1, -1] += 1e-6
@@ -255,6 +293,12 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "stream": lambda: DataLoader(Stream(), batch_size=8),
     "stream, late change": lambda: DataLoader(Stream(late()), batch_size=8),
     "own loader": OwnLoader,
+    "dataset of torch's changed": lambda: DataLoader(Scaled(INPUTS, TARGETS), batch_size=8),
+    "dataset of torch's changed more": lambda: DataLoader(ScaledMore(INPUTS, TARGETS), batch_size=8),
+    "loader of torch's changed": lambda: FactorLoader(TensorDataset(INPUTS, TARGETS), shuffle=True, factor=2.0),
+    "loader of torch's changed more": lambda: FactorLoader(TensorDataset(INPUTS, TARGETS), shuffle=True, factor=3.0),
+    "batches of ours changed": lambda: own_batches(2.0),
+    "batches of ours changed more": lambda: own_batches(3.0),
     "own loader, other factor": lambda: OwnLoader(2.0),
     "list": batches,
     "list of dicts": lambda: [{"x": inputs, "labels": targets} for inputs, targets in batches()],
