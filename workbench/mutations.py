@@ -36,7 +36,10 @@ def damaged(raw: bytes, chance: random.Random) -> bytes:
 def edited(value: Any, chance: random.Random) -> Any:
     """A copy of the JSON `value` with one entry somewhere inside replaced, removed, renamed, doubled or nested deep."""
     copied = json.loads(json.dumps(value))
-    parent, key = chance.choice(_places(copied))
+    places = _places(copied)
+    if not places:
+        return chance.choice(ODD_VALUES)
+    parent, key = chance.choice(places)
     kind = chance.choice(("replaced", "replaced", "removed", "renamed", "shifted", "swapped", "nested"))
     if kind == "removed":
         del parent[key]

@@ -50,6 +50,7 @@ def reference_state(job: Job, key: str) -> State:
     found = job.folder.load(folder, key, job.workload)
     if found is not None:
         return found
+    job.folder.require_space(folder, job.workload.model)
     started = time.perf_counter()
     model = private_copy(job.workload.model).eval()
     exported = export_onnx(model, job.workload)

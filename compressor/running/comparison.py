@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.errors import RunFolderError, StorageError
 from compressor.estimate import Estimate
 from compressor.recipe.recipe import Recipe
 from compressor.report.comparison import (
@@ -21,7 +22,7 @@ from compressor.report.report import Report
 from compressor.running.pipeline import Pipeline
 from compressor.running.preflight import check_workload
 from compressor.stage import stage_name
-from compressor.storage import json_safe, write_atomic, write_json
+from compressor.storage import json_safe, read_json, write_atomic, write_json
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA_VERSION = 1
+_DATA = "comparison.json"
+_PAGES = ("comparison.md", "comparison.html", "comparison.svg")
 REFERENCE = "reference"
 
 
@@ -97,6 +100,7 @@ def compare(
     target = target or _common_target(list(plans.values()))
     check_workload(workload)
     folder = Path(out)
+    _refuse_files_of_others(folder)
     reports: dict[str, Report] = {}
     failures: dict[str, str] = {}
     # An order of stages that cannot work is refused before any recipe has taken hours.
@@ -189,12 +193,28 @@ def _write(comparison: Comparison, folder: Path) -> None:
     title = f"{comparison.workload}: {len(comparison.reports)} recipes compared"
     failed = [f"{name} failed: {_one_line(error)}" for name, error in comparison.failures.items()]
     notes = "".join(f"- {text}\n" for text in failed)
-    write_json(folder / "comparison.json", comparison.to_json())
+    write_json(folder / _DATA, comparison.to_json())
     write_atomic(
         folder / "comparison.md", f"# {title}\n\n{comparison_markdown(comparison.rows)}\n{notes}".rstrip() + "\n"
     )
     write_atomic(folder / "comparison.html", comparison_html(comparison.rows, title, failed))
     write_atomic(folder / "comparison.svg", comparison_svg(comparison.rows))
+
+
+def _refuse_files_of_others(folder: Path) -> None:
+    """Raises RunFolderError where the comparison would replace files that none has written."""
+    try:
+        before = read_json(folder / _DATA) if (folder / _DATA).exists() else None
+    except StorageError:
+        before = None
+    if isinstance(before, dict) and {"schema_version", "rows", "failures"} <= before.keys():
+        return
+    found = [name for name in (_DATA, *_PAGES) if (folder / name).exists() or (folder / name).is_symlink()]
+    if found:
+        raise RunFolderError(
+            f"{folder} holds {', '.join(found)}, which no comparison wrote there and this one would replace; move "
+            f"{'it' if len(found) == 1 else 'them'} away, or give another folder"
+        )
 
 
 def _one_line(text: str) -> str:

@@ -167,6 +167,11 @@ class RunFolder:
             outcome=outcome,
         )
 
+    def require_space(self, folder: Path, model: nn.Module) -> None:
+        """Raises WriteError where the disk has no room for `model` as an ONNX file and as a checkpoint."""
+        weights = {id(tensor): tensor.nbytes for tensor in model.parameters()}
+        require_space(folder / MODEL_FILE, 2 * sum(weights.values()))
+
     def save(self, folder: Path, state: State) -> None:
         """Puts a finished stage on disk; the marker that says so comes last."""
         outcome = state.outcome

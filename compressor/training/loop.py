@@ -115,6 +115,8 @@ def train(
             refused = progress.resume_(path, settings, model, optimizer)
             if refused and context.progress:
                 tqdm.write(f"  {refused}", file=sys.stderr)
+            if len(progress.logs) < total:
+                progress.require_space(path, model, total - len(progress.logs))
         if not (progress.logs or keep_last):
             progress.before = validation_rows(model, workload, form)
         with tqdm(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressor.errors import StorageError
 from compressor.metrics import Metric
 from compressor.notes.training import Epoch, Epochs, Trainings
+from compressor.storage import require_space
 from compressor.training.snapshots import (
     Tensors,
     capture,
@@ -49,6 +50,13 @@ class Progress:
     rate_scale: float = 1.0
     retries: int = 0
     gave_up_bfloat16: str = ""
+
+    def require_space(self, path: Path, model: nn.Module, epochs: int) -> None:
+        """Raises WriteError where the disk of `path` has no room for the snapshots of the `epochs` to come."""
+        best = sum(tensor.nbytes for tensor in self.best.values())
+        trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+        # The last one holds the best state alone, those before it the present one and what the optimizer keeps as well.
+        require_space(path, best if epochs == 1 else 2 * best + trained)
 
     def save(
         self, path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, *, done: bool

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from compressor.budget import Budget
-from compressor.errors import RecipeError, StageError, WorkloadError
+from compressor.errors import RecipeError, RunFolderError, StageError, WorkloadError
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
 from compressor.recipe.recipe import Recipe
@@ -217,3 +217,19 @@ def test_printing(tiny_workload, tmp_path, fake_run, capsys) -> None:
     out = capsys.readouterr().out
     assert "mine" in out
     assert "reference" in out
+
+
+@pytest.mark.parametrize("theirs", [{"comparison.md": "theirs"}, {"comparison.json": "[1]", "comparison.svg": ""}])
+def test_files_of_others_are_not_replaced(tmp_path, fake_run, tiny_workload, theirs: dict[str, str]) -> None:
+    """A comparison.md that no comparison wrote is named before any work; beside other files there is room."""
+    (tmp_path / "thesis.tex").write_text("theirs")
+    for name, content in theirs.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(RunFolderError, match=rf"holds {', '.join(theirs)}, which no comparison wrote"):
+        compare(["int8"], tiny_workload, out=tmp_path, progress=False)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {**theirs, "thesis.tex": "theirs"}
+    for name in theirs:
+        (tmp_path / name).unlink()
+    for _ in range(2):
+        compare(["int8"], tiny_workload, out=tmp_path, progress=False)
+    assert (tmp_path / "thesis.tex").read_text() == "theirs"

@@ -1,7 +1,8 @@
 """What a finished run left is taken as it was written, or refused with the reason; files of others are left alone."""
 
-import copy
+import json
 import os
+import random
 import shutil
 import stat
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from compressor.running import run as running
 from compressor.running.folder import RunFolder
 from compressor.storage import read_json, sha256, temporary_name, write_json, write_sealed
 from compressor.structure.checkpoint import PLAN_FILE, WEIGHTS_FILE
+from workbench.mutations import damaged, edited
 
 STAGE = "stages/01-scale"
 
@@ -314,11 +316,20 @@ def test_a_stage_without_room_leaves_no_part(finished, monkeypatch, tmp_path) ->
     folder = RunFolder(tmp_path / "full")
     usage = shutil.disk_usage(tmp_path)
     with folder.locked():
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: copy.copy(usage)._replace(free=1500))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1500))
         with pytest.raises(WriteError, match=r"model\.onnx needs 2,000 bytes, but 1,500 bytes are free"):
             folder.write(folder.stage(1, "scale"), {"model.onnx": bytes(1000), "plan.json": bytes(1000)})
         monkeypatch.undo()
     assert not (tmp_path / "full" / "stages").exists()
+
+
+def test_a_disk_without_room_for_the_reference_is_found_before_any_work(tmp_path, monkeypatch) -> None:
+    """What the model will take as a file and as a checkpoint is known before it is exported."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    folder = RunFolder(tmp_path)
+    with pytest.raises(WriteError, match=r"model\.onnx needs 184 bytes, but 100 bytes are free"):
+        folder.require_space(folder.stage(0, "reference"), small_workload().model)
 
 
 def test_a_folder_that_was_replaced_is_not_written(tmp_path) -> None:
@@ -331,3 +342,44 @@ def test_a_folder_that_was_replaced_is_not_written(tmp_path) -> None:
         with pytest.raises(RunFolderError, match="was moved, deleted or replaced"):
             folder.write(out, {"model.onnx": b""})
     assert not list(out.iterdir())
+
+
+def check_mutations(finished: Path, seeds: range) -> None:
+    """Each file of a finished run damaged in turn: the run ends as before or in a sentence of ours."""
+    names = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
+    names = [name for name in names if name.startswith("stages/") or name == "run.json"]
+    before = (finished / "model.onnx").read_bytes()
+    report = read_json(finished / "report.json")
+    found = 0
+    for seed in seeds:
+        chance = random.Random(seed)  # noqa: S311 - damage, no secrets
+        path = finished / chance.choice(names)
+        whole = contents(finished)
+        raw = path.read_bytes()
+        if path.suffix == ".json" and chance.random() < 0.5:
+            path.write_text(json.dumps(edited(json.loads(raw), chance)))
+        else:
+            path.write_bytes(damaged(raw, chance))
+        try:
+            steps = run(finished).report.to_json()["steps"]
+        except (RunFolderError, StorageError, WorkedError):
+            found += 1
+        else:
+            assert (finished / "model.onnx").read_bytes() == before, f"seed {seed}: {path.name}"
+            assert steps == report["steps"], f"seed {seed}: {path.name}"
+        for name, content in whole.items():
+            if not (finished / name).exists() or (finished / name).read_bytes() != content:
+                (finished / name).parent.mkdir(parents=True, exist_ok=True)
+                (finished / name).write_bytes(raw if finished / name == path else content)
+    assert found > 0.5 * len(seeds)
+
+
+def test_damaged_run_folders_are_refused_or_unchanged(finished, no_export) -> None:
+    """A sample of those of `make test-mutations`."""
+    check_mutations(finished, range(12))
+
+
+@pytest.mark.mutations
+def test_all_damaged_run_folders_are_refused_or_unchanged(finished, no_export) -> None:
+    """No damage to a finished run is given out as its result, and none ends in an error of another type."""
+    check_mutations(finished, range(500))

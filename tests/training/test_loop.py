@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Batches
-from compressor.errors import StageError, StorageError
+from compressor.errors import StageError, StorageError, WriteError
 from compressor.metrics import Metric
 from compressor.stage import Context
 from compressor.training import precision
@@ -305,6 +306,17 @@ def test_a_damaged_snapshot_is_named_and_not_continued(tiny_workload, tmp_path: 
     assert "it is not continued" in capsys.readouterr().err
     assert path.read_bytes() != raw[:-7]
     read_snapshot(path)
+
+
+def test_a_disk_without_room_for_snapshots_is_found_before_training(tiny_workload, tmp_path, monkeypatch) -> None:
+    """The bytes needed and free are named, and nothing was trained."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    model = copy.deepcopy(tiny_workload.model)
+    with pytest.raises(WriteError, match=r"training\.safetensors needs [0-9,]+ bytes, but 1,000 bytes are free"):
+        train(model, tiny_workload, epochs=2, learning_rate=0.1, context=Context(progress=False, folder=tmp_path))
+    assert same_weights(model, tiny_workload.model)
+    train(model, tiny_workload, epochs=1, learning_rate=0.1, context=Context(progress=False))
 
 
 def test_a_last_batch_of_one_is_skipped_for_batch_norm(tiny_workload) -> None:
