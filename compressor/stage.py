@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -12,6 +12,9 @@ from compressor.errors import StageError as StageError  # noqa: PLC0414 - stages
 from compressor.notes.note import Note
 from compressor.target import Target
 from compressor.workload import Workload
+
+if TYPE_CHECKING:
+    from compressor.files.export_memory import ExportMemory
 
 
 class Effect(Enum):
@@ -29,7 +32,8 @@ class Context:
     `seed` decides every random choice. `folder`, where there is one, is the stage's own: snapshots go there, so that a
     killed run goes on where it was. `tell` hands a note to the report: its entries stand in `details`, to which a stage
     may also add JSON values of its own. `plan` collects what structure stages decided, entries as in
-    `compressor.structure.plan`.
+    `compressor.structure.plan`. `exports` is what the run remembers of its exports, for
+    `export_onnx(model, workload, memory=context.exports)`: no state of a model is exported twice.
     """
 
     seed: int = 0
@@ -38,6 +42,7 @@ class Context:
     progress: bool = True
     details: dict[str, Any] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
+    exports: "ExportMemory | None" = None
 
     def tell(self, note: Note) -> None:
         """Adds `note` to what the report is told; it takes the place of another of its kind."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from compressor.errors import ExportError
 from compressor.files.child_process import Limit, LimitError
+from compressor.files.export_memory import Exported, ExportMemory
 from compressor.files.exporters import Exporter, condensed, failing_module, write
 from compressor.files.graph_cleaning import pool_globally_, rename_, strip_
 from compressor.files.graphs import opset_of, parse
@@ -34,17 +35,7 @@ _UNFINISHED = "the exporter had not finished after"
 _LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnx")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """A verified ONNX file, who wrote it ("dynamo", "torchscript" or "onnx"), its opset, and what to know of it."""
-
-    onnx_bytes: bytes
-    exporter: str
-    opset: int
-    notes: tuple[str, ...]
-
-
-def export_onnx(model: nn.Module, workload: Workload) -> Exported:
+def export_onnx(model: nn.Module, workload: Workload, *, memory: ExportMemory | None = None) -> Exported:
     """The verified ONNX file of `model`: one file, dynamic batch, inputs named as in the workload, output "output".
 
     torch's current exporter goes first, the TorchScript one second. What either writes counts only after ONNX Runtime
@@ -53,7 +44,7 @@ def export_onnx(model: nn.Module, workload: Workload) -> Exported:
     neither can write a file of free sizes, or the current one has not finished after `workload.export_seconds` of CPU
     time (models that cut maps into windows or patches keep it busy without end), it writes one with all sizes but the
     batch fixed, and the notes say so. Exporters run in a child process that is ended at the limit, where the system
-    can fork. The same model gives the same bytes.
+    can fork. The same model gives the same bytes; with the `memory` of a run it is exported once.
     `model` and torch's random numbers are left as they were; an OnnxModule is returned as the file it is. Raises
     ExportError where no file passes, and for models beyond MAX_BYTES.
     """
@@ -67,11 +58,17 @@ def export_onnx(model: nn.Module, workload: Workload) -> Exported:
             f"{kind} holds {size / 1e9:.1f} GB of weights, and one ONNX file holds at most {MAX_BYTES / 1e9:.1f} GB; "
             "export a smaller model, or store its weights as float16"
         )
+    memory = memory if memory is not None and memory.serves(workload) else None
+    key, known = memory.find(model) if memory is not None else (None, None)
+    if known is not None:
+        return known
     with _quietly(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         task = export_task(model, workload)
         limit = Limit(seconds=workload.export_seconds, memory=_MEMORY + _COPIES * size)
-        tries = _Tries(task=task, limit=limit)
+        tries = _Tries(task=task, limit=limit, ended=memory.ended if memory is not None else "")
         tries.go()
+        if memory is not None:
+            memory.ended = tries.ended
         if not tries.files:
             raise ExportError(_refusal(kind, tries))
     # Fewest frozen dimensions first; the order of trying decides between equals.
@@ -80,14 +77,18 @@ def export_onnx(model: nn.Module, workload: Workload) -> Exported:
     if exporter == "torchscript":
         reason = tries.errors.get("dynamo") or "; ".join(tries.files["dynamo"][2])
         notes = [*notes, f"written by the TorchScript exporter; the current one: {reason}"]
-    return Exported(onnx_bytes=onnx_bytes, exporter=exporter, opset=opset, notes=tuple(notes))
+    exported = Exported(onnx_bytes=onnx_bytes, exporter=exporter, opset=opset, notes=tuple(notes))
+    if memory is not None:
+        memory.keep(key, exported)
+    return exported
 
 
 @dataclass(kw_only=True)
 class _Tries:
     """Files that passed, with their opset and what they fix, and the errors of the others, by exporter.
 
-    `ended` says at which limit the current exporter was ended with free sizes, "" where it was not.
+    `ended` says at which limit the current exporter was ended with free sizes, now or for an earlier state, "" where it
+    was not.
     """
 
     task: ExportTask
@@ -104,7 +105,9 @@ class _Tries:
 
     def go(self) -> None:
         """Tries until there is a file that leaves free all that may be, or nothing is left to try."""
-        if not self.ended:
+        if self.ended:  # for an earlier state of the model
+            self.errors["dynamo"] = f"{_UNFINISHED} {self.ended}"
+        else:
             self._try("dynamo")
         if self.ended:
             self._try("dynamo", fixed=True)

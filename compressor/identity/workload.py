@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from torch import nn
+
 from compressor.identity.data import DataIdentifier
 from compressor.identity.values import Digest, Identifier
 from compressor.kept_state import private_copy
@@ -60,6 +62,12 @@ def identify(workload: Workload, stages: Sequence[Stage], *, progress: bool = Fa
             if digest.unknown
         ),
     )
+
+
+def content(model: nn.Module) -> str | None:
+    """A digest of all that `model` is, weights, attributes and code; None where that cannot be known."""
+    found = Identifier().digest(private_copy(model))
+    return None if found.unknown else found.text
 
 
 def _hidden(stage: Stage, identifier: Identifier) -> dict[str, str]:

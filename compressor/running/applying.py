@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from compressor.errors import StageError
 from compressor.estimate import Estimate
-from compressor.files.export import Exported, export_onnx
+from compressor.files.export import export_onnx
+from compressor.files.export_memory import Exported, ExportMemory
 from compressor.identity.workload import Identity
 from compressor.kept_state import private_copy
 from compressor.measuring.measure import Measurement, measure, speedup_over
@@ -18,6 +19,7 @@ from compressor.measuring.scores import FileScores
 from compressor.notes import running as notes
 from compressor.running.failures import explained
 from compressor.running.folder import Outcome, RunFolder, State
+from compressor.runtime import OnnxModule
 from compressor.stage import Context, Stage, stage_name
 from compressor.target import Target
 from compressor.workload import Workload
@@ -35,6 +37,7 @@ class Job:
     seed: int
     scores: FileScores
     identity: Identity
+    exports: ExportMemory
     progress: bool
 
     def say(self, text: str) -> None:
@@ -53,7 +56,7 @@ def reference_state(job: Job, key: str) -> State:
     job.folder.require_space(folder, job.workload.model)
     started = time.perf_counter()
     model = private_copy(job.workload.model).eval()
-    exported = export_onnx(model, job.workload)
+    exported = export_onnx(model, job.workload, memory=job.exports)
     rows = job.scores.rows(exported.onnx_bytes, "test")
     measurement = replace(_measured(job, exported.onnx_bytes, exported.onnx_bytes, rows), speedup=_UNCHANGED)
     outcome = Outcome(
@@ -90,6 +93,7 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
         progress=job.progress,
         details={},
         plan=[],
+        exports=job.exports,
     )
     with explained(name, index + 1):
         state = _made(job, stage, base, reference=reference, context=context, key=key, decides=decides)
@@ -99,6 +103,7 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
 
 def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Context, key: str, decides: bool) -> State:
     started = time.perf_counter()
+    _remember(job, base)
     # Whatever a stage leaves behind of random state and gradient mode ends with it.
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(context.seed)
@@ -106,7 +111,7 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
     if not isinstance(model, nn.Module):
         raise StageError(f"apply must give the model to go on with, got {type(model).__name__}; end it with its return")
     model.eval()
-    exported = export_onnx(model, job.workload)
+    exported = export_onnx(model, job.workload, memory=job.exports)
     seconds = time.perf_counter() - started
     versus_base = speedup_over(
         exported.onnx_bytes,
@@ -127,6 +132,16 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
         plan=context.plan,
     )
     return State(model=model, onnx_bytes=exported.onnx_bytes, plan=base.plan + context.plan, key=key, outcome=outcome)
+
+
+def _remember(job: Job, state: State) -> None:
+    """Keeps `state` from being exported again where it came from disk."""
+    told = notes.Exported.from_json(state.outcome.details)
+    if isinstance(state.model, OnnxModule):
+        return
+    key, known = job.exports.find(state.model)
+    if known is None and told is not None:
+        job.exports.keep(key, Exported(onnx_bytes=state.onnx_bytes, **vars(told)))
 
 
 def _measured(job: Job, onnx_bytes: bytes, reference: bytes, rows: Tensor) -> Measurement:

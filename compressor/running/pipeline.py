@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from compressor.budget import Budget
-from compressor.identity.workload import identify
+from compressor.files.export_memory import ExportMemory
+from compressor.identity.workload import content, identify
 from compressor.measuring.scores import FileScores
 from compressor.running.applying import Job
 from compressor.running.failures import explained
@@ -94,6 +95,7 @@ class Pipeline:
                     seed=seed,
                     scores=FileScores(workload, seed=seed),
                     identity=identify(workload, self.stages, progress=progress),
+                    exports=ExportMemory(workload=workload, identify=content),
                     progress=progress,
                 )
                 return run_stages(

@@ -40,4 +40,6 @@ class Quantize(QuantizationSettings):
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the integer graph. Raises StageError where nothing can be quantized or the model breaks."""
         make = fastest if isinstance(self.form, Fastest) else quantized_file
-        return OnnxModule(make(export_onnx(model, workload).onnx_bytes, self, workload, context))
+        return OnnxModule(
+            make(export_onnx(model, workload, memory=context.exports).onnx_bytes, self, workload, context)
+        )

@@ -97,7 +97,7 @@ class QuantizationAwareTraining:
         pairs = not isinstance(self.form, WeightOnly) and self.weights.bits == 8
         saturates = pairs and context.target.isa in SATURATING
         settings = self._integers(replace(self.weights, bits=7) if saturates else self.weights)
-        prepared = prepare(export_onnx(model, workload).onnx_bytes, settings, workload, context)
+        prepared = prepare(export_onnx(model, workload, memory=context.exports).onnx_bytes, settings, workload, context)
         learner = FakeQuantizedGraph(
             prepared.graph,
             prepared.place(),

@@ -331,7 +331,7 @@ def out_of_reach(
 
 def _shipped(model: nn.Module, workload: Workload, context: Context, form: str) -> bytes:
     with evaluating(model):
-        return shipped_file(model, workload, context.target, form)
+        return shipped_file(model, workload, context, form)
 
 
 def _inputs(workload: Workload, context: Context) -> Inputs:
