@@ -6,7 +6,7 @@ though Python takes it for 1. Settings that may be None are checked where they a
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -73,6 +73,12 @@ def check_calibrated(seen: object) -> None:
     """Something was `seen` of the calibration data. Raises StageError where it is empty."""
     if not seen:
         raise StageError("calibration data is empty; give the workload at least one batch of it")
+
+
+def one_of(ways: Mapping[str, bool]) -> str:
+    """The ways out that help in the case at hand, as a phrase: "raise remove, set align=1 or quantize instead"."""
+    helpful = [way for way, helps in ways.items() if helps]
+    return " or ".join([", ".join(helpful[:-1]), helpful[-1]] if len(helpful) > 1 else helpful)
 
 
 def _is_number(value: Any) -> bool:

@@ -90,12 +90,6 @@ def too_narrow(width: int, align: int) -> str:
     return "one channel has to stay" if align == 1 else f"width {width} is not above the aligned minimum {align}"
 
 
-def one_of(ways: Mapping[str, bool]) -> str:
-    """The ways out that help in the case at hand, as a phrase: "raise remove, set align=1 or quantize instead"."""
-    helpful = [way for way, helps in ways.items() if helps]
-    return " or ".join([", ".join(helpful[:-1]), helpful[-1]] if len(helpful) > 1 else helpful)
-
-
 def multiple_of(group: Coupled, align: int | None, channel_multiple: int) -> int:
     """What the width of `group` is rounded to: `align` where it is given, else what suits its kind.
 

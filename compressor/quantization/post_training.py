@@ -102,7 +102,10 @@ class Prepared:
             for names in (self.placement.static, self.placement.dynamic, self.placement.weight_only)
         )
         if not (static or dynamic or weight_only):
-            raise StageError("nothing would be left to quantize")
+            raise StageError(
+                "nothing would be left to quantize: every layer went back to float; leave this stage out, or accept "
+                "more loss"
+            )
         placement = replace(
             self.placement,
             static=static,
@@ -213,7 +216,11 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
         activation_bits=prepared.activation_bits,
         signed_activations=signed,
     )
-    noise = OutputNoise(sqnr_db=verified_sqnr(prepared.exported, onnx_bytes, workload))
+    noise = OutputNoise(
+        sqnr_db=verified_sqnr(
+            prepared.exported, onnx_bytes, workload, calibrated=bool(placement.static), bits=prepared.scheme.bits
+        )
+    )
     context.details.update(prepared.details)
     for note in (form, covered, noise):
         context.tell(note)

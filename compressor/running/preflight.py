@@ -208,9 +208,13 @@ def _check_targets(label: str, inputs: Inputs, targets: Tensor, outputs: Tensor,
         )
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= classes:
+        more = f"Renumber the labels, or give the model {high + 1} outputs"
+        way_out = (
+            more if low >= 0 else "Leave samples without a class (-1, -100) out, or give them a class of their own"
+        )
         raise WorkloadError(
             f"{label} has labels from {low} to {high}, and the model has {classes} outputs: labels must lie in "
-            f"[0, {classes - 1}]. Renumber the labels, or give the model {high + 1} outputs"
+            f"[0, {classes - 1}]. {way_out}"
         )
 
 

@@ -67,7 +67,9 @@ class ReestimateBatchNorm:
                 for name, norm in norms.items():
                     norm.momentum = momenta[name]
         if not used:
-            raise StageError("the training data had no batch of at least 2 samples; raise its batch size")
+            raise StageError(
+                "statistics want batches of at least 2 samples, and the training data had none; raise its batch size"
+            )
         unreached = [name for name, norm in norms.items() if not int(norm.num_batches_tracked or 0)]
         for name in unreached:
             for buffer, value in zip(norms[name].buffers(), former[name], strict=True):
@@ -75,7 +77,8 @@ class ReestimateBatchNorm:
         for name, norm in norms.items():
             if not all(bool(buffer.isfinite().all()) for buffer in norm.buffers()):
                 raise StageError(
-                    f"the activations before {name!r} are not finite; the model was broken before this stage"
+                    f"the activations before {name!r} are not finite for training data: the model was broken before "
+                    "this stage; train it at a lower rate, or look for NaN and huge values in the data"
                 )
         context.tell(NormsReestimated(layers=len(norms) - len(unreached), batches=used, unreached=tuple(unreached)))
         return model

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.checks import check_count, check_fraction, check_globs
+from compressor.checks import check_count, check_fraction, check_globs, one_of
 from compressor.errors import BudgetError, StageError
 from compressor.notes.note import Note
 from compressor.notes.structure import ChannelsRemoved, Group, Groups, LockedLayers
@@ -25,7 +25,6 @@ from compressor.pruning.narrowing import (
     Gone,
     gone_channels,
     multiple_of,
-    one_of,
     prepare_model_,
     reason_to_lock,
     survivors,

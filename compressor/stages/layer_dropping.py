@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batch
-from compressor.checks import check_count, check_fraction, check_globs
+from compressor.checks import check_count, check_fraction, check_globs, one_of
 from compressor.errors import StageError
 from compressor.notes import structure as notes
 from compressor.pruning.choice.loss_probe import loss_increases
-from compressor.pruning.narrowing import fold_model_, one_of
+from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.ranking.scope import Global, PerGroup
 from compressor.stage import Context, Effect
 from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped

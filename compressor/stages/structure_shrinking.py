@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.checks import check_count, check_globs
+from compressor.checks import check_count, check_globs, one_of
 from compressor.errors import BudgetError, StageError
 from compressor.kept_state import private_copy
 from compressor.notes import structure as notes
@@ -26,7 +26,6 @@ from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.narrowing import (
     gone_channels,
     multiple_of,
-    one_of,
     prepare_model_,
     reason_to_lock,
     survivors,

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from compressor.batches import Inputs
-from compressor.checks import check_count, check_globs, check_not_negative
+from compressor.checks import check_count, check_globs, check_not_negative, one_of
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
 from compressor.notes.structure import ChannelsRemoved, FoldedConstants, Group, Groups, LockedLayer, LockedLayers
 from compressor.pruning.channel_slices import removal_lock
 from compressor.pruning.constant_channels import ZeroChannels, fold_, hindrance, read_inputs, zero_channels_
-from compressor.pruning.narrowing import Gone, fold_model_, multiple_of, one_of, survivors, too_narrow, why
+from compressor.pruning.narrowing import Gone, fold_model_, multiple_of, survivors, too_narrow, why
 from compressor.pruning.ranking.importance import aligned_width
 from compressor.stage import Context, Effect
 from compressor.structure.calling.shown import shown_by

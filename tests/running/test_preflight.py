@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from compressor.errors import WorkloadError
 from compressor.metrics import Metric
 from compressor.running.preflight import BATCHES_READ, check_workload
-from compressor.workload import Workload
+from compressor.workload import Workload, predict
+from workbench.same_data import same_data
 
 Change = dict[str, Any]
 
@@ -125,7 +126,10 @@ def test_labels_must_have_an_output_of_their_own() -> None:
     message = refusal(train=wrong)
     assert message.startswith("batch 2 of train has labels from 1 to 3, and the model has 3 outputs")
     assert "labels must lie in [0, 2]" in message
-    assert "labels from -1 to 0" in refusal(test=[(torch.randn(2, 4), torch.tensor([0, -1]))])
+    assert "Renumber the labels, or give the model 4 outputs" in message
+    ignored = refusal(test=[(torch.randn(2, 4), torch.tensor([0, -1]))])
+    assert "labels from -1 to 0" in ignored
+    assert "Leave samples without a class (-1, -100) out" in ignored  # no number of outputs has room for them
     assert "wants class indices, got targets of torch.float32" in refusal(test=[(torch.randn(2, 4), torch.zeros(2))])
 
 
@@ -231,3 +235,18 @@ def test_wrappers_are_refused_with_the_inner_module(name: str) -> None:
 def test_a_compiled_model_is_refused() -> None:
     """torch.compile's own wrapper is recognised."""
     assert "pass the inner module: model._orig_mod" in refusal(model=torch.compile(nn.Linear(4, 3), backend="eager"))
+
+
+@pytest.mark.zoo
+def test_no_network_of_the_zoo_is_refused() -> None:
+    """Whatever architecture: models that torch runs, copies and trains pass, with a step of training tried."""
+    from compressor.stages import FineTune
+    from workbench.zoo import ARCHITECTURES
+
+    for architecture in ARCHITECTURES:
+        model, inputs = architecture.build().eval(), architecture.sample(4)
+        with torch.no_grad():
+            targets = torch.randn_like(predict(model, inputs))
+        data = [(inputs, targets)]
+        checked = same_data(model, data, inputs, loss=F.mse_loss, metric=Metric.mse())
+        check_workload(checked, [FineTune(epochs=1)])

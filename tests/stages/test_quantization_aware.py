@@ -83,7 +83,7 @@ def integers_of(module: nn.Module, shape: tuple[int, ...]) -> list[torch.Tensor]
 def test_two_bit_weights_recover(trained_workload: Workload) -> None:
     """Weights of two bits, which rounding alone breaks, learn to do their work; the file holds what was trained."""
     scheme = Symmetric(bits=2)
-    with pytest.raises(StageError, match="quantization broke the model"):
+    with pytest.raises(StageError, match="are needed; use weights of more bits, calibrate"):
         Quantize(weights=scheme).apply(trained_workload.model, trained_workload, Context(progress=False))
     context = Context(progress=False)
     stage = QuantizationAwareTraining(weights=scheme, epochs=8, learning_rate=0.2)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from compressor.checks import one_of
 from compressor.errors import StageError
 from compressor.files.graphs import producers, readers
 from compressor.files.operators import Arithmetic, Fact, Operator, facts_of, operator_of
@@ -23,6 +24,7 @@ from compressor.workload import Workload, first_batches
 
 # Below this the noise is about as large as the outputs; int8 models that work have 15 dB and more.
 _SQNR_FLOOR_DB = 5.0
+_FULL_BITS = 8
 # Batches of calibration data on which the quantized outputs are compared with the float ones.
 _COMPARED_BATCHES = 8
 # Beyond what float32 can tell apart; JSON has no infinity.
@@ -59,7 +61,8 @@ def coverage(
         seen = f", seen on {elsewhere}" if elsewhere else ""
         raise StageError(
             f"ONNX Runtime runs none of {len(placement.static) + len(placement.dynamic)} prepared nodes on "
-            f"integers{seen}; leave this stage out for this model"
+            f"integers{seen}; leave this stage out for this model, or store its weights in fewer bytes with "
+            "form=WeightOnly() or form=Float16()"
         )
     return Coverage(
         quantized=sum(integer.values()) + stored - integer["MatMulNBits"],
@@ -148,10 +151,13 @@ def original_name(fused: str, graph: onnx.ModelProto, *, weighted: bool = True) 
     return fused
 
 
-def verified_sqnr(reference: bytes, quantized: bytes, workload: Workload) -> float:
+def verified_sqnr(
+    reference: bytes, quantized: bytes, workload: Workload, *, calibrated: bool = True, bits: int = 8
+) -> float:
     """Decibels of signal to noise that the outputs of `quantized` keep on calibration data, at most 200.
 
-    Raises StageError below 5 dB, and where outputs of a single sample are not finite.
+    Raises StageError below 5 dB, and where outputs of a single sample are not finite. Whether ranges were `calibrated`,
+    and of how many `bits` the weights are, says what may help then.
     """
     before, after = open_session(reference), open_session(quantized)
     pairs = []
@@ -161,9 +167,16 @@ def verified_sqnr(reference: bytes, quantized: bytes, workload: Workload) -> flo
     expected, got = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
     value = sqnr_db(expected, got) if np.isfinite(got).all() else float("-inf")
     if not value >= _SQNR_FLOOR_DB:
+        way_out = one_of(
+            {
+                "use weights of more bits": bits < _FULL_BITS,
+                "calibrate by another method, such as Percentile() or MSE()": calibrated,
+                "leave sensitive layers in float with skip": True,
+            }
+        )
         raise StageError(
             f"quantization broke the model: its outputs keep {value:.1f} dB of signal to noise, at least "
-            f"{_SQNR_FLOOR_DB:g} dB are needed; try calibration=Percentile(), or leave sensitive layers out with skip"
+            f"{_SQNR_FLOOR_DB:g} dB are needed; {way_out}"
         )
     return reported_db(value)
 
@@ -172,7 +185,8 @@ def _check_single_sample(session: Any, feeds: dict[str, Any]) -> None:
     output = session.run(None, {name: value[:1] for name, value in feeds.items()})[0]
     if not np.isfinite(output).all():
         raise StageError(
-            "the quantized model gives NaN or infinite outputs for a single sample; leave layers out with skip"
+            "the quantized model gives NaN or infinite outputs for a single sample; leave the layers before them in "
+            "float with skip"
         )
 
 

@@ -87,7 +87,10 @@ def _matmul_nbits(call: Call) -> Tensor:
 def _unpacked(call: Call, stored: Tensor) -> Tensor:
     channels, bits = call.attributes["N"], call.attributes["bits"]
     if bits not in _MIDDLE or (call.optional(3) is not None and bits != 8):
-        raise StageError(f"MatMulNBits {call.name!r} with {bits} bits or packed zero points has no form in torch here")
+        raise StageError(
+            f"MatMulNBits {call.name!r} with {bits} bits or packed zero points has no form in torch here; "
+            "quantize without training"
+        )
     integers = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2) if bits == 4 else stored
     zero_point = call.optional(3)
     middle = _MIDDLE[bits] if zero_point is None else zero_point.float().reshape(channels, -1, 1)

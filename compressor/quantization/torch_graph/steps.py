@@ -68,7 +68,10 @@ def steps_of(model: onnx.ModelProto) -> list[Step]:
             kind = types.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
             kind = kind or attributes.get("output_dtype") or TensorProto.UINT8
             if kind not in _BOUNDS:
-                raise StageError(f"QuantizeLinear {name!r} to the ONNX type {kind} is no integer type known here")
+                raise StageError(
+                    f"QuantizeLinear {name!r} to the ONNX type {kind} is no integer type that can be trained; quantize "
+                    "to 8 bits, or without training"
+                )
             bounds = _BOUNDS[kind]
         steps.append(
             Step(
