@@ -30,6 +30,11 @@ FreeSizes = Literal["all", "batch"] | Mapping[str, Sequence[int]]
 
 # Of CPU time. Networks with a hundred layers take 10 to 20 with everything free; those that take minutes do not end.
 EXPORT_SECONDS = 120.0
+# The way out for models whose outputs are no fixed number of tensors.
+JUDGED_OUTPUT = (
+    "Pass a module that returns the tensor to be judged, for a detector what its head gives before boxes are selected: "
+    "`class Judged(torch.nn.Module)` with `def forward(self, x): return self.model.head(self.model.backbone(x))`"
+)
 # Exporters take smaller sizes of an example for constants.
 _LEAST_FREE = 3
 
@@ -183,16 +188,24 @@ def _own(output: Any) -> Any:
 
 
 def output_tensor(output: Any) -> Tensor:
-    """The tensor that loss and metric judge: the output itself, `.logits`, or the first of several."""
+    """The tensor that loss and metric judge: the output itself, `.logits`, or the first of several.
+
+    Raises TypeError, with a way out, for anything else, such as a list of detections for each sample.
+    """
     if isinstance(output, Tensor):
         return output
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits
-    values = list(output.values()) if isinstance(output, Mapping) else list(output)
+    values = list(output.values() if isinstance(output, Mapping) else output) if isinstance(output, Iterable) else []
     if values and isinstance(values[0], Tensor):
         return values[0]
-    raise TypeError(f"the model must return a tensor, a tuple or a dict of tensors; got {type(output).__name__}")
+    inside = f" of {type(values[0]).__name__}" if values else ""
+    keys = f" with {', '.join(map(repr, values[0]))}" if values and isinstance(values[0], Mapping) and values[0] else ""
+    raise TypeError(
+        f"the model must return a tensor, or a tuple or dict of tensors, of which `logits` or the first is judged; got "
+        f"{type(output).__name__}{inside}{keys}. {JUDGED_OUTPUT}"
+    )
 
 
 def predict(model: nn.Module, inputs: Inputs) -> Tensor:

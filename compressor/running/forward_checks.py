@@ -16,7 +16,16 @@ from compressor.running.failures import in_short, layer_of
 from compressor.running.model_checks import COPIES, memory_of
 from compressor.structure.tensor_ids import tensors_of
 from compressor.training.replay import replayed
-from compressor.workload import Workload, batch_size_of, call_model, input_tensors, output_tensor, predict
+from compressor.workload import (
+    JUDGED_OUTPUT,
+    Workload,
+    batch_size_of,
+    call_model,
+    input_tensors,
+    output_tensor,
+    predict,
+    resize_batch,
+)
 
 # Of the output's scale. Threads may sum in another order from call to call, which moves float32 by about 1e-6 of it.
 REPEATABLE = 1e-4
@@ -37,6 +46,7 @@ def checked_forward(model: nn.Module, inputs: Inputs, label: str, example: Input
             f"It raised {in_short(error)}{f' in {layer}' if layer else ''}. Give inputs of the shape, dtype and device "
             "that it was trained with"
         ) from error
+    _check_number_of_outputs(model, inputs, raw, label)
     try:
         output = output_tensor(raw)
     except TypeError as error:
@@ -51,6 +61,23 @@ def checked_forward(model: nn.Module, inputs: Inputs, label: str, example: Input
             f"{type(model).__name__} gives NaN for {label}: {described(inputs)}; check the inputs for NaN and scale"
         )
     return output
+
+
+def _check_number_of_outputs(model: nn.Module, inputs: Inputs, raw: Any, label: str) -> None:
+    """Raises WorkloadError for a list with an entry for each sample: it has no first output that could be judged."""
+    samples = batch_size_of(inputs)
+    if not isinstance(raw, list | tuple) or len(raw) != samples or samples < 2:
+        return
+    try:
+        fewer = call_model(model, resize_batch(inputs, samples - 1))
+    except Exception:  # noqa: BLE001 - a module may raise anything; which batches it takes is another check's
+        return
+    if isinstance(fewer, list | tuple) and len(fewer) == samples - 1:
+        kinds = ", ".join(sorted({type(entry).__name__ for entry in raw}))
+        raise WorkloadError(
+            f"{type(model).__name__} returns a list with an entry ({kinds}) for each of the {samples} samples of "
+            f"{label}, and an ONNX file has a fixed number of outputs, a row for every sample in each. " + JUDGED_OUTPUT
+        )
 
 
 def check_repeatable(model: nn.Module, inputs: Inputs) -> None:
