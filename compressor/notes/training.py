@@ -32,7 +32,7 @@ class Training:
     `signal_to_noise_db` is how well a batch agreed in bfloat16, where that was compared: the variance of the outputs
     over the rounding's squared error. `before` and `best` are the validation scores of the model before the training
     and of its best epoch, as torch computes them; a training that `failed` left the model as it was. `says` tells so in
-    words.
+    words. `frozen` names the modules that ran as in the file, and other frozen parameters.
     """
 
     training: str = ""
@@ -43,6 +43,7 @@ class Training:
     best: float | None = None
     failed: bool = False
     says: str = ""
+    frozen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,9 @@ class ZeroWeights(Note):
 
 @dataclass(frozen=True, kw_only=True)
 class NormsReestimated(Note):
-    """How many batch normalizations have new statistics, from how many batches, and which ones none reached."""
+    """How many batch normalizations have new statistics, from how many batches, which none reached or are frozen."""
 
     layers: int
     batches: int
     unreached: tuple[str, ...]
+    frozen: tuple[str, ...] | None = None

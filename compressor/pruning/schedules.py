@@ -1,11 +1,12 @@
 """How pruning spreads over time: which share of what is to go has gone after each step, with training between.
 
 `precision` says what the inner layers are computed in during that training; outputs, loss and score are float32.
+`freeze` holds globs of modules and parameters that it leaves as they are, besides those that are frozen already.
 """
 
 from dataclasses import dataclass, field
 
-from compressor.checks import check_count
+from compressor.checks import check_count, check_globs
 from compressor.training.optimization import check_schedule
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
 
@@ -28,9 +29,10 @@ class Linear:
     epochs: int = 1
     learning_rate: float = 0.01
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self.steps, self.epochs, self.learning_rate)
+        _check(self.steps, self.epochs, self.learning_rate, self.freeze)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -50,9 +52,10 @@ class Cubic:
     epochs: int = 1
     learning_rate: float = 0.01
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self.steps, self.epochs, self.learning_rate)
+        _check(self.steps, self.epochs, self.learning_rate, self.freeze)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -68,6 +71,7 @@ class Steps:
     epochs: int = 1
     learning_rate: float = 0.01
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in zip((0.0, *self.fractions), self.fractions, strict=False))
@@ -76,7 +80,7 @@ class Steps:
                 "fractions are the shares of what is to go that have gone after each step: above 0, rising, the last "
                 f"one 1; got {self.fractions!r}; write (0.5, 0.8, 1.0) for instance"
             )
-        _check(len(self.fractions), self.epochs, self.learning_rate)
+        _check(len(self.fractions), self.epochs, self.learning_rate, self.freeze)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -84,6 +88,7 @@ class Steps:
         return self.fractions
 
 
-def _check(steps: int, epochs: int, learning_rate: float) -> None:
+def _check(steps: int, epochs: int, learning_rate: float, freeze: tuple[str, ...]) -> None:
     check_count(steps, "steps counts the pruning steps", way_out="OneShot() prunes without training")
     check_schedule(epochs=epochs, learning_rate=learning_rate, tail_epochs=0, weight_decay=0.0)
+    check_globs(freeze, "freeze")

@@ -157,6 +157,8 @@ def trainings(step: Step) -> list[str]:
         agreed = "" if decibels is None else f", {decibels:.1f} dB"
         came = f"{'failed: ' if training.failed else ''}{training.says}; " if training.says else ""
         lines.append(f"{training.training}: {came}inner layers in {training.inner_layers} ({training.why}{agreed})")
+        if training.frozen:
+            lines.append(f"{training.training}: frozen: {', '.join(training.frozen)}")
     return lines
 
 

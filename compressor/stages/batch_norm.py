@@ -16,6 +16,7 @@ from compressor.checks import check_count
 from compressor.errors import StageError
 from compressor.notes.training import NormsReestimated
 from compressor.stage import Context, Effect
+from compressor.training.freezing import still_modules
 from compressor.training.precision import Form
 from compressor.training.replay import kept_modes, kept_randomness, replayed
 from compressor.workload import Workload, batch_size_of, batches_of, call_model
@@ -26,7 +27,8 @@ class ReestimateBatchNorm:
     """Replaces running means and variances by their average over up to `batches` (>= 1) training batches.
 
     Every batch counts the same; batches of one sample are skipped. Only BatchNorm runs in training mode (dropout is
-    off), in float32, without gradients. Layers that no batch reaches keep what they had.
+    off), in float32, without gradients. Layers that no batch reaches keep what they had, and so do those that are
+    frozen, or that came in eval mode by themselves in a model in training mode.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -37,14 +39,21 @@ class ReestimateBatchNorm:
         check_count(self.batches, "batches counts the training batches to average over")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
-        norms = {
+        found = {
             name: module
             for name, module in model.named_modules()
             if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
         }
-        if not norms:
+        if not found:
             raise StageError(
                 f"{type(model).__name__} has no BatchNorm with running statistics; leave re-estimation out for it"
+            )
+        still = {part for outer in still_modules(model, workload.model).values() for part in outer.modules()}
+        norms = {name: norm for name, norm in found.items() if norm not in still}
+        if not norms:
+            raise StageError(
+                f"every BatchNorm of {type(model).__name__} is frozen or was put into eval mode by itself; leave "
+                "re-estimation out, or unfreeze what it may change"
             )
         former = {name: [buffer.clone() for buffer in norm.buffers()] for name, norm in norms.items()}
         momenta = {name: norm.momentum for name, norm in norms.items()}
@@ -80,5 +89,12 @@ class ReestimateBatchNorm:
                     f"the activations before {name!r} are not finite for training data: the model was broken before "
                     "this stage; train it at a lower rate, or look for NaN and huge values in the data"
                 )
-        context.tell(NormsReestimated(layers=len(norms) - len(unreached), batches=used, unreached=tuple(unreached)))
+        context.tell(
+            NormsReestimated(
+                layers=len(norms) - len(unreached),
+                batches=used,
+                unreached=tuple(unreached),
+                frozen=tuple(name for name in found if name not in norms) or None,
+            )
+        )
         return model

@@ -112,6 +112,7 @@ class PruneChannels:
                     learning_rate=self.schedule.learning_rate,
                     context=context,
                     precision=self.schedule.precision,
+                    freeze=self.schedule.freeze,
                     label=f"between pruning steps {step} and {step + 1}",
                 )
         for note in book.notes(self._align(context)):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Inputs
-from compressor.checks import check_count, check_fraction, check_not_negative, check_positive, check_tuple
+from compressor.checks import check_count, check_fraction, check_globs, check_not_negative, check_positive, check_tuple
 from compressor.errors import StageError
 from compressor.notes.training import Adapters, Teaching
 from compressor.stage import Context, Effect
@@ -42,6 +42,7 @@ class Distill:
     replayed: epoch e sees view e % views. `features` names modules, present in teacher and student, whose outputs are
     to agree, with weight `feature_weight` (>= 0); a linear map learns to fit where widths differ, and is thrown away.
     `precision` says what the inner layers of student and teacher are computed in; outputs, loss and score are float32.
+    `freeze` holds globs of modules and parameters that stay as they are, besides those that are frozen already.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -57,6 +58,7 @@ class Distill:
     features: tuple[str, ...] = ()
     feature_weight: float = 1.0
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
+    freeze: tuple[str, ...] = ()
     teacher: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +73,7 @@ class Distill:
         check_count(self.views, "views counts the augmented passes that are replayed")
         check_tuple(self.features, "features is a tuple of module names")
         check_not_negative(self.feature_weight, "feature_weight is a factor")
+        check_globs(self.freeze, "freeze")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         original = workload.model if self.teacher is None else self.teacher
@@ -109,6 +112,8 @@ class Distill:
                 label="distill",
                 identity=f"{self!r} {digest(teacher.model)}",
                 precision=self.precision,
+                freeze=self.freeze,
+                student=model,
             )
         context.tell(epochs_note(logs, workload.metric, context.details))
         context.tell(Teaching(teacher=type(original).__name__, teacher_cache=teacher.summary()))

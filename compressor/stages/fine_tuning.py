@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from compressor.checks import check_globs
 from compressor.stage import Context, Effect
 from compressor.training.loop import train
 from compressor.training.optimization import check_schedule
@@ -19,8 +20,9 @@ class FineTune:
 
     `epochs` (>= 1) of one cycle up to `learning_rate` (> 0; models trained by AdamW take a fiftieth of it), then
     `tail_epochs` (>= 0) more at a hundredth. `weight_decay` in [0, 1) spares biases and norms. `precision` says what
-    the inner layers are computed in; outputs, loss and score are float32. Han et al. 2015, arXiv:1506.02626, sec. 3.3:
-    retraining after pruning starts from the kept weights, at a rate below the original.
+    the inner layers are computed in; outputs, loss and score are float32. `freeze` holds globs of modules and
+    parameters that stay as they are, besides those that are frozen already. Han et al. 2015, arXiv:1506.02626, sec.
+    3.3: retraining after pruning starts from the kept weights, at a rate below the original.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -31,6 +33,7 @@ class FineTune:
     tail_epochs: int = 1
     weight_decay: float = 5e-4
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_schedule(
@@ -39,6 +42,7 @@ class FineTune:
             tail_epochs=self.tail_epochs,
             weight_decay=self.weight_decay,
         )
+        check_globs(self.freeze, "freeze")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         logs = train(
@@ -51,6 +55,7 @@ class FineTune:
             weight_decay=self.weight_decay,
             label="fine_tune",
             precision=self.precision,
+            freeze=self.freeze,
         )
         context.tell(epochs_note(logs, workload.metric, context.details))
         return model

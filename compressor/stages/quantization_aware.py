@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.batches import Inputs
-from compressor.checks import check_fraction, check_positive
+from compressor.checks import check_fraction, check_globs, check_positive
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.notes.quantization import Agreement
@@ -34,6 +34,7 @@ from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, M
 from compressor.quantization.settings import IntegerSettings
 from compressor.runtime import OnnxModule, feeds_of, open_session
 from compressor.stage import Context, Effect
+from compressor.training.freezing import freezing
 from compressor.training.loop import Position, train
 from compressor.training.optimization import check_schedule
 from compressor.training.precision import AutoPrecision, BFloat16, Float32, at_least_float32
@@ -63,7 +64,8 @@ class QuantizationAwareTraining:
     calibrated ranges; transformers, LSTMs, GRUs and RNNs are trained with the ranges that a run finds, `Static()` gives
     transformers calibrated ones, and `WeightOnly()` trains weights of few bits, per channel or per block, under float
     arithmetic. Ranges found at run time are those of a whole batch, in training as in the file. The graph is trained in
-    float32, in which its integers are exact; `precision` is the teacher's.
+    float32, in which its integers are exact; `precision` is the teacher's. Weights of frozen parameters, and of those
+    that the globs `freeze` name by themselves or by their modules, are the rounded originals.
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
@@ -79,6 +81,7 @@ class QuantizationAwareTraining:
     form: ByFamily | Static | Dynamic | WeightOnly = field(default_factory=ByFamily)
     skip: tuple[str, ...] = ()
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_schedule(epochs=self.epochs, learning_rate=self.learning_rate, tail_epochs=0, weight_decay=0.0)
@@ -89,6 +92,7 @@ class QuantizationAwareTraining:
                 f"form is what is trained, ByFamily(), Static(), Dynamic() or WeightOnly(); got {self.form}. Float16() "
                 "leaves nothing to learn and Fastest() chooses between forms: use Quantize for them"
             )
+        check_globs(self.freeze, "freeze")
         self._integers(self.weights)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
@@ -106,6 +110,8 @@ class QuantizationAwareTraining:
             static=prepared.static,
             example=workload.example_inputs,
         )
+        with freezing(model, self.freeze):
+            learner.freeze_({name for name, own in model.named_parameters() if not own.requires_grad})
         teacher = Teacher(workload.model, workload, self.precision, seed=context.seed, remember=True)
 
         def objective(student: nn.Module, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:

@@ -10,6 +10,7 @@ from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
 from compressor.structure.calling.shown import shown_by
+from compressor.training.freezing import freezing
 from compressor.training.loop import train
 from compressor.training.optimization import MOMENTUM, check_schedule, peak_rate
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
@@ -27,7 +28,8 @@ class SparseTraining:
     `learning_rate` (> 0), then `tail_epochs` (>= 0) at a hundredth; `weight_decay` in [0, 1) as in other trainings.
     `layers` are globs of the layers that the penalty acts on. Few epochs need a large strength: over a training, an L1
     penalty takes strength * rate / (1 - momentum), summed over all steps, off a weight that does not matter.
-    `precision` says what the inner layers are computed in; outputs, loss and score are float32.
+    `precision` says what the inner layers are computed in; outputs, loss and score are float32. `freeze` holds globs of
+    modules and parameters that stay as they are, besides those that are frozen already.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -41,6 +43,7 @@ class SparseTraining:
     weight_decay: float = 5e-4
     layers: tuple[str, ...] = ("*",)
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_schedule(
@@ -50,12 +53,14 @@ class SparseTraining:
             weight_decay=self.weight_decay,
         )
         check_globs(self.layers, "layers", least=1)
+        check_globs(self.freeze, "freeze")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""
         # A norm takes back whatever a penalty takes off the weights that it is computed from.
         fold_model_(model, workload, context, layers=self.layers)
-        shrinkage = self.penalty.on(model, shown_by(workload), layers=self.layers)
+        with freezing(model, self.freeze):
+            shrinkage = self.penalty.on(model, shown_by(workload), layers=self.layers)
         length_per_rate = 1 / peak_rate(model, 1.0) / (1 - MOMENTUM)
         logs = train(
             model,
@@ -70,6 +75,7 @@ class SparseTraining:
             after_step=lambda rate: shrinkage.step_(rate * length_per_rate),
             keep_last=True,
             precision=self.precision,
+            freeze=self.freeze,
         )
         context.tell(epochs_note(logs, None, context.details))
         context.tell(shrinkage.zeros())

@@ -18,6 +18,7 @@ from compressor.errors import StageError
 from compressor.notes.training import Training, Trainings
 from compressor.stage import Context
 from compressor.training.agreement import Choice, choose
+from compressor.training.freezing import freezing, frozen_names, still_modules, train_mode_
 from compressor.training.optimization import Cycle, check_schedule, optimizer_for, peak_rate
 from compressor.training.precision import AutoPrecision, Form, Precision, at_least_float32
 from compressor.training.progress import EpochLog, Progress, best_epoch
@@ -65,6 +66,8 @@ def train(
     after_step: AfterStep | None = None,
     keep_last: bool = False,
     precision: Precision = AutoPrecision(),  # noqa: B008 - it is frozen and holds nothing
+    freeze: tuple[str, ...] = (),
+    student: nn.Module | None = None,
 ) -> list[EpochLog]:
     """The log of every epoch; `model` is trained in place and left at its best epoch by validation (ties: the later).
 
@@ -74,27 +77,35 @@ def train(
     `epochs` of one cycle up to `learning_rate` are followed by `tail_epochs` at a hundredth of it. Convolutional models
     are trained by SGD with Nesterov momentum; models with recurrent or LayerNorm layers, and those with neither
     convolution nor BatchNorm, by AdamW at a fiftieth of the rate. `objective` replaces `workload.loss`. With `views`,
-    epoch e replays the batches of epoch e % views. What is frozen stays frozen. With `context.folder`, every epoch is
-    saved there under `label`, and a killed run goes on to the same bits; `identity` names what else the result depends
-    on: a snapshot of another identity is not continued, and why is shown. `after_step` runs after every step, without
-    gradients; it must remember nothing, for a resumed training calls it from the middle. With `keep_last` the model is
-    left at its last epoch, for trainings that aim at something that the score does not see. `precision` says what the
-    inner layers are computed in; where that is bfloat16, every epoch begins with a look at whether a batch still agrees
-    in both formats, and goes over to float32 for good where it does not. The report is told.
+    epoch e replays the batches of epoch e % views. With `context.folder`, every epoch is saved there under `label`, and
+    a killed run goes on to the same bits; `identity` names what else the result depends on: a snapshot of another
+    identity is not continued, and why is shown. `after_step` runs after every step, without gradients; it must remember
+    nothing, for a resumed training calls it from the middle. With `keep_last` the model is left at its last epoch, for
+    trainings that aim at something that the score does not see. `precision` says what the inner layers are computed in;
+    where that is bfloat16, every epoch begins with a look at whether a batch still agrees in both formats, and goes
+    over to float32 for good where it does not. The report is told.
+
+    What is frozen, by `requires_grad` or by the globs `freeze`, stays as it is, and so do modules that the user put
+    into eval mode by themselves (`training.freezing` says which). `student` is the part of `model` that stands for the
+    workload's model where that is not all of it.
 
     A loss or gradient that is not finite rolls back to the best epoch and halves the rate, at most twice. Raises
     StageError then, when everything is frozen, and when there is no batch to train on.
     """
     check_schedule(epochs=epochs, learning_rate=learning_rate, tail_epochs=tail_epochs, weight_decay=weight_decay)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise StageError(
-            f"nothing to train: {type(model).__name__} has no parameter with requires_grad; unfreeze what may change"
-        )
+    part = model if student is None else student
     choice = choose(model, workload, precision, seed=context.seed)
     form = choice.form
     path = None if context.folder is None else context.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}.safetensors"
     total = epochs + tail_epochs
-    with kept_randomness(), kept_modes(model), form.applied(model):
+    with freezing(part, freeze), kept_randomness(), kept_modes(model), form.applied(model):
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise StageError(
+                f"nothing to train: all parameters of {type(part).__name__} are frozen; set requires_grad of what may "
+                "change, and leave it out of freeze"
+            )
+        still = still_modules(part, workload.model, freeze)
+        frozen = frozen_names(part, still)
         batches = _length(workload.train, context.seed)
         settings = {
             "epochs": epochs,
@@ -106,6 +117,7 @@ def train(
             "seed": context.seed,
             "identity": identity,
             "precision": repr(precision),
+            "frozen": list(frozen),
             "model": digest(model) if path else "",
         }
         optimizer = optimizer_for(model, weight_decay)
@@ -130,6 +142,7 @@ def train(
             loop = _Loop(
                 model=model,
                 workload=workload,
+                still=tuple(still.values()),
                 choice=choice,
                 cycle=Cycle(epochs=epochs, batches=batches, peak=peak_rate(model, learning_rate)),
                 objective=objective or _workload_loss(workload, form),
@@ -161,27 +174,31 @@ def train(
                     progress.save(path, settings, model, optimizer, done=len(progress.logs) == total)
         found = compare(progress.before, progress.best_rows, workload.metric, seed=context.seed)
         restore_(model, start if found is not None and found.failed else progress.best)
-    _tell(context, label, choice, progress.gave_up_bfloat16, found)
+    before = Trainings.from_json(context.details)
+    told = _told(label, choice, progress, found, frozen)
+    context.tell(Trainings(trainings=(*(before.trainings if before else ()), told)))
     return progress.logs
 
 
-def _tell(context: Context, label: str, choice: Choice, gave_up: str, found: Comparison | None) -> None:
+def _told(
+    label: str, choice: Choice, progress: Progress, found: Comparison | None, frozen: tuple[str, ...]
+) -> Training:
     decibels = choice.decibels
-    told = Training(
+    return Training(
         training=label,
         inner_layers="bfloat16" if choice.form.bfloat16 else "float32",
-        why="; ".join(filter(None, [choice.why, gave_up])),
+        why="; ".join(filter(None, [choice.why, progress.gave_up_bfloat16])),
         signal_to_noise_db=decibels if decibels is not None and math.isfinite(decibels) else None,
+        frozen=frozen,
         **({} if found is None else asdict(found)),
     )
-    before = Trainings.from_json(context.details)
-    context.tell(Trainings(trainings=(*(before.trainings if before else ()), told)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Loop:
     model: nn.Module
     workload: Workload
+    still: tuple[nn.Module, ...]
     choice: Choice
     cycle: Cycle
     objective: Objective
@@ -217,8 +234,8 @@ class _Loop:
     def _batches_(self, optimizer: torch.optim.Optimizer, progress: Progress) -> float:
         epoch, form = len(progress.logs), self.choice.form
         context = form.autocast if self._in_bfloat16(progress) else form.exact
-        self.model.train()
-        normalised = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        train_mode_(self.model, self.still)
+        normalised = any(isinstance(module, _BatchNorm) and module.training for module in self.model.modules())
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         score = f"{progress.logs[-1].score:.4f}" if progress.logs else "-"
         total, count = 0.0, 0

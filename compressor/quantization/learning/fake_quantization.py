@@ -4,7 +4,7 @@ Weights lie in float under their integers; activations are rounded on calibrated
 range at every call where the file does so, with straight-through gradients in either case (`learned_grids`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import onnx
@@ -89,6 +89,17 @@ class FakeQuantizedGraph(nn.Module):
         } | self.stand_ins()
         outputs = self.inner.run(values, self.inner.output_names)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def freeze_(self, names: Collection[str]) -> None:
+        """Keeps the initializers `names` of the float graph, and the grids of those that are weights, as they are."""
+        for name in names:
+            key = "tensor " + name.replace(".", " ")
+            if key in self.weights:
+                self.weights[key].requires_grad_(requires_grad=False)
+            elif key in self.biases:
+                self.biases[key].requires_grad_(False)
+            elif name in self.inner.parameter_of:
+                self.inner.constant(name).requires_grad_(False)
 
     def stand_ins(self) -> dict[str, Tensor]:
         """{tensor of the integer graph: its present value} for grids, weights and biases."""
