@@ -125,7 +125,7 @@ class PruneChannels:
         """The entries that bring the model `share` of the way to the goal; the last step is measured."""
         target = self.target
         assert target is not None  # where there is a goal, there is a target
-        cost = goal.costs(narrowing.model, narrowing.graph.groups)
+        cost = goal.costs(narrowing.model, narrowing.graph)
 
         def propose(limit: float) -> Proposal:
             try:

@@ -144,7 +144,7 @@ class _Search:
             loss=workload.loss,
             progress=context.progress,
         )
-        self.cost: Cost = goal.costs(model, self.graph.groups, list(blocks))
+        self.cost: Cost = goal.costs(model, self.graph, list(blocks))
         self.state = self.losses.whole
         self.predicted = goal.start
         self.items: list[Item] = []

@@ -362,7 +362,7 @@ def test_the_layer_left_trains_exports_and_quantizes() -> None:
 def test_costs_of_a_stack_without_a_layer_by_hand() -> None:
     """Two layers of 6 units on 4 features over 5 steps, 4 gates each: the second has 12 of 22 columns of products."""
     model = Classifier(nn.LSTM(4, 6, 2, batch_first=True)).eval()
-    costs = StructureCosts(model, torch.randn(2, 5, 4), (), ("recurrent.layers.1",))
+    costs = StructureCosts(model, torch.randn(2, 5, 4), None, ("recurrent.layers.1",))
     gone = {block_key("recurrent.layers.1"): 0}
     assert costs.macs([{}, gone]) == [5 * 24 * (4 + 6 + 6 + 6) + 18, 5 * 24 * (4 + 6) + 18]
     assert costs.parameters([{}, gone]) == [24 * 22 + 96 + 21, 24 * 10 + 48 + 21]

@@ -16,7 +16,8 @@ from compressor.latency.prediction import operators_of_graph
 from compressor.latency.table import LatencyTable
 from compressor.pruning.choice.knapsack_choice import Cost, State
 from compressor.pruning.choice.layer_calls import LayerCall, Shape, calls_of
-from compressor.structure.couplings import Coupled
+from compressor.pruning.choice.loose_products import Follows, followed
+from compressor.structure.graph import StructureGraph
 from compressor.structure.recurrent_layers import as_if_modules, layer_name
 from compressor.structure.tensor_ids import tensors_of
 from compressor.workload import batch_size_of
@@ -44,13 +45,16 @@ class _Record:
 class StructureCosts:
     """The costs of every state of `model`, as one call on `inputs` shows them.
 
-    `model` is in eval mode, and left as it is; `inputs` have the batch size that is to be paid for. `groups` are those
-    of its structure graph, `blocks` the names of those that may go. A state gives widths by group name and 1 or 0 by
-    `block_key`; what it leaves out stands whole. Products outside of known layers are counted, and shrink with the
-    heads of the module they run in.
+    `model` is in eval mode, and left as it is; `inputs` have the batch size that is to be paid for. `graph` is its
+    structure, None where all states are whole but for `blocks`, the names of those that may go. A state gives widths by
+    group name and 1 or 0 by `block_key`; what it leaves out stands whole. Products outside of known layers are counted,
+    and shrink with the heads of the module they run in, or with whatever makes them smaller when it is tried.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, groups: Sequence[Coupled], blocks: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, graph: StructureGraph | None = None, blocks: Sequence[str] = ()
+    ) -> None:
+        groups = graph.groups if graph is not None else ()
         self.batch = batch_size_of(inputs)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
         self._widths = {group.name: group.width for group in groups}
@@ -63,7 +67,12 @@ class StructureCosts:
                     self._sides.setdefault(tensor, []).append((dim, group.name, len(part.indices) / group.width))
         self._heads = [(group, {part.module for part in group.parts}) for group in groups if group.kind == "heads"]
         self._places = as_if_modules(model)
-        self._records = [record for call in calls_of(model, inputs) for record in self._records_of(call)]
+        calls = calls_of(model, inputs)
+        loose = [number for number, call in enumerate(calls) if not call.tensors and self._head_of(call.name) is None]
+        follows = followed(model, inputs, graph, calls, loose) if graph is not None else {}
+        self._records = [
+            record for number, call in enumerate(calls) for record in self._records_of(call, follows.get(number, ()))
+        ]
         self._parameters = self._parameter_records(model)
         self._known: dict[tuple[int, tuple[int, ...]], list[Operator]] = {}
 
@@ -116,8 +125,8 @@ class StructureCosts:
     def _within(self, name: str) -> tuple[str, ...]:
         return tuple(block_key(block) for block in self._blocks if name == block or name.startswith(f"{block}."))
 
-    def _records_of(self, call: LayerCall) -> list[_Record]:
-        whole = self._record(call)
+    def _records_of(self, call: LayerCall, follows: Sequence[Follows]) -> list[_Record]:
+        whole = self._record(call, follows)
         if call.kind != "recurrent" or len(call.operators) == 1:
             return [whole]
 
@@ -130,18 +139,25 @@ class StructureCosts:
 
         return [of_layer(layer) for layer in range(len(call.operators))]
 
-    def _record(self, call: LayerCall) -> _Record:
+    def _record(self, call: LayerCall, follows: Sequence[Follows]) -> _Record:
         tensors = [f"{call.name}.{key}" if call.name else key for key in call.tensors]
         groups = {group for tensor in tensors for _, group, _ in self._sides.get(tensor, ())}
         head = self._head_of(call.name) if not call.tensors else None
         if head is not None:
             groups.add(head)
+        groups |= {group for each in follows for group in each.groups}
         shapes = {tensor: self._shapes[tensor] for tensor in tensors}
 
         def operators(size_of: SizeOf, state: State) -> list[Operator]:
             if head is not None:
                 share = state.get(head, self._widths[head]) / self._widths[head]
                 return [replace(op, batch=max(1, round(op.batch * share))) for op in call.operators]
+            if follows:
+
+                def gone(group: str) -> float:
+                    return 1 - state.get(group, self._widths[group]) / self._widths[group]
+
+                return [each.narrowed(op, gone) for each, op in zip(follows, call.operators, strict=True)]
             return call.narrowed(shapes, {tensor: size_of(tensor) for tensor in tensors})
 
         return _Record(

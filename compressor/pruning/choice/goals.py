@@ -25,7 +25,7 @@ from compressor.pruning.choice.knapsack_choice import Chosen, Cost, Item, State,
 from compressor.pruning.choice.shipped_form import shipped_file
 from compressor.pruning.choice.targets import Latency, Macs, Parameters, PruningTarget
 from compressor.stage import Context
-from compressor.structure.couplings import Coupled
+from compressor.structure.graph import StructureGraph
 from compressor.structure.trials import evaluating
 from compressor.workload import Workload, resize_batch
 
@@ -60,9 +60,9 @@ class CountGoal:
             limit=target.fraction * reference,
         )
 
-    def costs(self, model: nn.Module, groups: Sequence[Coupled], blocks: Sequence[str] = ()) -> Cost:
+    def costs(self, model: nn.Module, graph: StructureGraph, blocks: Sequence[str] = ()) -> Cost:
         """The cost of every state of `model`, in eval mode, in `unit`."""
-        costs = StructureCosts(model, _inputs(self.workload, self.context), groups, blocks)
+        costs = StructureCosts(model, _inputs(self.workload, self.context), graph, blocks)
         return costs.macs if self.kind is Macs else costs.parameters
 
     def measured(self, model: nn.Module) -> Estimate:
@@ -123,9 +123,9 @@ class LatencyGoal:
             limit=target.ms if target.fraction is None else target.fraction * reference_ms,  # type: ignore[arg-type]  # one of both is given
         )
 
-    def costs(self, model: nn.Module, groups: Sequence[Coupled], blocks: Sequence[str] = ()) -> Cost:
+    def costs(self, model: nn.Module, graph: StructureGraph, blocks: Sequence[str] = ()) -> Cost:
         """The cost of every state of `model`, in eval mode, in `unit`."""
-        costs = StructureCosts(model, _inputs(self.workload, self.context), groups, blocks)
+        costs = StructureCosts(model, _inputs(self.workload, self.context), graph, blocks)
         table, form = LatencyTable(self.context.target, progress=self.context.progress), self.target.form
 
         def times(models: Sequence[Sequence[Operator]]) -> list[float]:
@@ -223,10 +223,10 @@ class EfficientGoal:
         """What is to be left."""
         return self.counted.limit
 
-    def costs(self, model: nn.Module, groups: Sequence[Coupled], blocks: Sequence[str] = ()) -> TimedCost:
+    def costs(self, model: nn.Module, graph: StructureGraph, blocks: Sequence[str] = ()) -> TimedCost:
         """The cost of every state of `model`, in eval mode, in `unit`, and its milliseconds."""
-        times = tuple(goal.costs(model, groups, blocks) for goal in self.timed)
-        return TimedCost(count=self.counted.costs(model, groups, blocks), times=times)
+        times = tuple(goal.costs(model, graph, blocks) for goal in self.timed)
+        return TimedCost(count=self.counted.costs(model, graph, blocks), times=times)
 
     def measured(self, model: nn.Module) -> Estimate:
         """What `model` really costs, in `unit`."""
@@ -343,7 +343,7 @@ def _count(kind: type[Macs | Parameters], model: nn.Module, workload: Workload, 
         return float(sum(parameter.numel() for parameter in model.parameters()))
     judged = model if model is not workload.model else private_copy(model)
     with evaluating(judged):
-        return StructureCosts(judged, _inputs(workload, context), ()).macs([{}])[0]
+        return StructureCosts(judged, _inputs(workload, context)).macs([{}])[0]
 
 
 def _sizes(model: nn.Module) -> tuple[tuple[int, ...], ...]:

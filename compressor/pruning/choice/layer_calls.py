@@ -177,7 +177,9 @@ def _loose(func: Any, args: Any, output: Any) -> list[Operator]:
         return [matmul(rows, inner, length, batch=lead), matmul(rows, length, value.shape[-1], batch=lead)]
     if name == "convolution":
         weight = tensors[1]
-        rows = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)).numel() // weight.shape[0]
+        # A kernel runs at every place of the output, a transposed one at every place of the input.
+        made = tensors[0] if args[6] else next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        rows = made.numel() // weight.shape[0]
         return [linear(math.prod(weight.shape[1:]), weight.shape[0], max(1, rows))]
     return []
 

@@ -18,7 +18,7 @@ from workbench.tiny import TinyResNet
 
 def costs_of(model: nn.Module, inputs: Tensor, blocks: tuple[str, ...] = ()) -> StructureCosts:
     with evaluating(model):
-        return StructureCosts(model, inputs, trace_structure(model, inputs).groups, blocks)
+        return StructureCosts(model, inputs, trace_structure(model, inputs), blocks)
 
 
 def mlp() -> nn.Sequential:
@@ -68,7 +68,7 @@ def test_costs_before_building_are_those_after() -> None:
     state = {group.name: group.width // 2 for group in graph.groups if not group.makes_output}
     gone = gone_channels(graph.groups, {group.name: torch.arange(group.width) for group in graph.groups}, state)
     built = apply_plan_(copy.deepcopy(model), graph.entries(gone))
-    before, after = StructureCosts(model, inputs, graph.groups), costs_of(built, inputs)
+    before, after = StructureCosts(model, inputs, graph), costs_of(built, inputs)
     assert before.macs([state]) == after.macs([{}])
     assert before.parameters([state]) == after.parameters([{}])
     assert before.parameters([state]) == [sum(parameter.numel() for parameter in built.parameters())]
@@ -140,6 +140,81 @@ def test_attention_of_torch_costs_the_same_whole_and_narrow() -> None:
     assert costs.macs([state]) == costs_of(built, inputs).macs([{}])
     assert costs.macs([state]) == [5 * (6 * 16 + 16 * 16 + 16 * 32) + 2 * 5 * 4 * 5 + 160]
     assert [operator.outputs for operator in costs.operators(state)] == [16, 12, 5, 4, 16, 16, 16, 2]
+
+
+class Mixed(nn.Module):
+    """CondConv (Yang et al. 2019, arXiv:1904.04971): every sample's kernel is a mixture of those of experts."""
+
+    def __init__(self, inputs: int, outputs: int, experts: int = 4) -> None:
+        super().__init__()
+        self.route = nn.Linear(inputs, experts)
+        self.kernels = nn.Parameter(torch.randn(experts, outputs, inputs, 3, 3) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, channels, height, width = x.shape
+        outputs = self.kernels.shape[1]
+        mixed = torch.sigmoid(self.route(x.mean((2, 3)))) @ self.kernels.flatten(1)
+        kernels = mixed.view(samples * outputs, channels, 3, 3)
+        x = F.conv2d(x.reshape(1, -1, height, width), kernels, padding=1, groups=samples)
+        return x.view(samples, outputs, height, width)
+
+
+class Modulated(nn.Module):
+    """StyleGAN2's convolution (Karras et al. 2020, arXiv:1912.04958), twice as large: a style scales its kernel."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.style, self.kernel = nn.Linear(inputs, inputs), nn.Parameter(torch.randn(inputs, outputs, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, _, height, width = x.shape
+        kernel = self.kernel[None] * self.style(x.mean((2, 3)))[:, :, None, None, None]
+        kernel = kernel * torch.rsqrt(kernel.square().sum((1, 3, 4), keepdim=True) + 1e-8)
+        x = x.reshape(1, -1, height, width)
+        x = F.conv_transpose2d(x, kernel.flatten(0, 1), stride=2, groups=samples)
+        return x.view(samples, -1, *x.shape[-2:])
+
+
+class Filtered(nn.Module):
+    """A depthwise filter that a layer makes of the whole map, one for each sample and channel."""
+
+    def __init__(self, inputs: int, _outputs: int) -> None:
+        super().__init__()
+        self.makes = nn.Conv2d(inputs, inputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, _, height, width = x.shape
+        kernels = self.makes(F.adaptive_avg_pool2d(x, 3)).flatten(0, 1).unsqueeze(1)
+        x = F.conv2d(x.reshape(1, -1, height, width), kernels, padding=1, groups=kernels.shape[0])
+        return x.view(samples, -1, height, width)
+
+
+class Shared(nn.Module):
+    """A kernel that another layer owns, used a second time by hand."""
+
+    def __init__(self, inputs: int, _outputs: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(inputs, inputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.relu(self.layer(x)), self.layer.weight, padding=1)
+
+
+@pytest.mark.parametrize("kind", [Mixed, Modulated, Filtered, Shared])
+def test_products_with_computed_kernels_shrink_with_what_makes_them(kind: type[nn.Module]) -> None:
+    """Before it is built, a narrower network has the products that it has once it is built."""
+    layers = (nn.Conv2d(3, 8, 1), nn.ReLU(), kind(8, 8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 5)).eval()
+    inputs = torch.randn(2, 3, 6, 6)
+    graph = trace_structure(model, inputs)
+    free = [group for group in graph.groups if group.locked is None]
+    assert free
+    state = {group.name: group.width // 2 for group in free}
+    gone = gone_channels(graph.groups, {group.name: torch.arange(group.width) for group in graph.groups}, state)
+    built = apply_plan_(copy.deepcopy(model), graph.entries(gone))
+    whole, narrow = costs_of(model, inputs).macs([{}, state])
+    assert whole > 1.5 * narrow
+    assert narrow == pytest.approx(costs_of(built, inputs).macs([{}])[0], rel=1e-6)
 
 
 def times(models) -> list[float]:
