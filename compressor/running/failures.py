@@ -52,14 +52,14 @@ def reason(error: CompressorError) -> str:
 
 def in_short(error: BaseException) -> str:
     """Type and message of `error` in one line."""
-    text = " ".join(shortened(plain(str(error))).split()) or "no message"
+    text = " ".join(shortened(plain(_message(error))).split()) or "no message"
     return f"{type(error).__name__}: {bounded(text, _LONGEST)}"
 
 
 def layer_of(error: BaseException | None) -> str | None:
     """Module and line that `error` arose in: of the first of its causes, the last of the chain, that tells one."""
     chain: list[BaseException] = []
-    while error is not None and error not in chain:
+    while error is not None and not any(error is known for known in chain):
         chain.append(error)
         error = error.__cause__
     for each in reversed(chain):
@@ -69,8 +69,20 @@ def layer_of(error: BaseException | None) -> str | None:
     return None
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether `error` says that there was no memory left, in the words of Python, torch or ONNX Runtime."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_NO_MEMORY.search(_message(error)))
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an error of somebody's may not even say what it is
+        return ""
+
+
 def _way_out(error: Exception, *, is_stage: bool) -> str:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
+    if lacks_memory(error):
         return (
             "the memory did not suffice: give the workload smaller batches and fewer calibration samples, or a machine "
             "with more; finished stages are kept"

@@ -12,7 +12,7 @@ from compressor.batches import Batch, Inputs, map_tensors
 from compressor.errors import WorkloadError
 from compressor.kept_state import private_copy
 from compressor.running.described import described, listed
-from compressor.running.failures import in_short, layer_of
+from compressor.running.failures import in_short, lacks_memory, layer_of
 from compressor.running.model_checks import COPIES, memory_of
 from compressor.structure.tensor_ids import tensors_of
 from compressor.training.replay import replayed
@@ -41,10 +41,12 @@ def checked_forward(model: nn.Module, inputs: Inputs, label: str, example: Input
     except Exception as error:  # a module may raise anything for inputs that are not its own
         beside = "" if inputs is example else f"; example_inputs, which it takes, are {described(example)}"
         layer = layer_of(error)
+        way_out = "Give inputs of the shape, dtype and device that it was trained with"
+        if lacks_memory(error):
+            way_out = "The memory did not suffice: give smaller batches"
         raise WorkloadError(
             f"{type(model).__name__} does not take {label}: {described(inputs)}{beside}. "
-            f"It raised {in_short(error)}{f' in {layer}' if layer else ''}. Give inputs of the shape, dtype and device "
-            "that it was trained with"
+            f"It raised {in_short(error)}{f' in {layer}' if layer else ''}. {way_out}"
         ) from error
     _check_number_of_outputs(model, inputs, raw, label)
     try:
@@ -236,6 +238,8 @@ def _training_way_out(error: Exception) -> str:
             "What forward() writes into (x[:, :4] = ..., x += ...) backward still needs: that is fine without "
             "training; make a new tensor there, as torch.cat does, or write into a clone of what was read"
         )
+    if lacks_memory(error):
+        return "The memory did not suffice: give smaller batches"
     if "more than 1 value per channel" in str(error):
         return "Set drop_last=True, or another batch_size"
     return "Train it for one step by hand to see it, and put it right"

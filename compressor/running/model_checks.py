@@ -47,6 +47,7 @@ def check_model(model: nn.Module) -> None:
         _check_kind(path, module)
     _check_weights(model)
     _check_extra_state(model)
+    _check_memory(model)
     _check_copy(model)
 
 
@@ -132,6 +133,24 @@ def _check_extra_state(model: nn.Module) -> None:
 
 def _is_odd(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dtype != torch.float32
+
+
+def _check_memory(model: nn.Module) -> None:
+    """Two parameters in one memory are trained as one, and a copy of each is a parameter of its own."""
+    last: tuple[str, nn.Parameter, int] | None = None
+    for name, weight in sorted(model.named_parameters(), key=lambda entry: entry[1].data_ptr()):
+        if not weight.numel():
+            continue
+        start = weight.data_ptr()
+        span = sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True)) + 1
+        if last is not None and start < last[2] and (weight.requires_grad or last[1].requires_grad):
+            raise WorkloadError(
+                f"{last[0]} and {name} are two parameters in one memory, which copies take apart; make them one, as in "
+                "decoder.weight = encoder.weight, or use the other's in forward(), as in F.linear(x, encoder.weight.T)"
+            )
+        end = start + span * weight.element_size()
+        if last is None or end > last[2]:
+            last = name, weight, end
 
 
 def _check_copy(model: nn.Module) -> None:

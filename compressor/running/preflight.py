@@ -112,8 +112,9 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
         )
     if isinstance(data, Iterator):
         raise WorkloadError(
-            f"{name} is a {type(data).__name__}, which can be read once, and every stage reads it again; pass a "
-            f"DataLoader, a list of batches, or an object whose __iter__ starts anew, such as list({name})"
+            f"{name} is a {type(data).__name__}, an iterator: passes over it share one place, or there is one pass "
+            "alone, and every stage reads it from the start; pass a DataLoader, a list of batches such as "
+            f"list({name}), or an object whose __iter__ gives a new iterator"
         )
     batches = _read(name, data)
     if not batches:

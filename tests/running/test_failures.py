@@ -102,6 +102,22 @@ def test_anything_becomes_one_typed_error(error: Exception) -> None:
     assert "run again" in found.sentence
 
 
+def test_an_error_that_cannot_say_what_it_is_is_typed_all_the_same() -> None:
+    """Neither a message that raises nor a comparison that does gets in the way."""
+
+    class Mute(Exception):  # noqa: N818 - no failure of ours
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("no comparison")
+
+        __hash__ = None
+
+    with pytest.raises(StageError, match="Mute: no message; put "), explained("quantize", 2):
+        raise Mute from Mute()
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
 def test_requests_to_stop_pass(error: BaseException) -> None:
     """Ctrl-C and exit() are not failures of a stage."""

@@ -312,6 +312,28 @@ def test_copies_that_are_something_else_are_refused(how: Callable[..., Any], tol
     assert "mend __deepcopy__, __getstate__ or __reduce__" in message
 
 
+@pytest.mark.parametrize("view", [lambda w: w, lambda w: w.T, lambda w: w[2:6]])
+def test_parameters_in_one_memory_are_refused(view: Callable[[Tensor], Tensor]) -> None:
+    """Old code ties by `.data`: trained, both change; of a copy one would."""
+    model = net()
+    held = nn.Sequential(nn.Identity(), model)
+    held.register_parameter("tied", nn.Parameter(view(model[4].weight.data)))
+    told = refusal(held)
+    assert "1.4.weight" in told
+    assert "tied" in told
+    assert "are two parameters in one memory, which copies take apart; make them one" in told
+    held.tied = model[4].weight
+    check_workload(workload(held))
+
+
+def test_parameters_beside_each_other_in_one_memory_pass() -> None:
+    """Slices of one tensor that do not meet are parameters of their own."""
+    model, flat = net(), torch.randn(20)
+    model.register_parameter("first", nn.Parameter(flat[:8]))
+    model.register_parameter("second", nn.Parameter(flat[8:].view(3, 4)))
+    check_model(model)
+
+
 def test_copies_that_lose_a_number_are_refused() -> None:
     """What is no tensor counts by what it does to the output."""
     model = Shifted(lambda self, _: Shifted(self.how).eval()).eval()
@@ -474,6 +496,19 @@ def test_a_model_that_takes_no_modes_is_typed() -> None:
             raise NotImplementedError("Calling train() is not supported yet")
 
     assert "NotImplementedError: Calling train() is not supported yet" in refusal(Fixed())
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_inputs() -> None:
+    """Smaller batches help there, and no other shape."""
+
+    class Large(Holder):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training or len(x) > 2:
+                raise MemoryError
+            return self.net(x)
+
+    assert "MemoryError: no message" in refusal(Large().eval())
+    assert refusal(Large().eval()).endswith("The memory did not suffice: give smaller batches")
 
 
 def test_masked_models_run_as_they_are(tmp_path: Any) -> None:

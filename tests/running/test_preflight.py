@@ -83,7 +83,7 @@ def test_a_sound_workload_passes_and_is_left_as_it_was(tiny_workload: Workload) 
 def test_every_set_needs_batches_twice(name: str) -> None:
     """An empty set, a generator, and a loader that is exhausted after one pass are refused by the set's name."""
     assert refusal(**{name: []}).startswith(f"{name} has no batches; give it samples, and check drop_last")
-    assert refusal(**{name: iter(batches())}).startswith(f"{name} is a list_iterator, which can be read once")
+    assert refusal(**{name: iter(batches())}).startswith(f"{name} is a list_iterator, an iterator: passes")
     message = refusal(**{name: OneShot()})
     assert message.startswith(f"{name} gave batches at first and nothing the second time")
     assert "pass a DataLoader" in message.replace("Pass", "pass")
