@@ -69,12 +69,11 @@ def changed(before: nn.Module, after: nn.Module, part: str = "") -> set[str]:
 
 
 def watched(module: nn.Module) -> list[bool]:
-    """Whether `module`, or a copy of it, is in training mode, batch by batch of those that are learned from."""
+    """Whether `module` itself, not a copy of it, is in training mode, call by call, where gradients are wanted."""
     modes: list[bool] = []
 
-    def look(own, _inputs, output) -> None:
-        # Tracing a model's structure runs copies of it on two examples, in both modes.
-        if torch.is_grad_enabled() and len(output) > 2:
+    def look(own, _inputs, _output) -> None:
+        if own is module and torch.is_grad_enabled():
             modes.append(own.training)
 
     module.register_forward_hook(look)
@@ -90,9 +89,9 @@ def trainings(**settings) -> list:
     ]
 
 
-def applied(stage, original: nn.Module) -> tuple[nn.Module, Context]:
+def applied(stage, original: nn.Module, *, given: nn.Module | None = None) -> tuple[nn.Module, Context]:
     context = Context(progress=False, details={})
-    return stage.apply(copy.deepcopy(original), workload_of(original), context), context
+    return stage.apply(given or copy.deepcopy(original), workload_of(original), context), context
 
 
 def frozen_told(context: Context) -> tuple[str, ...]:
@@ -103,8 +102,9 @@ def frozen_told(context: Context) -> tuple[str, ...]:
 def test_a_module_whose_parameters_are_all_frozen_stays_as_it_is(stage) -> None:
     """Weights, statistics and dropout of a frozen body: nothing changes in any stage that trains; the head learns."""
     original = frozen_body()
-    inside, outside = watched(original.body[3]), watched(original.head[3])
-    model, context = applied(stage, original)
+    given = copy.deepcopy(original)
+    inside, outside = watched(given.body[3]), watched(given.head[3])
+    model, context = applied(stage, original, given=given)
     assert changed(original, model, "body") == set()
     assert changed(original, model, "head") >= {"head.0.weight", "head.1.running_mean"}
     assert set(inside) == {False}
@@ -118,8 +118,9 @@ def test_a_module_whose_parameters_are_all_frozen_stays_as_it_is(stage) -> None:
 def test_what_the_user_put_into_eval_mode_by_itself_stays_there(stage) -> None:
     """In a model in training mode, a normalization and a dropout in eval mode keep statistics and silence."""
     original = body_in_eval_mode()
-    inside, outside = watched(original.body[3]), watched(original.head[3])
-    model, context = applied(stage, original)
+    given = copy.deepcopy(original)
+    inside, outside = watched(given.body[3]), watched(given.head[3])
+    model, context = applied(stage, original, given=given)
     assert changed(original, model, "body") >= {"body.0.weight"}
     assert changed(original, model, "body") & {"body.1.running_mean", "body.1.running_var"} == set()
     assert set(inside) == {False}
