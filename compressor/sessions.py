@@ -41,7 +41,8 @@ def load_session(model: bytes | Path, options: ort.SessionOptions) -> ort.Infere
     source = str(model) if isinstance(model, Path) else model
     name = str(model) if isinstance(model, Path) else f"the ONNX model of {len(model)} bytes"
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        # Without the second attempt, which would be the same and print why.
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         raise ValueError(
             f"ONNX Runtime {ort.__version__} cannot load {name}: {first_said(error)}. It is no ONNX file, is damaged, "

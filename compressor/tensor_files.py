@@ -16,6 +16,8 @@ from compressor.storage import sha256
 
 # One entry alone: the library writes several in an order that differs from process to process.
 _ENTRY = "compressor"
+# Some hundred bytes for each tensor, and the facts; the library takes a hundred times as much memory as it has bytes.
+_MOST_HEADER_BYTES = 16 << 20
 
 
 def tensor_file(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
@@ -44,6 +46,7 @@ def read_tensor_file(path: Path, *, way_out: str, verify: bool = True) -> tuple[
     Without `verify` digests are not compared, and a file without them gives its metadata as facts.
     """
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
@@ -64,6 +67,18 @@ def read_tensor_file(path: Path, *, way_out: str, verify: bool = True) -> tuple[
             if digests[name] != _digest(name, tensor):
                 raise StorageError(f"tensor {name!r} in {path} is not as it was written; {way_out}")
     return tensors, facts
+
+
+def _check_header(path: Path) -> None:
+    """Raises ValueError where the list of tensors is longer than that of any model, or than the file."""
+    if not path.is_file():
+        raise ValueError("it is no regular file, or not there")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(_MOST_HEADER_BYTES, path.stat().st_size - 8):
+        raise ValueError(
+            f"it says that its list of tensors has {length:,} bytes, and at most {_MOST_HEADER_BYTES:,} are read"
+        )
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

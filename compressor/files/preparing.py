@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnx.external_data_helper import load_external_data_for_model
+from onnx.inliner import inline_local_functions
 
 from compressor.errors import CompressorError, OnnxFileError
 from compressor.files.declarations import check_declarations, dtype_of, given_inputs
@@ -119,6 +120,10 @@ def _parsed(path: Path) -> onnx.ModelProto:
         raise OnnxFileError(f"{path} is no ONNX file, or is damaged: {first_said(error)}") from error
     if not model.graph.node:
         raise OnnxFileError(f"{path} is no ONNX file: it has no graph")
+    try:
+        opset_of(model)
+    except ValueError as error:
+        raise OnnxFileError(f"{path}: {error}") from error
     return model
 
 
@@ -174,7 +179,9 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     if opset == OPSET:
         return model
     try:
-        return version_converter.convert_version(model, OPSET)
+        # The converter drops functions of the file's own.
+        whole = inline_local_functions(model) if model.functions else model
+        return version_converter.convert_version(whole, OPSET)
     except Exception as error:  # onnx raises whatever its C++ side threw
         if _OPSETS[0] <= opset <= _OPSETS[1]:
             return model
