@@ -107,6 +107,7 @@ NARROW = Step(
             {"layer": "conv1", "before": 16, "after": 16},
         ],
         "locked": [{"layer": "linear", "reason": "it makes the model's output"}],
+        "unreached_layers": [{"layer": "long", "danger": "danger: it (net.py:14) is reached by no example"}],
         "scores": [
             *(_why(f"layer1.{index}.conv1", 16, 8) for index in range(14)),
             _why("encoder.layer.11.attention.self.query.with_a_long_name", 12, 3),

@@ -17,7 +17,7 @@ from compressor.workload import Workload
 
 DATA = ("train", "calibration", "validation", "test")
 # What the reference, the model as it was given, does not depend on.
-_ONLY_STAGES = {"train", "calibration", "validation", "loss"}
+_ONLY_STAGES = {"train", "calibration", "validation", "loss", "other_inputs"}
 
 
 @dataclass(frozen=True, kw_only=True)

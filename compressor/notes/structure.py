@@ -49,6 +49,26 @@ class LockedLayers(Note):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnreachedLayer:
+    """A layer or tensor that no input of the workload reaches, and why that is a danger, with its line."""
+
+    layer: str = "?"
+    danger: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreachedLayers(Note):
+    """The layers and tensors that no input reaches: what they could read or make was left alone."""
+
+    unreached_layers: tuple[UnreachedLayer, ...]
+
+    @classmethod
+    def of(cls, dangers: Mapping[str, str]) -> "UnreachedLayers":
+        """The note of {name: danger}."""
+        return cls(unreached_layers=tuple(UnreachedLayer(layer=name, danger=why) for name, why in dangers.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """A block that could go: its score (None where it has none) and whether it stayed."""
 

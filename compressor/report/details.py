@@ -13,7 +13,7 @@ from compressor.notes.quantization import (
     LayerSensitivity,
     Sensitivities,
 )
-from compressor.notes.structure import Block, Blocks, Group, Groups, LockedLayers
+from compressor.notes.structure import Block, Blocks, Group, Groups, LockedLayers, UnreachedLayer, UnreachedLayers
 from compressor.notes.structure import Scores as ScoresNote
 from compressor.notes.training import Epochs, Trainings, ZeroChannels, ZeroCount
 from compressor.report.numbers import printable
@@ -77,6 +77,12 @@ def locked_layers(step: Step) -> list[Reasoned]:
     """The layers that were left alone, by reason."""
     note = noted(step, LockedLayers)
     return _by_reason((lock.layer, "", lock.reason) for lock in note.locked) if note else []
+
+
+def unreached_layers(step: Step) -> tuple[UnreachedLayer, ...]:
+    """The layers that no input reaches, each with its danger."""
+    note = noted(step, UnreachedLayers)
+    return note.unreached_layers if note else ()
 
 
 def block_strips(step: Step) -> dict[str, list[Block]]:

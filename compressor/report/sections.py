@@ -18,6 +18,7 @@ from compressor.report.details import (
     missed_before,
     noted,
     trainings,
+    unreached_layers,
     zero_channels,
 )
 from compressor.report.figures import training_curves
@@ -63,9 +64,10 @@ def other_details(step: Step) -> dict[str, Any]:
 
 def _removed_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     groups, strips, locked = channel_groups(step), block_strips(step), locked_layers(step)
+    unreached = unreached_layers(step)
     plots, zeros = score_plots(step), zero_channels(step)
     blocks = [block for strip in strips.values() for block in strip]
-    if not (groups or blocks or locked or plots or zeros):
+    if not (groups or blocks or locked or unreached or plots or zeros):
         return {}
     return {
         "groups": groups,
@@ -74,6 +76,7 @@ def _removed_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
         "channels_before": sum(group.before for group in groups),
         "channels_after": sum(group.after for group in groups),
         "locked": locked,
+        "unreached": unreached,
         "strips": strips,
         "blocks": blocks,
         "dropped": [block for block in blocks if not block.kept],
@@ -100,6 +103,7 @@ def _removed_text(step: Step) -> list[str]:
     gone = [code(block.block) for block in blocks if not block.kept]
     if gone:
         lines.append(f"- dropped {len(gone)} of {len(blocks)} blocks: {', '.join(gone)}")
+    lines += [f"- {code(layer.layer)}: {escape(layer.danger)}" for layer in unreached_layers(step)]
     lines += [
         f"- left alone, {escape(lock.reason)}: {', '.join(map(code, lock.names))}" for lock in locked_layers(step)
     ]
@@ -189,7 +193,7 @@ _REMOVED = Section(
     card=_removed_card,
     heading="What was removed",
     text=_removed_text,
-    shows=("groups", "locked", "blocks", "scores", "zero_channels"),
+    shows=("groups", "locked", "unreached_layers", "blocks", "scores", "zero_channels"),
 )
 _FLOAT = Section(
     title="What was left in float, and why",

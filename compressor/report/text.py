@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from compressor.report.details import given_back, locked_layers
+from compressor.report.details import given_back, locked_layers, unreached_layers
 from compressor.report.markdown import bullets, escape, facts, fenced, headed, titled
 from compressor.report.numbers import ScoreScale, duration, printable, shorten
 from compressor.report.record import RunRecord, Step
@@ -90,6 +90,8 @@ def _print_removed(console: Console, step: Step) -> None:
         _line(console, Text(set_cell_size(shorten(line[0], name), name) + cells), "" if number else "dim")
     if len(rows) > _MOST_GROUPS:
         console.print(Text(f"... and {len(rows) - _MOST_GROUPS} more groups: see the report's page", style="dim"))
+    for layer in unreached_layers(step):
+        console.print(Padding(Text(f"{layer.layer}: {layer.danger}", style="yellow"), (0, 0, 0, 2)))
     for lock in locked_layers(step):
         names = ", ".join(lock.names[:3]) + (f" and {len(lock.names) - 3} more" if len(lock.names) > 3 else "")
         console.print(Padding(Text(f"left alone: {names}: {lock.reason}", style="dim"), (0, 0, 0, 2)))

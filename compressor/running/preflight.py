@@ -33,11 +33,11 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> None:
     """Nothing, for a workload that can be compressed and judged. Raises WorkloadError for any other.
 
     Checked are the model (what cannot be copied, traced, run or stored; NaN; the same output twice in eval mode under
-    one seed, in a copy too), `example_inputs`, and of each set: that it has batches, again and again, that the model
-    takes them, and that loss and metric are finite on them and judge every output by its own target. Where one of
-    `stages` trains, one step of training is tried on a copy. Labels and targets are checked in the first 64 batches
-    (BATCHES_READ) of each set; what stands later in a larger set is not read. All other forwards run in eval mode
-    without gradients; the model's modes and buffers and all random generators are as before afterwards.
+    one seed, in a copy too), `example_inputs` and `other_inputs`, and of each set: that it has batches, again and
+    again, that the model takes them, and that loss and metric are finite on them and judge every output by its own
+    target. Where one of `stages` trains, one step of training is tried on a copy. Labels and targets are checked in the
+    first 64 batches (BATCHES_READ) of each set; what stands later in a larger set is not read. All other forwards run
+    in eval mode without gradients; the model's modes and buffers and all random generators are as before afterwards.
     """
     model, example = workload.model, workload.example_inputs
     try:
@@ -45,6 +45,9 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> None:
         _check_example(example)
         with _undisturbed(model):
             checked_forward(model, example, "example_inputs", example)
+            for number, inputs in enumerate(workload.other_inputs):
+                _check_inputs(f"other_inputs[{number}]", inputs)
+                checked_forward(model, inputs, f"other_inputs[{number}]", example)
             check_repeatable(model, example)
             check_copy(model, example)
             for name in ("train", "calibration", "validation", "test"):
@@ -69,19 +72,24 @@ def _trainer(stages: Sequence[Stage]) -> str | None:
     return None
 
 
-def _check_example(inputs: Inputs) -> None:
+def _check_inputs(label: str, inputs: Inputs) -> tuple[Tensor, ...]:
     leaves = input_tensors(inputs) if isinstance(inputs, Tensor | tuple | Mapping) else ()
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise WorkloadError(
-            f"example_inputs must be a tensor, a tuple of tensors or a dict of tensors, got {described(inputs)}; "
+            f"{label} must be a tensor, a tuple of tensors or a dict of tensors, got {described(inputs)}; "
             "give them in the form in which the model takes them"
         )
+    _check_tensors(label, leaves)
+    return leaves
+
+
+def _check_example(inputs: Inputs) -> None:
+    leaves = _check_inputs("example_inputs", inputs)
     if leaves[0].ndim == 0 or leaves[0].shape[0] < 2:
         raise WorkloadError(
             f"example_inputs must hold a batch of at least 2 samples, got {described(inputs)}; with 1 the exporter "
             "takes the batch size for a constant. Stack a second sample"
         )
-    _check_tensors("example_inputs", leaves)
 
 
 def _check_tensors(label: str, tensors: Iterable[Tensor]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compressor.checks import check_count, check_fraction, check_globs, one_of
 from compressor.errors import BudgetError, StageError
 from compressor.notes.note import Note
-from compressor.notes.structure import ChannelsRemoved, Group, Groups, LockedLayers
+from compressor.notes.structure import ChannelsRemoved, Group, Groups, LockedLayers, UnreachedLayers
 from compressor.pruning.choice.goals import Goal, goal_of, out_of_reach
 from compressor.pruning.choice.knapsack_choice import Cost
 from compressor.pruning.choice.measured_choice import Proposal, measured_choice
@@ -192,7 +192,7 @@ class _Narrowing:
         self.align: Callable[[Coupled], int] = lambda group: multiple_of(
             group, stage.align, context.target.channel_multiple
         )
-        book.locked.update(self.graph.unreached)
+        book.unreached.update(self.graph.unreached)
         self.widths: dict[str, int] = {}
         self.scores: dict[str, Tensor] = {}
         self._look()
@@ -305,6 +305,7 @@ class _Book:
     before: dict[str, int] = field(default_factory=dict)
     now: dict[str, int] = field(default_factory=dict)
     locked: dict[str, str] = field(default_factory=dict)
+    unreached: dict[str, str] = field(default_factory=dict)
     aligns: dict[str, int] = field(default_factory=dict)
     settled: bool = False
 
@@ -338,5 +339,6 @@ class _Book:
         return [
             Groups(align=align, groups=groups),
             LockedLayers.of(self.locked),
+            *([UnreachedLayers.of(self.unreached)] if self.unreached else []),
             ChannelsRemoved(channel_fraction_removed=removed),
         ]

@@ -110,7 +110,7 @@ class _Search:
         self.stage, self.model, self.example, self.goal = stage, model, workload.example_inputs, goal
         self.wanted = outputs_at(model, self.example)
         self.graph: StructureGraph = trace_structure(model, shown_by(workload))
-        self.locked: dict[str, str] = dict(self.graph.unreached)
+        self.locked: dict[str, str] = {}
         blocks = self._free_blocks()
         self.scores: dict[str, Tensor] = channel_scores(
             stage.criterion, model, self.graph, workload, context.seed, progress=context.progress
@@ -220,6 +220,7 @@ class _Search:
             notes.Groups(groups=tuple(narrowed)),
             notes.Blocks(blocks=tuple(blocks)),
             notes.LockedLayers.of(self.locked),
+            *([notes.UnreachedLayers.of(self.graph.unreached)] if self.graph.unreached else []),
             notes.ChannelsRemoved(channel_fraction_removed=1 - kept / total if total else 0.0),
             notes.Rounds(rounds=tuple(self.rounds)),
         ]

@@ -13,7 +13,15 @@ from compressor.batches import Inputs
 from compressor.checks import check_count, check_globs, check_not_negative, one_of
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
-from compressor.notes.structure import ChannelsRemoved, FoldedConstants, Group, Groups, LockedLayer, LockedLayers
+from compressor.notes.structure import (
+    ChannelsRemoved,
+    FoldedConstants,
+    Group,
+    Groups,
+    LockedLayer,
+    LockedLayers,
+    UnreachedLayers,
+)
 from compressor.pruning.channel_slices import removal_lock
 from compressor.pruning.constant_channels import ZeroChannels, fold_, hindrance, read_inputs, zero_channels_
 from compressor.pruning.narrowing import Gone, fold_model_, multiple_of, survivors, too_narrow, why
@@ -193,6 +201,8 @@ def _tell(context: Context, search: _Search, done: _Done | None) -> None:
         for group in search.zeros
     )
     context.tell(Groups(groups=groups))
+    if search.graph.unreached:
+        context.tell(UnreachedLayers.of(search.graph.unreached))
     context.tell(LockedLayers(locked=tuple(LockedLayer(layer=name, reason=reason) for name, reason in search.locked)))
     context.tell(ChannelsRemoved(channel_fraction_removed=sum(map(len, gone.values())) / total if total else 0.0))
     folded, change = (tuple(done.folded), done.output_change) if done else ((), 0.0)

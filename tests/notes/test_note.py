@@ -45,6 +45,8 @@ from compressor.notes.structure import (
     ChannelsRemoved,
     FirstChoice,
     FoldedConstants,
+    FoldedWeight,
+    FoldedWeights,
     FormEfficiency,
     Group,
     Groups,
@@ -56,6 +58,8 @@ from compressor.notes.structure import (
     SecondChoice,
     TakenChoice,
     UnitScores,
+    UnreachedLayer,
+    UnreachedLayers,
 )
 from compressor.notes.training import (
     Adapters,
@@ -108,6 +112,14 @@ NOTES: tuple[tuple[Note, str], ...] = (
             '{"blocks": [{"block": "layer1.0", "group": "layer1", "score": 0.31, "kept": true}, '
             '{"block": "layer1.1", "group": null, "score": null, "kept": false}], "dropped_in_order": ["layer1.1"]}'
         ),
+    ),
+    (
+        FoldedWeights(parametrizations_folded=(FoldedWeight(layer="conv", tensor="weight", by="WeightNorm"),)),
+        '{"parametrizations_folded": [{"layer": "conv", "tensor": "weight", "by": "WeightNorm"}]}',
+    ),
+    (
+        UnreachedLayers(unreached_layers=(UnreachedLayer(layer="long", danger="danger: it is reached by no example"),)),
+        '{"unreached_layers": [{"layer": "long", "danger": "danger: it is reached by no example"}]}',
     ),
     (ChannelsRemoved(channel_fraction_removed=0.25), '{"channel_fraction_removed": 0.25}'),
     (

@@ -116,6 +116,17 @@ def test_every_form_shows_scores() -> None:
     assert "and 4 more groups" in stream.getvalue()
 
 
+def test_every_form_warns_of_layers_that_no_input_reaches() -> None:
+    """The page, the Markdown and the terminal name the layer and its line, beside what was left alone."""
+    html, text = narrowed().to_html(), narrowed().to_markdown()
+    assert "Reached by no input" in html
+    assert "danger: it (net.py:14) is reached by no example" in html
+    assert "- `long`: danger: it (net.py:14) is reached by no example" in text
+    stream = io.StringIO()
+    narrowed().print(Console(file=stream, width=100))
+    assert "long: danger: it (net.py:14) is reached by no example" in stream.getvalue()
+
+
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_narrow_terminals_cut_names_and_no_numbers(width: int) -> None:
     """Where there is little room, scores are left out and names give way; widths are whole."""

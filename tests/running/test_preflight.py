@@ -250,3 +250,14 @@ def test_no_network_of_the_zoo_is_refused() -> None:
         data = [(inputs, targets)]
         checked = same_data(model, data, inputs, loss=F.mse_loss, metric=Metric.mse())
         check_workload(checked, [FineTune(epochs=1)])
+
+
+def test_other_inputs_are_calls_that_the_model_takes() -> None:
+    """Each is named by its number, a bare tensor is no collection of calls, and forms may differ from the example's."""
+    check_workload(workload(other_inputs=(torch.randn(1, 4), {"input": torch.randn(3, 4)})))
+    assert "does not take other_inputs[1]: float32 (2, 5)" in refusal(
+        other_inputs=(torch.randn(2, 4), torch.randn(2, 5))
+    )
+    assert "other_inputs[0] must be a tensor, a tuple" in refusal(other_inputs=(3,))
+    with pytest.raises(ValueError, match=r"put them into a tuple: other_inputs=\(inputs,\)"):
+        workload(other_inputs=torch.randn(2, 4))

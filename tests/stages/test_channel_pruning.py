@@ -457,3 +457,36 @@ def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
     """Each wrong value is refused with what was wanted and got."""
     with pytest.raises(ValueError, match=message):
         PruneChannels(**settings)
+
+
+class ByLength(nn.Module):
+    """Short and long inputs run other layers of twelve channels, and both one of twenty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide = nn.Conv1d(4, 12, 3, padding=1), nn.Conv1d(12, 20, 1)
+        self.short, self.long = nn.Conv1d(12, 12, 3, padding=1), nn.Conv1d(12, 12, 5, padding=2)
+        self.head = nn.Linear(20, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.short(x) if x.shape[-1] < 16 else self.long(x))
+        return self.head(F.relu(self.wide(x)).mean(-1))
+
+
+def test_what_no_input_reaches_is_a_danger_and_data_that_reach_it_help() -> None:
+    """Short data lock what the long side could read, and say so with the line; long batches among them free it."""
+    model, x, targets = ByLength().eval(), torch.randn(8, 4, 8), torch.arange(8) % 2
+    short, context = prune(PruneChannels(remove=0.4, align=1), model, workload_of(model, x, targets))
+    assert widths(context) == {"wide": (20, 12)}
+    assert {"stem", "short"} <= set(locked(context))
+    (told,) = context.details["unreached_layers"]
+    assert told["layer"] == "long"
+    assert f"test_channel_pruning.py:{ByLength.forward.__code__.co_firstlineno + 2}" in told["danger"]
+    data = [(x, targets), (torch.randn(8, 4, 20), targets)]
+    both, context = prune(PruneChannels(remove=0.4, align=1), model, same_data(model, data, x[:2]))
+    assert set(widths(context)) == {"stem", "short", "wide"}
+    assert "unreached_layers" not in context.details
+    for small in (short, both):
+        assert small(torch.randn(2, 4, 40)).shape == (2, 2)
+        assert small(x[:2]).shape == (2, 2)
