@@ -32,7 +32,7 @@ _ABOUT_CLASSES = {
     "__abstractmethods__",
     "_abc_impl",
 }
-_EMPTY_CELL = "a name without a value"
+_NOTHING = "a name without a value"
 
 
 def installed_as(module: str) -> str | None:
@@ -136,7 +136,7 @@ def _read_globals(code: CodeType, names: dict[str, Any]) -> Iterator[tuple[str, 
             module = _imported(instruction.argval, instructions[number - 2].argval, names)
             if module is not None:
                 taken = [other.argval for other in instructions[number + 1 :] if other.opname == "IMPORT_FROM"]
-                found = [(name, getattr(module, name)) for name in taken if hasattr(module, name)]
+                found = [(name, _attribute(module, name)) for name in taken]
                 for name, value in found or [(instruction.argval, module)]:
                     yield f"import {name}", _Place(value)
     for constant in code.co_consts:
@@ -148,10 +148,15 @@ def _followed(path: str, value: Any, after: list[dis.Instruction]) -> tuple[str,
     for instruction in after:
         if not isinstance(value, ModuleType) or instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
             break
-        if not hasattr(value, instruction.argval):
-            break
-        path, value = f"{path}.{instruction.argval}", getattr(value, instruction.argval)
+        path, value = f"{path}.{instruction.argval}", _attribute(value, instruction.argval)
     return path, _Place(value)
+
+
+def _attribute(module: ModuleType, name: str) -> Any:
+    try:
+        return getattr(module, name)
+    except Exception:  # noqa: BLE001 - modules may import only when they are asked, and fail then in any way
+        return _NOTHING
 
 
 def _imported(name: str, level: Any, names: dict[str, Any]) -> ModuleType | None:
@@ -167,4 +172,4 @@ def _content(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:
-        return _EMPTY_CELL
+        return _NOTHING

@@ -275,7 +275,7 @@ def _network(module: nn.Module) -> Iterable[Any]:
     copied: Any = own
     if type(module).__getstate__ is not object.__getstate__:
         # Such a class knows what is not its content, an open session for instance. Parametrized ones refuse to say.
-        with suppress(RuntimeError):
+        with suppress(Exception):
             copied = module.__getstate__()  # type: ignore[no-untyped-call]
     tensors = {**own["_parameters"], **own["_buffers"]}
     return [

@@ -244,7 +244,10 @@ def test_what_a_function_refers_to_counts(function, change, monkeypatch) -> None
 
 def module(name: str, text: str) -> types.ModuleType:
     made = types.ModuleType(name)
+    # Decorators of the standard library look the module up.
+    sys.modules["mine"] = made
     exec(text, vars(made))
+    del sys.modules["mine"]
     return made
 
 
@@ -259,6 +262,69 @@ def test_a_users_module_is_looked_into(monkeypatch) -> None:
         found[value, unused] = [of(module("m", source).loss) for source in (user, inside)]
     assert found[1, 1] == found[1, 2], "what is not read does not count"
     assert all(one != two for one, two in zip(found[1, 1], found[2, 1], strict=True))
+
+
+# Code with a constant deep inside it, in all the ways in which Python wraps code.
+WRAPPED = {
+    "static method": "class A:\n    @staticmethod\n    def f(): return {}\nvalue = A",
+    "class method": "class A:\n    @classmethod\n    def f(cls): return {}\nvalue = A()",
+    "property": "class A:\n    @property\n    def f(self): return {}\nvalue = A()",
+    "cached property": "class A:\n    @functools.cached_property\n    def f(self): return {}\nvalue = A()",
+    "method of a base": "class A:\n    def f(self): return {}\nclass B(A): pass\nvalue = B()",
+    "method of a metaclass": "class M(type):\n    def f(self): return {}\nclass A(metaclass=M): pass\nvalue = A()",
+    "abstract base": "class A(abc.ABC):\n    def f(self): return {}\nclass B(A): pass\nvalue = B",
+    "generic": "class A(typing.Generic[typing.TypeVar('T')]):\n    def f(self): return {}\nvalue = A()",
+    "protocol": "class A(typing.Protocol):\n    def f(self): return {}\nclass B(A): pass\nvalue = B()",
+    "named tuple": "class A(typing.NamedTuple):\n    a: int = {}\nvalue = A",
+    "default of a dataclass": "@dataclasses.dataclass\nclass A:\n    a: int = {}\nvalue = A",
+    "factory of a dataclass": (
+        "@dataclasses.dataclass\nclass A:\n    a: list = dataclasses.field(default_factory=lambda: [{}])\nvalue = A"
+    ),
+    "enum": "class A(enum.Enum):\n    ONE = {}\nvalue = A",
+    "method of an enum": "class A(enum.Enum):\n    ONE = 1\n    def f(self): return {}\nvalue = A.ONE",
+    "decorated": (
+        "def twice(f):\n    @functools.wraps(f)\n    def g(x): return f(f(x))\n    return g\n"
+        "@twice\ndef value(x): return x + {}"
+    ),
+    "cached": "@functools.cache\ndef value(x): return x + {}",
+    "without gradients": "@torch.no_grad()\ndef value(x): return x + {}",
+    "compiled": (
+        "def f(x): return x + {}\ndef value(x): return 0\n"
+        "value._torchdynamo_orig_callable = f  # as torch.compile leaves it"
+    ),
+    "dispatched": "@functools.singledispatch\ndef value(x): pass\n@value.register\ndef _(x: int): return {}",
+    "context": "@contextlib.contextmanager\ndef value(): yield {}",
+    "coroutine": "async def value(): return {}",
+    "generator": "def value(x):\n    for y in x: yield y + {}",
+    "comprehension": "def value(x): return [y + {} for y in x]",
+    "autograd": (
+        "class A(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x): return x * {}\n"
+        "def value(x): return A.apply(x)"
+    ),
+    "list of functions": "value = [len, [lambda x: x + {}]]",
+    "attribute of a function": "def value(x): return value.factor\nvalue.factor = {}",
+    "item of a dict": "settings = dict(a=[1, dict(b={})])\ndef value(x): return settings['a'][1]['b']",
+    "object that is a global": "settings = types.SimpleNamespace(a={})\ndef value(x): return settings.a",
+    "class that is a global": "class settings:\n    a = {}\ndef value(x): return settings.a",
+    "global of a function inside": "a = {}\ndef value(x): return [(lambda y: y + a)(z) for z in x]",
+    "counter": "value = collections.Counter(dict(a={}))",
+    "queue": "value = collections.deque([1, {}])",
+    "date": "value = datetime.date(2020, 1, {} + 1)",
+    "fraction": "value = fractions.Fraction({} + 1, 7)",
+    "distribution": "value = torch.distributions.Normal(0.0, {} + 1.0)",
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_a_constant_is_found_however_it_is_wrapped(kind: str) -> None:
+    """One number of the code or the state is another: the digest is another, and everything could be looked into."""
+    imports = (
+        "import abc, collections, contextlib, dataclasses, datetime, enum, fractions, functools, types, typing\n"
+        "import torch\n"
+    )
+    one, same, other = (of(module("mine", imports + WRAPPED[kind].format(number)).value) for number in (1, 1, 2))
+    assert one == same
+    assert one != other
 
 
 def test_lines_comments_and_names_of_files_do_not_count() -> None:
