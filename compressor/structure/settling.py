@@ -14,17 +14,17 @@ from math import gcd
 from torch import nn
 
 from compressor.structure.axes.groups import AxisStructure
-from compressor.structure.axes.size_attributes import Choice, by_name, candidates, key_of
+from compressor.structure.axes.size_attributes import Choice, by_name, candidates, first_of_each, key_of
 from compressor.structure.bisection import bisected
 from compressor.structure.couplings import Coupled
 
 # Attributes that may or may not follow are tried one by one and in pairs, at most this often for one group.
-_TRIES = 24
+_TRIES = 32
 # Groups that may have to keep their proportions are tried in pairs, at most this often for one group.
 _PARTNERS = 12
 
 Gone = dict[Coupled, list[int]]
-Key = tuple[str, str, int]
+Key = tuple[str, str, int, int]
 
 
 class Settling:
@@ -65,6 +65,7 @@ class Settling:
     def _candidates_of(self, group: Coupled) -> list[Choice]:
         structure = self._structure
         axes = dict.fromkeys(structure.dims[name][dim] for name, dim in structure.places[group])
+        axes |= dict.fromkeys(structure.computed.get(structure.axes[group], ()))
         return candidates(self._modules, [part.module for part in group.parts], axes, structure.axes[group])
 
     def _settle(self, groups: list[Coupled]) -> None:
@@ -98,8 +99,10 @@ class Settling:
     def _finds_attributes(self, group: Coupled, passes: Callable[[], bool]) -> bool:
         """Whether `group` can be accepted, with the first attributes that let the trial `passes` pass."""
         options = self._candidates[group]
-        everything = (tuple(choice for choice in options if choice.place < 0), tuple(options))
-        few = chain.from_iterable(combinations(options, count) for count in (1, 2))
+        first = first_of_each(options)
+        everything = (tuple(choice for choice in first if choice.place < 0), tuple(first))
+        pairs = (pair for pair in combinations(options, 2) if pair[0].key != pair[1].key)
+        few = chain(((choice,) for choice in options), pairs)
         for tried in list(dict.fromkeys([(), *everything, *few]))[:_TRIES]:
             self._structure.choices[group.name] = tried
             if passes():
@@ -112,9 +115,9 @@ class Settling:
 
     def _settle_sharing(self) -> None:
         """Links groups that fail alone but go together, since one attribute holds the size of all of them."""
-        sharing: dict[Key, list[Coupled]] = {}
+        sharing: dict[tuple[str, str, int], list[Coupled]] = {}
         for group in self._alone:
-            for key in dict.fromkeys(_place_of(choice) for choice in self._candidates[group]):
+            for key in dict.fromkeys(choice.key for choice in self._candidates[group]):
                 sharing.setdefault(key, []).append(group)
         for groups in dict.fromkeys(tuple(groups) for groups in sharing.values() if len(groups) > 1):
             if all(group in self._alone for group in groups):
@@ -125,7 +128,7 @@ class Settling:
         if steps < 2:
             return
         # What gives one size for all of them: of each attribute one choice, for the others follow in step.
-        every = [{_place_of(choice): choice for choice in self._candidates[group]} for group in groups]
+        every = [{choice.key: choice for choice in first_of_each(self._candidates[group])} for group in groups]
         common = [key for key in every[0] if all(key in other for other in every)]
         whole = tuple(key for key in common if key[2] < 0)
         few = chain.from_iterable(combinations(common, count) for count in (1, 2))
@@ -134,7 +137,7 @@ class Settling:
             if self._passes(_in_step(groups, steps, range(0, 2 * (steps // 2), 2))):
                 for group in groups:
                     self._alone.pop(group)
-                self._accept_linked(groups, steps, keys)
+                self._accept_linked(groups, steps)
                 return
         self._structure.choices.pop(groups[0].name, None)
 
@@ -165,8 +168,7 @@ class Settling:
             groups, steps = found
             for other in groups[1:]:
                 rest.pop(other)
-            keys = [_place_of(choice) for other in groups for choice in self._structure.choices.get(other.name, ())]
-            self._accept_linked(groups, steps, tuple(dict.fromkeys(keys)))
+            self._accept_linked(groups, steps)
         self._accepted, faults = bisected(list(self._accepted), self._uneven_fault) if faults else (self._accepted, {})
         for group, reason in faults.items():
             self._lock(group, f"only some of its widths are possible: {reason}")
@@ -191,13 +193,11 @@ class Settling:
                 return groups, steps
         return None
 
-    def _accept_linked(self, groups: Sequence[Coupled], steps: int, keys: Sequence[Key]) -> None:
+    def _accept_linked(self, groups: Sequence[Coupled], steps: int) -> None:
+        # The axes of their choices hold what is linked now.
+        choices = first_of_each(choice for group in groups for choice in self._structure.choices.get(group.name, ()))
         linked = self._structure.link(groups, steps)
-        self._candidates[linked] = self._candidates_of(linked)
-        wanted = dict.fromkeys(keys)
-        self._structure.choices[linked.name] = tuple(
-            {place: choice for choice in self._candidates[linked] if (place := _place_of(choice)) in wanted}.values()
-        )
+        self._structure.choices[linked.name] = tuple(choices)
         self._accepted.append(linked)
 
     def _lock(self, group: Coupled, reason: str) -> None:
@@ -237,10 +237,6 @@ def _in_step(groups: Sequence[Coupled], steps: int, units: Iterable[int]) -> Gon
         ratio = group.width // steps
         gone[group] = [unit * ratio + number for unit in units for number in range(ratio)]
     return gone
-
-
-def _place_of(choice: Choice) -> Key:
-    return choice.module, choice.attribute, choice.place
 
 
 def _shared_depth(one: Coupled, two: Coupled) -> int:

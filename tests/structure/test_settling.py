@@ -137,6 +137,33 @@ class CrossStage(nn.Module):
         return self.last(torch.cat([*pieces, second], 1)).mean((2, 3))
 
 
+class Alike(nn.Module):
+    """Halves by an attribute, and what they become: as wide, and of other channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 10
+        self.last, self.block, self.stem = nn.Conv2d(10, 4, 1), nn.Conv2d(5, 5, 1), nn.Conv2d(3, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.split(self.stem(x), self.width // 2, 1)
+        return self.last(torch.cat([second, self.block(first)], 1)).mean((2, 3))
+
+
+class Between(nn.Module):
+    """Sizes of what is computed on the way and of no weight: pieces that part two layers' channels, kept as a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 9, 1)
+        self.sizes = [8, 6]
+        self.first, self.second = nn.Conv2d(8, 4, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.cat([self.left(x), self.right(x)], 1).split(self.sizes, 1)
+        return (self.first(first) + self.second(second)).mean((2, 3))
+
+
 class Thirds(nn.Module):
     """A third of the channels gates nothing, the rest is read: the sizes are computed from the shape."""
 
@@ -207,6 +234,8 @@ FREE = {
     "cross stage, a pair": (lambda: CrossStage(halved="pair"), IMAGES, [5]),
     "cross stage, chunks": (lambda: CrossStage(halved="chunks"), IMAGES, [5]),
     "cross stage, slices": (lambda: CrossStage(halved="slices"), IMAGES, [5]),
+    "halves by an attribute, a concatenation as wide": (Alike, IMAGES, [5, 5]),
+    "sizes of what is computed": (Between, IMAGES, [3, 5, 6]),
     "thirds by the shape": (Thirds, IMAGES, [4]),
     "two attentions, one number of heads": (TwoAttentions, TOKENS, [4]),
     "window attention, width of a head kept": (lambda: WindowAttention(kept=True), TOKENS, [4, 18]),

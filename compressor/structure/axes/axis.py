@@ -315,6 +315,14 @@ def atoms(axis: Axis) -> list[tuple[Axis, Positions, Positions]]:
     return found
 
 
+def free_atoms(axis: Axis) -> list[Axis]:
+    """The atoms in `axis` that are not locked, each once."""
+    top = axis.root
+    if not top.parts:
+        return [top] if top.reason is None and top.size > 1 else []
+    return list(dict.fromkeys(atom for part in top.parts for atom in free_atoms(part)))
+
+
 def rival_atoms(axis: Axis) -> Iterator[tuple[Axis, Axis]]:
     """Every two atoms that different factors of a product in `axis` are made of."""
     parts = axis.root.parts

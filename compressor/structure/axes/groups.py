@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from compressor.structure.axes.axis import Axis, Mask, atoms, join, kept, lock, product, rival_atoms, signature
+from compressor.structure.axes.axis import (
+    Axis,
+    Mask,
+    atoms,
+    free_atoms,
+    join,
+    kept,
+    lock,
+    product,
+    rival_atoms,
+    signature,
+)
 from compressor.structure.axes.calls import STRUCTURAL
 from compressor.structure.axes.size_attributes import Choice, exact_attributes
 from compressor.structure.axes.trace import OUTPUT, Trace
@@ -30,6 +41,11 @@ class AxisStructure:
         self.dims = {name: tuple(axis.root for axis in dims) for name, dims in trace.dims.items()}
         self.choices: dict[str, tuple[Choice, ...]] = {}
         self._trace, self._modules = trace, dict(model.named_modules(remove_duplicate=False))
+        # What was computed of each atom: programs keep the sizes of such dimensions, too.
+        self.computed: dict[Axis, list[Axis]] = {}
+        for whole in dict.fromkeys(axis.root for dims in trace.seen.values() for axis in dims):
+            for atom in free_atoms(whole) if whole.parts else ():
+                self.computed.setdefault(atom, []).append(whole)
         self._attributes = exact_attributes(model, trace)
         self._sized_by = self._by_atom()
         self.unreached = trace.unreached

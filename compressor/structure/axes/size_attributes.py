@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from compressor.structure.attention import NarrowAttention
-from compressor.structure.axes.axis import Axis, Mask, factors, kept, product
+from compressor.structure.axes.axis import Axis, Mask, factors, kept, product, signature
 from compressor.structure.axes.rules import head_count
 from compressor.structure.axes.trace import Trace
 
@@ -28,17 +28,28 @@ _EXACT: tuple[tuple[type[nn.Module], tuple[tuple[str, str, int], ...]], ...] = (
     (nn.RNNCellBase, (("input_size", "weight_ih", 1), ("hidden_size", "weight_hh", 1))),
 )
 _HEADS = re.compile(r"head|split_size|inner_dim")
+# Of the axes that have one size, so many are tried.
+_ALIKE = 3
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An attribute of a module that gives the size of an axis; `place` is where in a tuple, -1 for an integer."""
+    """An attribute of a module that gives the size of an axis; `place` is where in a tuple, -1 for an integer.
+
+    `rank` says which one it is of the axes that have this size.
+    """
 
     module: str
     attribute: str
     axis: Axis
     old: Any
     place: int = -1
+    rank: int = 0
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What it sets: a value cannot follow two axes."""
+        return self.module, self.attribute, self.place
 
     def value(self, now: Any, removed: dict[Axis, Mask]) -> Any:
         """The attribute, `now` so far, once `removed` of the atoms went."""
@@ -80,10 +91,16 @@ def exact_attributes(model: nn.Module, trace: Trace) -> tuple[Choice, ...]:
 
 
 def candidates(modules: dict[str, nn.Module], parts: Iterable[str], axes: Iterable[Axis], atom: Axis) -> list[Choice]:
-    """The attributes of the user's own modules, owning or enclosing `parts`, that may give a size made of `atom`."""
-    sizes: dict[int, Axis] = {}
+    """The attributes of the user's own modules, owning or enclosing `parts`, that may give a size made of `atom`.
+
+    Several axes of one size are several choices, in the order of `axes`.
+    """
+    sizes: dict[int, list[Axis]] = {}
+    alike = set[tuple[object, ...]]()
     for node in [atom, *(inner for axis in axes for inner in _nodes(axis, atom))]:
-        sizes.setdefault(node.size, node.root)
+        if (mark := signature(node)) not in alike:
+            alike.add(mark)
+            sizes.setdefault(node.size, []).append(node.root)
     owners: dict[str, None] = {}
     for part in parts:
         name = part
@@ -97,14 +114,19 @@ def candidates(modules: dict[str, nn.Module], parts: Iterable[str], axes: Iterab
         if type(module).__module__.partition(".")[0] == "torch" or isinstance(module, NarrowAttention):
             continue
         for attribute, value in vars(module).items():
-            if type(value) is int and value in sizes and value > 1:
-                found.append(Choice(name, attribute, sizes[value], value))
-            elif isinstance(value, tuple | list) and value and all(type(item) is int for item in value):
-                found += [
-                    Choice(name, attribute, sizes[item], tuple(value), place)
-                    for place, item in enumerate(value)
-                    if item in sizes and item > 1
-                ]
+            if type(value) is int:
+                places = [(-1, value)]
+            elif isinstance(value, tuple | list) and all(type(item) is int for item in value):
+                places = list(enumerate(value))
+            else:
+                continue
+            old = tuple(value) if isinstance(value, list) else value
+            found += [
+                Choice(name, attribute, axis, old, place, rank)
+                for place, size in places
+                if size > 1
+                for rank, axis in enumerate(sizes.get(size, ())[:_ALIKE])
+            ]
     return found
 
 
@@ -131,10 +153,19 @@ def _holds(axis: Axis, atom: Axis) -> bool:
 
 def by_name(choices: Iterable[Choice], role: str) -> list[Choice]:
     """Those whose names say that they count what a group of `role` is made of."""
-    return [choice for choice in choices if role == "heads" and _HEADS.search(choice.attribute)]
+    heads = [choice for choice in choices if role == "heads" and _HEADS.search(choice.attribute)]
+    return first_of_each(heads)
 
 
-def key_of(choice: Choice, modules: dict[str, nn.Module]) -> tuple[str, str, int]:
+def first_of_each(choices: Iterable[Choice]) -> list[Choice]:
+    """One choice for every value that is set, the first."""
+    found: dict[tuple[str, str, int], Choice] = {}
+    for choice in choices:
+        found.setdefault(choice.key, choice)
+    return list(found.values())
+
+
+def key_of(choice: Choice, modules: dict[str, nn.Module]) -> tuple[str, str, int, int]:
     """The same for the same attribute of every module of one class."""
     kind = type(modules[choice.module])
-    return f"{kind.__module__}.{kind.__qualname__}", choice.attribute, choice.place
+    return f"{kind.__module__}.{kind.__qualname__}", choice.attribute, choice.place, choice.rank
