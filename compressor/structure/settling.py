@@ -13,6 +13,7 @@ from math import gcd
 
 from torch import nn
 
+from compressor.structure.axes.axis import Axis
 from compressor.structure.axes.groups import AxisStructure
 from compressor.structure.axes.size_attributes import Choice, by_name, candidates, first_of_each, key_of
 from compressor.structure.bisection import bisected
@@ -57,10 +58,26 @@ class Settling:
         self._fault_of = fault_of
         self._settle(list(self._candidates))
         self._settle_sharing()
+        self._lock_alone()
+        self._settle_rivals()
+        self._settle_uneven()
+
+    def _lock_alone(self) -> None:
         for group, reason in self._alone.items():
             raised = re.match(r"\w+: ", reason)
             self._lock(group, f"a size is written into the program or follows others: {reason}" if raised else reason)
-        self._settle_uneven()
+        self._alone.clear()
+
+    def _settle_rivals(self) -> None:
+        """Tries the groups that stay for the sake of others which turned out to be locked."""
+        for axis, winners in self._structure.instead.items():
+            by_axis = {other: group for group, other in self._structure.axes.items()}
+            if axis in by_axis and all(winner in by_axis and by_axis[winner].locked for winner in winners):
+                group = replace(by_axis[axis], locked=None)
+                self._structure.replace(by_axis[axis], group)
+                self._candidates[group] = self._candidates_of(group)
+                self._settle([group])
+                self._lock_alone()
 
     def _candidates_of(self, group: Coupled) -> list[Choice]:
         structure = self._structure
@@ -143,11 +160,13 @@ class Settling:
 
     def _settle_uneven(self) -> None:
         """Links or locks groups that passed with half of everything, but whose widths are not free."""
-        if not self._accepted:
-            return
-        _, faults = bisected(list(self._accepted), self._uneven_fault)
+        faults = self._wrong_guesses()
         for group in faults:
             self._accepted.remove(group)
+        _, more = bisected(list(self._accepted), self._uneven_fault)
+        for group in more:
+            self._accepted.remove(group)
+        faults |= more
         rest = {}
         for group, reason in faults.items():
             # A wrong guess of its attributes may have passed with half of everything.
@@ -173,7 +192,19 @@ class Settling:
         for group, reason in faults.items():
             self._lock(group, f"only some of its widths are possible: {reason}")
 
+    def _wrong_guesses(self) -> dict[Coupled, str]:
+        """The groups that fail alone, of those whose attributes others set from another axis."""
+        setters: dict[tuple[str, str, int], dict[Axis, list[Coupled]]] = {}
+        for group in self._accepted:
+            for choice in self._structure.choices.get(group.name, ()):
+                setters.setdefault(choice.key, {}).setdefault(choice.axis.root, []).append(group)
+        doubtful = [group for axes in setters.values() if len(axes) > 1 for groups in axes.values() for group in groups]
+        reasons = {group: self._fault_of({group: _half(group)}) for group in dict.fromkeys(doubtful)}
+        return {group: reason for group, reason in reasons.items() if reason is not None}
+
     def _uneven_fault(self, groups: list[Coupled]) -> str | None:
+        if not groups:
+            return None
         return self._fault_of(_uneven(groups, 0)) or self._fault_of(_uneven(groups, 1))
 
     def _proportion(self, group: Coupled, others: list[Coupled]) -> tuple[tuple[Coupled, ...], int] | None:

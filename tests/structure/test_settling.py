@@ -164,6 +164,20 @@ class Between(nn.Module):
         return (self.first(first) + self.second(second)).mean((2, 3))
 
 
+class Mistaken(nn.Module):
+    """A list of sizes that one layer's channels follow, and a second layer that has as many by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [4, 2]
+        self.stems = nn.ModuleList([nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1)])
+        self.after, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.cat([stem(x) for stem in self.stems], 1).split(self.sizes, 1)
+        return self.last(torch.cat([self.after(first), second], 1)).mean((2, 3))
+
+
 class Thirds(nn.Module):
     """A third of the channels gates nothing, the rest is read: the sizes are computed from the shape."""
 
@@ -236,6 +250,7 @@ FREE = {
     "cross stage, slices": (lambda: CrossStage(halved="slices"), IMAGES, [5]),
     "halves by an attribute, a concatenation as wide": (Alike, IMAGES, [5, 5]),
     "sizes of what is computed": (Between, IMAGES, [3, 5, 6]),
+    "a list and a layer that has its size by chance": (Mistaken, IMAGES, [2, 4, 4]),
     "thirds by the shape": (Thirds, IMAGES, [4]),
     "two attentions, one number of heads": (TwoAttentions, TOKENS, [4]),
     "window attention, width of a head kept": (lambda: WindowAttention(kept=True), TOKENS, [4, 18]),

@@ -73,6 +73,11 @@ def three_groups(x: Tensor) -> Tensor:
     return x.view(b, 3, c // 3, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
+def five_groups(x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, 5, c // 5, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
 def blocks_of_depth(x: Tensor) -> Tensor:
     b, c, h, w = x.shape
     return x.view(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // 4, 2 * h, 2 * w)
@@ -91,6 +96,7 @@ def halves_of_a_concatenation(x: Tensor) -> Tensor:
 REARRANGING = {
     "GLU of an odd width": (14, 7, lambda x: F.glu(x, dim=1), 7),
     "channel shuffle in 3 groups": (21, 21, three_groups, 7),
+    "channel shuffle in more groups than channels of each": (15, 15, five_groups, 3),
     "3 pieces of a shuffle in 3 groups": (63, 21, three_added, 7),
     "pixel shuffle": (20, 5, lambda x: F.pixel_shuffle(x, 2), 5),
     "depth to space": (20, 5, blocks_of_depth, 5),

@@ -33,13 +33,15 @@ _NORMS = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - as above
 class AxisStructure:
     """The groups of `model` by the axes of `trace`, and what is left of its tensors when some of them are narrowed.
 
-    `choices` are the sizes that modules of the user's own keep as attributes, by group; `settle` finds them.
+    `choices` are the sizes that modules of the user's own keep as attributes, by group; `settle` finds them. `instead`
+    are, of axes that `keep_one_factor` locked, those that may go in their place.
     """
 
     def __init__(self, model: nn.Module, trace: Trace) -> None:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
         self.dims = {name: tuple(axis.root for axis in dims) for name, dims in trace.dims.items()}
         self.choices: dict[str, tuple[Choice, ...]] = {}
+        self.instead: dict[Axis, list[Axis]] = {}
         self._trace, self._modules = trace, dict(model.named_modules(remove_duplicate=False))
         # What was computed of each atom: programs keep the sizes of such dimensions, too.
         self.computed: dict[Axis, list[Axis]] = {}
@@ -182,11 +184,12 @@ class AxisStructure:
                     rivals[two].add(one)
         chosen = set[Axis]()
         for axis in sorted(free, key=lambda axis: -axis.size):
-            winner = next((other for other in rivals[axis] if other in chosen), None)
-            if winner is None:
+            winners = [other for other in rivals[axis] if other in chosen]
+            if not winners:
                 chosen.add(axis)
             else:
-                reason = f"its channels are divided among {free[winner].name}, of which whole ones go instead"
+                self.instead[axis] = winners
+                reason = f"its channels are divided among {free[winners[0]].name}, of which whole ones go instead"
                 self.replace(free[axis], replace(free[axis], locked=reason))
 
     def _dims_of(self, group: Coupled) -> list[Axis]:
