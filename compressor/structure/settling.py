@@ -82,8 +82,8 @@ class Settling:
     def _candidates_of(self, group: Coupled) -> list[Choice]:
         structure = self._structure
         axes = dict.fromkeys(structure.dims[name][dim] for name, dim in structure.places[group])
-        axes |= dict.fromkeys(structure.computed.get(structure.axes[group], ()))
-        return candidates(self._modules, [part.module for part in group.parts], axes, structure.axes[group])
+        computed = structure.computed.get(structure.axes[group], ())
+        return candidates(self._modules, [part.module for part in group.parts], axes, computed, structure.axes[group])
 
     def _settle(self, groups: list[Coupled]) -> None:
         if not groups:
@@ -116,7 +116,7 @@ class Settling:
     def _finds_attributes(self, group: Coupled, passes: Callable[[], bool]) -> bool:
         """Whether `group` can be accepted, with the first attributes that let the trial `passes` pass."""
         options = self._candidates[group]
-        first = first_of_each(options)
+        first = first_of_each(choice for choice in options if choice.likely)
         everything = (tuple(choice for choice in first if choice.place < 0), tuple(first))
         pairs = (pair for pair in combinations(options, 2) if pair[0].key != pair[1].key)
         few = chain(((choice,) for choice in options), pairs)

@@ -36,7 +36,7 @@ _ALIKE = 3
 class Choice:
     """An attribute of a module that gives the size of an axis; `place` is where in a tuple, -1 for an integer.
 
-    `rank` says which one it is of the axes that have this size.
+    `rank` says which one it is of the axes that have this size, and `likely` whether that is a dimension of a weight.
     """
 
     module: str
@@ -45,6 +45,7 @@ class Choice:
     old: Any
     place: int = -1
     rank: int = 0
+    likely: bool = True
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -90,17 +91,21 @@ def exact_attributes(model: nn.Module, trace: Trace) -> tuple[Choice, ...]:
     return tuple(found.values())
 
 
-def candidates(modules: dict[str, nn.Module], parts: Iterable[str], axes: Iterable[Axis], atom: Axis) -> list[Choice]:
+def candidates(
+    modules: dict[str, nn.Module], parts: Iterable[str], axes: Iterable[Axis], computed: Iterable[Axis], atom: Axis
+) -> list[Choice]:
     """The attributes of the user's own modules, owning or enclosing `parts`, that may give a size made of `atom`.
 
-    Several axes of one size are several choices, in the order of `axes`.
+    `axes` are dimensions of weights, `computed` of what is made with them. Several axes of one size are several
+    choices, in this order.
     """
-    sizes: dict[int, list[Axis]] = {}
+    sizes: dict[int, list[tuple[Axis, bool]]] = {}
     alike = set[tuple[object, ...]]()
-    for node in [atom, *(inner for axis in axes for inner in _nodes(axis, atom))]:
+    of_weights = [atom, *(inner for axis in axes for inner in _nodes(axis, atom))]
+    for number, node in enumerate([*of_weights, *(inner for axis in computed for inner in _nodes(axis, atom))]):
         if (mark := signature(node)) not in alike:
             alike.add(mark)
-            sizes.setdefault(node.size, []).append(node.root)
+            sizes.setdefault(node.size, []).append((node.root, number < len(of_weights)))
     owners: dict[str, None] = {}
     for part in parts:
         name = part
@@ -122,10 +127,10 @@ def candidates(modules: dict[str, nn.Module], parts: Iterable[str], axes: Iterab
                 continue
             old = tuple(value) if isinstance(value, list) else value
             found += [
-                Choice(name, attribute, axis, old, place, rank)
+                Choice(name, attribute, axis, old, place, rank, likely)
                 for place, size in places
                 if size > 1
-                for rank, axis in enumerate(sizes.get(size, ())[:_ALIKE])
+                for rank, (axis, likely) in enumerate(sizes.get(size, ())[:_ALIKE])
             ]
     return found
 
@@ -153,7 +158,7 @@ def _holds(axis: Axis, atom: Axis) -> bool:
 
 def by_name(choices: Iterable[Choice], role: str) -> list[Choice]:
     """Those whose names say that they count what a group of `role` is made of."""
-    heads = [choice for choice in choices if role == "heads" and _HEADS.search(choice.attribute)]
+    heads = [choice for choice in choices if role == "heads" and choice.likely and _HEADS.search(choice.attribute)]
     return first_of_each(heads)
 
 
