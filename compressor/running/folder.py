@@ -21,6 +21,7 @@ from torch import nn
 
 from compressor.errors import RunFolderError, StorageError
 from compressor.estimate import Estimate
+from compressor.identity.workload import DATA
 from compressor.kept_state import private_copy
 from compressor.measuring.measure import Measurement
 from compressor.report.record import Work
@@ -43,6 +44,8 @@ from compressor.workload import Workload
 MODEL_FILE = "model.onnx"
 _ASKED, _MARKER, _STARTED = "run.json", "outcome.json", "key.txt"
 _RESULTS = (MODEL_FILE, PLAN_FILE, WEIGHTS_FILE, "report.json", "report.md", "report.html", "stages")
+# Weights, examples and data are often drawn at random, and then other ones in every process.
+_DRAWN = {"model", "example_inputs", *DATA}
 _OUTCOME_KEYS = ("files", "seconds", "measurement", "versus_base", "drop", "details", "plan", "whole_plan")
 
 
@@ -114,9 +117,12 @@ class RunFolder:
             )
             if "sha256" not in read_json(path):
                 raise RunFolderError(f"{path} is of a former version, which did not look at every input; {way_out}")
-            lines = "\n".join(f"  {line}" for line in changes(read_sealed(path, way_out=way_out), asked))
+            lines = list(changes(read_sealed(path, way_out=way_out), asked))
+            if any(line.partition(":")[0] in _DRAWN for line in lines):
+                way_out += ". What is drawn at random is the same again only from a fixed seed"
             if lines:
-                raise RunFolderError(f"{self.path} holds a run of something else:\n{lines}\n{way_out}")
+                told = "\n".join(f"  {line}" for line in lines)
+                raise RunFolderError(f"{self.path} holds a run of something else:\n{told}\n{way_out}")
         write_sealed(path, asked)
 
     def stage(self, index: int, name: str) -> Path:

@@ -1,5 +1,6 @@
 """A folder has one writer, whom the others are told of, whatever becomes of the lock file."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.errors import RunFolderError
+from compressor.errors import RunFolderError, WriteError
 from compressor.running.lock import LOCK_FILE, FolderLock
 from compressor.storage import read_json, write_json
 
@@ -130,5 +131,22 @@ def test_a_file_system_without_locks_of_folders_is_locked_by_a_file(tmp_path, mo
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with FolderLock(tmp_path):
         assert f"process {os.getpid()} on" in refused(tmp_path)
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_let_go(tmp_path, monkeypatch) -> None:
+    """On a read-only file system nothing can be noted: the file is named, and nothing stays held."""
+    real = os.open
+
+    def read_only(path, flags, *more, **others):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(path, flags, *more, **others)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(WriteError, match=r"\.lock cannot be written: Read-only file system; give a folder"):
+        FolderLock(tmp_path).__enter__()
+    monkeypatch.undo()
     with FolderLock(tmp_path):
         pass
