@@ -64,11 +64,14 @@ def test_only_files_of_killed_writers_of_ours_are_left_overs(tmp_path) -> None:
     mine = temporary_name()
     dead = mine.replace(f"-{os.getpid()}-", f"-{child.pid}-")
     other_host = f".compressor-00000000-{os.getpid()}-{'0' * 16}.tmp"
+    no_number = mine.replace(f"-{os.getpid()}-", "-9999999999-")
     names = (".draft.tmp", ".model.onnx.abc123.tmp", ".compressor-notes.tmp", f"x{dead}", f"{dead}.bak", mine)
-    for name in (*names, dead, other_host):
+    for name in (*names, dead, other_host, no_number):
         (tmp_path / name).write_text("")
-    assert sorted(path.name for path in tmp_path.iterdir() if is_left_over(path)) == sorted([dead, other_host])
-    for name in (dead, other_host):
+    assert sorted(path.name for path in tmp_path.iterdir() if is_left_over(path)) == sorted(
+        [dead, other_host, no_number]
+    )
+    for name in (dead, other_host, no_number):
         (tmp_path / name).unlink()
     (tmp_path / dead).mkdir()
     (tmp_path / other_host).symlink_to(tmp_path / ".draft.tmp")

@@ -97,23 +97,30 @@ def _told(path: Path) -> str:
     """Process, host and age as the writer noted them; nothing where the note is gone."""
     try:
         note: Any = read_json(path)
-        process, host, since = note["process"], note["host"], datetime.fromisoformat(note["since"])
-        seconds = (datetime.now(UTC) - since).total_seconds()
-    except (StorageError, KeyError, TypeError, ValueError):
+        process, host, since = int(note["process"]), str(note["host"]), datetime.fromisoformat(note["since"])
+        if host == socket.gethostname() and not is_running(process):
+            return f"a process that took over from process {process} on {host}, which has ended"
+        return _since(process, host, since)
+    except (StorageError, KeyError, TypeError, ValueError, OverflowError):
         return ""
-    if host == socket.gethostname() and not is_running(process):
-        return f"a process that took over from process {process} on {host}, which has ended"
-    return f"process {process} on {host} since {since.isoformat(sep=' ')} ({_duration(seconds)} ago)"
 
 
 def _holder(folder: Path) -> str:
-    """The process as Linux lists it."""
+    """The process as Linux lists it, by the time at which it began."""
     pattern = re.compile(rf"FLOCK\s+ADVISORY\s+WRITE\s+(\d+)\s+\S+:{folder.stat().st_ino}\s")
     with suppress(OSError):
-        found = pattern.search(Path("/proc/locks").read_text(encoding="utf-8"))
-        if found is not None:
-            return f"process {found[1]} on {socket.gethostname()}, whose {LOCK_FILE} was deleted"
-    return f"another process, whose {LOCK_FILE} was deleted"
+        for number in pattern.findall(Path("/proc/locks").read_text(encoding="utf-8")):
+            # proc(5): its 22nd field, two of them before the bracket that closes the name, in ticks since the start.
+            fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            (boot,) = re.findall(r"btime (\d+)", Path("/proc/stat").read_text(encoding="utf-8"))
+            began = datetime.fromtimestamp(int(boot) + int(fields[19]) // os.sysconf("SC_CLK_TCK"), UTC)
+            return f"{_since(int(number), socket.gethostname(), began)}, whose {LOCK_FILE} is gone"
+    return f"another process, whose {LOCK_FILE} is gone"
+
+
+def _since(process: int, host: str, since: datetime) -> str:
+    seconds = (datetime.now(UTC) - since).total_seconds()
+    return f"process {process} on {host} since {since.isoformat(sep=' ')} ({_duration(seconds)} ago)"
 
 
 def _duration(seconds: float) -> str:

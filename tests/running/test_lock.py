@@ -54,11 +54,22 @@ def test_a_second_writer_is_told_process_host_and_age(holder, tmp_path) -> None:
 def test_deleting_the_lock_file_lets_nobody_in(holder, tmp_path) -> None:
     """The folder itself is held; the process is named by the system then."""
     (tmp_path / LOCK_FILE).unlink()
-    assert f"process {holder.pid} on" in refused(tmp_path)
+    message = refused(tmp_path)
+    assert f"process {holder.pid} on {socket.gethostname()} since " in message
+    assert "seconds ago), whose .lock is gone; wait" in message
     assert not (tmp_path / LOCK_FILE).exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"process": "x", "host": 3, "since": "yesterday"}'])
+ODD = [
+    "",
+    "[]",
+    '{"process": "x", "host": 3, "since": "yesterday"}',
+    f'{{"process": 1e99, "host": "{socket.gethostname()}", "since": "2020-01-01T00:00:00+00:00"}}',
+    f'{{"process": "1", "host": "{socket.gethostname()}", "since": "2020-01-01T00:00:00"}}',
+]
+
+
+@pytest.mark.parametrize("content", ODD)
 def test_a_lock_file_of_any_content_names_what_it_can(tmp_path, content) -> None:
     """What stands in the file decides nothing but the words."""
     with FolderLock(tmp_path):
