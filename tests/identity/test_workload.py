@@ -333,6 +333,25 @@ def test_datasets_that_sets_share_are_read_once() -> None:
     assert images.opened == len(images) + 2
 
 
+class Named(Images):
+    """A dataset too large to be read only to be known."""
+
+    def __init__(self, fingerprint: str) -> None:
+        super().__init__()
+        self.fingerprint = fingerprint
+
+
+def test_a_dataset_that_says_what_it_holds_is_not_read() -> None:
+    """Its own fingerprint stands for its content, beside the way in which it is batched."""
+    images = Named("v1")
+    before = found(train=DataLoader(images, batch_size=8, shuffle=True))
+    assert images.opened == 0
+    assert before.warnings == ()
+    assert before == found(train=DataLoader(Named("v1"), batch_size=8, shuffle=True))
+    for other in (DataLoader(Named("v2"), batch_size=8, shuffle=True), DataLoader(images, batch_size=4, shuffle=True)):
+        assert found(train=other).told["train"] != before.told["train"]
+
+
 class Restless:
     """A loader with random numbers of its own."""
 
