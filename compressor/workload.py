@@ -50,8 +50,8 @@ class Workload:
     (inputs, targets), or of dicts with `labels`, that can be iterated again and again: `train` for training,
     `calibration` (a slice of train) for ranges, `validation` for every decision, `test` for the report alone.
     Validation data must not have been trained on: a model that knows it scores too well on it, and every stage then
-    seems to lose accuracy. A run reads every set once to know it again; a dataset or loader with a `fingerprint`, a text
-    that changes with its content, is known by that.
+    seems to lose accuracy. A run reads every set once to know it again; a dataset or loader with a `fingerprint`, a
+    text that changes with its content, is known by that.
 
     `free_sizes` says which sizes of the inputs the exported file leaves free besides the batch: "all" that the model
     lets vary, none ("batch"), or dimensions by input, {"input_ids": (1,)}; an input that has no name of its own is
