@@ -36,9 +36,15 @@ with interruptible():
 BUSY = """\
 import hashlib
 
-with interruptible():
-    say("ready")
+def compute():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)  # minutes in which Python runs no handler
+
+with interruptible():
+    try:
+        say("ready")
+        compute()
+    except KeyboardInterrupt:  # it came before the call
+        compute()
 """
 LATE = """\
 import atexit
@@ -49,8 +55,8 @@ def late():
 
 atexit.register(late)
 with interruptible():
-    say("ready")
     try:
+        say("ready")
         time.sleep(60)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -64,8 +70,8 @@ def work():
 
 with interruptible():
     worker = multiprocessing.get_context("fork").Process(target=work)
-    worker.start()
     try:
+        worker.start()
         worker.join()
     except KeyboardInterrupt:
         time.sleep(0.2)
@@ -115,9 +121,8 @@ def start(tmp_path: Path) -> Iterator[object]:
 
     yield begin
     for program in programs:
-        if program.process.poll() is None:
+        with program.process:  # which closes what is open
             program.process.kill()
-            program.process.communicate()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from workbench.mutated_files import SAMPLE, mutated_npz, mutated_onnx, onnx_file
 
 QUICK_ONNX, QUICK_NPZ = 70, 30
 MANY_ONNX, MANY_NPZ = 700, 300
+# Seeds are sorted into tests of this many files, so that processes can share them.
+TOGETHER = 50
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +80,8 @@ def test_mutated_arrays_are_read_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.mutations
-def test_every_mutated_onnx_file_is_read_or_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", range(0, MANY_ONNX, TOGETHER))
+def test_every_mutated_onnx_file_is_read_or_refused(first: int, tmp_path: Path) -> None:
     """Each in a process of its own, as for a user: no untyped error, none above ten seconds or two gigabytes."""
     slow, wrong, started = [], [], 0.0
 
@@ -87,7 +90,7 @@ def test_every_mutated_onnx_file_is_read_or_refused(tmp_path: Path) -> None:
         started = seconds_of_computing()
         read(path)
 
-    for seed, done, error in outcomes(tmp_path, range(MANY_ONNX), timed):
+    for seed, done, error in outcomes(tmp_path, range(first, first + TOGETHER), timed):
         wrong += [(seed, done, error)] if error else []
         slow += [(seed, done)] if seconds_of_computing() - started > 10 else []
     assert (wrong, slow) == ([], [])
