@@ -9,10 +9,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Inputs
+from compressor.batches import Inputs, map_tensors
 from compressor.errors import ExportError
 from compressor.kept_state import private_copy
 from compressor.runtime import load_session, session_options
+from compressor.structure.preparation import fold_
 from compressor.texts import first_said
 from compressor.workload import (
     Workload,
@@ -79,10 +80,11 @@ def export_task(model: nn.Module, workload: Workload) -> ExportTask:
     Raises ExportError for an example of fewer than 2 samples, and for a model that fails or gives NaN on its own data.
     """
     # A copy: exporters fold constants, and tracing may leave symbolic values in a model that keeps state.
-    judged = Judged(
-        private_copy(model), tuple(workload.example_inputs) if isinstance(workload.example_inputs, Mapping) else None
-    )
-    judged.cpu().eval().requires_grad_(requires_grad=False)
+    own = private_copy(model).cpu().eval()
+    # Weights that are computed would be at every call, by operators that ONNX may not have.
+    fold_(own, map_tensors(workload.example_inputs, torch.Tensor.cpu))
+    judged = Judged(own, tuple(workload.example_inputs) if isinstance(workload.example_inputs, Mapping) else None)
+    judged.requires_grad_(requires_grad=False)
     tensors = tuple(tensor.detach().cpu() for tensor in input_tensors(workload.example_inputs))
     batch = tensors[0].shape[0]
     if batch < 2:

@@ -31,7 +31,7 @@ from compressor.structure.recurrent_layers import stack_and_layer
 from compressor.structure.source_lines import call_lines, error_line, shortened
 from compressor.structure.trials import evaluating, outputs_at
 from compressor.target import Target
-from compressor.workload import Workload
+from compressor.workload import Workload, free_axes
 
 _A_FILE = "an ONNX file has no layers to take out; give the torch model that it came from"
 
@@ -144,7 +144,7 @@ def inspect(workload: Workload, *, target: Target, seconds: float = 2.0) -> Insp
         fold_(model, example)
         lines = call_lines(model, example)
         shares = Shares.of(model, _times(model, workload, target, seconds, refusals))
-        blocks = _blocks(model, example, refusals)
+        blocks = _blocks(model, workload, refusals)
         graph, reasons = _structure(private_copy(model), shown_by(workload), target, refusals)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if isinstance(model, OnnxModule):
@@ -267,10 +267,11 @@ def _distinct(model: nn.Module) -> nn.Module:
     return changed
 
 
-def _blocks(model: nn.Module, example: Inputs, refusals: dict[str, str]) -> dict[str, tuple[Block, str | None]]:
+def _blocks(model: nn.Module, workload: Workload, refusals: dict[str, str]) -> dict[str, tuple[Block, str | None]]:
     """The droppable blocks by name, each with why it cannot go, if so."""
+    example = workload.example_inputs
     try:
-        found = find_blocks(model, example)
+        found = find_blocks(model, example, free=free_axes(workload))
     except StageError as error:
         refusals["blocks"] = str(error)
         return {}

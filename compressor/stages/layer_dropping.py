@@ -24,7 +24,7 @@ from compressor.structure.blocks import Block, entries_without, fault_without_bl
 from compressor.structure.plan import apply_plan_
 from compressor.structure.recurrent_layers import layer_activations, plain, stack_and_layer
 from compressor.structure.trials import evaluating, outputs_at
-from compressor.workload import Loss, Workload, first_batches, predict
+from compressor.workload import Loss, Workload, first_batches, free_axes, predict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class DropBlocks:
         with evaluating(model):
             # The layers of a stack go with their weights, which have to be there; other blocks go as they are.
             fold_model_(model, workload, context, layers=stacks)
-            found = find_blocks(model, example, self.blocks)
+            found = find_blocks(model, example, self.blocks, free=free_axes(workload))
             wanted = outputs_at(model, example)
 
             def fault_without(names: list[str]) -> str | None:

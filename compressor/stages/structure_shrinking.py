@@ -42,7 +42,7 @@ from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, apply_plan_
 from compressor.structure.tensor_ids import mask_
 from compressor.structure.trials import evaluating, outputs_at, same_outputs
-from compressor.workload import Workload, first_batches
+from compressor.workload import Workload, first_batches, free_axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +108,7 @@ class _Search:
         self, stage: ShrinkStructure, model: nn.Module, workload: Workload, context: Context, goal: Goal
     ) -> None:
         self.stage, self.model, self.example, self.goal = stage, model, workload.example_inputs, goal
+        self._free_axes = free_axes(workload)
         self.wanted = outputs_at(model, self.example)
         self.graph: StructureGraph = trace_structure(model, shown_by(workload))
         self.locked: dict[str, str] = {}
@@ -254,7 +255,7 @@ class _Search:
         if not self.stage.blocks:
             return {}
         try:
-            found = find_blocks(self.model, self.example, self.stage.blocks)
+            found = find_blocks(self.model, self.example, self.stage.blocks, free=self._free_axes)
         except StageError:
             return {}
         kept, broken = bisected(

@@ -3,7 +3,7 @@
 A block is a module, or a layer of a stacked nn.LSTM, nn.GRU or nn.RNN, which has a name as though it were one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -32,6 +32,10 @@ from compressor.workload import predict
 
 # Two modules with parameters of their own make a block; a single layer is not worth a shortcut, unless it is recurrent.
 _MIN_LAYERS = 2
+_BOUND = (
+    "it keeps its input's shape at some sizes alone: {}; where only those of the example come, "
+    'Workload(free_sizes="batch") says so'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +71,17 @@ class _Calls:
     shape: str = ""
 
 
-def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",)) -> dict[str, Block]:
+def find_blocks(
+    model: nn.Module,
+    inputs: Inputs,
+    globs: tuple[str, ...] = ("*",),
+    *,
+    free: Sequence[frozenset[int]] | None = None,
+) -> dict[str, Block]:
     """The droppable blocks of `model`, in eval mode, by name, in the order of its modules.
 
-    What keeps its input's shape at the sizes of `inputs` but not at others that the model takes is locked. Raises
-    StageError where there are none.
+    What keeps its input's shape at the sizes of `inputs` but not at others that the model takes is locked; `free` are
+    the dimensions of each input whose sizes vary, None for all. Raises StageError where there are none.
     """
     calls = _trace(model, inputs)
     names = dict(model.named_modules())
@@ -84,7 +94,7 @@ def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",
         and any(fnmatchcase(name, glob) for glob in globs)
         and (call.block.is_recurrent or _layer_count(names[name]) >= _MIN_LAYERS)
     ]
-    bound = bound_to_size(model, inputs, [name for name in fit if name in names])
+    bound = bound_to_size(model, inputs, [name for name in fit if name in names], free)
     fixed = [name for name in fit if name in bound]
     fit = [name for name in fit if name not in bound]
     chains = {name for name in fit if name in names and _is_chain(name, calls, names)}
@@ -104,9 +114,7 @@ def find_blocks(model: nn.Module, inputs: Inputs, globs: tuple[str, ...] = ("*",
         if not any(_overlap(name, other) for other in chosen):
             chosen.append(name)
     blocks = {
-        name: replace(block, locked=f"it keeps its input's shape at some sizes alone: {bound[name]}")
-        if name in bound
-        else block
+        name: replace(block, locked=_BOUND.format(bound[name])) if name in bound else block
         for name, call in calls.items()
         if name in chosen and (block := call.block) is not None
     }

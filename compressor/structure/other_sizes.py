@@ -1,6 +1,6 @@
 """Modules whose output has their input's shape at some sizes of the model's inputs only: found by trying others."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,12 +31,15 @@ def first_and_result(module: nn.Module, args: Any, output: Any) -> tuple[Any, An
     return (plain(args[0]) if args else None), result
 
 
-def bound_to_size(model: nn.Module, inputs: Inputs, names: Iterable[str]) -> dict[str, str]:
+def bound_to_size(
+    model: nn.Module, inputs: Inputs, names: Iterable[str], free: Sequence[frozenset[int]] | None = None
+) -> dict[str, str]:
     """Which modules `names` of `model` change the shape where the inputs have other sizes, and how, by name.
 
     `model` is in eval mode and runs on `inputs`; each of them keeps the shape of its first argument there. Tried are
     the sizes that the model takes without an error: of each dimension but the batch alone, of the same dimension of
-    several inputs together, and of all places of a map together.
+    several inputs together, and of all places of a map together. `free` are the dimensions of each input that may vary
+    at all, None for all of them.
     """
     wanted = tuple(names)
     found: dict[str, str] = {}
@@ -55,7 +58,7 @@ def bound_to_size(model: nn.Module, inputs: Inputs, names: Iterable[str]) -> dic
 
     for name in wanted:
         trial.get_submodule(name).register_forward_hook(recorder(name))
-    for other in _resized(given, largest):
+    for other in _resized(given, largest, free):
         shapes.clear()
         try:
             with torch.no_grad():
@@ -79,14 +82,14 @@ def _runnable(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, floa
     return shape_copy(model), given, float("inf")
 
 
-def _resized(inputs: Inputs, largest: float) -> Iterator[Inputs]:
+def _resized(inputs: Inputs, largest: float, free: Sequence[frozenset[int]] | None) -> Iterator[Inputs]:
     tensors = input_tensors(inputs)
     batch = tensors[0].shape[0] if tensors[0].ndim else 0
     sites = [
         (number, axis)
         for number, tensor in enumerate(tensors)
         for axis in range(tensor.ndim)
-        if axis > 0 or tensor.shape[0] != batch
+        if (axis > 0 or tensor.shape[0] != batch) and (free is None or axis in free[number])
     ]
     together: dict[object, list[Site]] = {}
     for number, axis in sites:

@@ -1,5 +1,7 @@
 """Blocks are tried at other sizes than the example's: what fits by chance stays."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -101,6 +103,19 @@ def test_a_block_that_fits_at_the_examples_size_alone_stays(kind: str) -> None:
             x = torch.randn(1, 3, *sizes)
             assert small(x).shape == model(x).shape
     assert isinstance(small.block, type(model.block))
+
+
+def test_where_only_the_examples_sizes_come_it_may_go() -> None:
+    """A workload whose sizes are fixed, all but the batch, loses what fits at the example's."""
+    model = Images(*BLOCKS["resizing to the example's size"]()).eval()
+    data = Batches((torch.randn(8, 3, 8, 8), torch.zeros(8)), batch_size=4)
+    workload = same_data(model, data, torch.randn(2, 3, 8, 8), loss=lambda outputs, _: outputs.square().mean())
+    context = Context(progress=False, details={}, plan=[])
+    DropBlocks(remove=0.9, batches=1).apply(private_copy(model), replace(workload, free_sizes="batch"), context)
+    assert context.details["locked"] == []
+    assert set(context.details["dropped_in_order"]) == {"block", "free"}
+    some = find_blocks(model, torch.randn(2, 3, 8, 8), free=(frozenset({2}),))
+    assert "(2, 3, 16, 8)" in (some["block"].locked or "")
 
 
 class Text(nn.Module):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,14 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from compressor.batches import Batches
 from compressor.errors import StageError
+from compressor.files.export import export_onnx
 from compressor.kept_state import private_copy
 from compressor.pruning.choice.targets import Parameters
 from compressor.pruning.penalties import GroupLasso, L1Penalty
 from compressor.pruning.ranking.criteria import L1
 from compressor.stage import Context
 from compressor.stages.channel_pruning import PruneChannels
+from compressor.stages.fine_tuning import FineTune
 from compressor.stages.layer_dropping import DropBlocks
 from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.structure_shrinking import ShrinkStructure
@@ -176,6 +179,25 @@ def test_stages_keep_their_contract(kind: str, stage: Any) -> None:
     small(torch.randn(4, 3, 12)).square().sum().backward()
     assert all(parameter.grad is not None for parameter in small.parameters())
     optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["orthogonal", "old_weight_norm", "nested"])
+def test_what_stays_computed_is_plain_in_the_file(kind: str) -> None:
+    """Training keeps a parametrization, and the file holds the weight that it gives: ONNX may lack what computes it."""
+    model = Net(WRAPS[kind]).eval()
+    tuned = check_stage(FineTune(epochs=1), workload_of(model, 3, 12))
+    assert set(computed_weights(tuned)) == {"convs.0", "convs.1", "convs.2", "head"}
+    file = onnx.load_from_string(export_onnx(tuned, workload_of(tuned, 3, 12)).onnx_bytes)
+    assert {node.op_type for node in file.graph.node} <= {
+        "Conv",
+        "Relu",
+        "Add",
+        "Gather",
+        "Gemm",
+        "MatMul",
+        "Slice",
+        "Squeeze",
+    }
 
 
 def test_zeros_that_a_penalty_left_are_removed() -> None:
