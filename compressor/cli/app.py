@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compressor.cli.exits import BUDGET_NOT_MET, FAILED, reported, used
+from compressor.cli.interrupts import interruptible
 from compressor.cli.options import (
     Accept,
     AsJson,
@@ -249,6 +250,12 @@ def stages(
             _print_json([entry.to_json() for entry in shown] if name is None else shown[0].to_json())
         else:
             print_listing(shown, whole=name is not None)
+
+
+def main() -> None:
+    """The commands, for a program that has imported this module; `compressor.cli.main` is the console command."""
+    with interruptible():
+        app()
 
 
 def _inspect(name: str, *, recipe: Path | None, threads: int | None, batch_size: int | None, as_json: bool) -> None:

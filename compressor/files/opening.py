@@ -117,7 +117,7 @@ class _Clock:
 
     def reset(self, seconds: float) -> None:
         self.stop()
-        self.timer = threading.Timer(seconds, self._end)
+        self.timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._end)
         self.timer.daemon = True
         self.timer.start()
 

@@ -7,6 +7,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from compressor.errors import WorkloadError
 from compressor.workload import Workload
 
 _READY = {"digits": "compressor.workloads.digits:digits"}
@@ -18,7 +19,7 @@ def load(name: str) -> Workload:
     `model.onnx:data.npz` is an ONNX file on arrays, as `workload_of_files` reads them.
 
     For `package.module:function` the current folder is importable, so that a file of one's own beside the recipe is
-    enough; installed packages go first, whatever files are called there. Raises ValueError where there is no such
+    enough; installed packages go first, whatever files are called there. Raises WorkloadError where there is no such
     module or function, where a module of that name is installed as well, or where it returns something else.
     """
     model, separator, data = name.partition(".onnx:")
@@ -27,18 +28,18 @@ def load(name: str) -> Workload:
 
         return workload_of_files(Path(f"{model}.onnx"), Path(data))
     module_name, separator, function_name = _READY.get(name, name).partition(":")
-    if not separator or not module_name or not function_name:
-        raise ValueError(
-            f"a workload is one of {', '.join(_READY)}, package.module:function, or model.onnx:data.npz, got {name!r}; "
-            "the function takes nothing and returns a compressor.Workload"
+    if not separator or not function_name or not all(map(str.isidentifier, module_name.split("."))):
+        raise WorkloadError(
+            f"a workload is one of {', '.join(_READY)}, package.module:function, or model.onnx:data.npz, got "
+            f"{name[:200]!r}; the function takes nothing and returns a compressor.Workload"
         )
     module = importlib.import_module(module_name) if name in _READY else _users_module(module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise ValueError(f"{module_name} has no function {function_name!r}")
+        raise WorkloadError(f"{module_name} has no function {function_name!r}")
     workload = function()
     if not isinstance(workload, Workload):
-        raise ValueError(f"{name} must return a compressor.Workload, it returned {type(workload).__name__}")
+        raise WorkloadError(f"{name} must return a compressor.Workload, it returned {type(workload).__name__}")
     return workload
 
 
@@ -53,7 +54,7 @@ def _users_module(name: str) -> ModuleType:
     found = _found(top)
     # A mere folder gives way to a package, as everywhere in Python.
     if here is not None and here.origin is not None and found is not None and found.origin != here.origin:
-        raise ValueError(
+        raise WorkloadError(
             f"{top!r} is {here.origin} and also {found.origin or 'built into Python'}, and Python takes the second; "
             "give the file in the current folder another name"
         )
@@ -62,7 +63,7 @@ def _users_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not name.startswith(error.name):
             raise  # the user's module exists and lacks an import of its own
-        raise ValueError(f"no module named {name!r} in {folder} or among the installed packages") from error
+        raise WorkloadError(f"no module named {name!r} in {folder} or among the installed packages") from error
 
 
 def _found(top: str) -> ModuleSpec | None:

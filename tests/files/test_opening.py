@@ -1,6 +1,7 @@
 """A file from elsewhere is opened in a process of its own: what it costs there costs nothing here."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,30 @@ def test_libraries_that_print_disturb_nothing(tmp_path: Path, monkeypatch) -> No
     noisy = "import os; " + opening._START.replace("main; main()", "main; os.write(2, b'noise'); main()")
     monkeypatch.setattr(opening, "_START", noisy)
     assert read_onnx(written(summed("Relu", ["x"]), tmp_path))(torch.ones(2, 4)).item() == 8
+
+
+def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch) -> None:
+    """Who stops waiting leaves nothing running behind."""
+    started = []
+    popen = subprocess.Popen
+
+    def remembered(*args, **named):
+        started.append(popen(*args, **named))
+        return started[-1]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", remembered)
+    monkeypatch.setattr(opening, "_answer", interrupted)
+    monkeypatch.setattr(opening, "_START", "import time; time.sleep(60)")
+    with pytest.raises(KeyboardInterrupt):
+        open_file(written(file_of([RELU]), tmp_path), None)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_a_limit_beyond_what_clocks_count_is_none(tmp_path: Path, monkeypatch) -> None:
+    """Whoever trusts a file without measure may say so."""
+    monkeypatch.setenv("COMPRESSOR_OPEN_SECONDS", "999999999")
+    monkeypatch.setenv("COMPRESSOR_OPEN_MIB", "999999999")
+    assert read_onnx(written(file_of([RELU]), tmp_path))(torch.ones(1, 4)).sum() == 4

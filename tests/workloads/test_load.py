@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import compressor.workloads.digits
+from compressor.errors import WorkloadError
 from compressor.workloads import load
 from workbench import ROOT
 from workbench.tiny import TinyResNet, make_workload
@@ -106,3 +107,13 @@ def test_a_folder_of_data_gives_way_to_a_package(folder: Path, monkeypatch: pyte
     (folder / "workbench").mkdir()
     with pytest.raises(ValueError, match=r"workbench\.tiny has no function 'nothing'"):
         load("workbench.tiny:nothing")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "digit", "mine", "mine:", ":tiny", ".mine:tiny", "a b:c", "a\0b:c", "a/b:c", "x" * 5000]
+)
+def test_what_names_no_workload_is_one_typed_error(name: str, folder: Path) -> None:
+    """Whatever is written there, the three ways to name a workload are told, in a sentence of bounded length."""
+    with pytest.raises(WorkloadError, match=r"a workload is one of digits, package\.module:function") as caught:
+        load(name)
+    assert len(str(caught.value)) < 500
