@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import random
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -191,10 +192,9 @@ def _function(value: FunctionType) -> Iterable[Any]:
 
 
 def _builtin(value: BuiltinFunctionType) -> Iterable[Any]:
-    owner = value.__self__
-    if owner is None or isinstance(owner, ModuleType):
-        return [value.__qualname__, *module_parts(owner or torch)]
-    return [value.__qualname__, owner]
+    # Methods of objects have no module; what pybind11 makes has one, and an owner that says nothing.
+    module = sys.modules.get(value.__module__ or "")
+    return [value.__qualname__, value.__self__ if module is None else module]
 
 
 def _method(value: MethodType) -> Iterable[Any]:
