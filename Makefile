@@ -63,7 +63,7 @@ test-random-networks: $(VENV)/installed-dev  ## two thousand networks grown at r
 	@touch $@
 
 test-hub: .venv-hub/installed  ## one network of every family of torchvision and timm (hours; needs several GB)
-	.venv-hub/bin/python -m pytest -m hub
+	.venv-hub/bin/python -m pytest -m hub benchmarks/tests/structure/test_hub.py
 
 check: $(VENV)/installed-dev  ## lint, types and import layers
 	$(BIN)/ruff check .

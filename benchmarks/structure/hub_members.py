@@ -69,15 +69,24 @@ MEMBERS = (
         "Swin swin_t",
         "SwinV2 swin_v2_t",
         "VGG vgg11_bn",
-        "FCN fcn_resnet50",
-        "DeepLabV3 deeplabv3_mobilenet_v3_large",
-        "LR-ASPP lraspp_mobilenet_v3_large",
         "MaxVit maxvit_t 224",
-        "SSDLite ssdlite320_mobilenet_v3_large 320",
     ),
-    Member(
-        family="torchvision ViT", library="torchvision", name="vit_b_16", settings={"image_size": 64, "num_layers": 2}
+    *(
+        Member(
+            family=f"torchvision {family}",
+            library="torchvision",
+            name=name,
+            shape=(3, side, side),
+            settings={"weights_backbone": None},
+        )
+        for family, name, side in (
+            ("FCN", "fcn_resnet50", 64),
+            ("DeepLabV3", "deeplabv3_mobilenet_v3_large", 64),
+            ("LR-ASPP", "lraspp_mobilenet_v3_large", 64),
+            ("SSDLite", "ssdlite320_mobilenet_v3_large", 320),
+        )
     ),
+    Member(family="torchvision ViT", library="torchvision", name="vit_b_16", settings={"image_size": 64}),
     Member(
         family="torchvision GoogLeNet",
         library="torchvision",
@@ -149,7 +158,7 @@ MEMBERS = (
         "MambaOut test_mambaout",
         "RDNet rdnet_tiny",
         "BoTNet botnet26t_256 64 img_size",
-        "HaloNet halonet26t",
+        "HaloNet halonet26t 256",
         "LambdaNet lambda_resnet26t",
         "EdgeNeXt edgenext_xx_small",
         "EfficientFormer efficientformer_l1 224",
@@ -178,7 +187,7 @@ MEMBERS = (
         "EVA02 eva02_tiny_patch14_224 56 img_size",
         "CaiT cait_xxs24_224 64 img_size",
         "ConViT convit_tiny 64 img_size",
-        "CrossViT crossvit_9_240 96 img_size",
+        "CrossViT crossvit_9_240 240",
         "CoaT coat_lite_tiny 64 img_size",
         "PiT pit_ti_224 64 img_size",
         "LeViT levit_128s 64 img_size",
@@ -195,7 +204,7 @@ MEMBERS = (
         "Swin swin_tiny_patch4_window7_224 64 img_size",
         "SwinV2 swinv2_tiny_window8_256 64 img_size",
         "SwinV2-CR swinv2_cr_tiny_224 64 img_size",
-        "TinyViT tiny_vit_5m_224 64 img_size",
+        "TinyViT tiny_vit_5m_224",
         "Hiera hiera_tiny_224 64 img_size",
         "GCViT gcvit_xxtiny 64 img_size",
         "FocalNet focalnet_tiny_srf",
