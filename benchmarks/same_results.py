@@ -27,9 +27,6 @@ RECIPES = ("drop_blocks_distill_int8", "prune_distill_int8", "slim_distill_int8"
 # What measured time or the machine decides, taken out of report.json wherever it stands. `pays` and `reason` are the
 # verdict on a measured speed-up and its words; `environment` is machine, versions, date and load.
 TAKEN_OUT = frozenset({"environment", "seconds", "latency_ms", "speedup", "versus_base", "pays", "reason"})
-# Forty times the recipe's. The digits' 100 batches shrink scales, all near 1, by 5 times the strength: 6 % of the
-# channels become zero, and the accuracy goes with them, which is none of a comparison's business.
-SLIMMING_STRENGTH = 0.2
 SAME, ABSENT = "same", "absent"
 WORKING_TREE = "working-tree"
 # The checks that the code is the commit's, not that of the environment.
@@ -111,16 +108,14 @@ def _word(text: str, own: str) -> str:
 def for_digits(recipe: dict[str, Any], epochs: int) -> dict[str, Any]:
     """`recipe` as in its YAML, without its budget and, unless `epochs` is 0, with no more epochs in a training.
 
-    Sparse training stays whole and is stronger: the digits are few batches, in which no channel would become zero.
+    Sparse training stays whole: its last epochs are those in which channels become zero.
     """
     stages = []
     for stage in recipe["stages"]:
         name, parameters = stage, {}
         if isinstance(stage, dict):
             ((name, parameters),) = stage.items()
-        if name == "sparse_training":
-            parameters = {**parameters, "penalty": {"slimming_penalty": {"strength": SLIMMING_STRENGTH}}}
-        elif epochs and "epochs" in parameters:
+        if epochs and "epochs" in parameters and name != "sparse_training":
             parameters = {**parameters, "epochs": min(parameters["epochs"], epochs)}
         stages.append({name: parameters} if parameters else name)
     return {"name": recipe["name"], "stages": stages}

@@ -90,6 +90,7 @@ class ZeroWeights(Note):
     """The layers in which a penalty drives weights to zero, and the part of all their weights that is."""
 
     zero_weights_fraction: float | None
+    penalty_strength: float | None = None
     zero_weights: tuple[ZeroCount, ...]
 
 

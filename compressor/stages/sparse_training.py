@@ -11,8 +11,8 @@ from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, Slimm
 from compressor.stage import Context, Effect
 from compressor.structure.calling.shown import shown_by
 from compressor.training.freezing import freezing
-from compressor.training.loop import train
-from compressor.training.optimization import MOMENTUM, check_schedule, peak_rate
+from compressor.training.loop import batches_in, train
+from compressor.training.optimization import MOMENTUM, Cycle, check_schedule, peak_rate
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
 from compressor.training.progress import epochs_note
 from compressor.workload import Workload
@@ -26,10 +26,11 @@ class SparseTraining:
     optimizer's: the rate over one minus SGD's momentum. Models trained by AdamW at a fiftieth of the rate get the same
     shrinkage as others, so that a strength means the same everywhere. `epochs` (>= 1) of one cycle up to
     `learning_rate` (> 0), then `tail_epochs` (>= 0) at a hundredth; `weight_decay` in [0, 1) as in other trainings.
-    `layers` are globs of the layers that the penalty acts on. Few epochs need a large strength: over a training, an L1
-    penalty takes strength * rate / (1 - momentum), summed over all steps, off a weight that does not matter.
-    `precision` says what the inner layers are computed in; outputs, loss and score are float32. `freeze` holds globs of
-    modules and parameters that stay as they are, besides those that are frozen already.
+    `layers` are globs of the layers that the penalty acts on. Without a strength the penalty fits the training, short
+    ones on few batches too; with one, few steps need a large strength: an L1 penalty takes strength * rate / (1 -
+    momentum), summed over all steps, off a weight that does not matter. `precision` says what the inner layers are
+    computed in; outputs, loss and score are float32. `freeze` holds globs of modules and parameters that stay as they
+    are, besides those that are frozen already.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -59,8 +60,12 @@ class SparseTraining:
         """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""
         # A norm takes back whatever a penalty takes off the weights that it is computed from.
         fold_model_(model, workload, context, layers=self.layers)
+        batches = batches_in(workload.train, context.seed)
+        cycle = Cycle(epochs=self.epochs, batches=batches, peak=self.learning_rate / (1 - MOMENTUM))
         with freezing(model, self.freeze):
-            shrinkage = self.penalty.on(model, shown_by(workload), layers=self.layers)
+            shrinkage = self.penalty.on(
+                model, shown_by(workload), layers=self.layers, length=cycle.length(self.tail_epochs)
+            )
         length_per_rate = 1 / peak_rate(model, 1.0) / (1 - MOMENTUM)
         logs = train(
             model,

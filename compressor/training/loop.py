@@ -106,7 +106,7 @@ def train(
             )
         still = still_modules(part, workload.model, freeze)
         frozen = frozen_names(part, still)
-        batches = _length(workload.train, context.seed)
+        batches = batches_in(workload.train, context.seed)
         settings = {
             "epochs": epochs,
             "tail_epochs": tail_epochs,
@@ -286,7 +286,8 @@ def _workload_loss(workload: Workload, form: Form) -> Objective:
     return objective
 
 
-def _length(data: Iterable[Any], seed: int) -> int:
+def batches_in(data: Iterable[Any], seed: int) -> int:
+    """How many batches a pass over `data` has, at least 1; a stream is counted under `seed`."""
     try:
         return max(1, len(data))  # type: ignore[arg-type] # the except is for those without
     except TypeError:

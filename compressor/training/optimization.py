@@ -42,6 +42,11 @@ class Cycle:
         last = max(1, self.epochs * self.batches - 1)
         return self.peak * one_cycle(min(1.0, (epoch * self.batches + batch) / last))
 
+    def length(self, tail_epochs: int) -> float:
+        """The sum of the rates of all batches, those of `tail_epochs` after the cycle included."""
+        epochs = self.epochs + tail_epochs
+        return sum(self.rate(epoch, batch) for epoch in range(epochs) for batch in range(self.batches))
+
 
 def one_cycle(progress: float) -> float:
     """The rate as a fraction of its peak, at `progress` in [0, 1]: up in a line, down in a cosine."""

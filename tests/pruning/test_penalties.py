@@ -11,6 +11,7 @@ from compressor.pruning.penalties import (
     L1Penalty,
     L2Penalty,
     SlimmingPenalty,
+    fitting_rates,
     group_factors,
     soft_threshold,
 )
@@ -33,7 +34,7 @@ class Pair(nn.Module):
 
 
 INPUTS = torch.randn(2, 2)
-ALL = {"layers": ("*",)}
+ALL = {"layers": ("*",), "length": 1.0}
 
 
 def one_step(penalty, model, length=1.0):
@@ -140,7 +141,7 @@ def test_frozen_and_unwanted_layers_are_left_alone() -> None:
     """Globs choose the layers, and frozen weights are no candidates: with neither left, the error says why."""
     model = Pair().eval()
     with pytest.raises(StageError, match="first does not match other"):
-        GroupLasso().on(model, INPUTS, layers=("other",))
+        GroupLasso().on(model, INPUTS, layers=("other",), length=1.0)
     model.first.requires_grad_(requires_grad=False)
     with pytest.raises(StageError, match="frozen"):
         GroupLasso().on(model, INPUTS, **ALL)
@@ -151,3 +152,41 @@ def test_a_strength_is_positive(kind) -> None:
     """A strength of zero or below is refused where it is written."""
     with pytest.raises(ValueError, match="strength"):
         kind(strength=0.0)
+
+
+def test_fitting_rates_by_hand() -> None:
+    """In a training of 5, the smallest of five channels loses 4 times its size, the next its own, the last 1/64."""
+    norms = torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0])
+    lost = 5 * fitting_rates(norms, 5.0) / norms
+    assert lost.tolist() == pytest.approx([1 / 4, 4.0, 1.0, 1 / 64, 1 / 16])
+
+
+@pytest.mark.parametrize("steps", [1, 10, 200])
+def test_without_a_strength_zeros_do_not_depend_on_the_number_of_steps(steps: int) -> None:
+    """A training of one step, ten or two hundred, whatever its rates: a quarter of the channels is zero in the end."""
+    torch.manual_seed(0)
+    for penalty in (GroupLasso(), SlimmingPenalty()):
+        model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
+        nn.init.uniform_(model[1].weight, 0.5, 1.5)
+        shrinkage = penalty.on(model, torch.randn(2, 3, 8, 8), layers=("*",), length=7.0)
+        with torch.no_grad():
+            for _ in range(steps):
+                shrinkage.step_(7.0 / steps)
+        (count,) = shrinkage.zeros().zero_channels
+        assert (count.zero, count.of) == (4, 16)
+        smallest = model[1].weight.detach().abs()
+        assert int((smallest == 0).sum()) == 4
+        assert float(smallest.max()) > 1.4
+
+
+def test_without_a_strength_weights_below_a_share_of_the_median_go() -> None:
+    """L1 takes 0.8 of the median off all: of weights 0.1, 0.5, 1, 2 and 3 the first two become zero."""
+    model = nn.Linear(5, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.1, 0.5, 1.0, 2.0, 3.0]]))
+    shrinkage = L1Penalty().on(model, torch.randn(2, 5), layers=("*",), length=4.0)
+    with torch.no_grad():
+        for _ in range(4):
+            shrinkage.step_(1.0)
+    assert model.weight[0].tolist() == pytest.approx([0.0, 0.0, 0.2, 1.2, 2.2])
+    assert shrinkage.zeros().penalty_strength == pytest.approx(0.2)

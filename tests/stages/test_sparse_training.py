@@ -8,6 +8,7 @@ from torch import nn
 
 from compressor.errors import StageError
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
+from compressor.recipe.recipe import Recipe
 from compressor.running.pipeline import Pipeline
 from compressor.stage import Context
 from compressor.stages.sparse_training import SparseTraining
@@ -57,6 +58,28 @@ def test_whole_channels_become_zero_and_go(penalty, trained_workload) -> None:
     inputs = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
         assert torch.allclose(predict(narrow, inputs), predict(model.eval(), inputs), atol=1e-4)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("penalty", [GroupLasso(), SlimmingPenalty()])
+def test_default_penalties_reach_zeros_in_few_steps(penalty, epochs: int, trained_workload) -> None:
+    """Seven batches an epoch: a fifth to a third of the channels are zero by themselves, and the rest still learns."""
+    _, context = trained(penalty, trained_workload, epochs=epochs)
+    assert 0.2 < context.details["zero_channels_fraction"] < 0.35
+    assert context.details["epochs"][-1]["score"] > (0.5 if epochs == 1 else 0.8)  # a quarter by chance
+
+
+def test_the_recipe_slims_small_data_end_to_end(trained_workload, tmp_path) -> None:
+    """`slim_distill_int8` as shipped: training makes zeros, they go with all that hangs on them, and 8 bits follow."""
+    recipe = Recipe.load("slim_distill_int8", overrides=["stages.0.epochs=2", "stages.2.epochs=1"])
+    result = Pipeline(recipe.stages).run(trained_workload, out=tmp_path, target=TARGET, progress=False)
+    sparse, removed, taught, quantized = result.report.steps[1:]
+    assert sparse.details["zero_channels_fraction"] > 0.2
+    assert removed.measurement.parameters < 0.95 * sparse.measurement.parameters
+    assert removed.measurement.macs < sparse.measurement.macs
+    assert all(step.measurement is not None for step in (taught, quantized))
+    assert result.report.shipped.measurement.size_bytes < 0.5 * result.report.reference.measurement.size_bytes
+    assert result.report.shipped.measurement.score.value > 0.8
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(trained_workload, tmp_path, monkeypatch) -> None:
