@@ -129,7 +129,12 @@ class _Tries:
             if written.error:
                 self.errors[label], self.on_values = written.error, self.on_values or written.on_values
                 return
-            onnx_bytes, opset, notes = self._passed(written.onnx_bytes)
+            try:
+                onnx_bytes, opset, notes = self._passed(written.onnx_bytes)
+            except ExportError:
+                if not written.direct:
+                    raise
+                onnx_bytes, opset, notes = self._passed(write(exporter, task, limit, direct=False).onnx_bytes)
         except LimitError as error:
             self.errors[label] = f"{_UNFINISHED} {error}"
             if exporter == "dynamo" and is_free:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -16,6 +16,7 @@ from torch.export import Dim
 
 from compressor.errors import ExportError
 from compressor.files.child_process import ChildError, Limit, LimitError, run_limited
+from compressor.files.direct_programs import write_direct_
 from compressor.files.graphs import OPSET
 from compressor.files.verification import ExportTask
 from compressor.texts import LONGEST_REASON, bounded, first_said
@@ -27,24 +28,31 @@ Exporter = Literal["dynamo", "torchscript"]
 class Written:
     """What an exporter wrote, or, where `onnx_bytes` is empty, why it did not.
 
-    `on_values` says that the model decides by the values of tensors.
+    `on_values` says that the model decides by the values of tensors, `direct` that nothing was decomposed.
     """
 
     onnx_bytes: bytes = b""
     error: str = ""
     on_values: bool = False
+    direct: bool = False
 
 
-def write(exporter: Exporter, task: ExportTask, limit: Limit, *, on_values: bool = False) -> Written:
+def write(
+    exporter: Exporter, task: ExportTask, limit: Limit, *, on_values: bool = False, direct: bool = True
+) -> Written:
     """The file of `task` by `exporter`, not yet verified. Raises LimitError where it takes more than `limit`.
 
-    `on_values` says that the other exporter found decisions by values, which TorchScript would freeze.
+    `on_values` says that the other exporter found decisions by values, which TorchScript would freeze; without `direct`
+    the current exporter decomposes every operator.
     """
-    convert = _dynamo if exporter == "dynamo" else _torchscript
 
     def work() -> bytes:
         try:
-            outcome = Written(onnx_bytes=convert(task, on_values=on_values).SerializeToString(deterministic=True))
+            if exporter == "dynamo":
+                proto, is_direct = _dynamo(task, direct=direct)
+            else:
+                proto, is_direct = _torchscript(task, on_values=on_values), False
+            outcome = Written(onnx_bytes=proto.SerializeToString(deterministic=True), direct=is_direct)
         except Exception as error:  # noqa: BLE001 - exporters raise anything; every error is reported or survived
             outcome = Written(error=condensed(error), on_values="data-dependent" in str(error).lower())
         return pickle.dumps(outcome)
@@ -90,21 +98,27 @@ def _traced(model: nn.Module, task: ExportTask) -> torch.export.ExportedProgram:
     return torch.export.export(model, task.tensors, dynamic_shapes=(dynamic,), strict=False)
 
 
-def _dynamo(task: ExportTask, *, on_values: bool) -> onnx.ModelProto:
-    del on_values  # it refuses such models by itself
-    program = _traced(task.model, task)
-    made = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=list(task.names),
-        output_names=["output"],
-        external_data=False,
-        verbose=False,
-    )
+def _dynamo(task: ExportTask, *, direct: bool) -> tuple[onnx.ModelProto, bool]:
+    """The graph, and whether it was written directly."""
+    settings: dict[str, Any] = {
+        "opset_version": OPSET,
+        "input_names": list(task.names),
+        "output_names": ["output"],
+        "external_data": False,
+        "verbose": False,
+    }
+    program, made = _traced(task.model, task), None
+    if direct:
+        try:
+            made = write_direct_(program, **settings)
+        except Exception:  # noqa: BLE001 - the long way is still there, whatever this one raises
+            program = _traced(task.model, task)
+    written_directly = made is not None
+    if made is None:
+        made = torch.onnx.export(program, dynamo=True, **settings)
     assert made is not None  # None is only returned when a path is given
     proto: onnx.ModelProto = made.model_proto
-    return proto
+    return proto, written_directly
 
 
 def _torchscript(task: ExportTask, *, on_values: bool) -> onnx.ModelProto:

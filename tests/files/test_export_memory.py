@@ -132,12 +132,11 @@ def test_few_files_are_kept() -> None:
 def test_a_run_does_not_try_to_the_same_end_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once free sizes took too long for one state, later ones get fixed sizes at once, with the same note."""
     tried: list[bool] = []
-    right = exporters._torchscript
 
-    def exporter(task: ExportTask, *, on_values: bool) -> Any:
+    def exporter(task: ExportTask, *, direct: bool) -> Any:
         while any(axes - {0} for axes in task.free):
             pass
-        return right(task, on_values=on_values)
+        return exporters._torchscript(task, on_values=False), direct
 
     def write(exporter: Any, task: ExportTask, *rest: Any, **settings: Any) -> Written:
         tried.append(any(axes - {0} for axes in task.free))
