@@ -92,11 +92,12 @@ def trace_structure(model: nn.Module, inputs: Inputs | Shown, *, settled: bool =
     # What runs without numbers does the same for every sample.
     samples = 1 if by_shapes else min(2, batch_size_of(shown.example))
     steps = [] if trace.trains_alike else shown.steps()
-    probed = ProbedStructure(trial, structure, shown.example, samples=samples, others=shown.others, steps=steps)
+    others = (*shown.others, *trace.more)
+    probed = ProbedStructure(trial, structure, shown.example, samples=samples, others=others, steps=steps)
     if settled or trace.unknown:
         probed.settle()
-    # torch-pruning's graph would not know what is computed, or out of reach.
-    beyond = computed or trace.unreached
+    # torch-pruning's graph knows one path alone, that of the example.
+    beyond = computed or trace.unreached or trace.branches or others or steps
     if trace.unknown and not beyond and all(group.locked is not None for group in probed.groups):
         try:
             other = Couplings(trial, shown.example)

@@ -4,8 +4,9 @@ A condition reads one number; a selection by a mask makes a tensor whose size de
 """
 
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,9 @@ from torch import Tensor
 _VALUE, _SIZE = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 _HUGE = sys.float_info.max / 1e270  # also a float32
 _MANY = 64
+# Decisions of one place that are noted.
+_TURNS = 8
 _MASKS = ("torch.bool", "torch.uint8")
-
-Place = tuple[str, str]
 
 
 def looks_at_values(function: Any, args: Any) -> bool:
@@ -33,31 +34,51 @@ def is_chance_or_count(function: Any, outputs: tuple[Tensor, ...]) -> bool:
     return drawn or (outputs[0].ndim == 0 and not outputs[0].is_floating_point())
 
 
+class Place(NamedTuple):
+    """A decision: the user's line, the operator, and how often it was taken there before in the same call."""
+
+    line: str
+    operator: str
+    turn: int
+
+
 @dataclass
 class Decisions:
     """What was decided by numbers, by place, and one decision that is to be taken otherwise.
 
-    `ways` are the other ways at each place: numbers to read instead, or masks of ones or zeros. Only the first decision
-    at `forced` is changed, so that no loop goes on for ever.
+    `ways` are the other ways at each place: numbers to read instead, or masks of ones or zeros. Only one decision is
+    forced in a call, so that no loop goes on for ever; `met` says whether the call came to it.
     """
 
     ways: dict[Place, tuple[Any, ...]] = field(default_factory=dict)
-    forced: Place | None = None
-    way: Any = None
+    met: bool = False
+    _forced: Place | None = None
+    _way: Any = None
+    _turns: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def force(self, place: Place, way: Any) -> None:
+        """Lets the decision at `place` be taken that `way` from now on."""
+        self._forced, self._way, self.met = place, way, False
+
+    def begin(self) -> None:
+        """Says that another call begins."""
+        self._turns.clear()
 
     def taken(self, line: str, function: Any, args: Any, kwargs: Any, result: Any) -> Any:
         """The result of a decision at `line`: `result`, unless it is to be another."""
-        place = line, str(function)
-        if self.forced is None:
+        key = line, str(function)
+        place = Place(*key, self._turns[key])
+        self._turns[key] += 1
+        if self._forced is None and place.turn < _TURNS:
             self.ways.setdefault(place, _others(function, result))
-        if place != self.forced:
+        if place != self._forced or self.met:
             return result
-        self.forced = ("", "")
+        self.met = True
         if _VALUE in function.tags:
-            return type(result)(self.way)
+            return type(result)(self._way)
         if "nonzero" in str(function):  # of numbers of any type
-            return function(torch.full_like(args[0], self.way), *args[1:], **kwargs)
-        return function(*_masked(args, self.way), **_masked(kwargs, self.way))
+            return function(torch.full_like(args[0], self._way), *args[1:], **kwargs)
+        return function(*_masked(args, self._way), **_masked(kwargs, self._way))
 
 
 def _others(function: Any, result: Any) -> tuple[Any, ...]:

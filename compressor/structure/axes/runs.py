@@ -18,7 +18,7 @@ from compressor.structure.tensor_ids import tensors_of
 from compressor.workload import batch_size_of, call_model, input_tensors, output_tensor
 
 # Paths beyond the examples that are tried at most.
-_DECISIONS = 16
+_DECISIONS = 32
 # Training steps that draw other numbers than the first.
 _SEEDS = 8
 _FACTORS = (2.0, 4.0, 0.5)
@@ -46,6 +46,7 @@ def trace_axes(model: nn.Module, shown: Shown) -> tuple[Trace, bool]:
     untrained = runs.train(shown)
     trace = runs.watch.trace
     trace.trains_alike = untrained is None and runs.trained == evaluated
+    runs.show_more(shown)
     runs.explore(shown)
     runs.watch.finish(runs.reached)
     lock_what_is_not_reached(model, trace, runs.explored, untrained)
@@ -80,6 +81,17 @@ class _Runs:
         except Exception:  # noqa: BLE001 - as in trace_axes
             self.example(inputs, by_shapes=False)
 
+    def show_more(self, shown: Shown) -> None:
+        """Calls the model on more samples, where layers are out of reach and numbers decide what runs."""
+        for inputs in shown.batches if self.watch.decisions.ways else ():
+            if not self._unreached():
+                break
+            before = set(self.reached)
+            with suppress(Exception):  # nobody says that these can be traced
+                self.either(inputs)
+            if self.reached != before:
+                self.watch.trace.more.append(inputs)
+
     def train(self, shown: Shown) -> str | None:
         """Runs the training step, forward and loss; the reason where it cannot be run."""
         failed = None
@@ -111,12 +123,14 @@ class _Runs:
         decisions, trace = self.watch.decisions, self.watch.trace
         branches, unknown = list(trace.branches), set(trace.unknown)
         self.watch.limit = 20 * self.watch.count + 1000
-        ways = [(place, way) for place, others in decisions.ways.items() for way in others]
+        # The first decision of each place comes before the next ones of any.
+        places = sorted(decisions.ways, key=lambda place: place.turn)
+        ways = [(place, way) for place in places for way in decisions.ways[place]]
         for place, way in ways[:_DECISIONS]:
-            cause = f"the program branches on a computed value{place[0]}, and {{}} was not run"
-            decisions.forced, decisions.way = place, way
+            cause = f"the program branches on a computed value{place.line}, and {{}} was not run"
+            decisions.force(place, way)
             self._try(cause, lambda: self.example_beyond(shown.example, by_shapes=False))
-            if decisions.forced == place:  # it is a decision of training
+            if not decisions.met:  # it is a decision of training
                 self._try(cause, lambda: self._step(shown.steps()[0], by_shapes=False))
         trace.branches, trace.unknown = branches, unknown
         if self._unreached():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compressor.batches import Inputs
 from compressor.structure.axes.axis import Axis, IrreconcilableError, atoms, lock
 from compressor.structure.axes.calls import Call, Dims, tensors_in, user_line, user_place
 from compressor.structure.axes.decisions import Decisions, is_chance_or_count, looks_at_values
@@ -62,8 +63,8 @@ class Trace:
     `counts` are the attributes that give the size of an axis, by module name; `unknown` the operators without a rule;
     `tables` the weights of embeddings; `branches` the places where the program looked at a value, or the number of
     values, that was computed from weights or real-valued inputs. `seen` are the axes of everything computed.
-    `unreached` says of each layer that no call reached why it is a danger; `trains_alike`: training runs the same
-    operators, but for draws and statistics.
+    `unreached` says of each layer that no call reached why it is a danger; `more` are batches that reached some;
+    `trains_alike`: training runs the same operators, but for draws and statistics.
     """
 
     dims: dict[str, Dims] = field(default_factory=dict)
@@ -75,6 +76,7 @@ class Trace:
     branches: list[str] = field(default_factory=list)
     seen: dict[tuple[int, ...], Dims] = field(default_factory=dict)
     unreached: dict[str, str] = field(default_factory=dict)
+    more: list[Inputs] = field(default_factory=list)
     trains_alike: bool = False
 
 
@@ -111,6 +113,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         ours, theirs = tensors_of(model), tensors_of(other)
         self.shapes_only = any(tensor.is_meta for tensor in theirs.values())
         self.met, self.operators, self.count, self._muted = set(), [], 0, 0
+        self.decisions.begin()
         for name, tensor in theirs.items():
             if id(tensor) not in self._parameters:
                 self._parameters[id(tensor)] = self._parameters[id(ours[name])]

@@ -16,6 +16,8 @@ from compressor.workload import Workload, batch_size_of, batches_of, input_tenso
 # Batches of each set whose shapes are looked at, and how many of them are shown beside the example.
 _READ = 8
 _OTHERS = 4
+# Batches of each set, and how many of their samples, that are shown where two samples leave layers out of reach.
+_BATCHES, _MANY = 3, 32
 # Samples of a training step: statistics over a batch want more than two.
 _STEP = 4
 
@@ -33,11 +35,13 @@ class TrainingStep:
 class Shown:
     """The calls by which a model shows its structure: `example` and `others`, two samples each, and `step` in training.
 
-    Without a `step` the model is called in train mode on the example, as far as it can be.
+    `batches` have many samples, for where two leave layers out of reach. Without a `step` the model is called in train
+    mode on the example, as far as it can be.
     """
 
     example: Inputs
     others: tuple[Inputs, ...] = ()
+    batches: tuple[Inputs, ...] = ()
     step: TrainingStep | None = None
 
     @classmethod
@@ -83,7 +87,8 @@ def shown_by(workload: Workload) -> Shown:
     if training:
         inputs, targets = training[0]
         step = TrainingStep(inputs=inputs, targets=targets, loss=workload.loss)
-    return Shown(example=example, others=tuple(others), step=step)
+    whole = tuple(first_samples(inputs, _MANY) for inputs, _ in (*read[:_BATCHES], *training[:_BATCHES]))
+    return Shown(example=example, others=tuple(others), batches=whole, step=step)
 
 
 def first_samples(inputs: Inputs, count: int) -> Inputs:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.structure.calling.shown import Shown
 from compressor.structure.graph import trace_structure
 from workbench.halving import free, halves, locks
 
@@ -130,3 +131,44 @@ def test_a_loop_until_a_value_is_small_comes_to_an_end() -> None:
 
     graph = trace_structure(Solver().eval(), torch.randn(2, 4))
     assert set(free(graph)) == {"first"}
+
+
+class Experts(nn.Module):
+    """Each row goes to the expert that a gate picks: few rows reach few experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16)) for _ in range(4))
+        self.mid, self.head = nn.Linear(16, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        picked, mixed = self.gate(x).argmax(1), torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows = (picked == number).nonzero().flatten()
+            if rows.numel():
+                mixed[rows] = expert(x[rows])
+        return self.head(F.relu(self.mid(x + mixed)))
+
+
+def test_experts_that_no_row_reaches_keep_what_they_read_and_their_own_width() -> None:
+    """The second and later decisions of a line are taken otherwise too; the reached expert and what follows go."""
+    torch.manual_seed(1)
+    narrow, masked, graph = halves(Experts(), torch.randn(1, 6).repeat(2, 1))
+    assert len(graph.unreached) == 6
+    assert "stem" in locks(graph)
+    assert "mid" in free(graph)
+    assert any(name.startswith("experts.") for name in free(graph))
+    x = torch.randn(64, 6)
+    torch.testing.assert_close(narrow(x), masked(x))
+
+
+def test_a_batch_of_many_rows_reaches_more() -> None:
+    """Where two samples leave experts out, more of the data are shown, and the trials are made on those too."""
+    torch.manual_seed(1)
+    x = torch.randn(64, 6)
+    narrow, masked, graph = halves(Experts(), Shown(example=x[:1].repeat(2, 1), batches=(x[:32],)))
+    assert graph.unreached == {}
+    assert {"stem", "mid", *(f"experts.{number}.0" for number in range(4))} <= set(free(graph))
+    torch.testing.assert_close(narrow(x), masked(x))
