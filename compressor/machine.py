@@ -3,6 +3,7 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from compressor.target import Target, cpu_flags, cpu_name, detect_isa
@@ -36,6 +37,16 @@ def environment(target: Target) -> dict[str, Any]:
     }
 
 
+def free_memory_bytes(root: Path = Path("/")) -> int:
+    """What this process can take of the memory without others having to give way, as Linux tells it below `root`.
+
+    The least of what the machine has available and what the control group leaves (a container's limit). Where the
+    system tells nothing, 4 GiB.
+    """
+    found = [_available(root), *_left_by_control_groups(root)]
+    return min((size for size in found if size is not None), default=2**32)
+
+
 def core_count() -> int:
     """The cores that this process may use, at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -62,3 +73,34 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _available(root: Path) -> int | None:
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _left_by_control_groups(root: Path) -> list[int]:
+    """What each of the control group's limits leaves, of version 2 and of version 1."""
+    own = [line.rpartition(":")[2] for line in _lines(root / "proc/self/cgroup") if line.startswith("0::")]
+    folders = {root / "sys/fs/cgroup" / part.strip("/") for part in (*own, "")}
+    pairs = [(folder / "memory.max", folder / "memory.current", folder / "memory.stat") for folder in folders]
+    old = root / "sys/fs/cgroup/memory"
+    pairs.append((old / "memory.limit_in_bytes", old / "memory.usage_in_bytes", old / "memory.stat"))
+    left = []
+    for limit, usage, statistics in pairs:
+        numbers = [line for path in (limit, usage) for line in _lines(path)[:1]]
+        if len(numbers) == 2 and all(number.isdigit() for number in numbers):
+            # Cached files count as used, and give way.
+            cached = [line.split()[1] for line in _lines(statistics) if line.startswith("inactive_file ")]
+            left.append(max(0, int(numbers[0]) - int(numbers[1]) + sum(map(int, cached))))
+    return left
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []

@@ -1,9 +1,10 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from compressor import machine
-from compressor.machine import core_count, environment, is_busy, load_average, telling_flags
+from compressor.machine import core_count, environment, free_memory_bytes, is_busy, load_average, telling_flags
 from compressor.target import Target
 
 
@@ -32,3 +33,29 @@ def test_telling_flags_are_those_that_kernels_branch_on(monkeypatch: pytest.Monk
     """Of what the system reports, what chooses a kernel is told, narrow vectors first."""
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"sse2", "avx512_vnni", "fpu", "avx2", "aes"}))
     assert telling_flags() == ["avx2", "avx512_vnni"]
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_free_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> None:
+    """Available memory in kB; a container's limit less its use, in which cached files count as free; 4 GiB untold."""
+    assert free_memory_bytes(tmp_path) == 2**32
+    write(tmp_path, {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 3000 kB\n"})
+    assert free_memory_bytes(tmp_path) == 3000 * 1024
+    group = "sys/fs/cgroup/some/job"
+    write(
+        tmp_path, {"proc/self/cgroup": "0::/some/job\n", f"{group}/memory.max": "max", f"{group}/memory.current": "7"}
+    )
+    assert free_memory_bytes(tmp_path) == 3000 * 1024
+    write(tmp_path, {f"{group}/memory.max": "2000000\n", f"{group}/memory.current": "1500000\n"})
+    assert free_memory_bytes(tmp_path) == 500000
+    write(tmp_path, {f"{group}/memory.stat": "anon 1\ninactive_file 200000\n"})
+    assert free_memory_bytes(tmp_path) == 700000
+    old = "sys/fs/cgroup/memory/memory"
+    write(tmp_path, {f"{old}.limit_in_bytes": "90", f"{old}.usage_in_bytes": "100"})
+    assert free_memory_bytes(tmp_path) == 0

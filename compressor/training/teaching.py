@@ -9,13 +9,15 @@ from torch.nn import functional as F
 from compressor.batches import Inputs
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
+from compressor.machine import free_memory_bytes
 from compressor.tensor_files import raw_bytes
 from compressor.training.agreement import choose
 from compressor.training.loop import Position
 from compressor.training.precision import Float32, Precision, at_least_float32
 from compressor.workload import Workload, input_tensors, predict
 
-CACHE_BYTES = 2**30  # memory for teacher outputs; batches beyond it are computed again
+# Of the memory that would be free without them, for remembered outputs; batches beyond it are computed again.
+_MEMORY_SHARE = 0.25
 
 
 def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -36,7 +38,8 @@ class Teacher:
     Its inner layers are computed by `precision`, as those of a model that is trained, and in float32 where targets are
     no classes: what it says is then a target itself. Its answers are float32. Every batch is compared with the one
     remembered for its position, by checksum: a stream that does not replay is noticed at its first repeated view, and
-    answered by computing from then on.
+    answered by computing from then on. What is remembered lies in main memory, wherever the teacher computes, and takes
+    at most a quarter of what would be free without it; what does not fit is computed again, to the same bits.
     """
 
     def __init__(
@@ -59,14 +62,16 @@ class Teacher:
             known, answer = self._answers[position]
             if known == checksum:
                 self.recalled += 1
-                return at_least_float32(answer)
+                return at_least_float32(answer.to(self.form.device))
             self.replays = False
             self._answers.clear()
+            self.used_bytes = 0
             return at_least_float32(self._compute(inputs))
         answer = self._compute(inputs)
         size = answer.numel() * answer.element_size()
-        if self.used_bytes + size <= CACHE_BYTES:
-            self._answers[position] = (checksum, answer)
+        if self.used_bytes + size <= _MEMORY_SHARE * (free_memory_bytes() + self.used_bytes):
+            # A copy: a view would keep the whole of what it is cut from, and a model may write into its output again.
+            self._answers[position] = (checksum, answer.to("cpu", copy=True))
             self.used_bytes += size
         return at_least_float32(answer)
 
@@ -82,7 +87,8 @@ class Teacher:
     def _compute(self, inputs: Inputs) -> Tensor:
         self.computed += 1
         with torch.no_grad(), self.form.autocast():
-            return predict(self.model, self.form.place(inputs)).detach()
+            # One layout, remembered or not: sums in another order would have other bits.
+            return predict(self.model, self.form.place(inputs)).detach().contiguous()
 
 
 def check_shapes(outputs: Tensor, references: Tensor) -> None:
