@@ -30,7 +30,7 @@ _MANY = 1000
 
 
 @contextmanager
-def as_before(model: nn.Module) -> Iterator[None]:
+def as_before(model: nn.Module, *, in_training_too: bool = False) -> Iterator[None]:
     """What the modules of `model` that are in eval mode keep is afterwards what they kept before, tensors at least.
 
     Looked at are attributes, buffers that a call adds or exchanges, attributes of classes, and everything that hangs on
@@ -38,7 +38,7 @@ def as_before(model: nn.Module) -> Iterator[None]:
     written into a tensor stay, and so do layers that a first call makes.
     """
     modules = model.modules() if isinstance(model, nn.Module) else ()  # any function can be called as a model
-    still = [module for module in modules if not module.training and not _is_foreign(type(module))]
+    still = [module for module in modules if (in_training_too or not module.training) and not _is_foreign(type(module))]
     if not still:
         yield
         return
@@ -78,8 +78,12 @@ def computed_tensors(model: nn.Module) -> dict[int, Any]:
 
 
 @dataclass(kw_only=True, eq=False)
-class _Holder:
-    """Something that can be changed: what is in it, by place or in order, and how to put that back."""
+class Holder:
+    """Something that can be changed: what is in it, by name or in order, and how to put that back.
+
+    `write(wanted, present)` makes its contents `wanted` where they are `present`. `owner` is the module whose
+    attributes or buffers these are, None for what hangs on them.
+    """
 
     read: Callable[[], dict[Any, Any]]
     write: Callable[[dict[Any, Any], dict[Any, Any]], None]
@@ -90,12 +94,21 @@ class _Holder:
         self.before = self.read()
 
 
+def held_by(model: nn.Module) -> list[Holder]:
+    """Everything that the modules of `model` keep what they like in: attributes, buffers, containers, closures."""
+    memory = _Memory()
+    for module in model.modules():
+        if not _is_foreign(type(module)):
+            memory.add_module(module)
+    return memory.holders
+
+
 class _Memory:
     """What hangs on modules, as it was when it was looked at."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
-        self._holders: list[_Holder] = []
+        self.holders: list[Holder] = []
         self._layers: list[tuple[nn.Module, list[int]]] = []
         self._results: list[Any] = []
         self._seen: set[int] = set()
@@ -128,7 +141,7 @@ class _Memory:
         self.forget_results()
         grown = {id(module) for module, layers in self._layers if _layers_of(module) != layers}
         changed = []
-        for holder in self._holders:
+        for holder in self.holders:
             if holder.owner is not None and id(holder.owner) in grown:
                 continue  # a first call made its layers: they stay, with all that says so
             now = holder.read()
@@ -141,7 +154,7 @@ class _Memory:
             if now.get(key) is not holder.before.get(key)
             for value in (now.get(key), holder.before.get(key))
         )
-        if any(_holds_tensor(value) for value in values):
+        if any(holds_tensor(value) for value in values):
             for holder, now in changed:
                 holder.write(holder.before, now)
 
@@ -151,7 +164,7 @@ class _Memory:
         write: Callable[[dict[Any, Any], dict[Any, Any]], None],
         owner: nn.Module | None = None,
     ) -> None:
-        self._holders.append(_Holder(read=read, write=write, owner=owner))
+        self.holders.append(Holder(read=read, write=write, owner=owner))
 
     def _add_attributes(self, item: Any, owner: nn.Module | None = None, depth: int = 0) -> None:
         def read() -> dict[Any, Any]:
@@ -255,19 +268,20 @@ def _is_small(items: Any) -> bool:
     return len(items) < _MANY or isinstance(items[-1], Tensor)
 
 
-def _holds_tensor(value: Any, depth: int = 3) -> bool:
+def holds_tensor(value: Any, depth: int = 3) -> bool:
+    """Whether `value` is a tensor, or a container or object with one in it."""
     if isinstance(value, Tensor):
         return True
     if depth == 0:
         return False
     if isinstance(value, dict | UserDict | WeakKeyDictionary):
-        return any(_holds_tensor(item, depth - 1) for item in list(value.values()))
+        return any(holds_tensor(item, depth - 1) for item in list(value.values()))
     if isinstance(value, list | tuple | set | frozenset | deque):
-        return any(_holds_tensor(item, depth - 1) for item in list(value))
+        return any(holds_tensor(item, depth - 1) for item in list(value))
     return (
         hasattr(value, "__dict__")
         and not isinstance(value, type | nn.Module)
-        and any(_holds_tensor(item, depth - 1) for item in list(vars(value).values()))
+        and any(holds_tensor(item, depth - 1) for item in list(vars(value).values()))
     )
 
 

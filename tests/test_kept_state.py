@@ -18,6 +18,7 @@ from compressor.stage import Context
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.structure_shrinking import ShrinkStructure
+from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.workload import Workload, call_model, predict
 from workbench.same_data import same_data
 
@@ -184,7 +185,7 @@ def test_ranking_by_gradients_computes_it_anew(kind: type[Biased]) -> None:
         torch.testing.assert_close(predict(small, x), _fresh(small, x))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [InDict, InNewAttribute, InBuffer, InClass, InFunctools])
 def test_a_file_holds_what_the_last_weights_give(kind: type[Biased]) -> None:
     """After training, model and exported file compute with the new weights, though it was run in between."""
     workload = _workload(kind())
@@ -195,6 +196,45 @@ def test_a_file_holds_what_the_last_weights_give(kind: type[Biased]) -> None:
     torch.testing.assert_close(predict(tuned, x), _fresh(tuned, x))
     file = OnnxModule(export_onnx(tuned, workload).onnx_bytes)
     torch.testing.assert_close(predict(file, x), _fresh(tuned, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_model_brings_along_is_emptied(kind: type[Biased]) -> None:
+    """A model that ran before it was handed over has a full cache: it is found, and does not outlive the weights."""
+    model = kind().eval()
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        before = model(x)
+    workload = _workload(model)
+    context = Context(progress=False, details={}, plan=[])
+    small = PruneChannels(remove=0.3, align=1).apply(private_copy(model), workload, context)
+    tuned = FineTune(epochs=1, learning_rate=0.1).apply(private_copy(model), workload, context).eval()
+    for changed in (small, tuned):
+        with torch.no_grad():
+            changed.bias.add_(1)
+        torch.testing.assert_close(predict(changed, x), _fresh(changed, x))
+    torch.testing.assert_close(model(x), before)
+
+
+class Anchored(nn.Module):
+    """Constants of its own in an attribute, a container and a buffer: no call makes them again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale, self.table = nn.Linear(8, 4), torch.full((4,), 2.0), {"shift": torch.ones(4)}
+        self.register_buffer("mask", torch.tensor([1.0, 0.0, 1.0, 1.0]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x) * self.scale + self.table["shift"]) * self.mask
+
+
+def test_constants_are_no_caches() -> None:
+    """What no call fills again stays where it is."""
+    model = Anchored().eval()
+    x = torch.randn(3, 8)
+    before = model(x)
+    empty_caches_(model, x)
+    torch.testing.assert_close(model(x), before)
 
 
 def test_losses_are_measured_without_old_constants() -> None:

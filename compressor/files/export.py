@@ -20,6 +20,7 @@ from compressor.files.graphs import opset_of, parse
 from compressor.files.limits import MAX_BYTES
 from compressor.files.shape_cleaning import simplify_shapes_
 from compressor.files.verification import ExportTask, export_task, verified_bytes
+from compressor.kept_state import as_before
 from compressor.runtime import OnnxModule
 from compressor.workload import Workload, input_names
 
@@ -62,7 +63,9 @@ def export_onnx(model: nn.Module, workload: Workload, *, memory: ExportMemory | 
     key, known = memory.find(model) if memory is not None else (None, None)
     if known is not None:
         return known
-    with _quietly(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    # Caches in classes and closures are those of all copies.
+    unchanged = as_before(model, in_training_too=True)
+    with _quietly(), torch.no_grad(), torch.random.fork_rng(devices=[]), unchanged:
         task = export_task(model, workload)
         limit = Limit(seconds=workload.export_seconds, memory=_MEMORY + _COPIES * size)
         tries = _Tries(task=task, limit=limit, ended=memory.ended if memory is not None else "")

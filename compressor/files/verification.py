@@ -13,7 +13,7 @@ from compressor.batches import Inputs, map_tensors
 from compressor.errors import ExportError
 from compressor.kept_state import private_copy
 from compressor.runtime import load_session, session_options
-from compressor.structure.preparation import fold_
+from compressor.structure.preparing.preparation import fold_
 from compressor.texts import first_said
 from compressor.workload import (
     Workload,

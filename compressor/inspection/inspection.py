@@ -26,7 +26,7 @@ from compressor.structure.calling.shown import Shown, shown_by
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import apply_plan_
-from compressor.structure.preparation import fold_, prepare_
+from compressor.structure.preparing.preparation import fold_, prepare_
 from compressor.structure.recurrent_layers import stack_and_layer
 from compressor.structure.source_lines import call_lines, error_line, shortened
 from compressor.structure.trials import evaluating, outputs_at

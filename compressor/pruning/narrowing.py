@@ -15,7 +15,8 @@ from compressor.stage import Context
 from compressor.structure.bisection import bisected
 from compressor.structure.couplings import Coupled
 from compressor.structure.plan import Entry
-from compressor.structure.preparation import fold_, prepare_
+from compressor.structure.preparing.emptied_caches import empty_caches_
+from compressor.structure.preparing.preparation import fold_, prepare_
 from compressor.workload import Workload
 
 Gone = dict[Coupled, list[int]]
@@ -27,6 +28,7 @@ _UNIT_STEPS = 16
 
 def prepare_model_(model: nn.Module, workload: Workload, context: Context, *, ignore: tuple[str, ...]) -> None:
     """`model` itself made ready to be narrowed, but for layers that match a glob of `ignore`; told and planned."""
+    empty_caches_(model, workload.example_inputs)
     _put_down(context, prepare_(model, workload.example_inputs, ignore=ignore))
 
 
@@ -39,6 +41,7 @@ def fold_model_(
     ignore: tuple[str, ...] = (),
 ) -> None:
     """`model` itself with plain weights in place of computed ones, in modules that match `layers` and not `ignore`."""
+    empty_caches_(model, workload.example_inputs)
     _put_down(context, fold_(model, workload.example_inputs, layers=layers, ignore=ignore))
 
 

@@ -21,6 +21,7 @@ from compressor.running.failures import explained
 from compressor.running.folder import Outcome, RunFolder, State
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Stage, stage_name
+from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -55,7 +56,7 @@ def reference_state(job: Job, key: str) -> State:
         return found
     job.folder.require_space(folder, job.workload.model)
     started = time.perf_counter()
-    model = private_copy(job.workload.model).eval()
+    model = empty_caches_(private_copy(job.workload.model).eval(), job.workload.example_inputs)
     exported = export_onnx(model, job.workload, memory=job.exports)
     rows = job.scores.rows(exported.onnx_bytes, "test")
     measurement = replace(_measured(job, exported.onnx_bytes, exported.onnx_bytes, rows), speedup=_UNCHANGED)

@@ -39,6 +39,7 @@ from compressor.storage import (
     write_sealed,
 )
 from compressor.structure.checkpoint import PLAN_FILE, WEIGHTS_FILE, checkpoint_files, load_checkpoint
+from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.workload import Workload
 
 MODEL_FILE = "model.onnx"
@@ -161,7 +162,7 @@ class RunFolder:
             if sha256(contents[name]) != digest:
                 raise RunFolderError(f"{folder / name} is not the file that was written; {way_out}")
         model = (
-            load_checkpoint(folder, lambda: private_copy(workload.model))
+            load_checkpoint(folder, lambda: empty_caches_(private_copy(workload.model), workload.example_inputs))
             if WEIGHTS_FILE in contents
             else OnnxModule(contents[MODEL_FILE])
         )

@@ -15,7 +15,7 @@ from compressor.structure.calling.shown import Shown
 from compressor.structure.couplings import Coupled, Couplings
 from compressor.structure.model_copies import sharing_copy
 from compressor.structure.plan import Entry, Slices
-from compressor.structure.preparation import why_unfolded
+from compressor.structure.preparing.preparation import why_unfolded
 from compressor.structure.probe import ProbedStructure, constant_parameters, distinct_
 from compressor.structure.tensor_ids import Sizes
 from compressor.structure.trials import collector_paused, evaluating

@@ -17,6 +17,7 @@ from compressor.batches import Inputs
 from compressor.errors import StageError
 from compressor.notes.training import Training, Trainings
 from compressor.stage import Context
+from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.training.agreement import Choice, choose
 from compressor.training.freezing import freezing, frozen_names, still_modules, train_mode_
 from compressor.training.optimization import Cycle, check_schedule, optimizer_for, peak_rate
@@ -94,6 +95,7 @@ def train(
     """
     check_schedule(epochs=epochs, learning_rate=learning_rate, tail_epochs=tail_epochs, weight_decay=weight_decay)
     part = model if student is None else student
+    empty_caches_(part, workload.example_inputs)
     choice = choose(model, workload, precision, seed=context.seed)
     form = choice.form
     path = None if context.folder is None else context.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}.safetensors"

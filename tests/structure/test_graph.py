@@ -19,7 +19,7 @@ from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.structure.couplings import Coupled, Couplings
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import apply_plan_
-from compressor.structure.preparation import prepare_
+from compressor.structure.preparing.preparation import prepare_
 from compressor.structure.tensor_ids import mask_
 from compressor.workload import predict
 from workbench.tiny import TinyResNet

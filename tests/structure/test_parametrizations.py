@@ -31,7 +31,7 @@ from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.structure.graph import trace_structure
 from compressor.structure.parametrizations import computed_weights, fold_weights_
 from compressor.structure.plan import apply_plan_
-from compressor.structure.preparation import fold_, prepare_
+from compressor.structure.preparing.preparation import fold_, prepare_
 from compressor.testing import check_stage
 from compressor.workload import Workload
 from workbench.same_data import same_data

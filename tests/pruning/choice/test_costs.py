@@ -11,7 +11,7 @@ from compressor.pruning.choice.costs import FileTime, LatencyCosts, StructureCos
 from compressor.pruning.narrowing import gone_channels
 from compressor.structure.graph import trace_structure
 from compressor.structure.plan import apply_plan_
-from compressor.structure.preparation import prepare_
+from compressor.structure.preparing.preparation import prepare_
 from compressor.structure.trials import evaluating
 from workbench.tiny import TinyResNet
 

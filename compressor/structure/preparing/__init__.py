@@ -1,0 +1,1 @@
+"""A model made ready before its weights or its structure change."""
