@@ -1,6 +1,6 @@
 """The axes of a model as its calls show them: examples, a training step, and paths that no example takes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from compressor.workload import batch_size_of, call_model, input_tensors, output
 _DECISIONS = 32
 # Training steps that draw other numbers than the first.
 _SEEDS = 8
-_FACTORS = (2.0, 4.0, 0.5)
+_FACTORS = (0.5, 2.0, 4.0)
 
 
 def trace_axes(model: nn.Module, shown: Shown) -> tuple[Trace, bool]:
@@ -47,7 +47,7 @@ def trace_axes(model: nn.Module, shown: Shown) -> tuple[Trace, bool]:
     trace = runs.watch.trace
     trace.trains_alike = untrained is None and runs.trained == evaluated
     runs.show_more(shown)
-    runs.explore(shown)
+    runs.explore(shown, by_shapes=by_shapes)
     runs.watch.finish(runs.reached)
     lock_what_is_not_reached(model, trace, runs.explored, untrained)
     return trace, by_shapes
@@ -118,7 +118,7 @@ class _Runs:
                 self.reached |= self.watch.met
         self.trained, self._seed = first, 0
 
-    def explore(self, shown: Shown) -> None:
+    def explore(self, shown: Shown, *, by_shapes: bool) -> None:
         """Takes every decision otherwise, and gives inputs of other sizes where layers are not reached by then."""
         decisions, trace = self.watch.decisions, self.watch.trace
         branches, unknown = list(trace.branches), set(trace.unknown)
@@ -127,6 +127,8 @@ class _Runs:
         places = sorted(decisions.ways, key=lambda place: place.turn)
         ways = [(place, way) for place in places for way in decisions.ways[place]]
         for place, way in ways[:_DECISIONS]:
+            if place.turn and not self._unreached():
+                break
             cause = f"the program branches on a computed value{place.line}, and {{}} was not run"
             decisions.force(place, way)
             self._try(cause, lambda: self.example_beyond(shown.example, by_shapes=False))
@@ -134,7 +136,7 @@ class _Runs:
                 self._try(cause, lambda: self._step(shown.steps()[0], by_shapes=False))
         trace.branches, trace.unknown = branches, unknown
         if self._unreached():
-            self._explore_sizes(shown.example)
+            self._explore_sizes(shown.example, by_shapes=by_shapes)
 
     def example_beyond(self, inputs: Inputs, *, by_shapes: bool) -> None:
         """Calls the model in eval mode, without saying that it is ever called so."""
@@ -142,15 +144,14 @@ class _Runs:
         if len(output_tensor(raw)) != batch_size_of(inputs):
             raise ValueError("samples are mixed up: the program was not written for such inputs")
 
-    def _explore_sizes(self, example: Inputs) -> None:
+    def _explore_sizes(self, example: Inputs, *, by_shapes: bool) -> None:
         # What programs make of sizes they were not written for must not count for what the examples show: apart.
         apart = _Runs(self.model)
         apart.watch.limit, apart.reached = self.watch.limit, self.reached
         cause = "{} runs only for inputs of other sizes than the examples"
-        for inputs in other_sizes(example):
-            for by_shapes in (True, False):
-                if apart._try(cause, lambda: apart.example_beyond(inputs, by_shapes=by_shapes)):  # noqa: B023 - called at once
-                    break
+        # Numbers for inputs of four times the size would take long.
+        for inputs in other_sizes(example, _FACTORS if by_shapes else _FACTORS[:2]):
+            apart._try(cause, lambda: apart.example_beyond(inputs, by_shapes=by_shapes))  # noqa: B023 - called at once
         known = self.watch.names_of(self.reached)
         places: dict[Axis, list[Axis]] = {}
         for name in known:
@@ -212,11 +213,11 @@ class _Runs:
         return map_tensors(inputs, know)
 
 
-def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
+def other_sizes(inputs: Inputs, factors: Sequence[float]) -> Iterator[Inputs]:
     """`inputs` with longer and shorter dimensions: those of one size together, but for that of the samples."""
     tensors = input_tensors(inputs)
     for size in dict.fromkeys(size for tensor in tensors for size in tensor.shape[1:] if size > 1):
-        for factor in _FACTORS:
+        for factor in factors:
             yield map_tensors(inputs, lambda tensor: _resized(tensor, size, max(1, int(size * factor))))  # noqa: B023 - called at once
 
 

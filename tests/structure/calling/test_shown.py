@@ -42,7 +42,7 @@ def test_data_of_one_shape_show_the_example_and_a_step() -> None:
 def test_the_shortest_and_the_longest_batch_are_shown() -> None:
     """Lengths of calibration and train beside the example: both ends, two samples each."""
     lengths = [batch(4, 3, size) for size in (9, 5, 12, 7)]
-    shown = shown_by(workload_of(lengths, [*lengths, batch(1, 3, 30)]))
+    shown = shown_by(workload_of(lengths, [batch(1, 3, 30), *lengths]))
     assert [tuple(inputs.shape) for inputs in shown.others] == [(2, 3, 5), (2, 3, 30)]
 
 
@@ -69,6 +69,17 @@ def test_reading_data_draws_nothing() -> None:
     before = torch.get_rng_state()
     shown_by(workload)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loaders_with_a_generator_of_their_own_draw_nothing_either() -> None:
+    """What a shuffling loader gives after a look at it is what it would have given before."""
+    samples = torch.utils.data.TensorDataset(torch.randn(24, 3, 8, 8), torch.arange(24))
+    first, second = (
+        torch.utils.data.DataLoader(samples, 4, shuffle=True, generator=torch.Generator().manual_seed(3))
+        for _ in range(2)
+    )
+    shown_by(workload_of([batch(4, 3, 8, 8)], first))
+    assert [targets.tolist() for _, targets in first] == [targets.tolist() for _, targets in second]
 
 
 def test_tables_beside_samples_stay_whole() -> None:
