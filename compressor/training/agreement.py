@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Batch
 from compressor.errors import StageError
+from compressor.kept_state import private_copy
 from compressor.training.precision import Form, Precision
 from compressor.training.replay import kept_modes, kept_randomness, replayed
 from compressor.workload import Workload, first_batches, predict
@@ -24,6 +25,7 @@ from compressor.workload import Workload, first_batches, predict
 LEAST_DECIBELS = 20.0
 # Where targets are no classes, errors are to be told apart down to this part of the loss.
 _LOSS_AGREES = 0.05
+_NO_LAYER = "its outputs are computed outside of any layer that could be kept in float32"
 # Steps of autograd that multiply matrices: a product of the outputs that no layer holds cannot be kept in float32.
 _PRODUCTS = ("Addmm", "Mm", "Bmm", "Addbmm", "Baddbmm", "Mv", "Addmv", "Dot", "Convolution", "Linear", "ScaledDot")
 
@@ -59,32 +61,42 @@ def choose(model: nn.Module, workload: Workload, precision: Precision, *, seed: 
     form = Form.of(model)
     if not precision.asks_for_bfloat16(form.device):
         return Choice(form=form, why=precision.declines)
-    objection, decibels = _objection_to_bfloat16(model), None
-    if not objection:
-        with kept_randomness(), replayed(seed, 0):
-            batches = first_batches(workload.train, 1)
-        if batches:
-            inputs, targets = batches[0]
-            layers = output_layers(model, form, batches[0])
-            if layers:
-                batch = form.place(inputs), targets.to(form.device)
-                rounded = replace(form, bfloat16=True, float32_layers=layers)
-                with rounded.applied(model):
-                    found = agreement(model, rounded, batch, workload, seed)
-                objection, decibels = found.objection, found.decibels
-                if not objection:
-                    why = f"the first batch agrees with float32; {', '.join(layers)} in float32"
-                    return Choice(form=rounded, why=why, decibels=decibels, batch=batch)
-            else:
-                objection = "its outputs are computed outside of any layer that could be kept in float32"
-        else:
-            objection = "there is no batch to compare the formats on"
+    objection = _objection_to_bfloat16(model)
+    if objection:
+        found = Choice(form=form, why=objection)
+    else:
+        try:
+            found = _compared(model, form, workload, seed)
+        except RuntimeError as error:  # an operator that has no kernel for it
+            found = Choice(form=form, why=str(error).partition("\n")[0])
+    if found.form.bfloat16:
+        return found
     if precision.insists:
         raise StageError(
-            f"{type(model).__name__} cannot be trained in bfloat16: {objection}; leave precision at AutoPrecision() or "
+            f"{type(model).__name__} cannot be trained in bfloat16: {found.why}; leave precision at AutoPrecision() or "
             "set Float32()"
         )
-    return Choice(form=form, why=f"not bfloat16: {objection}", decibels=decibels)
+    return replace(found, why=f"not bfloat16: {found.why}")
+
+
+def _compared(model: nn.Module, form: Form, workload: Workload, seed: int) -> Choice:
+    """The choice of bfloat16 for the inner layers, or of `form` with the objection, after a look at the first batch."""
+    with kept_randomness(), replayed(seed, 0):
+        batches = first_batches(workload.train, 1)
+    if not batches:
+        return Choice(form=form, why="there is no batch to compare the formats on")
+    inputs, targets = batches[0]
+    layers = output_layers(model, form, batches[0])
+    if not layers:
+        return Choice(form=form, why=_NO_LAYER)
+    batch = form.place(inputs), targets.to(form.device)
+    rounded = replace(form, bfloat16=True, float32_layers=layers)
+    with rounded.applied(model):
+        found = agreement(model, rounded, batch, workload, seed)
+    if found.objection:
+        return Choice(form=form, why=found.objection, decibels=found.decibels)
+    why = f"the first batch agrees with float32; {', '.join(layers)} in float32"
+    return Choice(form=rounded, why=why, decibels=found.decibels, batch=batch)
 
 
 def agreement(model: nn.Module, form: Form, batch: Batch, workload: Workload, seed: int) -> Agreement:
@@ -101,7 +113,7 @@ def agreement(model: nn.Module, form: Form, batch: Batch, workload: Workload, se
                 outputs.append(predict(model, inputs))
         exact, rounded = outputs
         if rounded.dtype != exact.dtype:
-            return Agreement(objection="its outputs are computed outside of any layer that could be kept in float32")
+            return Agreement(objection=_NO_LAYER)
         classes = workload.metric.classes
         decibels = signal_to_noise_db(exact, rounded, pooled=classes)
         if not decibels >= LEAST_DECIBELS:
@@ -152,17 +164,12 @@ def output_layers(model: nn.Module, form: Form, batch: Batch) -> tuple[str, ...]
     Norms, activations and sums behind a layer change nothing of that: what is added up counts with all its parts. Found
     in the graph that autograd makes of `batch`. () where an output comes from a product that no layer holds.
     """
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with kept_modes(model), kept_randomness(), torch.enable_grad(), form.exact(), _makers(model) as makers:
-            model.eval()
-            for parameter, _ in flags:
-                parameter.requires_grad_(parameter.is_floating_point())
-            output = predict(model, form.place(batch[0]))
-            return _first_met(output, makers)
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    # A copy: what a model remembers of a pass in eval mode would hold on to the graph.
+    copied = private_copy(model).eval()
+    for parameter in copied.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    with kept_randomness(), torch.enable_grad(), form.exact(), _makers(copied) as makers:
+        return _first_met(predict(copied, form.place(batch[0])), makers)
 
 
 def _first_met(output: Tensor, makers: dict[Any, str]) -> tuple[str, ...]:

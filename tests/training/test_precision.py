@@ -339,6 +339,47 @@ def test_losses_see_float32(tiny_workload, monkeypatch) -> None:
     assert all(tensor.dtype != torch.bfloat16 for tensor in capture(model).values())
 
 
+class Scaled(nn.Module):
+    """A special function inside, which knows no bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.special.erfcx(self.first(x)))
+
+
+class Remembering(nn.Module):
+    """In eval mode it keeps what it computed from a weight until it is set to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head, self.kept = nn.Linear(8, 16), nn.Linear(16, 3), None
+
+    def train(self, mode: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - as torch has it
+        if mode:
+            self.kept = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.kept if self.kept is not None else self.inner.weight.square().mean()
+        if not self.training:
+            self.kept = scale
+        return self.head(self.inner(x) * scale)
+
+
+@pytest.mark.parametrize(("build", "inner"), [(Scaled, "float32"), (Remembering, "bfloat16")])
+def test_odd_models_train_all_the_same(build: type[nn.Module], inner: str, monkeypatch) -> None:
+    """An operator without bfloat16 means float32, with its words; what eval mode remembers disturbs no gradient."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    torch.manual_seed(0)
+    workload, context = same_data(build().eval(), data_of(3), torch.randn(2, 8)), quiet()
+    FineTune(epochs=2).apply(copy.deepcopy(workload.model), workload, context)
+    assert told(context).inner_layers == inner
+    assert ("BFloat16" in told(context).why) is (inner == "float32")
+
+
 @pytest.mark.parametrize(
     ("model", "reason"), [(nn.Linear(8, 3).double(), "not float32"), (nn.RNN(8, 3), "recurrent layers")]
 )
