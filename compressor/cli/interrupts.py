@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_POLL_SECONDS = 0.1
 
 
 class Terminated(KeyboardInterrupt):
@@ -19,7 +21,8 @@ def interruptible() -> Iterator[None]:
     """A stretch in which the first Ctrl-C raises KeyboardInterrupt, the first SIGTERM Terminated, and any second exits.
 
     The exit code is then 128 and the signal's number, as shells have it, with nothing printed. Worker processes that
-    are forked meanwhile leave Ctrl-C to their parent, which ends them. Signals that are ignored stay so.
+    are forked meanwhile leave Ctrl-C to their parent, which ends them, and end with it. Signals that are ignored stay
+    so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -34,26 +37,39 @@ def interruptible() -> Iterator[None]:
         seen = True
         if os.getpid() == owner:
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        # Two signals that arrive close together may be one to a worker.
+        threading.Thread(target=_end_with_parent, args=(owner, 128 + number), daemon=True).start()
 
     handled = [number for number in _NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in handled}
-    _exit_at_the_second(handled)
+    unwatch = _exit_at_the_second(handled)
     try:
         yield
     finally:
         # The process may take seconds to end, in which a second Ctrl-C still is one.
         if not seen:
+            unwatch()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
-def _exit_at_the_second(numbers: Sequence[int]) -> None:
-    """Sees signals while the main thread is inside a long call of a library, where Python runs no handler."""
+def _end_with_parent(owner: int, code: int) -> None:
+    parent = os.getppid()
+    while os.getppid() == parent and (parent != 1 or owner == 1):
+        time.sleep(_POLL_SECONDS)
+    os._exit(code)
+
+
+def _exit_at_the_second(numbers: Sequence[int]) -> Callable[[], None]:
+    """Sees signals while the main thread is inside a long call of a library, where Python runs no handler.
+
+    What it hands back ends the watch.
+    """
     if os.name != "posix":
-        return
+        return lambda: None
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     # The pipe is the parent's: a worker that is interrupted as well is no second signal.
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
@@ -63,5 +79,11 @@ def _exit_at_the_second(numbers: Sequence[int]) -> None:
             count += arrived[0] in numbers
             if count == 2:
                 os._exit(128 + arrived[0])
+        os.close(reader)
+
+    def unwatch() -> None:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
 
     threading.Thread(target=watch, daemon=True).start()
+    return unwatch

@@ -204,3 +204,23 @@ def test_ignored_interrupts_stay_ignored_and_handlers_come_back(start) -> None:
     )
     program.send(signal.SIGINT)
     assert program.end() == (0, "whole\n", "")
+
+
+def test_a_program_that_goes_on_counts_its_own_interrupts(start) -> None:
+    """After a stretch without one, two interrupts are two exceptions again."""
+    program = start(
+        """
+        with interruptible():
+            pass
+        for _ in range(2):
+            try:
+                say("ready")
+                time.sleep(60)
+            except KeyboardInterrupt:
+                say("caught")
+        """
+    )
+    program.send(signal.SIGINT)
+    assert (program.line(), program.line()) == ("caught", "ready")
+    program.send(signal.SIGINT)
+    assert program.end() == (0, "caught\n", "")
