@@ -132,6 +132,7 @@ def test_a_shape_changed_on_the_way_is_seen_by_the_value() -> None:
         (lambda o, t: F.cross_entropy(o @ o.T, torch.arange(len(t))), torch.randn(N, 5), row()),  # contrastive
         (lambda o, t: (torch.relu(1 - (o - o.T)) * (t[:, None] > t[None])).mean(), column(), row()),  # ranking
         (lambda o, t: ((t[:, None] == t[None]) * (o @ o.T)).mean(), torch.randn(N, 5), torch.arange(N) % 2),
+        (lambda o, t: ((o @ o.T) * t).mean(), torch.randn(N, 5), row()),  # a weight for each column
         (lambda o, t: (torch.cdist(o, o)[t[:, None] > t[None]]).mean(), torch.randn(N, 5), row()),  # triplets
         (lambda o, t: (torch.ones(3)[t] * F.cross_entropy(o, t, reduction="none")).mean(), torch.randn(N, 3),
          torch.arange(N) % 3),
