@@ -13,6 +13,7 @@ from compressor.files.export import export_onnx
 from compressor.kept_state import private_copy
 from compressor.pruning.choice.targets import Parameters
 from compressor.pruning.ranking.criteria import Hessian, Taylor
+from compressor.pruning.ranking.gradients import loss_gradients
 from compressor.runtime import OnnxModule
 from compressor.stage import Context
 from compressor.stages.channel_pruning import PruneChannels
@@ -170,6 +171,25 @@ def _fresh(model: Biased, x: Tensor) -> Tensor:
     """What the model computes with the weights that it has."""
     with torch.no_grad():
         return model.b(torch.relu(model.a(x))) + model.computed()
+
+
+class Never(Biased):
+    """Keeps nothing."""
+
+    def kept(self) -> Tensor:
+        return self.computed()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_a_model_that_keeps_nothing(kind: type[Biased]) -> None:
+    """Every batch goes back to the weights behind the constant, through a graph of its own."""
+    plain = Never()
+    model = kind()
+    model.load_state_dict(plain.state_dict())
+    workload = _workload(plain)
+    wanted, given = (loss_gradients(each.eval(), workload, 3, 0)["bias"] for each in (plain, model))
+    assert float(wanted.abs().max()) > 0
+    torch.testing.assert_close(given, wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
