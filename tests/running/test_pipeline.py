@@ -73,7 +73,9 @@ class Nothing:
 def test_the_whole_chain_gives_a_smaller_verified_file(trained_workload, tmp_path):
     """Drop, distill, quantize: every step is measured, the file runs, and the report is written in three forms."""
     before = {name: tensor.clone() for name, tensor in trained_workload.model.state_dict().items()}
-    pipeline = Pipeline([DropBlocks(remove=0.5), Distill(epochs=2, tail_epochs=0, views=1), Quantize()])
+    pipeline = Pipeline(
+        [DropBlocks(remove=0.5), Distill(epochs=4, tail_epochs=1, learning_rate=0.01, views=1), Quantize()]
+    )
     result = pipeline.run(trained_workload, out=tmp_path, progress=False)
     names = [step.stage for step in result.report.steps]
     assert names == ["reference", "drop_blocks", "distill", "quantize"]
