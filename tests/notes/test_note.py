@@ -67,6 +67,8 @@ from compressor.notes.training import (
     Epochs,
     NormsReestimated,
     Teaching,
+    Training,
+    Trainings,
     ZeroChannels,
     ZeroCount,
     ZeroWeights,
@@ -161,6 +163,11 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (
         Epochs(epochs=(Epoch(epoch=1, loss=0.9, score=0.8, learning_rate=0.1, seconds=2.5),), best_epoch=1),
         '{"epochs": [{"epoch": 1, "loss": 0.9, "score": 0.8, "learning_rate": 0.1, "seconds": 2.5}], "best_epoch": 1}',
+    ),
+    (
+        Trainings(trainings=(Training(training="fine_tune", inner_layers="float32", why="asked for", before=0.5),)),
+        '{"trainings": [{"training": "fine_tune", "inner_layers": "float32", "why": "asked for", '
+        '"signal_to_noise_db": null, "before": 0.5, "best": null, "failed": false, "says": "", "frozen": []}]}',
     ),
     (Teaching(teacher_cache="not used"), '{"teacher_cache": "not used"}'),
     (Teaching(teacher="ResNet", teacher_cache="not used"), '{"teacher": "ResNet", "teacher_cache": "not used"}'),
