@@ -19,12 +19,14 @@ from compressor.errors import StageError
 from compressor.kept_state import private_copy
 from compressor.training.precision import Form, Precision
 from compressor.training.replay import kept_modes, kept_randomness, replayed
-from compressor.workload import Workload, first_batches, predict
+from compressor.workload import Workload, batch_size_of, first_batches, predict, resize_batch
 
 # Rounding of 1 % of the outputs' variance: some ten times what residual networks and transformers have.
 LEAST_DECIBELS = 20.0
 # Where targets are no classes, errors are to be told apart down to this part of the loss.
 _LOSS_AGREES = 0.05
+# Of a batch, which are compared before every epoch: more would tell little more, and a short epoch is a few batches.
+_SAMPLES = 64
 _NO_LAYER = "its outputs are computed outside of any layer that could be kept in float32"
 # Steps of autograd that multiply matrices: a product of the outputs that no layer holds cannot be kept in float32.
 _PRODUCTS = ("Addmm", "Mm", "Bmm", "Addbmm", "Baddbmm", "Mv", "Addmv", "Dot", "Convolution", "Linear", "ScaledDot")
@@ -86,7 +88,9 @@ def _compared(model: nn.Module, form: Form, workload: Workload, seed: int) -> Ch
     if not batches:
         return Choice(form=form, why="there is no batch to compare the formats on")
     inputs, targets = batches[0]
-    layers = output_layers(model, form, batches[0])
+    if targets.ndim and len(targets) == batch_size_of(inputs) > _SAMPLES:
+        inputs, targets = resize_batch(inputs, _SAMPLES), targets[:_SAMPLES]
+    layers = output_layers(model, form, (inputs, targets))
     if not layers:
         return Choice(form=form, why=_NO_LAYER)
     batch = form.place(inputs), targets.to(form.device)
