@@ -103,8 +103,8 @@ def train(
     with freezing(part, freeze), kept_randomness(), kept_modes(model), form.applied(model):
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise StageError(
-                f"nothing to train: all parameters of {type(part).__name__} are frozen; set requires_grad of what may "
-                "change, and leave it out of freeze"
+                f"nothing to train: all parameters of {type(part).__name__} are frozen; unfreeze what may change "
+                "(requires_grad), and leave it out of freeze"
             )
         still = still_modules(part, workload.model, freeze)
         frozen = frozen_names(part, still)
