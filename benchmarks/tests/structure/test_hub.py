@@ -112,6 +112,6 @@ def test_the_page_counts_and_names_the_step() -> None:
     }  # fmt: skip
     refused = passed | {"family": "b", "outcome": "refused", "step": "export", "reason": "no | file\nat all"}
     text = hub_section({"torchvision": "1", "timm": "2", "members": [passed, refused]})
-    assert "Of 2 families that were run\n**1 passed, 1 were refused, 0 failed**" in text
+    assert "Of 2 families that were run **1 passed, 1 were refused, 0 failed**" in text
     assert "| a | `a1` | passed | 200 | 150 | 25% |  |" in text
     assert "| b | `a1` | refused (export) | 200 | 150 | 25% | no \\| file |" in text
