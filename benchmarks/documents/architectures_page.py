@@ -46,8 +46,8 @@ def hub_section(hub: dict) -> str:
 One small member of a family of {libraries}, as the library builds it, with random weights, on small images:
 `PruneChannels(remove=0.3, scope=PerLayer(), align=1)`, compared with the masked original in double precision, trained,
 exported and run in ONNX Runtime at another batch size, and quantized by `Quantize()`.
-Of {len(rows)} families that were run **{outcomes}**. Refused means that one of the product's own errors says why; the step
-is named.
+Of {len(rows)} families that were run **{outcomes}**. Refused means that one of the product's own errors says why; the
+step is named.
 
 | family | member | outcome | parameters | after | removed | what stayed, or why it was refused or failed |
 |---|---|---|---:|---:|---:|---|
