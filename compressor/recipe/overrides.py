@@ -3,6 +3,7 @@
 from typing import Any
 
 from compressor.recipe.text import Place, parse_value
+from compressor.texts import LONGEST_REASON, bounded
 
 # A stage, its number, its name, and a few value objects inside each other; written deep, others would end in Python's
 # limit of recursion.
@@ -31,7 +32,9 @@ def override_(data: dict[str, Any], override: str) -> Place:
     if not isinstance(stages, list):
         raise ValueError("the recipe has no list of stages")  # it is the caller's text that is wrong
     if not (keys[1].isascii() and keys[1].isdigit()) or len(keys[1]) > 9 or int(keys[1]) >= len(stages):
-        raise ValueError(f"there is no stage {keys[1]!r}; the recipe has {len(stages)}, counted from 0")
+        raise ValueError(
+            f"there is no stage {bounded(repr(keys[1]), LONGEST_REASON)}; the recipe has {len(stages)}, counted from 0"
+        )
     return _named_(stages, int(keys[1]), ("stages", int(keys[1])), keys[2:], value)
 
 

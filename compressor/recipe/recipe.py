@@ -39,6 +39,7 @@ from compressor.recipe.text import LARGEST_BYTES, Document, Place, leading_comme
 from compressor.stage import Stage, stage_name
 from compressor.stages import catalogue
 from compressor.target import Target
+from compressor.texts import LONGEST_REASON, bounded
 
 __all__ = ["Recipe", "RecipeError", "shipped_recipes"]
 
@@ -145,7 +146,7 @@ class Recipe:
             try:
                 origins[override_(data, override)] = f"--set {override}"
             except ValueError as error:
-                errors.append((0, f"--set {override}: {error}"))
+                errors.append((0, f"--set {bounded(override, LONGEST_REASON)}: {error}"))
         try:
             recipe = cls._from_model(_model().model_validate(data), document, source)
         except ValidationError as error:

@@ -19,6 +19,7 @@ from compressor.errors import RecipeError
 from compressor.recipe.recipe import Recipe, shipped_recipes
 from compressor.recipe.text import parse, parse_value, to_yaml
 from compressor.stage import Effect
+from compressor.texts import LONGEST_REASON, bounded
 from workbench import ROOT
 
 
@@ -415,7 +416,7 @@ def test_an_override_can_give_what_the_file_lacks() -> None:
 def test_a_wrong_override_is_named(override: str, message: str) -> None:
     """The error of an override names it instead of a line."""
     (error,) = errors_of(GOOD, override)
-    assert error.startswith(f"--set {override}: {message}")
+    assert error.startswith(f"--set {bounded(override, LONGEST_REASON)}: {message}")
 
 
 def test_round_trip_of_a_recipe() -> None:
