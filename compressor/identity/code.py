@@ -5,9 +5,12 @@ Code of installed packages is known by its name and version, all other code by i
 
 import dis
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from enum import Enum
+from functools import cache
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
@@ -45,7 +48,13 @@ def installed_as(module: str) -> str | None:
     file = getattr(found, "__file__", None) or getattr(sys.modules.get(top), "__file__", None) or ""
     if top != __name__.partition(".")[0] and not {"site-packages", "dist-packages"} & set(Path(file).parts):
         return None
-    return f"{module} of {top} {getattr(sys.modules.get(top), '__version__', '')}"
+    return f"{module} of {top} {getattr(sys.modules.get(top), '__version__', None) or _listed_version(top)}"
+
+
+@cache
+def _listed_version(top: str) -> str:
+    """The version by which a package was installed that does not say one itself."""
+    return " ".join(f"{name} {version(name)}" for name in sorted(set(packages_distributions().get(top, ()))))
 
 
 def function_parts(function: FunctionType) -> Parts:
@@ -66,7 +75,7 @@ def function_parts(function: FunctionType) -> Parts:
         function.__kwdefaults__,
         own,
         closure,
-        *(part for path, place in read for part in (path, place.value)),
+        *(part for path, place in read for part in (path, _variables(place.value, code, read))),
     ]
 
 
@@ -129,27 +138,53 @@ def _read_globals(code: CodeType, names: dict[str, Any]) -> Iterator[tuple[str, 
     """The globals that `code` and the functions in it read, by name; of modules, the attributes that are read."""
     instructions = list(dis.get_instructions(code))
     for number, instruction in enumerate(instructions):
+        after = instructions[number + 1 :]
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             if instruction.argval in names:
-                yield _followed(instruction.argval, names[instruction.argval], instructions[number + 1 :])
+                yield from _read_of(*_followed(instruction.argval, names[instruction.argval], after), code)
         elif instruction.opname == "IMPORT_NAME":
             module = _imported(instruction.argval, instructions[number - 2].argval, names)
             if module is not None:
-                taken = [other.argval for other in instructions[number + 1 :] if other.opname == "IMPORT_FROM"]
+                taken = [other.argval for other in after if other.opname == "IMPORT_FROM"]
                 found = [(name, _attribute(module, name)) for name in taken]
                 for name, value in found or [(instruction.argval, module)]:
-                    yield f"import {name}", _Place(value)
+                    yield from _read_of(f"import {name}", value, code)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _read_globals(constant, names)
 
 
-def _followed(path: str, value: Any, after: list[dis.Instruction]) -> tuple[str, _Place]:
+def _followed(path: str, value: Any, after: list[dis.Instruction]) -> tuple[str, Any]:
     for instruction in after:
         if not isinstance(value, ModuleType) or instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
             break
         path, value = f"{path}.{instruction.argval}", _attribute(value, instruction.argval)
-    return path, _Place(value)
+    return path, value
+
+
+def _read_of(path: str, value: Any, code: CodeType) -> Iterator[tuple[str, _Place]]:
+    """`value`, and of a module of the user's own that goes by another name in `code` what may be read there."""
+    yield path, _Place(value)
+    if isinstance(value, ModuleType) and installed_as(value.__name__) is None:
+        for name in code.co_names:
+            if name in vars(value) and not isinstance(vars(value)[name], ModuleType):
+                yield f"{path}.{name}", _Place(vars(value)[name])
+
+
+def _variables(value: Any, code: CodeType, read: list[tuple[str, _Place]]) -> Any:
+    """Of the environment, the variables that `code` names; any other value as it is."""
+    if value is not os.environ and value is not os.getenv:
+        return value
+    named = [*_texts(code), *(place.value for _, place in read if isinstance(place.value, str))]
+    return [(name, os.environ.get(name)) for name in sorted(set(named))] if named else dict(sorted(os.environ.items()))
+
+
+def _texts(code: CodeType) -> Iterator[str]:
+    for constant in code.co_consts:
+        if isinstance(constant, str):
+            yield constant
+        elif isinstance(constant, CodeType):
+            yield from _texts(constant)
 
 
 def _attribute(module: ModuleType, name: str) -> Any:

@@ -38,6 +38,8 @@ from compressor.tensor_files import raw_bytes
 
 _LITERALS = {int, float, str, bool, complex, bytes, type(None), type(...), type(NotImplemented)}
 _DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, WrapperDescriptorType)
+# Of a text or a tuple, hash() gives a number of 62 bits; what somebody chose is smaller.
+_LARGEST_SETTING = 1 << 32
 # What torch keeps in every module. Hooks, which change what it computes, are looked at by themselves.
 _TORCH_OWN = set(vars(nn.Module())) - {"training"}
 
@@ -135,7 +137,8 @@ class Identifier:
             head = f"{value.dtype} {tuple(value.shape)}"
             content = raw_bytes(value.resolve_conj().resolve_neg())
         else:
-            if value.dtype.hasobject:
+            # Others hold more than their numbers, as masked ones do.
+            if value.dtype.hasobject or type(value) not in (np.ndarray, np.memmap):
                 return None
             head = f"numpy {value.dtype.descr} {value.shape}"
             content = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
@@ -158,8 +161,6 @@ def _object(value: Any) -> Iterable[Any]:
     if value is random.random.__self__ or value is np.random.random.__self__:  # type: ignore[attr-defined]
         # What functions of these modules draw from is seeded by every run.
         return [kind, "shared by all"]
-    if callable(value) and hasattr(value, "__wrapped__"):  # functools.cache and its like
-        return [kind, value.__wrapped__]
     known = copyreg.dispatch_table.get(kind)
     try:
         # What a copy would be made of.
@@ -167,7 +168,8 @@ def _object(value: Any) -> Iterable[Any]:
     except Exception as error:
         raise _UnknownError(f"{kind.__module__}.{kind.__qualname__}") from error
     if isinstance(reduced, str):
-        return [kind, reduced]
+        # What functools.cache makes is copied by its name, and holds the function.
+        return [kind, reduced, getattr(value, "__dict__", None)]
     made, arguments, state, items, entries = (*reduced, None, None, None)[:5]
     return [made, arguments, state, list(items or ()), list(entries or ())]
 
@@ -183,7 +185,8 @@ def _mapping(value: Mapping[Any, Any]) -> Iterable[Any]:
 
 def _is_own_hash(key: Any, value: Any) -> bool:
     """Whether an object remembers what hash() gave for it, another number in every process (transformers' configs)."""
-    return type(value) is int and isinstance(key, str) and key.endswith("_hash")
+    named = isinstance(key, str) and key.startswith("_") and key.endswith("_hash")
+    return named and type(value) is int and abs(value) > _LARGEST_SETTING
 
 
 def _function(value: FunctionType) -> Iterable[Any]:
@@ -242,8 +245,8 @@ def _named(value: Any) -> Iterable[Any]:
     return [str(value)]
 
 
-def _array_of_objects(value: "np.ndarray[Any, Any]") -> Iterable[Any]:
-    return [value.shape, value.tolist()]
+def _other_array(value: "np.ndarray[Any, Any]") -> Iterable[Any]:
+    return [value.shape, value.tolist()] if type(value) is np.ndarray else _object(value)
 
 
 def _tensor(value: Tensor) -> Iterable[Any]:
@@ -300,7 +303,7 @@ _KINDS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     ((torch.jit.ScriptModule, torch.jit.ScriptFunction), _script),
     (nn.Module, _network),
     (Tensor, _tensor),
-    (np.ndarray, _array_of_objects),
+    (np.ndarray, _other_array),
     (Enum, _member),
     ((list, tuple), _sequence),
     ((dict, MappingProxyType), _mapping),

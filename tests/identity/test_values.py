@@ -3,6 +3,7 @@
 import ast
 import enum
 import functools
+import importlib
 import math
 import operator
 import re
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from compressor import Metric
+from compressor.identity import code
 from compressor.identity.values import Identifier
 from workbench import ROOT
 
@@ -253,15 +255,47 @@ def module(name: str, text: str) -> types.ModuleType:
 
 def test_a_users_module_is_looked_into(monkeypatch) -> None:
     """What a function reads of a module of the user's own, by attribute or by an import inside, counts."""
-    text = "def factor():\n    return {}\nunused = {}\n"
+    text = "def factor():\n    return table[0]\ntable = [{}]\nunused = [{}]\n"
     user = "import losses\ndef loss(o):\n    return losses.factor() * o\n"
     inside = "def loss(o):\n    from losses import factor\n    return factor() * o\n"
+    whole = "def loss(o):\n    import losses as named\n    return named.table[0] * o\n"
+    other_name = "import losses\ndef loss(o):\n    named = losses\n    return named.table[0] * o\n"
     found = {}
     for value, unused in ((1, 1), (2, 1), (1, 2)):
         monkeypatch.setitem(sys.modules, "losses", module("losses", text.format(value, unused)))
-        found[value, unused] = [of(module("m", source).loss) for source in (user, inside)]
+        found[value, unused] = [of(module("m", source).loss) for source in (user, inside, whole, other_name)]
     assert found[1, 1] == found[1, 2], "what is not read does not count"
     assert all(one != two for one, two in zip(found[1, 1], found[2, 1], strict=True))
+
+
+@pytest.mark.parametrize("read", ["os.environ['MINE_RATE']", "os.environ.get('MINE_RATE')", "os.getenv(NAME)"])
+def test_of_the_environment_what_is_read_counts(read: str, monkeypatch) -> None:
+    """A variable that code names counts, and others, which differ from terminal to terminal, do not."""
+    loss = module("mine", f"import os\nNAME = 'MINE_RATE'\ndef loss(o):\n    return float({read}) * o\n").loss
+    monkeypatch.setenv("MINE_RATE", "1")
+    before = of(loss)
+    monkeypatch.setenv("WINDOW_OF_THE_TERMINAL", "2")
+    assert of(loss) == before
+    monkeypatch.setenv("MINE_RATE", "2")
+    assert of(loss) != before
+
+
+def test_a_package_that_says_no_version_is_known_by_its_list(tmp_path, monkeypatch) -> None:
+    """Another version of it is other code, wherever the version is written."""
+    found = []
+    for number in ("1.0", "2.0"):
+        packages = tmp_path / number / "site-packages"
+        listed = packages / f"silent_losses-{number}.dist-info"
+        listed.mkdir(parents=True)
+        (listed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: silent-losses\nVersion: {number}\n")
+        (listed / "top_level.txt").write_text("silent_losses\n")
+        (packages / "silent_losses.py").write_text("def loss(o): return o\n")
+        monkeypatch.syspath_prepend(packages)
+        monkeypatch.delitem(sys.modules, "silent_losses", raising=False)
+        code._listed_version.cache_clear()
+        found.append(of(importlib.import_module("silent_losses").loss))
+        sys.path.remove(str(packages))
+    assert found[0] != found[1]
 
 
 # Code with a constant deep inside it, in all the ways in which Python wraps code.
@@ -287,6 +321,15 @@ WRAPPED = {
         "@twice\ndef value(x): return x + {}"
     ),
     "cached": "@functools.cache\ndef value(x): return x + {}",
+    "partial with the function's name": (
+        "def f(x, y): return x + y\nvalue = functools.update_wrapper(functools.partial(f, y={}), f)"
+    ),
+    "object that wraps a function": (
+        "class A:\n    def __init__(self, f, factor):\n        self.factor = factor\n"
+        "        functools.update_wrapper(self, f)\nvalue = A(lambda x: x, {})"
+    ),
+    "number of hashes": "value = types.SimpleNamespace(_rounds_hash={})",
+    "masked array": "value = np.ma.array([1.0, 2.0], mask=[False, {} == 1])",
     "without gradients": "@torch.no_grad()\ndef value(x): return x + {}",
     "compiled": (
         "def f(x): return x + {}\ndef value(x): return 0\n"
@@ -320,7 +363,7 @@ def test_a_constant_is_found_however_it_is_wrapped(kind: str) -> None:
     """One number of the code or the state is another: the digest is another, and everything could be looked into."""
     imports = (
         "import abc, collections, contextlib, dataclasses, datetime, enum, fractions, functools, types, typing\n"
-        "import torch\n"
+        "import numpy as np\nimport torch\n"
     )
     one, same, other = (of(module("mine", imports + WRAPPED[kind].format(number)).value) for number in (1, 1, 2))
     assert one == same
