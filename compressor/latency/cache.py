@@ -76,8 +76,8 @@ def write_times(path: Path, facts: Mapping[str, Any], times: Mapping[Operator, f
 
 
 def _milliseconds(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"a time is a number above 0, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"a time is a number from 0 on, got {value!r}")
     return float(value)
 
 

@@ -211,8 +211,11 @@ def test_a_system_without_processes_left_does_the_work_here(monkeypatch: pytest.
 
 
 PARENT = """
-    import os, sys
+    import os, signal, sys
     from compressor.files.child_process import Limit, run_limited
+
+    # A shell's background jobs begin with SIGINT ignored, and hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def work():
         os.write(told, str(os.getpid()).encode() + b"\\n")

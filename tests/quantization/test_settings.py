@@ -21,7 +21,7 @@ def test_quantize_is_its_settings_and_nothing_more() -> None:
 def test_training_keeps_the_order_of_its_fields() -> None:
     """Snapshots are identified by the repr: the learning settings stand between the schemes and the form."""
     assert " ".join(field.name for field in fields(QuantizationAwareTraining)) == (
-        "weights activations calibration epochs learning_rate temperature soft_weight form skip"
+        "weights activations calibration epochs learning_rate temperature soft_weight form skip precision freeze"
     )
 
 
