@@ -39,10 +39,13 @@ def tensor_file(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> byte
     return content
 
 
-def read_tensor_file(path: Path, *, way_out: str, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensor_file(
+    path: Path, *, way_out: str, verify: bool = True, without_digests: str = ""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of `tensor_file`.
 
-    Raises StorageError, naming file and tensor and ending with `way_out`, where anything differs from what was written.
+    Raises StorageError, naming file and tensor and ending with `way_out`, where anything differs from what was written;
+    where it has no digests at all the way out is `without_digests`, if there is one.
     Without `verify` digests are not compared, and a file without them gives its metadata as facts.
     """
     try:
@@ -54,7 +57,9 @@ def read_tensor_file(path: Path, *, way_out: str, verify: bool = True) -> tuple[
         raise StorageError(f"{path} is not a readable safetensors file ({error}); {way_out}") from error
     if _ENTRY not in metadata:
         if verify:
-            raise StorageError(f"{path} has no digests, so nothing shows that it is as it was written; {way_out}")
+            raise StorageError(
+                f"{path} has no digests, so nothing shows that it is as it was written; {without_digests or way_out}"
+            )
         return tensors, dict(metadata)
     facts, digests = _sealed(metadata[_ENTRY], path, way_out, verify=verify)
     if verify:

@@ -120,6 +120,8 @@ def _parsed(path: Path) -> onnx.ModelProto:
         raise OnnxFileError(f"{path} is no ONNX file, or is damaged: {first_said(error)}") from error
     if not model.graph.node:
         raise OnnxFileError(f"{path} is no ONNX file: it has no graph")
+    if not model.graph.output:
+        raise OnnxFileError(f"{path} has no outputs, so there is nothing to compute; export it again")
     try:
         opset_of(model)
     except ValueError as error:
@@ -133,6 +135,11 @@ def _prepared(original: onnx.ModelProto, path: Path, sample: Sample | None, limi
     run = _runner(original, limits, path)
     feeds, expected = _first_run(run, original, whole)
     if isinstance(expected, str):
+        try:
+            _session(original)
+        except ValueError as error:
+            # No inputs help such a file.
+            raise OnnxFileError(f"{path} cannot be run: {first_said(error)}") from error
         raise OnnxFileError(
             f"{path} cannot be run on {given}: {expected}. Pass example=, a batch of inputs that the file takes"
         )
@@ -299,14 +306,12 @@ _Run = Callable[[Feeds], "list[NDArray[Any]] | str"]
 
 def _runner(model: onnx.ModelProto, limits: Limits, path: Path) -> _Run:
     """What gives the outputs of `model` for feeds, or the first line of the error; its session is opened once."""
-    options = session_options()
-    options.log_severity_level = 4  # what fails here is tried in another way, or raised
     opened: list[Any] = []
 
     def run(feeds: Feeds) -> list[NDArray[Any]] | str:
         try:
             if not opened:
-                opened.append(load_session(_with_constants(model).SerializeToString(), options))
+                opened.append(_session(model))
             return [np.asarray(output) for output in opened[0].run(None, feeds)]
         except MemoryError:
             raise
@@ -316,6 +321,12 @@ def _runner(model: onnx.ModelProto, limits: Limits, path: Path) -> _Run:
             return first_said(error)
 
     return run
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    options = session_options()
+    options.log_severity_level = 4  # what fails here is tried in another way, or raised
+    return load_session(_with_constants(model).SerializeToString(), options)
 
 
 def is_memory(text: str) -> bool:

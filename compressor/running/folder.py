@@ -99,8 +99,9 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"{self.path} cannot be a folder: {error.strerror}; give another one") from error
+        except (OSError, ValueError) as error:  # the latter for a name with a zero in it
+            why = getattr(error, "strerror", None) or error
+            raise RunFolderError(f"{self.path} cannot be a folder: {why}; give another one") from error
         with self._lock:
             self._refuse_files_of_others()
             self._sweep()
@@ -218,7 +219,7 @@ class RunFolder:
     def _refuse_files_of_others(self) -> None:
         asked = self.path / _ASKED
         if asked.exists():
-            begun = read_json(asked)
+            begun = read_json(asked, way_out="move it away, or give another folder")
             if isinstance(begun, dict) and {"stages", "seed", "versions"} <= begun.keys():
                 return
             raise RunFolderError(f"{asked} is not what a run writes; move it away, or give another folder")

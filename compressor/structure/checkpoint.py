@@ -18,7 +18,7 @@ PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 _RESTORE = "restore both files from one run, or run again"
-_UNVERIFIED = f"{_RESTORE}; load_checkpoint(..., verify=False) reads files without digests, as former versions wrote"
+_UNVERIFIED = "load_checkpoint(..., verify=False) reads files without digests, as former versions wrote"
 
 
 def save_checkpoint(folder: Path, model: nn.Module, plan: list[Entry]) -> None:
@@ -71,8 +71,10 @@ def load_checkpoint(folder: Path | str, model_factory: Callable[[], nn.Module], 
     one.
     """
     folder = Path(folder)
-    way_out = _UNVERIFIED if verify else _RESTORE
-    tensors, facts = read_tensor_file(folder / WEIGHTS_FILE, way_out=way_out, verify=verify)
+    way_out = _RESTORE
+    tensors, facts = read_tensor_file(
+        folder / WEIGHTS_FILE, way_out=way_out, verify=verify, without_digests=f"{_RESTORE}; {_UNVERIFIED}"
+    )
     raw = read_bytes(folder / PLAN_FILE, way_out=way_out)
     if verify and facts.get("plan_sha256") != sha256(raw):
         raise StorageError(f"{folder / PLAN_FILE} is not the plan that {WEIGHTS_FILE} was saved with; {way_out}")

@@ -167,6 +167,28 @@ def test_what_is_no_file_of_a_model_is_refused(tmp_path: Path) -> None:
         read_onnx(tmp_path / "empty.onnx")
 
 
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "said"),
+    [
+        ([("Add", ["x", "b"], ["a"]), ("Add", ["x", "a"], ["b"])], ["a"], r"cannot be run: .*cannot load.*export it"),
+        ([("Identity", ["x"], ["y"])], [], r"has no outputs.*export it again"),
+        ([("Unheard", ["x"], ["y"])], ["y"], r"cannot be run: .*cannot load.*export it again"),
+    ],
+)
+def test_what_no_inputs_could_help_asks_for_none(tmp_path: Path, nodes, outputs, said: str) -> None:
+    """A circle, a graph without outputs and an operator that nobody knows are no matter of the example."""
+    graph = helper.make_graph(
+        [helper.make_node(*node) for node in nodes],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+    )
+    path = written(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path)
+    with pytest.raises(OnnxFileError, match=said) as refused:
+        read_onnx(path)
+    assert "Pass example=" not in str(refused.value)
+
+
 def test_inputs_that_cannot_be_made_up_are_asked_for(tmp_path: Path) -> None:
     """A file that looks up row 20 or later of nothing fails on made-up numbers, and is read with an example."""
     table = numpy_helper.from_array(np.eye(4, dtype=np.float32), "table")

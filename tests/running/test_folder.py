@@ -283,8 +283,18 @@ def test_a_run_json_of_something_else_is_refused_even_with_changes_accepted(tmp_
     assert (tmp_path / "run.json").read_text() == content
 
 
+def test_a_run_json_that_is_no_json_is_not_advised_to_be_deleted(tmp_path) -> None:
+    """It may be the user's own: moving it is advice that harms nobody."""
+    (tmp_path / "run.json").write_text("// theirs")
+    with pytest.raises(StorageError, match=r"run\.json is not readable JSON .*; move it away, or give another"):
+        run(tmp_path)
+    assert (tmp_path / "run.json").read_text() == "// theirs"
+
+
 def test_an_out_that_can_be_no_folder_is_named(tmp_path) -> None:
-    """A file, something below a file, a link to nothing."""
+    """A file, something below a file, a link to nothing, a name that no file can have."""
+    with pytest.raises(RunFolderError, match="embedded null byte; give another one"):
+        run(tmp_path / "a\0b")
     (tmp_path / "file").write_text("theirs")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link"):

@@ -100,10 +100,11 @@ def test_a_flipped_bit_is_found_in_every_tensor(saved, tmp_path) -> None:
 
 
 def test_two_tensors_of_one_shape_swapped_are_found(saved, tmp_path) -> None:
-    """A header that is valid in itself, with two names changed over, gives no model."""
+    """A header that is valid in itself, with two names changed over, gives no model, nor advice to take it so."""
     path = tmp_path / WEIGHTS_FILE
     path.write_bytes(rewritten(path.read_bytes(), swapped_tensors))
     assert "is not as it was written" in refused(tmp_path)
+    assert "verify=False" not in refused(tmp_path)
 
 
 def test_a_file_without_digests_is_refused_and_read_where_that_is_asked(saved, tmp_path) -> None:
