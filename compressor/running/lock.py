@@ -24,7 +24,8 @@ class FolderLock:
     """Holds a folder until the process ends or the block is left.
 
     The system holds the folder itself, so deleting the file `.lock`, which says who is writing, lets nobody in, and a
-    process that was killed holds nothing. Raises RunFolderError where another writer holds it.
+    process that was killed holds nothing. Raises RunFolderError where another writer holds it, or
+    where `.lock` is another program's.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,6 +43,7 @@ class FolderLock:
                 raise RunFolderError(self._by_another()) from error
         now = datetime.now(UTC).isoformat(timespec="seconds")
         try:
+            self._refuse_file_of_others()
             write_json(self.folder / LOCK_FILE, {"process": os.getpid(), "host": socket.gethostname(), "since": now})
         except BaseException:
             self._release()
@@ -88,9 +90,26 @@ class FolderLock:
             self._file.release()
             self._file = None
 
+    def _refuse_file_of_others(self) -> None:
+        """Other programs have files of this name as well."""
+        path = self.folder / LOCK_FILE
+        if os.path.lexists(path) and not _is_note(path):
+            raise RunFolderError(f"{path} is not what a run writes; move it away, or give another folder")
+
     def _by_another(self) -> str:
         who = _told(self.folder / LOCK_FILE) or _holder(self.folder)
         return f"{self.folder} is being written by {who}; wait for it to end, stop it, or give another folder"
+
+
+def _is_note(path: Path) -> bool:
+    """Whether a run wrote the file; former versions left it empty."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return False
+        note: Any = read_json(path) if path.stat().st_size else None
+    except (OSError, StorageError):
+        return False
+    return note is None or (isinstance(note, dict) and note.keys() == {"process", "host", "since"})
 
 
 def _told(path: Path) -> str:

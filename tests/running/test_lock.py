@@ -80,6 +80,29 @@ def test_a_lock_file_of_any_content_names_what_it_can(tmp_path, content) -> None
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("content", ["12345\n", "{}", '{"process": 1, "name": "theirs"}'])
+def test_a_lock_file_of_another_program_is_left_alone(tmp_path, content) -> None:
+    """It is refused by name and neither replaced nor removed; so is a folder, and what a link leads to."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text(content)
+    path = tmp_path / LOCK_FILE
+    for put in (lambda: path.write_text(content), lambda: path.symlink_to(theirs), path.mkdir):
+        put()
+        with (
+            pytest.raises(RunFolderError, match=r"\.lock is not what a run writes; move it away"),
+            FolderLock(tmp_path),
+        ):
+            pass
+        if not path.is_dir():
+            assert path.read_text() == content
+            path.unlink()
+    assert path.is_dir()
+    path.rmdir()
+    path.touch()  # as former versions left it
+    with FolderLock(tmp_path):
+        assert read_json(path)["process"] == os.getpid()
+
+
 def test_the_lock_of_a_killed_process_is_taken_over(holder, tmp_path) -> None:
     """What it left behind says nothing any more."""
     holder.kill()
