@@ -93,7 +93,9 @@ def trace_structure(model: nn.Module, inputs: Inputs | Shown, *, settled: bool =
     samples = 1 if by_shapes else min(2, batch_size_of(shown.example))
     steps = [] if trace.trains_alike else shown.steps()
     others = (*shown.others, *trace.more)
-    probed = ProbedStructure(trial, structure, shown.example, samples=samples, others=others, steps=steps)
+    probed = ProbedStructure(
+        trial, structure, shown.example, samples=samples, others=others, paths=trace.paths, steps=steps
+    )
     if settled or trace.unknown:
         probed.settle()
     # torch-pruning's graph knows one path alone, that of the example.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
+from compressor.structure.axes.forced_paths import Forced, Path
 from compressor.structure.axes.groups import AxisStructure
 from compressor.structure.calling.shown import TrainingStep
 from compressor.structure.couplings import Coupled
@@ -17,7 +18,7 @@ from compressor.structure.settling import Settling
 from compressor.structure.source_lines import told
 from compressor.structure.tensor_ids import Sizes
 from compressor.structure.training_trials import difference_in_training
-from compressor.structure.trials import collector_paused, difference, difference_on, evaluating
+from compressor.structure.trials import collector_paused, difference, difference_on, difference_within, evaluating
 
 
 class ProbedStructure:
@@ -25,8 +26,8 @@ class ProbedStructure:
 
     `model` shares its parameters with the model, but for constant ones, which are `distinct_`. Outputs are compared for
     the first `samples` (1 or 2) of `inputs`: one says it all where the program does not look at values, and for
-    `others` as they are; then the first of `steps` that the model can be trained with is. `slices` are what parameters
-    became in the last trial, for the model itself.
+    `others` as they are; then for `inputs` on every one of `paths`, and in the first of `steps` that the model can be
+    trained with. `slices` are what parameters became in the last trial, for the model itself.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class ProbedStructure:
         samples: int,
         *,
         others: Sequence[Inputs] = (),
+        paths: Sequence[Path] = (),
         steps: Sequence[TrainingStep] = (),
     ) -> None:
         self._model, self._structure, self._inputs, self._samples = model, structure, inputs, samples
-        self._others, self._steps = others, steps
+        self._others, self._paths, self._steps = others, paths, steps
         self._settling: Settling | None = Settling(model, structure)
         self.settled = not self._settling.needed
         self._failed = False
@@ -102,6 +104,8 @@ class ProbedStructure:
         reason = difference(narrow, masked, self._inputs, samples=self._samples, backward=backward)
         for inputs in self._others:
             reason = reason or difference_on(narrow, masked, inputs)
+        for path in self._paths:
+            reason = reason or difference_within(narrow, masked, self._inputs, partial(Forced, path))
         return reason or difference_in_training(narrow, masked, sizes, self._steps)
 
 

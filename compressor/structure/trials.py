@@ -3,7 +3,8 @@
 import gc
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,17 +67,34 @@ def difference_on(narrow: nn.Module, masked: nn.Module, inputs: Inputs) -> str |
     return _under_one_seed(lambda even: _Comparison(narrow, masked, inputs, even).fault_on_all())
 
 
+def difference_within(
+    narrow: nn.Module, masked: nn.Module, inputs: Inputs, context: Callable[[], AbstractContextManager[Any]]
+) -> str | None:
+    """What `difference_on` says within `context`; None also where `masked` fails there: it may never be so."""
+    return _under_one_seed(lambda even: _Comparison(narrow, masked, inputs, even, context).fault_on_all())
+
+
 def _under_one_seed(compare: Callable[[bool], tuple[str | None, bool]]) -> str | None:
     reason, drawn = compare(False)
     return compare(True)[0] if reason is not None and drawn else reason
 
 
 class _Comparison:
-    """A narrowed and a masked model side by side; `even` draws one number for all elements of a tensor."""
+    """A narrowed and a masked model side by side, within `context`.
 
-    def __init__(self, narrow: nn.Module, masked: nn.Module, inputs: Inputs, even: bool) -> None:  # noqa: FBT001 - private
+    `even` draws one number for all elements of a tensor.
+    """
+
+    def __init__(
+        self,
+        narrow: nn.Module,
+        masked: nn.Module,
+        inputs: Inputs,
+        even: bool,  # noqa: FBT001 - private
+        context: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
         self._narrow, self._masked, self._inputs, self._even = narrow, masked, inputs, even
-        self._drawn = False
+        self._context, self._drawn = context, False
 
     def fault(self, samples: int, *, backward: bool) -> tuple[str | None, bool]:
         """The reason of `difference`, and whether random numbers were drawn."""
@@ -87,11 +105,12 @@ class _Comparison:
         """The reason of `difference_on`, and whether random numbers were drawn."""
         with _few_threads(self._masked):
             narrow = self._run(self._narrow, self._inputs)
-            if isinstance(narrow, str):
+            if isinstance(narrow, str) and self._context is None:
                 return narrow, self._drawn
             whole = self._run(self._masked, self._inputs)
-            reason = f"{_MASKED_FAILS}: {whole}" if isinstance(whole, str) else same_returned(narrow, whole)
-            return reason, self._drawn
+            if isinstance(whole, str):
+                return (f"{_MASKED_FAILS}: {whole}" if self._context is None else None), self._drawn
+            return (narrow if isinstance(narrow, str) else same_returned(narrow, whole)), self._drawn
 
     def _fault(self, samples: int, *, backward: bool) -> str | None:
         two = self._run(self._narrow, _head(self._inputs, 2), backward=backward)
@@ -121,7 +140,7 @@ class _Comparison:
         """What `model` gives, or the first line of the error."""
         forget_(model)
         try:
-            with self._draws():
+            with self._draws(), self._context() if self._context is not None else nullcontext():
                 return (_with_gradients if backward else _without_gradients)(model, inputs)
         except Exception as error:  # noqa: BLE001 - a user's model may raise anything
             return told(error)

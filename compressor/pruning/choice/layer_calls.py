@@ -144,7 +144,7 @@ def _operators(module: nn.Module, kind: str, values: Sequence[Any]) -> tuple[Ope
         steps, batch = len(first.batch_sizes), int(first.batch_sizes[0])
         lead = (batch, steps) if getattr(module, "batch_first", False) else (steps, batch)
         return operators_of_layer(module, (*lead, first.data.shape[-1]))
-    if first is None:
+    if first is None or not first.numel():  # an expert that no row is sent to computes nothing
         return ()
     rows = math.prod(first.shape[:-1])
     if kind == "transposed_linear":
@@ -165,6 +165,8 @@ def _loose(func: Any, args: Any, output: Any) -> list[Operator]:
     """The products that an operation outside of known layers computes."""
     name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else ""
     tensors = [value for value in args if isinstance(value, Tensor)]
+    if not all(tensor.numel() for tensor in tensors):
+        return []
     if name in {"bmm", "baddbmm"}:
         left, right = tensors[-2:]
         return [matmul(left.shape[1], left.shape[2], right.shape[2], batch=left.shape[0])]

@@ -76,6 +76,9 @@ class Decisions:
         self.met = True
         if _VALUE in function.tags:
             return type(result)(self._way)
+        if "unique" in str(function):  # no two alike, or all
+            numbers = torch.arange(args[0].numel()).view_as(args[0]) * (1 - self._way)
+            return function(numbers.to(args[0]), *args[1:], **kwargs)
         if "nonzero" in str(function):  # of numbers of any type
             return function(torch.full_like(args[0], self._way), *args[1:], **kwargs)
         return function(*_masked(args, self._way), **_masked(kwargs, self._way))
@@ -87,9 +90,10 @@ def _others(function: Any, result: Any) -> tuple[Any, ...]:
         if isinstance(result, bool):
             ways = (True, False)
         elif isinstance(result, float):
-            ways = (_HUGE, -_HUGE, 0.0)
+            ways = (_HUGE, -_HUGE, 0.0, 1.0)
         return tuple(way for way in ways if way != result)
-    return (1, 0) if any(name in str(function) for name in ("aten.index.", "nonzero", "masked_select")) else ()
+    known = ("aten.index.", "nonzero", "masked_select", "unique")
+    return (1, 0) if any(name in str(function) for name in known) else ()
 
 
 def _masked(values: Any, number: int) -> Any:

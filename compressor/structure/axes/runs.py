@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
 from compressor.structure.axes.axis import Axis, leaves
+from compressor.structure.axes.forced_paths import Operators, Path
 from compressor.structure.axes.reach import Beyond, lock_what_is_not_reached
 from compressor.structure.axes.trace import Trace, Watch
 from compressor.structure.calling.draws import seeded
@@ -19,9 +20,17 @@ from compressor.workload import batch_size_of, call_model, input_tensors, output
 
 # Paths beyond the examples that are tried at most.
 _DECISIONS = 32
+# Of them, that are walked in every trial at most.
+_WALKED = 6
+# Decisions of a place after the first that are taken otherwise though every layer is reached: one line may hold two.
+_TURN = 1
 # Training steps that draw other numbers than the first.
 _SEEDS = 8
 _FACTORS = (0.5, 2.0, 4.0)
+# The first of them is a single position.
+_LENGTHS = (0.0, 0.5, 2.0, 4.0)
+# Inputs of other sizes, on which another path is taken, that are shown at most.
+_SIZES = 3
 
 
 def trace_axes(model: nn.Module, shown: Shown) -> tuple[Trace, bool]:
@@ -48,6 +57,7 @@ def trace_axes(model: nn.Module, shown: Shown) -> tuple[Trace, bool]:
     trace.trains_alike = untrained is None and runs.trained == evaluated
     runs.show_more(shown)
     runs.explore(shown, by_shapes=by_shapes)
+    runs.show_sizes(shown.example, by_shapes=by_shapes)
     runs.watch.finish(runs.reached)
     lock_what_is_not_reached(model, trace, runs.explored, untrained)
     return trace, by_shapes
@@ -65,6 +75,7 @@ class _Runs:
         self.reached: set[int] = set()
         self.explored: dict[str, Beyond] = {}
         self.trained: list[Any] = []
+        self._taken: list[list[Any]] = []
         self._inputs = 0
         self._seed = 0
         self._drawn = False
@@ -73,6 +84,7 @@ class _Runs:
         """Calls the model in eval mode."""
         self._call(self._copy(by_shapes=by_shapes), inputs, by_shapes=by_shapes)
         self.reached |= self.watch.met
+        self._taken.append(self.watch.operators)
 
     def either(self, inputs: Inputs) -> None:
         """Calls the model with shapes alone, and again with numbers where that fails. What that raises is passed on."""
@@ -127,22 +139,53 @@ class _Runs:
         places = sorted(decisions.ways, key=lambda place: place.turn)
         ways = [(place, way) for place in places for way in decisions.ways[place]]
         for place, way in ways[:_DECISIONS]:
-            if place.turn and not self._unreached():
+            if place.turn > _TURN and not self._unreached():
                 break
             cause = f"the program branches on a computed value{place.line}, and {{}} was not run"
             decisions.force(place, way)
-            self._try(cause, lambda: self.example_beyond(shown.example, by_shapes=False))
+            if self._try(cause, lambda: self.example_beyond(shown.example, by_shapes=False)):
+                self._keep(Path(place, way))
             if not decisions.met:  # it is a decision of training
                 self._try(cause, lambda: self._step(shown.steps()[0], by_shapes=False))
         trace.branches, trace.unknown = branches, unknown
         if self._unreached():
             self._explore_sizes(shown.example, by_shapes=by_shapes)
 
+    def _keep(self, path: Path) -> None:
+        """Notes the `path` that was just taken, where it is another one than those before."""
+        # A number may be a size, with which the same operators do other things.
+        fresh = self.watch.operators not in self._taken or (path.way == 1 and path.way is not True)
+        if self.watch.decisions.met and fresh and len(self.watch.trace.paths) < _WALKED:
+            self._taken.append(self.watch.operators)
+            self.watch.trace.paths.append(path)
+
     def example_beyond(self, inputs: Inputs, *, by_shapes: bool) -> None:
         """Calls the model in eval mode, without saying that it is ever called so."""
         raw = self._call(self._copy(by_shapes=by_shapes), inputs, by_shapes=by_shapes)
         if len(output_tensor(raw)) != batch_size_of(inputs):
             raise ValueError("samples are mixed up: the program was not written for such inputs")
+
+    def show_sizes(self, example: Inputs, *, by_shapes: bool) -> None:
+        """Adds inputs of other sizes to what is shown, where the model runs other operators on them."""
+        copy = self._copy(by_shapes=by_shapes)
+        known = [self._operators(copy, example, by_shapes=by_shapes)]
+        for inputs in other_sizes(example, _LENGTHS if by_shapes else _LENGTHS[:3]):
+            if len(known) > _SIZES:
+                break
+            with suppress(Exception):  # nobody said that the model takes these
+                met = self._operators(copy, inputs, by_shapes=by_shapes)
+                if met not in known:
+                    known.append(met)
+                    self.watch.trace.more.append(inputs)
+
+    def _operators(self, copy: nn.Module, inputs: Inputs, *, by_shapes: bool) -> set[Any]:
+        operators = Operators(shapes_only=by_shapes)
+        given = map_tensors(inputs, lambda tensor: torch.empty_like(tensor, device="meta")) if by_shapes else inputs
+        with torch.no_grad(), seeded(), operators:
+            raw = call_model(copy, given)
+        if len(output_tensor(raw)) != batch_size_of(inputs):
+            raise ValueError("samples are mixed up: the program was not written for such inputs")
+        return operators.met
 
     def _explore_sizes(self, example: Inputs, *, by_shapes: bool) -> None:
         # What programs make of sizes they were not written for must not count for what the examples show: apart.

@@ -13,8 +13,10 @@ from compressor.batches import Inputs
 from compressor.structure.axes.axis import Axis, IrreconcilableError, atoms, lock
 from compressor.structure.axes.calls import Call, Dims, tensors_in, user_line, user_place
 from compressor.structure.axes.decisions import Decisions, is_chance_or_count, looks_at_values
+from compressor.structure.axes.forced_paths import Path
 from compressor.structure.axes.recurrent import RECURRENT, recurrent_dims
 from compressor.structure.axes.rules import rule_of
+from compressor.structure.axes.shapes_alone import shapes_of
 from compressor.structure.axes.views import permutation, unreadable
 from compressor.structure.axes.whole_calls import WholeCalls
 from compressor.structure.calling.returned import returned_tensors
@@ -37,8 +39,6 @@ _REARRANGING |= {"mul", "div", "neg", "roll", "flip", "contiguous"}
 # Operators that look rows up in their first argument.
 _TABLES = {"embedding", "_embedding_bag", "_embedding_bag_forward_only"}
 _NORMS = (nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)  # noqa: SLF001 - no public names
-# On the meta device these cost more than all else in a network: there they are Python.
-_LIKE_INPUT = {f"aten.{name}.default" for name in ("relu", "gelu", "silu", "sigmoid", "tanh")}
 OUTPUT = "it makes the model's output"
 
 
@@ -64,7 +64,8 @@ class Trace:
     `tables` the weights of embeddings; `branches` the places where the program looked at a value, or the number of
     values, that was computed from weights or real-valued inputs. `seen` are the axes of everything computed.
     `unreached` says of each layer that no call reached why it is a danger; `more` are batches that reached some;
-    `trains_alike`: training runs the same operators, but for draws and statistics.
+    `paths` are those that no example takes; `trains_alike`: training runs the same operators, but for draws and
+    statistics.
     """
 
     dims: dict[str, Dims] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Trace:
     seen: dict[tuple[int, ...], Dims] = field(default_factory=dict)
     unreached: dict[str, str] = field(default_factory=dict)
     more: list[Inputs] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
     trains_alike: bool = False
 
 
@@ -193,13 +195,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             result = function(*args, **kwargs)
             if looks_at_values(function, args):
                 result = self._looked(function, args, kwargs, result)
-        elif str(function) in _LIKE_INPUT:
-            result = torch.empty_like(args[0])
-        elif str(function) == "aten.native_batch_norm.default":
-            channels = args[0].shape[1] if args[5] else 0  # in training it gives statistics too
-            result = torch.empty_like(args[0]), args[0].new_empty(channels), args[0].new_empty(channels)
         else:
-            result = function(*args, **kwargs)
+            result = shapes_of(function, args, kwargs)
         if not self._muted:
             self._record(function, args, kwargs, result)
         return result

@@ -236,3 +236,22 @@ def test_a_table_that_knows_less_of_the_file_than_its_layers_is_scaled() -> None
     costs = costs_of(mlp(), torch.randn(2, 4))
     latency = LatencyCosts(costs, times, file=FileTime(whole_ms=80.0), measured_ms=48.0)
     assert latency([{}, {"0": 3}]) == [48.0, 18.0]
+
+
+def test_experts_that_no_row_is_sent_to_cost_nothing() -> None:
+    """One expert gets both rows, the others none, as a layer and as a product: 6 x 4 + 2 x (4 x 4) products a row."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.layers = nn.Linear(6, 4), nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+            self.weights = nn.Parameter(torch.randn(2, 4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x, mixed = self.stem(x), torch.zeros(len(x), 4)
+            for number, layer in enumerate(self.layers):
+                rows = torch.where(torch.zeros(len(x)) == number)[0]
+                mixed = mixed.index_add(0, rows, layer(x[rows]) @ self.weights[number])
+            return mixed
+
+    assert costs_of(Experts().eval(), torch.randn(2, 6)).macs([{}]) == [6 * 4 + 2 * 4 * 4]

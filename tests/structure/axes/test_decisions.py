@@ -45,7 +45,7 @@ CONDITIONS: dict[str, Callable[[Tensor, Tensor], bool]] = {
     "list": lambda hard, _x: any(hard.tolist()),
 }
 # Sizes that no other numbers are tried for: they lock by width.
-BY_WIDTH = {"unique", "bincount", "repeat", "list"}
+BY_WIDTH = {"bincount", "repeat", "list"}
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -172,3 +172,62 @@ def test_a_batch_of_many_rows_reaches_more() -> None:
     assert graph.unreached == {}
     assert {"stem", "mid", *(f"experts.{number}.0" for number in range(4))} <= set(free(graph))
     torch.testing.assert_close(narrow(x), masked(x))
+
+
+class Otherwise(nn.Module):
+    """Layers that all run, and something else between the first two of them where `wanted` says so."""
+
+    def __init__(self, wanted: Callable[[Tensor, "Otherwise"], Tensor]) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.stem, self.mid, self.head = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        return self.head(F.relu(self.mid(self.wanted(F.relu(self.stem(x)), self))))
+
+
+def _last_first(features: Tensor, number: int) -> Tensor:
+    return torch.cat([features[:, number:], features[:, :number]], 1)
+
+
+OTHERWISE: dict[str, Callable[[Tensor, Otherwise], Tensor]] = {
+    "a written size": lambda y, net: y.view(-1, 4, 4).mT.reshape(-1, 16) if net.x.max() > 4 else y,
+    "a part of a weight": lambda y, net: F.linear(y, net.mid.weight[:16]) if net.x.max() > 4 else y,
+    "a cut at a number": lambda y, net: _last_first(y, int(net.x.max())),
+    "values that are all alike": lambda y, net: y.flip(1) if len(net.x.round().unique()) == 1 else y,
+    "a second condition": lambda y, net: y.flip(1) if net.x.min() < 9 and net.x.max() > 4 else y,
+}
+
+
+@pytest.mark.parametrize("kind", OTHERWISE)
+def test_the_other_side_of_a_branch_is_tried_without_what_is_to_go(kind: str) -> None:
+    """No layer is left out, and what the rules cannot see of the other side, the trials do."""
+    narrow, masked, graph = halves(Otherwise(OTHERWISE[kind]), torch.rand(2, 6))
+    assert "stem" not in free(graph)
+    for x in (torch.rand(3, 6), torch.full((3, 6), 5.0)):
+        torch.testing.assert_close(narrow(x), masked(x))
+
+
+LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
+    "long": lambda y: y.view(len(y), -1, 4, 4).mT.reshape(y.shape) if y.shape[1] > 8 else y,
+    "very long": lambda y: y.flip(2) if y.shape[1] > 16 else y,
+    "short": lambda y: y.softmax(2) if y.shape[1] < 3 else y,
+    "one": lambda y: y.flip(2) if y.size(1) == 1 else y,
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_what_runs_for_other_lengths_alone_is_tried_too(length: str) -> None:
+    """The same layers, used otherwise for inputs that the example does not show."""
+    narrow, masked, graph = halves(Otherwise(lambda y, _: LENGTHS[length](y)), torch.rand(2, 5, 6))
+    assert set(free(graph)) == {"mid"}
+    for size in (1, 2, 5, 9, 20):
+        x = torch.rand(3, size, 6)
+        torch.testing.assert_close(narrow(x), masked(x))
+
+
+def test_more_positions_of_the_same_operators_lock_nothing() -> None:
+    """A program that does the same at every length keeps its freedom."""
+    _, _, graph = halves(Otherwise(lambda y, _: y - y.mean(1, keepdim=True)), torch.rand(2, 5, 6))
+    assert set(free(graph)) == {"stem", "mid"}
