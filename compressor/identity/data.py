@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Sampler, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
 from tqdm import tqdm
 
 from compressor.batches import Batches
@@ -97,8 +97,20 @@ def _without(dataset: Any, value: Any) -> Any:
     return [type(value), {key: _without(dataset, part) for key, part in vars(value).items() if part is not dataset}]
 
 
-def _callables(value: Any) -> dict[str, Any]:
-    return {key: part for key, part in getattr(value, "__dict__", {}).items() if callable(part)}
+def _callables(value: Any, depth: int = 4) -> dict[str, Any]:
+    """What `value` does to samples: functions, lists of them, fractions, and the same of datasets inside.
+
+    One pass need not show it: what is drawn rarely may not be drawn at all.
+    """
+    found = {}
+    for key, part in getattr(value, "__dict__", {}).items():
+        if callable(part) or type(part) is float:
+            found[key] = part
+        elif isinstance(part, list | tuple) and part and all(map(callable, part)):
+            found[key] = list(part)
+        elif isinstance(part, Dataset) and depth > 0:
+            found[key] = [type(part), _callables(part, depth - 1)]
+    return found
 
 
 def _in_memory(samples: Any) -> bool:

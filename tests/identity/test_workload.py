@@ -314,6 +314,47 @@ def test_sets_of_every_kind_are_known_by_all_that_they_hold() -> None:
     assert {name: found(train=make()) for name, make in LOADERS.items()} == digests
 
 
+class Rarely:
+    """Turns a sample round so seldom that a pass may well turn none."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, sample):
+        return -sample if torch.rand(()) < self.probability else sample
+
+
+class Turned(Dataset):
+    """A dataset around another."""
+
+    def __init__(self, samples, **settings) -> None:
+        self.samples = samples
+        vars(self).update(settings)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int):
+        return self.samples[index]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rate: Turned(Images(), probability=rate),
+        lambda rate: Turned(Images(), transform=Rarely(rate)),
+        lambda rate: Turned(Images(), transforms=[Rarely(rate), torch.abs]),
+        lambda rate: Turned(Turned(Images(), transform=Rarely(rate))),
+        lambda rate: Subset(Turned(Images(), transform=Rarely(rate)), range(8)),
+    ],
+)
+def test_what_a_pass_need_not_show_counts(make) -> None:
+    """No sample is drawn in the one pass that is read, wherever in the dataset the drawing sits."""
+    one, same, other = (found(train=DataLoader(make(rate))).told["train"] for rate in (1e-9, 1e-9, 2e-9))
+    assert one == same
+    assert one != other
+
+
 def test_a_set_is_the_same_after_it_was_read() -> None:
     """Counters, shuffles and what was drawn meanwhile make no other data of them."""
     for make in LOADERS.values():
