@@ -61,20 +61,30 @@ def check_judged(name: str, outputs: Tensor, targets: Tensor, workload: Workload
 def _value(label: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> float:
     try:
         found = function(outputs, targets)
-        if not isinstance(found, Tensor) or found.numel() == 1:
+        if not isinstance(found, Tensor | str) or (isinstance(found, Tensor) and found.numel() == 1):
             return float(found)
     except WorkloadError as error:
         raise WorkloadError(f"{label}: {error}") from error
     except Exception as error:  # user code may raise anything
-        way_out = f"; {fitting(outputs.shape, targets.shape)}" if _differ_by_ones(outputs, targets) else ""
+        helps = _differ_by_ones(outputs, targets) and _works(function, outputs, targets.reshape(outputs.shape))
+        way_out = f"; {fitting(outputs.shape, targets.shape)}" if helps else ""
         raise WorkloadError(
             f"{label}, fails: {type(error).__name__}: {str(error).strip() or 'no message'}. It must take "
             f"(outputs, targets) of these shapes and types{way_out}"
         ) from error
+    if isinstance(found, str):
+        raise WorkloadError(f"{label}, must be a number, got the text {found!r}; give the number itself")
     raise WorkloadError(
         f"{label}, must be one number, got shape {tuple(found.shape)}; give the mean over samples "
         "(reduction='mean', or .mean() at the end)"
     )
+
+
+def _works(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> bool:
+    try:
+        return math.isfinite(float(function(outputs, targets)))
+    except Exception:  # noqa: BLE001 - user code may raise anything
+        return False
 
 
 def _every_pair(label: str, outputs: Tensor, targets: Tensor) -> str:

@@ -179,6 +179,26 @@ def test_a_loss_that_refuses_two_shapes_is_shown_the_way() -> None:
     assert message.endswith("use targets.unsqueeze(1), or let the model give output.squeeze(1)")
 
 
+def test_an_error_that_shapes_do_not_mend_is_shown_no_shapes() -> None:
+    """A metric that fails whatever the shapes are is not told to change them."""
+    metric = Metric(name="own", per_sample=lambda *_: {}["gone"], bounded=False)
+    told = refusal(lambda o, t: squared(o.squeeze(1), t), column(), row(), metric)
+    assert "KeyError: 'gone'" in told
+    assert "squeeze" not in told
+
+
+def test_a_score_is_a_number_and_no_text() -> None:
+    """A formatted score would pass as a number here and fail where it is compared."""
+    metric = Metric(
+        name="own",
+        per_sample=lambda o, _: o.squeeze(1),
+        aggregate=lambda rows: f"{float(rows.mean()):.2f}",
+        bounded=False,
+    )
+    told = refusal(lambda o, t: squared(o.squeeze(1), t), column(), row(), metric)
+    assert "must be a number, got the text '" in told
+
+
 @pytest.mark.parametrize(
     ("per_sample", "message"),
     [
