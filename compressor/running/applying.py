@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -106,7 +108,7 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
     started = time.perf_counter()
     _remember(job, base)
     # Whatever a stage leaves behind of random state and gradient mode ends with it.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), _unchanged(job.workload.model):
         torch.manual_seed(context.seed)
         model = stage.apply(private_copy(base.model), job.workload, context)
     if not isinstance(model, nn.Module):
@@ -133,6 +135,27 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
         plan=context.plan,
     )
     return State(model=model, onnx_bytes=exported.onnx_bytes, plan=base.plan + context.plan, key=key, outcome=outcome)
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Raises StageError where the weights of the reference are changed within; they are put back first."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    changed = []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if name in before and not torch.equal(tensor, before[name]):
+                    changed.append(name)
+                    if tensor.shape == before[name].shape:
+                        tensor.copy_(before[name])
+    if changed:
+        raise StageError(
+            f"it writes into workload.model, the reference that all stages are compared with ({changed[0]}); "
+            "change the model that apply is given, which is its own"
+        )
 
 
 def _remember(job: Job, state: State) -> None:

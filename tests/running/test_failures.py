@@ -274,3 +274,27 @@ def test_a_folder_that_fails_is_no_stages_fault(error: CompressorError, monkeypa
     monkeypatch.setattr(running, "applied", raising(error))
     with pytest.raises(type(error)):
         made._segment([0], "start")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("budget", [None, Budget(max_drop=0.9)])
+def test_a_stage_that_writes_into_the_reference_is_refused_and_the_reference_as_it_was(
+    tmp_path: Path, budget: Budget | None
+) -> None:
+    """Every number is compared with the reference: a stage that changes it would be judged by what it made of it."""
+    workload = small_workload()
+    before = {name: value.clone() for name, value in workload.model.state_dict().items()}
+
+    def overwrite(model: nn.Module, workload: Workload) -> nn.Module:
+        with torch.no_grad():
+            workload.model[2].weight.zero_()
+        return model
+
+    pipeline = Pipeline([Acting(action=overwrite)], budget=budget)
+    if budget is None:
+        with pytest.raises(StageError, match=r"it writes into workload.model, .*\(2.weight\)"):
+            pipeline.run(workload, out=tmp_path, progress=False)
+    else:
+        result = pipeline.run(workload, out=tmp_path, progress=False)
+        assert not result.report.steps[1].kept
+        assert "it writes into workload.model" in result.report.steps[1].reason
+    assert all(torch.equal(value, before[name]) for name, value in workload.model.state_dict().items())
