@@ -137,6 +137,7 @@ class Recipe:
     def _checked(cls, document: Document, source: str, overrides: Iterable[str]) -> Self:
         data = {} if document.data is None else document.data
         errors = [(line, f"{source}:{line}: {message}") for line, message in document.problems]
+        refused = {line for line, _ in document.problems}
         if not isinstance(data, dict):
             raise RecipeError([f"{source}:1: a recipe is a mapping with the key 'stages', got {type(data).__name__}"])
         if document.data is None:
@@ -152,7 +153,10 @@ class Recipe:
         except ValidationError as error:
             kinds = {**reachable({**catalogue(), "budget": Budget})}
             for place, message in explain(error, data, kinds, _top_keys()):
-                errors.append(_located(place, message, document, source, origins))
+                found = _located(place, message, document, source, origins)
+                # What was refused reads as nothing: that it is missing says no more.
+                if found[0] not in refused or not message.endswith("got nothing"):
+                    errors.append(found)
         if errors:
             raise RecipeError([text for _, text in sorted(errors)])
         return recipe

@@ -561,3 +561,12 @@ def test_packaging_lists_every_package() -> None:
     folders = {path.parent.relative_to(root) for path in (root / "compressor").rglob("*.py")}
     found = {".".join(folder.parts) for folder in folders}
     assert set(listed) == found | {"compressor.recipes"}
+
+
+@pytest.mark.parametrize(
+    "line", ["seed: 99999999999999999999999999", "seed: !!python/name:os.system 3", "seed: !!float ''"]
+)
+def test_a_refused_value_is_told_of_once(line: str) -> None:
+    """What was refused reads as nothing; that it is missing would be a second, false error."""
+    (error,) = errors_of(f"{line}\nstages: [teach]\n")
+    assert "got nothing" not in error
