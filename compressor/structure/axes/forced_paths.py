@@ -1,11 +1,12 @@
 """Paths of a program that no example takes: walked by taking one decision otherwise, and told by their operators."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.structure.axes.calls import user_line, user_place
 from compressor.structure.axes.decisions import Decisions, Place, looks_at_values
+from compressor.structure.axes.read_out import ReadOut
 from compressor.structure.axes.shapes_alone import shapes_of
 
 
@@ -23,6 +24,15 @@ class Forced(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._decisions = Decisions()
         self._decisions.force(*path)
+        self._read = ReadOut()
+
+    def __enter__(self) -> Self:
+        self._read.__enter__()  # type: ignore[no-untyped-call]  # as above
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]  # as above
+
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]  # as above
+        self._read.__exit__(*raised)  # type: ignore[no-untyped-call]  # as above
 
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -14,6 +14,7 @@ from compressor.structure.axes.axis import Axis, IrreconcilableError, atoms, loc
 from compressor.structure.axes.calls import Call, Dims, tensors_in, user_line, user_place
 from compressor.structure.axes.decisions import Decisions, is_chance_or_count, looks_at_values
 from compressor.structure.axes.forced_paths import Path
+from compressor.structure.axes.read_out import ReadOut
 from compressor.structure.axes.recurrent import RECURRENT, recurrent_dims
 from compressor.structure.axes.rules import rule_of
 from compressor.structure.axes.shapes_alone import shapes_of
@@ -274,7 +275,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     def hooks(self, model: nn.Module) -> Iterator[None]:
         """`model` with hooks that take over for recurrent layers, whose kernels are one operator for many weights."""
         whole = WholeCalls(self.whole, lambda tensor: self._known(tensor).computed, shapes_only=self.shapes_only)
-        with whole, self._layers(model):
+        with whole, ReadOut(), self._layers(model):
             yield
 
     def whole(self, operator: Any, function: Any, args: Any, kwargs: Any) -> Any:

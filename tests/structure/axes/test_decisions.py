@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,10 @@ CONDITIONS: dict[str, Callable[[Tensor, Tensor], bool]] = {
     "repeat": lambda hard, _x: len(torch.repeat_interleave(hard.long())) > 0,
     "equal": lambda hard, _x: not torch.equal(hard, torch.zeros_like(hard)),
     "list": lambda hard, _x: any(hard.tolist()),
+    "array": lambda hard, _x: hard.numpy().any(),
 }
 # Sizes that no other numbers are tried for: they lock by width.
-BY_WIDTH = {"bincount", "repeat", "list"}
+BY_WIDTH = {"bincount", "repeat"}
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -57,6 +59,28 @@ def test_a_branch_locks_what_its_layer_meets(condition: str) -> None:
     assert set(free(graph)) == (set() if condition in BY_WIDTH else {"mid"})
     if condition not in BY_WIDTH:
         assert "branches on a computed value" in locks(graph)["stem"]
+    for x in (torch.rand(3, 6), torch.full((3, 6), 5.0)):
+        torch.testing.assert_close(narrow(x), masked(x))
+
+
+@pytest.mark.parametrize(
+    "largest", [lambda x: max(x.flatten().tolist()), lambda x: x.numpy().max(), lambda x: np.asarray(x).max()]
+)
+def test_numbers_that_leave_torch_are_decisions(largest: Callable[[Tensor], float]) -> None:
+    """In a list or an array they are seen no more; what a branch on them reverses must not have gone in part."""
+
+    class Turning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mid, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hard = largest(x) > 4
+            x = torch.relu(self.mid(torch.relu(self.stem(x))))
+            return self.head(x.flip(1) if hard else x)
+
+    narrow, masked, graph = halves(Turning(), torch.rand(2, 6))
+    assert set(free(graph)) == {"stem"}
     for x in (torch.rand(3, 6), torch.full((3, 6), 5.0)):
         torch.testing.assert_close(narrow(x), masked(x))
 
