@@ -8,7 +8,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from compressor.checks import check_count
-from compressor.texts import first_said
+from compressor.errors import first_said
 
 Feeds = dict[str, NDArray[Any]]
 _Value = TypeVar("_Value")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,3 +31,9 @@ def same_data(
         loss=loss,
         metric=metric or Metric.accuracy(),
     )
+
+
+def three_classes(model: nn.Module, width: int) -> Workload:
+    """`model` on two batches of six rows of `width` numbers, of three classes."""
+    data = [(torch.randn(6, width), torch.arange(6) % 3) for _ in range(2)]
+    return same_data(model, data, data[0][0][:2])

@@ -1,4 +1,4 @@
-"""A tiny residual CNN and synthetic data that it can learn."""
+"""Tiny networks, and synthetic data that a residual CNN can learn."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from compressor.workload import Workload
 from compressor.workloads.residual import BasicBlock as Block
 
-__all__ = ["Block", "TinyResNet", "make_workload", "synthetic_images"]
+__all__ = ["Attention", "Block", "TinyResNet", "make_workload", "synthetic_images"]
 
 
 class TinyResNet(nn.Module):
@@ -27,6 +27,22 @@ class TinyResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer2(self.layer1(x))
         return self.linear(x.mean(dim=(2, 3)))
+
+
+class Attention(nn.Module):
+    """Heads of 4 made by reshaping: losing 4 of 8 channels leaves a valid shape, and mixes up the heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8)
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def heads(y: Tensor) -> Tensor:
+            return y.view(y.shape[0], y.shape[1], -1, 4).transpose(1, 2)
+
+        y = F.scaled_dot_product_attention(heads(self.query(x)), heads(self.key(x)), heads(self.value(x)))
+        return self.out(y.transpose(1, 2).flatten(2)).mean(dim=1)
 
 
 def synthetic_images(count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ Pruned means: in double precision the network computes what the original compute
 units at zero; the plan alone rebuilds it; a backward pass in train mode reaches the same parameters; tied weights stay
 tied; every output keeps its shape; and ONNX Runtime agrees with torch at other batch sizes and lengths. Networks that
 have no ONNX file even before pruning say so. Vision networks whose own code pads or resizes images of other sizes
-(`fixed=True` in `workbench/zoo/hugging_face.py`) are held to one size: exporters freeze or never finish such code.
+(`fixed=True` in `workbench/zoo/hugging_face_vision.py`) are held to one size, for exporters freeze such code or
+never finish.
 
 Layers that make an output always stay. What else stayed, and why, is in the last column.
 

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from compressor.errors import ExportError
+from compressor.errors import LONGEST_REASON, ExportError, bounded, first_said
 from compressor.files.child_process import ChildError, Limit, LimitError, run_limited
 from compressor.files.direct_programs import write_direct_
 from compressor.files.graphs import OPSET
 from compressor.files.verification import ExportTask
-from compressor.texts import LONGEST_REASON, bounded, first_said
 
 Exporter = Literal["dynamo", "torchscript"]
 

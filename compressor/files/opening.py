@@ -22,10 +22,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.errors import OnnxFileError
+from compressor.errors import LONGEST_REASON, OnnxFileError, bounded, plain
 from compressor.files.limits import MAX_BYTES, Limits, regular_size
 from compressor.files.preparing import Prepared, Sample, Watcher, is_memory, prepare
-from compressor.texts import LONGEST_REASON, bounded, plain
 
 # Bytes of an example's input that are handed over: more are needed only where a file fixes a larger batch.
 _ROW_BYTES = 64 << 20

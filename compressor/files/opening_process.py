@@ -16,7 +16,7 @@ from compressor.files.preparing import Sample, Watcher, prepare
 try:
     import resource
 except ImportError:  # not on Windows: time alone is limited there, by the parent
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # a module's name, held for the functions that ask
 
 
 def main() -> None:

@@ -19,12 +19,11 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnx.external_data_helper import load_external_data_for_model
 from onnx.inliner import inline_local_functions
 
-from compressor.errors import CompressorError, OnnxFileError
+from compressor.errors import CompressorError, OnnxFileError, first_said
 from compressor.files.declarations import check_declarations, dtype_of, given_inputs
 from compressor.files.graphs import OPSET, copy_of, opset_of
 from compressor.files.limits import MAX_BYTES, Limits, regular_size
 from compressor.sessions import Feeds, by_input, by_order, load_session, session_options
-from compressor.texts import first_said
 
 # The first opset whose DequantizeLinear has scales for every channel, and the last whose QuantizeLinear ONNX Runtime
 # fuses: a file between them that cannot be converted is taken as it is.

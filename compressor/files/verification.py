@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
-from compressor.errors import ExportError
+from compressor.errors import ExportError, first_said
 from compressor.kept_state import private_copy
 from compressor.runtime import load_session, session_options
 from compressor.structure.preparing.preparation import fold_
-from compressor.texts import first_said
 from compressor.workload import (
     Workload,
     first_batches,

@@ -12,7 +12,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
-from compressor.texts import plain
+from compressor.errors import plain
 
 # What the reader takes where a field without a default is missing or odd.
 _EMPTY = {tuple: (), Mapping: {}, str: "", bool: False}

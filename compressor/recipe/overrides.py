@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from compressor.errors import LONGEST_REASON, bounded
 from compressor.recipe.text import Place, parse_value
-from compressor.texts import LONGEST_REASON, bounded
 
 # A stage, its number, its name, and a few value objects inside each other; written deep, others would end in Python's
 # limit of recursion.

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from compressor.budget import Budget
-from compressor.errors import RecipeError
+from compressor.errors import LONGEST_REASON, RecipeError, bounded
 from compressor.plugins import STAGES, reasons, usable
 from compressor.recipe.models import (
     SETTINGS_CONFIG,
@@ -39,7 +39,6 @@ from compressor.recipe.text import LARGEST_BYTES, Document, Place, leading_comme
 from compressor.stage import Stage, stage_name
 from compressor.stages import catalogue
 from compressor.target import Target
-from compressor.texts import LONGEST_REASON, bounded
 
 __all__ = ["Recipe", "RecipeError", "shipped_recipes"]
 

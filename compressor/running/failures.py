@@ -4,9 +4,8 @@ import re
 
 import torch
 
-from compressor.errors import CompressorError, RunFolderError, StageError, WriteError
+from compressor.errors import CompressorError, RunFolderError, StageError, WriteError, bounded, plain
 from compressor.structure.source_lines import error_line, error_module, shortened
-from compressor.texts import bounded, plain
 
 # How much of a foreign message is worth reading: C++ traces and whole graphs follow.
 _LONGEST = 600

@@ -16,9 +16,10 @@ from compressor.checks import check_count
 from compressor.errors import StageError
 from compressor.notes.training import NormsReestimated
 from compressor.stage import Context, Effect
+from compressor.structure.calling.draws import kept_randomness
 from compressor.training.freezing import still_modules
 from compressor.training.precision import Form
-from compressor.training.replay import kept_modes, kept_randomness, replayed
+from compressor.training.replay import kept_modes, replayed
 from compressor.workload import Workload, batch_size_of, batches_of, call_model
 
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from compressor.batches import Batch
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
+from compressor.structure.calling.draws import kept_randomness
 from compressor.training.precision import Form, Precision
-from compressor.training.replay import kept_modes, kept_randomness, replayed
+from compressor.training.replay import kept_modes, replayed
 from compressor.workload import Workload, batch_size_of, first_batches, predict, resize_batch
 
 # Rounding of 1 % of the outputs' variance: some ten times what residual networks and transformers have.
@@ -83,7 +84,7 @@ def choose(model: nn.Module, workload: Workload, precision: Precision, *, seed: 
 
 def _compared(model: nn.Module, form: Form, workload: Workload, seed: int) -> Choice:
     """The choice of bfloat16 for the inner layers, or of `form` with the objection, after a look at the first batch."""
-    with kept_randomness(), replayed(seed, 0):
+    with replayed(seed, 0):
         batches = first_batches(workload.train, 1)
     if not batches:
         return Choice(form=form, why="there is no batch to compare the formats on")

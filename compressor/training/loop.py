@@ -17,13 +17,14 @@ from compressor.batches import Inputs
 from compressor.errors import StageError
 from compressor.notes.training import Training, Trainings
 from compressor.stage import Context
+from compressor.structure.calling.draws import kept_randomness
 from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.training.agreement import Choice, choose
 from compressor.training.freezing import freezing, frozen_names, still_modules, train_mode_
 from compressor.training.optimization import Cycle, check_schedule, optimizer_for, peak_rate
 from compressor.training.precision import AutoPrecision, Form, Precision, at_least_float32
 from compressor.training.progress import EpochLog, Progress, best_epoch
-from compressor.training.replay import kept_modes, kept_randomness, replayed
+from compressor.training.replay import kept_modes, replayed
 from compressor.training.snapshots import capture, digest, restore_
 from compressor.training.validation import Comparison, compare, validation_rows
 from compressor.workload import Workload, batch_size_of, batches_of, predict

@@ -10,9 +10,8 @@ from typing import IO, Any
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from compressor.errors import WorkloadError
+from compressor.errors import WorkloadError, first_said
 from compressor.files.limits import regular_size
-from compressor.texts import first_said
 
 # An array for every input and for targets, twice: some dozen are many.
 _MOST_ARRAYS = 1000

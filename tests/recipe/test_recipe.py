@@ -15,11 +15,10 @@ from torch import nn
 
 import compressor.recipe.recipe
 from compressor.budget import Budget
-from compressor.errors import RecipeError
+from compressor.errors import LONGEST_REASON, RecipeError, bounded
 from compressor.recipe.recipe import Recipe, shipped_recipes
 from compressor.recipe.text import parse, parse_value, to_yaml
 from compressor.stage import Effect
-from compressor.texts import LONGEST_REASON, bounded
 from workbench import ROOT
 
 

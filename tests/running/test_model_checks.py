@@ -21,6 +21,7 @@ from compressor.running.model_checks import check_model
 from compressor.running.preflight import check_workload
 from compressor.stages import Distill, FineTune, PruneChannels, Quantize
 from compressor.workload import Workload
+from workbench.same_data import same_data
 
 
 def net() -> nn.Sequential:
@@ -33,17 +34,7 @@ def net() -> nn.Sequential:
 def workload(model: nn.Module, **changes: Any) -> Workload:
     """Images of four classes, with the given fields changed."""
     data = [(torch.randn(4, 3, 4, 4), torch.arange(4)) for _ in range(2)]
-    made = Workload(
-        name="checked",
-        model=model,
-        example_inputs=torch.randn(2, 3, 4, 4),
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
+    made = same_data(model, data, torch.randn(2, 3, 4, 4))
     return dataclasses.replace(made, **changes)
 
 

@@ -23,7 +23,7 @@ from compressor.target import Isa, Target
 from compressor.workload import Workload, predict
 from workbench import structure_clock
 from workbench.same_data import same_data
-from workbench.tiny import TinyResNet, make_workload
+from workbench.tiny import Attention, TinyResNet, make_workload
 
 
 def workload_of(model: nn.Module, inputs: Tensor, targets: Tensor | None = None) -> Workload:
@@ -81,22 +81,6 @@ class FixedView(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.second(F.relu(self.first(x))).view(-1, 128))
-
-
-class Attention(nn.Module):
-    """Heads of 4 made by reshaping: losing 4 of 8 channels leaves a valid shape, and mixes up the heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key, self.value = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8)
-        self.out = nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        def heads(y: Tensor) -> Tensor:
-            return y.view(y.shape[0], y.shape[1], -1, 4).transpose(1, 2)
-
-        y = F.scaled_dot_product_attention(heads(self.query(x)), heads(self.key(x)), heads(self.value(x)))
-        return self.out(y.transpose(1, 2).flatten(2)).mean(dim=1)
 
 
 class Recurrent(nn.Module):

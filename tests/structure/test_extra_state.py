@@ -6,17 +6,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from compressor import Context, Workload, load_checkpoint
+from compressor import Context, load_checkpoint
 from compressor.errors import StorageError, WorkloadError
 from compressor.files.export import export_onnx
-from compressor.metrics import Metric
 from compressor.running.preflight import check_workload
 from compressor.runtime import predict_batches
 from compressor.stages import FineTune, PruneChannels
 from compressor.structure.checkpoint import WEIGHTS_FILE, save_checkpoint
 from compressor.structure.extra_state import extra_states
+from workbench.same_data import three_classes
 
 
 class Scale(nn.Module):
@@ -50,21 +49,6 @@ def net(state: Any = None) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 8), made, nn.Linear(8, 3)).eval()
 
 
-def workload(model: nn.Module) -> Workload:
-    data = [(torch.randn(6, 4), torch.arange(6) % 3) for _ in range(2)]
-    return Workload(
-        name="extra",
-        model=model,
-        example_inputs=data[0][0][:2],
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
-
-
 @pytest.mark.parametrize(
     "state",
     [None, 3, "text", [1.5, None], True, torch.arange(3), torch.tensor(2.5), {"factor": -1.0, "nested": {"a": []}}],
@@ -72,7 +56,7 @@ def workload(model: nn.Module) -> Workload:
 def test_states_come_back_with_the_pruned_weights(state: Any, tmp_path: Path) -> None:
     """The factory's state is another one; what the pruned model computes is what the loaded one computes."""
     model = net(state)
-    work, context = workload(model), Context(progress=False, details={}, plan=[])
+    work, context = three_classes(model, 4), Context(progress=False, details={}, plan=[])
     check_workload(work, [PruneChannels(remove=0.3), FineTune(epochs=1)])
     small = PruneChannels(remove=0.3, align=1).apply(net(state), work, context)
     assert small[0].out_features < 8
@@ -98,7 +82,7 @@ def test_a_state_that_is_a_weight_too_is_stored_for_itself(tmp_path: Path) -> No
 def test_what_json_does_not_give_back_is_refused_before_any_work(state: Any) -> None:
     """Tuples, numbers as keys, sets, bytes and objects would need pickle, or come back as something else."""
     with pytest.raises(WorkloadError) as caught:
-        check_workload(workload(net(state)))
+        check_workload(three_classes(net(state), 4))
     assert str(caught.value).startswith("the extra state of '1' (Scale) must be a tensor or what JSON gives back")
     assert f"got {type(state).__name__}" in str(caught.value)
 
@@ -106,7 +90,7 @@ def test_what_json_does_not_give_back_is_refused_before_any_work(state: Any) -> 
 def test_a_module_that_takes_no_state_back_is_refused_before_any_work() -> None:
     """It could be saved, and never loaded."""
     with pytest.raises(WorkloadError, match=r"'0' \(Silent\) gives extra state and cannot take it back; add set_extra"):
-        check_workload(workload(nn.Sequential(Silent(), *net())))
+        check_workload(three_classes(nn.Sequential(Silent(), *net()), 4))
 
 
 def test_another_models_states_are_refused(tmp_path: Path) -> None:
@@ -134,7 +118,7 @@ def test_models_without_extra_state_are_stored_as_before(tmp_path: Path) -> None
 def test_a_model_with_extra_state_is_exported() -> None:
     """The file computes with the state; it is no weight that the file would have to hold."""
     model = net()
-    exported = export_onnx(model, workload(model))
+    exported = export_onnx(model, three_classes(model, 4))
     inputs = torch.randn(5, 4)
     ((found, _),) = predict_batches(exported.onnx_bytes, [(inputs, torch.zeros(5))])
     torch.testing.assert_close(found, model(inputs).detach(), rtol=1e-4, atol=1e-5)

@@ -5,7 +5,8 @@ from workbench.zoo import (
     convolutional,
     convolutional_variants,
     dense_prediction,
-    hugging_face,
+    hugging_face_text,
+    hugging_face_vision,
     other,
     recurrent,
 )
@@ -17,5 +18,6 @@ ARCHITECTURES = (
     *recurrent.ARCHITECTURES,
     *attention.ARCHITECTURES,
     *other.ARCHITECTURES,
-    *hugging_face.ARCHITECTURES,
+    *hugging_face_vision.ARCHITECTURES,
+    *hugging_face_text.ARCHITECTURES,
 )

@@ -34,16 +34,31 @@ _EFFICIENCY_STEP = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountGoal:
-    """At most `limit` multiply-accumulates or parameters; the reference has `reference`, the model `start`."""
+class _OneCost:
+    """At most `limit` of one cost, in `unit`, of which the reference has `reference` and the model `start`."""
 
-    kind: type[Macs | Parameters]
     workload: Workload
     context: Context
     unit: str
     reference: float
     start: float
     limit: float
+
+    def choose(self, items: Sequence[Item], cost: Cost, limit: float, start: State) -> Chosen:
+        """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
+        return choose_structure(items, cost, limit, start)
+
+    def predicted_efficiency(self, cost: Cost, state: State) -> dict[str, float]:
+        """None, by no form: what is not asked for is not predicted."""
+        del cost, state
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountGoal(_OneCost):
+    """At most `limit` multiply-accumulates or parameters; the reference has `reference`, the model `start`."""
+
+    kind: type[Macs | Parameters]
 
     @classmethod
     def of(cls, target: Macs | Parameters, model: nn.Module, workload: Workload, context: Context) -> "CountGoal":
@@ -70,30 +85,15 @@ class CountGoal:
         value = _count(self.kind, model, self.workload, self.context)
         return Estimate(value, value, value)
 
-    def choose(self, items: Sequence[Item], cost: Cost, limit: float, start: State) -> Chosen:
-        """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
-        return choose_structure(items, cost, limit, start)
-
-    def predicted_efficiency(self, cost: Cost, state: State) -> dict[str, float]:
-        """None, by no form: what is not asked for is not predicted."""
-        del cost, state
-        return {}
-
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyGoal:
+class LatencyGoal(_OneCost):
     """At most `limit` milliseconds in the form that ships; the reference takes `reference`, the model `start`."""
 
     target: Latency
-    workload: Workload
-    context: Context
     reference_file: bytes
     start_file: bytes
     start_sizes: tuple[tuple[int, ...], ...]
-    unit: str
-    reference: float
-    start: float
-    limit: float
 
     @classmethod
     def of(cls, target: Latency, model: nn.Module, workload: Workload, context: Context) -> "LatencyGoal":
@@ -159,15 +159,6 @@ class LatencyGoal:
         # Against the reference of the same minute: what else the machine does cancels.
         speedup = timing.speedup
         return Estimate(self.reference / speedup.value, self.reference / speedup.high, self.reference / speedup.low)
-
-    def choose(self, items: Sequence[Item], cost: Cost, limit: float, start: State) -> Chosen:
-        """The state of the least loss that costs at most `limit`. Raises BudgetError where there is none."""
-        return choose_structure(items, cost, limit, start)
-
-    def predicted_efficiency(self, cost: Cost, state: State) -> dict[str, float]:
-        """None, by no form: what is not asked for is not predicted."""
-        del cost, state
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ from compressor.target import detect_isa
 Array = NDArray[Any]
 
 
-_KERNELS: Mapping[str, Callable[..., Any]] = {
+KERNELS: Mapping[str, Callable[..., Any]] = {
     "QLinearConv": qlinear_conv,
     "QLinearMatMul": qlinear_matmul,
     "QGemm": qgemm,
@@ -146,7 +146,7 @@ class SaturatingModel:
         return steps
 
     def _is_emulated(self, node: onnx.NodeProto) -> bool:
-        if node.op_type not in _KERNELS:
+        if node.op_type not in KERNELS:
             if node.op_type == "ConvInteger":
                 self.not_emulated[node.name] = "ConvInteger is not emulated; quantize convolutions with static ranges"
             return False
@@ -193,7 +193,7 @@ class SaturatingModel:
 
     def _run_node(self, node: onnx.NodeProto, values: Mapping[str, Array], product: Product) -> tuple[Array, ...]:
         inputs = [(values[name] if name in values else self._values[name]) if name else None for name in node.input]
-        results = _KERNELS[node.op_type](self._attributes[id(node)], inputs, product)
+        results = KERNELS[node.op_type](self._attributes[id(node)], inputs, product)
         return results if isinstance(results, tuple) else (results,)
 
     def _run_segment(self, segment: _Segment, values: Mapping[str, Array]) -> Feeds:

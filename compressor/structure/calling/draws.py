@@ -1,4 +1,4 @@
-"""Random numbers under one seed, so that two models that draw some can be compared."""
+"""Random numbers under one seed, so that two models or two passes that draw some can be compared."""
 
 import random
 from collections.abc import Iterator
@@ -18,29 +18,41 @@ class Draws:
 
 
 @contextmanager
-def seeded(seed: int = 0) -> Iterator[Draws]:
-    """One `seed` for torch, Python and numpy; their generators are as before afterwards."""
-    draws = Draws()
-    cuda = range(torch.cuda.device_count())
+def kept_randomness() -> Iterator[None]:
+    """Leaves the global random states of torch, numpy and Python as they were."""
     python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 - models draw from the global one
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - as above
-        before = _states(cuda)
+    with torch.random.fork_rng(devices=_cuda()):
         try:
-            yield draws
+            yield
         finally:
-            draws.any = _states(cuda) != before
             random.setstate(python)
             np.random.set_state(numbers)  # noqa: NPY002 - as above
 
 
-def _states(cuda: Any) -> list[bytes]:
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[Draws]:
+    """One `seed` (0 to 2**64 - 1) for torch, Python and numpy; their generators are as before afterwards."""
+    draws = Draws()
+    with kept_randomness():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
+        before = _states()
+        try:
+            yield draws
+        finally:
+            draws.any = _states() != before
+
+
+def _cuda() -> range:
+    return range(torch.cuda.device_count())
+
+
+def _states() -> list[bytes]:
     numbers = np.random.get_state()  # noqa: NPY002 - models draw from the global one
     return [
         torch.get_rng_state().numpy().tobytes(),
-        *(torch.cuda.get_rng_state(device).numpy().tobytes() for device in cuda),
+        *(torch.cuda.get_rng_state(device).numpy().tobytes() for device in _cuda()),
         repr(random.getstate()[1]).encode(),
         numbers[1].tobytes() + str(numbers[2]).encode(),  # type: ignore[index]  # the legacy form is a tuple
     ]

@@ -13,7 +13,7 @@ from compressor.structure.graph import trace_structure
 from compressor.structure.plan import apply_plan_
 from compressor.structure.preparing.preparation import prepare_
 from compressor.structure.trials import evaluating
-from workbench.tiny import TinyResNet
+from workbench.tiny import Attention, TinyResNet
 
 
 def costs_of(model: nn.Module, inputs: Tensor, blocks: tuple[str, ...] = ()) -> StructureCosts:
@@ -101,20 +101,6 @@ def test_packed_sequences_count_as_the_longest() -> None:
     """Packed sequences of 5, 4 and 2 steps cost what a batch of three of 5 steps costs."""
     costs = costs_of(PackedRecurrent(nn.GRU).eval(), torch.randn(3, 5, 6))
     assert costs.macs([{}])[0] == pytest.approx(5 * 2 * 3 * 8 * (6 + 8 + 16 + 8) + 5 / 3 * 32, rel=0.02)
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key, self.value = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8)
-        self.out = nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        def heads(y: Tensor) -> Tensor:
-            return y.view(y.shape[0], y.shape[1], -1, 4).transpose(1, 2)
-
-        y = F.scaled_dot_product_attention(heads(self.query(x)), heads(self.key(x)), heads(self.value(x)))
-        return self.out(y.transpose(1, 2).flatten(2)).mean(dim=1)
 
 
 def test_products_outside_of_layers_are_counted() -> None:

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.metrics import Metric
 from compressor.pruning.ranking.gradients import empirical_fisher, loss_gradients
-from compressor.workload import Workload
+from workbench.same_data import three_classes
 
 
 class Net(nn.Module):
@@ -45,21 +44,6 @@ def scaled(model: nn.Module, x: Tensor) -> Tensor:
     return x * model.part(x[:, :4]).mean()
 
 
-def workload(model: nn.Module) -> Workload:
-    data = [(torch.randn(6, 5), torch.arange(6) % 3) for _ in range(2)]
-    return Workload(
-        name="gradients",
-        model=model,
-        example_inputs=data[0][0][:2],
-        train=data,
-        calibration=data,
-        validation=data,
-        test=data,
-        loss=F.cross_entropy,
-        metric=Metric.accuracy(),
-    )
-
-
 @pytest.mark.parametrize(("in_place", "twin"), [(written, joined), (scaled_in_place, scaled)])
 @pytest.mark.parametrize("kind", ["sum", "fisher"])
 def test_code_for_inference_has_the_gradients_of_its_twin(
@@ -67,7 +51,7 @@ def test_code_for_inference_has_the_gradients_of_its_twin(
 ) -> None:
     """Writing into what a backward pass needs (partial convolutions) changes no gradient; torch alone refuses it."""
     model = Net(in_place).eval()
-    work = workload(model)
+    work = three_classes(model, 5)
     with pytest.raises(RuntimeError, match="inplace operation"):
         F.cross_entropy(model(work.example_inputs), torch.tensor([0, 1])).backward()
 
@@ -95,5 +79,5 @@ def test_other_errors_are_raised_as_they_are() -> None:
 
     model = Net(failing).eval()
     with pytest.raises(RuntimeError, match="mine"):
-        loss_gradients(model, workload(model), 1, 0)
+        loss_gradients(model, three_classes(model, 5), 1, 0)
     assert len(calls) == 1

@@ -1,6 +1,5 @@
 """Weights of different widths, or float: the least noise within bytes or time, or the fewest bytes that keep enough."""
 
-import copy
 import itertools
 import re
 from dataclasses import replace
@@ -24,7 +23,6 @@ from compressor.recipe.recipe import Recipe
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.workload import Workload
-from workbench.tiny import TinyResNet, make_workload
 
 QUIET = Context(progress=False)
 
@@ -40,16 +38,6 @@ LAYERS = (
     layer("second", 80, {2: 15.0, 4: 30.0, 8: 45.0}),
     layer("third", 400, {2: 25.0, 4: 35.0, 8: 50.0}),
 )
-
-
-@pytest.fixture(scope="module")
-def workload(_trained_model: TinyResNet) -> Workload:
-    return make_workload(copy.deepcopy(_trained_model))
-
-
-@pytest.fixture(scope="module")
-def prepared(workload: Workload) -> Prepared:
-    return prepare(export_onnx(workload.model, workload).onnx_bytes, Quantize(), workload, QUIET)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """What rounding one layer alone does to the output, and what the sum over layers predicts."""
 
-import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from compressor.files.export import export_onnx
 from compressor.metrics import Metric
 from compressor.quantization.choice.layer_times import layer_of
 from compressor.quantization.choice.sensitivity import (
@@ -26,27 +24,15 @@ from compressor.quantization.choice.sensitivity import (
 from compressor.quantization.file.compact_graph import optimized_nodes, serialize
 from compressor.quantization.grids.schemes import Symmetric
 from compressor.quantization.grids.weights import nearest_grids
-from compressor.quantization.post_training import Prepared, prepare
+from compressor.quantization.post_training import Prepared
 from compressor.stage import Context
-from compressor.stages.quantization import Quantize
 from compressor.workload import Workload
-from workbench.tiny import TinyResNet, make_workload
 
 QUIET = Context(progress=False)
 
 
 def entry(node: str, bits: int, sqnr_db: float, size_bytes: int = 100) -> Sensitivity:
     return Sensitivity(node=node, bits=bits, sqnr_db=sqnr_db, size_bytes=size_bytes)
-
-
-@pytest.fixture(scope="module")
-def workload(_trained_model: TinyResNet) -> Workload:
-    return make_workload(copy.deepcopy(_trained_model))
-
-
-@pytest.fixture(scope="module")
-def prepared(workload: Workload) -> Prepared:
-    return prepare(export_onnx(workload.model, workload).onnx_bytes, Quantize(), workload, QUIET)
 
 
 def test_noises_add_up_by_hand() -> None:

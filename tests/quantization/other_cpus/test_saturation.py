@@ -6,30 +6,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel, exact_run
-from compressor.quantization.other_cpus.integer_kernels import (
-    dynamic_quantize_lstm,
-    dynamic_quantize_matmul,
-    matmul_integer,
-    matmul_integer_to_float,
-    qgemm,
-    qlinear_conv,
-    qlinear_matmul,
-)
+from compressor.quantization.other_cpus.cpu_emulation import KERNELS, SaturatingModel, exact_run
 from compressor.quantization.other_cpus.saturation import exact_product, saturated_product, saturating_pairs
 from compressor.runtime import open_session
 from compressor.target import Isa, detect_isa
 from workbench.masked_cpu import can_mask, run_masked
-
-COMPUTE = {
-    "QLinearConv": qlinear_conv,
-    "QLinearMatMul": qlinear_matmul,
-    "QGemm": qgemm,
-    "MatMulInteger": matmul_integer,
-    "MatMulIntegerToFloat": matmul_integer_to_float,
-    "DynamicQuantizeMatMul": dynamic_quantize_matmul,
-    "DynamicQuantizeLSTM": dynamic_quantize_lstm,
-}
 
 
 def _int8(*rows: list[int]) -> NDArray[np.int8]:
@@ -130,7 +111,7 @@ def _exact(node: onnx.NodeProto, feeds: dict[str, np.ndarray], constants: dict[s
     values = {**feeds, **constants}
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     inputs = [np.asarray(values[name]) if name else None for name in node.input]
-    outputs = COMPUTE[node.op_type](attributes, inputs, exact_product)
+    outputs = KERNELS[node.op_type](attributes, inputs, exact_product)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from compressor.errors import ExportError, RecipeError, StageError
+from compressor.errors import LONGEST, LONGEST_REASON, ExportError, RecipeError, StageError, bounded, first_said, plain
 from compressor.notes.running import Exported
-from compressor.texts import LONGEST, LONGEST_REASON, bounded, first_said, plain
 
 COLOURED = "\x1b[96m\x1b[1mFailed\x1b[0m to decompose"
 PAGES = "graph\n" * 500
