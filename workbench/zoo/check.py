@@ -194,7 +194,10 @@ def check_structure(model: nn.Module, pruned: nn.Module, plan: list[Entry], work
         _require(moved > MOVED, f"removing half moved the output by {moved:.2g} of it: the comparison shows nothing")
     with torch.no_grad():  # with torch's fused attention, which reads weights past their layers
         fused = _difference([value.double() for value in outputs(pruned, inputs)], narrow)
-    _require(fused <= RUNTIME_SAME, f"in single precision it differs by {fused:.2g} of the output")
+        rounding = _difference([value.double() for value in outputs(model, inputs)], original)
+    # Some networks of random weights are chaotic: the original's own rounding moves them further than a lost channel.
+    limit = max(RUNTIME_SAME, rounding)
+    _require(fused <= limit, f"in single precision it differs by {fused:.2g} of the output")
     _require(
         _trained(pruned, workload) == _trained(prepared.float(), workload),
         "other parameters have gradients than before",
