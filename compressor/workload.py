@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from compressor.checks import check_positive
 from compressor.errors import WorkloadError
 from compressor.kept_state import as_before
 from compressor.metrics import Metric
+from compressor.streams.passes import one_pass
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 FreeSizes = Literal["all", "batch"] | Mapping[str, Sequence[int]]
@@ -156,13 +158,17 @@ class Workload:
 
 
 def batches_of(data: Iterable[Any]) -> Iterable[Batch]:
-    """The batches of `data` as (inputs, targets), whichever form they come in."""
-    return map(split_batch, data)
+    """The batches of `data` as (inputs, targets), whichever form they come in.
+
+    What a loader keeps itself, generators and counters, follows from torch's seed in the pass and is as before then.
+    """
+    return map(split_batch, one_pass(data))
 
 
 def first_batches(data: Iterable[Any], count: int) -> list[Batch]:
     """The first `count` batches of `data`, fewer where there are fewer."""
-    return list(islice(batches_of(data), count))
+    with closing(one_pass(data)) as passing:
+        return list(map(split_batch, islice(passing, count)))
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:

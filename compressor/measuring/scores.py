@@ -11,6 +11,7 @@ from compressor.intervals import paired_drop, score_estimate
 from compressor.metrics import Metric
 from compressor.runtime import predict_batches
 from compressor.storage import sha256
+from compressor.training.replay import replayed
 from compressor.workload import Workload
 
 # Decisions read the validation data; the test data is for the report.
@@ -20,9 +21,11 @@ Part = Literal["validation", "test"]
 def score_rows(onnx_bytes: bytes, data: Iterable[Any], metric: Metric, *, threads: int = 1) -> Tensor:
     """The metric's row of every sample of `data`, (samples,) or (samples, k), as ONNX Runtime computes the outputs.
 
-    Batches are scored one by one, so their outputs may differ in length. Raises ValueError without any sample.
+    Batches are scored one by one, so their outputs may differ in length; they come in the same order every time, in
+    shuffled data too, so that the rows of two files can be paired. Raises ValueError without any sample.
     """
-    rows = [metric.rows(output, targets) for output, targets in predict_batches(onnx_bytes, data, threads=threads)]
+    with replayed(0, 0):
+        rows = [metric.rows(output, targets) for output, targets in predict_batches(onnx_bytes, data, threads=threads)]
     if not rows or not sum(map(len, rows)):
         raise ValueError(
             f"{metric.name} needs at least one sample, got none; if data is a generator, pass something that can be "

@@ -32,7 +32,8 @@ class Training:
     `signal_to_noise_db` is how well a batch agreed in bfloat16, where that was compared: the variance of the outputs
     over the rounding's squared error. `before` and `best` are the validation scores of the model before the training
     and of its best epoch, as torch computes them; a training that `failed` left the model as it was. `says` tells so in
-    words. `frozen` names the modules that ran as in the file, and other frozen parameters.
+    words. `frozen` names the modules that ran as in the file, and other frozen parameters. `data` says what their
+    loader keeps itself, and whether a pass over them can be replayed.
     """
 
     training: str = ""
@@ -44,6 +45,7 @@ class Training:
     failed: bool = False
     says: str = ""
     frozen: tuple[str, ...] = ()
+    data: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from compressor.running.failures import explained
 from compressor.running.folder import Outcome, RunFolder, State
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Stage, stage_name
+from compressor.structure.calling.draws import seeded
 from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.target import Target
 from compressor.workload import Workload
@@ -108,8 +109,7 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
     started = time.perf_counter()
     _remember(job, base)
     # Whatever a stage leaves behind of random state and gradient mode ends with it.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), _unchanged(job.workload.model):
-        torch.manual_seed(context.seed)
+    with seeded(context.seed), torch.enable_grad(), _unchanged(job.workload.model):
         model = stage.apply(private_copy(base.model), job.workload, context)
     if not isinstance(model, nn.Module):
         raise StageError(f"apply must give the model to go on with, got {type(model).__name__}; end it with its return")

@@ -11,10 +11,11 @@ from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, Slimm
 from compressor.stage import Context, Effect
 from compressor.structure.calling.shown import shown_by
 from compressor.training.freezing import freezing
-from compressor.training.loop import batches_in, train
+from compressor.training.loop import train
 from compressor.training.optimization import MOMENTUM, Cycle, check_schedule, peak_rate
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
 from compressor.training.progress import epochs_note
+from compressor.training.streams import batches_in
 from compressor.workload import Workload
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -26,8 +26,9 @@ from compressor.training.precision import AutoPrecision, Form, Precision, at_lea
 from compressor.training.progress import EpochLog, Progress, best_epoch
 from compressor.training.replay import kept_modes, replayed
 from compressor.training.snapshots import capture, digest, restore_
+from compressor.training.streams import Stream, endless
 from compressor.training.validation import Comparison, compare, validation_rows
-from compressor.workload import Workload, batch_size_of, batches_of, predict
+from compressor.workload import Workload, batch_size_of, predict
 
 MAX_GRADIENT_NORM = 5.0
 MAX_RETRIES = 2
@@ -101,7 +102,11 @@ def train(
     form = choice.form
     path = None if context.folder is None else context.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}.safetensors"
     total = epochs + tail_epochs
-    with freezing(part, freeze), kept_randomness(), kept_modes(model), form.applied(model):
+    stream = Stream.of(workload.train, context.seed)
+    batches = stream.batches
+    if batches is None:
+        raise endless("the training data")
+    with freezing(part, freeze), kept_randomness(), kept_modes(model), form.applied(model), stream.kept():
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise StageError(
                 f"nothing to train: all parameters of {type(part).__name__} are frozen; unfreeze what may change "
@@ -109,7 +114,6 @@ def train(
             )
         still = still_modules(part, workload.model, freeze)
         frozen = frozen_names(part, still)
-        batches = batches_in(workload.train, context.seed)
         settings = {
             "epochs": epochs,
             "tail_epochs": tail_epochs,
@@ -117,6 +121,7 @@ def train(
             "weight_decay": weight_decay,
             "views": views,
             "batches": batches,
+            "data": stream.begins,
             "seed": context.seed,
             "identity": identity,
             "precision": repr(precision),
@@ -128,6 +133,7 @@ def train(
         progress = Progress(logs=[], best=start)
         if path is not None:
             refused = progress.resume_(path, settings, model, optimizer)
+            stream.go_on_(progress.counters)
             if refused and context.progress:
                 tqdm.write(f"  {refused}", file=sys.stderr)
             if len(progress.logs) < total:
@@ -146,6 +152,7 @@ def train(
                 model=model,
                 workload=workload,
                 still=tuple(still.values()),
+                stream=stream,
                 choice=choice,
                 cycle=Cycle(epochs=epochs, batches=batches, peak=peak_rate(model, learning_rate)),
                 objective=objective or _workload_loss(workload, form),
@@ -174,17 +181,24 @@ def train(
                 if keep_last or best_epoch(progress.logs, workload.metric) == epoch:
                     progress.best, progress.best_rows = capture(model), rows
                 if path is not None:
+                    progress.counters = stream.counters()
                     progress.save(path, settings, model, optimizer, done=len(progress.logs) == total)
         found = compare(progress.before, progress.best_rows, workload.metric, seed=context.seed)
         restore_(model, start if found is not None and found.failed else progress.best)
     before = Trainings.from_json(context.details)
-    told = _told(label, choice, progress, found, frozen)
+    told = _told(label, choice, progress, found, frozen=frozen, remarks=stream.remarks)
     context.tell(Trainings(trainings=(*(before.trainings if before else ()), told)))
     return progress.logs
 
 
 def _told(
-    label: str, choice: Choice, progress: Progress, found: Comparison | None, frozen: tuple[str, ...]
+    label: str,
+    choice: Choice,
+    progress: Progress,
+    found: Comparison | None,
+    *,
+    frozen: tuple[str, ...],
+    remarks: list[str],
 ) -> Training:
     decibels = choice.decibels
     return Training(
@@ -193,6 +207,7 @@ def _told(
         why="; ".join(filter(None, [choice.why, progress.gave_up_bfloat16])),
         signal_to_noise_db=decibels if decibels is not None and math.isfinite(decibels) else None,
         frozen=frozen,
+        data="; ".join(remarks) or None,
         **({} if found is None else asdict(found)),
     )
 
@@ -201,6 +216,7 @@ def _told(
 class _Loop:
     model: nn.Module
     workload: Workload
+    stream: Stream
     still: tuple[nn.Module, ...]
     choice: Choice
     cycle: Cycle
@@ -242,7 +258,8 @@ class _Loop:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         score = f"{progress.logs[-1].score:.4f}" if progress.logs else "-"
         total, count = 0.0, 0
-        for batch, (inputs, targets) in enumerate(batches_of(self.workload.train)):
+        passing = self.stream.epoch(epoch, epoch % self.views, self.cycle.batches)
+        for batch, (inputs, targets) in enumerate(passing):
             self.bar.update()
             # BatchNorm cannot normalise one sample in training mode.
             if normalised and batch_size_of(inputs) == 1:
@@ -287,13 +304,3 @@ def _workload_loss(workload: Workload, form: Form) -> Objective:
             return workload.loss(outputs, targets)
 
     return objective
-
-
-def batches_in(data: Iterable[Any], seed: int) -> int:
-    """How many batches a pass over `data` has, at least 1; a stream is counted under `seed`."""
-    try:
-        return max(1, len(data))  # type: ignore[arg-type] # the except is for those without
-    except TypeError:
-        # A stream does not say how long it is, but the schedule must know.
-        with replayed(seed, 0):
-            return max(1, sum(1 for _ in data))

@@ -1,7 +1,7 @@
 """How far a training has come: its epochs, its best state, and what a killed one needs to go on to the same bits."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from compressor.errors import StorageError
 from compressor.metrics import Metric
 from compressor.notes.training import Epoch, Epochs, Trainings
 from compressor.storage import require_space
+from compressor.streams.own_state import Counters
 from compressor.training.snapshots import (
     Tensors,
     capture,
@@ -40,7 +41,8 @@ class Progress:
 
     `before` and `best_rows` are the metric's rows of the validation samples, of the model before the training and of
     the best state; None where an output is no number, or where nobody asks. `gave_up_bfloat16` is why the inner layers
-    went over to float32 on the way, "" while they did not.
+    went over to float32 on the way, "" while they did not. `counters` is what the
+    loader of the training data has counted.
     """
 
     logs: list[EpochLog]
@@ -50,6 +52,7 @@ class Progress:
     rate_scale: float = 1.0
     retries: int = 0
     gave_up_bfloat16: str = ""
+    counters: Counters = field(default_factory=dict)
 
     def require_space(self, path: Path, model: nn.Module, epochs: int) -> None:
         """Raises WriteError where the disk of `path` has no room for the snapshots of the `epochs` to come."""
@@ -74,6 +77,7 @@ class Progress:
             "rate_scale": self.rate_scale,
             "retries": self.retries,
             "gave_up_bfloat16": self.gave_up_bfloat16,
+            "counters": self.counters,
         }
         write_snapshot(path, tensors, facts)
 
@@ -98,7 +102,7 @@ class Progress:
         self.before, self.best_rows = parts["rows"].get("before"), parts["rows"].get("best")
         self.logs = [EpochLog(**log) for log in facts["logs"]]
         self.rate_scale, self.retries = facts["rate_scale"], facts["retries"]
-        self.gave_up_bfloat16 = facts["gave_up_bfloat16"]
+        self.gave_up_bfloat16, self.counters = facts["gave_up_bfloat16"], facts["counters"]
         if parts["model"]:
             restore_(model, parts["model"])
             restore_optimizer_(optimizer, parts["optimizer"])

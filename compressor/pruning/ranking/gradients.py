@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from compressor.batches import Inputs, map_tensors
+from compressor.structure.calling.draws import seeded
 from compressor.workload import Workload, batch_size_of, batches_of, first_batches, predict
 
 _Parameters = ParamSpec("_Parameters")
@@ -98,8 +99,7 @@ def _differentiable(model: nn.Module, seed: int) -> Iterator[None]:
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     # The recurrent kernels of cuDNN have no backward pass in eval mode.
-    with torch.random.fork_rng(devices=[]), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
         try:
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())

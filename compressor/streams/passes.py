@@ -1,0 +1,47 @@
+"""Passes over data that leave it as it was, and loaders made of other loaders."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
+
+from compressor.streams.own_state import OwnState
+
+
+def one_pass(data: Iterable[Any]) -> Generator[Any, None, None]:
+    """The batches of `data` as they come.
+
+    What it keeps is as before when the pass ends or is given up: two passes under one torch seed are the same, and no
+    reader finds what another one left.
+    """
+    own = OwnState.of(data)
+    with own.kept():
+        own.begin_()
+        yield from data
+
+
+class Mapped:
+    """The batches of `data`, each as `function` makes it anew.
+
+    For batches that are not (inputs, targets): `Mapped(loader, lambda batch: (batch[0], batch[1]))` leaves a third
+    element out, `Mapped(loader, lambda batch: (batch[0], {"target": batch[1], "weight": batch[2]}))` hands it to the
+    loss with the targets.
+    """
+
+    def __init__(self, data: Iterable[Any], function: Callable[[Any], Any]) -> None:
+        self.data, self.function = data, function
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.function, self.data)
+
+    def __len__(self) -> int:
+        """As many batches as `data` has. Raises TypeError where that does not say."""
+        return len(self.data)  # type: ignore[arg-type] # list() and others ask, and take the TypeError for an answer
+
+
+class Made:
+    """What `make()` gives, anew at every pass: `Made(lambda: read_shards(paths))` of a function that is a generator."""
+
+    def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.make())
