@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from compressor.batches import Inputs, map_tensors
 from compressor.structure.axes.axis import Axis, leaves
 from compressor.structure.axes.forced_paths import Operators, Path
-from compressor.structure.axes.reach import Beyond, lock_what_is_not_reached
 from compressor.structure.axes.trace import Trace, Watch
+from compressor.structure.axes.unreached.reach import Beyond, lock_what_is_not_reached
 from compressor.structure.calling.draws import seeded
 from compressor.structure.calling.shown import Shown, TrainingStep
 from compressor.structure.model_copies import shape_copy, sharing_copy

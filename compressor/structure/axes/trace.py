@@ -14,6 +14,7 @@ from compressor.structure.axes.axis import Axis, IrreconcilableError, atoms, loc
 from compressor.structure.axes.calls import Call, Dims, tensors_in, user_line, user_place
 from compressor.structure.axes.decisions import Decisions, is_chance_or_count, looks_at_values
 from compressor.structure.axes.forced_paths import Path
+from compressor.structure.axes.insides import Insides
 from compressor.structure.axes.read_out import ReadOut
 from compressor.structure.axes.recurrent import RECURRENT, recurrent_dims
 from compressor.structure.axes.rules import rule_of
@@ -63,7 +64,8 @@ class Trace:
 
     `counts` are the attributes that give the size of an axis, by module name; `unknown` the operators without a rule;
     `tables` the weights of embeddings; `branches` the places where the program looked at a value, or the number of
-    values, that was computed from weights or real-valued inputs. `seen` are the axes of everything computed.
+    values, that was computed from weights or real-valued inputs. `seen` are the axes of everything computed,
+    and `insides` says in which modules.
     `unreached` says of each layer that no call reached why it is a danger; `more` are batches that reached some;
     `paths` are those that no example takes; `trains_alike`: training runs the same operators, but for draws and
     statistics.
@@ -77,6 +79,7 @@ class Trace:
     tables: set[str] = field(default_factory=set)
     branches: list[str] = field(default_factory=list)
     seen: dict[tuple[int, ...], Dims] = field(default_factory=dict)
+    insides: Insides = field(default_factory=Insides)
     unreached: dict[str, str] = field(default_factory=dict)
     more: list[Inputs] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
@@ -117,6 +120,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         self.shapes_only = any(tensor.is_meta for tensor in theirs.values())
         self.met, self.operators, self.count, self._muted = set(), [], 0, 0
         self.decisions.begin()
+        self.trace.insides.begin()
         for name, tensor in theirs.items():
             if id(tensor) not in self._parameters:
                 self._parameters[id(tensor)] = self._parameters[id(ours[name])]
@@ -267,6 +271,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 source = number, tuple(order[dim] for dim in permutation(call)) if name in _PERMUTING else order
         for tensor, dims in zip(outputs, every, strict=True):
             self.trace.seen[tuple(map(id, dims))] = dims
+            self.trace.insides.add(dims)
             if id(tensor) not in self._parameters:
                 valued = any(known.valued or (known.source is not None and computed) for known in given)
                 vars(tensor)[_MARK] = Known(dims, computed, valued, source)
@@ -293,6 +298,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     def _layers(self, model: nn.Module) -> Iterator[None]:
         handles = []
         for name, module in model.named_modules():
+            if type(module).__module__.partition(".")[0] != "torch":
+                handles.append(module.register_forward_pre_hook(self._enters(name), with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leaves(name), always_call=True))
             if isinstance(module, RECURRENT):
                 handles.append(module.register_forward_pre_hook(self._mute))
                 handles.append(module.register_forward_hook(self._recurrent(name), with_kwargs=True))
@@ -305,6 +313,23 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _enters(self, name: str) -> Any:
+        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.trace.insides.enter(name, module, args, kwargs, self._dims_in([args, kwargs]))
+
+        return note
+
+    def _leaves(self, name: str) -> Any:
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            self.trace.insides.leave(name, self._dims_in([output]))
+
+        return note
+
+    def _dims_in(self, values: Any) -> list[Dims]:
+        """The axes of the tensors among `values` of which they are known."""
+        every = [self._parameters.get(id(tensor)) or vars(tensor).get(_MARK) for tensor in tensors_in(values)]
+        return [known.dims for known in every if known is not None]
 
     def _mute(self, _module: nn.Module, _args: Any) -> None:
         self._muted += 1
@@ -329,6 +354,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 found = recurrent_dims(module, self.dims_of, values, output)
                 for tensor, dims in found:
                     vars(tensor)[_MARK] = Known(dims, computed=True, valued=True)
+                    self.trace.insides.add(dims)
             except IrreconcilableError as error:
                 reason = f"{error} in {name}"
                 for tensor in (*tensors_in(values), *module.parameters()):

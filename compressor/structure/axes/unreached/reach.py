@@ -1,13 +1,16 @@
 """What no call of a model reaches, and the widths that it could read or make all the same."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from math import prod
 
+import torch
 from torch import nn
 
 from compressor.structure.axes.axis import Axis, leaves, lock
 from compressor.structure.axes.trace import Trace
+from compressor.structure.axes.unreached.arguments import handed_on
+from compressor.structure.axes.unreached.readers import readers_of
 from compressor.structure.source_lines import mention_line
 from compressor.structure.tensor_ids import tensors_of
 
@@ -15,6 +18,7 @@ from compressor.structure.tensor_ids import tensors_of
 Beyond = tuple[str, Sequence[Axis]]
 
 _CONVOLUTIONS = nn.modules.conv._ConvNd  # noqa: SLF001 - no public name
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _WAY_OUT = "give inputs that reach it as other_inputs of the Workload"
 
 
@@ -25,7 +29,8 @@ def lock_what_is_not_reached(
 
     `explored` are the tensors that paths beyond the examples met, by name: such a layer locks what it met there. Any
     other one locks whatever fits one of its sizes: as it is, flattened, or together with another width in a
-    concatenation. `untrained` is why training was not traced.
+    concatenation. A tensor that is no layer's can do so only in the hands of those who read it; one of integers could
+    be the positions that it looks up there. `untrained` is why training was not traced.
     """
     layers = _layers_not_reached(model, trace)
     if not layers:
@@ -40,6 +45,8 @@ def lock_what_is_not_reached(
         else:
             cause = "{} is reached by no example, and could read or make it"
             hit = widths.fitting(_sizes(model, layer, names))
+            if layer in tensors_of(model):
+                hit = _in_reach(model, trace, widths, layer, hit)
         cause += f" (training fails: {untrained})" if untrained is not None else ""
         place = f" ({line})" if line else ""
         fresh = [atom for atom in dict.fromkeys(hit) if atom.reason is None]
@@ -53,14 +60,15 @@ def lock_what_is_not_reached(
 
 
 def _layers_not_reached(model: nn.Module, trace: Trace) -> dict[str, list[str]]:
-    """The tensors that no call reached, by layer, or alone where the layer has others that were reached."""
+    """The tensors that no call reached, by layer, or alone where the layer has others or ran without them."""
     found: dict[str, list[str]] = {}
-    partly = set[str]()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    partly = {name for name, module in modules.items() if isinstance(module, nn.ParameterList | nn.ParameterDict)}
     for name, tensor in tensors_of(model).items():
         module = name.rpartition(".")[0]
-        if name in trace.used:
+        if name in trace.used or trace.insides.called(module):
             partly.add(module)
-        elif tensor.numel() > 1:
+        if name not in trace.used and tensor.numel() > 1:
             found.setdefault(module, []).append(name)
     return {
         layer: tensors
@@ -69,6 +77,76 @@ def _layers_not_reached(model: nn.Module, trace: Trace) -> dict[str, list[str]]:
             [(name, [name]) for name in names] if module in partly or not module else [(module, names)]
         )
     }
+
+
+def _in_reach(model: nn.Module, trace: Trace, widths: "_Widths", name: str, fitting: Iterable[Axis]) -> list[Axis]:
+    """Those of the `fitting` atoms, and of those that it could look up, that the readers of a tensor ever meet."""
+    tensor = tensors_of(model)[name]
+    readers = readers_of(model, *_owner(model, name))
+    met = set(widths.free)
+    if readers is not None and all(map(trace.insides.called, readers.modules)):
+        met = _met(model, trace, widths, readers.modules)
+    looked_up = set[Axis]()
+    if tensor.dtype in _INTEGERS and (readers is None or readers.found):
+        looked_up = {atom for atom in met if max(widths.free.get(atom, ()), default=0) > int(tensor.max())}
+    return [atom for atom in dict.fromkeys([*fitting, *looked_up]) if atom in met]
+
+
+def _owner(model: nn.Module, name: str) -> tuple[str, str]:
+    """The module of the user's own whose attribute the tensor `name` hangs on, and that attribute."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first = {id(module): known for known, module in model.named_modules()}
+    owner, _, key = name.rpartition(".")
+    while owner and type(modules[owner]).__module__.partition(".")[0] == "torch":
+        owner, _, key = owner.rpartition(".")
+    return first[id(modules[owner])], key
+
+
+def _met(model: nn.Module, trace: Trace, widths: "_Widths", readers: Collection[str]) -> set[Axis]:
+    """The atoms of all that ran in one of `readers`, of its own tensors, and of what its callers could give it."""
+    modules = dict(model.named_modules())
+    every = [dims for reader in readers for dims in trace.insides.met(reader)]
+    names = {id(module): name for name, module in modules.items()}
+    own = [*readers, *(names[id(kept)] for reader in readers for kept in _kept(modules[reader]) if id(kept) in names)]
+    prefixes = [f"{name}." if name else "" for name in own]
+    every += [dims for name, dims in trace.dims.items() if any(map(name.startswith, prefixes))]
+    for holder in _holders(trace, modules, readers):
+        every += [*trace.insides.held(holder), *_own_layers(trace, modules, holder)]
+    return {atom for dims in every for axis in dims for atom in widths.atoms(axis)}
+
+
+def _holders(trace: Trace, modules: Mapping[str, nn.Module], readers: Collection[str]) -> set[str]:
+    """The modules whose code could give `readers` what they were never given."""
+    rest = [(name, *absent) for name in readers for absent in trace.insides.never_given(name, modules[name])]
+    seen, holders = set(rest), set[str]()
+    while rest:
+        name, place, parameter = rest.pop()
+        for caller in trace.insides.callers(name):
+            absent = {key: (caller, number, key) for number, key in trace.insides.never_given(caller, modules[caller])}
+            handed = handed_on(modules[caller], name.rpartition(".")[2], parameter, place)
+            if handed is None or handed - set(absent):
+                holders.add(caller)
+                handed = set(absent)
+            fresh = {absent[key] for key in handed} - seen
+            seen |= fresh
+            rest += fresh
+    return holders
+
+
+def _kept(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in the attributes of `module`, alone and in containers, its own members or not."""
+    for value in vars(module).values():
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        yield from (item for item in items if isinstance(item, nn.Module))
+
+
+def _own_layers(trace: Trace, modules: Mapping[str, nn.Module], owner: str) -> list[list[Axis]]:
+    """The axes of the tensors of the module `owner` that are not in the hands of another module that ran."""
+    prefix = f"{owner}." if owner else ""
+    inner = [f"{name}." for name in modules if name.startswith(prefix) and name != owner and trace.insides.called(name)]
+    return [
+        dims for name, dims in trace.dims.items() if name.startswith(prefix) and not any(map(name.startswith, inner))
+    ]
 
 
 def _sizes(model: nn.Module, layer: str, names: Iterable[str]) -> tuple[set[int], set[int]]:

@@ -1,0 +1,1 @@
+"""What no call of a model reaches: who could read it, and the widths that it could meet there."""
