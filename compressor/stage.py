@@ -32,8 +32,9 @@ class Context:
     `seed` decides every random choice. `folder`, where there is one, is the stage's own: snapshots go there, so that a
     killed run goes on where it was. `tell` hands a note to the report: its entries stand in `details`, to which a stage
     may also add JSON values of its own. `plan` collects what structure stages decided, entries as in
-    `compressor.structure.plan`. `exports` is what the run remembers of its exports, for
-    `export_onnx(model, workload, memory=context.exports)`: no state of a model is exported twice.
+    `compressor.structure.plan`; `plan_before` is what the stages before this one decided. `exports` is what the run
+    remembers of its exports, for `export_onnx(model, workload, memory=context.exports)`: no state of a model is
+    exported twice.
     """
 
     seed: int = 0
@@ -42,6 +43,7 @@ class Context:
     progress: bool = True
     details: dict[str, Any] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
+    plan_before: tuple[dict[str, Any], ...] = ()
     exports: "ExportMemory | None" = None
 
     def tell(self, note: Note) -> None:

@@ -89,11 +89,19 @@ class ZeroChannels(Note):
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroWeights(Note):
-    """The layers in which a penalty drives weights to zero, and the part of all their weights that is."""
+    """The layers in which a penalty or a score makes weights zero, and the part of all their weights that is."""
 
     zero_weights_fraction: float | None
     penalty_strength: float | None = None
     zero_weights: tuple[ZeroCount, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsified(Note):
+    """By which score and in which pattern weights were made zero for good."""
+
+    zeros_by: str
+    zeros_in: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from compressor.notes.quantization import (
 )
 from compressor.notes.structure import Block, Blocks, Group, Groups, LockedLayers, UnreachedLayer, UnreachedLayers
 from compressor.notes.structure import Scores as ScoresNote
-from compressor.notes.training import Epochs, Trainings, ZeroChannels, ZeroCount
+from compressor.notes.training import Epochs, Sparsified, Trainings, ZeroChannels, ZeroCount, ZeroWeights
 from compressor.report.numbers import printable
 from compressor.report.record import Step
 
@@ -117,6 +117,12 @@ def zero_channels(step: Step) -> list[ZeroCount]:
     """The groups in which a penalty drives channels to zero, with how many are."""
     note = noted(step, ZeroChannels)
     return [count for count in note.zero_channels if count.of > 0] if note else []
+
+
+def zero_weights(step: Step) -> list[ZeroCount]:
+    """The layers in which weights were made zero for good, with how many are."""
+    note = noted(step, ZeroWeights) if noted(step, Sparsified) else None
+    return [count for count in note.zero_weights if count.of > 0] if note else []
 
 
 def sensitivity(step: Step) -> list[LayerSensitivity]:

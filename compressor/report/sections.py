@@ -20,6 +20,7 @@ from compressor.report.details import (
     trainings,
     unreached_layers,
     zero_channels,
+    zero_weights,
 )
 from compressor.report.figures import training_curves
 from compressor.report.markdown import code, escape
@@ -27,6 +28,9 @@ from compressor.report.numbers import ScoreScale
 from compressor.report.record import Step
 from compressor.report.scores import criteria, removals, score_plots
 from compressor.report.sensitivity import sensitivity_plot, width_rows, widths_summary, widths_tried
+
+# What reports say wherever zeros are counted.
+NO_SPEED = "that makes the file smaller once it is compressed, and makes nothing faster in ONNX Runtime"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +69,9 @@ def other_details(step: Step) -> dict[str, Any]:
 def _removed_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     groups, strips, locked = channel_groups(step), block_strips(step), locked_layers(step)
     unreached = unreached_layers(step)
-    plots, zeros = score_plots(step), zero_channels(step)
+    plots, zeros, single = score_plots(step), zero_channels(step), zero_weights(step)
     blocks = [block for strip in strips.values() for block in strip]
-    if not (groups or blocks or locked or unreached or plots or zeros):
+    if not (groups or blocks or locked or unreached or plots or zeros or single):
         return {}
     return {
         "groups": groups,
@@ -84,6 +88,10 @@ def _removed_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
         "criteria": criteria(step),
         "zeros": zeros,
         "zero_channels": sum(group.zero for group in zeros),
+        "single": single,
+        "no_speed": NO_SPEED,
+        "zero_weights": sum(layer.zero for layer in single),
+        "sparse_weights": sum(layer.of for layer in single),
         "penalised_channels": sum(group.of for group in zeros),
     }
 
@@ -100,6 +108,10 @@ def _removed_text(step: Step) -> list[str]:
     if zeros:
         count, total = sum(group.zero for group in zeros), sum(group.of for group in zeros)
         lines.append(f"- {count} of {total} channels in {len(zeros)} groups were driven to zero")
+    single = zero_weights(step)
+    if single:
+        count, total = sum(layer.zero for layer in single), sum(layer.of for layer in single)
+        lines.append(f"- {count} of {total} weights in {len(single)} layers are zero for good; {NO_SPEED}")
     gone = [code(block.block) for block in blocks if not block.kept]
     if gone:
         lines.append(f"- dropped {len(gone)} of {len(blocks)} blocks: {', '.join(gone)}")
@@ -193,7 +205,7 @@ _REMOVED = Section(
     card=_removed_card,
     heading="What was removed",
     text=_removed_text,
-    shows=("groups", "locked", "unreached_layers", "blocks", "scores", "zero_channels"),
+    shows=("groups", "locked", "unreached_layers", "blocks", "scores", "zero_channels", "zero_weights"),
 )
 _FLOAT = Section(
     title="What was left in float, and why",

@@ -97,6 +97,7 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
         progress=job.progress,
         details={},
         plan=[],
+        plan_before=tuple(base.plan),
         exports=job.exports,
     )
     with explained(name, index + 1):

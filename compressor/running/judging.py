@@ -6,6 +6,7 @@ from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_val
 from compressor.measuring.scores import FileScores
 from compressor.notes.training import Trainings
 from compressor.running.folder import State
+from compressor.running.order import needs_recovery
 from compressor.stage import Effect, Stage, stage_name
 
 
@@ -53,7 +54,7 @@ def harm_of_training(
     failed = failed_trainings(state)
     if failed and state.onnx_bytes == base.onnx_bytes:
         return Verdict(keep=False, reason=f"rolled back: {failed}")
-    if budget is not None:
+    if budget is not None or needs_recovery(stage):
         return None
     change = scores.drop(state.onnx_bytes, base.onnx_bytes, "validation")
     verdict = judge_values(change, scores.workload.metric)
@@ -69,7 +70,8 @@ def judge_segment(
     if budget.max_drop is not None:
         drop = scores.drop(state.onnx_bytes, reference.onnx_bytes, "validation")
         verdicts.append(judge_drop(drop, budget.max_drop, metric))
-    if all(stage.effect is Effect.VALUES for stage in stages):
+    # What takes weights out costs accuracy, and is allowed as much as the budget says.
+    if all(stage.effect is Effect.VALUES and not needs_recovery(stage) for stage in stages):
         change = scores.drop(state.onnx_bytes, entry.onnx_bytes, "validation")
         verdicts.append(judge_values(change, metric))
     refused = [verdict for verdict in verdicts if not verdict.keep]

@@ -10,23 +10,22 @@ from compressor.stage import Effect, Stage, stage_name
 def segments(stages: Sequence[Stage]) -> list[list[int]]:
     """The indices of the stages that are judged together: structure with the training that recovers it.
 
-    Consecutive structure stages share the training that follows them, and the sparse training that prepares them;
-    other stages stand alone.
+    Consecutive structure stages share the training that follows them, and the sparse training that prepares them; so
+    do stages that make weights zero. Other stages stand alone.
     """
     groups: list[list[int]] = []
     recovering = False
     for index, stage in enumerate(stages):
-        shapes = stage.effect is Effect.STRUCTURE
+        takes = _takes(stage)
         before = stages[index - 1] if groups else None
         joins = before is not None and (
-            (stage.effect is Effect.VALUES and recovering)
-            or (shapes and (before.effect is Effect.STRUCTURE or prepares_structure(before)))
+            (_takes(before) or prepares_structure(before)) if takes else stage.effect is Effect.VALUES and recovering
         )
         if joins:
             groups[-1].append(index)
         else:
             groups.append([index])
-            recovering = shapes or prepares_structure(stage)
+            recovering = takes or prepares_structure(stage)
     return groups
 
 
@@ -36,6 +35,18 @@ def prepares_structure(stage: Stage) -> bool:
     A stage says so with a class attribute `prepares_structure = True`.
     """
     return bool(getattr(stage, "prepares_structure", False))
+
+
+def needs_recovery(stage: Stage) -> bool:
+    """Whether `stage` takes from the weights what the training after it wins back, so that both are judged together.
+
+    A stage says so with a class attribute `needs_recovery = True`.
+    """
+    return bool(getattr(stage, "needs_recovery", False))
+
+
+def _takes(stage: Stage) -> bool:
+    return stage.effect is Effect.STRUCTURE or needs_recovery(stage)
 
 
 def refuse_impossible_orders(stages: Sequence[Stage]) -> None:
@@ -67,7 +78,8 @@ def doubtful_orders(stages: Sequence[Stage]) -> tuple[str, ...]:
     """A sentence for every order that works but is known to disappoint."""
     return tuple(
         f"{stage_name(after)} follows {stage_name(before)} with no training between: the accuracy that went with the "
-        "structure is not won back, and quantization takes some more; put distill or fine_tune between them"
+        f"{'structure' if before.effect is Effect.STRUCTURE else 'weights'} is not won back, and quantization takes "
+        "some more; put distill or fine_tune between them"
         for before, after in pairwise(stages)
-        if before.effect is Effect.STRUCTURE and after.effect is Effect.ENCODING
+        if _takes(before) and after.effect is Effect.ENCODING
     )

@@ -24,6 +24,10 @@ from compressor.quantization.other_cpus.portability import Portable, SafePairs, 
 from compressor.quantization.placement.forms import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.quantizer import Nearest
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
+from compressor.sparsity.masks import PerRow
+from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
+from compressor.sparsity.schedules import Polynomial
+from compressor.sparsity.scores import Magnitude
 from compressor.stage import Effect
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.stages.channel_pruning import PruneChannels
@@ -34,6 +38,7 @@ from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.structure_shrinking import ShrinkStructure
+from compressor.stages.weight_sparsifying import SparsifyWeights
 from compressor.stages.zero_removal import RemoveZeroChannels
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
 
@@ -54,6 +59,7 @@ __all__ = [
     "BFloat16",
     "BatchNormScale",
     "BiasCorrection",
+    "Blocks",
     "ByFamily",
     "Candidate",
     "CrossLayerEqualization",
@@ -76,6 +82,7 @@ __all__ = [
     "Latency",
     "Linear",
     "Macs",
+    "Magnitude",
     "MinMax",
     "MixedPrecision",
     "MovingAverage",
@@ -86,8 +93,10 @@ __all__ = [
     "PerChannel",
     "PerGroup",
     "PerLayer",
+    "PerRow",
     "PerTensor",
     "Percentile",
+    "Polynomial",
     "Portable",
     "PruneChannels",
     "QuantizationAwareTraining",
@@ -95,17 +104,21 @@ __all__ = [
     "Random",
     "ReestimateBatchNorm",
     "RemoveZeroChannels",
+    "Rows",
     "SafePairs",
+    "SemiStructured",
     "SevenBits",
     "ShrinkStructure",
     "SlimmingPenalty",
     "SmoothQuant",
     "SparseTraining",
+    "SparsifyWeights",
     "Static",
     "Steps",
     "Symmetric",
     "TaskMetric",
     "Taylor",
+    "Unstructured",
     "WeightOnly",
     "catalogue",
 ]
@@ -115,6 +128,7 @@ BUILT_IN: tuple[type[Any], ...] = (
     PruneChannels,
     DropBlocks,
     SparseTraining,
+    SparsifyWeights,
     RemoveZeroChannels,
     ReestimateBatchNorm,
     FineTune,

@@ -28,6 +28,7 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
          "attributes": {module: {attribute: value}}, "why": {...}}
         {"kind": "attention", "modules": [name, ...]}    # nn.MultiheadAttention becomes NarrowAttention
         {"kind": "fold", "tensors": {module: {tensor: what computes it}}}    # computed weights become plain ones
+        {"kind": "zeros", "tensors": [name, ...]}    # what is zero in these is meant to stay zero: nothing is done
     where `as_tuple`, `with_state`, `counts`, `shapes`, `attributes` and `why` may be left out; "layers" are those of
     stacked nn.LSTM, nn.GRU and nn.RNN, the others of which move down. Parameters and buffers keep dtype, device,
     memory format and `requires_grad`; tensors that were tied stay tied. Gradients of sliced parameters are dropped.
@@ -55,10 +56,12 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
         elif kind == "fold":
             fold_weights_(model, entry.get("tensors", {}))
             slots = None
+        elif kind == "zeros":
+            _require_tensors(model, _part(entry, "tensors", list))
         else:
             raise ValueError(
-                f"entry {number} of the plan must be of kind 'identity', 'layers', 'slice', 'attention' or 'fold', got "
-                f"{kind!r}"
+                f"entry {number} of the plan must be of kind 'identity', 'layers', 'slice', 'attention', 'fold' or "
+                f"'zeros', got {kind!r}"
             )
     return forget_(model)
 
@@ -70,6 +73,13 @@ def _replace_(model: nn.Module, name: str, returns: dict[str, bool]) -> None:
     if not isinstance(old, nn.Module):
         raise ValueError(f"the plan removes module {name!r}, which {type(model).__name__} lacks")
     setattr(parent, key, PassThrough(**returns).train(old.training))
+
+
+def _require_tensors(model: nn.Module, names: list[Any]) -> None:
+    known = {name for name, _ in named_slots(model)}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"the plan holds zeros of tensor {name!r}, which {type(model).__name__} does not have")
 
 
 class _Slots:

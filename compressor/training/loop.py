@@ -21,6 +21,7 @@ from compressor.structure.calling.draws import kept_randomness
 from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.training.agreement import Choice, choose
 from compressor.training.freezing import freezing, frozen_names, still_modules, train_mode_
+from compressor.training.held_zeros import HeldZeros, held_names, held_parameters
 from compressor.training.optimization import Cycle, check_schedule, optimizer_for, peak_rate
 from compressor.training.precision import AutoPrecision, Form, Precision, at_least_float32
 from compressor.training.progress import EpochLog, Progress, best_epoch
@@ -90,7 +91,8 @@ def train(
 
     What is frozen, by `requires_grad` or by the globs `freeze`, stays as it is, and so do modules that the user put
     into eval mode by themselves (`training.freezing` says which). `student` is the part of `model` that stands for the
-    workload's model where that is not all of it.
+    workload's model where that is not all of it. Zeros that the plan holds (`training.held_zeros`) stay zero, and so
+    does what `after_step` adds to them.
 
     A loss or gradient that is not finite rolls back to the best epoch and halves the rate, at most twice. Raises
     StageError then, when everything is frozen, and when there is no batch to train on.
@@ -114,6 +116,8 @@ def train(
             )
         still = still_modules(part, workload.model, freeze)
         frozen = frozen_names(part, still)
+        held = held_parameters(part, held_names([*context.plan_before, *context.plan]))
+        zeros = HeldZeros([*held.values()])
         settings = {
             "epochs": epochs,
             "tail_epochs": tail_epochs,
@@ -126,6 +130,7 @@ def train(
             "identity": identity,
             "precision": repr(precision),
             "frozen": list(frozen),
+            "held_zeros": list(held),
             "model": digest(model) if path else "",
         }
         optimizer = optimizer_for(model, weight_decay)
@@ -160,6 +165,7 @@ def train(
                 views=views or total,
                 bar=bar,
                 after_step=after_step,
+                zeros=zeros,
             )
             while (epoch := len(progress.logs)) < total:
                 try:
@@ -225,6 +231,7 @@ class _Loop:
     views: int
     bar: Any
     after_step: AfterStep | None
+    zeros: HeldZeros
 
     def epoch_(self, optimizer: torch.optim.Optimizer, progress: Progress) -> tuple[EpochLog, Tensor | None]:
         """Trains one epoch and scores it: its log and the metric's rows.
@@ -236,7 +243,7 @@ class _Loop:
             found = self.choice.still_agrees(self.model, self.workload, self.seed)
             if found.objection:
                 progress.gave_up_bfloat16 = f"float32 from epoch {epoch} on: {found.objection}"
-        with replayed(self.seed, epoch % self.views):
+        with replayed(self.seed, epoch % self.views), self.zeros.without_gradients():
             loss = self._batches_(optimizer, progress)
         rows = validation_rows(self.model, self.workload, self.choice.form)
         score = math.nan if rows is None else self.workload.metric.aggregate(rows)
@@ -254,6 +261,7 @@ class _Loop:
         epoch, form = len(progress.logs), self.choice.form
         context = form.autocast if self._in_bfloat16(progress) else form.exact
         train_mode_(self.model, self.still)
+        self.zeros.read()
         normalised = any(isinstance(module, _BatchNorm) and module.training for module in self.model.modules())
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         score = f"{progress.logs[-1].score:.4f}" if progress.logs else "-"
@@ -275,9 +283,11 @@ class _Loop:
             norm = nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
             _check_finite(float(norm), f"gradient norm in epoch {epoch}, batch {batch}")
             optimizer.step()
+            self.zeros.restore_()
             if self.after_step is not None:
                 with torch.no_grad():
                     self.after_step(float(optimizer.param_groups[0]["lr"]))
+                self.zeros.read()
             total, count = total + value, count + 1
             self.bar.set_postfix(loss=f"{total / count:.4f}", score=score, refresh=False)
         if not count:

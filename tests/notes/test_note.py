@@ -66,6 +66,7 @@ from compressor.notes.training import (
     Epoch,
     Epochs,
     NormsReestimated,
+    Sparsified,
     Teaching,
     Training,
     Trainings,
@@ -177,6 +178,10 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (
         ZeroChannels(zero_channels_fraction=0.25, zero_channels=(ZeroCount(layer="a", zero=4, of=16),)),
         '{"zero_channels_fraction": 0.25, "zero_channels": [{"layer": "a", "zero": 4, "of": 16}]}',
+    ),
+    (
+        Sparsified(zeros_by="Magnitude(norm='l1')", zeros_in="Rows()"),
+        '{"zeros_by": "Magnitude(norm=\'l1\')", "zeros_in": "Rows()"}',
     ),
     (
         ZeroWeights(zero_weights_fraction=0.5, zero_weights=(ZeroCount(layer="a", zero=8, of=16),)),

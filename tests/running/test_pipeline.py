@@ -21,6 +21,7 @@ from compressor.stages import (
     ReestimateBatchNorm,
     RemoveZeroChannels,
     SparseTraining,
+    SparsifyWeights,
 )
 from compressor.storage import read_json
 
@@ -211,6 +212,9 @@ def test_structure_and_its_training_form_one_segment():
     assert segments([FineTune(), PruneChannels(remove=0.2), FineTune(), DropBlocks(remove=0.5)]) == [[0], [1, 2], [3]]
     # Sparse training makes the model worse on purpose: what it prepares and what recovers it are judged with it.
     assert segments([SparseTraining(), RemoveZeroChannels(), FineTune(), Quantize()]) == [[0, 1, 2], [3]]
+    zeros = SparsifyWeights(sparsity=0.5)
+    assert segments([PruneChannels(remove=0.2), FineTune(), zeros, FineTune(), Quantize()]) == [[0, 1], [2, 3], [4]]
+    assert segments([SparseTraining(), zeros, RemoveZeroChannels(), Distill()]) == [[0, 1, 2, 3]]
 
 
 def test_a_missed_goal_is_said(trained_workload, tmp_path):

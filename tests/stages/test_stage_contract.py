@@ -20,6 +20,7 @@ SETTINGS = {
     "shrink_structure": {"target": Macs(0.5), "align": 8, "batches": 1, "rounds": 2},
     "drop_blocks": {"remove": 0.5},
     "sparse_training": {"epochs": 1},
+    "sparsify_weights": {"sparsity": 0.5},
     "remove_zero_channels": {"threshold": 0.2, "align": 4},
     "fine_tune": {"epochs": 1, "tail_epochs": 0},
     "distill": {"epochs": 1, "tail_epochs": 0, "views": 1},

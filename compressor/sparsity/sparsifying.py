@@ -1,0 +1,130 @@
+"""A model on its way to more zeros: its weights ranked as they are, and the lowest of them made zero."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import StageError
+from compressor.kept_state import private_copy
+from compressor.sparsity.layers import SparseWeight, sparse_weights
+from compressor.sparsity.masks import Scope, kept_units
+from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
+from compressor.sparsity.scores import Case, Score
+from compressor.stage import Context
+from compressor.structure.calling.shown import shown_by
+from compressor.structure.graph import trace_structure
+from compressor.structure.trials import evaluating
+from compressor.workload import Workload
+
+
+@dataclass(kw_only=True)
+class Sparsifying:
+    """The weights of `model` that may get zeros, and by layer why others are `left` alone."""
+
+    model: nn.Module
+    workload: Workload
+    context: Context
+    pattern: Unstructured | Rows | Blocks | SemiStructured
+    score: Score
+    scope: Scope
+    layers: Sequence[str]
+    ignore: Sequence[str]
+    weights: list[SparseWeight] = field(init=False)
+    left: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found, self.left = sparse_weights(self.model, layers=self.layers, ignore=self.ignore)
+        self.weights = []
+        judged = self._making_outputs() if isinstance(self.pattern, Rows) else frozenset[str]()
+        for weight in found:
+            reason = "its rows make the model's output" if weight.name in judged else self.pattern.unfit(weight)
+            if reason is None:
+                self.weights.append(weight)
+            else:
+                self.left[weight.layer] = reason
+
+    def require_some(self, sparsity: float) -> None:
+        """Raises StageError, with the reasons, where `sparsity` makes no weight zero."""
+        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self.left.items())
+        if not self.weights:
+            raise StageError(
+                f"no weight of {type(self.model).__name__} fits {self.pattern!r}: {reasons}; take another pattern or "
+                "other layers"
+            )
+        if isinstance(self.pattern, SemiStructured):
+            return
+        sizes = self._sizes(self.pattern)
+        total = sum(int(size.sum()) for size in sizes.values())
+        smallest = min(int(size.min()) for size in sizes.values())
+        if round(sparsity * total) < smallest:
+            raise StageError(
+                f"sparsity={sparsity:g} of {total} weights makes none of them zero: the smallest unit of "
+                f"{self.pattern!r} has {smallest}; raise sparsity"
+            )
+
+    def sparsify_(self, sparsity: float) -> None:
+        """Makes weights zero until they are the part `sparsity` of all, those first that are zero already."""
+        masks = self.masks(sparsity)
+        with torch.no_grad():
+            for weight in self.weights:
+                weight.parameter.masked_fill_(~masks[weight.name].to(weight.parameter.device), 0.0)
+
+    def masks(self, sparsity: float) -> dict[str, Tensor]:
+        """Which elements of each weight stay at `sparsity`, by name, of its shape."""
+        scores, pattern = self._scores(), self.pattern
+        if isinstance(pattern, SemiStructured):
+            share = sparsity / pattern.sparsity
+            # What is zero stays zero, whatever its score is.
+            live = {weight.name: scores[weight.name].masked_fill(_zeros(weight), -torch.inf) for weight in self.weights}
+            return {w.name: w.as_weight(pattern.kept(w.arranged(live[w.name]), share)) for w in self.weights}
+        units = {}
+        for weight in self.weights:
+            values = pattern.units(weight.arranged(scores[weight.name]).double())
+            gone = pattern.units(weight.arranged(_zeros(weight)).double()) == 1
+            units[weight.name] = values.masked_fill(gone, -torch.inf)
+        kept = kept_units(units, self._sizes(pattern), sparsity, self.scope)
+        return {
+            weight.name: weight.as_weight(pattern.elements(kept[weight.name], weight.arranged(weight.parameter).shape))
+            for weight in self.weights
+        }
+
+    def _scores(self) -> dict[str, Tensor]:
+        """The score of every element, by the weight's name, on the CPU."""
+        model, weights = self.model, self.weights
+        if not self.score.by_weights:
+            # Scores run the model, which may be in the middle of a training.
+            model = private_copy(model).eval()
+            weights = [weight.of(model) for weight in weights]
+        case = Case(
+            model=model,
+            weights=weights,
+            workload=self.workload,
+            seed=self.context.seed,
+            progress=self.context.progress,
+        )
+        return {name: values.detach().cpu() for name, values in self.score.scores(case).items()}
+
+    def _sizes(self, pattern: Unstructured | Rows | Blocks) -> dict[str, Tensor]:
+        """How many elements each unit has, by the weight's name, (outputs, units)."""
+        sizes = {}
+        for weight in self.weights:
+            shape = weight.arranged(weight.parameter).shape
+            units = pattern.units(torch.zeros(shape))
+            numbers = torch.arange(units.numel()).reshape(units.shape)
+            sizes[weight.name] = torch.bincount(
+                pattern.elements(numbers, shape).flatten(), minlength=units.numel()
+            ).reshape(units.shape)
+        return sizes
+
+    def _making_outputs(self) -> frozenset[str]:
+        """The names of the weights whose outputs are those of the model."""
+        with evaluating(self.model):
+            groups = trace_structure(self.model, shown_by(self.workload), settled=False).groups
+        parts = [part for group in groups if group.makes_output for part in group.parts if part.makes]
+        return frozenset(name for part in parts for name, _ in part.tensors)
+
+
+def _zeros(weight: SparseWeight) -> Tensor:
+    return weight.parameter.detach().cpu() == 0

@@ -1,0 +1,67 @@
+"""Zeros that grow in number while the model trains, step by step of the optimizer."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from compressor.batches import Inputs
+from compressor.sparsity.schedules import Polynomial
+from compressor.sparsity.sparsifying import Sparsifying
+from compressor.training.loop import Position, train
+from compressor.training.precision import Form, at_least_float32
+from compressor.training.progress import epochs_note
+from compressor.training.streams import batches_in
+from compressor.workload import predict
+
+
+def train_sparser(work: Sparsifying, schedule: Polynomial, final: float, *, identity: str) -> None:
+    """Trains the model while its sparsity rises to `final`; told. The plan has to hold the zeros of its weights."""
+    batches = batches_in(work.workload.train, work.context.seed)
+    sparsities = schedule.sparsities(final, batches)
+    form = Form.of(work.model)
+    clock = _Clock(batches=batches)
+    if 0 in sparsities:
+        work.sparsify_(sparsities[0])
+
+    def objective(model: nn.Module, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:
+        clock.position = position
+        outputs = at_least_float32(predict(model, inputs))
+        with form.exact():
+            return work.workload.loss(outputs, targets)
+
+    def after_step(_rate: float) -> None:
+        if clock.steps_made in sparsities:
+            work.sparsify_(sparsities[clock.steps_made])
+
+    logs = train(
+        work.model,
+        work.workload,
+        epochs=schedule.epochs,
+        learning_rate=schedule.learning_rate,
+        context=work.context,
+        tail_epochs=schedule.tail_epochs,
+        weight_decay=schedule.weight_decay,
+        objective=objective,
+        label="sparsify_weights",
+        identity=identity,
+        after_step=after_step,
+        keep_last=True,
+        precision=schedule.precision,
+        freeze=schedule.freeze,
+    )
+    # A last batch of one sample is no step for a model with BatchNorm, and the last zeros may have been due there.
+    work.sparsify_(final)
+    work.context.tell(epochs_note(logs, None, work.context.details))
+
+
+@dataclass(kw_only=True)
+class _Clock:
+    """Where the batch stands that is trained on; a training that goes on from disk goes on in the middle."""
+
+    batches: int
+    position: Position = Position(view=0, batch=0)  # noqa: RUF009 - it is frozen
+
+    @property
+    def steps_made(self) -> int:
+        """The steps of the optimizer that are made when this batch is done."""
+        return self.position.view * self.batches + self.position.batch + 1

@@ -1,0 +1,119 @@
+"""Weight sparsity: single weights, blocks or whole rows become zero, and stay zero in every later training.
+
+A score decides which go (`sparsity/scores.py`), a pattern in which shape (`sparsity/patterns.py`), a scope what is
+ranked against what, and a schedule when: at once, in steps with training between them, or while the model trains.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import nn
+
+from compressor.checks import check_fraction, check_globs
+from compressor.notes.structure import LockedLayers
+from compressor.notes.training import Sparsified, ZeroCount, ZeroWeights
+from compressor.pruning.narrowing import fold_model_
+from compressor.pruning.ranking.scope import Global, PerLayer
+from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
+from compressor.sparsity.masks import PerRow
+from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
+from compressor.sparsity.schedules import Polynomial
+from compressor.sparsity.scores import Magnitude
+from compressor.sparsity.sparsifying import Sparsifying
+from compressor.sparsity.while_training import train_sparser
+from compressor.stage import Context, Effect
+from compressor.training.held_zeros import zeros_entry
+from compressor.training.loop import train
+from compressor.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsifyWeights:
+    """Makes the part `sparsity`, in [0, 1), of the weights zero, those with the smallest `score`, for good.
+
+    Weights are those of convolutions, linear, recurrent and embedding layers whose names match a glob of `layers` and
+    none of `ignore`; what the `pattern` does not fit is left alone, with the reason. SemiStructured(n=2, m=4) says by
+    itself how much goes, and takes no `sparsity`. `scope` says what is ranked against what. `schedule` spreads it over
+    steps with training between them, or over one training (Polynomial). The zeros stay in all later training and
+    quantization; they make the file smaller once it is compressed, and nothing faster.
+    """
+
+    effect: ClassVar[Effect] = Effect.VALUES
+    needs_recovery: ClassVar[bool] = True
+
+    sparsity: float | None = None
+    pattern: Unstructured | Rows | Blocks | SemiStructured = field(default_factory=Unstructured)
+    score: Magnitude = field(default_factory=Magnitude)
+    scope: Global | PerLayer | PerRow = field(default_factory=Global)
+    schedule: OneShot | Linear | Cubic | Steps | Polynomial = field(default_factory=OneShot)
+    layers: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        fixed = isinstance(self.pattern, SemiStructured)
+        if fixed and self.sparsity is not None:
+            raise ValueError(
+                f"{self.pattern!r} says how many weights go, so that sparsity is left out; got sparsity={self.sparsity}"
+            )
+        if not fixed:
+            if self.sparsity is None:
+                raise ValueError("sparsity is the fraction of the weights that becomes zero; write sparsity=0.8")
+            check_fraction(self.sparsity, "sparsity is the fraction of the weights that becomes zero")
+        check_globs(self.layers, "layers", least=1)
+        check_globs(self.ignore, "ignore")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the schedule trains the model, which then needs gradients."""
+        return not isinstance(self.schedule, OneShot)
+
+    def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
+        """The model with its zeros. Raises StageError, with the reasons, where no weight can become zero."""
+        fold_model_(model, workload, context, layers=self.layers, ignore=self.ignore)
+        work = Sparsifying(
+            model=model,
+            workload=workload,
+            context=context,
+            pattern=self.pattern,
+            score=self.score,
+            scope=self.scope,
+            layers=self.layers,
+            ignore=self.ignore,
+        )
+        final = self.pattern.sparsity if isinstance(self.pattern, SemiStructured) else self.sparsity
+        assert final is not None  # checked where it is set
+        work.require_some(final)
+        context.plan.append(zeros_entry([weight.name for weight in work.weights]))
+        if isinstance(self.schedule, Polynomial):
+            train_sparser(work, self.schedule, final, identity=repr(self))
+        else:
+            self._step_by_step(work, final)
+        counts = tuple(
+            ZeroCount(layer=weight.layer, zero=int((weight.parameter == 0).sum()), of=weight.parameter.numel())
+            for weight in work.weights
+        )
+        total = sum(count.of for count in counts)
+        context.tell(ZeroWeights(zero_weights_fraction=sum(c.zero for c in counts) / total, zero_weights=counts))
+        context.tell(Sparsified(zeros_by=repr(self.score), zeros_in=repr(self.pattern)))
+        context.tell(LockedLayers.of(work.left))
+        return model
+
+    def _step_by_step(self, work: Sparsifying, final: float) -> None:
+        """Zeros in the steps of the schedule, with training between them."""
+        schedule = self.schedule
+        assert not isinstance(schedule, Polynomial)
+        shares = schedule.shares
+        for step, share in enumerate(shares, start=1):
+            work.sparsify_(final * share)
+            if step < len(shares) and not isinstance(schedule, OneShot):
+                train(
+                    work.model,
+                    work.workload,
+                    epochs=schedule.epochs,
+                    learning_rate=schedule.learning_rate,
+                    context=work.context,
+                    precision=schedule.precision,
+                    freeze=schedule.freeze,
+                    label=f"between sparsity steps {step} and {step + 1}",
+                    identity=repr(self),
+                )

@@ -1,0 +1,285 @@
+"""Weights become zero as asked, stay zero in all that follows, and what became empty can be taken out."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.errors import StageError
+from compressor.pruning.ranking.scope import PerLayer
+from compressor.pruning.schedules import Cubic, Linear, OneShot
+from compressor.running.pipeline import Pipeline
+from compressor.sparsity.masks import PerRow
+from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
+from compressor.sparsity.schedules import Polynomial
+from compressor.sparsity.scores import Magnitude
+from compressor.stage import Context
+from compressor.stages.channel_pruning import PruneChannels
+from compressor.stages.distillation import Distill
+from compressor.stages.fine_tuning import FineTune
+from compressor.stages.quantization import Quantize
+from compressor.stages.quantization_aware import QuantizationAwareTraining
+from compressor.stages.sparse_training import SparseTraining
+from compressor.stages.weight_sparsifying import SparsifyWeights
+from compressor.stages.zero_removal import RemoveZeroChannels
+from compressor.structure.checkpoint import load_checkpoint
+from compressor.target import Isa, Target
+from compressor.testing import check_stage
+from compressor.workload import predict
+from workbench.tiny import TinyResNet, make_workload
+
+TARGET = Target(isa=Isa.X86_AVX2)
+
+
+def sparse(stage, workload, *, folder=None):
+    """What the stage makes of a copy of the workload's model, and its context."""
+    context = Context(progress=False, target=TARGET, folder=folder)
+    torch.manual_seed(0)
+    return stage.apply(copy.deepcopy(workload.model), workload, context), context
+
+
+def zeros(model) -> dict[str, torch.Tensor]:
+    """Where the weights of `model` are zero, by name."""
+    return {name: own == 0 for name, own in model.named_parameters() if own.ndim > 1}
+
+
+def fraction(model) -> float:
+    """The part of the weights that is zero."""
+    found = torch.cat([mask.flatten() for mask in zeros(model).values()])
+    return float(found.float().mean())
+
+
+@pytest.mark.parametrize(
+    ("stage", "least", "most"),
+    [
+        (SparsifyWeights(sparsity=0.8), 0.7999, 0.8001),
+        (SparsifyWeights(sparsity=0.8, scope=PerLayer()), 0.799, 0.801),
+        (SparsifyWeights(sparsity=0.75, scope=PerRow()), 0.74, 0.76),
+        (SparsifyWeights(sparsity=0.5, pattern=Blocks(height=4, width=4)), 0.49, 0.5),
+        (SparsifyWeights(sparsity=0.5, pattern=Rows(), score=Magnitude(norm="l2")), 0.45, 0.5),
+        (SparsifyWeights(sparsity=0.6, schedule=Linear(steps=2, epochs=1)), 0.5999, 0.6001),
+    ],
+    ids=repr,
+)
+def test_as_many_weights_are_zero_as_asked(stage, least: float, most: float, trained_workload) -> None:
+    """Counted in the model, and told layer by layer."""
+    model, context = sparse(stage, trained_workload)
+    assert least <= fraction(model) <= most
+    assert context.details["zero_weights_fraction"] == pytest.approx(fraction(model), abs=2e-2)
+    counted = {name.removesuffix(".weight"): int(mask.sum()) for name, mask in zeros(model).items()}
+    assert all(entry["zero"] == counted[entry["layer"]] for entry in context.details["zero_weights"])
+
+
+def test_two_of_four_leaves_alone_what_four_does_not_divide(trained_workload) -> None:
+    """Every four inputs keep two; the first convolution reads three channels and stays whole, with the reason."""
+    model, context = sparse(SparsifyWeights(pattern=SemiStructured(n=2, m=4)), trained_workload)
+    groups = model.layer2[0].conv1.weight.movedim(1, -1).reshape(-1, 4)
+    assert ((groups != 0).sum(dim=1) == 2).all()
+    assert not (model.conv1.weight == 0).any()
+    assert {"layer": "conv1", "reason": "its 3 inputs are no multiple of 4"} in context.details["locked"]
+
+
+def test_the_smallest_weights_go(trained_workload) -> None:
+    """No weight that stayed is smaller than one that went, in the whole network."""
+    before = dict(trained_workload.model.named_parameters())
+    model, _ = sparse(SparsifyWeights(sparsity=0.5), trained_workload)
+    gone = torch.cat([before[name][mask].abs() for name, mask in zeros(model).items()])
+    stay = torch.cat([before[name][~mask].abs() for name, mask in zeros(model).items()])
+    assert gone.max() <= stay.min()
+
+
+def test_polynomial_decay_ends_at_the_final_sparsity(trained_workload) -> None:
+    """Pruned while it trains to 0.9, the model has 0.9 zeros at the end, and has learned to do with the rest."""
+    schedule = Polynomial(initial=0.5, epochs=3, tail_epochs=1, learning_rate=0.05)
+    model, context = sparse(SparsifyWeights(sparsity=0.9, schedule=schedule), trained_workload)
+    assert fraction(model) == pytest.approx(0.9, abs=1e-3)
+    assert context.details["epochs"][-1]["score"] > 0.7  # a quarter by chance
+    once, _ = sparse(SparsifyWeights(sparsity=0.9), trained_workload)
+    assert fraction(once) == pytest.approx(0.9, abs=1e-3)
+
+
+def test_weights_that_went_in_a_step_stay_away(trained_workload) -> None:
+    """What the first of two steps makes zero is zero after the training between them and the second step."""
+    first, _ = sparse(SparsifyWeights(sparsity=0.3, schedule=OneShot()), trained_workload)
+    both, _ = sparse(SparsifyWeights(sparsity=0.6, schedule=Linear(steps=2, epochs=1)), trained_workload)
+    assert all((zeros(both)[name] | ~mask).all() for name, mask in zeros(first).items())
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(trained_workload, tmp_path, monkeypatch) -> None:
+    """Killed in the middle of the decay and started again, it ends with the very weights of an undisturbed one."""
+    stage = SparsifyWeights(sparsity=0.8, schedule=Polynomial(epochs=3, tail_epochs=1))
+    whole, _ = sparse(stage, trained_workload)
+    from compressor.training import loop as training
+
+    score, calls = training.validation_rows, []
+
+    def dies_later(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return score(*arguments)
+
+    monkeypatch.setattr(training, "validation_rows", dies_later)
+    with pytest.raises(KeyboardInterrupt):
+        sparse(stage, trained_workload, folder=tmp_path)
+    resumed, _ = sparse(stage, trained_workload, folder=tmp_path)
+    assert len(calls) == 5
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        FineTune(epochs=1),
+        Distill(epochs=1, views=1),
+        Distill(epochs=1, views=1, features=("layer1",)),
+        SparseTraining(epochs=1),
+        PruneChannels(remove=0.3, align=1, schedule=Linear(steps=2)),
+    ],
+    ids=lambda stage: type(stage).__name__,
+)
+def test_zeros_stay_in_later_training(later, trained_workload) -> None:
+    """As many weights are zero after the stage as there were of what is left, and the others have moved."""
+    first, context = sparse(SparsifyWeights(sparsity=0.7, scope=PerLayer()), trained_workload)
+    held = zeros(first)
+    after = Context(progress=False, target=TARGET, plan_before=tuple(context.plan))
+    model = later.apply(copy.deepcopy(first), trained_workload, after)
+    for name, mask in zeros(model).items():
+        if mask.shape == held[name].shape:
+            assert torch.equal(mask & held[name], held[name])
+        assert float(mask.float().mean()) > 0.4
+    moved = model.layer1[0].conv1.weight
+    assert moved.shape != first.layer1[0].conv1.weight.shape or not torch.equal(moved, first.layer1[0].conv1.weight)
+
+
+def test_without_the_plan_zeros_would_be_filled(trained_workload) -> None:
+    """The same training without what the stage noted loses the zeros: the note is what holds them."""
+    first, _ = sparse(SparsifyWeights(sparsity=0.7), trained_workload)
+    model = FineTune(epochs=1).apply(copy.deepcopy(first), trained_workload, Context(progress=False))
+    assert fraction(model) < 0.1
+
+
+@pytest.mark.parametrize("last", [Quantize(), QuantizationAwareTraining(epochs=1)], ids=lambda s: type(s).__name__)
+def test_zeros_reach_the_integer_file(last, trained_workload, tmp_path) -> None:
+    """Sparse, tuned and quantized by a pipeline: the shipped file counts the zeros, and packs smaller than without."""
+    stages = [SparsifyWeights(sparsity=0.8), FineTune(epochs=1), last]
+    result = Pipeline(stages).run(trained_workload, out=tmp_path / "sparse", target=TARGET, progress=False)
+    measured = result.report.shipped.measurement
+    assert 1 - measured.nonzero_parameters / measured.parameters > 0.7
+    rebuilt = load_checkpoint(tmp_path / "sparse", TinyResNet)
+    assert fraction(rebuilt) == pytest.approx(0.8, abs=0.01)
+    dense = Pipeline([last]).run(trained_workload, out=tmp_path / "dense", target=TARGET, progress=False)
+    assert measured.compressed_bytes < 0.8 * dense.report.shipped.measurement.compressed_bytes
+    assert "makes nothing faster" in result.report.to_html()
+
+
+def test_rows_at_zero_are_taken_out_afterwards(trained_workload) -> None:
+    """Whole filters at zero are removed by the next stage, and the outputs stay what they were."""
+    stage = SparsifyWeights(sparsity=0.4, pattern=Rows(), layers=("layer*.conv1",))
+    model, _ = sparse(stage, trained_workload)
+    context = Context(progress=False)
+    narrow = RemoveZeroChannels(align=1).apply(copy.deepcopy(model), trained_workload, context)
+    before = {name: layer for name, layer in model.named_modules() if name.endswith(".conv1")}
+    stuck = {entry["layer"]: entry["reason"] for entry in context.details["locked"]}
+    for name, layer in before.items():
+        live = int((layer.weight.flatten(1) != 0).any(dim=1).sum())
+        width = narrow.get_submodule(name).out_channels
+        # A constant that a padded convolution reads cannot be folded: such a channel stays, and the report says so.
+        assert width == live or (live < width and "without weights stay: its constant" in stuck[name])
+    gone = sum(layer.out_channels - narrow.get_submodule(name).out_channels for name, layer in before.items())
+    assert gone > 0
+    inputs = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(predict(narrow, inputs), predict(model.eval(), inputs), atol=1e-4)
+
+
+def test_rows_of_the_output_stay(trained_workload) -> None:
+    """No class is silenced: the layer that makes the output keeps its rows, with the reason."""
+    _, context = sparse(SparsifyWeights(sparsity=0.5, pattern=Rows()), trained_workload)
+    assert {"layer": "linear", "reason": "its rows make the model's output"} in context.details["locked"]
+
+
+def test_tied_weights_are_one() -> None:
+    """A weight that two layers share becomes zero once, and is still shared."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(192, 192), nn.Linear(192, 192), nn.Linear(192, 4)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.last(self.second(self.first(x.flatten(1))))
+
+    model, context = sparse(SparsifyWeights(sparsity=0.5), make_workload(Tied()))
+    assert model.first.weight is model.second.weight
+    assert [entry["layer"] for entry in context.details["zero_weights"]] == ["first", "last"]
+
+
+def test_frozen_weights_stay_whole(trained_workload) -> None:
+    """What is frozen is no weight to prune."""
+    workload = replace(trained_workload, model=copy.deepcopy(trained_workload.model))
+    workload.model.layer1.requires_grad_(False)
+    model, _ = sparse(SparsifyWeights(sparsity=0.5), workload)
+    assert not (model.layer1[0].conv1.weight == 0).any()
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        SparsifyWeights(sparsity=0.5),
+        SparsifyWeights(pattern=SemiStructured()),
+        SparsifyWeights(sparsity=0.5, schedule=Polynomial(epochs=1, tail_epochs=0)),
+        SparsifyWeights(sparsity=0.5, schedule=Cubic(steps=2)),
+    ],
+    ids=repr,
+)
+def test_the_contract_is_kept(stage, tiny_workload) -> None:
+    """Every way to sparsify passes what every stage must pass."""
+    check_stage(stage, tiny_workload)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsity": 90}, "did you mean 0.9"),
+        ({"sparsity": 1.0}, "sparsity"),
+        ({"sparsity": -0.1}, "sparsity"),
+        ({}, "write sparsity=0.8"),
+        ({"sparsity": 0.5, "pattern": SemiStructured()}, "sparsity is left out"),
+        ({"sparsity": 0.5, "layers": "conv1"}, "tuple of globs"),
+        ({"sparsity": 0.5, "ignore": "conv1"}, "tuple of globs"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused(settings, message: str) -> None:
+    """Each is refused where it is written, with what was meant."""
+    with pytest.raises(ValueError, match=message):
+        SparsifyWeights(**settings)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (SparsifyWeights(sparsity=0.5, layers=("nothing",)), "no trained weight"),
+        (SparsifyWeights(sparsity=0.5, ignore=("*",)), "ignore fewer layers"),
+        (SparsifyWeights(pattern=SemiStructured(n=2, m=7)), "no multiple of 7"),
+        (SparsifyWeights(sparsity=1e-9), "raise sparsity"),
+        (SparsifyWeights(sparsity=0.0001, pattern=Rows()), "smallest unit of Rows"),
+        (SparsifyWeights(sparsity=0.5, schedule=Polynomial(end=10**6)), "raise epochs"),
+    ],
+    ids=repr,
+)
+def test_nothing_to_do_is_refused_with_the_reason(stage, message: str, tiny_workload) -> None:
+    """No weight that becomes zero is an error, before any training."""
+    with pytest.raises(StageError, match=message):
+        sparse(stage, tiny_workload)
+
+
+def test_zeros_by_default_are_single_weights() -> None:
+    """The plain form needs a sparsity alone."""
+    assert SparsifyWeights(sparsity=0.5).pattern == Unstructured()
