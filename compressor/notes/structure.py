@@ -201,3 +201,27 @@ class FoldedWeights(Note):
     """The computed weights that became plain, so that their channels could go; training goes on without their norm."""
 
     parametrizations_folded: tuple[FoldedWeight, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizedLayer:
+    """A layer that became a chain of thinner ones, `by` "svd", "spatial" or "tucker".
+
+    `ranks` stand beside the `full_ranks` at which nothing is lost; `error` is the part of its squared outputs that the
+    chain loses; the weights of the layer were `before` and are `after` in number.
+    """
+
+    layer: str = "?"
+    by: str
+    ranks: tuple[int, ...]
+    full_ranks: tuple[int, ...]
+    error: float
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizedLayers(Note):
+    """The layers that became chains of thinner ones."""
+
+    factorized: tuple[FactorizedLayer, ...]

@@ -5,6 +5,7 @@ A technique is a file in this folder; below stand its import, its name in `__all
 
 from typing import Any
 
+from compressor.low_rank.settings import BestWay, Channelwise, Energy, OutputError, Rank, Spatial, Tucker, WeightError
 from compressor.plugins import STAGES, by_name
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
@@ -34,6 +35,7 @@ from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.distillation import Distill
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.layer_dropping import DropBlocks
+from compressor.stages.layer_factorizing import FactorizeLayers
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.stages.sparse_training import SparseTraining
@@ -58,16 +60,20 @@ __all__ = [
     "AutoPrecision",
     "BFloat16",
     "BatchNormScale",
+    "BestWay",
     "BiasCorrection",
     "Blocks",
     "ByFamily",
     "Candidate",
+    "Channelwise",
     "CrossLayerEqualization",
     "Cubic",
     "Distill",
     "DropBlocks",
     "Dynamic",
+    "Energy",
     "Entropy",
+    "FactorizeLayers",
     "Fastest",
     "FineTune",
     "Float16",
@@ -88,6 +94,7 @@ __all__ = [
     "MovingAverage",
     "Nearest",
     "OneShot",
+    "OutputError",
     "Parameters",
     "PerBlock",
     "PerChannel",
@@ -102,6 +109,7 @@ __all__ = [
     "QuantizationAwareTraining",
     "Quantize",
     "Random",
+    "Rank",
     "ReestimateBatchNorm",
     "RemoveZeroChannels",
     "Rows",
@@ -113,12 +121,15 @@ __all__ = [
     "SmoothQuant",
     "SparseTraining",
     "SparsifyWeights",
+    "Spatial",
     "Static",
     "Steps",
     "Symmetric",
     "TaskMetric",
     "Taylor",
     "Unstructured",
+    "Tucker",
+    "WeightError",
     "WeightOnly",
     "catalogue",
 ]
@@ -127,6 +138,7 @@ BUILT_IN: tuple[type[Any], ...] = (
     ShrinkStructure,
     PruneChannels,
     DropBlocks,
+    FactorizeLayers,
     SparseTraining,
     SparsifyWeights,
     RemoveZeroChannels,

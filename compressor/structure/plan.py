@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compressor.kept_state import forget_
 from compressor.structure.attention import narrow_attention_
+from compressor.structure.factored.chains import factor_
 from compressor.structure.parametrizations import fold_weights_
 from compressor.structure.pass_through import PassThrough
 from compressor.structure.recurrent_layers import drop_layers_
@@ -29,9 +30,11 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
         {"kind": "attention", "modules": [name, ...]}    # nn.MultiheadAttention becomes NarrowAttention
         {"kind": "fold", "tensors": {module: {tensor: what computes it}}}    # computed weights become plain ones
         {"kind": "zeros", "tensors": [name, ...]}    # what is zero in these is meant to stay zero: nothing is done
+        {"kind": "factor", "layers": {name: {"by": "svd", "ranks": [8], "shape": [64, 64, 3, 3]}}, "why": {...}}
     where `as_tuple`, `with_state`, `counts`, `shapes`, `attributes` and `why` may be left out; "layers" are those of
-    stacked nn.LSTM, nn.GRU and nn.RNN, the others of which move down. Parameters and buffers keep dtype, device,
-    memory format and `requires_grad`; tensors that were tied stay tied. Gradients of sliced parameters are dropped.
+    stacked nn.LSTM, nn.GRU and nn.RNN, the others of which move down; "factor" puts chains of layers in the place of
+    one, with weights that no decomposition made yet. Parameters and buffers keep dtype, device, memory format and
+    `requires_grad`; tensors that were tied stay tied. Gradients of sliced parameters are dropped.
     `slices` takes what parameters became and gives it to the next model with the same parameters under the same plan.
     Raises ValueError, naming tensor or module, where the plan does not fit the model.
     """
@@ -58,10 +61,13 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
             slots = None
         elif kind == "zeros":
             _require_tensors(model, _part(entry, "tensors", list))
+        elif kind == "factor":
+            factor_(model, _part(entry, "layers", dict))
+            slots = None
         else:
             raise ValueError(
-                f"entry {number} of the plan must be of kind 'identity', 'layers', 'slice', 'attention', 'fold' or "
-                f"'zeros', got {kind!r}"
+                f"entry {number} of the plan must be of kind 'identity', 'layers', 'slice', 'attention', 'fold', "
+                f"'zeros' or 'factor', got {kind!r}"
             )
     return forget_(model)
 

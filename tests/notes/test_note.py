@@ -43,6 +43,8 @@ from compressor.notes.structure import (
     Blocks,
     BuiltChoice,
     ChannelsRemoved,
+    FactorizedLayer,
+    FactorizedLayers,
     FirstChoice,
     FoldedConstants,
     FoldedWeight,
@@ -123,6 +125,19 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (
         UnreachedLayers(unreached_layers=(UnreachedLayer(layer="long", danger="danger: it is reached by no example"),)),
         '{"unreached_layers": [{"layer": "long", "danger": "danger: it is reached by no example"}]}',
+    ),
+    (
+        FactorizedLayers(
+            factorized=(
+                FactorizedLayer(
+                    layer="fc", by="svd", ranks=(16,), full_ranks=(64,), error=0.02, before=8192, after=3072
+                ),
+            )
+        ),
+        (
+            '{"factorized": [{"layer": "fc", "by": "svd", "ranks": [16], "full_ranks": [64], "error": 0.02, '
+            '"before": 8192, "after": 3072}]}'
+        ),
     ),
     (ChannelsRemoved(channel_fraction_removed=0.25), '{"channel_fraction_removed": 0.25}'),
     (

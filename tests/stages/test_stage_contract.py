@@ -19,6 +19,7 @@ SETTINGS = {
     "prune_channels": {"remove": 0.4, "align": 4},
     "shrink_structure": {"target": Macs(0.5), "align": 8, "batches": 1, "rounds": 2},
     "drop_blocks": {"remove": 0.5},
+    "factorize_layers": {"target": Macs(0.6), "align": 4, "batches": 1},
     "sparse_training": {"epochs": 1},
     "sparsify_weights": {"sparsity": 0.5},
     "remove_zero_channels": {"threshold": 0.2, "align": 4},

@@ -13,7 +13,7 @@ from torch import nn
 from compressor.batches import Inputs
 from compressor.latency.operators import Operator
 from compressor.latency.prediction import operators_of_graph
-from compressor.latency.table import LatencyTable
+from compressor.latency.table import LatencyTable, in_one_model
 from compressor.pruning.choice.knapsack_choice import Cost, State
 from compressor.pruning.choice.layer_calls import LayerCall, Shape, calls_of
 from compressor.pruning.choice.loose_products import Follows, followed
@@ -185,6 +185,18 @@ class StructureCosts:
             (tied[0], tuple(block for block in within(tied[0]) if all(block in within(name) for name in tied)))
             for tied in names.values()
         ]
+
+
+def table_times(table: LatencyTable, form: str) -> ModelTimes:
+    """What `table` says of models in `form`, "float32" or "int8": every operator is looked up once."""
+
+    def times(models: Sequence[Sequence[Operator]]) -> list[float]:
+        rows = [in_one_model(operators, form) for operators in models]
+        every = list(dict.fromkeys(operator for row in rows for operator in row))
+        known = dict(zip(every, table.milliseconds(every, form), strict=True))
+        return [math.fsum(known[operator] for operator in row) for row in rows]
+
+    return times
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ the ratio of multiply-accumulates. A choice by multiply-accumulates alone takes 
 what is not: weights that arrive from memory, starts of small operators.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,9 +16,9 @@ from compressor.errors import BudgetError, StageError
 from compressor.estimate import Estimate
 from compressor.kept_state import private_copy
 from compressor.latency.operators import Operator
-from compressor.latency.table import LatencyTable, in_one_model
+from compressor.latency.table import LatencyTable
 from compressor.measuring.timing import time_interleaved
-from compressor.pruning.choice.costs import LatencyCosts, StructureCosts, TimedCost, file_time
+from compressor.pruning.choice.costs import LatencyCosts, StructureCosts, TimedCost, file_time, table_times
 from compressor.pruning.choice.joint_choice import choose_jointly
 from compressor.pruning.choice.knapsack_choice import Chosen, Cost, Item, State, choose_structure
 from compressor.pruning.choice.shipped_form import shipped_file
@@ -126,21 +125,23 @@ class LatencyGoal(_OneCost):
     def costs(self, model: nn.Module, graph: StructureGraph, blocks: Sequence[str] = ()) -> Cost:
         """The cost of every state of `model`, in eval mode, in `unit`."""
         costs = StructureCosts(model, _inputs(self.workload, self.context), graph, blocks)
-        table, form = LatencyTable(self.context.target, progress=self.context.progress), self.target.form
-
-        def times(models: Sequence[Sequence[Operator]]) -> list[float]:
-            rows = [in_one_model(operators, form) for operators in models]
-            every = list(dict.fromkeys(operator for row in rows for operator in row))
-            known = dict(zip(every, table.milliseconds(every, form), strict=True))
-            return [math.fsum(known[operator] for operator in row) for row in rows]
-
+        table, form = self._table(), self.target.form
         file, now = self.start_file, self.start
         if _sizes(model) != self.start_sizes:
             # A later step of several: what runs between its layers, and how long, is to be seen again.
             file = _shipped(model, self.workload, self.context, form)
             now = self._against_reference(file).value
         whole = file_time(file, self.workload.example_inputs, table, form)
-        return LatencyCosts(costs, times, file=whole, measured_ms=now)
+        return LatencyCosts(costs, table_times(table, form), file=whole, measured_ms=now)
+
+    def times(self, models: Sequence[Sequence[Operator]]) -> list[float]:
+        """The milliseconds of models of these operators: the table's, in proportion to its error on the whole file."""
+        table, form = self._table(), self.target.form
+        whole = file_time(self.start_file, self.workload.example_inputs, table, form).whole_ms
+        return [self.start / whole * ms for ms in table_times(table, form)(models)]
+
+    def _table(self) -> LatencyTable:
+        return LatencyTable(self.context.target, progress=self.context.progress)
 
     def measured(self, model: nn.Module) -> Estimate:
         """What `model` really costs, in `unit`."""

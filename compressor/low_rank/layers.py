@@ -1,0 +1,181 @@
+"""Which layers of a model can become chains of thinner ones, why others cannot, and what each of them is given."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.batches import Batch, Inputs
+from compressor.latency.operators import Operator
+from compressor.pruning.choice.layer_calls import LayerCall, calls_of
+from compressor.structure.bisection import bisected
+from compressor.structure.factored.chains import SVD, factor_, full_ranks, is_transposed, weight_of, why_not
+from compressor.structure.model_copies import sharing_copy
+from compressor.structure.parametrizations import computed_weights, is_of_parametrization
+from compressor.structure.trials import fault, outputs_at, same_outputs
+from compressor.workload import predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer that can become a chain: its weight's shape (outputs, inputs, *kernel), and what each call computes."""
+
+    name: str
+    shape: tuple[int, ...]
+    operators: tuple[Operator, ...]
+
+    @property
+    def macs(self) -> int:
+        """The multiply-accumulates of all its calls, of the whole batch."""
+        return sum(operator.macs for operator in self.operators)
+
+    @property
+    def parameters(self) -> int:
+        """The weights of its matrix or kernels."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """The layers that can become chains, those that cannot with their reasons, and everything that a call computes."""
+
+    free: tuple[Layer, ...]
+    locked: dict[str, str]
+    calls: tuple[LayerCall, ...]
+
+
+def find_layers(model: nn.Module, example: Inputs, timed: Inputs, ignore: Sequence[str]) -> Layers:
+    """What of `model`, in eval mode, can become chains, but for layers that match a glob of `ignore`.
+
+    All of them at once were exchanged at full rank in a trial, and the model computed for `example` what it computed
+    before. `timed` are inputs of the batch that costs are for. The model stays as it is.
+    """
+    calls = tuple(calls_of(model, timed))
+    made: dict[str, list[LayerCall]] = {}
+    for call in calls:
+        made.setdefault(call.name, []).append(call)
+    own = _own_calls(model, timed)
+    shared, computed = _owners(model), computed_weights(model)
+    locked: dict[str, str] = {}
+    found: dict[str, Layer] = {}
+    for name, module in model.named_modules():
+        holds = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)) or name in computed
+        if not holds or is_of_parametrization(name):
+            continue
+        reason = _reason(name, module, ignore, shared, computed)
+        if reason is None and not own[name]:
+            reason = "it is not called: it does not run, or its weight is read instead"
+        if reason is None and len(made[name]) > own[name]:
+            reason = "its weight is multiplied outside of it, too"
+        operators = tuple(operator for call in made.get(name, ()) for operator in call.operators)
+        if reason is None and not operators:
+            reason = "it is given nothing to compute"
+        if reason is None:
+            found[name] = Layer(name=name, shape=tuple(weight_of(module).shape), operators=operators)
+        elif name:
+            locked[name] = reason
+    names, faults = bisected(list(found), lambda chosen: _fault_of(model, [found[name] for name in chosen], example))
+    return Layers(free=tuple(found[name] for name in names), locked=locked | faults, calls=calls)
+
+
+def _own_calls(model: nn.Module, inputs: Inputs) -> Counter[str]:
+    """How often each module is called in one call of `model`."""
+    count: Counter[str] = Counter()
+    handles = [
+        module.register_forward_pre_hook(lambda _module, _args, name=name: count.update([name]))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            predict(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return count
+
+
+def _reason(
+    name: str,
+    module: nn.Module,
+    ignore: Iterable[str],
+    shared: Mapping[int, Sequence[str]],
+    computed: Mapping[str, Any],
+) -> str | None:
+    for glob in ignore:
+        if fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}.*"):
+            return f"ignored by {glob!r}"
+    if name in computed:
+        return f"its {' and '.join(computed[name])} is computed from other tensors"
+    if not name:
+        return "it is the model itself"
+    reason = why_not(module)
+    if reason is not None:
+        return reason
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:  # noqa: SLF001 - no public name
+        return "hooks hang on it, which a chain would lose"
+    others = [owner for owner in shared[id(module.weight)] if owner != name]
+    if others:
+        return f"its weight is that of {', '.join(others)}, too"
+    if not weight_of(module).is_floating_point():
+        return f"its weight is {weight_of(module).dtype}"
+    return None
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """The modules that hold each tensor as their own, by its identity; a module of several names counts once."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
+def _fault_of(model: nn.Module, layers: Sequence[Layer], example: Inputs) -> str | None:
+    """Why these layers cannot be chains: at full rank the model fails, or computes something else."""
+    plan = {
+        layer.name: {"by": SVD, "ranks": list(full_ranks(layer.shape, SVD)), "shape": list(layer.shape)}
+        for layer in layers
+    }
+    wanted = outputs_at(model, example)
+    trial = factor_(sharing_copy(model), plan)
+    reason = fault(trial, example, wanted)
+    if reason is not None:
+        return reason
+    got = outputs_at(trial, example)
+    if any(same_outputs(got[size], wanted[size]) is not None for size in wanted):
+        return "with a chain of full rank in its place the model computes something else"
+    return None
+
+
+def input_moments(model: nn.Module, layers: Sequence[Layer], data: Sequence[Batch]) -> dict[str, Tensor]:
+    """The second moments (inputs, inputs) of what each layer is given at one position, over all of `data`."""
+    found: dict[str, Tensor] = {}
+    handles = []
+    for layer in layers:
+
+        def look(module: nn.Module, args: Any, kwargs: Any, layer: Layer = layer) -> None:
+            given = args[0] if args else next(iter(kwargs.values()))
+            # Features stand last, channels before the kernel's dimensions.
+            dim = -1 if _is_linear(module) else -1 - len(layer.shape[2:])
+            rows = given.detach().movedim(dim, -1).flatten(0, -2).to("cpu", torch.float64)
+            moments = rows.t() @ rows
+            found[layer.name] = found[layer.name] + moments if layer.name in found else moments
+
+        handles.append(model.get_submodule(layer.name).register_forward_pre_hook(look, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            for inputs, _ in data:
+                predict(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_transposed(module)
