@@ -6,6 +6,7 @@ loader that takes long to read may say what it holds: its attribute `fingerprint
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,13 @@ from compressor.batches import Batches
 from compressor.errors import WorkloadError
 from compressor.identity.values import Digest, Identifier
 from compressor.storage import sha256
+from compressor.streams.own_state import OwnState
 from compressor.training.replay import replayed
+from compressor.training.streams import said_length
 
+# How far a stream that says no length is read. What is not known is only worked anew: less than a training takes.
+_LONGEST = 20_000  # batches
+_PATIENCE_SECONDS = 120.0
 _COMPARED = 2  # items that are read again: what draws from a state of its own differs at once
 _LOADER = ("batch_size", "drop_last", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_workers")
 _PLAIN = (Tensor, np.ndarray, int, float, bool, str, bytes, type(None))
@@ -34,8 +40,16 @@ class DataIdentifier:
     def digest(self, name: str, data: Iterable[Any]) -> Digest:
         """What the set called `name` holds, and how it hands it out.
 
-        Unknown is what cannot be read twice. Raises WorkloadError where it cannot be read from end to end.
+        Unknown is what cannot be read twice, and what has no end. Raises WorkloadError where it cannot be read from end
+        to end. What it keeps of its own, such as generators, is as before then.
         """
+        own = OwnState.of(data)
+        # From where a generator of its own starts plays no part: every pass seeds it.
+        with replayed(0, 0), own.kept():
+            own.begin_(0)
+            return self._digest(name, data)
+
+    def _digest(self, name: str, data: Iterable[Any]) -> Digest:
         samples, settings = _taken_apart(data)
         said = getattr(samples, "fingerprint", None)
         memory = _in_memory(samples)
@@ -59,15 +73,24 @@ class DataIdentifier:
     def _passed(self, name: str, samples: Any, *, batches: bool) -> Digest:
         if isinstance(samples, Iterator):
             return Digest("", ("an iterator, which can be read only once",))
-        digests = []
-        with replayed(0, 0):
+        digests: list[str] = []
+        started = monotonic()
+        own = OwnState.of(samples)
+        with replayed(0, 0), own.kept():
+            own.begin_(0)
             items = _items(name, samples, batches=batches)
             for item in tqdm(items, desc=f"reading {name}", unit="item", leave=False, disable=not self._progress):
                 found = self._identifier.passing(item)
                 if found.unknown:
                     return Digest("", found.unknown)
                 digests.append(found.text)
-        with replayed(0, 0):
+                if batches and said_length(samples) is None and _too_long(len(digests), monotonic() - started):
+                    return Digest(
+                        "",
+                        (f"a stream that did not end after {len(digests)} batches (give it a __len__ or fingerprint)",),
+                    )
+        with replayed(0, 0), own.kept():
+            own.begin_(0)
             again = [
                 self._identifier.passing(item).text
                 for item in islice(_items(name, samples, batches=batches), _COMPARED)
@@ -75,6 +98,10 @@ class DataIdentifier:
         if again != digests[:_COMPARED]:
             return Digest("", ("data that differ from pass to pass under one random seed",))
         return Digest(sha256(" ".join(digests).encode()))
+
+
+def _too_long(count: int, seconds: float) -> bool:
+    return count >= _LONGEST or seconds > _PATIENCE_SECONDS
 
 
 def _taken_apart(data: Any) -> tuple[Any, Any]:

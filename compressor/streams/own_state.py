@@ -149,6 +149,7 @@ class _Walk:
         self._found = found
         # The global generators are everybody's; whoever reads has seeded them.
         self._seen = {id(torch.default_generator), id(getattr(random, "_inst", None))}
+        self._paths: dict[str, int] = {}
         self._alive: list[Any] = []  # so that no id is given twice
 
     def into(self, path: str, value: Any, depth: int = _DEPTH) -> None:
@@ -161,12 +162,17 @@ class _Walk:
                 self._found.generators[path] = value
             return
         for name, part in self._parts(path, value):
-            self.into(f"{path}.{name}" if path else name, part, depth - 1)
+            self.into(self._free(f"{path}.{name}" if path else name), part, depth - 1)
+
+    def _free(self, path: str) -> str:
+        """`path`, with a number where two things have it: functions of two classes may bear one name."""
+        self._paths[path] = self._paths.get(path, 0) + 1
+        return path if self._paths[path] == 1 else f"{path} ({self._paths[path]})"
 
     def _parts(self, path: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Mapping):
             yield from ((str(key), part) for key, part in _few(value.items()))
-        elif isinstance(value, list | tuple | set | frozenset):
+        elif isinstance(value, list | tuple):
             yield from ((str(number), part) for number, part in enumerate(_few(value)))
         elif isinstance(value, partial):
             yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
@@ -183,9 +189,9 @@ class _Walk:
             yield from list(vars(value).items())
             for kind in type(value).__mro__:
                 if not _is_library(kind):
-                    yield from (
-                        part for method in vars(kind).values() if (own := _function(method)) for part in _held(own)
-                    )
+                    for method, own in vars(kind).items():
+                        if function := _function(own):
+                            yield from ((f"{method}.{name}", part) for name, part in _held(function))
 
     def _note(self, path: str, value: Any) -> None:
         if callable(getattr(value, "set_epoch", None)):

@@ -31,8 +31,8 @@ _COMPARED = 2
 # Batches of a loader of somebody's own that are counted, whatever it says of its length.
 _COUNTED = 64
 # How far a stream that says no length is read before it is taken for one without an end.
-LONGEST = 20_000  # batches
-PATIENCE_SECONDS = 120.0
+LONGEST = 100_000  # batches
+PATIENCE_SECONDS = 600.0
 _EXACT = (SequentialSampler, RandomSampler, BatchSampler)
 
 
@@ -188,12 +188,12 @@ def endless(what: str) -> StageError:
 
 def ends(data: Iterable[Any]) -> bool:
     """Whether a pass over `data` comes to an end within a limit; data that say how long they are do."""
-    return _said(data) is not None or _count(data, OwnState.of(data), 0, LONGEST) is not None
+    return said_length(data) is not None or _count(data, OwnState.of(data), 0, LONGEST) is not None
 
 
 def _length(data: Iterable[Any], own: OwnState, seed: int) -> tuple[int | None, str]:
     """How many batches an epoch has, None without an end, and what is to be told of it."""
-    said = _said(data)
+    said = said_length(data)
     if said is not None and _is_exact(data):
         return max(1, said), ""
     if said is None:
@@ -208,7 +208,8 @@ def _length(data: Iterable[Any], own: OwnState, seed: int) -> tuple[int | None, 
     return found, f"the data say that they have {said} batches, and give {found}, which is what counts"
 
 
-def _said(data: Iterable[Any]) -> int | None:
+def said_length(data: Iterable[Any]) -> int | None:
+    """How many batches `data` say that they have, None where they do not say."""
     try:
         return len(data)  # type: ignore[arg-type] # the except is for those without
     except TypeError:

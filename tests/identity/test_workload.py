@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -194,13 +195,14 @@ class Images(Dataset):
     """A dataset that reads each sample when it is asked for, and changes it at random."""
 
     def __init__(self, inputs=INPUTS, strength: float = 0.0) -> None:
-        self.inputs, self.strength, self.opened = inputs, strength, 0
+        self.inputs, self.strength = inputs, strength
+        self.opened: list[int] = []  # a number would be put back after every pass
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def __getitem__(self, index: int):
-        self.opened += 1
+        self.opened.append(index)
         sample = self.inputs[index]
         return sample + self.strength * torch.randn(4) + np.random.rand() * 0, int(TARGETS[index])  # noqa: NPY002
 
@@ -371,7 +373,7 @@ def test_datasets_that_sets_share_are_read_once() -> None:
     images = Images()
     shared = {name: DataLoader(images, batch_size=size) for name, size in (("train", 8), ("calibration", 4))}
     found(**shared, validation=Batches(images), test=DataLoader(images))
-    assert images.opened == len(images) + 2
+    assert len(images.opened) == len(images) + 2
 
 
 class Named(Images):
@@ -386,7 +388,7 @@ def test_a_dataset_that_says_what_it_holds_is_not_read() -> None:
     """Its own fingerprint stands for its content, beside the way in which it is batched."""
     images = Named("v1")
     before = found(train=DataLoader(images, batch_size=8, shuffle=True))
-    assert images.opened == 0
+    assert images.opened == []
     assert before.warnings == ()
     assert before == found(train=DataLoader(Named("v1"), batch_size=8, shuffle=True))
     for other in (DataLoader(Named("v2"), batch_size=8, shuffle=True), DataLoader(images, batch_size=4, shuffle=True)):
@@ -394,13 +396,51 @@ def test_a_dataset_that_says_what_it_holds_is_not_read() -> None:
 
 
 class Restless:
+    """A loader whose batches go on changing by an iterator."""
+
+    def __init__(self) -> None:
+        self.numbers = itertools.count()
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((inputs + next(self.numbers), targets) for inputs, targets in batches())
+
+
+class Drawing(Restless):
     """A loader with random numbers of its own."""
 
     def __init__(self) -> None:
-        self.random = np.random.default_rng(0)
+        self.random = np.random.default_rng()
 
     def __iter__(self) -> Iterator[Any]:
         return ((inputs + float(self.random.random()), targets) for inputs, targets in batches())
+
+
+def test_a_generator_of_the_loaders_own_is_known_wherever_it_starts() -> None:
+    """Passes seed it: two loaders of one code are the same, whatever they drew before, and are left as they were."""
+    one, other = Drawing(), Drawing()
+    other.random.random(5)
+    state = other.random.bit_generator.state
+    assert found(train=one).told == found(train=other).told
+    assert found(train=one).warnings == ()
+    assert other.random.bit_generator.state == state
+
+
+class Unending(Restless):
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.cycle(batches())
+
+
+def test_a_stream_without_an_end_is_not_known(monkeypatch) -> None:
+    """It is read as far as a limit; one that says how long it is, or what it holds, is known."""
+    monkeypatch.setattr("compressor.identity.data._LONGEST", 50)
+    (warning,) = found(train=Unending()).warnings
+    assert "a stream that did not end after 50 batches (give it a __len__ or fingerprint)" in warning
+    monkeypatch.setattr("compressor.identity.data._LONGEST", 10**9)
+    monkeypatch.setattr("compressor.identity.data._PATIENCE_SECONDS", 0.0)
+    (warning,) = found(train=Unending()).warnings
+    assert "a stream that did not end after 1 batches" in warning
+    monkeypatch.setattr(Unending, "fingerprint", "v1", raising=False)
+    assert found(train=Unending()).warnings == ()
 
 
 @pytest.mark.parametrize(
