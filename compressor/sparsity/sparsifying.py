@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from compressor.checks import check_calibrated
 from compressor.errors import StageError
-from compressor.kept_state import private_copy
 from compressor.sparsity.layers import SparseWeight, sparse_weights
 from compressor.sparsity.masks import Scope, kept_units
 from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
-from compressor.sparsity.scores import Case, Score
+from compressor.sparsity.scores import Case, Score, copied
+from compressor.sparsity.sparse_gpt import SparseGPT
 from compressor.stage import Context
 from compressor.structure.calling.shown import shown_by
 from compressor.structure.graph import trace_structure
 from compressor.structure.trials import evaluating
-from compressor.workload import Workload
+from compressor.workload import Workload, first_batches
 
 
 @dataclass(kw_only=True)
@@ -27,7 +28,7 @@ class Sparsifying:
     workload: Workload
     context: Context
     pattern: Unstructured | Rows | Blocks | SemiStructured
-    score: Score
+    score: Score | SparseGPT
     scope: Scope
     layers: Sequence[str]
     ignore: Sequence[str]
@@ -39,7 +40,8 @@ class Sparsifying:
         self.weights = []
         judged = self._making_outputs() if isinstance(self.pattern, Rows) else frozenset[str]()
         for weight in found:
-            reason = "its rows make the model's output" if weight.name in judged else self.pattern.unfit(weight)
+            output = "its rows make the model's output" if weight.name in judged else None
+            reason = output or self.pattern.unfit(weight) or self.score.unfit(weight)
             if reason is None:
                 self.weights.append(weight)
             else:
@@ -50,8 +52,8 @@ class Sparsifying:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self.left.items())
         if not self.weights:
             raise StageError(
-                f"no weight of {type(self.model).__name__} fits {self.pattern!r}: {reasons}; take another pattern or "
-                "other layers"
+                f"no weight of {type(self.model).__name__} fits {self.pattern!r} and {self.score!r}: {reasons}; take "
+                "another pattern, another score or other layers"
             )
         if isinstance(self.pattern, SemiStructured):
             return
@@ -66,14 +68,41 @@ class Sparsifying:
 
     def sparsify_(self, sparsity: float) -> None:
         """Makes weights zero until they are the part `sparsity` of all, those first that are zero already."""
-        masks = self.masks(sparsity)
+        if isinstance(self.score, SparseGPT):
+            self._reconstruct_(self.score, sparsity)
+            return
+        masks = self._masks(self.score, sparsity)
         with torch.no_grad():
             for weight in self.weights:
                 weight.parameter.masked_fill_(~masks[weight.name].to(weight.parameter.device), 0.0)
 
-    def masks(self, sparsity: float) -> dict[str, Tensor]:
+    def _reconstruct_(self, method: SparseGPT, sparsity: float) -> None:
+        batches = first_batches(self.workload.calibration, method.batches)
+        check_calibrated(batches)
+        self._leave(
+            method.sparsify_(
+                self.model,
+                self.weights,
+                batches,
+                sparsity=sparsity,
+                of=self.pattern.m if isinstance(self.pattern, SemiStructured) else None,
+                progress=self.context.progress,
+            )
+        )
+
+    def _leave(self, weights: Sequence[SparseWeight]) -> None:
+        """Leaves `weights` whole. Raises StageError where no other is left."""
+        self.left.update({weight.layer: "no data reaches it, so that nothing is known of it" for weight in weights})
+        names = {weight.name for weight in weights}
+        self.weights[:] = [weight for weight in self.weights if weight.name not in names]
+        if not self.weights:
+            raise StageError(
+                f"no data reaches the weights of {type(self.model).__name__}; give other data or a score by weights"
+            )
+
+    def _masks(self, score: Score, sparsity: float) -> dict[str, Tensor]:
         """Which elements of each weight stay at `sparsity`, by name, of its shape."""
-        scores, pattern = self._scores(), self.pattern
+        scores, pattern = self._scores(score), self.pattern
         if isinstance(pattern, SemiStructured):
             share = sparsity / pattern.sparsity
             # What is zero stays zero, whatever its score is.
@@ -90,21 +119,13 @@ class Sparsifying:
             for weight in self.weights
         }
 
-    def _scores(self) -> dict[str, Tensor]:
+    def _scores(self, score: Score) -> dict[str, Tensor]:
         """The score of every element, by the weight's name, on the CPU."""
-        model, weights = self.model, self.weights
-        if not self.score.by_weights:
-            # Scores run the model, which may be in the middle of a training.
-            model = private_copy(model).eval()
-            weights = [weight.of(model) for weight in weights]
-        case = Case(
-            model=model,
-            weights=weights,
-            workload=self.workload,
-            seed=self.context.seed,
-            progress=self.context.progress,
-        )
-        return {name: values.detach().cpu() for name, values in self.score.scores(case).items()}
+        case = Case(model=self.model, weights=self.weights, workload=self.workload, context=self.context)
+        # Scores run the model, which may be in the middle of a training.
+        found = score.scores(case if score.by_weights else copied(case))
+        self._leave([weight for weight in self.weights if weight.name not in found])
+        return {name: values.detach().cpu() for name, values in found.items()}
 
     def _sizes(self, pattern: Unstructured | Rows | Blocks) -> dict[str, Tensor]:
         """How many elements each unit has, by the weight's name, (outputs, units)."""

@@ -28,7 +28,8 @@ from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, M
 from compressor.sparsity.masks import PerRow
 from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
 from compressor.sparsity.schedules import Polynomial
-from compressor.sparsity.scores import Magnitude
+from compressor.sparsity.scores import FirstOrder, Magnitude, Movement, Wanda
+from compressor.sparsity.sparse_gpt import SparseGPT
 from compressor.stage import Effect
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.stages.channel_pruning import PruneChannels
@@ -76,6 +77,7 @@ __all__ = [
     "FactorizeLayers",
     "Fastest",
     "FineTune",
+    "FirstOrder",
     "Float16",
     "Float32",
     "GiveBack",
@@ -91,6 +93,7 @@ __all__ = [
     "Magnitude",
     "MinMax",
     "MixedPrecision",
+    "Movement",
     "MovingAverage",
     "Nearest",
     "OneShot",
@@ -119,6 +122,7 @@ __all__ = [
     "ShrinkStructure",
     "SlimmingPenalty",
     "SmoothQuant",
+    "SparseGPT",
     "SparseTraining",
     "SparsifyWeights",
     "Spatial",
@@ -129,6 +133,7 @@ __all__ = [
     "Taylor",
     "Tucker",
     "Unstructured",
+    "Wanda",
     "WeightError",
     "WeightOnly",
     "catalogue",

@@ -18,7 +18,8 @@ from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
 from compressor.sparsity.masks import PerRow
 from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
 from compressor.sparsity.schedules import Polynomial
-from compressor.sparsity.scores import Magnitude
+from compressor.sparsity.scores import FirstOrder, Magnitude, Movement, Wanda
+from compressor.sparsity.sparse_gpt import SparseGPT
 from compressor.sparsity.sparsifying import Sparsifying
 from compressor.sparsity.while_training import train_sparser
 from compressor.stage import Context, Effect
@@ -33,7 +34,8 @@ class SparsifyWeights:
 
     Weights are those of convolutions, linear, recurrent and embedding layers whose names match a glob of `layers` and
     none of `ignore`; what the `pattern` does not fit is left alone, with the reason. SemiStructured(n=2, m=4) says by
-    itself how much goes, and takes no `sparsity`. `scope` says what is ranked against what. `schedule` spreads it over
+    itself how much goes, and takes no `sparsity`. `scope` says what is ranked against what (None: what suits the score:
+    rows for Wanda, layers for SparseGPT, else the whole network). `schedule` spreads it over
     steps with training between them, or over one training (Polynomial). The zeros stay in all later training and
     quantization; they make the file smaller once it is compressed, and nothing faster.
     """
@@ -43,8 +45,8 @@ class SparsifyWeights:
 
     sparsity: float | None = None
     pattern: Unstructured | Rows | Blocks | SemiStructured = field(default_factory=Unstructured)
-    score: Magnitude = field(default_factory=Magnitude)
-    scope: Global | PerLayer | PerRow = field(default_factory=Global)
+    score: Magnitude | FirstOrder | Movement | Wanda | SparseGPT = field(default_factory=Magnitude)
+    scope: Global | PerLayer | PerRow | None = None
     schedule: OneShot | Linear | Cubic | Steps | Polynomial = field(default_factory=OneShot)
     layers: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
@@ -59,13 +61,31 @@ class SparsifyWeights:
             if self.sparsity is None:
                 raise ValueError("sparsity is the fraction of the weights that becomes zero; write sparsity=0.8")
             check_fraction(self.sparsity, "sparsity is the fraction of the weights that becomes zero")
+        if isinstance(self.score, SparseGPT):
+            self._check_sparse_gpt()
+        if isinstance(self.schedule, Polynomial) and isinstance(self.score, Movement | SparseGPT):
+            raise ValueError(
+                f"Polynomial chooses zeros between two steps of a training, which {type(self.score).__name__} cannot: "
+                "it needs a training or a reconstruction of its own; take OneShot(), Linear() or Cubic()"
+            )
+        scope = self.scope or self.score.scope
+        if isinstance(self.pattern, Rows) and isinstance(scope, PerRow):
+            raise ValueError("whole rows cannot be ranked within each row; take scope=PerLayer() or Global()")
         check_globs(self.layers, "layers", least=1)
         check_globs(self.ignore, "ignore")
 
+    def _check_sparse_gpt(self) -> None:
+        if not isinstance(self.pattern, Unstructured | SemiStructured):
+            raise ValueError(
+                f"SparseGPT makes up for single weights, got {self.pattern!r}; take Unstructured() or SemiStructured()"
+            )
+        if not isinstance(self.scope, PerLayer | None):
+            raise ValueError(f"SparseGPT chooses within each layer, got {self.scope!r}; leave scope out")
+
     @property
     def trains(self) -> bool:
-        """Whether the schedule trains the model, which then needs gradients."""
-        return not isinstance(self.schedule, OneShot)
+        """Whether schedule or score need gradients."""
+        return not isinstance(self.schedule, OneShot) or isinstance(self.score, FirstOrder | Movement)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The model with its zeros. Raises StageError, with the reasons, where no weight can become zero."""
@@ -76,7 +96,7 @@ class SparsifyWeights:
             context=context,
             pattern=self.pattern,
             score=self.score,
-            scope=self.scope,
+            scope=self.scope or self.score.scope,
             layers=self.layers,
             ignore=self.ignore,
         )

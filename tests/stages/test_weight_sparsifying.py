@@ -14,7 +14,8 @@ from compressor.running.pipeline import Pipeline
 from compressor.sparsity.masks import PerRow
 from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
 from compressor.sparsity.schedules import Polynomial
-from compressor.sparsity.scores import Magnitude
+from compressor.sparsity.scores import FirstOrder, Magnitude, Movement, Wanda
+from compressor.sparsity.sparse_gpt import SparseGPT
 from compressor.stage import Context
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.distillation import Distill
@@ -60,6 +61,12 @@ def fraction(model) -> float:
         (SparsifyWeights(sparsity=0.5, pattern=Blocks(height=4, width=4)), 0.49, 0.5),
         (SparsifyWeights(sparsity=0.5, pattern=Rows(), score=Magnitude(norm="l2")), 0.45, 0.5),
         (SparsifyWeights(sparsity=0.6, schedule=Linear(steps=2, epochs=1)), 0.5999, 0.6001),
+        (SparsifyWeights(sparsity=0.6, score=FirstOrder()), 0.5999, 0.6001),
+        (SparsifyWeights(sparsity=0.6, score=Movement()), 0.5999, 0.6001),
+        (SparsifyWeights(sparsity=0.5, score=Wanda()), 0.49, 0.51),
+        (SparsifyWeights(sparsity=0.6, score=SparseGPT(batches=2)), 0.59, 0.61),
+        (SparsifyWeights(sparsity=0.6, score=SparseGPT(batches=2), schedule=Cubic(steps=2)), 0.59, 0.62),
+        (SparsifyWeights(sparsity=0.5, score=Wanda(), schedule=Polynomial(epochs=2, frequency=4)), 0.49, 0.51),
     ],
     ids=repr,
 )
@@ -79,6 +86,39 @@ def test_two_of_four_leaves_alone_what_four_does_not_divide(trained_workload) ->
     assert ((groups != 0).sum(dim=1) == 2).all()
     assert not (model.conv1.weight == 0).any()
     assert {"layer": "conv1", "reason": "its 3 inputs are no multiple of 4"} in context.details["locked"]
+
+
+@pytest.mark.parametrize("score", [Wanda(batches=2), SparseGPT(batches=2), FirstOrder()], ids=repr)
+def test_every_score_makes_two_of_four(score, trained_workload) -> None:
+    """The pattern holds whatever ranks the weights within each four."""
+    model, _ = sparse(SparsifyWeights(pattern=SemiStructured(), score=score), trained_workload)
+    for layer in (model.layer1[0].conv1, model.layer2[0].conv2, model.linear):
+        groups = layer.weight.movedim(1, -1).reshape(-1, 4)
+        assert ((groups == 0).sum(dim=1) == 2).all()
+
+
+def test_making_up_for_zeros_keeps_the_outputs_nearer(trained_workload) -> None:
+    """At one sparsity of every layer, what SparseGPT leaves computes nearer to the original than magnitude's."""
+    inputs = torch.cat([batch for batch, _ in trained_workload.validation])
+    with torch.no_grad():
+        wanted = predict(trained_workload.model.eval(), inputs)
+        errors = []
+        for score in (SparseGPT(batches=4), Magnitude()):
+            model, _ = sparse(SparsifyWeights(sparsity=0.7, score=score, scope=PerLayer()), trained_workload)
+            errors.append(float((predict(model.eval(), inputs) - wanted).square().mean()))
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_layers_that_no_data_reaches_stay_whole(trained_workload) -> None:
+    """A score that needs data says of which layers it has none."""
+    workload = replace(trained_workload, model=copy.deepcopy(trained_workload.model))
+    workload.model.spare = nn.Linear(4, 4)
+    for score in (Wanda(batches=1), SparseGPT(batches=1)):
+        model, context = sparse(SparsifyWeights(sparsity=0.5, score=score), workload)
+        assert {"layer": "spare", "reason": "no data reaches it, so that nothing is known of it"} in context.details[
+            "locked"
+        ]
+        assert not (model.spare.weight == 0).any()
 
 
 def test_the_smallest_weights_go(trained_workload) -> None:
@@ -251,6 +291,10 @@ def test_the_contract_is_kept(stage, tiny_workload) -> None:
         ({"sparsity": -0.1}, "sparsity"),
         ({}, "write sparsity=0.8"),
         ({"sparsity": 0.5, "pattern": SemiStructured()}, "sparsity is left out"),
+        ({"sparsity": 0.5, "score": SparseGPT(), "pattern": Rows()}, "single weights"),
+        ({"sparsity": 0.5, "score": SparseGPT(), "scope": PerRow()}, "leave scope out"),
+        ({"sparsity": 0.5, "score": Wanda(), "pattern": Rows()}, "within each row"),
+        ({"sparsity": 0.5, "score": Movement(), "schedule": Polynomial()}, "which Movement cannot"),
         ({"sparsity": 0.5, "layers": "conv1"}, "tuple of globs"),
         ({"sparsity": 0.5, "ignore": "conv1"}, "tuple of globs"),
     ],
