@@ -8,6 +8,7 @@ from typing import Any
 from compressor.low_rank.settings import BestWay, Channelwise, Energy, OutputError, Rank, Spatial, Tucker, WeightError
 from compressor.plugins import STAGES, by_name
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
+from compressor.pruning.merging.fed import Calibration, Noise
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.pruning.ranking.criteria import FPGM, L1, L2, LAMP, Activation, BatchNormScale, Hessian, Random, Taylor
 from compressor.pruning.ranking.scope import Global, Isomorphic, PerGroup, PerLayer
@@ -39,6 +40,7 @@ from compressor.stages.layer_dropping import DropBlocks
 from compressor.stages.layer_factorizing import FactorizeLayers
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
+from compressor.stages.similar_merging import MergeSimilar
 from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.structure_shrinking import ShrinkStructure
 from compressor.stages.weight_sparsifying import SparsifyWeights
@@ -65,6 +67,7 @@ __all__ = [
     "BiasCorrection",
     "Blocks",
     "ByFamily",
+    "Calibration",
     "Candidate",
     "Channelwise",
     "CrossLayerEqualization",
@@ -91,11 +94,13 @@ __all__ = [
     "Linear",
     "Macs",
     "Magnitude",
+    "MergeSimilar",
     "MinMax",
     "MixedPrecision",
     "Movement",
     "MovingAverage",
     "Nearest",
+    "Noise",
     "OneShot",
     "OutputError",
     "Parameters",
@@ -142,6 +147,7 @@ __all__ = [
 BUILT_IN: tuple[type[Any], ...] = (
     ShrinkStructure,
     PruneChannels,
+    MergeSimilar,
     DropBlocks,
     FactorizeLayers,
     SparseTraining,
