@@ -1,5 +1,6 @@
 """Mini-batches of a map-style dataset that the same torch seed replays bit by bit."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
-Batch = tuple[Inputs, Tensor]
-Augment = Callable[[Any, torch.Generator], Any]
+# A tensor, or tensors in tuples, lists and dicts: the loss is given all of it, the metric the one that is judged by.
+Targets = Any
+Batch = tuple[Inputs, Targets]
+Augment = Callable[..., Any]
 
 # The names under which datasets in Hugging Face style carry what is to be predicted.
 _TARGET_KEYS = ("labels", "label", "target", "targets")
@@ -20,9 +23,11 @@ class Batches:
     """Mini-batches over `samples[i] for i in indices`, freshly shuffled and augmented at every pass.
 
     `samples` is a pair (inputs, targets) of tensors or arrays with the same first dimension, or a map-style dataset of
-    (inputs, target) pairs or of dicts with a `labels` entry. `transform(inputs)` maps a collated batch, so does
-    `augment(inputs, generator)`, which draws its randomness from the generator only. A pass draws its seed from torch's
-    global generator, as DataLoader does: `torch.manual_seed(s)` before two passes makes them the same to the bit.
+    (inputs, target) pairs or of dicts with a `labels` entry; targets may be dicts or tuples of tensors.
+    `transform(inputs)` maps a collated batch, so does `augment(inputs, generator)`, or, where it asks for three,
+    `augment(inputs, targets, generator)`, which gives (inputs, targets). It draws its randomness from the generator
+    only. A pass draws its seed from torch's global generator, as DataLoader does: `torch.manual_seed(s)` before two
+    passes makes them the same to the bit.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Batches:
         self.indices = torch.arange(total) if indices is None else torch.as_tensor(list(indices), dtype=torch.long)
         self.batch_size, self.shuffle = batch_size, shuffle
         self.transform, self.augment, self.drop_last = transform, augment, drop_last
+        self._mixes_targets = augment is not None and _asks_for(augment) >= 3
 
     def __len__(self) -> int:
         """The number of batches of one pass."""
@@ -58,7 +64,9 @@ class Batches:
             order = order[torch.randperm(len(order), generator=generator)]
         for number in range(len(self)):
             inputs, targets = gather(self.samples, order[number * self.batch_size : (number + 1) * self.batch_size])
-            if self.augment is not None:
+            if self.augment is not None and self._mixes_targets:
+                inputs, targets = _pair(self.augment(inputs, targets, generator))
+            elif self.augment is not None:
                 inputs = self.augment(inputs, generator)
             if self.transform is not None:
                 inputs = self.transform(inputs)
@@ -87,24 +95,26 @@ def as_tensors(samples: Any) -> Any:
 
 def sample_count(samples: Any) -> int:
     """How many samples there are."""
-    return len(samples[1]) if isinstance(samples, tuple) else len(samples)
+    return len(judged_target(samples[1])) if isinstance(samples, tuple) else len(samples)
 
 
 def gather(samples: Any, indices: Tensor) -> Batch:
     """The batch of the given samples, collated."""
     if isinstance(samples, tuple):
         inputs, targets = samples
-        return _map(inputs, lambda tensor: tensor[indices]), targets[indices]
+        return _map(inputs, lambda tensor: tensor[indices]), map_targets(targets, lambda tensor: tensor[indices])
     return split_batch(default_collate([samples[int(index)] for index in indices]))
 
 
 def all_targets(samples: Any) -> Tensor:
     """The targets of every sample, without loading inputs where the dataset has them at hand."""
     if isinstance(samples, tuple):
-        return torch.as_tensor(samples[1])
+        return torch.as_tensor(judged_target(samples[1]))
     if hasattr(samples, "targets"):
         return torch.as_tensor(samples.targets)
-    return torch.stack([torch.as_tensor(split_batch(samples[index])[1]) for index in range(len(samples))])
+    return torch.stack(
+        [torch.as_tensor(judged_target(split_batch(samples[index])[1])) for index in range(len(samples))]
+    )
 
 
 def split_batch(batch: Any) -> Batch:
@@ -119,6 +129,48 @@ def split_batch(batch: Any) -> Batch:
         first = inputs[0] if len(inputs) == 1 else tuple(inputs)
         return (tuple(first) if isinstance(first, list) else first), targets
     raise ValueError(f"a batch is (inputs, targets) or a dict with labels, got {type(batch).__name__}")
+
+
+def map_targets(targets: Targets, function: Callable[[Any], Any]) -> Targets:
+    """`targets` of the same form with `function` applied to every tensor, in tuples, lists and dicts at any depth."""
+    if isinstance(targets, Mapping):
+        return {name: map_targets(value, function) for name, value in targets.items()}
+    if isinstance(targets, tuple | list):
+        return tuple(map_targets(value, function) for value in targets)
+    return function(targets)
+
+
+def judged_target(targets: Targets) -> Any:
+    """The target that metrics judge by: `targets` itself, of a dict what is called as one, else the first of several.
+
+    Raises ValueError where there is none.
+    """
+    if isinstance(targets, Mapping):
+        named = next((key for key in _TARGET_KEYS if key in targets), next(iter(targets), None))
+        targets = () if named is None else (targets[named],)
+    if not isinstance(targets, tuple | list):
+        return targets
+    if not targets:
+        raise ValueError("targets hold no tensor: give one for each sample")
+    return judged_target(targets[0])
+
+
+def with_judged(targets: Targets, judged: Tensor) -> Targets:
+    """`targets` with `judged` in the place of what metrics judge by."""
+    own = judged_target(targets)
+    return map_targets(targets, lambda value: judged if value is own else value)
+
+
+def target_tensors(targets: Targets) -> tuple[Any, ...]:
+    """All tensors of `targets` in order."""
+    found: list[Any] = []
+    map_targets(targets, found.append)
+    return tuple(found)
+
+
+def target_rows(targets: Targets, which: slice, samples: int) -> Targets:
+    """`targets` of some of `samples` samples; what does not hold one row for each of them stays as it is."""
+    return map_targets(targets, lambda value: value[which] if value.ndim and len(value) == samples else value)
 
 
 def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
@@ -136,11 +188,30 @@ def _map(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _tensor(value: Any) -> Any:
-    return _map(value, lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else torch.as_tensor(leaf))
+    if not isinstance(value, Mapping | tuple | list):
+        return torch.from_numpy(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
+    return _map(value, _tensor)
 
 
 def _leaves(pair: tuple[Any, Any]) -> list[Tensor]:
     inputs, targets = pair
-    if isinstance(inputs, Mapping):
-        return [*inputs.values(), targets]
-    return [*inputs, targets] if isinstance(inputs, tuple) else [inputs, targets]
+    return [*target_tensors(inputs), *target_tensors(targets)]
+
+
+def _asks_for(function: Callable[..., Any]) -> int:
+    """How many arguments `function` has to be given."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # built into C
+        return 2
+    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    return sum(one.kind in positional and one.default is inspect.Parameter.empty for one in parameters)
+
+
+def _pair(found: Any) -> Batch:
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise ValueError(
+            f"augment(inputs, targets, generator) must give the pair (inputs, targets), got {type(found).__name__}; "
+            "one that changes inputs alone is augment(inputs, generator)"
+        )
+    return found[0], found[1]

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Inputs
+from compressor.batches import Inputs, judged_target
 from compressor.sessions import Feeds, by_input, by_order, load_session, open_session, session_options
 from compressor.workload import batches_of
 
@@ -71,4 +71,7 @@ def predict_batches(onnx_bytes: bytes, data: Iterable[Any], *, threads: int = 1)
     names = [node.name for node in session.get_outputs()]
     judged = "output" if "output" in names else names[0]
     for inputs, targets in batches_of(data):
-        yield torch.from_numpy(session.run([judged], feeds_of(session, inputs))[0]), torch.as_tensor(targets)
+        yield (
+            torch.from_numpy(session.run([judged], feeds_of(session, inputs))[0]),
+            torch.as_tensor(judged_target(targets)),
+        )

@@ -215,8 +215,13 @@ def check_training_step(workload: Workload, batch: Batch, stage: str) -> None:
             outputs = predict(model, inputs)
             loss = workload.loss(outputs, targets)
             if isinstance(loss, Tensor) and loss.requires_grad:
+                learning = _learning(loss)
+                _check_strangers(workload, learning, {id(parameter) for parameter in model.parameters()}, stage)
                 loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
+                _check_gradients(model, loss, stage)
                 return
+    except WorkloadError:
+        raise
     except Exception as error:  # a user's model or loss may raise anything
         layer = layer_of(error)
         raise WorkloadError(
@@ -230,6 +235,61 @@ def check_training_step(workload: Workload, batch: Batch, stage: str) -> None:
         "no_grad, from .detach(), .item() or argmax; compute it by differentiable operators of torch, or leave "
         f"{stage} out"
     )
+
+
+def _learning(loss: Tensor) -> list[Tensor]:
+    """The tensors that `loss` gives gradients."""
+    found, met, open_nodes = [], set(), [loss.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in met:
+            continue
+        met.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        open_nodes += [following for following, _ in node.next_functions]
+    return found
+
+
+def _check_strangers(workload: Workload, learning: list[Tensor], own: set[int], stage: str) -> None:
+    """Raises WorkloadError where the loss would teach what is no part of the model that is trained."""
+    original = {id(parameter) for parameter in workload.model.parameters()}
+    strangers = [tensor for tensor in learning if id(tensor) not in own]
+    if any(id(tensor) in original for tensor in strangers):
+        raise WorkloadError(
+            f"{stage} trains, and the loss reads weights of workload.model: stages train copies, which it would not "
+            "see. Weight decay is a setting of the stage (weight_decay=); what else the loss needs of the model, let "
+            "forward() return"
+        )
+    if strangers:
+        named = workload.loss.named_parameters() if isinstance(workload.loss, nn.Module) else ()
+        names = [name for name, parameter in named if any(parameter is tensor for tensor in strangers)]
+        which = listed(names) if names else ", ".join(described(tensor) for tensor in strangers[:3])
+        raise WorkloadError(
+            f"{stage} trains the model alone, and the loss has parameters of its own that want gradients: {which}. "
+            "Where they are as they should be (a network that compares features, centres that are learnt), freeze "
+            "them: loss.requires_grad_(False); what is to be learned with the model, make a part of it, and let "
+            f"forward() return what the loss needs; or leave {stage} out"
+        )
+
+
+def _check_gradients(model: nn.Module, loss: Tensor, stage: str) -> None:
+    bad = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+        and not bool(
+            parameter.grad.coalesce().values().isfinite().all()
+            if parameter.grad.is_sparse
+            else parameter.grad.isfinite().all()
+        )
+    ]
+    if bad and bool(loss.isfinite()):
+        raise WorkloadError(
+            f"{stage} trains, and the loss of the first batch is {float(loss.detach()):.4g} while its gradient is not "
+            f"finite, in {listed(bad)}: that of a root or a logarithm at 0, of a division by 0, also where the result "
+            "is not used (torch.where); keep them away from 0, as clamp(min=1e-6) does"
+        )
 
 
 def _training_way_out(error: Exception) -> str:

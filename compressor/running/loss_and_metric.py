@@ -3,13 +3,14 @@
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compressor.batches import Targets, judged_target, with_judged
 from compressor.errors import WorkloadError
 from compressor.metrics import Metric, fitting
 from compressor.running.broadcasts import Crossing, crossing, forgets_the_order, grows
@@ -24,18 +25,26 @@ class WorkloadWarning(UserWarning):
     """Something about a workload that may be meant, and is more often a mistake."""
 
 
-def check_judged(name: str, outputs: Tensor, targets: Tensor, workload: Workload) -> None:
+def check_judged(name: str, outputs: Tensor, given: Targets, workload: Workload, *, by_metric: bool = True) -> None:
     """Nothing where loss and metric judge the first batch of the set `name` as they should. Raises WorkloadError.
 
     Both must be finite, the loss one number, the metric one row a sample that depends on no other sample's target by
     accident: outputs (N, 1) against targets (N,) broadcast to (N, N). Warns, with WorkloadWarning, where such a
-    broadcast may be meant.
+    broadcast may be meant. The loss has all of the targets that are `given`, the metric the one that is judged by,
+    unless `by_metric` says that it sees none of this set.
     """
     metric, where = workload.metric, f"the first batch of {name}"
-    for kind, judged, function in (
-        (f"the metric {metric.name}", metric.rows, metric.score),
-        ("the loss", workload.loss, workload.loss),
-    ):
+    targets = judged_target(given)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return workload.loss(outputs, with_judged(given, targets))
+
+    checked: list[tuple[str, Callable[[Tensor, Tensor], Any], Callable[[Tensor, Tensor], Any]]] = [
+        ("the loss", loss, loss)
+    ]
+    if by_metric:
+        checked.insert(0, (f"the metric {metric.name}", metric.rows, metric.score))
+    for kind, judged, function in checked:
         label = f"{kind}, on {where} with outputs {described(outputs)} and targets {described(targets)}"
         with _sizes_differ(outputs, targets) as differing:
             value = _value(label, function, outputs, targets)
@@ -53,6 +62,8 @@ def check_judged(name: str, outputs: Tensor, targets: Tensor, workload: Workload
         if found is Crossing.LIKELY or forgets:
             text = f"{_every_pair(label, outputs, targets)}; if that is meant, all is well"
             warnings.warn(text, WorkloadWarning, stacklevel=2)
+    if not by_metric:
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _check_rows(f"the metric {metric.name}, on {where}", metric, outputs, targets)
@@ -60,8 +71,12 @@ def check_judged(name: str, outputs: Tensor, targets: Tensor, workload: Workload
 
 def _value(label: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> float:
     try:
+        kept = outputs.clone(), targets.clone()
         found = function(outputs, targets)
-        if not isinstance(found, Tensor | str) or (isinstance(found, Tensor) and found.numel() == 1):
+        _check_unwritten(label, (outputs, targets), kept)
+        if isinstance(found, Tensor) and found.numel() == 1:
+            return float(found)
+        if not (found is None or isinstance(found, Tensor | str | tuple | list | Mapping)):
             return float(found)
     except WorkloadError as error:
         raise WorkloadError(f"{label}: {error}") from error
@@ -74,10 +89,35 @@ def _value(label: str, function: Callable[[Tensor, Tensor], Any], outputs: Tenso
         ) from error
     if isinstance(found, str):
         raise WorkloadError(f"{label}, must be a number, got the text {found!r}; give the number itself")
+    if not isinstance(found, Tensor):
+        raise WorkloadError(f"{label}, must be one number, got {_kind(found)}; {_number_of(found)}")
     raise WorkloadError(
         f"{label}, must be one number, got shape {tuple(found.shape)}; give the mean over samples "
         "(reduction='mean', or .mean() at the end)"
     )
+
+
+def _check_unwritten(label: str, given: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor]) -> None:
+    for name, now, before in zip(("outputs", "targets"), given, kept, strict=True):
+        if not torch.equal(now.nan_to_num(), before.nan_to_num()):
+            # The data may lie in memory: the next pass would find what this one wrote.
+            raise WorkloadError(
+                f"{label}, writes into its {name}, which others read after it; let it begin with a copy: "
+                f"{name} = {name}.clone()"
+            )
+
+
+def _kind(found: Any) -> str:
+    return "None" if found is None else f"a {type(found).__name__} of {len(found)}"
+
+
+def _number_of(found: Any) -> str:
+    if isinstance(found, Mapping) and found:
+        key = next(iter(found))
+        return f"give the entry that counts, as in lambda outputs, targets: loss(outputs, targets)[{key!r}]"
+    if found:
+        return "give the one that counts, as in lambda outputs, targets: loss(outputs, targets)[0]"
+    return "let it end with its return"
 
 
 def _works(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> bool:

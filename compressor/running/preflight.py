@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Batch, Inputs, split_batch
+from compressor.batches import Batch, Inputs, judged_target, split_batch, target_tensors
 from compressor.errors import CompressorError, WorkloadError
 from compressor.kept_state import private_copy
 from compressor.running.described import described
@@ -19,6 +19,7 @@ from compressor.running.forward_checks import check_copy, check_repeatable, chec
 from compressor.running.loss_and_metric import check_judged
 from compressor.running.model_checks import check_model
 from compressor.stage import Stage, stage_name
+from compressor.streams.passes import KEEP_TWO, one_pass
 from compressor.workload import Workload, batch_size_of, call_model, input_tensors
 
 # Batches read from each set: enough to meet wrong labels, little against one epoch of training.
@@ -138,9 +139,10 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
         _check_form(name, inputs, workload.example_inputs)
     inputs, targets = batches[0]
     outputs = checked_forward(workload.model, inputs, f"the first batch of {name}", workload.example_inputs)
+    soft = name == "train" and _are_soft(outputs, judged_target(targets), workload)
     for number, (each, values) in enumerate(batches):
-        _check_targets(f"batch {number} of {name}", each, values, outputs, workload)
-    check_judged(name, outputs, targets, workload)
+        _check_targets(f"batch {number} of {name}", each, judged_target(values), outputs, workload, soft=soft)
+    check_judged(name, outputs, targets, workload, by_metric=not soft)
     if name == "train":
         _check_trainable(batches, outputs, workload)
         several = next((batch for batch in batches if batch_size_of(batch[0]) > 1), None)
@@ -157,14 +159,14 @@ def _read(name: str, data: Iterable[Any]) -> list[Batch]:
             leaves = input_tensors(inputs)
         except (TypeError, ValueError) as error:
             raise WorkloadError(f"{label}: {error}") from error
-        if not leaves or not all(isinstance(leaf, Tensor) for leaf in (*leaves, targets)):
+        if not leaves or not all(isinstance(leaf, Tensor) for leaf in (*leaves, *target_tensors(targets))):
             raise WorkloadError(
                 f"{label} must consist of tensors, got {described(inputs)} with targets {described(targets)}; convert "
                 "them in the dataset or in collate_fn"
             )
         if leaves[0].ndim == 0 or leaves[0].shape[0] == 0:
             raise WorkloadError(f"{label} holds no samples: {described(inputs)}; leave such batches out")
-        _check_tensors(label, (*leaves, targets))
+        _check_tensors(label, (*leaves, *target_tensors(targets)))
         batches.append((inputs, targets))
     return batches
 
@@ -172,7 +174,8 @@ def _read(name: str, data: Iterable[Any]) -> list[Batch]:
 def _first(name: str, data: Iterable[Any], count: int) -> list[Any]:
     """The first `count` batches as they come, fewer where there are fewer."""
     try:
-        return list(islice(data, count))
+        with contextlib.closing(one_pass(data)) as passing:
+            return list(islice(passing, count))
     except Exception as error:  # a dataset may raise anything
         layer = layer_of(error)
         raise WorkloadError(
@@ -190,11 +193,24 @@ def _check_form(name: str, inputs: Inputs, example: Inputs) -> None:
     if form(inputs) != form(example):
         raise WorkloadError(
             f"batches of {name} must have the form, types and dimensions of example_inputs, {described(example)}; got "
-            f"{described(inputs)}. Convert them in the dataset or with transform="
+            f"{described(inputs)}. {_third(inputs, example)}Convert them in the dataset or with transform="
         )
 
 
-def _check_targets(label: str, inputs: Inputs, targets: Tensor, outputs: Tensor, workload: Workload) -> None:
+def _third(inputs: Inputs, example: Inputs) -> str:
+    if not isinstance(inputs, tuple) or isinstance(example, tuple):
+        return ""
+    return f"A batch of {len(inputs) + 1} is taken for {len(inputs)} inputs and a target: {KEEP_TWO}. "
+
+
+def _are_soft(outputs: Tensor, targets: Tensor, workload: Workload) -> bool:
+    """Whether `targets` are shares of every class, as mixing makes them: losses take them, and no metric sees them."""
+    return workload.metric.classes and targets.is_floating_point() and targets.shape == outputs.shape
+
+
+def _check_targets(
+    label: str, inputs: Inputs, targets: Tensor, outputs: Tensor, workload: Workload, *, soft: bool = False
+) -> None:
     size = batch_size_of(inputs)
     if targets.ndim == 0 or targets.shape[0] != size:
         raise WorkloadError(
@@ -202,7 +218,7 @@ def _check_targets(label: str, inputs: Inputs, targets: Tensor, outputs: Tensor,
         )
     if targets.is_floating_point() and not bool(targets.isfinite().all()):
         raise WorkloadError(f"{label} has targets that are NaN or Inf; leave those samples out or fill them in")
-    if not workload.metric.classes:
+    if not workload.metric.classes or soft:
         return
     if targets.is_floating_point() or targets.is_complex():
         raise WorkloadError(
@@ -230,7 +246,8 @@ def _check_targets(label: str, inputs: Inputs, targets: Tensor, outputs: Tensor,
 def _check_trainable(batches: list[Batch], outputs: Tensor, workload: Workload) -> None:
     complete = len(batches) < BATCHES_READ
     if workload.metric.classes and complete and outputs.shape[1] > 1:
-        present = {value for _, targets in batches for value in np.unique(targets.numpy(force=True)).tolist()}
+        judged = [judged_target(targets) for _, targets in batches]
+        present = {value for targets in judged for value in np.unique(targets.numpy(force=True)).tolist()}
         if len(present) == 1:
             raise WorkloadError(
                 f"train holds the class {present.pop()} alone, and the model has {outputs.shape[1]} outputs; a score "

@@ -5,6 +5,13 @@ from typing import Any
 
 from compressor.streams.own_state import OwnState
 
+# The way out for batches with more than inputs and a target.
+KEEP_TWO = (
+    "to leave weights, names or numbers of samples out, Mapped(loader, lambda batch: (batch[0], batch[1])) of "
+    "compressor.streams.passes; for the loss to have them, "
+    'Mapped(loader, lambda batch: (batch[0], {"target": batch[1], "weight": batch[2]}))'
+)
+
 
 def one_pass(data: Iterable[Any]) -> Generator[Any, None, None]:
     """The batches of `data` as they come.
@@ -23,7 +30,7 @@ class Mapped:
 
     For batches that are not (inputs, targets): `Mapped(loader, lambda batch: (batch[0], batch[1]))` leaves a third
     element out, `Mapped(loader, lambda batch: (batch[0], {"target": batch[1], "weight": batch[2]}))` hands it to the
-    loss with the targets.
+    loss with the targets. Around a dataset it is a dataset: `function` makes each sample anew.
     """
 
     def __init__(self, data: Iterable[Any], function: Callable[[Any], Any]) -> None:
@@ -31,6 +38,9 @@ class Mapped:
 
     def __iter__(self) -> Iterator[Any]:
         return map(self.function, self.data)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.function(self.data[index])  # type: ignore[index] # of datasets; a loader raises TypeError itself
 
     def __len__(self) -> int:
         """As many batches as `data` has. Raises TypeError where that does not say."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Inputs, map_tensors
+from compressor.batches import Inputs, map_targets, map_tensors
 from compressor.structure.calling.draws import EvenDraws, seeded
 from compressor.structure.calling.returned import returned_tensors
 from compressor.structure.calling.shown import TrainingStep
@@ -85,13 +85,13 @@ class _Trial:
     def _loss(self, raw: object) -> Tensor | None:
         if self.step.loss is None or self.step.targets is None:
             return None
-        targets = self._cast(self.step.targets)
-        return self.step.loss(output_tensor(raw), targets)  # type: ignore[arg-type]  # a tensor, as what went in
+        return self.step.loss(output_tensor(raw), map_targets(self.step.targets, self._cast_tensor))
 
     def _cast(self, inputs: Inputs) -> Inputs:
-        if not self.double:
-            return inputs
-        return map_tensors(inputs, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+        return map_tensors(inputs, self._cast_tensor)
+
+    def _cast_tensor(self, tensor: Tensor) -> Tensor:
+        return tensor.double() if self.double and tensor.is_floating_point() else tensor
 
 
 def _fault(given: _Trained | str, whole: _Trained | str, sizes: Sizes | None) -> str | None:

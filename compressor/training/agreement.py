@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Batch
+from compressor.batches import Batch, target_rows
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
 from compressor.structure.calling.draws import kept_randomness
@@ -89,12 +89,13 @@ def _compared(model: nn.Module, form: Form, workload: Workload, seed: int) -> Ch
     if not batches:
         return Choice(form=form, why="there is no batch to compare the formats on")
     inputs, targets = batches[0]
-    if targets.ndim and len(targets) == batch_size_of(inputs) > _SAMPLES:
-        inputs, targets = resize_batch(inputs, _SAMPLES), targets[:_SAMPLES]
+    if batch_size_of(inputs) > _SAMPLES:
+        targets = target_rows(targets, slice(_SAMPLES), batch_size_of(inputs))
+        inputs = resize_batch(inputs, _SAMPLES)
     layers = output_layers(model, form, (inputs, targets))
     if not layers:
         return Choice(form=form, why=_NO_LAYER)
-    batch = form.place(inputs), targets.to(form.device)
+    batch = form.place(inputs), form.place_targets(targets)
     rounded = replace(form, bfloat16=True, float32_layers=layers)
     with rounded.applied(model):
         found = agreement(model, rounded, batch, workload, seed)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from compressor.batches import Inputs
+from compressor.batches import Inputs, Targets
 from compressor.errors import StageError
 from compressor.notes.training import Training, Trainings
 from compressor.stage import Context
@@ -44,7 +44,7 @@ class Position:
 
 
 # The loss of one batch. It is called under autocast; the model's output should become float32 before the arithmetic.
-Objective = Callable[[nn.Module, Inputs, Tensor, Position], Tensor]
+Objective = Callable[[nn.Module, Inputs, Targets, Position], Tensor]
 
 # What is done to the weights after every step, given its rate.
 AfterStep = Callable[[float], None]
@@ -277,7 +277,7 @@ class _Loop:
             optimizer.zero_grad()
             position = Position(view=epoch % self.views, batch=batch)
             with context():
-                loss = self.objective(self.model, form.place(inputs), targets.to(form.device), position)
+                loss = self.objective(self.model, form.place(inputs), form.place_targets(targets), position)
             value = _check_finite(float(loss.detach()), f"loss in epoch {epoch}, batch {batch}")
             loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
             norm = nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
@@ -308,7 +308,7 @@ def _check_finite(value: float, what: str) -> float:
 
 
 def _workload_loss(workload: Workload, form: Form) -> Objective:
-    def objective(model: nn.Module, inputs: Inputs, targets: Tensor, _position: Position) -> Tensor:
+    def objective(model: nn.Module, inputs: Inputs, targets: Targets, _position: Position) -> Tensor:
         outputs = at_least_float32(predict(model, inputs))
         with form.exact():
             return workload.loss(outputs, targets)

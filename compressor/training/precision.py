@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Inputs, map_tensors
+from compressor.batches import Inputs, Targets, map_targets, map_tensors
 from compressor.target import BFLOAT16, cpu_flags
 from compressor.workload import predict
 
@@ -92,6 +92,10 @@ class Form:
     def place(self, inputs: Inputs) -> Inputs:
         """`inputs` on the device, images (4-D tensors) in the layout of the form."""
         return map_tensors(inputs, self._place)
+
+    def place_targets(self, targets: Targets) -> Targets:
+        """`targets` on the device."""
+        return map_targets(targets, lambda tensor: tensor.to(self.device))
 
     def predict(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """The judged output of `model` for `inputs` as the file that ships computes it: without autocast."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.batches import Inputs
+from compressor.batches import Inputs, Targets, target_tensors
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
 from compressor.machine import free_memory_bytes
@@ -53,11 +53,11 @@ class Teacher:
         self.used_bytes = self.computed = self.recalled = 0
         self._answers: dict[Position, tuple[int, Tensor]] = {}
 
-    def outputs(self, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:
+    def outputs(self, inputs: Inputs, targets: Targets, position: Position) -> Tensor:
         """The teacher's output for a batch, at least float32, without gradient."""
         if not (self.remember and self.replays):
             return at_least_float32(self._compute(inputs))
-        checksum = _checksum((*input_tensors(inputs), targets))
+        checksum = _checksum((*input_tensors(inputs), *target_tensors(targets)))
         if position in self._answers:
             known, answer = self._answers[position]
             if known == checksum:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compressor.batches import judged_target
 from compressor.budget import describe_drop
 from compressor.errors import StageError
 from compressor.intervals import paired_drop
@@ -30,7 +31,7 @@ def validation_rows(model: nn.Module, workload: Workload, form: Form) -> Tensor 
             outputs = form.predict(model, inputs).cpu()
             if bool(outputs.isnan().any()):
                 return None
-            rows.append(workload.metric.rows(outputs, targets.cpu()))
+            rows.append(workload.metric.rows(outputs, judged_target(targets).cpu()))
     if not rows:
         raise StageError("the validation data has no batches, so no epoch can be chosen; give validation data")
     return torch.cat(rows)

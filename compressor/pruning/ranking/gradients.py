@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from compressor.batches import Inputs, map_tensors
+from compressor.batches import Inputs, Targets, map_tensors, target_rows
 from compressor.structure.calling.draws import seeded
 from compressor.workload import Workload, batch_size_of, batches_of, first_batches, predict
 
@@ -77,13 +77,14 @@ def empirical_fisher(
     return {name: sums[key] / count for name, parameter in tied if (key := first[id(parameter)]) in sums}
 
 
-def _micro_batches(workload: Workload, samples: int, size: int) -> Iterator[tuple[Inputs, Tensor]]:
+def _micro_batches(workload: Workload, samples: int, size: int) -> Iterator[tuple[Inputs, Targets]]:
     left = samples
     for inputs, targets in batches_of(workload.train):
         for start in range(0, min(batch_size_of(inputs), left), size):
             end = min(start + size, start + left, batch_size_of(inputs))
             taken = slice(start, end)
-            yield map_tensors(inputs, partial(_slice, which=taken)), targets[taken]
+            rows = target_rows(targets, taken, batch_size_of(inputs))
+            yield map_tensors(inputs, partial(_slice, which=taken)), rows
             left -= end - start
             if left == 0:
                 return

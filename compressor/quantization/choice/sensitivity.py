@@ -19,7 +19,7 @@ import onnx
 from torch import Tensor
 from tqdm import tqdm
 
-from compressor.batches import Batch, Inputs
+from compressor.batches import Batch, Inputs, target_rows
 from compressor.files.graphs import initializers
 from compressor.measuring.scores import score_rows
 from compressor.notes.quantization import LayerSensitivity, Sensitivities
@@ -212,7 +212,7 @@ def first_samples(data: Iterable[Any], samples: int) -> list[Batch]:
     left = samples
     for inputs, targets in batches_of(data):
         size = min(batch_size_of(inputs), left)
-        taken.append((resize_batch(inputs, size), targets[:size]))
+        taken.append((resize_batch(inputs, size), target_rows(targets, slice(size), batch_size_of(inputs))))
         left -= size
         if left <= 0:
             break

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from compressor.batches import judged_target
 from compressor.checks import check_count, check_fraction
 from compressor.files.graphs import parse
 from compressor.intervals import paired_drop
@@ -251,7 +252,8 @@ def _first(data: Iterable[Any], samples: int | None) -> Iterable[tuple[Any, Tens
     """The batches of `data` up to `samples` samples, the last one whole."""
     count = 0
     for inputs, targets in batches_of(data):
-        yield inputs, torch.as_tensor(targets)
-        count += len(targets)
+        judged = torch.as_tensor(judged_target(targets))
+        yield inputs, judged
+        count += len(judged)
         if samples is not None and count >= samples:
             return

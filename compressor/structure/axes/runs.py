@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Inputs, map_tensors
+from compressor.batches import Inputs, map_targets, map_tensors
 from compressor.structure.axes.axis import Axis, leaves
 from compressor.structure.axes.forced_paths import Operators, Path
 from compressor.structure.axes.trace import Trace, Watch
@@ -229,8 +230,7 @@ class _Runs:
         raw = self._call(copy, step.inputs, by_shapes=by_shapes)
         self.trained = self.watch.operators
         if step.loss is not None and step.targets is not None:
-            targets = self._known(step.targets, by_shapes=by_shapes)
-            assert isinstance(targets, Tensor)  # as what went in
+            targets = map_targets(step.targets, partial(self._know, by_shapes=by_shapes))
             with torch.no_grad(), self.watch.hooks(copy), self.watch:
                 step.loss(output_tensor(raw), targets)
 
@@ -244,16 +244,14 @@ class _Runs:
         return raw
 
     def _known(self, inputs: Inputs, *, by_shapes: bool) -> Inputs:
-        def know(tensor: Tensor) -> Tensor:
-            given = torch.empty_like(tensor, device="meta") if by_shapes else tensor
-            reason = f"of input {self._inputs}"
-            self._inputs += 1
-            self.watch.know(
-                given, [Axis(size, f"it is dimension {dim} {reason}") for dim, size in enumerate(given.shape)]
-            )
-            return given
+        return map_tensors(inputs, partial(self._know, by_shapes=by_shapes))
 
-        return map_tensors(inputs, know)
+    def _know(self, tensor: Tensor, *, by_shapes: bool) -> Tensor:
+        given = torch.empty_like(tensor, device="meta") if by_shapes else tensor
+        reason = f"of input {self._inputs}"
+        self._inputs += 1
+        self.watch.know(given, [Axis(size, f"it is dimension {dim} {reason}") for dim, size in enumerate(given.shape)])
+        return given
 
 
 def other_sizes(inputs: Inputs, factors: Sequence[float]) -> Iterator[Inputs]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.batches import Batch, Inputs, map_tensors
+from compressor.batches import Batch, Inputs, Targets, map_tensors, target_rows
 from compressor.workload import Workload, batch_size_of, batches_of, input_tensors, resize_batch
 
 # Batches of each set whose shapes are looked at, and how many of them are shown beside the example.
@@ -28,8 +28,8 @@ class TrainingStep:
     """One batch that the model is trained on, and its loss; without a `loss` the model is only called."""
 
     inputs: Inputs
-    targets: Tensor | None = None
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    targets: Targets | None = None
+    loss: Callable[[Tensor, Targets], Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,11 @@ class Shown:
         if self.step is None:
             return [TrainingStep(inputs=self.example)]
         few = min(_STEP, batch_size_of(self.step.inputs))
+        samples = batch_size_of(self.step.inputs)
         inputs, targets = first_samples(self.step.inputs, few), self.step.targets
-        small = replace(self.step, inputs=inputs, targets=None if targets is None else targets[:few])
-        return [small, self.step] if few < batch_size_of(self.step.inputs) else [small]
+        cut = None if targets is None else target_rows(targets, slice(few), samples)
+        small = replace(self.step, inputs=inputs, targets=cut)
+        return [small, self.step] if few < samples else [small]
 
 
 def shown_by(workload: Workload) -> Shown:
