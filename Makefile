@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks check format docs same-results claims clean bench bench-cifar10 bench-training \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-merging bench-export-time bench-architectures bench-hub
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-merging bench-export-time bench-sparsity bench-architectures bench-hub
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -75,7 +75,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-training bench-aa bench-latency bench-pruning-time bench-merging bench-export-time bench-structure bench-recurrent bench-architectures bench-quantization \
+bench: bench-training bench-aa bench-latency bench-pruning-time bench-merging bench-export-time bench-sparsity bench-structure bench-recurrent bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -117,6 +117,9 @@ bench-merging: $(VENV)/installed-dev  ## accuracy without training: channels mer
 
 bench-export-time: $(VENV)/installed-dev  ## CPU seconds of one export, with and without decomposing operators (minutes)
 	$(BIN)/python -m benchmarks.export_time
+
+bench-sparsity: $(VENV)/installed-dev  ## what 2:4 keeps of a matrix whose columns may change places, beside apex (seconds)
+	$(BIN)/python -m benchmarks.sparsity_permutation
 
 bench-architectures: $(VENV)/installed-dev  ## what pruning to half does to every architecture of the zoo
 	$(BIN)/python -m benchmarks.structure.architectures

@@ -105,6 +105,26 @@ class Sparsified(Note):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChannelOrder:
+    """A group of channels that changed places: the weights' magnitude that a pattern keeps, before and after.
+
+    `reason` says why the order stayed, "" where it changed.
+    """
+
+    group: str = "?"
+    before: float | None = None
+    kept: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelOrders(Note):
+    """Which groups of channels changed places, so that a pattern keeps more of the weights that read them."""
+
+    reordered: tuple[ChannelOrder, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class NormsReestimated(Note):
     """How many batch normalizations have new statistics, from how many batches, which none reached or are frozen."""
 

@@ -1,7 +1,7 @@
 """Which orders of stages work, and which stages are judged together."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from compressor.errors import WorkloadError
 from compressor.stage import Effect, Stage, stage_name
@@ -76,10 +76,30 @@ def refuse_for_files(stages: Sequence[Stage]) -> None:
 
 def doubtful_orders(stages: Sequence[Stage]) -> tuple[str, ...]:
     """A sentence for every order that works but is known to disappoint."""
-    return tuple(
+    unrecovered = (
         f"{stage_name(after)} follows {stage_name(before)} with no training between: the accuracy that went with the "
         f"{'structure' if before.effect is Effect.STRUCTURE else 'weights'} is not won back, and quantization takes "
         "some more; put distill or fine_tune between them"
         for before, after in pairwise(stages)
         if _takes(before) and after.effect is Effect.ENCODING
     )
+    return (*unrecovered, *(text for before, after in combinations(stages, 2) if (text := _lost(before, after))))
+
+
+def _lost(before: Stage, after: Stage) -> str:
+    """What of the work of `before` a stage `after` it undoes, "" where nothing.
+
+    Stages say so with attributes: `pattern_of_neighbours` where zeros are counted among neighbours, and
+    `reorders_channels` where inner channels change places.
+    """
+    if getattr(before, "pattern_of_neighbours", False) and after.effect is Effect.STRUCTURE:
+        return (
+            f"{stage_name(after)} takes channels out after {stage_name(before)}, and what is left of every group of "
+            f"neighbours is no longer its pattern, though all zeros stay; put {stage_name(before)} behind it"
+        )
+    if getattr(before, "reorders_channels", False) and getattr(after, "features", ()):
+        return (
+            f"{stage_name(after)} compares inner features with the teacher's, and {stage_name(before)} puts their "
+            "channels into another order; leave features out, or set permute: false"
+        )
+    return ""

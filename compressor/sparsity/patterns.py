@@ -95,11 +95,14 @@ class SemiStructured:
     """`n` weights of every `m` along the inputs stay (0 < n < m): 2 of 4 is what NVIDIA's sparse kernels read.
 
     Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks", arXiv:2104.08378, sec. 3. Layers whose inputs `m`
-    does not divide are left alone. CPUs have no kernel for it: it is a pattern for another target.
+    does not divide are left alone. CPUs have no kernel for it: it is a pattern for another target. With `permute` inner
+    channels change places first, so that less magnitude goes, in a search that begins `escapes` (>= 0) times anew.
     """
 
     n: int = 2
     m: int = 4
+    permute: bool = False
+    escapes: int = 50
 
     def __post_init__(self) -> None:
         check_count(self.n, "n counts the weights of every m that stay")
@@ -109,6 +112,7 @@ class SemiStructured:
                 f"n weights of every m stay, so n has to be below m; got n={self.n} and m={self.m}; write n=2 and m=4 "
                 "for two of four"
             )
+        check_count(self.escapes, "escapes counts the searches after the first one", least=0)
 
     @property
     def sparsity(self) -> float:

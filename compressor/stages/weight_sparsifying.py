@@ -11,12 +11,13 @@ from torch import nn
 
 from compressor.checks import check_fraction, check_globs
 from compressor.notes.structure import LockedLayers
-from compressor.notes.training import Sparsified, ZeroCount, ZeroWeights
+from compressor.notes.training import ChannelOrders, Sparsified, ZeroCount, ZeroWeights
 from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.ranking.scope import Global, PerLayer
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
 from compressor.sparsity.masks import PerRow
 from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
+from compressor.sparsity.reordering import reorder_
 from compressor.sparsity.schedules import Polynomial
 from compressor.sparsity.scores import FirstOrder, Magnitude, Movement, Wanda
 from compressor.sparsity.sparse_gpt import SparseGPT
@@ -83,6 +84,16 @@ class SparsifyWeights:
             raise ValueError(f"SparseGPT chooses within each layer, got {self.scope!r}; leave scope out")
 
     @property
+    def pattern_of_neighbours(self) -> bool:
+        """Whether the zeros lie in a pattern that taking channels out would break."""
+        return isinstance(self.pattern, SemiStructured)
+
+    @property
+    def reorders_channels(self) -> bool:
+        """Whether inner channels change places, so that inner features are no longer the teacher's, one by one."""
+        return isinstance(self.pattern, SemiStructured) and self.pattern.permute
+
+    @property
     def trains(self) -> bool:
         """Whether schedule or score need gradients."""
         return not isinstance(self.schedule, OneShot) or isinstance(self.score, FirstOrder | Movement)
@@ -90,19 +101,14 @@ class SparsifyWeights:
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The model with its zeros. Raises StageError, with the reasons, where no weight can become zero."""
         fold_model_(model, workload, context, layers=self.layers, ignore=self.ignore)
-        work = Sparsifying(
-            model=model,
-            workload=workload,
-            context=context,
-            pattern=self.pattern,
-            score=self.score,
-            scope=self.scope or self.score.scope,
-            layers=self.layers,
-            ignore=self.ignore,
-        )
+        work = self._begun(model, workload, context)
         final = self.pattern.sparsity if isinstance(self.pattern, SemiStructured) else self.sparsity
         assert final is not None  # checked where it is set
         work.require_some(final)
+        if isinstance(self.pattern, SemiStructured) and self.pattern.permute:
+            orders = reorder_(model, work.weights, self.pattern, workload, context)
+            context.tell(ChannelOrders(reordered=tuple(orders)))
+            work = self._begun(model, workload, context)
         context.plan.append(zeros_entry([weight.name for weight in work.weights]))
         if isinstance(self.schedule, Polynomial):
             train_sparser(work, self.schedule, final, identity=repr(self))
@@ -117,6 +123,18 @@ class SparsifyWeights:
         context.tell(Sparsified(zeros_by=repr(self.score), zeros_in=repr(self.pattern)))
         context.tell(LockedLayers.of(work.left))
         return model
+
+    def _begun(self, model: nn.Module, workload: Workload, context: Context) -> Sparsifying:
+        return Sparsifying(
+            model=model,
+            workload=workload,
+            context=context,
+            pattern=self.pattern,
+            score=self.score,
+            scope=self.scope or self.score.scope,
+            layers=self.layers,
+            ignore=self.ignore,
+        )
 
     def _step_by_step(self, work: Sparsifying, final: float) -> None:
         """Zeros in the steps of the schedule, with training between them."""

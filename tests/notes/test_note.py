@@ -65,6 +65,8 @@ from compressor.notes.structure import (
 )
 from compressor.notes.training import (
     Adapters,
+    ChannelOrder,
+    ChannelOrders,
     Epoch,
     Epochs,
     NormsReestimated,
@@ -193,6 +195,10 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (
         ZeroChannels(zero_channels_fraction=0.25, zero_channels=(ZeroCount(layer="a", zero=4, of=16),)),
         '{"zero_channels_fraction": 0.25, "zero_channels": [{"layer": "a", "zero": 4, "of": 16}]}',
+    ),
+    (
+        ChannelOrders(reordered=(ChannelOrder(group="a", before=2.0, kept=2.5),)),
+        '{"reordered": [{"group": "a", "before": 2.0, "kept": 2.5, "reason": ""}]}',
     ),
     (
         Sparsified(zeros_by="Magnitude(norm='l1')", zeros_in="Rows()"),

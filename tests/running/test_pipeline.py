@@ -9,7 +9,7 @@ from torch import nn
 
 from compressor import Budget, Context, Effect, Pipeline, Recipe, StageError, load_checkpoint
 from compressor.errors import RunFolderError
-from compressor.running.order import segments
+from compressor.running.order import doubtful_orders, segments
 from compressor.running.pipeline import PipelineWarning
 from compressor.runtime import open_session
 from compressor.stages import (
@@ -20,6 +20,7 @@ from compressor.stages import (
     Quantize,
     ReestimateBatchNorm,
     RemoveZeroChannels,
+    SemiStructured,
     SparseTraining,
     SparsifyWeights,
 )
@@ -215,6 +216,19 @@ def test_structure_and_its_training_form_one_segment():
     zeros = SparsifyWeights(sparsity=0.5)
     assert segments([PruneChannels(remove=0.2), FineTune(), zeros, FineTune(), Quantize()]) == [[0, 1], [2, 3], [4]]
     assert segments([SparseTraining(), zeros, RemoveZeroChannels(), Distill()]) == [[0, 1, 2, 3]]
+
+
+def test_orders_that_lose_what_was_made_are_doubted():
+    """A pattern of neighbours does not outlive a cut, nor do features in another order fit the teacher's."""
+    pattern, order = SemiStructured(), SemiStructured(permute=True)
+    cut = [SparsifyWeights(pattern=pattern), FineTune(), RemoveZeroChannels()]
+    assert ["no longer its pattern" in text for text in doubtful_orders(cut)] == [True]
+    hints = [SparsifyWeights(pattern=order), Distill(features=("layer1",))]
+    assert ["another order" in text for text in doubtful_orders(hints)] == [True]
+    fine = [RemoveZeroChannels(), SparsifyWeights(pattern=pattern), Distill(features=("layer1",)), Quantize()]
+    assert doubtful_orders(fine) == ()
+    alone = doubtful_orders([SparsifyWeights(sparsity=0.5), Quantize()])
+    assert ["went with the weights" in text for text in alone] == [True]
 
 
 def test_a_missed_goal_is_said(trained_workload, tmp_path):

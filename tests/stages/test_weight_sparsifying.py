@@ -10,6 +10,7 @@ from torch import nn
 from compressor.errors import StageError
 from compressor.pruning.ranking.scope import PerLayer
 from compressor.pruning.schedules import Cubic, Linear, OneShot
+from compressor.recipe.recipe import Recipe
 from compressor.running.pipeline import Pipeline
 from compressor.sparsity.masks import PerRow
 from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
@@ -86,6 +87,33 @@ def test_two_of_four_leaves_alone_what_four_does_not_divide(trained_workload) ->
     assert ((groups != 0).sum(dim=1) == 2).all()
     assert not (model.conv1.weight == 0).any()
     assert {"layer": "conv1", "reason": "its 3 inputs are no multiple of 4"} in context.details["locked"]
+
+
+def test_channels_in_a_better_order_keep_more(trained_workload) -> None:
+    """The network is nearer to the original with the permutation than without, and the report tells what it gained."""
+    inputs = torch.cat([batch for batch, _ in trained_workload.validation])
+    kept, errors = [], []
+    with torch.no_grad():
+        wanted = predict(trained_workload.model.eval(), inputs)
+        for permute in (True, False):
+            model, context = sparse(SparsifyWeights(pattern=SemiStructured(permute=permute)), trained_workload)
+            kept.append(sum(float(own.abs().sum()) for own in model.parameters() if own.ndim > 1))
+            errors.append(float((predict(model.eval(), inputs) - wanted).square().mean()))
+            assert ("reordered" in context.details) == permute
+    assert kept[0] > 1.01 * kept[1]
+    assert errors[0] < errors[1]
+
+
+def test_the_recipe_for_two_of_four_ends_in_a_file_with_the_pattern(trained_workload, tmp_path) -> None:
+    """`two_of_four_int8` as shipped: half of what fits is zero in the file, and the plan rebuilds it."""
+    recipe = Recipe.load("two_of_four_int8", overrides=["stages.1.epochs=1"])
+    result = Pipeline(recipe.stages).run(trained_workload, out=tmp_path, target=TARGET, progress=False)
+    measured = result.report.shipped.measurement
+    assert 1 - measured.nonzero_parameters / measured.parameters > 0.45
+    rebuilt = load_checkpoint(tmp_path, TinyResNet)
+    groups = rebuilt.layer2[1].conv1.weight.movedim(1, -1).reshape(-1, 4)
+    assert ((groups == 0).sum(dim=1) == 2).all()
+    assert measured.score.value > 0.8
 
 
 @pytest.mark.parametrize("score", [Wanda(batches=2), SparseGPT(batches=2), FirstOrder()], ids=repr)
@@ -272,7 +300,7 @@ def test_frozen_weights_stay_whole(trained_workload) -> None:
     "stage",
     [
         SparsifyWeights(sparsity=0.5),
-        SparsifyWeights(pattern=SemiStructured()),
+        SparsifyWeights(pattern=SemiStructured(permute=True, escapes=1)),
         SparsifyWeights(sparsity=0.5, schedule=Polynomial(epochs=1, tail_epochs=0)),
         SparsifyWeights(sparsity=0.5, schedule=Cubic(steps=2)),
     ],
