@@ -56,7 +56,7 @@ def check_one_of(value: str, says: str, choices: Collection[str]) -> None:
         raise ValueError(f"{says}, one of {', '.join(choices)}; got {value!r}")
 
 
-def check_tuple(value: Collection[str], says: str, *, least: int = 0) -> None:
+def check_tuple(value: Collection[Any], says: str, *, least: int = 0) -> None:
     """`value` is no bare string, which Python would read letter by letter, and has at least `least` entries."""
     if isinstance(value, str):
         raise ValueError(f"{says}, got the string {value!r}; write ({value!r},)")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.estimate import Estimate
-from compressor.metrics import Metric
+from compressor.metrics import Metric, mean_of_asked
 
 _RESAMPLES = 2000
 # The two-sided 95 % quantile of the normal distribution.
@@ -24,8 +24,9 @@ def score_estimate(rows: Tensor, metric: Metric, *, seed: int = 0) -> Estimate:
     Wilson 1927, eq. for the score interval; Efron and Tibshirani 1993, sec. 13.3, with 2000 resamples of the samples.
     """
     value = _finite(metric.aggregate(rows), metric)
-    if metric.proportion and rows.ndim == 1 and bool(((rows == 0) | (rows == 1)).all()):
-        return _wilson(value, len(rows))
+    asked = rows[~rows.isnan()] if metric.aggregate is mean_of_asked else rows
+    if metric.proportion and rows.ndim == 1 and bool(((asked == 0) | (asked == 1)).all()):
+        return _wilson(value, len(asked))
     return _percentiles(value, _resampled([rows], metric, seed)[:, 0])
 
 
@@ -60,7 +61,8 @@ def _resampled(samples: list[Tensor], metric: Metric, seed: int) -> NDArray[np.f
     count = len(samples[0])
     generator = np.random.default_rng(seed)
     # Means, the default, can be resampled all at once.
-    if metric.aggregate is not Metric.aggregate:
+    averaged = metric.aggregate in {Metric.aggregate, mean_of_asked}
+    if not averaged or (metric.aggregate is mean_of_asked and any(bool(rows.isnan().any()) for rows in samples)):
         picks = (torch.from_numpy(generator.integers(count, size=count)) for _ in range(_RESAMPLES))
         return np.array([[metric.aggregate(rows[pick]) for rows in samples] for pick in picks])
     means = np.stack([rows.double().reshape(count, -1).mean(dim=1).numpy() for rows in samples])

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from compressor.checks import check_positive
 from compressor.errors import WorkloadError
 from compressor.kept_state import as_before
 from compressor.metrics import Metric
+from compressor.outputs.kinds import Classes, Labels, Numbers, OtherOutput
 from compressor.streams.passes import one_pass
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -59,6 +60,11 @@ class Workload:
     lets vary, none ("batch"), or dimensions by input, {"input_ids": (1,)}; an input that has no name of its own is
     "input", several are "input_0", "input_1", .... `export_seconds` (> 0) is the CPU time after which the exporter is
     ended, and the file gets fixed sizes. Raises ValueError for others.
+
+    `output` says what the judged output says, `Classes(axis=...)`, `Labels()` or `Numbers()` of
+    `compressor.outputs.kinds`; None, what a first batch and the loss tell. `others` names further outputs, by key,
+    field or place ("1"), and gives them losses of their own: {"depth": OtherOutput(loss=F.l1_loss)}; what is not
+    named is held by trainings where the reference has it.
     """
 
     name: str
@@ -73,6 +79,8 @@ class Workload:
     other_inputs: tuple[Inputs, ...] = ()
     free_sizes: FreeSizes = "all"
     export_seconds: float = EXPORT_SECONDS
+    output: Classes | Labels | Numbers | None = None
+    others: Mapping[str, OtherOutput] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.other_inputs, tuple | list):
@@ -82,6 +90,8 @@ class Workload:
             )
         _check_free_sizes(self.free_sizes, self.example_inputs)
         check_positive(self.export_seconds, "export_seconds is the CPU time that one export may take")
+        if self.output is not None:
+            object.__setattr__(self, "metric", self.metric.settled(self.output))
 
     @classmethod
     def from_datasets(
@@ -103,6 +113,8 @@ class Workload:
         free_sizes: FreeSizes = "all",
         export_seconds: float = EXPORT_SECONDS,
         other_inputs: tuple[Inputs, ...] = (),
+        output: Classes | Labels | Numbers | None = None,
+        others: Mapping[str, OtherOutput] | None = None,
     ) -> "Workload":
         """The workload of map-style datasets, or of pairs (inputs, targets) of tensors or arrays.
 
@@ -110,7 +122,8 @@ class Workload:
         the calibration set. Both choices follow from `seed`, and are stratified when targets are classes. If `model`
         was trained on all of `train`, pass data it has not seen as `validation`. `transform(inputs)` is applied to
         every batch, `augment(inputs, generator)` before it to training batches. `other_inputs` are as the model takes
-        them. The loss is cross-entropy for class targets, mean squared error otherwise, unless given.
+        them, and `output` and `others` are as for the workload. The loss is cross-entropy for class targets and labels,
+        mean squared error otherwise, unless given.
         """
         judged = Metric.named(metric) if isinstance(metric, str) else metric
         train, test = as_tensors(train), as_tensors(test)
@@ -149,11 +162,13 @@ class Workload:
             calibration=calibration_batches,
             validation=validation_batches,
             test=Batches(test, batch_size=batch_size, transform=transform),
-            loss=loss or (nn.functional.cross_entropy if judged.classes else nn.functional.mse_loss),
+            loss=loss or judged.usual_loss(),
             metric=judged,
             free_sizes=free_sizes,
             export_seconds=export_seconds,
             other_inputs=other_inputs,
+            output=output,
+            others=others or {},
         )
 
 

@@ -57,10 +57,14 @@ class Trainings(Note):
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching(Note):
-    """The class of the teacher, where it may be another than the original, and what came of remembering its outputs."""
+    """The class of the teacher, where it may be another than the original, and what came of remembering its outputs.
+
+    `taught` says in words how the judged outputs were compared.
+    """
 
     teacher: str | None = None
     teacher_cache: str
+    taught: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,26 @@ class Adapters(Note):
     """{feature: the class of the map that fitted the student's features to the teacher's}."""
 
     adapters: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputChange:
+    """What became of an output besides the judged one: how it was treated, and how far it is from the reference's.
+
+    `before` and `after` the training are the root mean square difference on validation over the output's spread.
+    """
+
+    output: str
+    treated: str
+    before: float | None = None
+    after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherOutputs(Note):
+    """What became of every output besides the judged one."""
+
+    other_outputs: tuple[OutputChange, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

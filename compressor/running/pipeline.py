@@ -83,7 +83,7 @@ class Pipeline:
         """
         # A script that only evaluates is often under no_grad, inference_mode or autocast.
         with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            check_workload(workload, self.stages)
+            workload = check_workload(workload, self.stages)
             if isinstance(workload.model, OnnxModule):
                 refuse_for_files(self.stages)
             folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -10,16 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Batch, Inputs, judged_target, split_batch, target_tensors
+from compressor.batches import Batch, Inputs, Targets, judged_target, split_batch, target_tensors
 from compressor.errors import CompressorError, WorkloadError
 from compressor.kept_state import private_copy
+from compressor.outputs.finding import taken_twice
+from compressor.outputs.kinds import Classes
 from compressor.running.described import described
 from compressor.running.failures import in_short, layer_of
 from compressor.running.forward_checks import check_copy, check_repeatable, check_training_step, checked_forward
-from compressor.running.loss_and_metric import check_judged
+from compressor.running.loss_and_metric import WorkloadWarning, check_judged
 from compressor.running.model_checks import check_model
 from compressor.stage import Stage, stage_name
 from compressor.streams.passes import KEEP_TWO, one_pass
+from compressor.structure.calling.returned import returned_by_name
+from compressor.training.judged import found, judged_by, settled
 from compressor.workload import Workload, batch_size_of, call_model, input_tensors
 
 # Batches read from each set: enough to meet wrong labels, little against one epoch of training.
@@ -30,8 +35,8 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> None:
-    """Nothing, for a workload that can be compressed and judged. Raises WorkloadError for any other.
+def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> Workload:
+    """`workload`, with what its outputs say, if it can be compressed and judged. Raises WorkloadError for any other.
 
     Checked are the model (what cannot be copied, traced, run or stored; NaN; the same output twice in eval mode under
     one seed, in a copy too), `example_inputs` and `other_inputs`, and of each set: that it has batches, again and
@@ -45,14 +50,15 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> None:
         check_model(model)
         _check_example(example)
         with _undisturbed(model):
-            checked_forward(model, example, "example_inputs", example)
+            judged = checked_forward(model, example, "example_inputs", example)
+            _check_others(workload, judged)
             for number, inputs in enumerate(workload.other_inputs):
                 _check_inputs(f"other_inputs[{number}]", inputs)
                 checked_forward(model, inputs, f"other_inputs[{number}]", example)
             check_repeatable(model, example)
             check_copy(model, example)
             for name in ("train", "calibration", "validation", "test"):
-                _check_set(name, getattr(workload, name), workload, _trainer(stages))
+                workload = _check_set(name, getattr(workload, name), workload, _trainer(stages))
     except CompressorError:
         raise
     except Exception as error:  # a model, data and settings of somebody else may raise anything
@@ -61,6 +67,7 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> None:
             f"the workload cannot be tried{f', in {layer}' if layer else ''}: {in_short(error)}; a model must take "
             "eval(), train() and its own inputs, again and again"
         ) from error
+    return workload
 
 
 def _trainer(stages: Sequence[Stage]) -> str | None:
@@ -93,6 +100,21 @@ def _check_example(inputs: Inputs) -> None:
         )
 
 
+def _check_others(workload: Workload, judged: Tensor) -> None:
+    """Raises WorkloadError where `workload.others` names what the model does not give beside the judged output."""
+    if not workload.others:
+        return
+    given = returned_by_name(call_model(workload.model, workload.example_inputs))
+    known = [name for name, tensor in given.items() if tensor.shape != judged.shape or not torch.equal(tensor, judged)]
+    for name in workload.others:
+        if name not in known:
+            what = "the judged one, whose loss is `loss`" if name in given else "none of its outputs"
+            raise WorkloadError(
+                f"others names {name!r}, which is {what}; beside the judged output the model gives "
+                f"{', '.join(map(repr, known)) or 'none'}"
+            )
+
+
 def _check_tensors(label: str, tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
@@ -114,7 +136,8 @@ def _check_tensors(label: str, tensors: Iterable[Tensor]) -> None:
             )
 
 
-def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str | None) -> None:
+def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str | None) -> Workload:
+    """`workload`, settled by the first set that is looked at. Raises WorkloadError for a set that cannot be used."""
     if not isinstance(data, Iterable):
         raise WorkloadError(
             f"{name} must be an iterable of (inputs, targets), got {type(data).__name__}; use a DataLoader"
@@ -140,6 +163,9 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
     inputs, targets = batches[0]
     outputs = checked_forward(workload.model, inputs, f"the first batch of {name}", workload.example_inputs)
     soft = name == "train" and _are_soft(outputs, judged_target(targets), workload)
+    if workload.output is None and isinstance(judged_target(targets), Tensor):
+        workload = settled(workload, found(workload, outputs, targets))
+        _warn_of_probabilities(workload, outputs, targets)
     for number, (each, values) in enumerate(batches):
         _check_targets(f"batch {number} of {name}", each, judged_target(values), outputs, workload, soft=soft)
     check_judged(name, outputs, targets, workload, by_metric=not soft)
@@ -148,6 +174,7 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
         several = next((batch for batch in batches if batch_size_of(batch[0]) > 1), None)
         if trainer is not None and several is not None:
             check_training_step(workload, several, trainer)
+    return workload
 
 
 def _read(name: str, data: Iterable[Any]) -> list[Batch]:
@@ -225,17 +252,22 @@ def _check_targets(
             f"{label}: the metric {workload.metric.name} wants class indices, got targets of {targets.dtype}; "
             "use targets.long(), or a metric such as mse"
         )
-    classes = outputs.shape[1] if outputs.ndim > 1 else 0
-    if not classes:
+    kind = workload.output if isinstance(workload.output, Classes) else Classes()
+    if not -outputs.ndim <= kind.axis < outputs.ndim or not outputs.shape[kind.axis]:
         raise WorkloadError(
             f"the metric {workload.metric.name} wants outputs (batch, classes, ...), got {tuple(outputs.shape)}; "
             "give the model one output for each class"
         )
-    low, high = int(targets.min()), int(targets.max())
+    classes = outputs.shape[kind.axis]
+    asked = targets[~torch.isin(targets, targets.new_tensor(_held(kind.ignored, targets)))]
+    low, high = (int(asked.min()), int(asked.max())) if asked.numel() else (0, 0)
     if low < 0 or high >= classes:
         more = f"Renumber the labels, or give the model {high + 1} outputs"
         way_out = (
-            more if low >= 0 else "Leave samples without a class (-1, -100) out, or give them a class of their own"
+            more
+            if low >= 0
+            else f"Leave samples without a class out, let the loss leave them out (cross_entropy with "
+            f"ignore_index={low}), or give them a class of their own"
         )
         raise WorkloadError(
             f"{label} has labels from {low} to {high}, and the model has {classes} outputs: labels must lie in "
@@ -243,15 +275,31 @@ def _check_targets(
         )
 
 
+def _warn_of_probabilities(workload: Workload, outputs: Tensor, targets: Targets) -> None:
+    assert workload.output is not None  # it was settled
+    says = taken_twice(workload.output, outputs, *judged_by(workload, targets))
+    if says:
+        text = f"{type(workload.model).__name__} {says}; it learns little otherwise. If that is meant, all is well"
+        warnings.warn(text, WorkloadWarning, stacklevel=2)
+
+
+def _held(labels: tuple[int, ...], targets: Tensor) -> list[int]:
+    """Those of `labels` that the type of `targets` can hold."""
+    limits = torch.iinfo(targets.dtype) if targets.dtype != torch.bool else torch.iinfo(torch.uint8)
+    return [label for label in labels if limits.min <= label <= limits.max]
+
+
 def _check_trainable(batches: list[Batch], outputs: Tensor, workload: Workload) -> None:
     complete = len(batches) < BATCHES_READ
-    if workload.metric.classes and complete and outputs.shape[1] > 1:
+    kind = workload.output if isinstance(workload.output, Classes) else Classes()
+    if workload.metric.classes and complete and outputs.shape[kind.axis] > 1:
         judged = [judged_target(targets) for _, targets in batches]
         present = {value for targets in judged for value in np.unique(targets.numpy(force=True)).tolist()}
+        present -= set(kind.ignored)
         if len(present) == 1:
             raise WorkloadError(
-                f"train holds the class {present.pop()} alone, and the model has {outputs.shape[1]} outputs; a score "
-                "of one class says nothing. Give samples of every class"
+                f"train holds the class {present.pop()} alone, and the model has {outputs.shape[kind.axis]} outputs; a "
+                "score of one class says nothing. Give samples of every class"
             )
     single = next((inputs for inputs, _ in batches if batch_size_of(inputs) == 1), None)
     if single is None:

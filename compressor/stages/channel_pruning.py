@@ -41,7 +41,7 @@ from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, Slices, apply_plan_
 from compressor.structure.trials import evaluating
-from compressor.training.loop import train
+from compressor.training.other_outputs import train_every_output
 from compressor.workload import Workload
 
 
@@ -105,7 +105,7 @@ class PruneChannels:
                 context.plan.extend(entries)
                 book.settle(narrowing)
             if step < len(shares) and not isinstance(self.schedule, OneShot) and entries:
-                train(
+                train_every_output(
                     model,
                     workload,
                     epochs=self.schedule.epochs,

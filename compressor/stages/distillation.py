@@ -1,34 +1,39 @@
 """Knowledge distillation: the compressed model learns the original's outputs besides the targets.
 
 loss = soft_weight * T^2 KL(teacher_T || student_T) + (1 - soft_weight) * task loss, p_T = softmax(logits / T)
-(Hinton et al. 2015, arXiv:1503.02531, sec. 2), and optionally the distance between inner features of both (FitNets:
-Romero et al. 2015, arXiv:1412.6550, eq. 3). Training replays a fixed set of augmented views, so that the teacher
-computes each of them once.
+(Hinton et al. 2015, arXiv:1503.02531, sec. 2), with the distance that fits what outputs say, and optionally the
+distance between inner features of both (FitNets: Romero et al. 2015, arXiv:1412.6550, eq. 3). Training replays a fixed
+set of augmented views, so that the teacher computes each of them once.
 """
 
-import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from compressor.batches import Inputs
+from compressor.batches import Inputs, Targets
 from compressor.checks import check_count, check_fraction, check_globs, check_not_negative, check_positive, check_tuple
-from compressor.errors import StageError
+from compressor.errors import WorkloadError
+from compressor.identity.values import Identifier
+from compressor.kept_state import private_copy
 from compressor.notes.training import Adapters, Teaching
 from compressor.stage import Context, Effect
+from compressor.training.hints import Hint, Hinted, hinted, tapped
+from compressor.training.judged import output_kind, settled
+from compressor.training.lessons import Lessons
 from compressor.training.loop import Position, train
 from compressor.training.optimization import check_schedule
-from compressor.training.precision import AutoPrecision, BFloat16, Float32, Form, at_least_float32
+from compressor.training.other_outputs import Others
+from compressor.training.precision import AutoPrecision, BFloat16, Float32, Form
 from compressor.training.progress import epochs_note
-from compressor.training.replay import kept_modes, replayed
 from compressor.training.snapshots import digest
-from compressor.training.teaching import Teacher, check_shapes, soft_target_loss
-from compressor.workload import Workload, call_model, output_tensor, predict
+from compressor.training.teaching import Teacher
+from compressor.workload import Workload, call_model, output_tensor
+from compressor.workloads import function_named
+
+_LOSS = "loss is a function of (student, teacher, targets)"
+_INPUTS = "teacher_inputs is a function of the workload's inputs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +42,17 @@ class Distill:
 
     The teacher is `workload.model` unless another is given. `epochs` (>= 1) of one cycle up to `learning_rate` (> 0;
     models trained by AdamW take a fiftieth of it), then `tail_epochs` (>= 0) at a hundredth. `soft_weight` in [0, 1] is
-    the teacher's part of the loss; where targets are no classes, it is the mean squared distance to the teacher's
-    output and `temperature` (> 0) plays no role. `views` (>= 1) counts the augmented passes over the data that are
-    replayed: epoch e sees view e % views. `features` names modules, present in teacher and student, whose outputs are
-    to agree, with weight `feature_weight` (>= 0); a linear map learns to fit where widths differ, and is thrown away.
+    the teacher's part of the loss: for classes the divergence at `temperature` (> 0), for labels that of Bernoulli
+    distributions, for numbers the mean squared difference, where `temperature` plays no role. `views` (>= 1) counts the
+    augmented passes over the data that are replayed: epoch e sees view e % views.
+
+    `features` names modules, present in teacher and student, or pairs of them, `Hint(student=..., teacher=...)`, whose
+    outputs are to agree, with weight `feature_weight` (>= 0); where sizes differ, the student's are averaged or
+    interpolated and a linear map learns to fit, which is thrown away. A teacher of other classes teaches by features
+    alone, with `soft_weight` 0. `loss` replaces the distance to the teacher: a function of (student, teacher, targets),
+    the judged outputs, or its name, "package.module:function". `teacher_inputs`, given in the same ways, makes the
+    teacher's inputs of the workload's. Outputs that no loss sees are drawn to the teacher's, too.
+
     `precision` says what the inner layers of student and teacher are computed in; outputs, loss and score are float32.
     `freeze` holds globs of modules and parameters that stay as they are, besides those that are frozen already.
     """
@@ -55,11 +67,14 @@ class Distill:
     views: int = 4
     tail_epochs: int = 1
     weight_decay: float = 5e-4
-    features: tuple[str, ...] = ()
+    features: tuple[str | Hint, ...] = ()
     feature_weight: float = 1.0
+    loss: Callable[[Tensor, Tensor, Any], Tensor] | str | None = field(default=None, repr=False, compare=False)
+    teacher_inputs: Callable[[Inputs], Inputs] | str | None = field(default=None, repr=False, compare=False)
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
     freeze: tuple[str, ...] = ()
     teacher: nn.Module | None = field(default=None, repr=False, compare=False)
+    functions: tuple[Callable[..., Any] | None, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_schedule(
@@ -73,30 +88,44 @@ class Distill:
         check_count(self.views, "views counts the augmented passes that are replayed")
         check_tuple(self.features, "features is a tuple of module names")
         check_not_negative(self.feature_weight, "feature_weight is a factor")
+        # Found here, so that a name that is wrong is refused before any work, and their code is part of the stage.
+        object.__setattr__(self, "functions", (_function(self.loss, _LOSS), _function(self.teacher_inputs, _INPUTS)))
         check_globs(self.freeze, "freeze")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
+        workload = settled(workload)
         original = workload.model if self.teacher is None else self.teacher
-        teacher = Teacher(original, workload, self.precision, seed=context.seed, remember=not self.features)
-        with teacher.form.applied(teacher.model):
-            taught = _with_hints(self, model, teacher, workload, context) if self.features else model
-            form = Form.of(model)
+        own, adapt = self.functions
+        hints = tuple(map(Hint.of, self.features))
+        kind = output_kind(workload)
+        teacher = Teacher(original, workload, self.precision, seed=context.seed, remember=not hints, adapt=adapt)
+        others = Others.of(
+            model,
+            workload,
+            precision=self.precision,
+            seed=context.seed,
+            teacher=teacher,
+            temperature=self.temperature,
+        )
+        lessons = Lessons(
+            workload=workload, kind=kind, soft_weight=self.soft_weight, temperature=self.temperature, own=own
+        )
+        with teacher.form.applied(teacher.asked), others.applied(teacher):
+            taught = hinted(model, teacher, hints, workload, seed=context.seed) if hints else model
+            form, before = Form.of(model), private_copy(model) if others else model
+            ours, theirs = tuple(hint.student for hint in hints), tuple(hint.teacher for hint in hints)
 
-            def objective(student: nn.Module, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:
-                with tapped(model, self.features) as hints:
-                    outputs = at_least_float32(predict(student, inputs))
-                with tapped(teacher.model, self.features) as wanted:
-                    references = teacher.outputs(inputs, targets, position).to(outputs.device)
-                check_shapes(outputs, references)
+            def objective(student: nn.Module, inputs: Inputs, targets: Targets, position: Position) -> Tensor:
+                with tapped(model, ours) as features:
+                    raw = call_model(student, inputs)
+                with tapped(teacher.model, theirs) as wanted:
+                    answer = teacher.answer(inputs, targets, position)
                 with form.exact():
-                    loss = (1 - self.soft_weight) * workload.loss(outputs, targets)
-                    if workload.metric.classes:
-                        loss = loss + self.soft_weight * soft_target_loss(outputs, references, self.temperature)
-                    else:
-                        loss = loss + self.soft_weight * F.mse_loss(outputs, references)
-                    for name, adapter in zip(self.features, _adapters(taught), strict=bool(self.features)):
-                        learned, goal = adapter(at_least_float32(hints[name])), at_least_float32(wanted[name])
-                        loss = loss + self.feature_weight * F.mse_loss(learned, goal)
+                    loss = lessons.loss(output_tensor(raw), answer.judged, inputs, targets)
+                    if others:
+                        loss = loss + others.loss(raw, inputs, targets, position, answer.others)
+                    if isinstance(taught, Hinted):
+                        loss = loss + self.feature_weight * taught.distance(features, wanted)
                 return loss
 
             logs = train(
@@ -110,90 +139,33 @@ class Distill:
                 objective=objective,
                 views=self.views,
                 label="distill",
-                identity=f"{self!r} {digest(teacher.model)}",
+                identity=f"{self!r} {digest(teacher.model)} {Identifier().digest(self.functions).text}",
                 precision=self.precision,
                 freeze=self.freeze,
                 student=model,
             )
         context.tell(epochs_note(logs, workload.metric, context.details))
-        context.tell(Teaching(teacher=type(original).__name__, teacher_cache=teacher.summary()))
-        if self.features:
-            fitted = zip(self.features, _adapters(taught), strict=True)
-            context.tell(Adapters(adapters={name: type(adapter).__name__ for name, adapter in fitted}))
+        context.tell(
+            Teaching(
+                teacher=type(original).__name__,
+                teacher_cache=teacher.summary(),
+                taught=lessons.says(),
+            )
+        )
+        if others or others.left:
+            context.tell(others.note(before, model))
+        if isinstance(taught, Hinted):
+            context.tell(Adapters(adapters=taught.adapted()))
         return model
 
 
-@contextmanager
-def tapped(model: nn.Module, names: tuple[str, ...]) -> Iterator[Mapping[str, Tensor]]:
-    """The outputs of the named modules of `model`, filled in while it runs."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            seen[name] = output_tensor(output)
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Hinted(nn.Module):
-    """A student with the maps that compare its features to the teacher's, so that one loop trains and saves both."""
-
-    def __init__(self, student: nn.Module, adapters: nn.ModuleList) -> None:
-        super().__init__()
-        self.student, self.adapters = student, adapters
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.student(*args, **kwargs)
-
-
-def _adapters(taught: nn.Module) -> list[nn.Module]:
-    return list(taught.adapters) if isinstance(taught, _Hinted) else []
-
-
-def _with_hints(stage: Distill, model: nn.Module, teacher: Teacher, workload: Workload, context: Context) -> _Hinted:
-    form = Form.of(model)
-    for owner, side in ((model, "student"), (teacher.model, "teacher")):
-        _check_names(stage.features, owner, side)
-    with replayed(context.seed, 0), torch.no_grad(), kept_modes(model):
-        model.eval()
-        with tapped(model, stage.features) as ours:
-            call_model(model, form.place(workload.example_inputs))
-        with tapped(teacher.model, stage.features) as theirs:
-            call_model(teacher.model, teacher.form.place(workload.example_inputs))
-        for name in stage.features:
-            for seen, side in ((ours, "student"), (theirs, "teacher")):
-                if name not in seen:
-                    raise StageError(
-                        f"features: {name!r} does not run in the {side}; name a module that every input meets"
-                    )
-        adapters = [_adapter(name, ours[name].shape, theirs[name].shape) for name in stage.features]
-    return _Hinted(model, nn.ModuleList(adapters).to(form.device))
-
-
-def _adapter(name: str, ours: torch.Size, theirs: torch.Size) -> nn.Module:
-    if ours == theirs:
-        return nn.Identity()
-    if len(ours) == len(theirs) == 4 and ours[2:] == theirs[2:]:
-        return nn.Conv2d(ours[1], theirs[1], 1)
-    if len(ours) == len(theirs) in {2, 3} and ours[1:-1] == theirs[1:-1]:
-        return nn.Linear(ours[-1], theirs[-1])
-    raise StageError(
-        f"features: {name!r} gives {tuple(ours)} in the student and {tuple(theirs)} in the teacher; only the width "
-        "(dimension 1 of 4, the last of 2 or 3) may differ; name another module"
-    )
-
-
-def _check_names(names: tuple[str, ...], model: nn.Module, side: str) -> None:
-    known = [name for name, _ in model.named_modules() if name]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known[:10])}"
-            raise StageError(f"features: the {side} has no module {name!r}; {hint}")
+def _function(given: Callable[..., Any] | str | None, wanted: str) -> Callable[..., Any] | None:
+    """The function that is given, or named. Raises ValueError for anything else."""
+    if given is None or (callable(given) and not isinstance(given, type)):
+        return given
+    if isinstance(given, str):
+        try:
+            return function_named(given, wanted)
+        except WorkloadError as error:
+            raise ValueError(str(error)) from error
+    raise ValueError(f"{wanted}, or its name, package.module:function; got {given!r}")

@@ -7,8 +7,8 @@ from torch import nn
 
 from compressor.checks import check_globs
 from compressor.stage import Context, Effect
-from compressor.training.loop import train
 from compressor.training.optimization import check_schedule
+from compressor.training.other_outputs import train_every_output
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
 from compressor.training.progress import epochs_note
 from compressor.workload import Workload
@@ -21,8 +21,9 @@ class FineTune:
     `epochs` (>= 1) of one cycle up to `learning_rate` (> 0; models trained by AdamW take a fiftieth of it), then
     `tail_epochs` (>= 0) more at a hundredth. `weight_decay` in [0, 1) spares biases and norms. `precision` says what
     the inner layers are computed in; outputs, loss and score are float32. `freeze` holds globs of modules and
-    parameters that stay as they are, besides those that are frozen already. Han et al. 2015, arXiv:1506.02626, sec.
-    3.3: retraining after pruning starts from the kept weights, at a rate below the original.
+    parameters that stay as they are, besides those that are frozen already. Outputs that no loss sees are held where
+    the reference has them: otherwise a second head would be lost while the first one recovers. Han et al. 2015,
+    arXiv:1506.02626, sec. 3.3: retraining after pruning starts from the kept weights, at a rate below the original.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -45,7 +46,7 @@ class FineTune:
         check_globs(self.freeze, "freeze")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
-        logs = train(
+        logs = train_every_output(
             model,
             workload,
             epochs=self.epochs,

@@ -14,9 +14,8 @@ import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from compressor.batches import Inputs
+from compressor.batches import Inputs, Targets
 from compressor.checks import check_fraction, check_globs, check_positive
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
@@ -35,12 +34,14 @@ from compressor.quantization.settings import IntegerSettings
 from compressor.runtime import OnnxModule, feeds_of, open_session
 from compressor.stage import Context, Effect
 from compressor.training.freezing import freezing
+from compressor.training.judged import output_kind, settled
+from compressor.training.lessons import Lessons
 from compressor.training.loop import Position, train
 from compressor.training.optimization import check_schedule
-from compressor.training.precision import AutoPrecision, BFloat16, Float32, at_least_float32
+from compressor.training.precision import AutoPrecision, BFloat16, Float32
 from compressor.training.progress import epochs_note
 from compressor.training.snapshots import digest
-from compressor.training.teaching import Teacher, check_shapes, soft_target_loss
+from compressor.training.teaching import Teacher
 from compressor.workload import Workload, first_batches, predict
 
 # A value next to a rounding boundary falls to the other side when a sum is added in another order, and later layers
@@ -112,19 +113,22 @@ class QuantizationAwareTraining:
         )
         with freezing(model, self.freeze):
             learner.freeze_({name for name, own in model.named_parameters() if not own.requires_grad})
+        workload = settled(workload)
         teacher = Teacher(workload.model, workload, self.precision, seed=context.seed, remember=True)
+        lessons = Lessons(
+            workload=workload,
+            kind=output_kind(workload),
+            soft_weight=self.soft_weight,
+            temperature=self.temperature,
+        )
 
-        def objective(student: nn.Module, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:
-            outputs = at_least_float32(predict(student, inputs))
-            references = teacher.outputs(inputs, targets, position).to(outputs.device)
-            check_shapes(outputs, references)
+        def objective(student: nn.Module, inputs: Inputs, targets: Targets, position: Position) -> Tensor:
+            outputs = predict(student, inputs)
+            references = teacher.outputs(inputs, targets, position)
             with teacher.form.exact():
-                loss = (1 - self.soft_weight) * workload.loss(outputs, targets)
-                if workload.metric.classes:
-                    return loss + self.soft_weight * soft_target_loss(outputs, references, self.temperature)
-                return loss + self.soft_weight * F.mse_loss(outputs, references)
+                return lessons.loss(outputs, references, inputs, targets)
 
-        with teacher.form.applied(teacher.model):
+        with teacher.form.applied(teacher.asked):
             logs = train(
                 learner,
                 workload,
@@ -143,7 +147,7 @@ class QuantizationAwareTraining:
         trained = replace(prepared, exported=serialize(graph), graph=graph, activations=activations, weights=weights)
         placed = trained.place()
         context.tell(epochs_note(logs, workload.metric, context.details))
-        context.tell(Teaching(teacher_cache=teacher.summary()))
+        context.tell(Teaching(teacher_cache=teacher.summary(), taught=lessons.says()))
         context.tell(agreement(learner, placed, workload))
         onnx_bytes = finish(trained, workload, context, placed=placed)
         if context.target.signed_activations:

@@ -11,8 +11,8 @@ from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, Slimm
 from compressor.stage import Context, Effect
 from compressor.structure.calling.shown import shown_by
 from compressor.training.freezing import freezing
-from compressor.training.loop import train
 from compressor.training.optimization import MOMENTUM, Cycle, check_schedule, peak_rate
+from compressor.training.other_outputs import train_every_output
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
 from compressor.training.progress import epochs_note
 from compressor.training.streams import batches_in
@@ -31,7 +31,7 @@ class SparseTraining:
     ones on few batches too; with one, few steps need a large strength: an L1 penalty takes strength * rate / (1 -
     momentum), summed over all steps, off a weight that does not matter. `precision` says what the inner layers are
     computed in; outputs, loss and score are float32. `freeze` holds globs of modules and parameters that stay as they
-    are, besides those that are frozen already.
+    are, besides those that are frozen already. Outputs that no loss sees are held where the reference has them.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -68,7 +68,7 @@ class SparseTraining:
                 model, shown_by(workload), layers=self.layers, length=cycle.length(self.tail_epochs)
             )
         length_per_rate = 1 / peak_rate(model, 1.0) / (1 - MOMENTUM)
-        logs = train(
+        logs = train_every_output(
             model,
             workload,
             epochs=self.epochs,

@@ -25,7 +25,7 @@ from compressor.sparsity.sparsifying import Sparsifying
 from compressor.sparsity.while_training import train_sparser
 from compressor.stage import Context, Effect
 from compressor.training.held_zeros import zeros_entry
-from compressor.training.loop import train
+from compressor.training.other_outputs import train_every_output
 from compressor.workload import Workload
 
 
@@ -144,7 +144,7 @@ class SparsifyWeights:
         for step, share in enumerate(shares, start=1):
             work.sparsify_(final * share)
             if step < len(shares) and not isinstance(schedule, OneShot):
-                train(
+                train_every_output(
                     work.model,
                     work.workload,
                     epochs=schedule.epochs,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compressor.batches import Batch, target_rows
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
+from compressor.outputs.kinds import Classes
 from compressor.structure.calling.draws import kept_randomness
 from compressor.training.precision import Form, Precision
 from compressor.training.replay import kept_modes, replayed
@@ -120,7 +121,7 @@ def agreement(model: nn.Module, form: Form, batch: Batch, workload: Workload, se
         exact, rounded = outputs
         if rounded.dtype != exact.dtype:
             return Agreement(objection=_NO_LAYER)
-        classes = workload.metric.classes
+        classes = workload.metric.classes or isinstance(workload.output, Classes)
         decibels = signal_to_noise_db(exact, rounded, pooled=classes)
         if not decibels >= LEAST_DECIBELS:
             return Agreement(

@@ -3,9 +3,11 @@
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from compressor.errors import WorkloadError
 from compressor.workload import Workload
@@ -34,13 +36,29 @@ def load(name: str) -> Workload:
             f"{name[:200]!r}; the function takes nothing and returns a compressor.Workload"
         )
     module = importlib.import_module(module_name) if name in _READY else _users_module(module_name)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise WorkloadError(f"{module_name} has no function {function_name!r}")
-    workload = function()
+    workload = _function_in(module, function_name)()
     if not isinstance(workload, Workload):
         raise WorkloadError(f"{name} must return a compressor.Workload, it returned {type(workload).__name__}")
     return workload
+
+
+def function_named(name: str, wanted: str) -> Callable[..., Any]:
+    """The function `package.module:function` of the user's own, found as `load` finds it; `wanted` says what it is for.
+
+    Raises WorkloadError where there is none.
+    """
+    module_name, separator, function_name = name.partition(":")
+    if not separator or not function_name or not all(map(str.isidentifier, module_name.split("."))):
+        raise WorkloadError(f"{wanted}, or its name, package.module:function; got {name[:200]!r}")
+    return _function_in(_users_module(module_name), function_name)
+
+
+def _function_in(module: ModuleType, name: str) -> Callable[..., Any]:
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise WorkloadError(f"{module.__name__} has no function {name!r}")
+    found: Callable[..., Any] = function
+    return found
 
 
 def _users_module(name: str) -> ModuleType:

@@ -70,6 +70,8 @@ from compressor.notes.training import (
     Epoch,
     Epochs,
     NormsReestimated,
+    OtherOutputs,
+    OutputChange,
     Sparsified,
     Teaching,
     Training,
@@ -191,6 +193,14 @@ NOTES: tuple[tuple[Note, str], ...] = (
     ),
     (Teaching(teacher_cache="not used"), '{"teacher_cache": "not used"}'),
     (Teaching(teacher="ResNet", teacher_cache="not used"), '{"teacher": "ResNet", "teacher_cache": "not used"}'),
+    (
+        Teaching(teacher_cache="not used", taught="classes in dimension 1"),
+        '{"teacher_cache": "not used", "taught": "classes in dimension 1"}',
+    ),
+    (
+        OtherOutputs(other_outputs=(OutputChange(output="1", treated="held", before=0.1, after=0.05),)),
+        '{"other_outputs": [{"output": "1", "treated": "held", "before": 0.1, "after": 0.05}]}',
+    ),
     (Adapters(adapters={"layer1": "Conv2d"}), '{"adapters": {"layer1": "Conv2d"}}'),
     (
         ZeroChannels(zero_channels_fraction=0.25, zero_channels=(ZeroCount(layer="a", zero=4, of=16),)),

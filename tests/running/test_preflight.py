@@ -129,7 +129,9 @@ def test_labels_must_have_an_output_of_their_own() -> None:
     assert "Renumber the labels, or give the model 4 outputs" in message
     ignored = refusal(test=[(torch.randn(2, 4), torch.tensor([0, -1]))])
     assert "labels from -1 to 0" in ignored
-    assert "Leave samples without a class (-1, -100) out" in ignored  # no number of outputs has room for them
+    assert (
+        "let the loss leave them out (cross_entropy with ignore_index=-1)" in ignored
+    )  # no number of outputs has room for them
     assert "wants class indices, got targets of torch.float32" in refusal(test=[(torch.randn(2, 4), torch.zeros(2))])
 
 

@@ -1,7 +1,6 @@
 """Distill: soft targets, remembered teacher outputs, feature hints."""
 
 import itertools
-import math
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from compressor.training import teaching
 from compressor.training.loop import train
 from compressor.training.precision import AutoPrecision
 from compressor.training.snapshots import capture
-from compressor.training.teaching import soft_target_loss
 from compressor.workload import Workload
 from workbench.comparison import same_weights
 
@@ -45,24 +43,6 @@ def augmented(trained_workload) -> Workload:
 def student_of(kind: type[nn.Module], width: int = 8) -> nn.Module:
     torch.manual_seed(3)
     return kind(width).eval()
-
-
-def test_soft_target_loss_by_hand() -> None:
-    """Teacher (0.8, 0.2), student (0.5, 0.5) at T = 1: KL = 0.8 ln 1.6 + 0.2 ln 0.4 = 0.19274; T = 2 scales by 4."""
-    student, teacher = torch.zeros(1, 2), torch.tensor([[math.log(4.0), 0.0]])
-    expected = 0.8 * math.log(1.6) + 0.2 * math.log(0.4)
-    assert soft_target_loss(student, teacher, 1.0).item() == pytest.approx(expected, rel=1e-5)
-    # At T = 2 the teacher's odds are 4 ** (1 / 2) = 2 to 1.
-    softer = 4 * (2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))
-    assert soft_target_loss(student, teacher, 2.0).item() == pytest.approx(softer, rel=1e-5)
-
-
-def test_soft_target_loss_of_equal_logits_is_zero_and_of_maps_the_mean() -> None:
-    """(batch, classes, positions) logits give the mean over positions: one at KL, one at 0 gives half."""
-    teacher = torch.tensor([[[math.log(4.0), 0.0], [0.0, 0.0]]])
-    assert soft_target_loss(teacher, teacher, 4.0).item() == pytest.approx(0.0, abs=1e-7)
-    expected = (0.8 * math.log(1.6) + 0.2 * math.log(0.4)) / 2
-    assert soft_target_loss(torch.zeros(1, 2, 2), teacher, 1.0).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_student_learns_from_its_teacher(augmented, tiny_cnn) -> None:

@@ -71,10 +71,10 @@ def test_answers_are_kept_by_themselves(build) -> None:
     assert teacher.recalled == 4
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
     assert not torch.equal(first[0], first[1])
-    storages = [answer.untyped_storage() for _, answer in teacher._answers.values()]
+    storages = [answer.judged.untyped_storage() for _, answer in teacher._answers.values()]
     assert len({storage.data_ptr() for storage in storages}) == 4
     assert sum(storage.nbytes() for storage in storages) == teacher.used_bytes == 4 * 8 * 3 * 4
-    assert all(answer.device.type == "cpu" for _, answer in teacher._answers.values())
+    assert all(answer.judged.device.type == "cpu" for _, answer in teacher._answers.values())
 
 
 def test_a_share_of_the_free_memory_is_taken_and_the_rest_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,25 +35,39 @@ def returned_tensors(raw: Any) -> list[Tensor]:
     Caches for the next call, by name or class, are left out; arrays count as tensors. Tensors of a set come in the
     order of their shapes. Raises TypeError for generators and other iterators, which can be read only once.
     """
-    found: list[Tensor] = []
+    return list(returned_by_name(raw).values())
+
+
+def returned_by_name(raw: Any) -> dict[str, Tensor]:
+    """What `returned_tensors` gives, by name: keys, fields and attributes, the place from 0 on where there is none.
+
+    Names of what lies deeper are joined by dots, as in `boxes.0`; a lone tensor is called "output".
+    """
+    found: dict[str, Tensor] = {}
     seen: dict[int, Any] = {}
-    rest: list[Any] = [raw]
+    rest: list[tuple[str, Any]] = [("", raw)]
     while rest:
-        value = rest.pop()
+        path, value = rest.pop()
         if isinstance(value, _PLAIN) or id(value) in seen:
             continue
         seen[id(value)] = value  # alive, so that no other gets its identity
         if isinstance(value, Tensor):
-            found.append(value)
+            found[_unused(path or "output", found)] = value
         elif isinstance(value, np.ndarray) and value.dtype != object:
-            found.append(torch.as_tensor(value))
+            found[_unused(path or "output", found)] = torch.as_tensor(value)
         elif isinstance(value, Iterator):
             raise TypeError(
                 f"the model returns a {type(value).__name__}, which can be read once only; return a list or a tuple"
             )
         elif not _is_cache(value):
-            rest += reversed([item for name, item in _inside(value) if name not in CACHES])
+            named = [(name or str(number), item) for number, (name, item) in enumerate(_inside(value))]
+            rest += [(f"{path}.{name}" if path else name, item) for name, item in reversed(named) if name not in CACHES]
     return found
+
+
+def _unused(name: str, taken: Mapping[str, Any]) -> str:
+    """`name`, with a mark where an object has both a key and an attribute of that name."""
+    return name if name not in taken else _unused(f"{name}'", taken)
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,1 @@
+"""What a model's outputs say: classes, labels or numbers, where they lie, and what of them counts."""

@@ -1,0 +1,231 @@
+"""What an output says, found from a first batch: by shapes, by what the loss does with the outputs, never by a guess.
+
+A loss over classes is the same when every class of a position gains one constant, so its gradients along the classes
+add up to 0; one over labels pulls a large logit down by 1 - y and a small one up by y; and what a loss leaves out has a
+gradient of 0. All of this holds whatever the loss is called.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import WorkloadError
+from compressor.outputs.kinds import IGNORED, Classes, Labels, Numbers
+
+Found = Classes | Labels | Numbers
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+# Labels that data sets give to what is not to be judged.
+_USUAL_IGNORED = (IGNORED, -1, 255)
+# Logits so large that a sigmoid or a softmax is 0 or 1, and no square of them overflows.
+_FAR = 20.0
+# Draws of logits on which a label must be left out each time.
+_TRIES = 3
+_SAME = 1e-3
+
+
+def kind_of(outputs: Tensor, targets: Tensor, loss: Loss, *, classes: bool, axis: int | None = None) -> Found:
+    """What `outputs` (batch, ...) say, given their `targets` and the loss; `classes`: that the metric wants classes.
+
+    `axis` is where the metric says that they are, which decides where shapes and loss do not.
+
+    Raises WorkloadError where classes may lie in several dimensions and the loss does not tell in which.
+    """
+    outputs, targets = outputs.detach().float(), targets.detach()
+    if outputs.ndim > 1 and not _counts(targets) and targets.shape == outputs.shape:
+        soft = [axis for axis in _axes(outputs) if adds_up(targets.float(), axis)]
+        if len(soft) == 1 and soft[0] in _classes_of(loss, outputs, targets):
+            return Classes(axis=soft[0], labelled=False, probabilities=adds_up(outputs, soft[0]))
+    if outputs.ndim == targets.ndim + 1 and _counts(targets):
+        found = _indexed(outputs, targets, loss, classes=classes, axis=axis)
+        if found is not None:
+            return found
+    if _same_but_for_ones(outputs, targets):
+        found_labels = _labels(outputs, targets, loss)
+        if found_labels is not None:
+            return found_labels
+    return Numbers()
+
+
+def taken_twice(kind: Found, outputs: Tensor, targets: Tensor, loss: Loss) -> str:
+    """Why `loss` seems to expect logits where the model gives probabilities, in words; "" where it does not."""
+    outputs = outputs.detach().float()
+    softmax = kind.axis % outputs.ndim if isinstance(kind, Classes) and kind.probabilities else None
+    if softmax is not None and softmax in _classes_of(loss, outputs, targets):
+        return "ends in Softmax, and the loss takes it again: give the loss logits, or the logarithm to nll_loss"
+    if isinstance(kind, Labels) and not kind.probabilities and bool(((outputs >= 0) & (outputs <= 1)).all()):
+        return (
+            "gives numbers between 0 and 1 alone, and the loss takes Sigmoid again: give the loss logits, or "
+            "probabilities to binary_cross_entropy"
+        )
+    return ""
+
+
+def _indexed(outputs: Tensor, targets: Tensor, loss: Loss, *, classes: bool, axis: int | None) -> Classes | None:
+    """The classes that `targets`, whole numbers of one dimension less, are indices of; None where they are none."""
+    fits = [each for each in _axes(outputs) if Classes(axis=each).positions(outputs) == targets.shape]
+    told = _classes_of(loss, outputs, targets) or [each for each in _axes(outputs) if _is_distribution(outputs, each)]
+    if not fits:
+        # Targets of their own length, as CTC has them.
+        return _ready(Classes(axis=told[0], labelled=False), outputs) if len(told) == 1 else None
+    agreed = [each for each in fits if each in told]
+    if not agreed and not classes:
+        return None
+    said = [fit for fit in fits if axis is not None and fit == axis % outputs.ndim]
+    chosen = agreed or said or fits
+    if len(chosen) > 1:
+        raise WorkloadError(
+            f"classes may lie in dimension {' or '.join(map(str, chosen))} of outputs {tuple(outputs.shape)} with "
+            f"targets {tuple(targets.shape)}, and the loss does not tell in which; say it: "
+            f"Workload(output=Classes(axis={chosen[0]})), with Classes from compressor.outputs.kinds"
+        )
+    kind = Classes(axis=chosen[0])
+    if agreed:
+        ignored, shift = _left_out(kind, outputs, targets, loss)
+        kind = replace(kind, ignored=ignored, shift=shift)
+    return _ready(kind, outputs)
+
+
+def _ready(kind: Classes, outputs: Tensor) -> Classes:
+    return replace(kind, probabilities=adds_up(outputs, kind.axis))
+
+
+def _left_out(kind: Classes, outputs: Tensor, targets: Tensor, loss: Loss) -> tuple[tuple[int, ...], int]:
+    """The labels at which the loss asks nothing, and by how many positions labels are ahead of the outputs."""
+    gradient = _gradient(loss, _noise(outputs), targets)
+    classes = outputs.shape[kind.axis]
+    if gradient is None:
+        seen = _values(targets)
+        return tuple(sorted({IGNORED} | {label for label in seen if not 0 <= label < classes})), 0
+    asked = gradient.abs().sum(dim=kind.axis) > 0
+    shift, known = 0, _always_left_out(targets, asked)
+    if known is None and targets.ndim > 1 and not bool(asked[:, -1].any()):
+        shift, known = 1, _always_left_out(targets[:, 1:], asked[:, :-1])
+    if known is None:
+        # What the loss leaves out, the hardest or the easiest positions for instance, targets do not tell.
+        shift, known = 0, {label for label in _values(targets) if not 0 <= label < classes}
+    # A class may have been left out by chance: all its margins kept, for instance.
+    inside = {label for label in known if 0 <= label < classes}
+    others = {label for label in _USUAL_IGNORED if label not in known and not 0 <= label < classes}
+    left_out = {label for label in inside | others if _ignores(loss, outputs, targets, label)}
+    return tuple(sorted(known - inside | left_out)), shift
+
+
+def _always_left_out(labels: Tensor, asked: Tensor) -> set[int] | None:
+    """The labels at which nothing is asked, ever; None where it is asked at one place and not at another."""
+    left_out = _values(labels[~asked])
+    return None if left_out & _values(labels[asked]) else left_out
+
+
+def _ignores(loss: Loss, outputs: Tensor, targets: Tensor, label: int) -> bool:
+    """Whether `loss` asks nothing of the positions of a sample whose labels are `label`."""
+    # On a GPU an index out of range ends the process.
+    if len(targets) < 2 or targets.device.type != "cpu" or not _holds(targets, label):
+        return False
+    changed = targets.clone()
+    changed[0] = label
+    for seed in range(_TRIES):
+        gradient = _gradient(loss, _noise(outputs, seed), changed)
+        if gradient is None or not bool((gradient[1:] != 0).any()) or bool((gradient[0] != 0).any()):
+            return False
+    return True
+
+
+def _values(tensor: Tensor) -> set[Any]:
+    return set(np.unique(tensor.numpy(force=True)).tolist())
+
+
+def _holds(targets: Tensor, label: int) -> bool:
+    limits = torch.iinfo(targets.dtype)
+    return limits.min <= label <= limits.max
+
+
+def _labels(outputs: Tensor, targets: Tensor, loss: Loss) -> Labels | None:
+    """The kind of a loss over yes and no, found by what it does to logits far from 0; None for other losses."""
+    values = targets.reshape(outputs.shape).float()
+    above = _gradient(loss, torch.full_like(outputs, _FAR), targets)
+    below = _gradient(loss, torch.full_like(outputs, -_FAR), targets)
+    if above is None or below is None:
+        inside = bool(((outputs >= 0) & (outputs <= 1)).all()) and bool(((values >= 0) & (values <= 1)).all())
+        # It refuses what is no probability, and takes these.
+        refuses = inside and _gradient(loss, outputs.clamp(1e-3, 1 - 1e-3), targets) is not None
+        return Labels(probabilities=True) if refuses else None
+    middle = _gradient(loss, torch.zeros_like(outputs), targets)
+    if middle is not None and bool(((values == 0) | (values == 1)).all()):
+        most = max(float(above.abs().max()), float(below.abs().max()))
+        if most < _SAME * float(middle.abs().max()):
+            return Labels()  # it reads the outputs through a sigmoid, as losses on overlaps do
+    weight = above - below
+    asked = weight > 0
+    answers = values[asked]
+    if not answers.numel() or bool(((answers - 0.5).abs() < _SAME).all()) or bool((weight < 0).any()):
+        return None
+    if not bool(((above[asked] / weight[asked] - (1 - answers)).abs() < _SAME).all()):
+        return None
+    left_out = {value for value in _values(values[~asked]) if not math.isnan(value)}
+    return Labels(ignored=tuple(sorted(left_out - {0.0, 1.0} | {float(IGNORED)})))
+
+
+def _classes_of(loss: Loss, outputs: Tensor, targets: Tensor) -> list[int]:
+    """The dimensions along which the gradients of `loss` add up to 0, though they are not all 0."""
+    gradient = _gradient(loss, _noise(outputs), targets)
+    if gradient is None or not bool((gradient != 0).any()):
+        return []
+    return [
+        axis
+        for axis in _axes(outputs)
+        if outputs.shape[axis] > 1
+        and float(gradient.sum(dim=axis).abs().max()) < _SAME * float(gradient.abs().sum(dim=axis).max())
+    ]
+
+
+def _gradient(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    """The gradient of `loss` at `outputs`; None where it has none."""
+    own = outputs.detach().clone().requires_grad_()
+    judged = loss
+    if isinstance(loss, nn.Module):
+        with suppress(Exception):  # its buffers may count calls
+            judged = copy.deepcopy(loss)
+    try:
+        with torch.enable_grad():
+            value = judged(own, targets.clone())  # it may write into them
+            (gradient,) = torch.autograd.grad(value, own, allow_unused=True)
+    except Exception:  # noqa: BLE001 - a loss may raise anything, for outputs that no model gave all the more
+        return None
+    return gradient if gradient is not None and bool(gradient.isfinite().all()) else None
+
+
+def _noise(outputs: Tensor, seed: int = 0) -> Tensor:
+    """Logits that leave no class certain, so that every position that is asked has a gradient."""
+    return torch.randn(outputs.shape, generator=torch.Generator().manual_seed(seed)).to(outputs.device)
+
+
+def _axes(outputs: Tensor) -> Sequence[int]:
+    return range(1, outputs.ndim)
+
+
+def _counts(targets: Tensor) -> bool:
+    return not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+
+
+def _is_distribution(outputs: Tensor, axis: int) -> bool:
+    return adds_up(outputs, axis) or (bool((outputs <= 0).all()) and adds_up(outputs.exp(), axis))
+
+
+def adds_up(values: Tensor, axis: int) -> bool:
+    """Whether `values` are probabilities along `axis`."""
+    if values.shape[axis] < 2 or not bool((values >= 0).all()):
+        return False
+    return bool(((values.sum(dim=axis) - 1).abs() < _SAME).all())
+
+
+def _same_but_for_ones(outputs: Tensor, targets: Tensor) -> bool:
+    own, other = ([size for size in tensor.shape if size != 1] for tensor in (outputs, targets))
+    return own == other

@@ -1,0 +1,178 @@
+"""What outputs say is found by shapes and by what the loss does to them, and refused where neither tells."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.errors import WorkloadError
+from compressor.outputs.finding import kind_of
+from compressor.outputs.kinds import Classes, Labels, Numbers
+
+B, T, C = 8, 6, 5
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=GENERATOR)
+
+
+def labels(*shape: int, classes: int = C) -> Tensor:
+    return torch.randint(0, classes, shape, generator=GENERATOR)
+
+
+def yes(*shape: int) -> Tensor:
+    found = (torch.rand(shape, generator=GENERATOR) > 0.6).float()
+    found.view(-1)[:2] = torch.tensor([0.0, 1.0])
+    return found
+
+
+def padded() -> Tensor:
+    found = labels(B, T)
+    found[:, 4:] = -100
+    return found
+
+
+def per_token(outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), **options)
+
+
+def next_token(outputs: Tensor, targets: Tensor) -> Tensor:
+    return per_token(outputs[:, :-1], targets[:, 1:])
+
+
+def ctc(outputs: Tensor, targets: Tensor) -> Tensor:
+    lengths = [torch.full((B,), size) for size in (outputs.shape[1], targets.shape[1])]
+    return F.ctc_loss(outputs.log_softmax(dim=2).transpose(0, 1), targets, *lengths)
+
+
+def ctc_of_logs(outputs: Tensor, targets: Tensor) -> Tensor:
+    lengths = [torch.full((B,), size) for size in (outputs.shape[1], targets.shape[1])]
+    return F.ctc_loss(outputs.transpose(0, 1), targets, *lengths)
+
+
+def focal(outputs: Tensor, targets: Tensor) -> Tensor:
+    right = torch.where(targets == 1, outputs.sigmoid(), 1 - outputs.sigmoid())
+    return ((1 - right) ** 2 * F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")).mean()
+
+
+def dice(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 1 - 2 * (outputs.sigmoid() * targets).sum() / (outputs.sigmoid() + targets).sum()
+
+
+def known(outputs: Tensor, targets: Tensor) -> Tensor:
+    each = F.binary_cross_entropy_with_logits(outputs, targets.clamp(min=0), reduction="none")
+    return (each * (targets >= 0)).mean()
+
+
+def some_missing() -> Tensor:
+    found = yes(B, C)
+    found[::2, 1] = -1
+    return found
+
+
+def column(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda outputs, targets: loss(outputs.squeeze(1), targets.float())
+
+
+FOUND: dict[str, tuple[Tensor, Any, Callable[..., Any], Any]] = {
+    "classes": (drawn(B, C), labels(B), F.cross_entropy, Classes()),
+    "smoothed": (drawn(B, C), labels(B), nn.CrossEntropyLoss(label_smoothing=0.1), Classes()),
+    "weighted": (drawn(B, C), labels(B), nn.CrossEntropyLoss(weight=torch.arange(1.0, 6)), Classes()),
+    "two classes": (drawn(B, 2), labels(B, classes=2), F.cross_entropy, Classes()),
+    "margins": (drawn(B, C), labels(B), F.multi_margin_loss, Classes(ignored=())),
+    "log probabilities": (drawn(B, C).log_softmax(dim=1), labels(B), F.nll_loss, Classes()),
+    "probabilities": (
+        drawn(B, C).softmax(dim=1),
+        labels(B),
+        lambda o, t: F.nll_loss(o.log(), t),
+        Classes(probabilities=True),
+    ),
+    "tokens": (drawn(B, T, C), labels(B, T), per_token, Classes(axis=2)),
+    "tokens, padded": (drawn(B, T, C), padded(), per_token, Classes(axis=2)),
+    "as many tokens as classes": (drawn(B, C, C), labels(B, C), per_token, Classes(axis=2)),
+    "classes before as many positions": (drawn(B, C, C), labels(B, C), F.cross_entropy, Classes(axis=1)),
+    "word 0 is padding": (
+        drawn(B, T, C),
+        labels(B, T),
+        lambda o, t: per_token(o, t, ignore_index=0),
+        Classes(axis=2, ignored=(0,)),
+    ),
+    "language model": (drawn(B, T, C), labels(B, T), next_token, Classes(axis=2, shift=1)),
+    "language model, padded": (drawn(B, T, C), padded(), next_token, Classes(axis=2, shift=1)),
+    "pixels": (drawn(B, C, 4, 6), labels(B, 4, 6), F.cross_entropy, Classes()),
+    "as many rows as classes": (drawn(B, 4, 4, 6), labels(B, 4, 6, classes=4), F.cross_entropy, Classes()),
+    "pixels with a void": (
+        drawn(B, C, 4, 6),
+        labels(B, 4, 6),
+        nn.CrossEntropyLoss(ignore_index=255),
+        Classes(ignored=(255,)),
+    ),
+    "CTC": (drawn(B, 12, C), labels(B, 4, classes=4) + 1, ctc, Classes(axis=2, labelled=False)),
+    "CTC of log probabilities": (
+        drawn(B, 12, C).log_softmax(dim=2),
+        labels(B, 4, classes=4) + 1,
+        ctc_of_logs,
+        Classes(axis=2, labelled=False),
+    ),
+    "mixed labels": (drawn(B, C), drawn(B, C).softmax(dim=1), F.cross_entropy, Classes(labelled=False)),
+    "one logit": (drawn(B), yes(B), F.binary_cross_entropy_with_logits, Labels()),
+    "one logit in a column": (drawn(B, 1), yes(B), column(F.binary_cross_entropy_with_logits), Labels()),
+    "one logit, whole numbers": (drawn(B, 1), yes(B).long(), column(F.binary_cross_entropy_with_logits), Labels()),
+    "several labels": (drawn(B, C), yes(B, C), nn.BCEWithLogitsLoss(pos_weight=torch.full((C,), 3.0)), Labels()),
+    "soft labels": (drawn(B, C), torch.rand(B, C, generator=GENERATOR), nn.BCEWithLogitsLoss(), Labels()),
+    "labels with focus": (drawn(B, C), yes(B, C), focal, Labels()),
+    "overlap": (drawn(B, 1, 4, 4), yes(B, 1, 4, 4), dice, Labels()),
+    "labels missing": (drawn(B, C), some_missing(), known, Labels(ignored=(-100.0, -1.0))),
+    "sigmoid at the end": (drawn(B, C).sigmoid(), yes(B, C), F.binary_cross_entropy, Labels(probabilities=True)),
+    "squares of 0 and 1": (drawn(B, C), yes(B, C), F.mse_loss, Numbers()),
+    "distances of 0 and 1": (drawn(B, C), yes(B, C), F.l1_loss, Numbers()),
+    "numbers": (drawn(B, C), drawn(B, C), F.mse_loss, Numbers()),
+    "numbers far away": (drawn(B, 1), 300 + drawn(B, 1), F.smooth_l1_loss, Numbers()),
+    "counts": (drawn(B), labels(B).float(), F.poisson_nll_loss, Numbers()),
+    "grades as numbers": (drawn(B, 1), labels(B), column(F.mse_loss), Numbers()),
+    "embeddings": (drawn(B, 16), labels(B), lambda o, t: torch.cdist(o, o)[t[:, None] != t].mean(), Numbers()),
+    "a loss without gradient": (drawn(B, 1), labels(B), lambda o, t: float((o[:, 0] - t).mean()), Numbers()),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_the_kind_is_found(name: str) -> None:
+    """Whatever the loss is called; the metric says nothing of classes."""
+    outputs, targets, loss, kind = FOUND[name]
+    assert kind_of(outputs, targets, loss, classes=False) == kind
+
+
+@pytest.mark.parametrize("loss", [lambda o, _: o.square().mean(), lambda o, _: float(o.sum())])
+def test_a_metric_over_classes_decides_where_the_loss_does_not(loss: Callable[..., Any]) -> None:
+    """One dimension fits the targets: that is the classes'. Without such a metric, the outputs are numbers."""
+    assert kind_of(drawn(B, T, C), labels(B, T), loss, classes=True) == Classes(axis=2)
+    assert kind_of(drawn(B, T, C), labels(B, T), loss, classes=False) == Numbers()
+
+
+def test_what_nothing_tells_is_refused_with_the_way_out() -> None:
+    """As many tokens as classes, and a loss that is none over classes: the user, or the metric, says it."""
+    outputs, targets, loss = drawn(B, C, C), labels(B, C), lambda o, _: o.square().mean()
+    with pytest.raises(WorkloadError, match=r"dimension 1 or 2 of outputs \(8, 5, 5\).*output=Classes\(axis=1"):
+        kind_of(outputs, targets, loss, classes=True)
+    assert kind_of(outputs, targets, loss, classes=True, axis=-1) == Classes(axis=2)
+
+
+def test_a_loss_is_asked_on_a_copy() -> None:
+    """A loss that counts its calls has not been called."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            self.calls += 1
+            return F.cross_entropy(outputs, targets)
+
+    loss = Counting()
+    assert kind_of(drawn(B, C), labels(B), loss, classes=True) == Classes()
+    assert loss.calls.item() == 0
