@@ -31,11 +31,15 @@ _PLAIN = (Tensor, np.ndarray, int, float, bool, str, bytes, type(None))
 
 
 class DataIdentifier:
-    """Tells sets of data by their content; a dataset that several sets share is read once."""
+    """Tells sets of data by their content; a dataset that several sets share is read once.
+
+    `says` collects what their loaders keep themselves.
+    """
 
     def __init__(self, identifier: Identifier, *, progress: bool) -> None:
         self._identifier, self._progress = identifier, progress
         self._read: dict[int, tuple[Any, Digest]] = {}
+        self.says: dict[str, str] = {}
 
     def digest(self, name: str, data: Iterable[Any]) -> Digest:
         """What the set called `name` holds, and how it hands it out.
@@ -44,6 +48,8 @@ class DataIdentifier:
         to end. What it keeps of its own, such as generators, is as before then.
         """
         own = OwnState.of(data)
+        if said := own.says():
+            self.says[name] = said
         # From where a generator of its own starts plays no part: every pass seeds it.
         with replayed(0, 0), own.kept():
             own.begin_(0)

@@ -1,7 +1,7 @@
 """The digests of all that a run is given: by name, so that what was changed can be said by name."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -25,13 +25,15 @@ class Identity:
     """What a run is given. `told` is for people and for the next run: digests by name, "not known" where there is none.
 
     `reference` and `stages` are for keys: what the reference and each of the stages depend on. Something that is not
-    known is another thing in every run, so that nothing made with it is taken for what it would become now.
+    known is another thing in every run, so that nothing made with it is taken for what it would become now. `loaders`
+    says what the loaders of the data keep themselves, by set.
     """
 
     told: dict[str, Any]
     reference: str
     stages: tuple[str, ...]
     warnings: tuple[str, ...]
+    loaders: Mapping[str, str]
 
 
 def identify(workload: Workload, stages: Sequence[Stage], *, progress: bool = False) -> Identity:
@@ -61,6 +63,7 @@ def identify(workload: Workload, stages: Sequence[Stage], *, progress: bool = Fa
             for name, digest in [*found.items(), *zip(map(stage_name, stages), own, strict=True)]
             if digest.unknown
         ),
+        loaders=data.says,
     )
 
 

@@ -1,5 +1,6 @@
-"""What a run itself tells of a stage: how its file was exported, and how fast that is beside the one before."""
+"""What a run itself tells: of a stage, how its file was exported and how fast that is, and of what it was given."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,3 +23,10 @@ class VersusBase(Note):
     """The speed-up over the model before the stage."""
 
     versus_base: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaders(Note):
+    """What the loaders of the data keep themselves, by set, and what is done about it in every pass."""
+
+    loaders: Mapping[str, str]

@@ -171,6 +171,8 @@ def trainings(step: Step) -> list[str]:
         lines.append(f"{training.training}: {came}inner layers in {training.inner_layers} ({training.why}{agreed})")
         if training.frozen:
             lines.append(f"{training.training}: frozen: {', '.join(training.frozen)}")
+        if training.data:
+            lines.append(f"{training.training}: training data: {training.data}")
     return lines
 
 

@@ -25,6 +25,7 @@ from compressor.stage import Stage, stage_name
 from compressor.streams.passes import KEEP_TWO, one_pass
 from compressor.structure.calling.returned import returned_by_name
 from compressor.training.judged import found, judged_by, settled
+from compressor.training.streams import LONGEST, PATIENCE_SECONDS, ends
 from compressor.workload import Workload, batch_size_of, call_model, input_tensors
 
 # Batches read from each set: enough to meet wrong labels, little against one epoch of training.
@@ -59,6 +60,7 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> Workload
             check_copy(model, example)
             for name in ("train", "calibration", "validation", "test"):
                 workload = _check_set(name, getattr(workload, name), workload, _trainer(stages))
+                _check_end(name, getattr(workload, name), stages)
     except CompressorError:
         raise
     except Exception as error:  # a model, data and settings of somebody else may raise anything
@@ -175,6 +177,23 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
         if trainer is not None and several is not None:
             check_training_step(workload, several, trainer)
     return workload
+
+
+def _check_end(name: str, data: Iterable[Any], stages: Sequence[Stage]) -> None:
+    """Raises WorkloadError for data without an end where somebody needs a pass over them."""
+    needs = [stage_name(stage) for stage in stages if getattr(stage, "trains", False) and not _counts_steps(stage)]
+    if (name == "train" and not needs) or ends(data):
+        return
+    who = f"an epoch of {', '.join(needs)} is" if name == "train" else "every score and every range is from"
+    steps = "set steps= there, or " if name == "train" else ""
+    raise WorkloadError(
+        f"{name} says no length, and did not end within {LONGEST} batches or {PATIENCE_SECONDS:.0f} s; {who} a pass "
+        f"over it: {steps}give it a __len__ and an end, as itertools.islice(stream, count) has in an __iter__"
+    )
+
+
+def _counts_steps(stage: Stage) -> bool:
+    return getattr(stage, "steps", None) is not None
 
 
 def _read(name: str, data: Iterable[Any]) -> list[Batch]:

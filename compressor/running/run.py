@@ -11,7 +11,7 @@ from torch import nn
 from compressor.budget import Budget, Verdict, unmet_goals
 from compressor.errors import CompressorError
 from compressor.machine import environment
-from compressor.notes.running import VersusBase
+from compressor.notes.running import Loaders, VersusBase
 from compressor.notes.structure import Scores
 from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
@@ -77,9 +77,11 @@ def run_stages(
         reference = reference_state(job, sha256(json.dumps(given, sort_keys=True).encode()))
         run = Run(job=job, stages=tuple(stages), budget=budget, reference=reference, trainable=reference)
         run.warnings += [*warnings, *job.identity.warnings, *doubts_about_validation(reference, job.scores)]
+        loaders = Loaders(loaders=job.identity.loaders).to_json() if job.identity.loaders else {}
+        outcome = replace(reference.outcome, details={**reference.outcome.details, **loaders})
         run.record(
             Step(
-                **reference.outcome.shared(),
+                **outcome.shared(),
                 stage="reference",
                 kept=True,
                 reason="what the stages are compared with",

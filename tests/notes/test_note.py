@@ -37,7 +37,7 @@ from compressor.notes.quantization import (
     TriedInFloat,
     TriedWidths,
 )
-from compressor.notes.running import Exported, VersusBase
+from compressor.notes.running import Exported, Loaders, VersusBase
 from compressor.notes.structure import (
     Block,
     Blocks,
@@ -222,6 +222,10 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (
         Agreement(torch_to_file=0.002, unfused_to_fused=0.001),
         '{"agreement": {"torch_to_file": 0.002, "unfused_to_fused": 0.001}}',
+    ),
+    (
+        Loaders(loaders={"train": "random generators of its own (rng) are seeded for every pass"}),
+        '{"loaders": {"train": "random generators of its own (rng) are seeded for every pass"}}',
     ),
     (
         Exported(exporter="dynamo", opset=18, notes=("a", "b")),
