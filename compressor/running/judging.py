@@ -8,6 +8,10 @@ from compressor.notes.training import Trainings
 from compressor.running.folder import State
 from compressor.running.order import needs_recovery
 from compressor.stage import Effect, Stage, stage_name
+from compressor.training.held_zeros import held_names
+
+# So many more weights that are not zero are no sign of lost zeros: biases come and go as layers are folded.
+_FILLED = 0.02
 
 
 def decides_by_gain(budget: Budget | None, stage: Stage) -> bool:
@@ -39,6 +43,17 @@ def failed_trainings(state: State) -> str:
     note = Trainings.from_json(state.outcome.details)
     failed = [training for training in note.trainings if training.failed] if note else []
     return "; ".join(f"{training.training} failed: {training.says}" for training in failed)
+
+
+def filled_zeros(base: State, state: State) -> str:
+    """That weights are no longer zero in `state` which a stage before `base` made zero for good; "" where none is."""
+    before, now = (one.outcome.measurement.nonzero_parameters for one in (base, state))
+    if not held_names(base.plan) or now <= before * (1 + _FILLED):
+        return ""
+    return (
+        f"its file has {now} weights that are not zero, and the one before it {before}: zeros that were made for good "
+        "are filled; make them after it instead"
+    )
 
 
 def harm_of_training(

@@ -23,6 +23,7 @@ from compressor.running.judging import (
     decides_by_gain,
     doubts_about_validation,
     failed_trainings,
+    filled_zeros,
     gain,
     harm_of_training,
     judge_segment,
@@ -197,6 +198,8 @@ class Run:
         if failed and verdict.keep:
             verdict = replace(verdict, reason="; ".join(filter(None, [verdict.reason, failed])))
             self.warnings.append(f"{stage_name(stage)}: {failed}")
+        if filled := filled_zeros(base, state):
+            self.warnings.append(f"{stage_name(stage)}: {filled}")
         drop = scores.drop(state.onnx_bytes, self.reference.onnx_bytes, "validation")
         beside = VersusBase(versus_base=outcome.versus_base).to_json()
         details = {**outcome.details, **_unit_scores(outcome.plan), **beside}

@@ -1,15 +1,19 @@
 """Weights become zero as asked, stay zero in all that follows, and what became empty can be taken out."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 from compressor.errors import StageError
+from compressor.files.weights import count_parameters
 from compressor.pruning.ranking.scope import PerLayer
 from compressor.pruning.schedules import Cubic, Linear, OneShot
+from compressor.quantization.accuracy.adaptive_rounding import AdaRound
+from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.recipe.recipe import Recipe
 from compressor.running.pipeline import Pipeline
 from compressor.sparsity.masks import PerRow
@@ -17,7 +21,7 @@ from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructu
 from compressor.sparsity.schedules import Polynomial
 from compressor.sparsity.scores import FirstOrder, Magnitude, Movement, Wanda
 from compressor.sparsity.sparse_gpt import SparseGPT
-from compressor.stage import Context
+from compressor.stage import Context, Effect
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.distillation import Distill
 from compressor.stages.fine_tuning import FineTune
@@ -243,6 +247,38 @@ def test_zeros_reach_the_integer_file(last, trained_workload, tmp_path) -> None:
     dense = Pipeline([last]).run(trained_workload, out=tmp_path / "dense", target=TARGET, progress=False)
     assert measured.compressed_bytes < 0.8 * dense.report.shipped.measurement.compressed_bytes
     assert "makes nothing faster" in result.report.to_html()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillsZeros:
+    """A stage that knows nothing of zeros that are meant."""
+
+    effect: ClassVar[Effect] = Effect.VALUES
+
+    def apply(self, model, workload, context):
+        with torch.no_grad():
+            for own in model.parameters():
+                own.add_(1e-4)
+        return model
+
+
+def test_who_fills_zeros_is_named(trained_workload, tmp_path) -> None:
+    """A stage after which weights are no longer zero is warned of, and those that keep them are not."""
+    stages = [SparsifyWeights(sparsity=0.8), FineTune(epochs=1), FillsZeros(), Quantize(rounding=GPTQ(samples=32))]
+    report = Pipeline(stages).run(trained_workload, out=tmp_path, target=TARGET, progress=False).report
+    filled = [text for text in report.warnings if "zeros that were made for good are filled" in text]
+    assert len(filled) == 1
+    assert filled[0].startswith("fills_zeros")
+
+
+@pytest.mark.parametrize("rounding", [GPTQ(samples=64), AdaRound(iterations=300, samples=64)], ids=repr)
+def test_no_way_of_rounding_fills_zeros(rounding, trained_workload) -> None:
+    """As many weights are zero in the integer file as in the float one, at least."""
+    model, context = sparse(SparsifyWeights(sparsity=0.8), trained_workload)
+    after = Context(progress=False, target=TARGET, plan_before=tuple(context.plan))
+    file = Quantize(rounding=rounding).apply(model.eval(), trained_workload, after)
+    total, left = count_parameters(file.onnx_bytes)
+    assert 1 - left / total > 0.79
 
 
 def test_rows_at_zero_are_taken_out_afterwards(trained_workload) -> None:

@@ -84,6 +84,8 @@ def gptq(
 ) -> Tensor:
     """The integers of `rows` (groups, outputs, inputs), float64 whole numbers within `bounds`; nearest where H is zero.
 
+    Weights that are exactly zero stay zero.
+
     `scale` and `zero_point` have the rows' shape. `hessian` = sum of x' x'^T and `drift` = sum of (x - x') x'^T are
     (groups, inputs, inputs); inputs x' that are always zero change nothing and are rounded to nearest.
     """
@@ -93,9 +95,10 @@ def gptq(
     extra = max(damping, 1e-9) * diagonal.mean(dim=-1, keepdim=True)
     damped = hessian + torch.diag_embed(torch.where(dead, 1.0, extra.expand_as(diagonal)))
     left = torch.linalg.solve(damped, (rows @ drift).mT).mT + rows
+    zeros = rows == 0
     order = torch.argsort(damped.diagonal(dim1=-2, dim2=-1) * ~dead, dim=-1, descending=True, stable=True)
     columns = order[:, None, :].expand_as(rows)
-    left, scale, zero_point = (part.gather(2, columns) for part in (left, scale, zero_point))
+    left, scale, zero_point, zeros = (part.gather(2, columns) for part in (left, scale, zero_point, zeros))
     sorted_h = damped.gather(1, order[:, :, None].expand_as(damped)).gather(2, order[:, None, :].expand_as(damped))
     # The upper Cholesky factor U of H^-1 holds, row by row, [H^-1] of the columns that are left, over its diagonal.
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(sorted_h)), upper=True)
@@ -106,7 +109,8 @@ def gptq(
         errors = torch.zeros_like(left[..., start:end])
         for column in range(start, end):
             weight, step, zero = (part[..., column] for part in (left, scale, zero_point))
-            rounded = ((weight / step).round() + zero).clamp(*bounds)
+            # A zero is meant: it stays, and what would have moved it is made up for by the others.
+            rounded = torch.where(zeros[..., column], zero, ((weight / step).round() + zero).clamp(*bounds))
             integers[..., column] = rounded
             error = (weight - (rounded - zero) * step) / upper[:, column, column, None]
             left[..., column:end] -= error[..., None] * upper[:, None, column, column:end]

@@ -471,3 +471,18 @@ def test_the_report_is_told_how_many_weights_moved() -> None:
     assert told == RoundingLearned(
         method=repr(GPTQ()), samples=128, layers=1, changed_fraction=0.25, to_nearest=("other",)
     )
+
+
+def test_gptq_leaves_zeros_at_zero() -> None:
+    """Weights that are zero stay the zero point, and the others make up for more than rounding to nearest does."""
+    rows = torch.randn(1, 6, 12, dtype=torch.float64)
+    rows[torch.rand(rows.shape) < 0.5] = 0.0
+    x = torch.randn(12, 12, dtype=torch.float64) @ torch.randn(12, 200, dtype=torch.float64)
+    scale, zero_point = torch.full_like(rows, 0.3), torch.full_like(rows, 2.0)
+    hessian = (x @ x.mT)[None]
+    integers = gptq(rows, scale, zero_point, hessian, torch.zeros_like(hessian), bounds=(-8, 7), damping=0.01)
+    assert (integers[rows == 0] == 2).all()
+    assert (integers[rows != 0] != 2).any()
+    nearest = ((rows / scale).round() + zero_point).clamp(-8, 7)
+    errors = [((((own - zero_point) * scale - rows) @ x) ** 2).sum() for own in (integers, nearest)]
+    assert errors[0] < errors[1]
