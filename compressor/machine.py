@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,36 @@ def environment(target: Target) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def unreadable_packages() -> list[str]:
+    """Why installed packages keep others from being imported, each in a sentence that names the package.
+
+    Whoever asks for entry points, torch at its import, reads the lists of all packages.
+    """
+    found = []
+    for distribution in distributions():
+        try:
+            list(distribution.entry_points)
+        except (ValueError, TypeError) as error:  # UnicodeDecodeError is a ValueError
+            found.append(
+                f"the list of entry points of {named(distribution)} in {distribution.locate_file('')} cannot be read "
+                f"({error}), and whatever asks for entry points fails with it; install that package again, or "
+                "uninstall it"
+            )
+    return found
+
+
+def named(distribution: Distribution) -> str:
+    """The name of a package with its version, as far as its files tell."""
+    try:
+        name, number = distribution.metadata["Name"], distribution.metadata["Version"]
+    except UnicodeDecodeError:
+        name, number = None, None
+    if not name:
+        folder = getattr(distribution, "_path", None)  # the one place that says more than where packages are
+        return f"the package {folder.name}" if folder is not None else f"a package in {distribution.locate_file('')}"
+    return f"{name} {number or ''}".strip()
 
 
 def free_memory_bytes(root: Path = Path("/")) -> int:

@@ -11,6 +11,7 @@ from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
+from compressor.machine import named
 from compressor.stage import snake_case, stage_name
 
 STAGES, CRITERIA = "compressor.stages", "compressor.criteria"
@@ -169,5 +170,6 @@ def _entries(group: str) -> Iterator[tuple[EntryPoint | Exception, str]]:
 
 def _named(distribution: Distribution) -> tuple[str, str]:
     """The normalised name of a package, and its name with its version."""
-    name = distribution.metadata["Name"] or f"a package in {distribution.locate_file('')}"
-    return re.sub(r"[-_.]+", "-", name).lower(), f"{name} {distribution.metadata['Version'] or ''}".strip()
+    package = named(distribution)
+    name = package if package.startswith(("a package", "the package")) else package.partition(" ")[0]
+    return re.sub(r"[-_.]+", "-", name).lower(), package

@@ -22,6 +22,8 @@ from compressor.errors import StorageError, WriteError
 _MOST_JSON_BYTES = 32_000_000
 _DEEPEST_JSON = 100
 _TEMPORARY = re.compile(r"\.compressor-(?P<host>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{16}\.tmp")
+# What it says where a folder stands in the place of a file, or a file in that of a folder.
+_OTHER_KIND = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 # What the disk says when it has no room: no space, no quota, a file beyond the limit of the process.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -193,6 +195,10 @@ def _host() -> str:
 
 
 def _not_written(path: Path, needed_bytes: int, error: OSError) -> WriteError:
+    other = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+    if error.errno in _OTHER_KIND and other.is_dir() == (other == path):
+        is_what = "a folder" if other == path else "no folder"
+        return WriteError(f"{path} cannot be written: {other} is {is_what}; move it away, or give another folder")
     if error.errno not in _NO_ROOM:
         return WriteError(f"{path} cannot be written: {error.strerror}; give a folder in which you may write files")
     if error.errno == errno.EFBIG:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.batches import Inputs
 from compressor.errors import ContractError, StageError
 from compressor.files.export import export_onnx
 from compressor.kept_state import private_copy
@@ -19,6 +20,7 @@ from compressor.runtime import OnnxModule
 from compressor.stage import Context, Effect, Stage, stage_name, stage_parameters
 from compressor.structure.plan import apply_plan_
 from compressor.structure.tensor_ids import tensors_of
+from compressor.structure.trials import evaluating
 from compressor.training.snapshots import digest
 from compressor.workload import Workload, first_batches, predict
 
@@ -47,8 +49,8 @@ def check_stage(stage: Stage, workload: Workload, *, seed: int = 0) -> nn.Module
     _require(digest(workload.model) == before, f"{name} changed workload.model; work on the copy it is given")
     _require(_same_bits(first, second), f"{name} gave different weights for the same seed; draw from context.seed only")
     inputs, _ = first_batches(workload.calibration, 1)[0]
+    expected = _output_of(workload, inputs)
     with torch.no_grad():
-        expected = predict(workload.model.eval(), inputs)
         given = predict(first.eval(), inputs)
     _require(
         given.shape == expected.shape,
@@ -97,8 +99,7 @@ def _value_objects(value: Any) -> set[type]:
 def _check_refusal(stage: Stage, workload: Workload, seed: int) -> None:
     """A model with nothing to compress: it returns a constant, the shape of the real output."""
     inputs, _ = first_batches(workload.calibration, 1)[0]
-    with torch.no_grad():
-        shape = predict(workload.model.eval(), inputs).shape[1:]
+    shape = _output_of(workload, inputs).shape[1:]
     empty = replace(workload, model=_Constant(shape).eval(), test=Untouchable())
     try:
         _applied(stage, empty, seed)
@@ -107,6 +108,12 @@ def _check_refusal(stage: Stage, workload: Workload, seed: int) -> None:
     raise ContractError(
         f"{stage_name(stage)} found something to do in a model without weights; raise StageError when there is nothing"
     )
+
+
+def _output_of(workload: Workload, inputs: Inputs) -> Tensor:
+    """What the workload's model gives in eval mode; each of its modules is back in its own mode afterwards."""
+    with torch.no_grad(), evaluating(workload.model):
+        return predict(workload.model, inputs)
 
 
 class _Constant(nn.Module):

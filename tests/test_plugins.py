@@ -3,14 +3,18 @@
 import sys
 import textwrap
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from compressor.cli.app import app
+from compressor.cli.exits import reported
 from compressor.errors import RecipeError
 from compressor.inspection.doctor import Grade, check_stages
+from compressor.machine import unreadable_packages
 from compressor.plugins import CRITERIA, STAGES, PluginWarning
 from compressor.pruning.ranking.criteria import criteria
 from compressor.recipe.recipe import Recipe
@@ -165,6 +169,26 @@ def test_a_class_that_two_entry_points_name_is_one(install: Install, tmp_path: P
     (damaged / "METADATA").write_text("Metadata-Version: 2.1\nName: damaged\nVersion: 2.0\n")
     (damaged / "entry_points.txt").write_bytes(b"\xff\xfe[console_scripts]\nx")
     assert Recipe.loads("stages: [{mine: {x: 3}}]").stages[0].x == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("metadata", [b"Metadata-Version: 2.1\nName: torn\nVersion: 3.0\n", b"Name: \xff\xfe\n", b""])
+def test_a_list_that_stops_every_import_is_told_with_its_package(
+    metadata: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Torch reads the lists of all packages at its import; what it raises names none."""
+    torn = tmp_path / "torn-3.0.dist-info"
+    torn.mkdir()
+    (torn / "METADATA").write_bytes(metadata)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert unreadable_packages() == []
+    (torn / "entry_points.txt").write_bytes(b"[torch.backends]\nx = \xff")
+    (told,) = unreadable_packages()
+    name = "torn 3.0" if b"torn" in metadata else "the package torn-3.0.dist-info"
+    assert told.startswith(f"the list of entry points of {name} in {tmp_path} cannot be read ('utf-8' codec")
+    with pytest.raises(typer.Exit), reported(verbose=False):
+        entry_points(group="torch.backends")
+    assert f"error: the list of entry points of {name}" in capsys.readouterr().err
+    assert set(BUILT_IN) <= set(catalogue().values())
 
 
 def test_a_list_of_entry_points_that_cannot_be_read_names_its_package(install: Install) -> None:

@@ -129,8 +129,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch) -> None:
     """A file where a folder is wanted, a folder where a file is wanted, no right to write: one typed error each."""
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "file" / "model.onnx", tmp_path / "folder"):
-        with pytest.raises(WriteError, match=f"{path} cannot be written: "):
+    (tmp_path / "nowhere").symlink_to("gone")
+    for path, told in {
+        tmp_path / "file" / "model.onnx": f"{tmp_path / 'file'} is no folder",
+        tmp_path / "file" / "inner" / "model.onnx": f"{tmp_path / 'file'} is no folder",
+        tmp_path / "nowhere" / "model.onnx": f"{tmp_path / 'nowhere'} is no folder",
+        tmp_path / "folder": f"{tmp_path / 'folder'} is a folder",
+    }.items():
+        with pytest.raises(WriteError, match=f"{path} cannot be written: {told}; move it away, or give another folder"):
             write_atomic(path, b"1")
 
     def refuse(*_, **__):

@@ -11,6 +11,7 @@ import typer
 
 from compressor.cli.interrupts import Terminated
 from compressor.errors import CompressorError, StageError, WrongUseError
+from compressor.machine import unreadable_packages
 
 FAILED, WRONG_USE, BUDGET_NOT_MET = 1, 2, 3
 
@@ -38,8 +39,9 @@ def reported(*, verbose: bool) -> Iterator[None]:
         # What somebody's code raised inside a stage is worth a look at where.
         foreign = isinstance(error, StageError) and not isinstance(error.__cause__, CompressorError | None)
         expected = isinstance(error, CompressorError | OSError) and not foreign
-        hint = "" if verbose or expected else " (run again with -v for the traceback)"
-        typer.secho(f"error: {_text(error)}{hint}", err=True, fg="red")
+        lists = "; ".join(unreadable_packages()) if isinstance(error, UnicodeDecodeError) else ""
+        hint = "" if verbose or expected or lists else " (run again with -v for the traceback)"
+        typer.secho(f"error: {lists or _text(error)}{hint}", err=True, fg="red")
         raise typer.Exit(code) from None
 
 

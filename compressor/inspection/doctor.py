@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.machine import core_count, environment, is_busy, load_average, telling_flags
+from compressor.machine import core_count, environment, is_busy, load_average, telling_flags, unreadable_packages
 from compressor.target import BFLOAT16, Isa, Target, cpu_flags, cpu_name
 
 if TYPE_CHECKING:
@@ -248,7 +248,9 @@ def _package_problem(name: str, requirement: str) -> str:
     try:
         import_module(_IMPORT_NAMES.get(name.lower(), name.replace("-", "_")))
     except Exception as error:  # noqa: BLE001  # a broken binary may raise anything
-        return f"{have} is installed and cannot be imported ({type(error).__name__}: {error}); install it again"
+        others = "; ".join(unreadable_packages()) if isinstance(error, ValueError) else ""
+        cause = others or f"{type(error).__name__}: {error}"
+        return f"{have} is installed and cannot be imported ({cause}){'' if others else '; install it again'}"
     return ""
 
 

@@ -24,6 +24,7 @@ from compressor.running.folder import Outcome, RunFolder, State
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Stage, stage_name
 from compressor.structure.calling.draws import seeded
+from compressor.structure.extra_state import as_tensors, extra_states, from_tensors, set_extra_states_
 from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.target import Target
 from compressor.workload import Workload
@@ -140,8 +141,9 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Raises StageError where the weights of the reference are changed within; they are put back first."""
+    """Raises StageError where what the reference stores is changed within; it is put back first."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    states = as_tensors(extra_states(model))
     changed = []
     try:
         yield
@@ -152,6 +154,11 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
                     changed.append(name)
                     if tensor.shape == before[name].shape:
                         tensor.copy_(before[name])
+        now = as_tensors(extra_states(model))
+        others = [name for name in states if name not in now or not torch.equal(now[name], states[name])]
+        if others:
+            set_extra_states_(model, from_tensors(states))
+            changed += others
     if changed:
         raise StageError(
             f"it writes into workload.model, the reference that all stages are compared with ({changed[0]}); "

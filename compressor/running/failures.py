@@ -5,10 +5,13 @@ import re
 import torch
 
 from compressor.errors import CompressorError, RunFolderError, StageError, WriteError, bounded, plain
+from compressor.structure.calling.compiled import why_not_followed
 from compressor.structure.source_lines import error_line, error_module, shortened
 
 # How much of a foreign message is worth reading: C++ traces and whole graphs follow.
 _LONGEST = 600
+# What code of somebody else's raises where it fails: sys.exit() in it is a failure too, for the run is not its own.
+FAULTS = (Exception, SystemExit)
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|bad_alloc|failed to allocate", re.IGNORECASE
 )
@@ -17,7 +20,7 @@ _NO_MEMORY = re.compile(
 class explained:  # noqa: N801 - it reads like a function in a with statement, as contextlib's own do
     """Whatever is raised within becomes a CompressorError that names the stage and, where it can be known, the layer.
 
-    What is one stays what it is; anything else is the cause of a StageError. KeyboardInterrupt and SystemExit pass.
+    What is one stays what it is; anything else, sys.exit() too, is the cause of a StageError. KeyboardInterrupt passes.
     """
 
     # Not by contextlib.contextmanager, which takes a RuntimeError that a StopIteration caused for its own.
@@ -33,7 +36,7 @@ class explained:  # noqa: N801 - it reads like a function in a with statement, a
             if error.stage is None:
                 error.stage, error.stage_number = self.stage, self.number
             error.layer = error.layer or layer_of(error.__cause__)
-        elif isinstance(error, Exception):
+        elif isinstance(error, FAULTS):
             found = StageError(f"{in_short(error)}; {_way_out(error, is_stage=bool(self.number))}")
             found.stage, found.stage_number, found.layer = self.stage, self.number, layer_of(error)
             raise found from error
@@ -51,7 +54,7 @@ def reason(error: CompressorError) -> str:
 
 def in_short(error: BaseException) -> str:
     """Type and message of `error` in one line."""
-    text = " ".join(shortened(plain(_message(error))).split()) or "no message"
+    text = why_not_followed(error) or " ".join(shortened(plain(_message(error))).split()) or "no message"
     return f"{type(error).__name__}: {bounded(text, _LONGEST)}"
 
 
@@ -80,7 +83,7 @@ def _message(error: BaseException) -> str:
         return ""
 
 
-def _way_out(error: Exception, *, is_stage: bool) -> str:
+def _way_out(error: BaseException, *, is_stage: bool) -> str:
     if lacks_memory(error):
         return (
             "the memory did not suffice: give the workload smaller batches and fewer calibration samples, or a machine "
@@ -89,6 +92,8 @@ def _way_out(error: Exception, *, is_stage: bool) -> str:
     theirs = error_line(error)
     if theirs is not None:
         right = f"put {theirs} right and run again, finished stages are kept"
+        if isinstance(error, SystemExit):
+            right = f"code inside a run must raise an error where it cannot go on, not exit: {right}"
         return f"{right}; or leave the stage out" if is_stage else right
     if is_stage:
         return "leave the stage out, or run it with fewer of its settings changed; finished stages are kept"

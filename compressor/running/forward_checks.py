@@ -12,8 +12,9 @@ from compressor.batches import Batch, Inputs, map_tensors
 from compressor.errors import WorkloadError
 from compressor.kept_state import private_copy
 from compressor.running.described import described, listed
-from compressor.running.failures import in_short, lacks_memory, layer_of
+from compressor.running.failures import FAULTS, in_short, lacks_memory, layer_of
 from compressor.running.model_checks import COPIES, memory_of
+from compressor.structure.calling.compiled import compiles_again
 from compressor.structure.tensor_ids import tensors_of
 from compressor.training.replay import replayed
 from compressor.workload import (
@@ -38,7 +39,7 @@ def checked_forward(model: nn.Module, inputs: Inputs, label: str, example: Input
     """
     try:
         raw = call_model(model, inputs)
-    except Exception as error:  # a module may raise anything for inputs that are not its own
+    except FAULTS as error:  # a module may raise anything for inputs that are not its own
         beside = "" if inputs is example else f"; example_inputs, which it takes, are {described(example)}"
         layer = layer_of(error)
         way_out = "Give inputs of the shape, dtype and device that it was trained with"
@@ -72,7 +73,7 @@ def _check_number_of_outputs(model: nn.Module, inputs: Inputs, raw: Any, label: 
         return
     try:
         fewer = call_model(model, resize_batch(inputs, samples - 1))
-    except Exception:  # noqa: BLE001 - a module may raise anything; which batches it takes is another check's
+    except FAULTS:  # a module may raise anything; which batches it takes is another check's
         return
     if isinstance(fewer, list | tuple) and len(fewer) == samples - 1:
         kinds = ", ".join(sorted({type(entry).__name__ for entry in raw}))
@@ -170,7 +171,8 @@ def check_copy(model: nn.Module, inputs: Inputs) -> None:
     try:
         with watch:
             found = _seeded(copied, inputs)
-    except Exception:  # noqa: BLE001 - it runs, but not while it is watched: compiled code, for instance
+    except FAULTS as error:  # it runs, but not while it is watched: compiled code, for instance
+        compiles_again(error)
         found = _seeded(copied, inputs)
     if watch.read:
         raise WorkloadError(
@@ -222,7 +224,7 @@ def check_training_step(workload: Workload, batch: Batch, stage: str) -> None:
                 return
     except WorkloadError:
         raise
-    except Exception as error:  # a user's model or loss may raise anything
+    except FAULTS as error:  # a user's model or loss may raise anything
         layer = layer_of(error)
         raise WorkloadError(
             f"{stage} trains, and a training step of {type(model).__name__} on a batch of "
@@ -292,7 +294,7 @@ def _check_gradients(model: nn.Module, loss: Tensor, stage: str) -> None:
         )
 
 
-def _training_way_out(error: Exception) -> str:
+def _training_way_out(error: BaseException) -> str:
     if "inplace operation" in str(error):
         return (
             "What forward() writes into (x[:, :4] = ..., x += ...) backward still needs: that is fine without "

@@ -15,6 +15,8 @@ from compressor.errors import WorkloadError
 from compressor.metrics import Metric, fitting
 from compressor.running.broadcasts import Crossing, crossing, forgets_the_order, grows
 from compressor.running.described import described
+from compressor.running.failures import FAULTS
+from compressor.structure.calling.compiled import compiles_again
 from compressor.workload import Workload
 
 # What torch's own losses say where two shapes broadcast.
@@ -80,7 +82,7 @@ def _value(label: str, function: Callable[[Tensor, Tensor], Any], outputs: Tenso
             return float(found)
     except WorkloadError as error:
         raise WorkloadError(f"{label}: {error}") from error
-    except Exception as error:  # user code may raise anything
+    except FAULTS as error:  # user code may raise anything
         helps = _differ_by_ones(outputs, targets) and _works(function, outputs, targets.reshape(outputs.shape))
         way_out = f"; {fitting(outputs.shape, targets.shape)}" if helps else ""
         raise WorkloadError(
@@ -123,7 +125,7 @@ def _number_of(found: Any) -> str:
 def _works(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> bool:
     try:
         return math.isfinite(float(function(outputs, targets)))
-    except Exception:  # noqa: BLE001 - user code may raise anything
+    except FAULTS:  # user code may raise anything
         return False
 
 
@@ -144,7 +146,7 @@ def _check_rows(label: str, metric: Metric, outputs: Tensor, targets: Tensor) ->
     rows = metric.rows(outputs, targets)
     try:
         fewer = metric.rows(outputs[:half], targets[:half])
-    except Exception:  # noqa: BLE001 - user code may refuse a small batch; the run will say so where it has one
+    except FAULTS:  # user code may refuse a small batch; the run will say so where it has one
         return
     if fewer.shape[1:] != rows.shape[1:]:
         raise WorkloadError(
@@ -169,7 +171,8 @@ def _width(rows: Tensor) -> str:
 def _crossing(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> Crossing:
     try:
         return crossing(function, outputs, targets)
-    except Exception:  # noqa: BLE001 - it runs, but not while it is watched: compiled code, for instance
+    except FAULTS as error:  # it runs, but not while it is watched: compiled code, for instance
+        compiles_again(error)
         return Crossing.NONE
 
 

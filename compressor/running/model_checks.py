@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from compressor.errors import StorageError, WorkloadError
 from compressor.kept_state import private_copy
 from compressor.running.described import listed
-from compressor.running.failures import in_short
+from compressor.running.failures import FAULTS, in_short
 from compressor.structure.extra_state import extra_states
 from compressor.structure.tensor_ids import tensors_of
 
@@ -157,7 +157,7 @@ def _check_copy(model: nn.Module) -> None:
     """Every stage works on a copy: it must be there, hold the same, and hold it for itself."""
     try:
         copied = private_copy(model)
-    except Exception as error:  # what cannot be copied raises anything
+    except FAULTS as error:  # what cannot be copied raises anything
         path, value = _uncopyable(model)
         raise WorkloadError(
             f"every stage works on a copy of the model, and {path}, of type {type(value).__name__}, cannot be copied "
@@ -212,7 +212,7 @@ def _uncopyable(model: nn.Module) -> tuple[str, Any]:
         try:
             # Modules stand for themselves: it is about what they hold besides each other.
             copy.deepcopy(value, dict(modules))
-        except Exception:  # noqa: BLE001 - anything
+        except FAULTS:
             return True
         return False
 

@@ -17,7 +17,7 @@ from compressor.kept_state import private_copy
 from compressor.outputs.finding import taken_twice
 from compressor.outputs.kinds import Classes
 from compressor.running.described import described
-from compressor.running.failures import in_short, layer_of
+from compressor.running.failures import FAULTS, in_short, layer_of
 from compressor.running.forward_checks import check_copy, check_repeatable, check_training_step, checked_forward
 from compressor.running.loss_and_metric import WorkloadWarning, check_judged
 from compressor.running.model_checks import check_model
@@ -63,7 +63,7 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> Workload
                 _check_end(name, getattr(workload, name), stages)
     except CompressorError:
         raise
-    except Exception as error:  # a model, data and settings of somebody else may raise anything
+    except FAULTS as error:  # a model, data and settings of somebody else may raise anything
         layer = layer_of(error)
         raise WorkloadError(
             f"the workload cannot be tried{f', in {layer}' if layer else ''}: {in_short(error)}; a model must take "
@@ -222,7 +222,7 @@ def _first(name: str, data: Iterable[Any], count: int) -> list[Any]:
     try:
         with contextlib.closing(one_pass(data)) as passing:
             return list(islice(passing, count))
-    except Exception as error:  # a dataset may raise anything
+    except FAULTS as error:  # a dataset may raise anything
         layer = layer_of(error)
         raise WorkloadError(
             f"{name} cannot be read{f', in {layer}' if layer else ''}: {in_short(error)}; look at what the dataset, "

@@ -36,13 +36,14 @@ from compressor.pruning.ranking.criterion import Criterion, across_groups, chann
 from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer, kept_widths
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
 from compressor.stage import Context, Effect
+from compressor.structure.blocks import can_drop_blocks
 from compressor.structure.calling.shown import Shown, shown_by
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, Slices, apply_plan_
 from compressor.structure.trials import evaluating
 from compressor.training.other_outputs import train_every_output
-from compressor.workload import Workload
+from compressor.workload import Workload, free_axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ class PruneChannels:
         for note in book.notes(self._align(context)):
             context.tell(note)
         if book.now == book.before:
-            raise StageError(self._nothing(model, book, context))
+            raise StageError(self._nothing(model, book, workload, context))
         return model
 
     def _towards(self, goal: Goal, share: float, narrowing: "_Narrowing", context: Context) -> list[Entry]:
@@ -142,7 +143,7 @@ class PruneChannels:
                         {
                             "raise the target": True,
                             "set a smaller align": narrowing.book.is_coarse(),
-                            "let ShrinkStructure drop blocks too": True,
+                            "let ShrinkStructure drop blocks too": narrowing.can_drop_blocks(),
                         }
                     ),
                 ) from error
@@ -162,18 +163,20 @@ class PruneChannels:
     def _align(self, context: Context) -> int:
         return context.target.channel_multiple if self.align is None else self.align
 
-    def _nothing(self, model: nn.Module, book: "_Book", context: Context) -> str:
+    def _nothing(self, model: nn.Module, book: "_Book", workload: Workload, context: Context) -> str:
         reasons = book.reasons()
         free = ", ".join(f"{name} ({width})" for name, width in book.before.items() if name not in book.locked)
         asked = f"remove={self.remove}" if self.target is None else f"target={self.target!r}"
         rounded = f"; {asked} with align={self._align(context)} rounds to no channel of {free}" if free else ""
+        blocks = can_drop_blocks(model, workload.example_inputs, free=free_axes(workload))
         way_out = one_of(
             {
                 "raise remove": bool(free) and self.target is None,
                 "lower the target": bool(free) and self.target is not None,
                 "set align=1": book.is_coarse(),
                 "ignore fewer layers": any(reason.startswith("ignored by") for reason in book.locked.values()),
-                "drop blocks or quantize instead": True,
+                "drop blocks": blocks,
+                "quantize instead": True,
             }
         )
         refused = f"no channel of {type(model).__name__} can be removed{': ' + reasons if reasons else ''}{rounded}"
@@ -196,6 +199,10 @@ class _Narrowing:
         self.widths: dict[str, int] = {}
         self.scores: dict[str, Tensor] = {}
         self._look()
+
+    def can_drop_blocks(self) -> bool:
+        """Whether the model has a block that it can do without."""
+        return can_drop_blocks(self.model, self.workload.example_inputs, free=free_axes(self.workload))
 
     def _look(self) -> None:
         """Ranks the channels of the groups as they are, and locks those that are not to be tried."""

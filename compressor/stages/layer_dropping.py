@@ -20,7 +20,16 @@ from compressor.pruning.choice.loss_probe import loss_increases
 from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.ranking.scope import Global, PerGroup
 from compressor.stage import Context, Effect
-from compressor.structure.blocks import Block, entries_without, fault_without_blocks, find_blocks, skipped
+from compressor.structure.blocks import (
+    Block,
+    can_drop_blocks,
+    entries_without,
+    fault_without_blocks,
+    find_blocks,
+    skipped,
+)
+from compressor.structure.calling.shown import shown_by
+from compressor.structure.graph import can_lose_channels
 from compressor.structure.plan import apply_plan_
 from compressor.structure.recurrent_layers import layer_activations, plain, stack_and_layer
 from compressor.structure.trials import evaluating, outputs_at
@@ -90,7 +99,10 @@ class DropBlocks:
         with evaluating(model):
             # The layers of a stack go with their weights, which have to be there; other blocks go as they are.
             fold_model_(model, workload, context, layers=stacks)
-            found = find_blocks(model, example, self.blocks, free=free_axes(workload))
+            try:
+                found = find_blocks(model, example, self.blocks, free=free_axes(workload))
+            except StageError as error:
+                raise StageError(f"{error.sentence}; {_instead(model, workload, self.blocks)}") from error
             wanted = outputs_at(model, example)
 
             def fault_without(names: list[str]) -> str | None:
@@ -98,7 +110,7 @@ class DropBlocks:
 
             locked = {name: reason for name in found if (reason := fault_without([name])) is not None}
             free = {name: block for name, block in found.items() if name not in locked}
-            scores, dropped = self._rank(model, free, self._quota(free, locked), data, workload.loss)
+            scores, dropped = self._rank(model, free, self._quota(free, locked, model, workload), data, workload.loss)
             dropped = _together(dropped, fault_without, locked)
         for entry, names in entries_without(model, {name: found[name] for name in found if name in dropped}):
             entry["why"] = {"criterion": repr(self.rank_by), "scores": {name: _short(scores[name]) for name in names}}
@@ -112,7 +124,9 @@ class DropBlocks:
         context.tell(notes.LockedLayers.of(locked))
         return model
 
-    def _quota(self, droppable: dict[str, Block], locked: dict[str, str]) -> dict[str, int]:
+    def _quota(
+        self, droppable: dict[str, Block], locked: dict[str, str], model: nn.Module, workload: Workload
+    ) -> dict[str, int]:
         groups: dict[str, int] = {}
         for block in droppable.values():
             key = self._group(block)
@@ -121,7 +135,8 @@ class DropBlocks:
         if sum(quota.values()) == 0:
             reasons = "".join(f"; {name} is locked: {reason}" for name, reason in locked.items())
             if not groups:
-                raise StageError(f"no block of the model can be dropped{reasons}; prune channels or quantize instead")
+                way_out = _instead(model, workload, self.blocks)
+                raise StageError(f"no block of the model can be dropped{reasons}; {way_out}")
             way_out = one_of({"raise remove": True, "use scope=Global()": len(groups) > 1})
             raise StageError(f"remove={self.remove} of {groups} rounds to no block{reasons}; {way_out}")
         return quota
@@ -144,6 +159,18 @@ class DropBlocks:
             gone[least] = free[least]
             left[self._group(free[least])] -= 1
         return scores, list(gone)
+
+
+def _instead(model: nn.Module, workload: Workload, globs: tuple[str, ...]) -> str:
+    """What is left to do with a model that loses no block of those that `globs` name."""
+    others = globs != ("*",) and can_drop_blocks(model, workload.example_inputs, free=free_axes(workload))
+    return one_of(
+        {
+            "name other blocks": others,
+            "prune channels": not others and can_lose_channels(model, shown_by(workload)),
+            "quantize instead": True,
+        }
+    )
 
 
 def _rank_key(score: float) -> tuple[bool, float]:

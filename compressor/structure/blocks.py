@@ -27,7 +27,7 @@ from compressor.structure.recurrent_layers import (
     layers_skipped,
     stack_and_layer,
 )
-from compressor.structure.trials import fault, outputs_at
+from compressor.structure.trials import evaluating, fault, outputs_at
 from compressor.workload import predict
 
 # Two modules with parameters of their own make a block; a single layer is not worth a shortcut, unless it is recurrent.
@@ -175,6 +175,21 @@ def fault_without_blocks(
             if any(wanted[size].isfinite().all() and not outputs[size].isfinite().all() for size in wanted):
                 reason = "the output becomes infinite or NaN"
     return reason
+
+
+def can_drop_blocks(model: nn.Module, inputs: Inputs, *, free: Sequence[frozenset[int]] | None = None) -> bool:
+    """Whether `model` has a block that it can do without."""
+    with evaluating(model):
+        try:
+            found, wanted = find_blocks(model, inputs, free=free), outputs_at(model, inputs)
+        except Exception:  # noqa: BLE001 - a user's model may raise anything
+            return False
+        return any(fault_without_blocks(model, {name: found[name]}, inputs, wanted) is None for name in found)
+
+
+def instead_of_channels(model: nn.Module, inputs: Inputs) -> str:
+    """What is left to do with a model that loses no channels, as a phrase: blocks are named where some can go."""
+    return "drop blocks or quantize instead" if can_drop_blocks(model, inputs) else "quantize instead"
 
 
 def entries_without(model: nn.Module, blocks: Mapping[str, Block]) -> list[tuple[Entry, list[str]]]:

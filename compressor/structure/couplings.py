@@ -17,6 +17,7 @@ from compressor.batches import Inputs
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
 from compressor.structure.bisection import bisected
+from compressor.structure.blocks import instead_of_channels
 from compressor.structure.plan import Entry, Slices, apply_plan_
 from compressor.structure.tensor_ids import Sizes, mask_, number_, tensors_of
 from compressor.structure.trials import difference, evaluating
@@ -102,7 +103,7 @@ class Couplings:
         except Exception as error:
             raise StageError(
                 f"the couplings between the channels of {type(model).__name__} cannot be traced "
-                f"({type(error).__name__}: {error}); drop blocks or quantize instead"
+                f"({type(error).__name__}: {error}); {instead_of_channels(model, inputs)}"
             ) from error
         finally:
             for handle in handles:

@@ -1,13 +1,16 @@
 """What modules put into checkpoints besides their tensors (get_extra_state), where it needs no pickle."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compressor.errors import StorageError
 
 _KEY = "_extra_state"  # torch's own name for it in a state_dict
+_TEXT = ".json"
 
 
 def extra_states(model: nn.Module) -> dict[str, Any]:
@@ -37,6 +40,28 @@ def set_extra_states_(model: nn.Module, states: dict[str, Any]) -> None:
     """Gives the modules of `model` what `extra_states` took from them. Raises what a module raises for it."""
     for name, value in states.items():
         model.get_submodule(name.removesuffix(_KEY).removesuffix(".")).set_extra_state(value)
+
+
+def as_tensors(states: dict[str, Any]) -> dict[str, Tensor]:
+    """`states` as tensors of their own, under names that no weight has: JSON values as the bytes of their text."""
+    found = {}
+    for name, value in states.items():
+        if isinstance(value, Tensor):
+            found[name] = value.detach().clone()
+        else:
+            found[f"{name}{_TEXT}"] = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    return found
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The states among `tensors` that `as_tensors` made so."""
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(_KEY):
+            found[name] = tensor.detach().clone()
+        elif name.endswith(_KEY + _TEXT):
+            found[name.removesuffix(_TEXT)] = json.loads(bytes(tensor.tolist()))
+    return found
 
 
 def _is_json(value: Any) -> bool:

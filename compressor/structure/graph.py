@@ -11,6 +11,8 @@ from compressor.structure.axes.axis import Axis, lock
 from compressor.structure.axes.groups import AxisStructure
 from compressor.structure.axes.runs import trace_axes
 from compressor.structure.axes.trace import OUTPUT
+from compressor.structure.blocks import instead_of_channels
+from compressor.structure.calling.compiled import why_not_followed
 from compressor.structure.calling.shown import Shown
 from compressor.structure.couplings import Coupled, Couplings
 from compressor.structure.model_copies import sharing_copy
@@ -78,8 +80,9 @@ def trace_structure(model: nn.Module, inputs: Inputs | Shown, *, settled: bool =
             trace, by_shapes = trace_axes(trial, shown)
         except Exception as error:
             raise StageError(
-                f"the structure of {type(model).__name__} cannot be traced ({type(error).__name__}: {error}); drop "
-                "blocks or quantize instead"
+                f"the structure of {type(model).__name__} cannot be traced "
+                f"({why_not_followed(error) or f'{type(error).__name__}: {error}'}); "
+                f"{instead_of_channels(model, shown.example)}"
             ) from error
     for name, part in trial.named_modules():
         if isinstance(part, nn.MultiheadAttention):
@@ -109,6 +112,14 @@ def trace_structure(model: nn.Module, inputs: Inputs | Shown, *, settled: bool =
         if any(not group.makes_output and not group.opaque and group.locked is None for group in other.groups):
             return other
     return probed
+
+
+def can_lose_channels(model: nn.Module, inputs: Inputs | Shown) -> bool:
+    """Whether a group of `model` is free to be narrowed."""
+    try:
+        return any(group.locked is None and not group.makes_output for group in trace_structure(model, inputs).groups)
+    except StageError:
+        return False
 
 
 def _lock_attention(dims: dict[str, list[Axis]], name: str) -> None:

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from compressor.storage import write_atomic
+from compressor.structure.extra_state import as_tensors, extra_states, from_tensors, set_extra_states_
 from compressor.tensor_files import raw_bytes, read_tensor_file, tensor_file
 
 Tensors = dict[str, Tensor]
 
 
 def capture(model: nn.Module) -> Tensors:
-    """Copies of all parameters and buffers by name; a shared one appears once."""
-    return {name: tensor.detach().clone() for name, tensor in _own_tensors(model).items()}
+    """Copies of all parameters and buffers by name, and of extra states; a shared one appears once."""
+    own = {name: tensor.detach().clone() for name, tensor in _own_tensors(model).items()}
+    return own | as_tensors(extra_states(model))
 
 
 def restore_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -24,6 +26,7 @@ def restore_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in _own_tensors(model).items():
             tensor.copy_(tensors[name])
+    set_extra_states_(model, from_tensors(tensors))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
@@ -44,9 +47,9 @@ def restore_optimizer_(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
 
 
 def digest(model: nn.Module) -> str:
-    """A SHA-256 digest of all parameters and buffers, in hexadecimal."""
+    """A SHA-256 digest of all parameters, buffers and extra states, in hexadecimal."""
     state = hashlib.sha256()
-    for name, tensor in sorted(_own_tensors(model).items()):
+    for name, tensor in sorted((_own_tensors(model) | as_tensors(extra_states(model))).items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         state.update(raw_bytes(tensor))
     return state.hexdigest()

@@ -3,7 +3,8 @@
 import dataclasses
 import errno
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from compressor import Budget, Effect, Pipeline
-from compressor.errors import BudgetError, CompressorError, ExportError, RunFolderError, StageError, WriteError
+from compressor.errors import (
+    BudgetError,
+    CompressorError,
+    ExportError,
+    RunFolderError,
+    StageError,
+    WorkloadError,
+    WriteError,
+)
 from compressor.report.record import Step
 from compressor.running import run as running
 from compressor.running.failures import ends_the_run, explained, in_short, reason
@@ -118,12 +127,55 @@ def test_an_error_that_cannot_say_what_it_is_is_typed_all_the_same() -> None:
         raise Mute from Mute()
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit()])
 def test_requests_to_stop_pass(error: BaseException) -> None:
-    """Ctrl-C and exit() are not failures of a stage."""
+    """Ctrl-C is no failure of a stage."""
     with pytest.raises(type(error)) as caught, explained("quantize", 2):
         raise error
     assert caught.value is error
+
+
+def leave(*_: Any, **__: Any) -> Any:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize("budget", [None, Budget(max_drop=0.9)])
+def test_code_that_exits_has_failed(budget: Budget | None, tmp_path: Path) -> None:
+    """sys.exit() inside a stage is rolled back under a budget, and a typed error without."""
+    pipeline = Pipeline([Acting(action=leave), Acting(action=kept)], budget=budget)
+    if budget is None:
+        with pytest.raises(StageError, match=f"^stage 1, acting.*SystemExit: 3; code .* must raise .*{FILE}:"):
+            pipeline.run(small_workload(), out=tmp_path, progress=False)
+    else:
+        report = pipeline.run(small_workload(), out=tmp_path, progress=False).report
+        assert not report.steps[1].kept
+        assert "could not be applied: SystemExit: 3" in report.steps[1].reason
+        assert report.steps[2].measurement is not None
+
+
+class Leaving(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return leave()
+
+
+class LeavingData:
+    def __iter__(self) -> Iterator[Any]:
+        leave()
+        yield
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": nn.Sequential(nn.Linear(4, 4), Leaving())}, "does not take example_inputs"),
+        ({"train": LeavingData()}, "train cannot be read"),
+        ({"loss": leave}, "the loss"),
+    ],
+)
+def test_a_workload_whose_code_exits_is_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """The process would have ended without a word."""
+    with pytest.raises(WorkloadError, match=f"{told}.*SystemExit: 3"):
+        Pipeline([Acting(action=kept)]).run(small_workload(**changes), out=tmp_path, progress=False)
 
 
 def test_what_is_typed_stays_what_it_is() -> None:
@@ -298,3 +350,32 @@ def test_a_stage_that_writes_into_the_reference_is_refused_and_the_reference_as_
         assert not result.report.steps[1].kept
         assert "it writes into workload.model" in result.report.steps[1].reason
     assert all(torch.equal(value, before[name]) for name, value in workload.model.state_dict().items())
+
+
+def test_extra_state_of_the_reference_is_put_back_too(tmp_path: Path) -> None:
+    """What the reference keeps beside its tensors belongs to what is compared with."""
+    workload = small_workload()
+    workload.model.append(Noted())
+
+    def note(model: nn.Module, workload: Workload) -> nn.Module:
+        workload.model[3].state["seen"].append(2)
+        return model
+
+    with pytest.raises(StageError, match=r"it writes into workload.model, .*\(3._extra_state"):
+        Pipeline([Acting(action=note)]).run(workload, out=tmp_path, progress=False)
+    assert workload.model[3].state == {"seen": [1]}
+
+
+class Noted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = {"seen": [1]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state

@@ -11,7 +11,7 @@ from compressor.batches import Batches
 from compressor.errors import ContractError, StageError
 from compressor.pruning.choice.targets import Macs
 from compressor.stage import Effect, stage_name
-from compressor.stages import BUILT_IN, catalogue
+from compressor.stages import BUILT_IN, ReestimateBatchNorm, catalogue
 from compressor.testing import check_stage
 
 # What stages are given that need something, or would take long with what they have by themselves.
@@ -36,6 +36,14 @@ def test_stage_keeps_the_contract(kind, tiny_workload):
     """Each built-in stage, whichever there are, passes the contract on an untrained residual CNN."""
     model = check_stage(kind(**SETTINGS.get(stage_name(kind), {})), tiny_workload)
     assert isinstance(model, nn.Module)
+
+
+def test_the_check_leaves_the_model_in_its_modes(tiny_workload):
+    """A model that is in training, but for a frozen norm, is so afterwards."""
+    model = tiny_workload.model.train()
+    model.bn1.eval()
+    check_stage(ReestimateBatchNorm(batches=1), tiny_workload)
+    assert [name for name, part in model.named_modules() if not part.training] == ["bn1"]
 
 
 def test_built_in_stages_are_in_the_catalogue():

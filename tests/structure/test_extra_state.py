@@ -1,5 +1,6 @@
 """What modules put into checkpoints besides tensors comes back as it was, or is refused before any work."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from compressor import Context, load_checkpoint
 from compressor.errors import StorageError, WorkloadError
 from compressor.files.export import export_onnx
+from compressor.metrics import Metric
 from compressor.running.preflight import check_workload
 from compressor.runtime import predict_batches
 from compressor.stages import FineTune, PruneChannels
 from compressor.structure.checkpoint import WEIGHTS_FILE, save_checkpoint
 from compressor.structure.extra_state import extra_states
-from workbench.same_data import three_classes
+from compressor.training.precision import Float32
+from compressor.training.snapshots import capture, digest, restore_
+from workbench.same_data import same_data, three_classes
 
 
 class Scale(nn.Module):
@@ -122,3 +126,54 @@ def test_a_model_with_extra_state_is_exported() -> None:
     inputs = torch.randn(5, 4)
     ((found, _),) = predict_batches(exported.onnx_bytes, [(inputs, torch.zeros(5))])
     torch.testing.assert_close(found, model(inputs).detach(), rtol=1e-4, atol=1e-5)
+
+
+class Counting(nn.Module):
+    """Counts its calls in training; what it knows is no tensor, or one."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.calls = torch.zeros(1) if kind is Tensor else {"calls": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and isinstance(self.calls, dict):
+            self.calls["calls"] += 1
+        elif self.training:
+            self.calls += 1
+        return x
+
+    def get_extra_state(self) -> Any:
+        return self.calls
+
+    def set_extra_state(self, state: Any) -> None:
+        self.calls = state
+
+
+def falling() -> Metric:
+    """One score for every time that it is asked: the epoch after the start is the best one."""
+    scores = iter([0.0, 0.9, 0.5, 0.1])
+    return Metric(name="told", per_sample=lambda outputs, _: torch.full((len(outputs),), next(scores)))
+
+
+@pytest.mark.parametrize("kind", [dict, Tensor])
+def test_training_ends_with_the_extra_state_of_its_best_epoch(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best is the first of three epochs, of two batches each; the weights beside it were put back before, too."""
+    model = nn.Sequential(nn.Linear(4, 8), Counting(kind), nn.Linear(8, 3)).eval()
+    data = [(torch.randn(6, 4), torch.arange(6) % 3) for _ in range(2)]
+    workload = dataclasses.replace(same_data(model, data, data[0][0][:2], metric=falling()), validation=data[:1])
+    # Formats are compared with calls of their own.
+    trained = FineTune(epochs=3, tail_epochs=0, precision=Float32()).apply(
+        model, workload, Context(progress=False, details={})
+    )
+    calls = trained[1].calls
+    assert float(calls if kind is Tensor else calls["calls"]) == 2
+
+
+def test_what_identifies_a_model_has_its_extra_state() -> None:
+    """A snapshot of a model with another state is not continued, and a stage that changes it alone changes a model."""
+    assert digest(net({"factor": 1.0})) != digest(net({"factor": 2.0}))
+    model = net({"factor": 1.0})
+    before = capture(model)
+    model[1].state["factor"] = 5.0
+    restore_(model, before)
+    assert model[1].state == {"factor": 1.0}
