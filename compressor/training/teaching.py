@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from compressor.batches import Inputs, Targets, map_tensors, target_tensors
 from compressor.errors import StageError, first_said
 from compressor.kept_state import private_copy
-from compressor.machine import free_memory_bytes
 from compressor.outputs.kinds import Numbers
 from compressor.structure.calling.returned import returned_by_name
 from compressor.tensor_files import raw_bytes
@@ -19,14 +18,12 @@ from compressor.training.agreement import choose
 from compressor.training.judged import output_kind
 from compressor.training.loop import Position
 from compressor.training.precision import Float32, Form, Precision, at_least_float32
+from compressor.training.remembered import Remembered
 from compressor.training.replay import replayed
 from compressor.workload import Workload, call_model, input_tensors, output_tensor, raw_output
 
 # Makes a teacher's inputs of those of the workload.
 Adapt = Callable[[Inputs], Inputs]
-
-# Of the memory that would be free without them, for remembered outputs; batches beyond it are computed again.
-_MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,8 @@ class Teacher:
     numbers: what it says is then a target itself. Its answers are float32. Every batch is compared with the one
     remembered for its position, by checksum: a stream that does not replay is noticed at its first repeated view, and
     answered by computing from then on. What is remembered lies in main memory, wherever the teacher computes, and takes
-    at most a quarter of what would be free without it; what does not fit is computed again, to the same bits.
+    at most a quarter of what would be free without it; then in a temporary file, as much of the disk; what does not fit
+    there is computed again. All three give the same bits.
 
     A model in half precision is computed in float32, one in double precision in its own. `adapt` makes its inputs of
     those of the workload; `names` are the outputs besides the judged one that it answers, too. Raises StageError where
@@ -78,8 +76,9 @@ class Teacher:
         self.form = choose(self.asked, workload, Float32() if numbers else precision, seed=seed).form
         self.remember, self.names = remember, names
         self.replays = True
-        self.used_bytes = self.computed = self.recalled = 0
-        self._answers: dict[Position, tuple[int, Answer]] = {}
+        self.computed = self.recalled = 0
+        self.remembered = Remembered()
+        self._checksums: dict[Position, int] = {}
 
     def outputs(self, inputs: Inputs, targets: Targets, position: Position) -> Tensor:
         """The judged output for a batch, at least float32, without gradient."""
@@ -90,21 +89,17 @@ class Teacher:
         if not (self.remember and self.replays):
             return self._compute(inputs).map(at_least_float32)
         checksum = _checksum((*input_tensors(inputs), *target_tensors(targets)))
-        if position in self._answers:
-            known, answer = self._answers[position]
-            if known == checksum:
-                self.recalled += 1
-                return answer.map(lambda tensor: at_least_float32(tensor.to(self.form.device)))
+        if self._checksums.setdefault(position, checksum) != checksum:
             self.replays = False
-            self._answers.clear()
-            self.used_bytes = 0
+            self.remembered.forget()
             return self._compute(inputs).map(at_least_float32)
+        known = self.remembered.recall(position)
+        if known is not None:
+            self.recalled += 1
+            answer = Answer(judged=known[0], others=dict(zip(self.names, known[1:], strict=True)))
+            return answer.map(lambda tensor: at_least_float32(tensor.to(self.form.device)))
         answer = self._compute(inputs)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in (answer.judged, *answer.others.values()))
-        if self.used_bytes + size <= _MEMORY_SHARE * (free_memory_bytes() + self.used_bytes):
-            # A copy: a view would keep the whole of what it is cut from, and a model may write into its output again.
-            self._answers[position] = (checksum, answer.map(lambda tensor: tensor.to("cpu", copy=True)))
-            self.used_bytes += size
+        self.remembered.keep(position, (answer.judged, *answer.others.values()))
         return answer.map(at_least_float32)
 
     def summary(self) -> str:
@@ -114,7 +109,9 @@ class Teacher:
         if not self.replays:
             return "given up: the training data does not replay under one torch seed, so the teacher runs every epoch"
         total = self.recalled + self.computed
-        return f"{self.recalled} of {total} batches answered from {self.used_bytes} bytes of memory"
+        kept = self.remembered
+        on_disk = f" and {kept.disk_bytes} of a temporary file" if kept.disk_bytes else ""
+        return f"{self.recalled} of {total} batches answered from {kept.memory_bytes} bytes of memory{on_disk}"
 
     def _compute(self, inputs: Inputs) -> Answer:
         self.computed += 1

@@ -14,7 +14,7 @@ from compressor.metrics import Metric
 from compressor.stage import Context, Effect
 from compressor.stages import distillation
 from compressor.stages.distillation import Distill
-from compressor.training import teaching
+from compressor.training import remembered
 from compressor.training.loop import train
 from compressor.training.precision import AutoPrecision
 from compressor.training.snapshots import capture
@@ -66,7 +66,8 @@ def test_remembered_outputs_give_the_bits_of_computed_ones(augmented, tiny_cnn, 
     Distill(**SHORT, views=1).apply(cached, augmented, context)
     # 3 batches of 32 x 4 logits; the teacher computes view 0 once, epochs 1 and 2 replay it.
     assert context.details["teacher_cache"].startswith("6 of 9 batches answered from")
-    monkeypatch.setattr(teaching, "free_memory_bytes", lambda: 0)
+    monkeypatch.setattr(remembered, "free_memory_bytes", lambda: 0)
+    monkeypatch.setattr(remembered, "free_disk_bytes", lambda _: 0)
     context = Context(progress=False)
     Distill(**SHORT, views=1).apply(computed, augmented, context)
     assert context.details["teacher_cache"].startswith("0 of 9 batches")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batches
-from compressor.training import teaching
+from compressor.training import remembered
 from compressor.training.loop import Position
 from compressor.training.precision import Float32
 from compressor.training.teaching import Teacher
@@ -71,19 +71,22 @@ def test_answers_are_kept_by_themselves(build) -> None:
     assert teacher.recalled == 4
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
     assert not torch.equal(first[0], first[1])
-    storages = [answer.judged.untyped_storage() for _, answer in teacher._answers.values()]
+    kept = [teacher.remembered.recall(Position(view=0, batch=number)) for number in range(4)]
+    storages = [tensor.untyped_storage() for tensors in kept for tensor in tensors or ()]
     assert len({storage.data_ptr() for storage in storages}) == 4
-    assert sum(storage.nbytes() for storage in storages) == teacher.used_bytes == 4 * 8 * 3 * 4
-    assert all(answer.judged.device.type == "cpu" for _, answer in teacher._answers.values())
+    assert sum(storage.nbytes() for storage in storages) == teacher.remembered.memory_bytes == 4 * 8 * 3 * 4
+    assert all(storage.device.type == "cpu" for storage in storages)
 
 
-def test_a_share_of_the_free_memory_is_taken_and_the_rest_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of 800 bytes holds two answers of 96; the other two are computed every time, to the same bits."""
-    left = 800
+def test_shares_of_memory_and_disk_are_taken_and_the_rest_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of 800 bytes holds two answers of 96, a quarter of 400 one; the last is computed again, to its bits."""
     torch.manual_seed(0)
     teacher = teacher_of(Cut())
-    monkeypatch.setattr(teaching, "free_memory_bytes", lambda: left - teacher.used_bytes)
+    kept = teacher.remembered
+    monkeypatch.setattr(remembered, "free_memory_bytes", lambda: 800 - kept.memory_bytes)
+    monkeypatch.setattr(remembered, "free_disk_bytes", lambda _: 400 - kept.disk_bytes)
+    monkeypatch.setattr(kept, "_disk", True)  # wherever this test runs
     first, second = ask(teacher), ask(teacher)
-    assert (teacher.recalled, teacher.computed, teacher.used_bytes) == (2, 6, 192)
+    assert (teacher.recalled, teacher.computed, kept.memory_bytes, kept.disk_bytes) == (3, 5, 192, 96)
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
-    assert teacher.summary() == "2 of 8 batches answered from 192 bytes of memory"
+    assert teacher.summary() == "3 of 8 batches answered from 192 bytes of memory and 96 of a temporary file"
