@@ -16,7 +16,7 @@ from compressor.structure.bisection import bisected
 from compressor.structure.couplings import Coupled
 from compressor.structure.plan import Entry
 from compressor.structure.preparing.emptied_caches import empty_caches_
-from compressor.structure.preparing.preparation import fold_, prepare_
+from compressor.structure.preparing.preparation import fold_, prepare_, project_
 from compressor.workload import Workload
 
 Gone = dict[Coupled, list[int]]
@@ -30,6 +30,11 @@ def prepare_model_(model: nn.Module, workload: Workload, context: Context, *, ig
     """`model` itself made ready to be narrowed, but for layers that match a glob of `ignore`; told and planned."""
     empty_caches_(model, workload.example_inputs)
     _put_down(context, prepare_(model, workload.example_inputs, ignore=ignore))
+
+
+def project_model_(model: nn.Module, workload: Workload, context: Context, *, ignore: tuple[str, ...]) -> None:
+    """`model` itself, prepared, with the projections of its attention layers as layers of their own; planned."""
+    _put_down(context, project_(model, workload.example_inputs, ignore=ignore))
 
 
 def fold_model_(

@@ -24,7 +24,7 @@ from compressor.notes.structure import FactorizedLayer, FactorizedLayers, Locked
 from compressor.pruning.choice.goals import Goal, LatencyGoal, goal_of, out_of_reach
 from compressor.pruning.choice.measured_choice import Proposal, measured_choice
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
-from compressor.pruning.narrowing import prepare_model_
+from compressor.pruning.narrowing import prepare_model_, project_model_
 from compressor.stage import Context, Effect
 from compressor.structure.factored.chains import full_ranks, put_
 from compressor.structure.plan import Entry
@@ -71,6 +71,7 @@ class FactorizeLayers:
             if isinstance(self.target, Latency | Macs | Parameters):
                 goal = goal_of(self.target, model, workload, context)
             prepare_model_(model, workload, context, ignore=self.ignore)
+            project_model_(model, workload, context, ignore=self.ignore)
             search = _Search(self, model, workload, context)
             chosen = search.by_layer() if goal is None else search.towards(goal)
             entries = search.entries(chosen)

@@ -12,7 +12,8 @@ class NarrowAttention(nn.Module):
     """nn.MultiheadAttention with `num_heads * head_dim` free of `embed_dim`; parameters keep their names.
 
     Shapes: in_proj_weight (3 * num_heads * head_dim, embed_dim), or q/k/v_proj_weight (num_heads * head_dim, width of
-    query, key or value); out_proj (embed_dim, num_heads * head_dim). Made by `narrow_attention_`. Vaswani et al. 2017,
+    query, key or value); out_proj (embed_dim, num_heads * head_dim). Made by `narrow_attention_`; `project_by_layers_`
+    puts a linear layer `in_proj` in the place of in_proj_weight and in_proj_bias. Vaswani et al. 2017,
     arXiv:1706.03762, sec. 3.2.2; removing heads: Michel et al. 2019, arXiv:1905.10650.
     """
 
@@ -23,6 +24,7 @@ class NarrowAttention(nn.Module):
     in_proj_bias: nn.Parameter | None
     bias_k: nn.Parameter | None
     bias_v: nn.Parameter | None
+    in_proj: Any
 
     def __init__(self, whole: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -42,6 +44,7 @@ class NarrowAttention(nn.Module):
         )
         for name in names:
             self.register_parameter(name, getattr(whole, name))
+        self.register_module("in_proj", None)
         self.out_proj = whole.out_proj
         self.train(whole.training)
 
@@ -57,13 +60,14 @@ class NarrowAttention(nn.Module):
         is_causal: bool = False,  # noqa: FBT001, FBT002 - as above
     ) -> tuple[Tensor, Tensor | None]:
         """The output, shaped like `query`, and the attention weights, as nn.MultiheadAttention gives them."""
-        batched = query.dim() == 3
+        batched, alike = query.dim() == 3, query is key and key is value
         if not batched:
             query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         elif not self.batch_first:
             query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
-        heads = [self._heads(tensor) for tensor in self._projected(query, key, value)]
+        projected = self._projected(query, key, value) if not alike else self._projected_alike(query)
+        heads = [self._heads(tensor) for tensor in projected]
         heads[1], heads[2] = self._extended(heads[1], heads[2])
         mask = self._mask(attn_mask, key_padding_mask, heads, is_causal=is_causal)
         weights = None
@@ -82,14 +86,20 @@ class NarrowAttention(nn.Module):
             return output.squeeze(0), None if weights is None else weights.squeeze(0)
         return (output if self.batch_first else output.transpose(0, 1)), weights
 
-    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        bias = self.in_proj_bias
-        if self.in_proj_weight is not None and query is key and key is value:
-            return F.linear(query, self.in_proj_weight, bias).chunk(3, dim=-1)
+    def _projected_alike(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of one tensor: in one product, where their matrices are one."""
+        if self.in_proj is not None:
+            projected: Tensor = self.in_proj(tensor)
+            return projected.chunk(3, dim=-1)
         if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.chunk(3)
-        else:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+            return F.linear(tensor, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        return self._projected(tensor, tensor, tensor)
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        bias = self.in_proj_bias if self.in_proj is None else self.in_proj.bias
+        whole = self.in_proj_weight if self.in_proj is None else self.in_proj.weight
+        apart = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        weights = apart if whole is None else whole.chunk(3)
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return tuple(
             F.linear(tensor, weight, part)
@@ -159,4 +169,32 @@ def narrow_attention_(model: nn.Module, names: list[str]) -> nn.Module:
             isinstance(inner, NarrowAttention) for inner in part.modules()
         ):
             part.use_nested_tensor = False
+    return model
+
+
+def project_by_layers_(model: nn.Module, names: list[str]) -> nn.Module:
+    """`model` itself, whose attention layers `names`, NarrowAttention, project by a linear layer `in_proj` each.
+
+    It computes what their in_proj_weight and in_proj_bias computed. Raises ValueError where a name is no such layer.
+    """
+    layers: dict[int, NarrowAttention] = {}
+    for name in names:
+        try:
+            layer = model.get_submodule(name)
+        except AttributeError:
+            layer = None
+        if not isinstance(layer, NarrowAttention) or layer.in_proj_weight is None:
+            raise ValueError(
+                f"the plan gives attention layer {name!r} a projection, which {type(model).__name__} does not have as "
+                "one matrix; give the model that the plan was made for"
+            )
+        layers[id(layer)] = layer
+    for layer in layers.values():
+        weight, bias = layer.in_proj_weight, layer.in_proj_bias
+        assert weight is not None  # looked at above
+        # On the meta device nothing is drawn for weights that are there.
+        projection = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        projection.weight, projection.bias = weight, bias  # type: ignore[assignment]  # None is no bias
+        layer.in_proj_weight = layer.in_proj_bias = None
+        layer.in_proj = projection.train(layer.training)
     return model

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.kept_state import forget_
-from compressor.structure.attention import narrow_attention_
+from compressor.structure.attention import narrow_attention_, project_by_layers_
 from compressor.structure.factored.chains import factor_
 from compressor.structure.parametrizations import fold_weights_
 from compressor.structure.pass_through import PassThrough
@@ -28,6 +28,7 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
         {"kind": "slice", "tensors": {name: {"dim": [kept indices]}}, "shapes": {name: [sizes before]},
          "attributes": {module: {attribute: value}}, "why": {...}}
         {"kind": "attention", "modules": [name, ...]}    # nn.MultiheadAttention becomes NarrowAttention
+        {"kind": "projections", "modules": [name, ...]}    # of NarrowAttention: in_proj_weight becomes a layer in_proj
         {"kind": "fold", "tensors": {module: {tensor: what computes it}}}    # computed weights become plain ones
         {"kind": "zeros", "tensors": [name, ...]}    # what is zero in these is meant to stay zero: nothing is done
         {"kind": "factor", "layers": {name: {"by": "svd", "ranks": [8], "shape": [64, 64, 3, 3]}}, "why": {...}}
@@ -56,6 +57,9 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
         elif kind == "attention":
             narrow_attention_(model, _part(entry, "modules", list))
             slots = None
+        elif kind == "projections":
+            project_by_layers_(model, _part(entry, "modules", list))
+            slots = None
         elif kind == "fold":
             fold_weights_(model, entry.get("tensors", {}))
             slots = None
@@ -66,8 +70,8 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
             slots = None
         else:
             raise ValueError(
-                f"entry {number} of the plan must be of kind 'identity', 'layers', 'slice', 'attention', 'fold', "
-                f"'zeros' or 'factor', got {kind!r}"
+                f"entry {number} of the plan must be of kind 'identity', 'layers', 'slice', 'attention', "
+                f"'projections', 'fold', 'zeros' or 'factor', got {kind!r}"
             )
     return forget_(model)
 

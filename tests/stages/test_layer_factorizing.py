@@ -306,3 +306,67 @@ def test_pruning_distillation_and_quantization_follow(trained_workload, tmp_path
     assert any(group.rpartition(".")[0] in chained for group in pruned)
     assert steps["quantize"].measurement.size_bytes < steps["prune_channels"].measurement.size_bytes
     assert steps["quantize"].measurement.score.value > 0.5
+
+
+class Encoder(nn.Module):
+    """Torch's encoder layers over vectors, batch first or not."""
+
+    def __init__(self, *, batch_first=True):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.batch_first = batch_first
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.encoder(x) if self.batch_first else self.encoder(x.transpose(0, 1)).transpose(0, 1)
+        return self.out(x.mean(dim=1))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_becomes_chains(batch_first, tmp_path):
+    """Projections and feed-forward layers of torch's encoder; the fused path of eval mode agrees, and so do files."""
+    workload = vectors(Encoder(batch_first=batch_first).eval(), torch.randn(4, 6, 16))
+    model, plan, told, locked = run(FactorizeLayers(target=Rank(4), ignore=("out",)), workload)
+    assert [entry["kind"] for entry in plan] == ["attention", "projections", "factor"]
+    ends = ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2")
+    assert set(told) == {f"encoder.layers.{number}.{end}" for number in range(2) for end in ends}
+    assert set(locked) == {"out"}
+    x = workload.example_inputs
+    with torch.no_grad():
+        # Torch's encoder reads the weights of its layers by itself there.
+        fused = model.eval()(x)
+    torch.testing.assert_close(model(x), fused, atol=1e-5, rtol=1e-5)
+    save_checkpoint(tmp_path, model, json.loads(json.dumps(plan)))
+    torch.testing.assert_close(load_checkpoint(tmp_path, lambda: Encoder(batch_first=batch_first))(x), fused)
+
+
+def test_heads_of_attention_in_chains_can_be_pruned():
+    """After the exchange the heads are still a group, and half of them go."""
+    workload = vectors(Encoder().eval(), torch.randn(4, 6, 16))
+    model, *_ = run(FactorizeLayers(target=Rank(4), ignore=("out",)), workload)
+    context = Context(progress=False, plan=[], details={})
+    pruned = PruneChannels(remove=0.5, align=1, ignore=("*.linear1*",)).apply(model, workload, context)
+    heads = {one["layer"]: (one["before"], one["after"]) for one in context.details["groups"]}
+    assert (4, 2) in [size for name, size in heads.items() if "in_proj" in name], heads
+    assert pruned.encoder.layers[0].self_attn.num_heads < 4
+
+
+class Crossing(nn.Module):
+    """Queries from one tensor, keys and values from another."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(self.attention(x, 2 * x, x + 1)[0].mean(dim=1))
+
+
+def test_projections_of_several_tensors_stay_whole():
+    """A matrix of which each tensor takes its third is not called as a layer, and that is said."""
+    workload = vectors(Crossing().eval(), torch.randn(4, 6, 16))
+    _, _, told, locked = run(FactorizeLayers(target=Rank(4), ignore=("out",)), workload)
+    assert set(told) == {"attention.out_proj"}
+    assert "it is not called" in locked["attention.in_proj"]

@@ -85,7 +85,10 @@ def exact_attributes(model: nn.Module, trace: Trace) -> tuple[Choice, ...]:
             add(name, module, "nx", dims["weight"][0])
             add(name, module, "nf", dims["weight"][1])
         if isinstance(module, NarrowAttention):
-            heads = head_count(next(axes[0] for key, axes in dims.items() if key.endswith("proj_weight")))
+            # The projection is a layer, or a chain of two, where it was made one.
+            rows = [axes[0] for key, axes in dims.items() if key.endswith("proj_weight")]
+            rows += [trace.dims[key][0] for end in ("", ".1") if (key := f"{prefix}in_proj{end}.weight") in trace.dims]
+            heads = head_count(rows[0])
             if heads is not None:
                 add(name, module, "num_heads", heads)
     return tuple(found.values())

@@ -1,13 +1,13 @@
 """What has to be exchanged in a model before its layers can be narrowed, as entries of its plan."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.structure.attention import narrow_attention_
+from compressor.structure.attention import NarrowAttention, narrow_attention_, project_by_layers_
 from compressor.structure.model_copies import sharing_copy
 from compressor.structure.parametrizations import Computed, computed_weights, fold_weights_
 from compressor.structure.plan import Entry
@@ -49,6 +49,24 @@ def fold_(
 
 def _matches(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}.*") for glob in globs)
+
+
+def project_(model: nn.Module, inputs: Inputs, *, ignore: Iterable[str] = ()) -> list[Entry]:
+    """The plan entry of the attention layers of `model` itself whose projection became a layer, [] where none did.
+
+    These are NarrowAttention with one matrix for queries, keys and values, but for those that match a glob of
+    `ignore`. Where the outputs for `inputs` would change, the model is left as it was.
+    """
+    names = [
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, NarrowAttention) and part.in_proj_weight is not None and not _matches(name, ignore)
+    ]
+    return (
+        [{"kind": "projections", "modules": names}]
+        if names and _exchanged_(model, names, inputs, by=project_by_layers_)
+        else []
+    )
 
 
 def why_unfolded(model: nn.Module, inputs: Inputs) -> dict[str, str]:
@@ -101,14 +119,20 @@ def _exchange_attention_(model: nn.Module, inputs: Inputs) -> list[Entry]:
     names = [name for name, part in model.named_modules(remove_duplicate=False) if type(part) is nn.MultiheadAttention]
     if not names:
         return []
+    return [{"kind": "attention", "modules": names}] if _exchanged_(model, names, inputs, by=narrow_attention_) else []
+
+
+def _exchanged_(
+    model: nn.Module, names: list[str], inputs: Inputs, *, by: Callable[[nn.Module, list[str]], nn.Module]
+) -> bool:
+    """Whether `by` exchanged the layers `names` of `model`: it is not done where the outputs would change."""
     with evaluating(model):
         before = outputs_at(model, inputs)
-        trial = sharing_copy(model)
         try:
-            after = outputs_at(narrow_attention_(trial, names), inputs)
+            after = outputs_at(by(sharing_copy(model), names), inputs)
         except (ValueError, RuntimeError, TypeError, AttributeError):
-            return []
+            return False
         if any(same_outputs(after[size], before[size]) is not None for size in before):
-            return []
-    narrow_attention_(model, names)
-    return [{"kind": "attention", "modules": names}]
+            return False
+    by(model, names)
+    return True
