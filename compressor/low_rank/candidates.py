@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from compressor.latency.operators import Operator
+from compressor.latency.operators import RECURRENT, Operator, linear
 from compressor.low_rank.decompositions import Decomposition
 from compressor.low_rank.layers import Layer
 from compressor.structure.factored.chains import SPATIAL, SVD, TUCKER, full_ranks
@@ -67,6 +67,9 @@ def chain_operators(operator: Operator, shape: Sequence[int], *, by: str, ranks:
     """What the chain computes where the layer computed `operator`, whose weight is of `shape`."""
     outputs, inputs, *_ = shape
     bare = tuple(flag for flag in operator.flags if flag != "bias")
+    if operator.kind in RECURRENT:
+        steps = operator.batch * prod(operator.size)
+        return [linear(inputs, ranks[0], steps, flags=()), replace(operator, inputs=ranks[0])]
     if operator.kind == "linear":
         return [replace(operator, outputs=ranks[0], flags=bare), replace(operator, inputs=ranks[0])]
     if by == SVD:

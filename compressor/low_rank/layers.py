@@ -14,16 +14,17 @@ from compressor.batches import Batch, Inputs
 from compressor.latency.operators import Operator
 from compressor.pruning.choice.layer_calls import LayerCall, calls_of
 from compressor.structure.bisection import bisected
-from compressor.structure.factored.chains import SVD, factor_, full_ranks, is_transposed, weight_of, why_not
+from compressor.structure.factored.chains import SVD, factor_, full_ranks, weight_of, why_not
 from compressor.structure.model_copies import sharing_copy
 from compressor.structure.parametrizations import computed_weights, is_of_parametrization
+from compressor.structure.recurrent_layers import plain
 from compressor.structure.trials import fault, outputs_at, same_outputs
 from compressor.workload import predict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer that can become a chain: its weight's shape (outputs, inputs, *kernel), and what each call computes."""
+    """A layer that can become a chain: its weight's shape, (outputs, inputs, *kernel), and what is computed with it."""
 
     name: str
     shape: tuple[int, ...]
@@ -72,7 +73,7 @@ def find_layers(model: nn.Module, example: Inputs, timed: Inputs, ignore: Sequen
             reason = "it is not called: it does not run, or its weight is read instead"
         if reason is None and len(made[name]) > own[name]:
             reason = "its weight is multiplied outside of it, too"
-        operators = tuple(operator for call in made.get(name, ()) for operator in call.operators)
+        operators = tuple(operator for call in made.get(name, ()) for operator in changing(call))
         if reason is None and not operators:
             reason = "it is given nothing to compute"
         if reason is None:
@@ -81,6 +82,11 @@ def find_layers(model: nn.Module, example: Inputs, timed: Inputs, ignore: Sequen
             locked[name] = reason
     names, faults = bisected(list(found), lambda chosen: _fault_of(model, [found[name] for name in chosen], example))
     return Layers(free=tuple(found[name] for name in names), locked=locked | faults, calls=calls)
+
+
+def changing(call: LayerCall) -> tuple[Operator, ...]:
+    """What of a call becomes something else when its layer becomes a chain: of stacked layers the first."""
+    return call.operators[:1] if call.kind == "recurrent" else call.operators
 
 
 def _own_calls(model: nn.Module, inputs: Inputs) -> Counter[str]:
@@ -118,7 +124,8 @@ def _reason(
         return reason
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:  # noqa: SLF001 - no public name
         return "hooks hang on it, which a chain would lose"
-    others = [owner for owner in shared[id(module.weight)] if owner != name]
+    own = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
+    others = sorted({owner for parameter in own for owner in shared[id(parameter)]} - {name})
     if others:
         return f"its weight is that of {', '.join(others)}, too"
     if not weight_of(module).is_floating_point():
@@ -158,10 +165,11 @@ def input_moments(model: nn.Module, layers: Sequence[Layer], data: Sequence[Batc
     handles = []
     for layer in layers:
 
-        def look(module: nn.Module, args: Any, kwargs: Any, layer: Layer = layer) -> None:
+        def look(_: nn.Module, args: Any, kwargs: Any, layer: Layer = layer) -> None:
             given = args[0] if args else next(iter(kwargs.values()))
             # Features stand last, channels before the kernel's dimensions.
-            dim = -1 if _is_linear(module) else -1 - len(layer.shape[2:])
+            dim = -1 - len(layer.shape[2:])
+            given = plain(given)
             rows = given.detach().movedim(dim, -1).flatten(0, -2).to("cpu", torch.float64)
             moments = rows.t() @ rows
             found[layer.name] = found[layer.name] + moments if layer.name in found else moments
@@ -175,7 +183,3 @@ def input_moments(model: nn.Module, layers: Sequence[Layer], data: Sequence[Batc
         for handle in handles:
             handle.remove()
     return found
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_transposed(module)

@@ -18,7 +18,7 @@ from compressor.low_rank import choice
 from compressor.low_rank.candidates import Candidate
 from compressor.low_rank.choice import Choice, Decomposed
 from compressor.low_rank.decompositions import Whitening
-from compressor.low_rank.layers import Layer, Layers, find_layers, input_moments
+from compressor.low_rank.layers import Layer, Layers, changing, find_layers, input_moments
 from compressor.low_rank.settings import BestWay, Channelwise, Energy, OutputError, Rank, Spatial, Tucker, WeightError
 from compressor.notes.structure import FactorizedLayer, FactorizedLayers, LockedLayers
 from compressor.pruning.choice.goals import Goal, LatencyGoal, goal_of, out_of_reach
@@ -241,7 +241,11 @@ class _Search:
         whole = [operator for call in self.layers.calls for operator in call.operators]
         models: list[list[Operator]] = [whole]
         for layer, every in found:
-            rest = [operator for call in self.layers.calls if call.name != layer.name for operator in call.operators]
+            rest = [
+                operator
+                for call in self.layers.calls
+                for operator in call.operators[len(changing(call)) if call.name == layer.name else 0 :]
+            ]
             models += [[*rest, *one.operators] for one in every]
         before, *after = goal.times(models)
         changes = iter([ms - before for ms in after])

@@ -4,7 +4,7 @@
     spatial  a kernel of rows, then one of columns, r maps between: Jaderberg et al. 2014, arXiv:1405.3866, sec. 2.2
     tucker   1x1 to r_in maps, the kernel to r_out maps, 1x1 to out: Kim et al. 2016, arXiv:1511.06530, sec. 3.1
 
-Neither holds anything between its layers: the chain computes what one layer with the product as its weight computes.
+None holds anything between its layers: the chain computes what one layer with the product as its weight computes.
 """
 
 import math
@@ -13,6 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from compressor.structure.factored.recurrent import (
+    BehindProjection,
+    behind_projection,
+    input_weight,
+    why_not_recurrent,
+)
 
 SVD, SPATIAL, TUCKER = "svd", "spatial", "tucker"
 # How many ranks each has.
@@ -71,11 +78,13 @@ class Chain(nn.Sequential):
 
 
 def why_not(layer: nn.Module) -> str | None:
-    """Why `layer` cannot become a chain, None where it can: it is no plain linear layer or convolution."""
+    """Why `layer` cannot become a chain, None where it can: it is no plain linear, recurrent or convolutional layer."""
     if is_transposed(layer) or type(layer) in {nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear}:
         return None
+    if isinstance(layer, nn.RNNBase):
+        return why_not_recurrent(layer)
     if type(layer) not in _CONVOLUTIONS:
-        return f"a {type(layer).__name__} is no plain linear layer or convolution"
+        return f"{type(layer).__name__} is no plain linear or recurrent layer or convolution"
     groups, channels = int(layer.groups), int(layer.in_channels)  # type: ignore[arg-type]  # a convolution's
     if groups == 1:
         return None
@@ -90,7 +99,9 @@ def is_transposed(layer: nn.Module) -> bool:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The weight of `layer` as (outputs, inputs, *kernel)."""
+    """The weight of `layer` as (outputs, inputs, *kernel); of a recurrent one that of the inputs."""
+    if isinstance(layer, nn.RNNBase):
+        return input_weight(layer)
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]  # it has one
     return weight.t() if is_transposed(layer) else weight
 
@@ -148,8 +159,10 @@ def unit_values(weight: Tensor, by: str, ranks: Sequence[int]) -> list[Tensor]:
     ]
 
 
-def chain_of(layer: nn.Module, by: str, values: Sequence[Tensor]) -> Chain:
+def chain_of(layer: nn.Module, by: str, values: Sequence[Tensor]) -> Chain | BehindProjection:
     """The chain of these weights in the place of `layer`: with its bias, steps, padding, mode, type and device."""
+    if isinstance(layer, nn.RNNBase):
+        return behind_projection(layer, *values)
     known: Any = layer
     # On the meta device nothing is drawn for weights that come from elsewhere.
     made: list[Any] = [
@@ -225,7 +238,7 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
     return layer
 
 
-def _chain(model: nn.Module, name: str, layer: nn.Module, entry: Any) -> Chain:
+def _chain(model: nn.Module, name: str, layer: nn.Module, entry: Any) -> nn.Module:
     weight = weight_of(layer)
     entry = entry if isinstance(entry, Mapping) else {}
     by, ranks, shape = entry.get("by"), entry.get("ranks"), entry.get("shape", list(weight.shape))

@@ -50,6 +50,32 @@ def test_at_full_ranks_the_chain_computes_what_the_layer_computes(name):
         assert chain.bias is layer.bias
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"bias": False}]
+)
+def test_a_recurrent_module_behind_a_projection_of_full_rank_computes_the_same(kind, settings):
+    """Sequences, packed ones and given states; every direction, and the layers above untouched."""
+    layer = kind(5, 7, **settings).eval()
+    weight = weight_of(layer)
+    assert tuple(weight.shape) == (layer.weight_ih_l0.shape[0] * (2 if layer.bidirectional else 1), 5)
+    chain = chain_of(layer, SVD, unit_values(weight, SVD, full_ranks(weight.shape, SVD)))
+    x = torch.randn(4, 3, 5)
+    _, state = layer(x)
+    packed = nn.utils.rnn.pack_padded_sequence(
+        x, torch.tensor([4, 2, 1] if not layer.batch_first else [3, 3, 2, 1]), batch_first=layer.batch_first
+    )
+    for given in ((x,), (x, state), (packed,)):
+        wanted, got = layer(*given), chain(*given)
+        torch.testing.assert_close(got[0][0], wanted[0][0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got[1], wanted[1], atol=1e-5, rtol=1e-5)
+    assert chain.hidden_size == 7
+    assert chain.input_size == 5
+    assert chain.recurrent.weight_hh_l0 is layer.weight_hh_l0
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = chain.nothing_like_it
+
+
 def test_which_ways_there_are_and_their_full_ranks():
     """A matrix has one way, a kernel of several rows and columns three; the full ranks are those of the unfoldings."""
     assert ways((8, 4)) == ways((8, 4, 1, 1)) == (SVD,)
@@ -68,6 +94,8 @@ def test_which_ways_there_are_and_their_full_ranks():
         (nn.Conv2d(8, 8, 3, groups=2), "2 groups"),
         (nn.ConvTranspose2d(8, 8, 3), "ConvTranspose2d"),
         (nn.Bilinear(2, 3, 4), "Bilinear"),
+        (type("Own", (nn.LSTM,), {})(2, 3), "Own is no nn.LSTM"),
+        (nn.GRUCell(2, 3), "GRUCell"),
     ],
 )
 def test_other_layers_are_refused_with_the_reason(layer, reason):
