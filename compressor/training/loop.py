@@ -20,6 +20,7 @@ from compressor.stage import Context
 from compressor.structure.calling.draws import kept_randomness
 from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.training.agreement import Choice, choose
+from compressor.training.dense_gradients import dense_gradients
 from compressor.training.freezing import freezing, frozen_names, still_modules, train_mode_
 from compressor.training.held_zeros import HeldZeros, held_names, held_parameters
 from compressor.training.optimization import Cycle, check_schedule, optimizer_for, peak_rate
@@ -108,7 +109,14 @@ def train(
     batches = stream.batches
     if batches is None:
         raise endless("the training data")
-    with freezing(part, freeze), kept_randomness(), kept_modes(model), form.applied(model), stream.kept():
+    with (
+        freezing(part, freeze),
+        kept_randomness(),
+        kept_modes(model),
+        form.applied(model),
+        stream.kept(),
+        dense_gradients(model),
+    ):
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise StageError(
                 f"nothing to train: all parameters of {type(part).__name__} are frozen; unfreeze what may change "

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from compressor.batches import Inputs, Targets, map_tensors, target_rows
 from compressor.structure.calling.draws import seeded
+from compressor.training.dense_gradients import dense_gradients
 from compressor.workload import Workload, batch_size_of, batches_of, first_batches, predict
 
 _Parameters = ParamSpec("_Parameters")
@@ -104,7 +105,8 @@ def _differentiable(model: nn.Module, seed: int) -> Iterator[None]:
         try:
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
-            yield
+            with dense_gradients(model):
+                yield
         finally:
             model.zero_grad(set_to_none=True)
             for name, parameter in model.named_parameters():
