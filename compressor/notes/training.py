@@ -129,6 +129,23 @@ class Sparsified(Note):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SparsityRound:
+    """One step of an adaptive schedule: the sparsity that was tried, whether it was `kept`, and why in words."""
+
+    sparsity: float
+    kept: bool
+    says: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityRounds(Note):
+    """The steps of an adaptive schedule in order, and by layer how much of it became zero in the end."""
+
+    sparsity_rounds: tuple[SparsityRound, ...]
+    layer_sparsity: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChannelOrder:
     """A group of channels that changed places: the weights' magnitude that a pattern keeps, before and after.
 

@@ -1,6 +1,6 @@
 """A model on its way to more zeros: its weights ranked as they are, and the lowest of them made zero."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
+from compressor.pruning.ranking.scope import PerLayer
 from compressor.sparsity.layers import SparseWeight, sparse_weights
 from compressor.sparsity.masks import Scope, kept_units
 from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
@@ -71,10 +72,23 @@ class Sparsifying:
         if isinstance(self.score, SparseGPT):
             self._reconstruct_(self.score, sparsity)
             return
-        masks = self._masks(self.score, sparsity)
-        with torch.no_grad():
-            for weight in self.weights:
-                weight.parameter.masked_fill_(~masks[weight.name].to(weight.parameter.device), 0.0)
+        zero_(self.weights, self._masks(self.score, sparsity))
+
+    def layer_masks(self, sparsities: Mapping[str, float]) -> dict[str, Tensor]:
+        """Which elements of each weight stay where each has the part of `sparsities`, by name, at zero.
+
+        The scores are those of the model as it is. Score and pattern rank within a layer: neither SparseGPT nor
+        SemiStructured.
+        """
+        score, pattern = self.score, self.pattern
+        assert not isinstance(score, SparseGPT)
+        assert not isinstance(pattern, SemiStructured)
+        units, sizes = self._units(score, pattern), self._sizes(pattern)
+        kept = {
+            name: kept_units({name: values}, sizes, sparsities[name], PerLayer())[name]
+            for name, values in units.items()
+        }
+        return self._elements(pattern, kept)
 
     def _reconstruct_(self, method: SparseGPT, sparsity: float) -> None:
         batches = first_batches(self.workload.calibration, method.batches)
@@ -102,18 +116,26 @@ class Sparsifying:
 
     def _masks(self, score: Score, sparsity: float) -> dict[str, Tensor]:
         """Which elements of each weight stay at `sparsity`, by name, of its shape."""
-        scores, pattern = self._scores(score), self.pattern
+        pattern = self.pattern
         if isinstance(pattern, SemiStructured):
-            share = sparsity / pattern.sparsity
+            scores, share = self._scores(score), sparsity / pattern.sparsity
             # What is zero stays zero, whatever its score is.
             live = {weight.name: scores[weight.name].masked_fill(_zeros(weight), -torch.inf) for weight in self.weights}
             return {w.name: w.as_weight(pattern.kept(w.arranged(live[w.name]), share)) for w in self.weights}
-        units = {}
+        return self._elements(
+            pattern, kept_units(self._units(score, pattern), self._sizes(pattern), sparsity, self.scope)
+        )
+
+    def _units(self, score: Score, pattern: Unstructured | Rows | Blocks) -> dict[str, Tensor]:
+        """The score of every unit, by the weight's name, (outputs, units); those that are zero are the least."""
+        scores, units = self._scores(score), {}
         for weight in self.weights:
             values = pattern.units(weight.arranged(scores[weight.name]).double())
             gone = pattern.units(weight.arranged(_zeros(weight)).double()) == 1
             units[weight.name] = values.masked_fill(gone, -torch.inf)
-        kept = kept_units(units, self._sizes(pattern), sparsity, self.scope)
+        return units
+
+    def _elements(self, pattern: Unstructured | Rows | Blocks, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
             weight.name: weight.as_weight(pattern.elements(kept[weight.name], weight.arranged(weight.parameter).shape))
             for weight in self.weights
@@ -145,6 +167,13 @@ class Sparsifying:
             groups = trace_structure(self.model, shown_by(self.workload), settled=False).groups
         parts = [part for group in groups if group.makes_output for part in group.parts if part.makes]
         return frozenset(name for part in parts for name, _ in part.tensors)
+
+
+def zero_(weights: Sequence[SparseWeight], masks: Mapping[str, Tensor]) -> None:
+    """Makes zero what does not stay of `weights`, by their names."""
+    with torch.no_grad():
+        for weight in weights:
+            weight.parameter.masked_fill_(~masks[weight.name].to(weight.parameter.device), 0.0)
 
 
 def _zeros(weight: SparseWeight) -> Tensor:

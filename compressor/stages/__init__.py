@@ -26,6 +26,7 @@ from compressor.quantization.other_cpus.portability import Portable, SafePairs, 
 from compressor.quantization.placement.forms import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.quantization.quantizer import Nearest
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
+from compressor.sparsity.adaptive import Adaptive
 from compressor.sparsity.masks import PerRow
 from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
 from compressor.sparsity.schedules import Polynomial
@@ -58,6 +59,7 @@ __all__ = [
     "SQNR",
     "Activation",
     "AdaRound",
+    "Adaptive",
     "Asymmetric",
     "Auto",
     "AutoPrecision",

@@ -15,6 +15,7 @@ from compressor.notes.training import ChannelOrders, Sparsified, ZeroCount, Zero
 from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.ranking.scope import Global, PerLayer
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
+from compressor.sparsity.adaptive import Adaptive, sparsify_adaptively_
 from compressor.sparsity.masks import PerRow
 from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
 from compressor.sparsity.reordering import reorder_
@@ -37,7 +38,8 @@ class SparsifyWeights:
     none of `ignore`; what the `pattern` does not fit is left alone, with the reason. SemiStructured(n=2, m=4) says by
     itself how much goes, and takes no `sparsity`. `scope` says what is ranked against what (None: what suits the score:
     rows for Wanda, layers for SparseGPT, else the whole network). `schedule` spreads it over
-    steps with training between them, or over one training (Polynomial). The zeros stay in all later training and
+    steps with training between them, over one training (Polynomial), or over as many steps as the model recovers from
+    (Adaptive). The zeros stay in all later training and
     quantization; they make the file smaller once it is compressed, and nothing faster.
     """
 
@@ -48,7 +50,7 @@ class SparsifyWeights:
     pattern: Unstructured | Rows | Blocks | SemiStructured = field(default_factory=Unstructured)
     score: Magnitude | FirstOrder | Movement | Wanda | SparseGPT = field(default_factory=Magnitude)
     scope: Global | PerLayer | PerRow | None = None
-    schedule: OneShot | Linear | Cubic | Steps | Polynomial = field(default_factory=OneShot)
+    schedule: OneShot | Linear | Cubic | Steps | Polynomial | Adaptive = field(default_factory=OneShot)
     layers: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
 
@@ -69,6 +71,8 @@ class SparsifyWeights:
                 f"Polynomial chooses zeros between two steps of a training, which {type(self.score).__name__} cannot: "
                 "it needs a training or a reconstruction of its own; take OneShot(), Linear() or Cubic()"
             )
+        if isinstance(self.schedule, Adaptive):
+            self._check_adaptive()
         scope = self.scope or self.score.scope
         if isinstance(self.pattern, Rows) and isinstance(scope, PerRow):
             raise ValueError("whole rows cannot be ranked within each row; take scope=PerLayer() or Global()")
@@ -82,6 +86,15 @@ class SparsifyWeights:
             )
         if not isinstance(self.scope, PerLayer | None):
             raise ValueError(f"SparseGPT chooses within each layer, got {self.scope!r}; leave scope out")
+
+    def _check_adaptive(self) -> None:
+        if isinstance(self.pattern, SemiStructured) or isinstance(self.score, SparseGPT):
+            raise ValueError(
+                f"Adaptive gives each layer a sparsity of its own by ranking within it; got {self.pattern!r} and "
+                f"{self.score!r}; take another schedule"
+            )
+        if not isinstance(self.scope, PerLayer | None):
+            raise ValueError(f"Adaptive ranks within each layer, got {self.scope!r}; leave scope out")
 
     @property
     def pattern_of_neighbours(self) -> bool:
@@ -112,6 +125,8 @@ class SparsifyWeights:
         context.plan.append(zeros_entry([weight.name for weight in work.weights]))
         if isinstance(self.schedule, Polynomial):
             train_sparser(work, self.schedule, final, identity=repr(self))
+        elif isinstance(self.schedule, Adaptive):
+            sparsify_adaptively_(work, self.schedule, final, identity=repr(self))
         else:
             self._step_by_step(work, final)
         counts = tuple(
@@ -139,7 +154,7 @@ class SparsifyWeights:
     def _step_by_step(self, work: Sparsifying, final: float) -> None:
         """Zeros in the steps of the schedule, with training between them."""
         schedule = self.schedule
-        assert not isinstance(schedule, Polynomial)
+        assert not isinstance(schedule, Polynomial | Adaptive)
         shares = schedule.shares
         for step, share in enumerate(shares, start=1):
             work.sparsify_(final * share)

@@ -73,6 +73,8 @@ from compressor.notes.training import (
     OtherOutputs,
     OutputChange,
     Sparsified,
+    SparsityRound,
+    SparsityRounds,
     Teaching,
     Training,
     Trainings,
@@ -205,6 +207,12 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (
         ZeroChannels(zero_channels_fraction=0.25, zero_channels=(ZeroCount(layer="a", zero=4, of=16),)),
         '{"zero_channels_fraction": 0.25, "zero_channels": [{"layer": "a", "zero": 4, "of": 16}]}',
+    ),
+    (
+        SparsityRounds(
+            sparsity_rounds=(SparsityRound(sparsity=0.4, kept=True, says="fell 0.1"),), layer_sparsity={"a": 0.5}
+        ),
+        ('{"sparsity_rounds": [{"sparsity": 0.4, "kept": true, "says": "fell 0.1"}], "layer_sparsity": {"a": 0.5}}'),
     ),
     (
         ChannelOrders(reordered=(ChannelOrder(group="a", before=2.0, kept=2.5),)),

@@ -10,12 +10,13 @@ from torch import nn
 
 from compressor.errors import StageError
 from compressor.files.weights import count_parameters
-from compressor.pruning.ranking.scope import PerLayer
+from compressor.pruning.ranking.scope import Global, PerLayer
 from compressor.pruning.schedules import Cubic, Linear, OneShot
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound
 from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.recipe.recipe import Recipe
 from compressor.running.pipeline import Pipeline
+from compressor.sparsity.adaptive import Adaptive
 from compressor.sparsity.masks import PerRow
 from compressor.sparsity.patterns import Blocks, Rows, SemiStructured, Unstructured
 from compressor.sparsity.schedules import Polynomial
@@ -339,6 +340,8 @@ def test_frozen_weights_stay_whole(trained_workload) -> None:
         SparsifyWeights(pattern=SemiStructured(permute=True, escapes=1)),
         SparsifyWeights(sparsity=0.5, schedule=Polynomial(epochs=1, tail_epochs=0)),
         SparsifyWeights(sparsity=0.5, schedule=Cubic(steps=2)),
+        SparsifyWeights(sparsity=0.2, schedule=Adaptive(rounds=1, max_drop=0.9)),
+        SparsifyWeights(sparsity=0.5, score=SparseGPT(batches=1)),
     ],
     ids=repr,
 )
@@ -359,6 +362,9 @@ def test_the_contract_is_kept(stage, tiny_workload) -> None:
         ({"sparsity": 0.5, "score": SparseGPT(), "scope": PerRow()}, "leave scope out"),
         ({"sparsity": 0.5, "score": Wanda(), "pattern": Rows()}, "within each row"),
         ({"sparsity": 0.5, "score": Movement(), "schedule": Polynomial()}, "which Movement cannot"),
+        ({"pattern": SemiStructured(), "schedule": Adaptive()}, "ranking within it"),
+        ({"sparsity": 0.5, "score": SparseGPT(), "schedule": Adaptive()}, "ranking within it"),
+        ({"sparsity": 0.5, "scope": Global(), "schedule": Adaptive()}, "leave scope out"),
         ({"sparsity": 0.5, "layers": "conv1"}, "tuple of globs"),
         ({"sparsity": 0.5, "ignore": "conv1"}, "tuple of globs"),
     ],
