@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks check format docs same-results claims clean bench bench-cifar10 bench-training \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-merging bench-export-time bench-sparsity bench-architectures bench-hub
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-merging bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -117,6 +117,12 @@ bench-merging: $(VENV)/installed-dev  ## accuracy without training: channels mer
 
 bench-export-time: $(VENV)/installed-dev  ## CPU seconds of one export, with and without decomposing operators (minutes)
 	$(BIN)/python -m benchmarks.export_time
+
+bench-random-networks: $(VENV)/installed-dev  ## counts of networks grown at random, pruned and compared (10 minutes)
+	$(BIN)/python -m benchmarks.random_networks
+
+bench-mutations: $(VENV)/installed-dev  ## counts of damaged files, read or refused (10 minutes)
+	$(BIN)/python -m benchmarks.mutations
 
 bench-sparsity: $(VENV)/installed-dev  ## what 2:4 keeps of a matrix whose columns may change places, beside apex (seconds)
 	$(BIN)/python -m benchmarks.sparsity_permutation

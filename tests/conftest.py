@@ -8,5 +8,6 @@ from workbench.fixtures import (  # noqa: F401 - pytest finds fixtures by their 
     own_seconds,
     tiny_cnn,
     tiny_workload,
+    told_damage,
     trained_workload,
 )

@@ -4,7 +4,7 @@ import copy
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from compressor.workload import Workload
 from workbench.tiny import TinyResNet, make_workload, synthetic_images
+
+# Kind of file, number of files.
+Told = Callable[[str, int], None]
 
 # Tests run beside each other on few cores: two threads each would wait for one another. Processes that tests start
 # inherit it.
@@ -49,6 +52,17 @@ def own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (table, timing):
         monkeypatch.setattr(module, "perf_counter", time.thread_time)
+
+
+@pytest.fixture
+def told_damage(record_property: Callable[[str, object], None]) -> Told:
+    """Tells `python -m benchmarks.mutations` which files a test damages, and how many."""
+
+    def tell(kind: str, files: int) -> None:
+        record_property("damaged", kind)
+        record_property("files", files)
+
+    return tell
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from compressor.files.opening import open_file
 from compressor.runtime import OnnxModule
 from compressor.workloads import load
 from workbench import ROOT
+from workbench.fixtures import Told
 from workbench.mutated_files import SAMPLE, mutated_npz, mutated_onnx, onnx_files, outcomes
 
 QUICK_ONNX, QUICK_NPZ = 70, 30
@@ -81,8 +82,9 @@ def test_mutated_arrays_are_read_or_refused(tmp_path: Path) -> None:
 
 @pytest.mark.mutations
 @pytest.mark.parametrize("first", range(0, MANY_ONNX, TOGETHER))
-def test_every_mutated_onnx_file_is_read_or_refused(first: int, tmp_path: Path) -> None:
+def test_every_mutated_onnx_file_is_read_or_refused(first: int, tmp_path: Path, told_damage: Told) -> None:
     """Each in a process of its own, as for a user: no untyped error, none above ten seconds or two gigabytes."""
+    told_damage("onnx", TOGETHER)
     slow, wrong, started = [], [], 0.0
 
     def timed(path: Path) -> None:
@@ -99,8 +101,9 @@ def test_every_mutated_onnx_file_is_read_or_refused(first: int, tmp_path: Path) 
 
 
 @pytest.mark.mutations
-def test_every_mutated_file_of_arrays_is_read_or_refused(tmp_path: Path) -> None:
+def test_every_mutated_file_of_arrays_is_read_or_refused(tmp_path: Path, told_damage: Told) -> None:
     """The same for arrays: no untyped error, none above ten seconds or two gigabytes."""
+    told_damage("npz", MANY_NPZ)
     started = time.process_time()
     assert npz_outcomes(tmp_path, range(1000, 1000 + MANY_NPZ)) == []
     assert time.process_time() - started < 10 * MANY_NPZ

@@ -390,6 +390,7 @@ def test_damaged_run_folders_are_refused_or_unchanged(finished, no_export) -> No
 
 
 @pytest.mark.mutations
-def test_all_damaged_run_folders_are_refused_or_unchanged(finished, no_export) -> None:
+def test_all_damaged_run_folders_are_refused_or_unchanged(finished, no_export, told_damage) -> None:
     """No damage to a finished run is given out as its result, and none ends in an error of another type."""
+    told_damage("run folder", 500)
     check_mutations(finished, range(500))

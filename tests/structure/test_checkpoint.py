@@ -280,6 +280,7 @@ def test_mutated_checkpoints_are_refused_or_unchanged(saved, tmp_path) -> None:
 
 
 @pytest.mark.mutations
-def test_all_mutated_checkpoints_are_refused_or_unchanged(saved, tmp_path) -> None:
+def test_all_mutated_checkpoints_are_refused_or_unchanged(saved, tmp_path, told_damage) -> None:
     """No mutation silently gives other weights, and none ends in an error of another type."""
+    told_damage("checkpoint", 2500)
     check_mutations(tmp_path, saved, range(2500))
