@@ -15,6 +15,8 @@ from pathlib import Path
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
+from compressor.identity.lookups import looked_up
+
 Parts = list[Any]
 
 # Written by the interpreter about a class, not by the class's author for its work.
@@ -68,6 +70,7 @@ def function_parts(function: FunctionType) -> Parts:
     code = function.__code__
     own = {key: value for key, value in vars(function).items() if key != "__wrapped__"}
     read = sorted(set(_read_globals(code, function.__globals__)), key=lambda entry: entry[0])
+    as_text = sorted(_looked_up(code, function.__globals__), key=lambda entry: entry[0])
     return [
         name,
         *code_parts(code),
@@ -76,6 +79,7 @@ def function_parts(function: FunctionType) -> Parts:
         own,
         closure,
         *(part for path, place in read for part in (path, _variables(place.value, code, read))),
+        *(part for entry in as_text for part in entry),
     ]
 
 
@@ -154,6 +158,14 @@ def _read_globals(code: CodeType, names: dict[str, Any]) -> Iterator[tuple[str, 
             yield from _read_globals(constant, names)
 
 
+def _looked_up(code: CodeType, names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What `code` and the functions in it look up as text."""
+    yield from looked_up(code, names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _looked_up(constant, names)
+
+
 def _followed(path: str, value: Any, after: list[dis.Instruction]) -> tuple[str, Any]:
     for instruction in after:
         if not isinstance(value, ModuleType) or instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
@@ -172,7 +184,12 @@ def _read_of(path: str, value: Any, code: CodeType) -> Iterator[tuple[str, _Plac
 
 
 def _variables(value: Any, code: CodeType, read: list[tuple[str, _Place]]) -> Any:
-    """Of the environment, the variables that `code` names; any other value as it is."""
+    """Of the environment, the variables that `code` names; any other value as it is.
+
+    The modules of the process are not read as a whole: `lookups` says which of them are looked up.
+    """
+    if value is sys.modules:
+        return "sys.modules"
     if value is not os.environ and value is not os.getenv:
         return value
     named = [*_texts(code), *(place.value for _, place in read if isinstance(place.value, str))]

@@ -26,6 +26,8 @@ from compressor.training.streams import said_length
 _LONGEST = 20_000  # batches
 _PATIENCE_SECONDS = 120.0
 _COMPARED = 2  # items that are read again: what draws from a state of its own differs at once
+_NUMBERS = (int, float, bool)
+_FEW = 200
 _LOADER = ("batch_size", "drop_last", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_workers")
 _PLAIN = (Tensor, np.ndarray, int, float, bool, str, bytes, type(None))
 
@@ -82,6 +84,7 @@ class DataIdentifier:
         digests: list[str] = []
         started = monotonic()
         own = OwnState.of(samples)
+        numbers = [_numbers(own)]
         with replayed(0, 0), own.kept():
             own.begin_(0)
             items = _items(name, samples, batches=batches)
@@ -95,15 +98,38 @@ class DataIdentifier:
                         "",
                         (f"a stream that did not end after {len(digests)} batches (give it a __len__ or fingerprint)",),
                     )
+            numbers.append(_numbers(own))
         with replayed(0, 0), own.kept():
             own.begin_(0)
             again = [
                 self._identifier.passing(item).text
                 for item in islice(_items(name, samples, batches=batches), _COMPARED)
             ]
+            numbers.append(_numbers(own))
         if again != digests[:_COMPARED]:
             return Digest("", ("data that differ from pass to pass under one random seed",))
-        return Digest(sha256(" ".join(digests).encode()))
+        return Digest(sha256(f"{' '.join(digests)} {_settings(*numbers)}".encode()))
+
+
+def _numbers(own: OwnState) -> dict[str, str]:
+    """The numbers that a set and what it is made of keep, lists of a few included, as texts by name."""
+    return {
+        f"{path}.{name}": repr(value)
+        for path, keeper in own.counting.items()
+        for name, value in vars(keeper).items()
+        if type(value) in _NUMBERS
+        or (type(value) in (list, tuple) and len(value) <= _FEW and {*map(type, value)} <= {*_NUMBERS})
+    }
+
+
+def _settings(before: dict[str, str], after: dict[str, str], again: dict[str, str]) -> list[tuple[str, str]]:
+    """Of the numbers that a set keeps those that passes do not change: what they say may show in a later pass alone.
+
+    `before` and `after` a whole pass, and after the beginning of another one (`again`).
+    """
+    return sorted(
+        (name, value) for name, value in after.items() if again.get(name) == value and before.get(name, value) == value
+    )
 
 
 def _too_long(count: int, seconds: float) -> bool:

@@ -33,7 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.identity.code import class_parts, function_parts, module_parts
+from compressor.identity.code import class_parts, function_parts, installed_as, module_parts
+from compressor.identity.lookups import Unknown
 from compressor.tensor_files import raw_bytes
 
 _LITERALS = {int, float, str, bool, complex, bytes, type(None), type(...), type(NotImplemented)}
@@ -54,6 +55,13 @@ class Digest:
 
 class _UnknownError(Exception):
     """A value that cannot be looked into; the message says of which kind it is."""
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """What an object keeps and its `__getstate__` leaves out; what of it cannot be looked into is no content."""
+
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,8 @@ class Identifier:
             return found
         if type(value) in (list, tuple) and set(map(type, value)) <= _LITERALS:
             return _hash(type(value).__name__, [repr(value).encode()])
+        if isinstance(value, _LeftOut):
+            return self._perhaps(value.value)
         if type(value) is tuple:
             # Never by where it was met: the interpreter shares equal ones as it likes.
             return self._each("tuple", value)
@@ -117,6 +127,16 @@ class Identifier:
 
     def _each(self, kind: str, parts: Iterable[Any]) -> bytes:
         return _hash(kind, [self._of(part) for part in parts])
+
+    def _perhaps(self, value: Any) -> bytes:
+        """The digest of `value`, or of nothing where it cannot be looked into: a session, an open file."""
+        known, met = len(self._unknown), dict(self._met)
+        found = self._of(value)
+        if len(self._unknown) == known:
+            return found
+        del self._unknown[known:]
+        self._met = met
+        return _hash("left out", [])
 
     def _alone(self, value: Any) -> bytes:
         """The digest of a member of a set, whatever stands before it."""
@@ -171,7 +191,18 @@ def _object(value: Any) -> Iterable[Any]:
         # What functools.cache makes is copied by its name, and holds the function.
         return [kind, reduced, getattr(value, "__dict__", None)]
     made, arguments, state, items, entries = (*reduced, None, None, None)[:5]
-    return [made, arguments, state, list(items or ()), list(entries or ())]
+    return [made, arguments, state, list(items or ()), list(entries or ()), *_left_out(value, state)]
+
+
+def _left_out(value: Any, state: Any) -> list[Any]:
+    """The attributes of `value` that the user's own class does not give to copies; they act all the same."""
+    makers = ("__getstate__", "__reduce__", "__reduce_ex__")
+    makes = next((kind for kind in type(value).__mro__ for name in makers if name in vars(kind)), object)
+    if makes is object or installed_as(str(makes.__module__)) is not None:
+        return []
+    given = state if isinstance(state, dict) else {}
+    own = getattr(value, "__dict__", {})
+    return [part for key, kept in own.items() if given.get(key, _LeftOut) is not kept for part in (key, _LeftOut(kept))]
 
 
 def _sequence(value: list[Any] | tuple[Any, ...]) -> Iterable[Any]:
@@ -237,8 +268,8 @@ def _file(value: io.IOBase) -> Iterable[Any]:
 
 
 def _generator(value: torch.Generator) -> Iterable[Any]:
-    # Not its state: that moves on while it is used.
-    return [value.initial_seed()]
+    # Its position too: what is drawn next depends on it. Those of data are seeded before they are looked at.
+    return [value.initial_seed(), value.get_state()]
 
 
 def _named(value: Any) -> Iterable[Any]:
@@ -288,7 +319,20 @@ def _network(module: nn.Module) -> Iterable[Any]:
         list(own["_modules"].items()),
         {key: value for key, value in (copied if isinstance(copied, dict) else own).items() if key not in _TORCH_OWN},
         [(key, list(value.values())) for key, value in own.items() if key.endswith("_hooks") and value],
+        *(
+            {key: _LeftOut(kept)}
+            for key, kept in own.items()
+            if key not in _TORCH_OWN and _is_left_out(copied, key, kept)
+        ),
     ]
+
+
+def _is_left_out(copied: Any, key: str, kept: Any) -> bool:
+    return isinstance(copied, dict) and key not in _TORCH_OWN and copied.get(key, _LeftOut) is not kept
+
+
+def _unknown(value: Unknown) -> Iterable[Any]:
+    raise _UnknownError(value.what)
 
 
 # The first that fits tells how a value is taken apart.
@@ -315,6 +359,7 @@ _KINDS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     ((type(threading.Lock()), type(threading.RLock())), _empty),
     (io.IOBase, _file),
     (torch.Generator, _generator),
+    (Unknown, _unknown),
 )
 
 
