@@ -75,6 +75,13 @@ def test_token_accuracy_counts_tokens_not_sentences():
     assert metric.rows(TAGS, torch.tensor([[0, 0], [-100, 1]])).tolist() == [[1, 2], [0, 1]]
 
 
+def test_a_class_that_is_ignored_is_no_hit():
+    """With the word 0 for padding, 0 1 | 2 0 against 0 1 | 1 0 is one of two: the zeros, all right, do not count."""
+    metric = Metric.token_accuracy(ignored=(0,))
+    assert metric.rows(TAGS, torch.tensor([[0, 1], [1, 0]])).tolist() == [[1, 1], [0, 1]]
+    assert metric.score(TAGS, torch.tensor([[0, 1], [1, 0]])) == 0.5
+
+
 def test_token_accuracy_of_a_language_model_looks_ahead():
     """The answers 0 and 2 to the first tokens are compared with the second labels, 1 and 2: one of two."""
     assert Metric.token_accuracy(shift=1).score(TAGS, torch.tensor([[0, 1], [0, 2]])) == 0.5

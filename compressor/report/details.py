@@ -15,7 +15,17 @@ from compressor.notes.quantization import (
 )
 from compressor.notes.structure import Block, Blocks, Group, Groups, LockedLayers, UnreachedLayer, UnreachedLayers
 from compressor.notes.structure import Scores as ScoresNote
-from compressor.notes.training import Epochs, Sparsified, Trainings, ZeroChannels, ZeroCount, ZeroWeights
+from compressor.notes.training import (
+    Epochs,
+    OtherOutputs,
+    OutputChange,
+    Sparsified,
+    Teaching,
+    Trainings,
+    ZeroChannels,
+    ZeroCount,
+    ZeroWeights,
+)
 from compressor.report.numbers import printable
 from compressor.report.record import Step
 
@@ -173,7 +183,18 @@ def trainings(step: Step) -> list[str]:
             lines.append(f"{training.training}: frozen: {', '.join(training.frozen)}")
         if training.data:
             lines.append(f"{training.training}: training data: {training.data}")
-    return lines
+    teaching = noted(step, Teaching)
+    if teaching is not None and teaching.taught:
+        lines.append(f"the teacher's judged output: {teaching.taught}")
+    others = noted(step, OtherOutputs)
+    return lines + [_other_output(change) for change in (others.other_outputs if others else ())]
+
+
+def _other_output(change: OutputChange) -> str:
+    said = f"output {change.output}, which is not scored: {change.treated}"
+    if change.before is None or change.after is None:
+        return said
+    return f"{said}; from the reference's by {change.before:.1%} of its spread before, {change.after:.1%} after"
 
 
 def has_records(value: Any) -> bool:

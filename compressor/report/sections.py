@@ -232,8 +232,8 @@ _TRAINING = Section(
     card=_training_card,
     heading="Training",
     text=_training_text,
-    shows=("epochs", "trainings"),
-    says=("best_epoch",),
+    shows=("epochs", "trainings", "other_outputs"),
+    says=("best_epoch", "taught"),
 )
 
 ON_THE_PAGE = (_REMOVED, _FLOAT, _SENSITIVITY, _TRAINING)

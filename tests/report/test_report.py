@@ -477,3 +477,22 @@ def test_a_training_is_told_in_words() -> None:
     for text in (html(replace(report, steps=tuple(steps))), markdown(replace(report, steps=tuple(steps)))):
         assert said in text
     assert "trainings" not in other_details(steps[3])
+
+
+def test_it_is_told_how_a_teacher_taught_and_what_became_of_outputs_that_are_not_scored() -> None:
+    """The page and the Markdown say how outputs were compared, and how far the others moved."""
+    changes = [
+        {"output": "depth", "treated": "held where the reference has it", "before": 0.1, "after": 0.034},
+        {"output": "maps", "treated": "left alone: it depends on no weight", "before": None, "after": None},
+    ]
+    report = rollback()
+    steps = list(report.steps)
+    told = {"teacher_cache": "not used", "taught": "classes in dimension 2", "other_outputs": changes}
+    steps[3] = replace(steps[3], details={**steps[3].details, **told})
+    for text in (html(replace(report, steps=tuple(steps))), markdown(replace(report, steps=tuple(steps)))):
+        plain = text.replace("\\", "").replace("&#39;", "'")
+        assert "the teacher's judged output: classes in dimension 2" in plain
+        assert "output depth, which is not scored: held where the reference has it" in plain
+        assert "from the reference's by 10.0% of its spread before, 3.4% after" in plain
+        assert "output maps, which is not scored: left alone: it depends on no weight" in plain
+    assert not {"taught", "other_outputs"} & other_details(steps[3]).keys()
