@@ -2,7 +2,6 @@
 
 import contextlib
 import random
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -11,20 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Batch, Inputs, Targets, judged_target, split_batch, target_tensors
+from compressor.batches import Batch, Inputs, judged_target, split_batch, target_tensors
 from compressor.errors import CompressorError, WorkloadError
 from compressor.kept_state import private_copy
-from compressor.outputs.finding import taken_twice
 from compressor.outputs.kinds import Classes
 from compressor.running.described import described
+from compressor.running.doubtful_outputs import warn_of_outputs
 from compressor.running.failures import FAULTS, in_short, layer_of
 from compressor.running.forward_checks import check_copy, check_repeatable, check_training_step, checked_forward
-from compressor.running.loss_and_metric import WorkloadWarning, check_judged
+from compressor.running.loss_and_metric import check_judged
 from compressor.running.model_checks import check_model
 from compressor.stage import Stage, stage_name
 from compressor.streams.passes import KEEP_TWO, one_pass
 from compressor.structure.calling.returned import returned_by_name
-from compressor.training.judged import found, judged_by, settled
+from compressor.training.judged import found, settled
 from compressor.training.streams import LONGEST, PATIENCE_SECONDS, ends
 from compressor.workload import Workload, batch_size_of, call_model, input_tensors
 
@@ -167,7 +166,7 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
     soft = name == "train" and _are_soft(outputs, judged_target(targets), workload)
     if workload.output is None and isinstance(judged_target(targets), Tensor):
         workload = settled(workload, found(workload, outputs, targets))
-        _warn_of_probabilities(workload, outputs, targets)
+        warn_of_outputs(workload, inputs, outputs, targets)
     for number, (each, values) in enumerate(batches):
         _check_targets(f"batch {number} of {name}", each, judged_target(values), outputs, workload, soft=soft)
     check_judged(name, outputs, targets, workload, by_metric=not soft)
@@ -292,14 +291,6 @@ def _check_targets(
             f"{label} has labels from {low} to {high}, and the model has {classes} outputs: labels must lie in "
             f"[0, {classes - 1}]. {way_out}"
         )
-
-
-def _warn_of_probabilities(workload: Workload, outputs: Tensor, targets: Targets) -> None:
-    assert workload.output is not None  # it was settled
-    says = taken_twice(workload.output, outputs, *judged_by(workload, targets))
-    if says:
-        text = f"{type(workload.model).__name__} {says}; it learns little otherwise. If that is meant, all is well"
-        warnings.warn(text, WorkloadWarning, stacklevel=2)
 
 
 def _held(labels: tuple[int, ...], targets: Tensor) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from compressor.batches import Targets, judged_target, with_judged
+from compressor.batches import Targets, judged_target, map_targets, with_judged
 from compressor.kept_state import private_copy
 from compressor.outputs.finding import Found, Loss, kind_of
 from compressor.outputs.kinds import Numbers
@@ -28,13 +28,25 @@ def output_kind(workload: Workload) -> Found:
             return Numbers()
         inputs, targets = batches[0]
         model = private_copy(workload.model).eval()
-        return found(workload, Form.of(model).predict(model, inputs).cpu(), targets)
+        return found(workload, Form.of(model).predict(model, inputs), targets)
 
 
 def found(workload: Workload, outputs: Tensor, targets: Targets) -> Found:
     """What the judged `outputs` of a batch with these `targets` say. Raises WorkloadError as `output_kind`."""
     metric = workload.metric
+    outputs, targets = _together(workload, outputs, targets)
     return kind_of(outputs, *judged_by(workload, targets), classes=metric.classes, axis=metric.class_axis)
+
+
+def _together(workload: Workload, outputs: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+    """Both in main memory, where labels out of range end no process; where the loss cannot be there, on the device."""
+    placed = outputs.cpu(), map_targets(targets, torch.Tensor.cpu)
+    if outputs.device.type != "cpu":
+        try:
+            workload.loss(*placed)
+        except RuntimeError:  # weights of classes on the device, for instance
+            return outputs, map_targets(targets, lambda tensor: tensor.to(outputs.device))
+    return placed
 
 
 def judged_by(workload: Workload, targets: Targets) -> tuple[Tensor, Loss]:

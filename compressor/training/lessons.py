@@ -21,7 +21,7 @@ from compressor.workload import Workload
 # One's own distance: of (student, teacher, targets), the judged outputs in float32, one number with a gradient.
 OwnLoss = Callable[[Tensor, Tensor, Any], Tensor]
 # The input in which Hugging Face models are told which positions hold something.
-_MASK = "attention_mask"
+MASK = "attention_mask"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,22 @@ class Lessons:
 
     def _counted(self, outputs: Tensor, inputs: Inputs, targets: Targets) -> Tensor | None:
         labelled = self.kind.counted(outputs, judged_target(targets))
-        mask = inputs.get(_MASK) if isinstance(inputs, Mapping) else None
-        positions = self.kind.positions(outputs) if isinstance(self.kind, Classes) else outputs.shape
-        if mask is None or mask.ndim > len(positions) or mask.shape != positions[: mask.ndim] or mask.ndim < 2:
-            return labelled
-        present = mask.to(outputs.device) != 0
-        if labelled is None:
-            return present
+        present = unmasked(self.kind, outputs, inputs)
+        if labelled is None or present is None:
+            return present if labelled is None else labelled
         return labelled & present.reshape(present.shape + (1,) * (labelled.ndim - present.ndim))
+
+
+def unmasked(kind: Found, outputs: Tensor, inputs: Inputs) -> Tensor | None:
+    """Where `attention_mask` among the inputs says that there is something, the first dimensions of the positions.
+
+    None where no input is called so, and where it says nothing of positions of `outputs`.
+    """
+    mask = inputs.get(MASK) if isinstance(inputs, Mapping) else None
+    positions = kind.positions(outputs) if isinstance(kind, Classes) else outputs.shape
+    if mask is None or mask.ndim < 2 or mask.ndim > len(positions) or mask.shape != positions[: mask.ndim]:
+        return None
+    return mask.to(outputs.device) != 0
 
 
 def in_form_of(kind: Found, references: Tensor) -> Tensor:

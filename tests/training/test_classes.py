@@ -24,6 +24,7 @@ from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.training.judged import output_kind, settled
 from compressor.training.lessons import Lessons
 from compressor.workload import Workload, batches_of, predict
+from workbench.same_data import same_data
 
 QUIET = Context(progress=False)
 
@@ -127,6 +128,44 @@ def test_padding_that_only_the_mask_tells_is_not_distilled() -> None:
     (gradient,) = taught(workload, Masked(1.0), Masked(2.0))
     assert gradient[0].abs().sum() == 0
     assert gradient[1:10].abs().sum(dim=1).min() > 0
+
+
+def test_padding_with_labels_is_warned_of() -> None:
+    """What the mask leaves out has labels that loss and metric count; labelled -100, nothing is said."""
+
+    class Masked(Tagger):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(input_ids) + 0 * attention_mask[..., None]
+
+    words, labels = sentences(6)
+    words = torch.cat([words[:, :4], torch.zeros_like(words[:, 4:])], dim=1)
+    mask = (words > 0).long()
+
+    def batches(labels: Tensor) -> list[Any]:
+        rows = zip(words.split(16), mask.split(16), labels.split(16), strict=True)
+        return [{"input_ids": ids, "attention_mask": own, "labels": tags} for ids, own, tags in rows]
+
+    def workload(data: list[Any]) -> Workload:
+        example = {"input_ids": words[:2], "attention_mask": mask[:2]}
+        return same_data(Masked().eval(), data, example, loss=per_token, metric=Metric.token_accuracy())
+
+    with pytest.warns(WorkloadWarning, match=r"leaves out 32 positions.*masked_fill\(attention_mask == 0, -100\)"):
+        check_workload(workload(batches(labels)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_workload(workload(batches(labels.masked_fill(mask == 0, -100))))
+
+
+def test_batches_of_other_lengths_are_scored_by_what_the_first_one_told() -> None:
+    """Twelve tokens tell where the five classes lie; a later batch of five tokens would not, and scores 1 as well."""
+    data = [sentences(12), sentences(5)]
+    workload = check_workload(same_data(Tagger().eval(), data, data[0][0][:2], loss=per_token))
+    assert [workload.metric.score(workload.model(words), tags) for words, tags in data] == [1.0, 1.0]
+    context = Context(progress=False)
+    Distill(epochs=1, tail_epochs=0).apply(
+        Tagger(1.0), same_data(Tagger().eval(), data, data[0][0], loss=per_token), context
+    )
+    assert context.details["trainings"][0]["best"] == 1.0
 
 
 @pytest.mark.parametrize(
