@@ -7,11 +7,12 @@ model.onnx, report.*      the result
 """
 
 import json
+import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.errors import RunFolderError, StorageError
+from compressor.errors import CompressorError, RunFolderError, StorageError
 from compressor.estimate import Estimate
 from compressor.identity.workload import DATA
 from compressor.kept_state import private_copy
@@ -102,9 +103,11 @@ class RunFolder:
         except (OSError, ValueError) as error:  # the latter for a name with a zero in it
             why = getattr(error, "strerror", None) or error
             raise RunFolderError(f"{self.path} cannot be a folder: {why}; give another one") from error
-        with self._lock:
-            self._refuse_files_of_others()
-            self._sweep()
+        with ExitStack() as held:
+            with _usable(self.path):
+                held.enter_context(self._lock)
+                self._refuse_files_of_others()
+                self._sweep()
             yield
 
     def begin(self, asked: dict[str, Any], *, accept_changes: bool) -> None:
@@ -138,19 +141,22 @@ class RunFolder:
     def load(self, folder: Path, key: str, workload: Workload) -> State | None:
         """The finished stage in `folder`, if it is the one that `key` means; another's files are cleared away.
 
-        Raises RunFolderError where its files are not as they were written, or written in another layout than this.
+        Raises RunFolderError where its files are not as they were written, or written in another layout than this, and
+        where a folder of that name holds files that a stage would replace, and that none has written.
         """
-        try:
-            if _key_in(folder / _MARKER) == key:
-                return self._finished(folder, workload)
-        except StorageError as error:
-            # Not what a budget may pass over by leaving the stage out.
-            raise RunFolderError(str(error)) from error
-        started = folder / _STARTED
-        before = started.read_text(encoding="utf-8", errors="replace") if started.is_file() else key
-        if before != key:
-            self._clear(folder, before)
-        write_atomic(started, key)
+        with _usable(folder):
+            self._refuse_stage_of_others(folder)
+            try:
+                if _key_in(folder / _MARKER) == key:
+                    return self._finished(folder, workload)
+            except StorageError as error:
+                # Not what a budget may pass over by leaving the stage out.
+                raise RunFolderError(str(error)) from error
+            started = folder / _STARTED
+            before = started.read_text(encoding="utf-8", errors="replace") if started.is_file() else key
+            if before != key:
+                self._clear(folder, before)
+            write_atomic(started, key)
         return None
 
     def _finished(self, folder: Path, workload: Workload) -> State:
@@ -230,6 +236,20 @@ class RunFolder:
                 f"{'it' if len(found) == 1 else 'them'} away, or give another folder"
             )
 
+    def _refuse_stage_of_others(self, folder: Path) -> None:
+        # Stages note that they have begun before anything else; those of former versions, that they are finished.
+        if os.path.lexists(folder / _STARTED):
+            return
+        with suppress(StorageError):
+            if isinstance(_key_in(folder / _MARKER), str):
+                return
+        found = [name for name in (_MARKER, MODEL_FILE, PLAN_FILE, WEIGHTS_FILE) if os.path.lexists(folder / name)]
+        if found:
+            raise RunFolderError(
+                f"{folder} holds {', '.join(found)}, which no run wrote there and this one would replace; move that "
+                "folder away, or give another one"
+            )
+
     def _sweep(self) -> None:
         """Removes what a killed writer was in the middle of; nobody else writes while the lock is held."""
         stages = self.path / "stages"
@@ -250,6 +270,20 @@ class RunFolder:
             shutil.rmtree(self.snapshots(folder, key), ignore_errors=True)
             with suppress(OSError):  # something of somebody else's is in it
                 (folder / "snapshots").rmdir()
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Raises RunFolderError where the system does not let this process read or change what is in `folder`."""
+    try:
+        yield
+    except CompressorError:  # that files cannot be written is one, and an OSError too
+        raise
+    except OSError as error:
+        raise RunFolderError(
+            f"{error.filename or folder} cannot be used: {error.strerror or error}; see to the rights to read and "
+            "write it, or give another folder"
+        ) from error
 
 
 def versions() -> dict[str, str]:

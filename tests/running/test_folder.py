@@ -1,5 +1,6 @@
 """What a finished run left is taken as it was written, or refused with the reason; files of others are left alone."""
 
+import errno
 import json
 import os
 import random
@@ -272,6 +273,34 @@ def test_a_folder_of_other_peoples_files_is_refused(tmp_path, name) -> None:
     with pytest.raises(RunFolderError, match=rf"holds {name}, which no run wrote there.*move it away"):
         run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "thesis.tex"])
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1}', b"mine", b""])
+def test_a_folder_of_other_peoples_files_in_the_place_of_a_stage_is_refused(finished, no_export, content) -> None:
+    """Whoever put it there keeps it, and is told which folder is in the way; nothing of it is replaced."""
+    (stage,) = finished.glob("stages/01-*")
+    shutil.rmtree(stage)
+    stage.mkdir()
+    for name in ("outcome.json", "model.onnx"):
+        (stage / name).write_bytes(content)
+    with pytest.raises(RunFolderError, match=rf"{stage.name} holds outcome.json, model.onnx, which no run wrote there"):
+        run(finished)
+    assert [(stage / name).read_bytes() for name in ("outcome.json", "model.onnx")] == [content, content]
+
+
+@pytest.mark.parametrize("where", ["open", "iterdir", "unlink"])
+def test_what_this_process_has_no_rights_to_is_named(finished, no_export, monkeypatch, where) -> None:
+    """A folder or file of another user's: a sentence with its path, no error of the system's."""
+    (stage,) = finished.glob("stages/01-*")
+    (stage / "outcome.json").unlink()
+    (stage / "key.txt").write_text("another" if where == "unlink" else "0" * 64)
+
+    def refuse(path: Any, *_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os if where == "open" else Path, where, refuse)
+    with pytest.raises(RunFolderError, match=r"cannot be used: Permission denied; see to the rights to read and write"):
+        run(finished)
 
 
 @pytest.mark.parametrize("content", ['{"name": "training", "seed": 1}', "[]", '{"stages": []}'])
