@@ -138,7 +138,9 @@ class Movement:
 
         def watch(weight: SparseWeight) -> torch.utils.hooks.RemovableHandle:
             def hook(gradient: Tensor) -> None:
-                sums[weight.name] -= gradient.detach() * weight.parameter.detach()
+                # Embeddings may have gradients of the rows that were looked up alone.
+                whole = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+                sums[weight.name] -= whole * weight.parameter.detach()
 
             handle: torch.utils.hooks.RemovableHandle = weight.parameter.register_hook(hook)  # type: ignore[no-untyped-call] # torch does not annotate it
             return handle

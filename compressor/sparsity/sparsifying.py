@@ -106,7 +106,9 @@ class Sparsifying:
 
     def _leave(self, weights: Sequence[SparseWeight]) -> None:
         """Leaves `weights` whole. Raises StageError where no other is left."""
-        self.left.update({weight.layer: "no data reaches it, so that nothing is known of it" for weight in weights})
+        self.left.update(
+            {weight.layer: "data reaches no call of it, so that nothing is known of it" for weight in weights}
+        )
         names = {weight.name for weight in weights}
         self.weights[:] = [weight for weight in self.weights if weight.name not in names]
         if not self.weights:

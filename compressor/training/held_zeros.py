@@ -5,8 +5,7 @@ them there, and no later training may fill them. Which weights these are is seen
 record follows every cut, is kept wherever weights and plan are, and puts nothing into the file that ships.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,19 +50,9 @@ class HeldZeros:
             for number, mask in self._masks.items():
                 self._parameters[number].masked_fill_(mask, 0.0)
 
-    @contextmanager
-    def without_gradients(self) -> Iterator[None]:
-        """A stretch in which gradients of the zeros are zero, so that they count in no norm and in no momentum."""
-        handles = [own.register_hook(self._hook(number)) for number, own in enumerate(self._parameters)]  # type: ignore[no-untyped-call] # torch does not annotate it
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, number: int):  # type: ignore[no-untyped-def] # noqa: ANN202 - what torch calls with a gradient
-        def hook(gradient: Tensor) -> Tensor:
-            mask = self._masks.get(number)
-            return gradient if mask is None else gradient.masked_fill(mask, 0.0)
-
-        return hook
+    def forget_gradients_(self) -> None:
+        """Makes the gradients of the zeros zero, so that they count in no norm and in no momentum."""
+        for number, mask in self._masks.items():
+            gradient = self._parameters[number].grad
+            if gradient is not None:
+                gradient.masked_fill_(mask, 0.0)

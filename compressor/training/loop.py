@@ -251,7 +251,7 @@ class _Loop:
             found = self.choice.still_agrees(self.model, self.workload, self.seed)
             if found.objection:
                 progress.gave_up_bfloat16 = f"float32 from epoch {epoch} on: {found.objection}"
-        with replayed(self.seed, epoch % self.views), self.zeros.without_gradients():
+        with replayed(self.seed, epoch % self.views):
             loss = self._batches_(optimizer, progress)
         rows = validation_rows(self.model, self.workload, self.choice.form)
         score = math.nan if rows is None else self.workload.metric.aggregate(rows)
@@ -288,6 +288,7 @@ class _Loop:
                 loss = self.objective(self.model, form.place(inputs), form.place_targets(targets), position)
             value = _check_finite(float(loss.detach()), f"loss in epoch {epoch}, batch {batch}")
             loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
+            self.zeros.forget_gradients_()
             norm = nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
             _check_finite(float(norm), f"gradient norm in epoch {epoch}, batch {batch}")
             optimizer.step()

@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from compressor.errors import StageError
 from compressor.files.weights import count_parameters
@@ -34,7 +35,7 @@ from compressor.stages.zero_removal import RemoveZeroChannels
 from compressor.structure.checkpoint import load_checkpoint
 from compressor.target import Isa, Target
 from compressor.testing import check_stage
-from compressor.workload import predict
+from compressor.workload import Workload, predict
 from workbench.tiny import TinyResNet, make_workload
 
 TARGET = Target(isa=Isa.X86_AVX2)
@@ -148,9 +149,10 @@ def test_layers_that_no_data_reaches_stay_whole(trained_workload) -> None:
     workload.model.spare = nn.Linear(4, 4)
     for score in (Wanda(batches=1), SparseGPT(batches=1)):
         model, context = sparse(SparsifyWeights(sparsity=0.5, score=score), workload)
-        assert {"layer": "spare", "reason": "no data reaches it, so that nothing is known of it"} in context.details[
-            "locked"
-        ]
+        assert {
+            "layer": "spare",
+            "reason": "data reaches no call of it, so that nothing is known of it",
+        } in context.details["locked"]
         assert not (model.spare.weight == 0).any()
 
 
@@ -323,6 +325,55 @@ def test_tied_weights_are_one() -> None:
     model, context = sparse(SparsifyWeights(sparsity=0.5), make_workload(Tied()))
     assert model.first.weight is model.second.weight
     assert [entry["layer"] for entry in context.details["zero_weights"]] == ["first", "last"]
+
+
+class Lookup(nn.Module):
+    """An embedding whose gradients hold the rows alone that were looked up, and a layer behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner, self.last = nn.Embedding(40, 16, sparse=True), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.last(F.relu(self.inner(self.table(x).mean(dim=1))))
+
+
+class Sequences(nn.Module):
+    """A stacked bidirectional LSTM and a layer of a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8, num_layers=2, bidirectional=True, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.last(self.layer(self.lstm(x)[0]).mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        SparsifyWeights(sparsity=0.6),
+        SparsifyWeights(sparsity=0.6, score=Movement()),
+        SparsifyWeights(sparsity=0.6, score=FirstOrder()),
+        SparsifyWeights(sparsity=0.6, schedule=Polynomial(epochs=1, tail_epochs=0)),
+        SparsifyWeights(pattern=SemiStructured()),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("kind", [Lookup, Sequences])
+def test_zeros_stay_in_tables_and_recurrent_and_attention_layers(stage, kind) -> None:
+    """Every weight of the network gets zeros, embedding, gates and projections, and later training leaves them."""
+    inputs = torch.randint(0, 40, (64, 6)) if kind is Lookup else torch.randn(64, 5, 8)
+    data = (inputs, torch.arange(64) % 4)
+    workload = Workload.from_datasets(kind(), train=data, test=data, batch_size=16, name="short")
+    model, context = sparse(stage, workload)
+    held = {name: mask for name, mask in zeros(model).items() if not name.startswith("layer.norm")}
+    assert all(mask.any() for mask in held.values())
+    after = Context(progress=False, plan_before=tuple(context.plan))
+    tuned = FineTune(epochs=1, tail_epochs=0).apply(model, workload, after)
+    assert all(torch.equal(mask, held[name]) for name, mask in zeros(tuned).items())
 
 
 def test_frozen_weights_stay_whole(trained_workload) -> None:
