@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks check format docs same-results claims clean bench bench-cifar10 bench-training \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-merging bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -75,7 +75,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-training bench-aa bench-latency bench-pruning-time bench-merging bench-export-time bench-sparsity bench-structure bench-recurrent bench-architectures bench-quantization \
+bench: bench-training bench-aa bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-structure bench-recurrent bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -110,6 +110,9 @@ bench-recurrent: $(VENV)/installed-dev  ## spoken digits by GRU and LSTM, MNIST 
 bench-pruning-time: $(VENV)/installed-dev  ## seconds and memory of pruning, beside Torch-Pruning
 	$(BIN)/python -m benchmarks.structure.pruning_time
 	$(BIN)/python -m benchmarks.documents
+
+bench-low-rank: $(VENV)/installed-dev  ## layers factorised: ranks by milliseconds beside ranks by energy
+	$(BIN)/python -m benchmarks.structure.low_rank
 
 bench-merging: $(VENV)/installed-dev  ## accuracy without training: channels merged on noise, and removed
 	$(BIN)/python -m benchmarks.structure.merging

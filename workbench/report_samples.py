@@ -67,6 +67,24 @@ PRUNE = Step(
         "channel_fraction_removed": 0.125,
     },
 )
+THINNER = Step(
+    stage="factorize_layers",
+    parameters={"target": {"energy": {"kept": 0.95}}},
+    kept=True,
+    reason="1.21x [1.18, 1.24] faster",
+    seconds=15.0,
+    measurement=measurement(0.89, 2.71, 2400, (1.21, 1.18, 1.24)),
+    pays=True,
+    details={
+        "factorized": [
+            {"layer": "conv1", "by": "tucker", "ranks": [32, 16], "full_ranks": [64, 64], "error": 0.021}
+            | {"before": 36864, "after": 7680},
+            {"layer": "fc", "by": "svd", "ranks": [16], "full_ranks": [64], "error": 0.048}
+            | {"before": 8192, "after": 3072},
+        ],
+        "locked": [{"layer": "linear", "reason": "its full rank 10 is not above the aligned minimum 16"}],
+    },
+)
 SPARSE = Step(
     stage="sparse_training",
     kept=True,

@@ -245,11 +245,63 @@ def merging_section(result: dict) -> list[str]:
     return [*parts, ""]
 
 
+def low_rank_section(result: dict) -> list[str]:
+    entries = result["networks"]
+    where = next(iter(entries.values()))["environment"]
+    thread = any(entry["clock"] == "thread" for entry in entries.values())
+    parts = [
+        "## Low rank, without training (`make bench-low-rank`)",
+        "",
+        (
+            f"`FactorizeLayers` on trained networks, untrained afterwards; {where.get('cpu')}, one thread, batch 1, "
+            "fp32. Drops are paired: on validation, which the choice of an arm reads, and on test, which none reads. "
+            "`vgg16-half` is VGG-16 at half of its width, trained for minutes on a tenth of the images."
+            + (
+                " The machine was busy with other work: times are the calling thread's own on the CPU, and their "
+                "intervals are wide."
+                if thread
+                else ""
+            )
+        ),
+        "",
+        "| network | arm | layers | fewer MACs | speed-up | drop on validation, points | drop on test, points | s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for network, entry in entries.items():
+        for label, row in [pair for arms in entry["arms"].values() for pair in arms.items()]:
+            if row["error"] is not None:
+                parts.append(f"| {network} | {label} | refused: {escaped(row['error'])[:160]} | | | | | |")
+                continue
+            drops = [points(row["drops"][part]) for part in ("validation", "test")]
+            parts.append(
+                f"| {network} | {label} | {len(row['layers'])} | {entry['macs'] / row['macs']:.2f}x | "
+                f"{spread(row['speedup'])} | {' | '.join(drops)} | {row['seconds']:.0f} |"
+            )
+    parts += [
+        "",
+        (
+            "The fastest arm of each kind that loses at most so much on validation, and the two files timed against "
+            "each other:"
+        ),
+        "",
+        "| network | at most, points | by milliseconds | by energy | the former over the latter |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {network} | {100 * pair['drop']:.1f} | {pair['taken']['latency']} | {pair['taken']['energy']} | "
+            f"{spread(pair['latency_over_energy'])} |"
+            for network, entry in entries.items()
+            for pair in entry["pairs"]
+        ),
+    ]
+    return [*parts, ""]
+
+
 # What makes the section of every stored result, in the order of the page.
 SECTIONS: dict[str, Callable[[dict], list[str]]] = {
     "structure": efficiency_section,
     "latency_table": prediction_section,
     "merging": merging_section,
+    "low-rank": low_rank_section,
     "recovery": recovery_section,
     "recurrent": recurrent_section,
     "pruning-time": time_section,

@@ -13,7 +13,17 @@ from compressor.notes.quantization import (
     LayerSensitivity,
     Sensitivities,
 )
-from compressor.notes.structure import Block, Blocks, Group, Groups, LockedLayers, UnreachedLayer, UnreachedLayers
+from compressor.notes.structure import (
+    Block,
+    Blocks,
+    FactorizedLayer,
+    FactorizedLayers,
+    Group,
+    Groups,
+    LockedLayers,
+    UnreachedLayer,
+    UnreachedLayers,
+)
 from compressor.notes.structure import Scores as ScoresNote
 from compressor.notes.training import (
     Epochs,
@@ -87,6 +97,12 @@ def locked_layers(step: Step) -> list[Reasoned]:
     """The layers that were left alone, by reason."""
     note = noted(step, LockedLayers)
     return _by_reason((lock.layer, "", lock.reason) for lock in note.locked) if note else []
+
+
+def factorized_layers(step: Step) -> tuple[FactorizedLayer, ...]:
+    """The layers that became chains of thinner ones."""
+    note = noted(step, FactorizedLayers)
+    return note.factorized if note else ()
 
 
 def unreached_layers(step: Step) -> tuple[UnreachedLayer, ...]:

@@ -11,6 +11,7 @@ from compressor.notes.quantization import Coverage, MixedWidths, OutputNoise
 from compressor.report.details import (
     block_strips,
     channel_groups,
+    factorized_layers,
     given_back,
     has_records,
     left_in_float,
@@ -130,6 +131,36 @@ def _removed_text(step: Step) -> list[str]:
     ]
 
 
+def _thinner_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
+    layers = factorized_layers(step)
+    if not layers:
+        return {}
+    return {
+        "thinner": layers,
+        "before": sum(layer.before for layer in layers),
+        "after": sum(layer.after for layer in layers),
+    }
+
+
+def _thinner_text(step: Step) -> list[str]:
+    layers = factorized_layers(step)
+    if not layers:
+        return []
+    return [
+        "| layer | by | rank | full rank | squares lost, % | weights before | after |",
+        "|---|---|--:|--:|--:|--:|--:|",
+        *(
+            f"| {code(layer.layer)} | {escape(layer.by)} | {_ranks(layer.ranks)} | {_ranks(layer.full_ranks)} "
+            f"| {100 * layer.error:.2f} | {layer.before:,} | {layer.after:,} |"
+            for layer in layers
+        ),
+    ]
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    return " x ".join(map(str, ranks))
+
+
 def _float_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     coverage, noise, floats = noted(step, Coverage), noted(step, OutputNoise), left_in_float(step)
     count = coverage.quantized if coverage else None
@@ -207,6 +238,14 @@ _REMOVED = Section(
     text=_removed_text,
     shows=("groups", "locked", "unreached_layers", "blocks", "scores", "zero_channels", "zero_weights"),
 )
+_THINNER = Section(
+    title="Layers in which thinner ones took the place of one",
+    template="thinner.html.j2",
+    card=_thinner_card,
+    heading="Layers made thinner",
+    text=_thinner_text,
+    shows=("factorized",),
+)
 _FLOAT = Section(
     title="What was left in float, and why",
     template="float.html.j2",
@@ -236,5 +275,5 @@ _TRAINING = Section(
     says=("best_epoch", "taught"),
 )
 
-ON_THE_PAGE = (_REMOVED, _FLOAT, _SENSITIVITY, _TRAINING)
-IN_MARKDOWN = (_REMOVED, _SENSITIVITY, _FLOAT, _TRAINING)
+ON_THE_PAGE = (_REMOVED, _THINNER, _FLOAT, _SENSITIVITY, _TRAINING)
+IN_MARKDOWN = (_REMOVED, _THINNER, _SENSITIVITY, _FLOAT, _TRAINING)

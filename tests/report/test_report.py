@@ -36,7 +36,18 @@ from compressor.report.view import summary, table
 from compressor.storage import json_safe
 from compressor.target import Isa, Target
 from workbench import ROOT
-from workbench.report_samples import ALL, ENVIRONMENT, QUANTIZE, REFERENCE, hostile, nothing_kept, regression, rollback
+from workbench.report_samples import (
+    ALL,
+    ENVIRONMENT,
+    QUANTIZE,
+    REFERENCE,
+    THINNER,
+    WORKLOAD,
+    hostile,
+    nothing_kept,
+    regression,
+    rollback,
+)
 
 SCHEMA = json.loads((ROOT / "docs" / "report_schema.json").read_text(encoding="utf-8"))
 _TYPES = {
@@ -334,6 +345,17 @@ def test_markdown_holds_the_table_and_the_reasons() -> None:
     assert "- dropped 1 of 2 blocks: `layer1.1`" in text
     assert "2 Add, SQNR of 9.1 dB is below 10 dB: `/a/Add`, `/b/Add`" in text
     assert "| cpu | Testium 1 |" in text
+
+
+def test_layers_made_thinner_are_listed() -> None:
+    """Every chain stands with its ranks, what it loses and its weights, and nothing of it is told a second time."""
+    report = Report(workload=WORKLOAD, environment=ENVIRONMENT, steps=(REFERENCE, THINNER), final=1)
+    text, page = report.to_markdown(), html(report)
+    assert "| `conv1` | tucker | 32 x 16 | 64 x 64 | 2.10 | 36,864 | 7,680 |" in text
+    assert "2 layers became a chain of thinner ones: 45,056 weights became 10,752." in page
+    assert "32 x 16 of 64 x 64" in page
+    assert "its full rank 10 is not above the aligned minimum 16" in page
+    assert other_details(THINNER) == {}
 
 
 def test_a_busy_machine_is_named() -> None:
