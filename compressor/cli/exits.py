@@ -16,6 +16,7 @@ from compressor.machine import unreadable_packages
 FAILED, WRONG_USE, BUDGET_NOT_MET = 1, 2, 3
 
 _Result = TypeVar("_Result")
+_KEPT = "finished stages are kept, and of a training its finished epochs; the rest is done again, to the same bits."
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def reported(*, verbose: bool) -> Iterator[None]:
             warnings.showwarning = _print_warning
             yield
     except KeyboardInterrupt as error:
-        typer.secho(f"\nstopped; what is finished is kept. To go on: {_command()}", err=True, fg="yellow")
+        typer.secho(f"\nstopped: {_KEPT} To go on: {_command()}", err=True, fg="yellow")
         raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
     except (typer.Exit, typer.Abort):
         raise
