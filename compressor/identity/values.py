@@ -129,7 +129,9 @@ class Identifier:
         return _hash(kind, [self._of(part) for part in parts])
 
     def _perhaps(self, value: Any) -> bytes:
-        """The digest of `value`, or of nothing where it cannot be looked into: a session, an open file."""
+        """The digest of `value`, or of nothing where it cannot be looked into (a session) or is not made yet."""
+        if value is None:
+            return _hash("left out", [])
         known, met = len(self._unknown), dict(self._met)
         found = self._of(value)
         if len(self._unknown) == known:
@@ -202,7 +204,8 @@ def _left_out(value: Any, state: Any) -> list[Any]:
         return []
     given = state if isinstance(state, dict) else {}
     own = getattr(value, "__dict__", {})
-    return [part for key, kept in own.items() if given.get(key, _LeftOut) is not kept for part in (key, _LeftOut(kept))]
+    left = {key: kept for key, kept in own.items() if _is_left_out(given, key, kept)}
+    return [part for key, kept in left.items() for part in (key, _LeftOut(kept))]
 
 
 def _sequence(value: list[Any] | tuple[Any, ...]) -> Iterable[Any]:
@@ -328,7 +331,10 @@ def _network(module: nn.Module) -> Iterable[Any]:
 
 
 def _is_left_out(copied: Any, key: str, kept: Any) -> bool:
-    return isinstance(copied, dict) and key not in _TORCH_OWN and copied.get(key, _LeftOut) is not kept
+    """Whether what a class gives to copies lacks `kept`; what is not made yet is taken for lacking as well."""
+    if not isinstance(copied, dict) or key in _TORCH_OWN:
+        return False
+    return kept is None or copied.get(key, _LeftOut) is not kept
 
 
 def _unknown(value: Unknown) -> Iterable[Any]:
