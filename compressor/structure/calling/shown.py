@@ -1,18 +1,14 @@
 """What is shown of a model when its structure is traced: example inputs, inputs of other shapes, one training step."""
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from compressor.batches import Batch, Inputs, Targets, map_tensors, target_rows
-from compressor.workload import Workload, batch_size_of, batches_of, input_tensors, resize_batch
+from compressor.batches import Inputs, Targets, map_tensors, target_rows
+from compressor.structure.calling.draws import kept_randomness
+from compressor.workload import Workload, batch_size_of, first_batches, input_tensors, resize_batch
 
 # Batches of each set whose shapes are looked at, and how many of them are shown beside the example.
 _READ, _TRAINED = 8, 4
@@ -68,9 +64,9 @@ def shown_by(workload: Workload) -> Shown:
     Of the first batches of calibration and train, the smallest and the largest are shown, and one of every other form.
     Random generators are as before.
     """
-    with _undrawn(workload.train, workload.calibration):
-        training = _first(workload.train, _TRAINED)
-        read = [*_first(workload.calibration, _READ), *training]
+    with kept_randomness():
+        training = first_batches(workload.train, _TRAINED)
+        read = [*first_batches(workload.calibration, _READ), *training]
     example = first_samples(workload.example_inputs, 2)
     others = [first_samples(inputs, 2) for inputs in workload.other_inputs]
     known = {_form(inputs) for inputs in (example, *others)}
@@ -93,27 +89,6 @@ def first_samples(inputs: Inputs, count: int) -> Inputs:
     """The first `count` samples of `inputs`, or all; tensors that do not hold one for each sample stay as they are."""
     batch = batch_size_of(inputs)
     return map_tensors(inputs, lambda tensor: tensor[:count] if tensor.ndim and len(tensor) == batch else tensor)
-
-
-def _first(data: Iterable[Any], count: int) -> list[Batch]:
-    return list(islice(batches_of(data), count))
-
-
-@contextmanager
-def _undrawn(*sets: Any) -> Iterator[None]:
-    """Random generators, those of loaders and their samplers too, are afterwards as before."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002 - data sets draw from it
-    holders = [(item, getattr(item, "sampler", None), getattr(item, "batch_sampler", None)) for item in sets]
-    found = [getattr(holder, "generator", None) for item in holders for holder in item]
-    own = [(generator, generator.get_state()) for generator in found if isinstance(generator, torch.Generator)]
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])  # noqa: NPY002 - as above
-        for generator, state in own:
-            generator.set_state(state)
 
 
 def _kind(inputs: Inputs) -> Any:
