@@ -7,6 +7,7 @@ through what the loader is made of: attributes, containers, closures, bound meth
 import hashlib
 import random
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class OwnState:
     def of(cls, data: Any) -> "OwnState":
         """What `data` keeps; nothing where it keeps nothing that is known here."""
         found = cls(generators={}, counting={}, epochs={}, persistent={})
-        _Walk(found).into("", data)
+        _Walk(found).through(data)
         return found
 
     def begin_(self, epoch: int | None = None) -> None:
@@ -143,7 +144,7 @@ def _put_back_(generator: _Generator, state: Any) -> None:
 
 
 class _Walk:
-    """One walk through an object and what hangs on it, each thing once."""
+    """One walk through an object and what hangs on it, each thing once, what is near before what is far."""
 
     def __init__(self, found: OwnState) -> None:
         self._found = found
@@ -152,17 +153,21 @@ class _Walk:
         self._paths: dict[str, int] = {}
         self._alive: list[Any] = []  # so that no id is given twice
 
-    def into(self, path: str, value: Any, depth: int = _DEPTH) -> None:
-        if isinstance(value, _DATA) or id(value) in self._seen or depth < 0 or len(self._alive) > _OBJECTS:
-            return
-        self._seen.add(id(value))
-        self._alive.append(value)
-        if isinstance(value, _GENERATORS):
-            if not isinstance(value, random.SystemRandom):  # it takes no seed
+    def through(self, data: Any) -> None:
+        open_parts = deque([("", data, _DEPTH)])
+        while open_parts and len(self._alive) < _OBJECTS:
+            path, value, depth = open_parts.popleft()
+            if isinstance(value, _DATA) or id(value) in self._seen or depth < 0:
+                continue
+            self._seen.add(id(value))
+            self._alive.append(value)
+            if not isinstance(value, _GENERATORS):
+                parts = self._parts(path, value)
+                open_parts += [
+                    (self._free(f"{path}.{name}" if path else name), part, depth - 1) for name, part in parts
+                ]
+            elif not isinstance(value, random.SystemRandom):  # it takes no seed
                 self._found.generators[path] = value
-            return
-        for name, part in self._parts(path, value):
-            self.into(self._free(f"{path}.{name}" if path else name), part, depth - 1)
 
     def _free(self, path: str) -> str:
         """`path`, with a number where two things have it: functions of two classes may bear one name."""
@@ -184,17 +189,22 @@ class _Walk:
             # Batches of this package hold what users gave.
             if type(value).__module__.startswith("compressor."):
                 yield from vars(value).items()
-        elif hasattr(value, "__dict__"):
-            self._note(path, value)
-            yield from list(vars(value).items())
+        else:
+            if hasattr(value, "__dict__"):
+                self._note(path, value)
+                yield from list(vars(value).items())
             for kind in type(value).__mro__:
                 if not _is_library(kind):
+                    slots = vars(kind).get("__slots__", ())
+                    slots = (slots,) if isinstance(slots, str) else slots
+                    yield from ((name, getattr(value, name)) for name in slots if hasattr(value, name))
                     for method, own in vars(kind).items():
                         if function := _function(own):
                             yield from ((f"{method}.{name}", part) for name, part in _held(function))
 
     def _note(self, path: str, value: Any) -> None:
-        if callable(getattr(value, "set_epoch", None)):
+        # Of the class: what answers to any name is no sampler.
+        if callable(getattr(type(value), "set_epoch", None)):
             self._found.epochs[path] = value
         if isinstance(value, DataLoader):
             if value.persistent_workers:

@@ -46,7 +46,32 @@ def test_what_hangs_in_an_iterator_is_not_replayed() -> None:
     assert not same(read(loader), read(loader))
 
 
+class Slotted:
+    __slots__ = ("__weakref__", "rng", "unset")
+
+    def __init__(self, rng: Any) -> None:
+        self.rng = rng
+
+    def __iter__(self) -> Any:
+        yield INPUTS + self.rng.random(), None
+
+
+class Anything:
+    """Answers to any name, as proxies do."""
+
+    def __init__(self, rng: Any) -> None:
+        self.rng = rng
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_: None
+
+
 PLACES = {
+    "a slot": Slotted,
+    "what answers to any name": Anything,
+    "beside thousands of objects": lambda rng: [[[[Anything(None)] for _ in range(150)] for _ in range(150)], [rng]],
     "an attribute": lambda rng: DataLoader(Noisy(rng), batch_size=16),
     "a dict in an attribute": lambda rng: DataLoader(Noisy({"inner": [rng]}), batch_size=16),
     "a partial": lambda rng: Batches(PAIRS.tensors, augment=functools.partial(added, rng)),

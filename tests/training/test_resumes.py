@@ -23,7 +23,7 @@ from workbench.loaders import INPUTS, NOT_REPLAYED, PAIRS, REPLAYED, WITH_WORKER
 
 TOLD = {
     "plain": None,
-    "a generator of the loader": "random generators of its own (sampler.generator) are seeded for every pass",
+    "a generator of the loader": "random generators of its own (generator) are seeded for every pass",
     "a NumPy generator of the dataset": "random generators of its own (dataset.source) are seeded for every pass",
     "a distributed sampler": "told the number of the epoch (sampler)",
     "workers that persist": "worker processes that persist (the loader itself) start anew in every pass",
