@@ -166,6 +166,24 @@ class ChannelOrders(Note):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValueCount:
+    """How many different values the weights of a layer have, and the squared error of sharing over their energy."""
+
+    layer: str = "?"
+    values: int
+    of: int
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedValues(Note):
+    """The layers whose weights share few values for good, and by which settings."""
+
+    shared_by: str
+    shared_values: tuple[ValueCount, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class NormsReestimated(Note):
     """How many batch normalizations have new statistics, from how many batches, which none reached or are frozen."""
 

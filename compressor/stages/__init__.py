@@ -5,6 +5,7 @@ A technique is a file in this folder; below stand its import, its name in `__all
 
 from typing import Any
 
+from compressor.clustering.codebooks import DensityCentroids, KMeansPlusPlus, LinearCentroids
 from compressor.low_rank.settings import BestWay, Channelwise, Energy, OutputError, Rank, Spatial, Tucker, WeightError
 from compressor.plugins import STAGES, by_name
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
@@ -44,6 +45,7 @@ from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.stages.similar_merging import MergeSimilar
 from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.structure_shrinking import ShrinkStructure
+from compressor.stages.weight_clustering import ClusterWeights
 from compressor.stages.weight_sparsifying import SparsifyWeights
 from compressor.stages.zero_removal import RemoveZeroChannels
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
@@ -72,8 +74,10 @@ __all__ = [
     "Calibration",
     "Candidate",
     "Channelwise",
+    "ClusterWeights",
     "CrossLayerEqualization",
     "Cubic",
+    "DensityCentroids",
     "Distill",
     "DropBlocks",
     "Dynamic",
@@ -90,10 +94,12 @@ __all__ = [
     "GroupLasso",
     "Hessian",
     "Isomorphic",
+    "KMeansPlusPlus",
     "L1Penalty",
     "L2Penalty",
     "Latency",
     "Linear",
+    "LinearCentroids",
     "Macs",
     "Magnitude",
     "MergeSimilar",
@@ -154,6 +160,7 @@ BUILT_IN: tuple[type[Any], ...] = (
     FactorizeLayers,
     SparseTraining,
     SparsifyWeights,
+    ClusterWeights,
     RemoveZeroChannels,
     ReestimateBatchNorm,
     FineTune,

@@ -33,6 +33,8 @@ from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import apply_plan_
 from compressor.structure.tensor_ids import tensors_of
 from compressor.structure.trials import evaluating
+from compressor.training.held_values import clustered_names
+from compressor.training.held_zeros import held_names
 from compressor.workload import Workload
 
 
@@ -125,9 +127,11 @@ class _Case:
         self._into: dict[Coupled, dict[int, int]] = {}
         self._readers: dict[Coupled, list[Reader]] = {}
         norm_after = norms_behind(model, batches[0])
+        plan = [*context.plan_before, *context.plan]
+        held = {*held_names(plan), *clustered_names(plan)}
         for group in graph.groups:
             found = removal_lock(group, model, ignore=stage.ignore, align=self._aligns[group]) or readers_of(
-                model, group, norm_after
+                model, group, norm_after, held
             )
             if isinstance(found, str):
                 self.locked[group.name] = found

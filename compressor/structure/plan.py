@@ -31,6 +31,7 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
         {"kind": "projections", "modules": [name, ...]}    # of NarrowAttention: in_proj_weight becomes a layer in_proj
         {"kind": "fold", "tensors": {module: {tensor: what computes it}}}    # computed weights become plain ones
         {"kind": "zeros", "tensors": [name, ...]}    # what is zero in these is meant to stay zero: nothing is done
+        {"kind": "clusters", "tensors": [name, ...]}    # equal weights of these are meant to stay equal, likewise
         {"kind": "factor", "layers": {name: {"by": "svd", "ranks": [8], "shape": [64, 64, 3, 3]}}, "why": {...}}
     where `as_tuple`, `with_state`, `counts`, `shapes`, `attributes` and `why` may be left out; "layers" are those of
     stacked nn.LSTM, nn.GRU and nn.RNN, the others of which move down; "factor" puts chains of layers in the place of
@@ -63,15 +64,15 @@ def apply_plan_(model: nn.Module, plan: list[Entry], *, slices: Slices | None = 
         elif kind == "fold":
             fold_weights_(model, entry.get("tensors", {}))
             slots = None
-        elif kind == "zeros":
-            _require_tensors(model, _part(entry, "tensors", list))
+        elif kind in {"zeros", "clusters"}:
+            _require_tensors(model, _part(entry, "tensors", list), kind)
         elif kind == "factor":
             factor_(model, _part(entry, "layers", dict))
             slots = None
         else:
             raise ValueError(
                 f"entry {number} of the plan must be of kind 'identity', 'layers', 'slice', 'attention', "
-                f"'projections', 'fold', 'zeros' or 'factor', got {kind!r}"
+                f"'projections', 'fold', 'zeros', 'clusters' or 'factor', got {kind!r}"
             )
     return forget_(model)
 
@@ -85,11 +86,11 @@ def _replace_(model: nn.Module, name: str, returns: dict[str, bool]) -> None:
     setattr(parent, key, PassThrough(**returns).train(old.training))
 
 
-def _require_tensors(model: nn.Module, names: list[Any]) -> None:
+def _require_tensors(model: nn.Module, names: list[Any], kind: str) -> None:
     known = {name for name, _ in named_slots(model)}
     for name in names:
         if name not in known:
-            raise ValueError(f"the plan holds zeros of tensor {name!r}, which {type(model).__name__} does not have")
+            raise ValueError(f"the plan holds {kind} of tensor {name!r}, which {type(model).__name__} does not have")
 
 
 class _Slots:

@@ -22,6 +22,7 @@ from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.training.agreement import Choice, choose
 from compressor.training.dense_gradients import dense_gradients
 from compressor.training.freezing import freezing, frozen_names, still_modules, train_mode_
+from compressor.training.held_values import Held, HeldValues, clustered_names
 from compressor.training.held_zeros import HeldZeros, held_names, held_parameters
 from compressor.training.optimization import Cycle, check_schedule, optimizer_for, peak_rate
 from compressor.training.precision import AutoPrecision, Form, Precision, at_least_float32
@@ -93,7 +94,7 @@ def train(
     What is frozen, by `requires_grad` or by the globs `freeze`, stays as it is, and so do modules that the user put
     into eval mode by themselves (`training.freezing` says which). `student` is the part of `model` that stands for the
     workload's model where that is not all of it. Zeros that the plan holds (`training.held_zeros`) stay zero, and so
-    does what `after_step` adds to them.
+    does what `after_step` adds to them; weights that share a value by the plan (`training.held_values`) stay equal.
 
     A loss or gradient that is not finite rolls back to the best epoch and halves the rate, at most twice. Raises
     StageError then, when everything is frozen, and when there is no batch to train on.
@@ -124,8 +125,10 @@ def train(
             )
         still = still_modules(part, workload.model, freeze)
         frozen = frozen_names(part, still)
-        held = held_parameters(part, held_names([*context.plan_before, *context.plan]))
-        zeros = HeldZeros([*held.values()])
+        plan = [*context.plan_before, *context.plan]
+        held = held_parameters(part, held_names(plan))
+        clustered = held_parameters(part, clustered_names(plan))
+        kept = Held(HeldZeros([*held.values()]), HeldValues([*clustered.values()]))
         settings = {
             "epochs": epochs,
             "tail_epochs": tail_epochs,
@@ -139,6 +142,7 @@ def train(
             "precision": repr(precision),
             "frozen": list(frozen),
             "held_zeros": list(held),
+            "held_values": list(clustered),
             "model": digest(model) if path else "",
         }
         optimizer = optimizer_for(model, weight_decay)
@@ -173,7 +177,7 @@ def train(
                 views=views or total,
                 bar=bar,
                 after_step=after_step,
-                zeros=zeros,
+                held=kept,
             )
             while (epoch := len(progress.logs)) < total:
                 try:
@@ -239,7 +243,7 @@ class _Loop:
     views: int
     bar: Any
     after_step: AfterStep | None
-    zeros: HeldZeros
+    held: Held
 
     def epoch_(self, optimizer: torch.optim.Optimizer, progress: Progress) -> tuple[EpochLog, Tensor | None]:
         """Trains one epoch and scores it: its log and the metric's rows.
@@ -269,7 +273,7 @@ class _Loop:
         epoch, form = len(progress.logs), self.choice.form
         context = form.autocast if self._in_bfloat16(progress) else form.exact
         train_mode_(self.model, self.still)
-        self.zeros.read()
+        self.held.read()
         normalised = any(isinstance(module, _BatchNorm) and module.training for module in self.model.modules())
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         score = f"{progress.logs[-1].score:.4f}" if progress.logs else "-"
@@ -288,15 +292,15 @@ class _Loop:
                 loss = self.objective(self.model, form.place(inputs), form.place_targets(targets), position)
             value = _check_finite(float(loss.detach()), f"loss in epoch {epoch}, batch {batch}")
             loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
-            self.zeros.forget_gradients_()
+            self.held.even_gradients_()
             norm = nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
             _check_finite(float(norm), f"gradient norm in epoch {epoch}, batch {batch}")
             optimizer.step()
-            self.zeros.restore_()
+            self.held.restore_()
             if self.after_step is not None:
                 with torch.no_grad():
                     self.after_step(float(optimizer.param_groups[0]["lr"]))
-                self.zeros.read()
+                self.held.read()
             total, count = total + value, count + 1
             self.bar.set_postfix(loss=f"{total / count:.4f}", score=score, refresh=False)
         if not count:

@@ -1,7 +1,7 @@
 """The layers that read the channels of a group, what they are fed, and how they take over channels that go."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,8 +87,13 @@ class Moments:
         )
 
 
-def readers_of(model: nn.Module, group: Coupled, norm_after: dict[str, str]) -> list[Reader] | str:
-    """The layers that read the group's channels, or why what goes cannot be taken over by them."""
+def readers_of(
+    model: nn.Module, group: Coupled, norm_after: dict[str, str], held: Collection[str]
+) -> list[Reader] | str:
+    """The layers that read the group's channels, or why what goes cannot be taken over by them.
+
+    `held` are the tensors whose zeros or shared values are meant to stay.
+    """
     if group.kind not in {"channels", "neurons"}:
         return f"only channels and neurons are merged, not {group.kind}"
     tensors = tensors_of(model)
@@ -104,6 +109,8 @@ def readers_of(model: nn.Module, group: Coupled, norm_after: dict[str, str]) -> 
         (name, dim) = slots[0]
         if owners[id(tensors[name])] > 1:
             return f"the weights of {part.module}, which reads it, are shared"
+        if name in held:
+            return f"{part.module}, which reads it, has zeros or shared values that merging would lose"
         places = _places(part, group.width)
         if places is None:
             return f"{part.module} reads some of its channels more often than others"

@@ -1,0 +1,173 @@
+"""Weight sharing: few values, in every codebook, that later stages keep."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.errors import StageError
+from compressor.pruning.merging.fed import Noise
+from compressor.quantization.grids.schemes import PerBlock, PerChannel
+from compressor.stage import Context
+from compressor.stages.channel_pruning import PruneChannels
+from compressor.stages.fine_tuning import FineTune
+from compressor.stages.similar_merging import MergeSimilar
+from compressor.stages.weight_clustering import ClusterWeights
+from compressor.stages.weight_sparsifying import SparsifyWeights
+from compressor.structure.plan import apply_plan_
+from compressor.testing import check_stage
+from compressor.training.held_values import HeldValues
+from workbench.tiny import TinyResNet, make_workload
+
+
+def after(stages, workload, model=None):
+    """What the stages make of the workload's model, one after the other, and the whole plan."""
+    model, plan = copy.deepcopy(model or workload.model), ()
+    for stage in stages:
+        context = Context(seed=0, progress=False, plan_before=plan)
+        model = stage.apply(model, workload, context)
+        plan = (*plan, *context.plan)
+    return model, plan
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in model.named_parameters() if value.ndim > 1}
+
+
+def sharing(weight: torch.Tensor) -> torch.Tensor:
+    """Which number each weight's value has, counted in the order of the weights."""
+    _, index = torch.unique(weight, return_inverse=True)
+    flat = index.flatten().tolist()
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(flat))}
+    return torch.tensor([numbers[value] for value in flat])
+
+
+def test_every_layer_has_a_codebook(tiny_workload) -> None:
+    """Eight values are left in each layer, the nearest of its weights', and the plan names the tensors."""
+    model, (entry,) = after([ClusterWeights(clusters=8)], tiny_workload)
+    before = weights(tiny_workload.model)
+    for name, weight in weights(model).items():
+        values = torch.unique(weight)
+        assert len(values) == 8
+        nearest = values[(before[name].flatten()[:, None] - values).abs().argmin(dim=1)]
+        # The means of the clusters are taken last, so that a weight on a border may lie nearer to the next.
+        assert (weight.flatten() == nearest).double().mean() > 0.97
+    assert entry == {"kind": "clusters", "tensors": sorted(weights(model))}
+
+
+def test_codebooks_of_channels_and_blocks(tiny_workload) -> None:
+    """Every output channel has its four values, or each 9 weights of it; together there are more."""
+    for granularity, size in ((PerChannel(), None), (PerBlock(size=9), 9)):
+        model, _ = after([ClusterWeights(clusters=4, granularity=granularity, ignore=("linear",))], tiny_workload)
+        weight = weights(model)["layer1.0.conv1.weight"].flatten(1)
+        parts = [part for row in weight for part in row.split(size or len(row))]
+        assert {len(torch.unique(part)) for part in parts} == {4}
+        assert len(torch.unique(weight)) > 4 * len(weight) - 4
+
+
+def test_finer_codebooks_lose_less(tiny_workload) -> None:
+    """The more values, and the fewer weights share them, the less is lost."""
+    errors = []
+    for stage in (ClusterWeights(clusters=4), ClusterWeights(clusters=4, granularity=PerChannel()), ClusterWeights()):
+        context = Context(progress=False)
+        stage.apply(copy.deepcopy(tiny_workload.model), tiny_workload, context)
+        errors.append(sum(count["error"] for count in context.details["shared_values"]))
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_a_cluster_learns_from_the_mean_of_its_gradients() -> None:
+    """Weights 1, 1, 2 with gradients 3, 5, 7: the pair gets 4 each, so that a step of 0.1 leaves 0.6, 0.6, 1.3."""
+    weight = nn.Parameter(torch.tensor([1.0, 1.0, 2.0]))
+    held = HeldValues([weight])
+    held.read()
+    (weight * torch.tensor([3.0, 5.0, 7.0])).sum().backward()
+    held.even_gradients_()
+    assert weight.grad.tolist() == [4.0, 4.0, 7.0]
+    torch.optim.SGD([weight], lr=0.1).step()
+    held.restore_()
+    assert torch.allclose(weight, torch.tensor([0.6, 0.6, 1.3]))
+    with torch.no_grad():
+        weight[1] = 9.0
+    held.restore_()
+    assert torch.equal(weight[0], weight[1])
+
+
+def test_training_moves_values_and_keeps_them_shared(tiny_workload) -> None:
+    """After an epoch the same weights share a value, and the values are others."""
+    model, plan = after([ClusterWeights(clusters=8)], tiny_workload)
+    tuned = FineTune(epochs=1, tail_epochs=0).apply(
+        copy.deepcopy(model), tiny_workload, Context(progress=False, plan_before=plan)
+    )
+    free = FineTune(epochs=1, tail_epochs=0).apply(copy.deepcopy(model), tiny_workload, Context(progress=False))
+    moved = 0
+    for name, weight in weights(tuned).items():
+        assert torch.equal(sharing(weight), sharing(weights(model)[name]))
+        moved += not torch.equal(weight, weights(model)[name])
+    assert moved
+    assert len(torch.unique(weights(free)["layer1.0.conv1.weight"])) > 8
+
+
+def test_zeros_that_are_meant_stay(tiny_workload) -> None:
+    """Half of the weights are zero and stay so; the others share eight values, through a training and a cut."""
+    stages = [SparsifyWeights(sparsity=0.5), ClusterWeights(clusters=8), FineTune(epochs=1, tail_epochs=0)]
+    model, plan = after(stages, tiny_workload)
+    sparse, _ = after(stages[:1], tiny_workload)
+    for name, weight in weights(model).items():
+        zero = weights(sparse)[name] == 0
+        assert bool((weight[zero] == 0).all())
+        assert len(torch.unique(weight[~zero])) <= 8
+    narrow, _ = after([PruneChannels(remove=0.3, align=1)], tiny_workload, model)
+    assert all(len(torch.unique(weight)) <= 9 for weight in weights(narrow).values())
+    assert [entry["kind"] for entry in plan] == ["zeros", "clusters"]
+
+
+def test_merging_leaves_shared_values_alone(tiny_workload) -> None:
+    """Merging would add weights that share values: it is refused, with the layer and the reason."""
+    clustered, plan = after([ClusterWeights(clusters=8)], tiny_workload)
+    with pytest.raises(StageError, match="zeros or shared values that merging would lose"):
+        MergeSimilar(remove=0.25, align=1, on=Noise(samples=16)).apply(
+            clustered, tiny_workload, Context(progress=False, plan_before=plan)
+        )
+
+
+def test_too_many_values_are_refused(tiny_workload) -> None:
+    """A layer of 432 weights has no codebook of 500 values and is told; where none has, nothing is done."""
+    context = Context(progress=False)
+    ClusterWeights(clusters=500).apply(copy.deepcopy(tiny_workload.model), tiny_workload, context)
+    locked = {entry["layer"]: entry["reason"] for entry in context.details["locked"]}
+    assert locked["conv1"] == "500 values are too many for 432 weights"
+    with pytest.raises(StageError, match=r"100000 values are too many for 432 weights.*lower clusters"):
+        after([ClusterWeights(clusters=100_000)], tiny_workload)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clusters": 1}, "at least 2; got 1"),
+        ({"clusters": 4.5}, "a whole number"),
+        ({"clusters": 16, "granularity": PerBlock(size=8)}, "clusters=16 for blocks of 8"),
+        ({"layers": ()}, "layers"),
+        ({"ignore": "conv1"}, r"write \('conv1',\)"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message) -> None:
+    """Settings are refused where they are written."""
+    with pytest.raises(ValueError, match=message):
+        ClusterWeights(**settings)
+
+
+def test_the_plan_rebuilds_it(tiny_workload) -> None:
+    """The plan fits a fresh model of the class, and is refused where a tensor is missing."""
+    model, plan = after([ClusterWeights(clusters=4)], tiny_workload)
+    rebuilt = apply_plan_(TinyResNet(), list(plan))
+    rebuilt.load_state_dict(model.state_dict())
+    assert all(torch.equal(*pair) for pair in zip(rebuilt.parameters(), model.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"clusters of tensor 'conv1\.weight'"):
+        apply_plan_(nn.Linear(2, 2), list(plan))
+
+
+def test_codebooks_of_channels_keep_the_contract() -> None:
+    """Clusters of every channel keep what a stage keeps."""
+    check_stage(replace(ClusterWeights(clusters=4), granularity=PerChannel()), make_workload(TinyResNet().eval()))
