@@ -222,6 +222,9 @@ NOTES: tuple[tuple[Note, str], ...] = (
     ),
     (
         SharedValues(shared_by="ClusterWeights()", shared_values=(ValueCount(layer="a", values=16, of=64, error=0.1),)),
+        '{"shared_by": "ClusterWeights()", "shared_values": [{"layer": "a", "values": 16, "of": 64, "error": 0.1}]}',
+    ),
+    (
         Sparsified(zeros_by="Magnitude(norm='l1')", zeros_in="Rows()"),
         '{"zeros_by": "Magnitude(norm=\'l1\')", "zeros_in": "Rows()"}',
     ),
