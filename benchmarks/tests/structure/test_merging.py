@@ -8,12 +8,12 @@ from benchmarks.structure import merging
 
 
 def test_the_part_of_the_loss() -> None:
-    """Of 10 images all were right; ours is wrong on 1, theirs on 5: a fifth of the loss."""
-    dense, ours, theirs = torch.ones(10), torch.ones(10), torch.ones(10)
-    ours[0], theirs[:5] = 0, 0
+    """Of 100 images all were right; ours is wrong on 10, theirs on 50: a fifth of the loss."""
+    dense, ours, theirs = torch.ones(100), torch.ones(100), torch.ones(100)
+    ours[:10], theirs[:50] = 0, 0
     found = merging.part_of_loss(dense, ours, theirs)
     assert found["value"] == pytest.approx(0.2)
-    assert found["low"] <= 0.2 <= found["high"]
+    assert 0.05 < found["low"] < 0.2 < found["high"] < 0.4
 
 
 def test_every_arm_stands_in_the_table(trained_workload, capsys) -> None:
