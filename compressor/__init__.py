@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from compressor.files.reading import read_onnx
     from compressor.metrics import Metric
+    from compressor.outputs.kinds import Classes, Labels, Numbers, OtherOutput
     from compressor.recipe.recipe import Recipe
     from compressor.running.comparison import compare
     from compressor.running.pipeline import Pipeline
@@ -30,13 +31,17 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Budget": "budget",
+    "Classes": "outputs.kinds",
     "CompressorError": "errors",
     "Context": "stage",
     "Effect": "stage",
     "ExportError": "errors",
     "Isa": "target",
+    "Labels": "outputs.kinds",
     "Metric": "metrics",
+    "Numbers": "outputs.kinds",
     "OnnxFileError": "errors",
+    "OtherOutput": "outputs.kinds",
     "Pipeline": "running.pipeline",
     "Recipe": "recipe.recipe",
     "RecipeError": "errors",

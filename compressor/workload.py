@@ -61,8 +61,8 @@ class Workload:
     "input", several are "input_0", "input_1", .... `export_seconds` (> 0) is the CPU time after which the exporter is
     ended, and the file gets fixed sizes. Raises ValueError for others.
 
-    `output` says what the judged output says, `Classes(axis=...)`, `Labels()` or `Numbers()` of
-    `compressor.outputs.kinds`; None, what a first batch and the loss tell. `others` names further outputs, by key,
+    `output` says what the judged output says, `Classes(axis=...)`, `Labels()` or `Numbers()`; None, what a first batch
+    and the loss tell. `others` names further outputs, by key,
     field or place ("1"), and gives them losses of their own: {"depth": OtherOutput(loss=F.l1_loss)}; what is not
     named is held by trainings where the reference has it.
     """

@@ -84,7 +84,7 @@ def _indexed(outputs: Tensor, targets: Tensor, loss: Loss, *, classes: bool, axi
         raise WorkloadError(
             f"classes may lie in dimension {' or '.join(map(str, chosen))} of outputs {tuple(outputs.shape)} with "
             f"targets {tuple(targets.shape)}, and the loss does not tell in which; say it: "
-            f"Workload(output=Classes(axis={chosen[0]})), with Classes from compressor.outputs.kinds"
+            f"Workload(output=compressor.Classes(axis={chosen[0]}))"
         )
     kind = Classes(axis=chosen[0])
     if agreed:

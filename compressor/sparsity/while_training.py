@@ -2,38 +2,30 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from compressor.batches import Inputs
 from compressor.sparsity.schedules import Polynomial
 from compressor.sparsity.sparsifying import Sparsifying
-from compressor.training.loop import Position, train
-from compressor.training.precision import Form, at_least_float32
+from compressor.training.loop import Position
+from compressor.training.other_outputs import train_every_output
 from compressor.training.progress import epochs_note
 from compressor.training.streams import batches_in
-from compressor.workload import predict
 
 
 def train_sparser(work: Sparsifying, schedule: Polynomial, final: float, *, identity: str) -> None:
     """Trains the model while its sparsity rises to `final`; told. The plan has to hold the zeros of its weights."""
     batches = batches_in(work.workload.train, work.context.seed)
     sparsities = schedule.sparsities(final, batches)
-    form = Form.of(work.model)
     clock = _Clock(batches=batches)
     if 0 in sparsities:
         work.sparsify_(sparsities[0])
 
-    def objective(model: nn.Module, inputs: Inputs, targets: Tensor, position: Position) -> Tensor:
+    def look(position: Position) -> None:
         clock.position = position
-        outputs = at_least_float32(predict(model, inputs))
-        with form.exact():
-            return work.workload.loss(outputs, targets)
 
     def after_step(_rate: float) -> None:
         if clock.steps_made in sparsities:
             work.sparsify_(sparsities[clock.steps_made])
 
-    logs = train(
+    logs = train_every_output(
         work.model,
         work.workload,
         epochs=schedule.epochs,
@@ -41,7 +33,7 @@ def train_sparser(work: Sparsifying, schedule: Polynomial, final: float, *, iden
         context=work.context,
         tail_epochs=schedule.tail_epochs,
         weight_decay=schedule.weight_decay,
-        objective=objective,
+        before_batch=look,
         label="sparsify_weights",
         identity=identity,
         after_step=after_step,

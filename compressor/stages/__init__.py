@@ -48,6 +48,7 @@ from compressor.stages.structure_shrinking import ShrinkStructure
 from compressor.stages.weight_clustering import ClusterWeights
 from compressor.stages.weight_sparsifying import SparsifyWeights
 from compressor.stages.zero_removal import RemoveZeroChannels
+from compressor.training.hints import Hint
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
 
 # The stages and the values that their fields take.
@@ -93,6 +94,7 @@ __all__ = [
     "Global",
     "GroupLasso",
     "Hessian",
+    "Hint",
     "Isomorphic",
     "KMeansPlusPlus",
     "L1Penalty",

@@ -3,7 +3,7 @@
 What no loss sees is free to drift while a model is trained: a second head would be lost while the first one recovers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -143,24 +143,31 @@ def train_every_output(
     *,
     context: Context,
     precision: Precision = AutoPrecision(),  # noqa: B008 - it is frozen and holds nothing
+    before_batch: Callable[[Position], None] | None = None,
     **settings: Any,
 ) -> list[EpochLog]:
-    """What `training.loop.train` does and gives, with the other outputs held or trained beside the judged one."""
+    """What `training.loop.train` does and gives, with the other outputs held or trained beside the judged one.
+
+    `before_batch` is told where in the stream each batch stands.
+    """
     workload = settled(workload)
     others = Others.of(model, workload, precision=precision, seed=context.seed)
-    if not others:
+    if not others and before_batch is None:
         return train(model, workload, context=context, precision=precision, **settings)
     form, before = Form.of(model), private_copy(model)
 
     def objective(student: nn.Module, inputs: Inputs, targets: Targets, position: Position) -> Tensor:
+        if before_batch is not None:
+            before_batch(position)
         raw = call_model(student, inputs)
         with form.exact():
             loss = workload.loss(at_least_float32(output_tensor(raw)), targets)
-            return loss + others.loss(raw, inputs, targets, position)
+            return loss + others.loss(raw, inputs, targets, position) if others else loss
 
     with others.applied():
         logs = train(model, workload, context=context, precision=precision, objective=objective, **settings)
-    context.tell(others.note(before, model))
+    if others:
+        context.tell(others.note(before, model))
     return logs
 
 

@@ -156,7 +156,9 @@ def test_a_metric_over_classes_decides_where_the_loss_does_not(loss: Callable[..
 def test_what_nothing_tells_is_refused_with_the_way_out() -> None:
     """As many tokens as classes, and a loss that is none over classes: the user, or the metric, says it."""
     outputs, targets, loss = drawn(B, C, C), labels(B, C), lambda o, _: o.square().mean()
-    with pytest.raises(WorkloadError, match=r"dimension 1 or 2 of outputs \(8, 5, 5\).*output=Classes\(axis=1"):
+    with pytest.raises(
+        WorkloadError, match=r"dimension 1 or 2 of outputs \(8, 5, 5\).*output=compressor.Classes\(axis=1"
+    ):
         kind_of(outputs, targets, loss, classes=True)
     assert kind_of(outputs, targets, loss, classes=True, axis=-1) == Classes(axis=2)
 

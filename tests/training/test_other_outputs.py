@@ -15,11 +15,13 @@ from compressor.metrics import Metric
 from compressor.outputs.kinds import Classes, OtherOutput
 from compressor.pruning.schedules import Linear
 from compressor.running.preflight import check_workload
+from compressor.sparsity.schedules import Polynomial
 from compressor.stage import Context
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.distillation import Distill
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.sparse_training import SparseTraining
+from compressor.stages.weight_sparsifying import SparsifyWeights
 from compressor.training.other_outputs import Others, relative_changes
 from compressor.training.precision import Float32
 from compressor.workload import Workload
@@ -254,9 +256,16 @@ def test_names_of_no_further_output_are_refused_before_work(name: str, message: 
     check_workload(workload_of(two_heads, others={"1": OtherOutput(loss=lambda o, _: o.square().mean())}))
 
 
-def test_trainings_between_pruning_steps_hold_the_second_head(two_heads: TwoHeads) -> None:
-    """Every training of the package that follows the workload's loss does so: here those of a schedule."""
+@pytest.mark.parametrize(
+    "stage",
+    [
+        PruneChannels(remove=0.25, schedule=Linear(steps=2, epochs=1), align=1),
+        SparsifyWeights(sparsity=0.5, schedule=Linear(steps=2, epochs=1)),
+        SparsifyWeights(sparsity=0.5, schedule=Polynomial(epochs=1)),
+    ],
+)
+def test_trainings_inside_other_stages_hold_the_second_head(stage: Any, two_heads: TwoHeads) -> None:
+    """Those between the steps of a schedule, and those during which zeros grow in number."""
     context = Context(progress=False)
-    stage = PruneChannels(remove=0.25, schedule=Linear(steps=2, epochs=1), align=1)
     stage.apply(copy.deepcopy(two_heads), workload_of(two_heads), context)
     assert context.details["other_outputs"][0]["treated"] == "held where the reference has it"
