@@ -17,6 +17,8 @@ from typing import Any
 # The functions of Python that take names as text.
 _EVALUATE = ("eval", "exec")
 _IMPORT = ("import_module", "__import__")
+# Attributes of frames and functions by which code gets at names; a frame may be any caller's.
+_FRAMES = ("f_globals", "f_locals", "f_builtins", "__globals__", "__builtins__")
 _WORD = re.compile(r"[^\W\d]\w*")
 # What stands between a lookup and its text, and says nothing.
 _SILENT = {"CACHE", "RESUME", "EXTENDED_ARG", "PUSH_NULL", "PRECALL", "NOP"}
@@ -44,6 +46,8 @@ def looked_up(code: CodeType, names: dict[str, Any]) -> Iterator[tuple[str, Any]
             yield from _texts_of(f"{asked}()", names, words)
         elif instruction.argval in _IMPORT and instruction.opname.startswith("LOAD_"):
             yield from _modules_of(f"{asked}()", _text_after(after))
+        elif asked in _FRAMES:
+            yield str(asked), Unknown(f"names that it looks up as text ({asked})")
         elif asked == "modules" and number and instructions[number - 1].argval == "sys":
             yield from _modules_of("sys.modules", _text_after(after, ("get",)))
 

@@ -39,6 +39,8 @@ UNKNOWN: dict[str, Callable[..., Any]] = {
     "a text made up": lambda x, end: x * globals()[f"SCA{end}"],
     "all of them": lambda x: x * dict(globals())["SCALE"],
     "text that is run": lambda x, text: eval(text),  # noqa: S307 - under test
+    "a frame": lambda x: x * sys._getframe().f_globals["SCALE"],
+    "another function": lambda x: x * own_scale.__globals__["SCALE"],
     "a module made up": lambda x, name: importlib.import_module(name).scale * x,
     "a module that is there": lambda x, name: sys.modules[name].scale * x,
 }
