@@ -94,10 +94,17 @@ def trace_structure(model: nn.Module, inputs: Inputs | Shown, *, settled: bool =
     structure.keep_one_factor()
     # What runs without numbers does the same for every sample.
     samples = 1 if by_shapes else min(2, batch_size_of(shown.example))
-    steps = [] if trace.trains_alike else shown.steps()
+    steps = [] if trace.trains_alike and not trace.training_paths else shown.steps()
     others = (*shown.others, *trace.more)
     probed = ProbedStructure(
-        trial, structure, shown.example, samples=samples, others=others, paths=trace.paths, steps=steps
+        trial,
+        structure,
+        shown.example,
+        samples=samples,
+        others=others,
+        paths=trace.paths,
+        steps=steps,
+        training_paths=trace.training_paths,
     )
     if settled or trace.unknown:
         probed.settle()

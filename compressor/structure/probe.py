@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.structure.axes.forced_paths import Forced, Path
+from compressor.structure.axes.decisions import Steps
+from compressor.structure.axes.forced_paths import Forced
 from compressor.structure.axes.groups import AxisStructure
 from compressor.structure.calling.shown import TrainingStep
 from compressor.structure.couplings import Coupled
@@ -27,7 +28,8 @@ class ProbedStructure:
     `model` shares its parameters with the model, but for constant ones, which are `distinct_`. Outputs are compared for
     the first `samples` (1 or 2) of `inputs`: one says it all where the program does not look at values, and for
     `others` as they are; then for `inputs` on every one of `paths`, and in the first of `steps` that the model can be
-    trained with. `slices` are what parameters became in the last trial, for the model itself.
+    trained with, there on `training_paths` too. `slices` are what parameters became in the last trial, for the model
+    itself.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class ProbedStructure:
         samples: int,
         *,
         others: Sequence[Inputs] = (),
-        paths: Sequence[Path] = (),
+        paths: Sequence[Steps] = (),
         steps: Sequence[TrainingStep] = (),
+        training_paths: Sequence[Steps] = (),
     ) -> None:
         self._model, self._structure, self._inputs, self._samples = model, structure, inputs, samples
-        self._others, self._paths, self._steps = others, paths, steps
+        self._others, self._paths = others, paths
+        self._steps, self._training_paths = steps, training_paths
         self._settling: Settling | None = Settling(model, structure)
         self.settled = not self._settling.needed
         self._failed = False
@@ -106,7 +110,10 @@ class ProbedStructure:
             reason = reason or difference_on(narrow, masked, inputs)
         for path in self._paths:
             reason = reason or difference_within(narrow, masked, self._inputs, partial(Forced, path))
-        return reason or difference_in_training(narrow, masked, sizes, self._steps)
+        reason = reason or difference_in_training(narrow, masked, sizes, self._steps)
+        for path in self._training_paths:
+            reason = reason or difference_in_training(narrow, masked, sizes, self._steps, partial(Forced, path))
+        return reason
 
 
 def constant_parameters(model: nn.Module) -> set[str]:

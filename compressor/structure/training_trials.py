@@ -1,8 +1,9 @@
 """Whether a narrowed model trains as the whole one does with zeros: one step, with all that it writes."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,15 @@ from compressor.workload import call_model, output_tensor
 
 
 def difference_in_training(
-    narrow: nn.Module, masked: nn.Module, sizes: Sizes, steps: Sequence[TrainingStep]
+    narrow: nn.Module,
+    masked: nn.Module,
+    sizes: Sizes,
+    steps: Sequence[TrainingStep],
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> str | None:
     """Why `narrow` does not train as `masked` does, which has zeros where `sizes` leaves out, or None where it does.
+
+    All is done within `context`, which may lead the program elsewhere.
 
     Taken is the first of `steps` that `masked` can make. Compared are what is returned, the loss, and every parameter
     and buffer afterwards, where `masked` does the same again under one seed; otherwise `narrow` must run. It is done in
@@ -30,7 +37,7 @@ def difference_in_training(
     """
     for step in steps:
         for double in (True, False):
-            trial = _Trial(step=step, double=double)
+            trial = _Trial(step=step, double=double, context=context)
             whole = trial.run(masked)
             if isinstance(whole, _Trained):
                 reason = trial.difference(narrow, masked, whole, sizes)
@@ -53,6 +60,7 @@ class _Trial:
 
     step: TrainingStep
     double: bool
+    context: Callable[[], AbstractContextManager[Any]]
 
     def difference(self, narrow: nn.Module, masked: nn.Module, whole: _Trained, sizes: Sizes) -> str | None:
         given = self.run(narrow)
@@ -69,7 +77,7 @@ class _Trial:
         # Steps may write into parameters too.
         copy = sharing_copy(model, own=tensors_of(model)).train()
         try:
-            with torch.enable_grad(), seeded() as draws, EvenDraws() if even else nullcontext():
+            with torch.enable_grad(), seeded() as draws, EvenDraws() if even else nullcontext(), self.context():
                 raw = call_model(copy.double() if self.double else copy, self._cast(self.step.inputs))
                 returned = returned_tensors(raw)
                 loss = self._loss(raw)

@@ -353,3 +353,32 @@ def test_trials_of_training_leave_the_model_alone() -> None:
     before = copy.deepcopy(model.state_dict())
     halves(model, SHOWN)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Deciding(Network):
+    """In training features are reversed where numbers are large, and so is what is computed, or only one of them."""
+
+    def __init__(self, decide: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.decide = decide
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.decide(self, x, F.relu(self.b(F.relu(self.a(x))))))
+
+
+DECISIONS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+    "in training": lambda net, x, f: f.view(-1, 3, 4).mT.reshape(-1, 12) if net.training and x.max() > 50 else f,
+    "in training, then": lambda net, x, f: (
+        (f.view(-1, 3, 4).mT.reshape(-1, 12) if net.training else f * 2) if x.max() > 50 else f
+    ),
+    "a very value": lambda net, x, f: f.flip(1) if net.training and round(x.max().item()) == 77 else f,
+}
+
+
+@pytest.mark.parametrize("kind", DECISIONS)
+def test_decisions_of_training_are_tried(kind: str) -> None:
+    """What only a training step on other numbers does to features keeps their width; what comes before goes."""
+    narrow, masked, graph = halves(Deciding(DECISIONS[kind]), SHOWN)
+    assert set(free(graph)) == {"a"}
+    x = torch.full((8, 6), 77.0)
+    torch.testing.assert_close(narrow.train()(x), masked.train()(x))

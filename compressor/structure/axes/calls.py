@@ -122,6 +122,15 @@ def user_place() -> tuple[str, int] | None:
     return None
 
 
+def user_frames() -> Iterator[FrameType]:
+    """The frames of the user's code that led to the running operator, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as above
+    while frame is not None and not _is_end(frame):
+        if _is_users(frame):
+            yield frame
+        frame = frame.f_back
+
+
 def _is_end(frame: FrameType) -> bool:
     return frame.f_globals.get("__name__") == "compressor.workload"
 

@@ -5,6 +5,7 @@ A condition reads one number; a selection by a mask makes a tensor whose size de
 
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -42,46 +43,93 @@ class Place(NamedTuple):
     turn: int
 
 
+# Places with the ways that are to be taken there, one for each.
+Steps = tuple[tuple[Place, Any], ...]
+
+
 @dataclass
 class Decisions:
-    """What was decided by numbers, by place, and one decision that is to be taken otherwise.
+    """What was decided by numbers, by place, and decisions that are to be taken otherwise.
 
-    `ways` are the other ways at each place: numbers to read instead, or masks of ones or zeros. Only one decision is
-    forced in a call, so that no loop goes on for ever; `met` says whether the call came to it.
+    `ways` are the other ways at each place: numbers to read instead, or masks of ones or zeros. `clues` are numbers
+    more, which the program mentions. `beyond` are the ways at places that were met only since something was forced.
+    Each forced decision is taken once in a call, so that no loop goes on for ever.
     """
 
     ways: dict[Place, tuple[Any, ...]] = field(default_factory=dict)
-    met: bool = False
-    _forced: Place | None = None
-    _way: Any = None
+    clues: dict[Place, tuple[Any, ...]] = field(default_factory=dict)
+    beyond: dict[Place, tuple[Any, ...]] = field(default_factory=dict)
+    _forced: dict[Place, Any] = field(default_factory=dict)
+    _met: set[Place] = field(default_factory=set)
     _turns: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _any: bool = False
 
-    def force(self, place: Place, way: Any) -> None:
-        """Lets the decision at `place` be taken that `way` from now on."""
-        self._forced, self._way, self.met = place, way, False
+    def force(self, steps: Steps) -> None:
+        """Lets the decisions of `steps` be taken so from now on."""
+        self._forced, self._met, self.beyond = dict(steps), set(), {}
 
     def begin(self) -> None:
         """Says that another call begins."""
         self._turns.clear()
+        self._met.clear()
+        self._any = False
 
-    def taken(self, line: str, function: Any, args: Any, kwargs: Any, result: Any) -> Any:
-        """The result of a decision at `line`: `result`, unless it is to be another."""
+    @property
+    def met(self) -> bool:
+        """Whether the call came to everything that was forced."""
+        return self._met == set(self._forced)
+
+    @property
+    def any(self) -> bool:
+        """Whether the call took a decision that is noted."""
+        return self._any
+
+    def taken(
+        self,
+        line: str,
+        function: Any,
+        args: Any,
+        kwargs: Any,
+        result: Any,
+        *,
+        clues: Callable[[], Iterable[float]] | None = None,
+    ) -> Any:
+        """The result of a decision at `line`: `result`, unless it is to be another.
+
+        It is noted where `clues` are given, which finds the numbers that the program mentions.
+        """
         key = line, str(function)
         place = Place(*key, self._turns[key])
         self._turns[key] += 1
-        if self._forced is None and place.turn < _TURNS:
-            self.ways.setdefault(place, _others(function, result))
-        if place != self._forced or self.met:
+        self._any |= clues is not None
+        if clues is not None and place.turn < _TURNS and place not in self.ways:
+            ways = _others(function, result)
+            numbers = _as_read(clues(), result, ways) if _VALUE in function.tags else ()
+            if self._forced:
+                self.beyond.setdefault(place, (*ways, *numbers))
+            else:
+                self.ways[place], self.clues[place] = ways, numbers
+        if place not in self._forced or place in self._met:
             return result
-        self.met = True
+        self._met.add(place)
+        way = self._forced[place]
         if _VALUE in function.tags:
-            return type(result)(self._way)
+            return type(result)(way)
         if "unique" in str(function):  # no two alike, or all
-            numbers = torch.arange(args[0].numel()).view_as(args[0]) * (1 - self._way)
+            numbers = torch.arange(args[0].numel()).view_as(args[0]) * (1 - way)
             return function(numbers.to(args[0]), *args[1:], **kwargs)
         if "nonzero" in str(function):  # of numbers of any type
-            return function(torch.full_like(args[0], self._way), *args[1:], **kwargs)
-        return function(*_masked(args, self._way), **_masked(kwargs, self._way))
+            return function(torch.full_like(args[0], way), *args[1:], **kwargs)
+        return function(*_masked(args, way), **_masked(kwargs, way))
+
+
+def _as_read(numbers: Iterable[float], result: Any, ways: Iterable[Any]) -> tuple[Any, ...]:
+    """Those of `numbers` that can be read in the place of `result`, each as its type and once."""
+    if isinstance(result, bool) or not isinstance(result, int | float):
+        return ()
+    known = {result, *ways}
+    fitting = (type(result)(number) for number in numbers if isinstance(result, float) or number % 1 == 0)
+    return tuple(dict.fromkeys(number for number in fitting if number not in known))
 
 
 def _others(function: Any, result: Any) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ class Insides:
         self._held: dict[str, list[Dims]] = {}
         self._given: dict[str, set[str]] = {}
         self._callers: dict[str, set[str]] = {}
+        self._results: dict[str, list[Dims]] = {}
 
     def begin(self) -> None:
         """Says that another call of the model begins."""
@@ -49,6 +50,14 @@ class Insides:
                 break
         if self._open:
             self._held.setdefault(self._open[-1][0], []).extend(every)
+
+    def gives(self, name: str, every: Iterable[Dims]) -> None:
+        """Notes what any module, torch's too, gives back."""
+        self._results.setdefault(name, []).extend(every)
+
+    def results(self, name: str) -> list[Dims]:
+        """The axes of what the module `name` gave back."""
+        return self._results.get(name, [])
 
     def called(self, name: str) -> bool:
         """Whether the module `name` ran."""

@@ -1,6 +1,6 @@
 """The axes of a model as its calls show them: examples, a training step, and paths that no example takes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_targets, map_tensors
 from compressor.structure.axes.axis import Axis, leaves
-from compressor.structure.axes.forced_paths import Operators, Path
+from compressor.structure.axes.decisions import Place, Steps
+from compressor.structure.axes.forced_paths import Operators
 from compressor.structure.axes.trace import Trace, Watch
 from compressor.structure.axes.unreached.reach import Beyond, lock_what_is_not_reached
+from compressor.structure.axes.unreached.skipping import lock_what_is_skipped
+from compressor.structure.calling.clues import sizes_mentioned
 from compressor.structure.calling.draws import seeded
 from compressor.structure.calling.shown import Shown, TrainingStep
 from compressor.structure.model_copies import shape_copy, sharing_copy
@@ -23,6 +26,10 @@ from compressor.workload import batch_size_of, call_model, input_tensors, output
 _DECISIONS = 32
 # Of them, that are walked in every trial at most.
 _WALKED = 6
+_TRAINED = 3
+# Numbers that the program mentions, and second decisions behind a first, that are tried at most.
+_CLUES = 24
+_SECOND = 16
 # Decisions of a place after the first that are taken otherwise though every layer is reached: one line may hold two.
 _TURN = 1
 # Training steps that draw other numbers than the first.
@@ -32,6 +39,11 @@ _FACTORS = (0.5, 2.0, 4.0)
 _LENGTHS = (0.0, 0.5, 2.0, 4.0)
 # Inputs of other sizes, on which another path is taken, that are shown at most.
 _SIZES = 3
+# Numbers of samples that are tried besides those that the program mentions, and how many of these.
+_SAMPLES = (3, 1)
+_MENTIONED = 16
+# Elements of inputs of sizes that the program mentions.
+_LARGEST, _LARGEST_OF_NUMBERS = 1 << 20, 1 << 16
 
 
 def trace_axes(model: nn.Module, shown: Shown) -> tuple[Trace, bool]:
@@ -60,6 +72,7 @@ def trace_axes(model: nn.Module, shown: Shown) -> tuple[Trace, bool]:
     runs.explore(shown, by_shapes=by_shapes)
     runs.show_sizes(shown.example, by_shapes=by_shapes)
     runs.watch.finish(runs.reached)
+    lock_what_is_skipped(model, trace)
     lock_what_is_not_reached(model, trace, runs.explored, untrained)
     return trace, by_shapes
 
@@ -77,6 +90,8 @@ class _Runs:
         self.explored: dict[str, Beyond] = {}
         self.trained: list[Any] = []
         self._taken: list[list[Any]] = []
+        self._taken_in_training: list[list[Any]] = []
+        self._copies: dict[bool, nn.Module] = {}
         self._inputs = 0
         self._seed = 0
         self._drawn = False
@@ -130,35 +145,47 @@ class _Runs:
                 self._step(step, by_shapes=by_shapes)
                 self.reached |= self.watch.met
         self.trained, self._seed = first, 0
+        self._taken_in_training.append(first)
 
     def explore(self, shown: Shown, *, by_shapes: bool) -> None:
         """Takes every decision otherwise, and gives inputs of other sizes where layers are not reached by then."""
         decisions, trace = self.watch.decisions, self.watch.trace
         branches, unknown = list(trace.branches), set(trace.unknown)
         self.watch.limit = 20 * self.watch.count + 1000
-        # The first decision of each place comes before the next ones of any.
+        # The first decision of each place comes before the next ones of any, and numbers of the program's text after.
         places = sorted(decisions.ways, key=lambda place: place.turn)
-        ways = [(place, way) for place in places for way in decisions.ways[place]]
-        for place, way in ways[:_DECISIONS]:
-            if place.turn > _TURN and not self._unreached():
-                break
-            cause = f"the program branches on a computed value{place.line}, and {{}} was not run"
-            decisions.force(place, way)
-            if self._try(cause, lambda: self.example_beyond(shown.example, by_shapes=False)):
-                self._keep(Path(place, way))
-            if not decisions.met:  # it is a decision of training
-                self._try(cause, lambda: self._step(shown.steps()[0], by_shapes=False))
+        plain: list[Steps] = [((place, way),) for place in places for way in decisions.ways[place]]
+        read: list[Steps] = [((place, way),) for place in places for way in decisions.clues[place]]
+        further: list[Steps] = []
+        for steps in (*plain[:_DECISIONS], *read[:_CLUES]):
+            if steps[0][0].turn <= _TURN or self._unreached():
+                further += [(*steps, (place, way)) for place, ways in self._take(steps, shown) for way in ways]
+        for steps in further[:_SECOND]:
+            self._take(steps, shown)
         trace.branches, trace.unknown = branches, unknown
         if self._unreached():
             self._explore_sizes(shown.example, by_shapes=by_shapes)
 
-    def _keep(self, path: Path) -> None:
-        """Notes the `path` that was just taken, where it is another one than those before."""
+    def _take(self, steps: Steps, shown: Shown) -> list[tuple[Place, tuple[Any, ...]]]:
+        """Takes decisions otherwise, in eval mode and in a training step; the decisions that are met only so."""
+        decisions, trace = self.watch.decisions, self.watch.trace
+        cause = f"the program branches on a computed value{steps[-1][0].line}, and {{}} was not run"
+        decisions.force(steps)
+        if self._try(cause, lambda: self.example_beyond(shown.example, by_shapes=False)):
+            self._keep(steps, trace.paths, self._taken, _WALKED)
+        beyond = list(decisions.beyond.items())
+        decisions.force(steps)
+        if self._try(cause, lambda: self._step(shown.steps()[0], by_shapes=False)):
+            self._keep(steps, trace.training_paths, self._taken_in_training, _TRAINED)
+        return beyond if len(steps) == 1 else []
+
+    def _keep(self, steps: Steps, paths: list[Steps], taken: list[list[Any]], most: int) -> None:
+        """Notes in `paths` what was just walked, where it is another path than those that were `taken` before."""
         # A number may be a size, with which the same operators do other things.
-        fresh = self.watch.operators not in self._taken or (path.way == 1 and path.way is not True)
-        if self.watch.decisions.met and fresh and len(self.watch.trace.paths) < _WALKED:
-            self._taken.append(self.watch.operators)
-            self.watch.trace.paths.append(path)
+        fresh = self.watch.operators not in taken or any(way == 1 and way is not True for _, way in steps)
+        if self.watch.decisions.met and fresh and len(paths) < most:
+            taken.append(self.watch.operators)
+            paths.append(steps)
 
     def example_beyond(self, inputs: Inputs, *, by_shapes: bool) -> None:
         """Calls the model in eval mode, without saying that it is ever called so."""
@@ -167,26 +194,50 @@ class _Runs:
             raise ValueError("samples are mixed up: the program was not written for such inputs")
 
     def show_sizes(self, example: Inputs, *, by_shapes: bool) -> None:
-        """Adds inputs of other sizes to what is shown, where the model runs other operators on them."""
-        copy = self._copy(by_shapes=by_shapes)
-        known = [self._operators(copy, example, by_shapes=by_shapes)]
-        for inputs in other_sizes(example, _LENGTHS if by_shapes else _LENGTHS[:3]):
-            if len(known) > _SIZES:
-                break
-            with suppress(Exception):  # nobody said that the model takes these
-                met = self._operators(copy, inputs, by_shapes=by_shapes)
-                if met not in known:
-                    known.append(met)
-                    self.watch.trace.more.append(inputs)
+        """Adds inputs of other sizes, and other numbers of samples, where the model runs other operators on them."""
+        mentioned = sizes_mentioned(self.model)[:_MENTIONED]
+        most = _LARGEST if by_shapes else _LARGEST_OF_NUMBERS
+        lengths = other_sizes(example, _LENGTHS if by_shapes else _LENGTHS[:3], mentioned, most)
+        self._show(example, lengths, by_shapes=by_shapes, bounds=False)
+        one = _elements(example) / batch_size_of(example)
+        counts = [size for size in dict.fromkeys((*_SAMPLES, *mentioned)) if size * one <= most or size in _SAMPLES]
+        batches = (of_samples(example, size) for size in counts)
+        self._show(example, batches, by_shapes=by_shapes, bounds=True)
 
-    def _operators(self, copy: nn.Module, inputs: Inputs, *, by_shapes: bool) -> set[Any]:
-        operators = Operators(shapes_only=by_shapes)
-        given = map_tensors(inputs, lambda tensor: torch.empty_like(tensor, device="meta")) if by_shapes else inputs
+    def _show(self, example: Inputs, others: Iterable[Inputs], *, by_shapes: bool, bounds: bool) -> None:
+        # What brings constants along for some sizes alone needs numbers there.
+        modes = (True, False) if by_shapes else (False,)
+        known: dict[bool, list[Operators]] = {mode: [] for mode in modes}
+        added, following = 0, set[tuple[Any, ...]]()
+        for inputs in others:
+            for mode in modes if added < _SIZES else ():
+                with suppress(Exception):  # nobody said that the model takes these
+                    if not known[mode]:
+                        known[mode] = [self._operators(example, shapes_only=mode, bounds=bounds)]
+                    if by_shapes and not mode and _elements(inputs) > _LARGEST_OF_NUMBERS:
+                        break
+                    other, cuts = self._operators(inputs, shapes_only=mode, bounds=bounds), known[mode][0].cuts
+                    following |= {key for key, cut in other.cuts.items() if set(cuts.get(key, cut)) != set(cut)}
+                    if all(other.met != one.met for one in known[mode]):
+                        known[mode].append(other)
+                        added += 1
+                        self.watch.trace.more.append(inputs)
+                    break
+        for key in following:
+            self.watch.lock_cut(key)
+
+    def _operators(self, inputs: Inputs, *, shapes_only: bool, bounds: bool) -> Operators:
+        operators = Operators(shapes_only=shapes_only, bounds=bounds)
+        if shapes_only not in self._copies:
+            self._copies[shapes_only] = self._copy(by_shapes=shapes_only)
+        copy, given = self._copies[shapes_only], inputs
+        if shapes_only:
+            given = map_tensors(inputs, lambda tensor: torch.empty_like(tensor, device="meta"))
         with torch.no_grad(), seeded(), operators:
             raw = call_model(copy, given)
         if len(output_tensor(raw)) != batch_size_of(inputs):
             raise ValueError("samples are mixed up: the program was not written for such inputs")
-        return operators.met
+        return operators
 
     def _explore_sizes(self, example: Inputs, *, by_shapes: bool) -> None:
         # What programs make of sizes they were not written for must not count for what the examples show: apart.
@@ -254,12 +305,32 @@ class _Runs:
         return given
 
 
-def other_sizes(inputs: Inputs, factors: Sequence[float]) -> Iterator[Inputs]:
-    """`inputs` with longer and shorter dimensions: those of one size together, but for that of the samples."""
+def other_sizes(inputs: Inputs, factors: Sequence[float], sizes: Sequence[int] = (), most: int = 0) -> Iterator[Inputs]:
+    """`inputs` with longer and shorter dimensions: those of one size together, but for that of the samples.
+
+    `sizes` are such as they may have besides `factors` of theirs, where that makes at most `most` elements.
+    """
     tensors = input_tensors(inputs)
+    count = _elements(inputs)
     for size in dict.fromkeys(size for tensor in tensors for size in tensor.shape[1:] if size > 1):
-        for factor in factors:
-            yield map_tensors(inputs, lambda tensor: _resized(tensor, size, max(1, int(size * factor))))  # noqa: B023 - called at once
+        for new in (*(max(1, int(size * factor)) for factor in factors), *sizes):
+            dims = max(tuple(tensor.shape[1:]).count(size) for tensor in tensors)
+            if new in sizes and (new == size or count * (new / size) ** dims > most):
+                continue
+            yield map_tensors(inputs, lambda tensor: _resized(tensor, size, new))  # noqa: B023 - called at once
+
+
+def of_samples(inputs: Inputs, count: int) -> Inputs:
+    """`inputs` with `count` samples, those that there are again and again; tensors without samples stay."""
+    batch = batch_size_of(inputs)
+    places = torch.arange(count) % batch
+    return map_tensors(
+        inputs, lambda tensor: tensor[places.to(tensor.device)] if tensor.ndim and len(tensor) == batch else tensor
+    )
+
+
+def _elements(inputs: Inputs) -> int:
+    return sum(tensor.numel() for tensor in input_tensors(inputs))
 
 
 def _resized(tensor: Tensor, size: int, new: int) -> Tensor:

@@ -11,9 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.batches import Inputs
 from compressor.structure.axes.axis import Axis, IrreconcilableError, atoms, lock
-from compressor.structure.axes.calls import Call, Dims, tensors_in, user_line, user_place
-from compressor.structure.axes.decisions import Decisions, is_chance_or_count, looks_at_values
-from compressor.structure.axes.forced_paths import Path
+from compressor.structure.axes.calls import Call, Dims, tensors_in, user_frames, user_line, user_place
+from compressor.structure.axes.decisions import Decisions, Steps, is_chance_or_count, looks_at_values
 from compressor.structure.axes.insides import Insides
 from compressor.structure.axes.read_out import ReadOut
 from compressor.structure.axes.recurrent import RECURRENT, recurrent_dims
@@ -21,6 +20,7 @@ from compressor.structure.axes.rules import rule_of
 from compressor.structure.axes.shapes_alone import shapes_of
 from compressor.structure.axes.views import permutation, unreadable
 from compressor.structure.axes.whole_calls import WholeCalls
+from compressor.structure.calling.clues import numbers_near
 from compressor.structure.calling.returned import returned_tensors
 from compressor.structure.tensor_ids import tensors_of
 
@@ -38,6 +38,7 @@ _REARRANGING = {
     "unsafe_split",
 }
 _REARRANGING |= {"mul", "div", "neg", "roll", "flip", "contiguous"}
+_CUTTING = {"slice", "select", "narrow"}
 # Operators that look rows up in their first argument.
 _TABLES = {"embedding", "_embedding_bag", "_embedding_bag_forward_only"}
 _NORMS = (nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)  # noqa: SLF001 - no public names
@@ -64,11 +65,10 @@ class Trace:
 
     `counts` are the attributes that give the size of an axis, by module name; `unknown` the operators without a rule;
     `tables` the weights of embeddings; `branches` the places where the program looked at a value, or the number of
-    values, that was computed from weights or real-valued inputs. `seen` are the axes of everything computed,
-    and `insides` says in which modules.
-    `unreached` says of each layer that no call reached why it is a danger; `more` are batches that reached some;
-    `paths` are those that no example takes; `trains_alike`: training runs the same operators, but for draws and
-    statistics.
+    values, that was computed from weights or real-valued inputs. `seen` are the axes of everything computed, and
+    `insides` says in which modules. `unreached` says of each layer that no call reached why it is a danger; `more` are
+    batches that reached some; `paths` are those that no example takes, `training_paths` no training step;
+    `trains_alike`: training runs the same operators, but for draws and statistics.
     """
 
     dims: dict[str, Dims] = field(default_factory=dict)
@@ -82,7 +82,8 @@ class Trace:
     insides: Insides = field(default_factory=Insides)
     unreached: dict[str, str] = field(default_factory=dict)
     more: list[Inputs] = field(default_factory=list)
-    paths: list[Path] = field(default_factory=list)
+    paths: list[Steps] = field(default_factory=list)
+    training_paths: list[Steps] = field(default_factory=list)
     trains_alike: bool = False
 
 
@@ -95,6 +96,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         self.met: set[int] = set()
         self.operators: list[Any] = []
         self.decisions = Decisions()
+        self._cut: dict[tuple[Any, ...], tuple[str, dict[Axis, None]]] = {}
         self.shapes_only = False
         self.count, self.limit = 0, 0
         self._muted = 0
@@ -169,6 +171,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         else:
             self.trace.made |= {(name, order[dim]) for name in self._names.get(number, ())}
 
+    def lock_cut(self, key: tuple[Any, ...]) -> None:
+        """Locks what an operator, with its line, cuts or picks from: which positions follows the sizes of inputs."""
+        line, axes = self._cut.get(key, ("", {}))
+        for axis in axes:
+            lock(axis, f"which of its positions are taken follows the sizes of the inputs{line}")
+
     def outputs(self, raw: Any) -> None:
         """Says that `raw` is what the model hands back; caches for the next call are left out."""
         for tensor in returned_tensors(raw):
@@ -209,19 +217,21 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     def _looked(self, function: Any, args: Any, kwargs: Any, result: Any) -> Any:
         """What an operator that looks at values is to give, noted where the values were computed."""
         known = [self._known(tensor) for tensor in tensors_in([args, kwargs])]
-        if not any(item.computed for item in known):
-            return result
+        computed = any(item.computed for item in known)
         line = user_line()
-        if any(item.valued for item in known):
+        if computed and any(item.valued for item in known):
             self.trace.branches.append(line)
-        return self.decisions.taken(line, function, args, kwargs, result)
+        # Which constant is read may have been decided before.
+        clues = (lambda: numbers_near(user_frames())) if computed or self.decisions.any else None
+        return self.decisions.taken(line, function, args, kwargs, result, clues=clues)
 
     def _record(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
         outputs = tuple(tensors_in([result]))
         if not outputs:
             return
+        key = str(function), user_place()
         if not is_chance_or_count(function, outputs):
-            self.operators.append((str(function), user_place()))
+            self.operators.append(key)
         schema = function._schema  # noqa: SLF001 - torch has no public name for it
         names = [argument.name for argument in schema.arguments]
         arguments = {argument.name: argument.default_value for argument in schema.arguments}
@@ -242,6 +252,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             counts=self._counts,
         )
         given = [self._known(tensor) for tensor in call.tensors()]
+        if name in _CUTTING:
+            dims = call.dims("self")
+            self._cut.setdefault(key, (user_line(), {}))[1].setdefault(dims[call["dim"] % len(dims)])
         rule = rule_of(name, function)
         if rule is None or (0 in outputs[0].shape and rule_of("view", function) is rule):
             if rule is None:
@@ -306,6 +319,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 handles.append(module.register_forward_hook(self._recurrent(name), with_kwargs=True))
             elif isinstance(module, _NORMS):
                 handles.append(module.register_forward_pre_hook(self._channels(name)))
+            handles.append(module.register_forward_hook(self._gives(name)))
             if module._backward_hooks and module.training:  # noqa: SLF001 - torch has no public name for it
                 handles.append(module.register_forward_hook(_call_backward_hooks))
         try:
@@ -323,6 +337,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     def _leaves(self, name: str) -> Any:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
             self.trace.insides.leave(name, self._dims_in([output]))
+
+        return note
+
+    def _gives(self, name: str) -> Any:
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            self.trace.insides.gives(name, self._dims_in([output]))
 
         return note
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
+from types import BuiltinMethodType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 # What a model keeps for its next call and nobody else reads.
 CACHES = frozenset({"past_key_values"})
 _CACHE_CLASSES = "transformers.cache_utils"
+_OF_CLASSES = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"}
 _PLAIN = (
     type(None),
     bool,
@@ -26,11 +29,13 @@ _PLAIN = (
     torch.device,
     nn.Module,
     torch.Generator,
+    ModuleType,
 )
 
 
 def returned_tensors(raw: Any) -> list[Tensor]:
-    """The tensors of `raw`, each once: in containers of any kind, and in the attributes of any object.
+    """The tensors of `raw`, each once: in containers of any kind, in the attributes of any object, and what functions,
+    methods and properties of it have enclosed.
 
     Caches for the next call, by name or class, are left out; arrays count as tensors. Tensors of a set come in the
     order of their shapes. Raises TypeError for generators and other iterators, which can be read only once.
@@ -80,6 +85,15 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
         yield from (("", item) for item in sorted(value, key=_order))
     elif isinstance(value, partial):
         yield from (("", item) for item in (*value.args, *value.keywords.values()))
+    elif isinstance(value, FunctionType):
+        yield from _enclosed(value)
+    elif isinstance(value, MethodType | BuiltinMethodType | MethodWrapperType):
+        yield "", value.__self__
+        yield from (("", item) for item in [getattr(value, "__func__", None)])
+    elif isinstance(value, property):
+        yield from (("", function) for function in (value.fget, value.fset))
+    elif isinstance(value, staticmethod | classmethod):
+        yield "", value.__func__
     elif isinstance(value, Callable) and not hasattr(value, "__dict__"):  # type: ignore[arg-type]  # a protocol of typing
         return
     elif hasattr(value, "__len__") and hasattr(value, "__getitem__"):
@@ -88,8 +102,20 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
         names += [slots] if isinstance(slots, str) else slots
+    for kind in type(value).__mro__:
+        if "<locals>" in kind.__qualname__:  # made in a call, it may hold what that computed
+            yield from (("", item) for key, item in vars(kind).items() if key not in _OF_CLASSES)
     own = dict.fromkeys((*names, *getattr(value, "__dict__", {})))
     yield from ((name, getattr(value, name)) for name in own if hasattr(value, name))
+
+
+def _enclosed(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function brings along: variables of the call that made it, and defaults."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it may not be set yet
+            if not isinstance(cell.cell_contents, Iterator):  # which is nothing that is handed back
+                yield "", cell.cell_contents
+    yield from (("", item) for item in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()))
 
 
 def _items(value: Any) -> Iterator[Any]:

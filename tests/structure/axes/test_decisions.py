@@ -233,11 +233,134 @@ def test_the_other_side_of_a_branch_is_tried_without_what_is_to_go(kind: str) ->
         torch.testing.assert_close(narrow(x), masked(x))
 
 
+CODE, RANGE, NAMES = 12, (30.25, 30.75), {"17": 1}
+
+
+def _at_code(y: Tensor, x: Tensor, limit: int = 21) -> Tensor:
+    return y.flip(1) if int(x.max()) == limit else y
+
+
+# What is done to features where the largest input is the number, and nothing is for the values that are always tried.
+EXACT: dict[str, tuple[float, Callable[[Tensor, Tensor], Tensor]]] = {
+    "rounded": (5.2, lambda y, x: y.flip(1) if round(x.max().item()) == 5 else y),
+    "a text": (7.1, lambda y, x: y.flip(1) if f"{x.max().item():.0f}" == "7" else y),
+    "how a text begins": (34.0, lambda y, x: y.flip(1) if str(int(x.max())).startswith("3") else y),
+    "a key": (9.9, lambda y, x: {9: y.flip(1)}.get(int(x.max()), y)),
+    "a global name": (12.5, lambda y, x: y.flip(1) if int(x.max()) == CODE else y),
+    "keys of a global name": (17.0, lambda y, x: y.flip(1) if f"{x.max():.0f}" in NAMES else y),
+    "a default": (21.3, _at_code),
+    "a remainder": (26.0, lambda y, x: y.flip(1) if int(x.max()) % 7 == 5 else y),
+    "a range": (30.5, lambda y, x: y.flip(1) if RANGE[0] < float(x.max()) < RANGE[1] else y),
+    "a constant that won": (8.0, lambda y, x: y.flip(1) if max(x.max(), torch.tensor(4.0)) > 4 else y),
+    "a list": (6.0, lambda y, x: y.flip(1) if 6.0 in x.flatten().tolist() else y),
+    "a second decision": (40.0, lambda y, x: (y.flip(1) if x.max() < 50 else y) if x.max() > 30 else y),
+}
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_numbers_that_the_program_compares_with_are_tried(kind: str) -> None:
+    """A branch on one very value reverses features: they stay, and those behind them go."""
+    number, otherwise = EXACT[kind]
+    narrow, masked, graph = halves(Otherwise(lambda y, net: otherwise(y, net.x)), torch.rand(2, 6))
+    assert set(free(graph)) == {"mid"}
+    x = torch.rand(3, 6)
+    x[0, 0] = number
+    torch.testing.assert_close(narrow(x), masked(x))
+
+
+class Coded(Otherwise):
+    """Features are reversed where the largest input is the code, a number in an attribute."""
+
+    def __init__(self, code: int | tuple[int, ...]) -> None:
+        super().__init__(lambda y, _: y)
+        self.code = code
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.stem(x))
+        codes = self.code if isinstance(self.code, tuple) else (self.code,)
+        if round(x.max().item()) in codes:
+            y = y.flip(1)
+        return self.head(F.relu(self.mid(y)))
+
+
+@pytest.mark.parametrize("code", [19, (5, 19)])
+def test_numbers_in_attributes_are_tried(code: int | tuple[int, ...]) -> None:
+    """A setting of the model is compared with like a number in its text."""
+    narrow, masked, graph = halves(Coded(code), torch.rand(2, 6))
+    assert set(free(graph)) == {"mid"}
+    x = torch.full((3, 6), 19.0)
+    torch.testing.assert_close(narrow(x), masked(x))
+
+
+@pytest.mark.parametrize("number", [2, 0.125])
+def test_decisions_that_change_nothing_lock_nothing(number: float) -> None:
+    """Numbers that are tried and lead to the same operators cost no width."""
+    _, _, graph = halves(Otherwise(lambda y, net: y * (2 if net.x.max() == number else 3)), torch.rand(2, 6))
+    assert set(free(graph)) == {"stem", "mid"}
+
+
+SAMPLES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "a number": (3, lambda y: y.flip(1) if y.shape[0] == 3 else y),
+    "another": (11, lambda y: y.flip(1) if len(y) == 11 else y),
+    "more than": (17, lambda y: y.softmax(1) if y.size(0) > 16 else y),
+    "a remainder": (10, lambda y: y.flip(1) if len(y) % 5 == 0 else y),
+    "one of some": (8, lambda y: y.flip(1) if len(y) in {4, 8} else y),
+    "a written size": (5, lambda y: y.view(len(y), 4, 4).mT.reshape(y.shape) if not len(y) < 5 else y),
+    "positions": (7, lambda y: y + y[:, : len(y)].sum(1, keepdim=True)),
+    "one position": (7, lambda y: y * y[:, len(y) - 1].sigmoid()[:, None]),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_what_runs_for_other_numbers_of_samples_alone_is_tried_too(kind: str) -> None:
+    """As many samples as the program's text mentions, and positions that follow their number."""
+    number, otherwise = SAMPLES[kind]
+    narrow, masked, graph = halves(Otherwise(lambda y, _: otherwise(y)), torch.rand(2, 6))
+    assert set(free(graph)) == {"mid"}
+    for size in (1, 2, number):
+        x = torch.rand(size, 6)
+        torch.testing.assert_close(narrow(x), masked(x))
+
+
+def test_a_sum_over_samples_is_cut_at_their_number() -> None:
+    """As `torch.addbmm(...)[:len(y)]` does: no width that is cut there is free."""
+
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(6, 10), nn.Linear(6, 12), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, two = F.relu(self.a(x)), F.relu(self.b(x))
+            both = torch.addbmm(torch.zeros(1, 1), two.T[None], one[None])
+            return self.head(one + both[: len(x)].sum(0))
+
+    narrow, masked, graph = halves(Sums(), torch.rand(2, 6))
+    assert set(free(graph)) == {"a"}
+    for size in (1, 2, 7):
+        x = torch.rand(size, 6)
+        torch.testing.assert_close(narrow(x), masked(x))
+
+
+def test_samples_that_are_picked_one_by_one_lock_nothing() -> None:
+    """A loop over samples takes other positions for more of them, but none of the features."""
+
+    def each(y: Tensor, _: Otherwise) -> Tensor:
+        return torch.stack([y[number] for number in range(len(y))])
+
+    narrow, masked, graph = halves(Otherwise(each), torch.rand(2, 6))
+    assert set(free(graph)) == {"stem", "mid"}
+    x = torch.rand(5, 6)
+    torch.testing.assert_close(narrow(x), masked(x))
+
+
 LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
     "long": lambda y: y.view(len(y), -1, 4, 4).mT.reshape(y.shape) if y.shape[1] > 8 else y,
     "very long": lambda y: y.flip(2) if y.shape[1] > 16 else y,
     "short": lambda y: y.softmax(2) if y.shape[1] < 3 else y,
     "one": lambda y: y.flip(2) if y.size(1) == 1 else y,
+    "exactly so long": lambda y: y.flip(2) if y.shape[1] == 7 else y,
+    "longer than so": lambda y: y.flip(2) if y.shape[1] > 40 else y,
 }
 
 
@@ -246,7 +369,7 @@ def test_what_runs_for_other_lengths_alone_is_tried_too(length: str) -> None:
     """The same layers, used otherwise for inputs that the example does not show."""
     narrow, masked, graph = halves(Otherwise(lambda y, _: LENGTHS[length](y)), torch.rand(2, 5, 6))
     assert set(free(graph)) == {"mid"}
-    for size in (1, 2, 5, 9, 20):
+    for size in (1, 2, 5, 7, 9, 20, 41):
         x = torch.rand(3, size, 6)
         torch.testing.assert_close(narrow(x), masked(x))
 

@@ -165,3 +165,66 @@ def test_an_attribute_that_is_kept_is_no_output() -> None:
     assert set(free(graph)) == {"a", "b"}
     narrow = apply_plan_(copy.deepcopy(model), graph.entries({group: [1] for group in free(graph).values()}))
     narrow.train()(x).sum().backward()
+
+
+def _default(tensor: Tensor) -> Callable[[], Tensor]:
+    def late(held: Tensor = tensor) -> Tensor:
+        return held
+
+    return late
+
+
+class _Late:
+    __slots__ = ("call",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.call = tensor.sum
+
+
+def _with_property(tensor: Tensor) -> Any:
+    class Local:
+        shown = property(lambda _: tensor)
+
+    return Local()
+
+
+def _with_attribute(tensor: Tensor) -> Any:
+    return type("Local", (), {"__qualname__": "made.<locals>.Local", "kept": tensor})()
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        lambda y: lambda: y[:, 3],
+        lambda y: {"more": [lambda: lambda: y]},
+        _default,
+        lambda y: y.clone().sum,
+        _Late,
+        _with_property,
+        _with_attribute,
+        lambda y: _Late(y).call.__self__.unsqueeze,
+    ],
+    ids=["lambda", "lambda in a lambda", "default", "method", "slot", "property", "class", "method of a tensor"],
+)
+def test_what_functions_enclose_is_handed_back(late: Callable[[Tensor], Any]) -> None:
+    """Whoever calls them later gets the features: they stay, and those before them go."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            y = F.relu(self.b(F.relu(self.a(x))))
+            return self.head(y), late(y)
+
+    graph = trace_structure(Model().eval(), torch.randn(2, 6))
+    assert set(free(graph)) == {"a"}
+    assert locks(graph)["b"] == "it makes the model's output"
+
+
+def test_functions_may_enclose_what_is_read_once() -> None:
+    """A generator that a function uses is nothing that is handed back."""
+    numbers = iter([1.0])
+    kept = torch.zeros(2)
+    assert [id(tensor) for tensor in returned_tensors(lambda: (next(numbers), kept))] == [id(kept)]

@@ -5,11 +5,12 @@ from itertools import combinations
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.structure.axes.axis import Axis, leaves, lock
 from compressor.structure.axes.trace import Trace
 from compressor.structure.axes.unreached.arguments import handed_on
+from compressor.structure.axes.unreached.other_methods import takes_pieces
 from compressor.structure.axes.unreached.readers import readers_of
 from compressor.structure.source_lines import mention_line
 from compressor.structure.tensor_ids import tensors_of
@@ -44,7 +45,7 @@ def lock_what_is_not_reached(
             hit = [atom for _, axes in causes for axis in axes for atom in widths.atoms(axis)]
         else:
             cause = "{} is reached by no example, and could read or make it"
-            hit = widths.fitting(_sizes(model, layer, names))
+            hit = [*widths.fitting(_sizes(model, layer, names)), *_wider(model, trace, widths, layer)]
             if layer in tensors_of(model):
                 hit = _in_reach(model, trace, widths, layer, hit)
         cause += f" (training fails: {untrained})" if untrained is not None else ""
@@ -57,6 +58,22 @@ def lock_what_is_not_reached(
         what = f"{count} width{'s'[: count != 1]} that it could meet {'is' if count == 1 else 'are'} locked"
         known = what if count else "nothing that could go fits it"
         trace.unreached[layer] = f"danger: {cause.format('it' + place)}; {known}; {_WAY_OUT}"
+
+
+def _wider(model: nn.Module, trace: Trace, widths: "_Widths", layer: str) -> list[Axis]:
+    """The atoms of what is wider than an unread layer reads, where no width is its own and its code takes pieces."""
+    tensors = tensors_of(model)
+    module = None if layer in tensors else model.get_submodule(layer)
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2 or isinstance(module, nn.Embedding):
+        return []
+    size = getattr(module, "in_channels", weight.shape[1])
+    # The first dimension counts samples, of a training step others than of the example.
+    every = [*(dims[1:] for dims in trace.seen.values()), *(trace.dims[name] for name in trace.used)]
+    if any(axis.size == size for dims in every for axis in dims):
+        return []
+    pieces = takes_pieces(model, layer.rpartition(".")[2])
+    return [atom for atom, known in widths.free.items() if max(known) > size] if pieces else []
 
 
 def _layers_not_reached(model: nn.Module, trace: Trace) -> dict[str, list[str]]:

@@ -1,27 +1,22 @@
 """Which modules of a model could read a tensor: those in whose own code its name stands, followed through methods."""
 
 import ast
-import inspect
 import re
 import sys
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 
 from torch import nn
 
+from compressor.structure.calling.sources import helpers_of, is_torch, source_of
+
 # Methods that set tensors up, store or show them, and that no call of the model comes through.
-_SETTING_UP = re.compile(
+SETTING_UP = re.compile(
     r"_*init(ialize)?(_?\w*(weight|param|buffer)\w*)?_*|reset_parameters|\w*state_dict\w*|from_pretrained"
     r"|__(post_init|repr|getstate|setstate|deepcopy|reduce)__|extra_repr"
 )
-# Files of installed packages and of Python: what a model's file takes from there knows nothing of its tensors.
-_INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
-_PACKAGE = str(Path(__file__).parents[3])
-_LIBRARY = sysconfig.get_path("stdlib")
 _LOOKING_UP = {"getattr", "attrgetter", "get_parameter", "get_buffer", "__getattr__", "__getattribute__"}
 # Names that are followed for one tensor at most.
 _MOST = 50
@@ -52,11 +47,11 @@ def readers_of(model: nn.Module, owner: str, key: str) -> Readers | None:
     there are may be found, and no fewer: but for names that a program puts together.
     """
     modules = dict(model.named_modules())
-    classes = {kind for module in modules.values() for kind in type(module).__mro__ if not _is_torch(kind)}
-    sources = {_source_of(kind.__module__) for kind in classes}
+    classes = {kind for module in modules.values() for kind in type(module).__mro__ if not is_torch(kind)}
+    sources = {source_of(kind.__module__) for kind in classes}
     if None in sources:
         return None
-    sources |= {path for kind in classes for path in _helpers_of(kind.__module__)}
+    sources |= {path for kind in classes for path in helpers_of(kind.__module__)}
     mentions: dict[str, list[_Mention]] = {}
     for source in sources:
         for name, found in _mentions_in(str(source)).items():
@@ -93,7 +88,7 @@ def _calling(mentions: list[_Mention], known: set[str], absent: set[str], owner:
     """Those of `mentions` that can mean the tensor, or a method, of an `owner`, and run when the model is called."""
     own = {kind.__name__ for kind in owner.__mro__}
     for mention in mentions:
-        if mention.function is not None and _SETTING_UP.fullmatch(mention.function):
+        if mention.function is not None and SETTING_UP.fullmatch(mention.function):
             continue
         if mention.own and mention.kind is not None and mention.kind not in own:
             continue  # an attribute of another class
@@ -107,27 +102,6 @@ def _calling(mentions: list[_Mention], known: set[str], absent: set[str], owner:
 
 def _instances(modules: dict[str, nn.Module], kind: str) -> set[str]:
     return {name for name, module in modules.items() if any(base.__name__ == kind for base in type(module).__mro__)}
-
-
-def _is_torch(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in {"torch", "builtins", "abc", "typing"}
-
-
-def _source_of(name: str) -> str | None:
-    """The file of the module `name`, None where there is none to read."""
-    try:
-        path = inspect.getsourcefile(sys.modules[name])
-    except (KeyError, TypeError):
-        return None
-    return path if path is not None and Path(path).is_file() else None
-
-
-def _helpers_of(name: str) -> Iterator[str]:
-    """The files of the user's own that the module `name` takes functions, classes and modules from."""
-    for value in vars(sys.modules[name]).values():
-        path = _source_of(value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", "")))
-        if path is not None and not _INSTALLED.search(path) and not path.startswith((_LIBRARY, _PACKAGE)):
-            yield path
 
 
 @lru_cache(maxsize=64)
