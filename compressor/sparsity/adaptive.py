@@ -19,7 +19,7 @@ from compressor.errors import StageError
 from compressor.intervals import paired_drop
 from compressor.notes.training import SparsityRound, SparsityRounds
 from compressor.pruning.choice.loss_probe import batch_statistics, loss_of
-from compressor.sparsity.sparsifying import Sparsifying, zero_
+from compressor.sparsity.sparsifying import Sparsifying
 from compressor.structure.trials import evaluating
 from compressor.training.loop import train
 from compressor.training.optimization import check_schedule
@@ -87,7 +87,9 @@ def sparsify_adaptively_(work: Sparsifying, schedule: Adaptive, aim: float, *, i
             break
         harm = search.harms(wanted)
         start = capture(work.model)
-        zero_(work.weights, work.layer_masks({**search.sparsity, **wanted}))
+        masks = work.layer_masks({**search.sparsity, **wanted})
+        for weight in work.weights:
+            weight.zero_(masks[weight.name])
         train(
             work.model,
             work.workload,
@@ -167,11 +169,12 @@ class _Search:
         with evaluating(work.model), batch_statistics(work.model):
             before = loss_of(work.model, data, work.workload.loss)
             for weight in tqdm(named, desc="harm of layers", leave=False, disable=not work.context.progress):
-                whole = weight.parameter.detach().clone()
-                zero_([weight], masks)
+                whole = [(one, one.detach().clone()) for one in (weight.parameter, *weight.constants.values())]
+                weight.zero_(masks[weight.name])
                 harms[weight.name] = loss_of(work.model, data, work.workload.loss) - before
                 with torch.no_grad():
-                    weight.parameter.copy_(whole)
+                    for parameter, values in whole:
+                        parameter.copy_(values)
         return harms
 
     def learn(self, harms: Mapping[str, float], *, recovered: bool) -> None:

@@ -1,9 +1,10 @@
 """Weights that zeros make sense in, each seen as outputs, kernel positions and inputs, whatever layer it belongs to."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -16,7 +17,8 @@ class SparseWeight:
     """One weight that may get zeros: its `name`, its `module` with that module's `layer` name, and its `parameter`.
 
     `inputs_dim` is the dimension along which it reads its inputs. `neurons` says whether its other first dimension
-    counts filters or neurons: not in tables, nor in recurrent layers, whose units have several rows each.
+    counts filters or neurons: not in tables, nor in recurrent layers, whose units have several rows each. `constants`
+    are what a row gives without its weights, by name, one value a row: they become zero with it.
     """
 
     name: str
@@ -25,6 +27,7 @@ class SparseWeight:
     parameter: nn.Parameter
     inputs_dim: int
     neurons: bool
+    constants: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
     def of(self, model: nn.Module) -> "SparseWeight":
         """The same weight of `model`, a copy of the one that it was found in."""
@@ -35,6 +38,22 @@ class SparseWeight:
         """`values` of the weight's shape as (outputs, kernel positions, inputs)."""
         moved = values.movedim(self.inputs_dim, -1)
         return moved.reshape(moved.shape[0], -1, moved.shape[-1])
+
+    def with_constants(self, model: nn.Module, norm: str | None) -> "SparseWeight":
+        """The same with its bias, and with scale and shift of the batch normalization `norm` of `model` behind it."""
+        found = {f"{self.layer}.bias" if self.layer else "bias": getattr(self.module, "bias", None)}
+        if norm is not None:
+            own = model.get_submodule(norm)
+            found |= {f"{norm}.weight": own.weight, f"{norm}.bias": own.bias}
+        return replace(self, constants={name: one for name, one in found.items() if isinstance(one, nn.Parameter)})
+
+    def zero_(self, mask: Tensor) -> None:
+        """Makes zero what is not in `mask`, of the weight's shape, and the constants of rows of which nothing is."""
+        empty = ~self.arranged(mask).flatten(1).any(dim=1)
+        with torch.no_grad():
+            self.parameter.masked_fill_(~mask.to(self.parameter.device), 0.0)
+            for constant in self.constants.values():
+                constant.masked_fill_(empty.to(constant.device), 0.0)
 
     def as_weight(self, values: Tensor) -> Tensor:
         """What `arranged` made (outputs, kernel positions, inputs) of, in the weight's own shape."""

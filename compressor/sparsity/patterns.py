@@ -34,7 +34,10 @@ class Unstructured:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Whole filters of convolutions and neurons of linear layers, which RemoveZeroChannels can take out."""
+    """Whole filters of convolutions and neurons of linear layers, which RemoveZeroChannels can take out.
+
+    Their biases, and the scale and shift of a batch normalization right behind them, become zero with them.
+    """
 
     def unfit(self, weight: SparseWeight) -> str | None:
         """Why `weight` cannot have this pattern, None where it can."""

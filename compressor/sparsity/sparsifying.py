@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
+from compressor.pruning.constant_channels import read_inputs
 from compressor.pruning.ranking.scope import PerLayer
 from compressor.sparsity.layers import SparseWeight, sparse_weights
 from compressor.sparsity.masks import Scope, kept_units
@@ -47,6 +48,20 @@ class Sparsifying:
                 self.weights.append(weight)
             else:
                 self.left[weight.layer] = reason
+        if isinstance(self.pattern, Rows):
+            norms = self._norms()
+            self.weights = [weight.with_constants(self.model, norms.get(weight.layer)) for weight in self.weights]
+
+    def names(self) -> list[str]:
+        """The tensors whose zeros are meant from here on.
+
+        Constants that have zeros of their own, as fresh biases have, are left out: those were not made by anybody.
+        """
+        own = {name: one for weight in self.weights for name, one in weight.constants.items()}
+        return [
+            *(weight.name for weight in self.weights),
+            *(name for name, one in own.items() if bool((one != 0).all())),
+        ]
 
     def require_some(self, sparsity: float) -> None:
         """Raises StageError, with the reasons, where `sparsity` makes no weight zero."""
@@ -72,7 +87,9 @@ class Sparsifying:
         if isinstance(self.score, SparseGPT):
             self._reconstruct_(self.score, sparsity)
             return
-        zero_(self.weights, self._masks(self.score, sparsity))
+        masks = self._masks(self.score, sparsity)
+        for weight in self.weights:
+            weight.zero_(masks[weight.name])
 
     def layer_masks(self, sparsities: Mapping[str, float]) -> dict[str, Tensor]:
         """Which elements of each weight stay where each has the part of `sparsities`, by name, at zero.
@@ -163,19 +180,17 @@ class Sparsifying:
             ).reshape(units.shape)
         return sizes
 
+    def _norms(self) -> dict[str, str]:
+        """By layer the batch normalization that is given its very output."""
+        with evaluating(self.model):
+            return read_inputs(self.model, self.workload.example_inputs).norm_after
+
     def _making_outputs(self) -> frozenset[str]:
         """The names of the weights whose outputs are those of the model."""
         with evaluating(self.model):
             groups = trace_structure(self.model, shown_by(self.workload), settled=False).groups
         parts = [part for group in groups if group.makes_output for part in group.parts if part.makes]
         return frozenset(name for part in parts for name, _ in part.tensors)
-
-
-def zero_(weights: Sequence[SparseWeight], masks: Mapping[str, Tensor]) -> None:
-    """Makes zero what does not stay of `weights`, by their names."""
-    with torch.no_grad():
-        for weight in weights:
-            weight.parameter.masked_fill_(~masks[weight.name].to(weight.parameter.device), 0.0)
 
 
 def _zeros(weight: SparseWeight) -> Tensor:

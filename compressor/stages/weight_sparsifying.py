@@ -122,7 +122,7 @@ class SparsifyWeights:
             orders = reorder_(model, work.weights, self.pattern, workload, context)
             context.tell(ChannelOrders(reordered=tuple(orders)))
             work = self._begun(model, workload, context)
-        context.plan.append(zeros_entry([weight.name for weight in work.weights]))
+        context.plan.append(zeros_entry(work.names()))
         if isinstance(self.schedule, Polynomial):
             train_sparser(work, self.schedule, final, identity=repr(self))
         elif isinstance(self.schedule, Adaptive):
