@@ -16,6 +16,10 @@ from torch import Tensor
 _ALL_WAYS = 8
 # Elements that are compared at once: 32 MiB.
 _MAX_ELEMENTS = 1 << 23
+# Elements of a matrix that is searched whole; of larger ones so many, in rows that lie evenly.
+_MOST_SEARCHED = 1 << 18
+# Up to so many elements a search begins anew as often as asked; of larger ones less often, in proportion.
+_OFTEN = 1 << 15
 # So many columns change places where a search begins anew.
 _EXCHANGED = 4
 # A round has to gain this part of what is kept: less is rounding.
@@ -35,14 +39,16 @@ def best_order(sizes: Tensor, *, n: int, m: int, escapes: int, seed: int) -> Per
     """The order of columns of `sizes` (rows, inputs), >= 0, with the most left where `n` of every `m` stay in each row.
 
     `m` divides the inputs. After the first search `escapes` (>= 0) more begin at the best order found, some columns
-    exchanged. The order is that which was given where nothing is better.
+    exchanged; fewer where the matrix is large. The order is that which was given where nothing is better.
     """
     generator = torch.Generator().manual_seed(seed)
-    values = sizes.detach().float()
+    everything = sizes.detach().float()
+    # What a column is worth beside others is seen on a part of the rows: the search takes as long as they are many.
+    values = everything[:: max(1, -(-everything.numel() // _MOST_SEARCHED))]
     lines = values.T.contiguous()
     best = torch.arange(sizes.shape[1])
-    before = kept = float(magnitude(values, n=n, m=m))
-    for attempt in range(escapes + 1):
+    kept = float(magnitude(values, n=n, m=m))
+    for attempt in range(round(escapes * min(1.0, _OFTEN / max(1, values.numel()))) + 1):
         order = _exchanged(best, generator) if attempt else best
         moved = (order != best).reshape(-1, m).any(dim=1)
         # Groups that stayed have met before, and did not gain.
@@ -50,6 +56,9 @@ def best_order(sizes: Tensor, *, n: int, m: int, escapes: int, seed: int) -> Per
         found = float(magnitude(values[:, order], n=n, m=m))
         if found > kept * (1 + _LEAST_GAIN):
             best, kept = order, found
+    before, kept = (float(magnitude(everything[:, order], n=n, m=m)) for order in (slice(None), best))
+    if kept <= before:
+        return Permutation(order=torch.arange(sizes.shape[1]), before=before, kept=before)
     return Permutation(order=best, before=before, kept=kept)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.sparsity import permutation
 from compressor.sparsity.permutation import best_order, magnitude
 
 
@@ -57,3 +58,13 @@ def test_the_same_seed_gives_the_same_order() -> None:
     sizes = torch.rand(16, 32)
     orders = [best_order(sizes, n=2, m=4, escapes=5, seed=3).order for _ in range(2)]
     assert torch.equal(*orders)
+
+
+def test_large_matrices_are_searched_in_part_and_judged_whole(monkeypatch) -> None:
+    """With an eighth of the rows looked at, what is told is that of all rows, and still more than before."""
+    monkeypatch.setattr(permutation, "_MOST_SEARCHED", 1024)
+    sizes = torch.rand(256, 32) * torch.rand(32)
+    found = best_order(sizes, n=2, m=4, escapes=3, seed=0)
+    assert found.before == pytest.approx(float(magnitude(sizes, n=2, m=4)), rel=1e-6)
+    assert found.kept == pytest.approx(float(magnitude(sizes[:, found.order], n=2, m=4)), rel=1e-6)
+    assert found.kept > found.before
