@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from compressor.batches import Batch, Batches, split_batch
 from compressor.errors import StageError
@@ -33,7 +33,6 @@ _COUNTED = 64
 # How far a stream that says no length is read before it is taken for one without an end.
 LONGEST = 100_000  # batches
 PATIENCE_SECONDS = 600.0
-_EXACT = (SequentialSampler, RandomSampler, BatchSampler)
 
 
 @dataclass(kw_only=True)
@@ -222,7 +221,12 @@ def _is_exact(data: Iterable[Any]) -> bool:
         return True
     if type(data) is not DataLoader or isinstance(data.dataset, IterableDataset):
         return False
-    return type(data.sampler) in _EXACT and type(data.batch_sampler) in (*_EXACT, type(None))
+    # Samplers of torch say how long they are; those of somebody's own may say anything.
+    return all(type(part).__module__.startswith("torch.") for part in _samplers(data))
+
+
+def _samplers(loader: DataLoader[Any]) -> list[Any]:
+    return [part for part in (loader.sampler, loader.batch_sampler) if part is not None]
 
 
 def _count(data: Iterable[Any], own: OwnState, seed: int, most: int) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, WeightedRandomSampler
 
 from compressor.errors import StageError
 from compressor.training import streams
@@ -132,3 +132,26 @@ def test_a_stream_without_an_end_goes_on_from_epoch_to_epoch(monkeypatch) -> Non
     assert second == passed(resumed, 1, 4)
     assert len(set(first + second[:2])) == 6
     assert sorted(first + second[:2]) == sorted(float(inputs.sum()) for inputs, _ in BATCHES)
+
+
+def test_torchs_own_samplers_are_taken_at_their_word() -> None:
+    """Nothing is read to count what a sampler of torch says; one of somebody's own is looked at."""
+    reads: list[int] = []
+
+    class Read(Dataset[Any]):
+        def __len__(self) -> int:
+            return 96
+
+        def __getitem__(self, index: int) -> Any:
+            reads.append(index)
+            return PAIRS[index]
+
+    class Short(SequentialSampler):
+        def __len__(self) -> int:
+            return 32
+
+    weights = WeightedRandomSampler(torch.ones(96).tolist(), 96)
+    assert batches_in(DataLoader(Read(), batch_size=16, sampler=weights), 0) == 6
+    assert reads == []
+    assert batches_in(DataLoader(Read(), batch_size=16, sampler=Short(Read())), 0) == 6
+    assert len(reads) == 96
