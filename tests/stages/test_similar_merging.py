@@ -203,6 +203,17 @@ def test_a_sum_of_others_is_shared_out() -> None:
         assert torch.allclose(narrow(inputs), model(inputs), atol=1e-2)
 
 
+def test_a_constant_goes_into_the_bias() -> None:
+    """A neuron without weights gives its bias of 2 always: it goes, and the reader's bias takes it over."""
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight[3], model[0].bias[3] = 0.0, 2.0
+    narrow, _ = merged(MergeSimilar(remove=0.125, align=1, on=Noise(samples=256)), workload_of(model))
+    assert narrow[0].out_features == 7
+    assert torch.allclose(narrow[2].bias, model[2].bias + 2 * model[2].weight[:, 3], atol=1e-5)
+    assert same(narrow, model, 12)
+
+
 def test_merging_loses_less_than_removal(trained_workload) -> None:
     """Without training, a trained network with a quarter of its channels merged on noise is nearer to what it was."""
     from compressor.pruning.ranking.criteria import L1
