@@ -1,7 +1,7 @@
 """Which layers of a model can become chains of thinner ones, why others cannot, and what each of them is given."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -50,8 +50,12 @@ class Layers:
     calls: tuple[LayerCall, ...]
 
 
-def find_layers(model: nn.Module, example: Inputs, timed: Inputs, ignore: Sequence[str]) -> Layers:
+def find_layers(
+    model: nn.Module, example: Inputs, timed: Inputs, *, ignore: Sequence[str], held: Collection[str] = ()
+) -> Layers:
     """What of `model`, in eval mode, can become chains, but for layers that match a glob of `ignore`.
+
+    Tensors named in `held` have to keep zeros or equal values that an earlier stage made: their layers stay whole.
 
     All of them at once were exchanged at full rank in a trial, and the model computed for `example` what it computed
     before. `timed` are inputs of the batch that costs are for. The model stays as it is.
@@ -69,6 +73,8 @@ def find_layers(model: nn.Module, example: Inputs, timed: Inputs, ignore: Sequen
         if not holds or is_of_parametrization(name):
             continue
         reason = _reason(name, module, ignore, shared, computed)
+        if reason is None and any(f"{name}.{key}" in held for key, _ in module.named_parameters(recurse=False)):
+            reason = "an earlier stage made zeros or equal values in it, which a product would not keep"
         if reason is None and not own[name]:
             reason = "it is not called: it does not run, or its weight is read instead"
         if reason is None and len(made[name]) > own[name]:

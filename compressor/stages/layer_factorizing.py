@@ -29,6 +29,8 @@ from compressor.stage import Context, Effect
 from compressor.structure.factored.chains import full_ranks, put_
 from compressor.structure.plan import Entry
 from compressor.structure.trials import evaluating, fault, outputs_at
+from compressor.training.held_values import clustered_names
+from compressor.training.held_zeros import held_names
 from compressor.workload import Workload, first_batches, resize_batch
 
 
@@ -71,8 +73,12 @@ class FactorizeLayers:
             if isinstance(self.target, Latency | Macs | Parameters):
                 goal = goal_of(self.target, model, workload, context)
             prepare_model_(model, workload, context, ignore=self.ignore)
-            project_model_(model, workload, context, ignore=self.ignore)
-            search = _Search(self, model, workload, context)
+            plan = [*context.plan_before, *context.plan]
+            held = {*held_names(plan), *clustered_names(plan)}
+            # Tensors that are held keep their names.
+            owners = tuple(name.rpartition(".")[0] for name in sorted(held))
+            project_model_(model, workload, context, ignore=(*self.ignore, *owners))
+            search = _Search(self, model, workload, context, held)
             chosen = search.by_layer() if goal is None else search.towards(goal)
             entries = search.entries(chosen)
             wanted = outputs_at(model, workload.example_inputs)
@@ -91,11 +97,13 @@ class FactorizeLayers:
 class _Search:
     """What can be factorised, how, at which rank, and at which cost."""
 
-    def __init__(self, stage: FactorizeLayers, model: nn.Module, workload: Workload, context: Context) -> None:
+    def __init__(
+        self, stage: FactorizeLayers, model: nn.Module, workload: Workload, context: Context, held: set[str]
+    ) -> None:
         self.stage, self.model, self.workload, self.context = stage, model, workload, context
         self.found: dict[str, Decomposed] = {}
         timed = resize_batch(workload.example_inputs, context.target.batch_size)
-        self.layers: Layers = find_layers(model, workload.example_inputs, timed, stage.ignore)
+        self.layers: Layers = find_layers(model, workload.example_inputs, timed, ignore=stage.ignore, held=held)
         if not self.layers.free:
             raise self._nothing()
         if isinstance(stage.target, Rank):

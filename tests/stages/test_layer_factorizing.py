@@ -20,6 +20,8 @@ from compressor.stages import Distill, PruneChannels, Quantize
 from compressor.stages.layer_factorizing import FactorizeLayers
 from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.structure.factored.chains import Chain
+from compressor.training.held_values import clusters_entry
+from compressor.training.held_zeros import zeros_entry
 from compressor.workload import Workload, predict
 from workbench import structure_clock
 from workbench.tiny import TinyResNet
@@ -415,3 +417,21 @@ def test_the_projection_of_a_recurrent_layer_counts(monkeypatch):
     FactorizeLayers(target=Macs(0.7), align=4).apply(copy.deepcopy(workload.model), workload, context)
     assert context.details["target"]["predicted"] == context.details["target"]["measured"]
     assert context.details["target"]["fraction_of_reference"] <= 0.7
+
+
+def test_zeros_and_equal_values_of_earlier_stages_are_not_lost():
+    """A layer whose zeros or shared values are to stay is left whole, and so is attention whose matrix has some."""
+    workload = vectors(Encoder().eval(), torch.randn(4, 6, 16))
+    before = [
+        zeros_entry(["encoder.layers.0.linear1.weight"]),
+        clusters_entry(["encoder.layers.1.self_attn.in_proj_weight"]),
+    ]
+    context = Context(progress=False, plan=[], plan_before=before, details={})
+    model = FactorizeLayers(target=Rank(4), ignore=("out",)).apply(copy.deepcopy(workload.model), workload, context)
+    told = {one["layer"] for one in context.details["factorized"]}
+    assert "encoder.layers.1.linear1" in told
+    assert "encoder.layers.0.linear1" not in told
+    assert model.encoder.layers[1].self_attn.in_proj is None
+    reasons = {one["layer"]: one["reason"] for one in context.details["locked"]}
+    assert "an earlier stage made zeros or equal values" in reasons["encoder.layers.0.linear1"]
+    assert "encoder.layers.1.self_attn" in reasons
