@@ -140,8 +140,10 @@ def _check_tensors(label: str, tensors: Iterable[Tensor]) -> None:
 def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str | None) -> Workload:
     """`workload`, settled by the first set that is looked at. Raises WorkloadError for a set that cannot be used."""
     if not isinstance(data, Iterable):
+        way_out = f"for a function that makes batches, {name}=Made(function) of compressor.streams.passes"
         raise WorkloadError(
-            f"{name} must be an iterable of (inputs, targets), got {type(data).__name__}; use a DataLoader"
+            f"{name} must be an iterable of (inputs, targets), got {type(data).__name__}; "
+            f"{way_out if callable(data) else 'use a DataLoader'}"
         )
     if isinstance(data, Iterator):
         raise WorkloadError(

@@ -19,6 +19,7 @@ from compressor.metrics import Metric
 from compressor.notes.running import Loaders
 from compressor.running.preflight import check_workload
 from compressor.stages import Distill, FineTune, Quantize
+from compressor.streams.passes import Made
 from compressor.training import streams
 from compressor.workload import Workload
 from workbench.loaders import INPUTS, PAIRS, REPLAYED, TARGETS, Noisy
@@ -67,6 +68,17 @@ def test_streams_without_an_end_are_refused_where_a_pass_is_needed(name: str, mo
         check_workload(endless, [Counting()])
         with pytest.raises(WorkloadError, match=r"an epoch of distill is a pass over it: set steps= there"):
             check_workload(endless, [Counting(), Distill()])
+
+
+def test_a_function_that_makes_batches_is_shown_the_way() -> None:
+    """It is no iterable; `Made` calls it anew for every pass."""
+
+    def read() -> Iterator[Any]:
+        yield from BATCHES
+
+    with pytest.raises(WorkloadError, match=r"got function; for a function that makes batches, train=Made\(function\)"):
+        check_workload(workload(train=read))
+    check_workload(workload(train=Made(read)), [FineTune()])
 
 
 def test_looking_at_a_loader_leaves_what_it_keeps() -> None:
