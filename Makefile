@@ -83,8 +83,9 @@ bench-cifar10: $(VENV)/installed-dev  ## ResNet-56 and ResNet-20 by the shipped 
 	$(BIN)/python -m benchmarks.cifar10
 	$(BIN)/python -m benchmarks.documents
 
-bench-training: $(VENV)/installed-dev  ## throughput of the training loop
+bench-training: $(VENV)/installed-dev  ## throughput of the training loop; what defaults do to eight kinds of small networks (resumes)
 	$(BIN)/python -m benchmarks.training_throughput
+	$(BIN)/python -m benchmarks.training_harm
 	$(BIN)/python -m benchmarks.documents
 
 bench-aa: $(VENV)/installed-dev  ## one file measured against itself, 100 times

@@ -22,7 +22,9 @@ from compressor.storage import write_json
 from compressor.target import Target
 from compressor.training.agreement import choose
 from compressor.training.loop import train
+from compressor.training.optimizers.choices import SGD
 from compressor.training.precision import AutoPrecision
+from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload
 from compressor.workloads.residual import ResNet
 
@@ -75,7 +77,9 @@ def plain_rate(workload: Workload) -> float:
 def our_rate(workload: Workload) -> float:
     """Images a second of `compressor.training.loop.train`, everything but its start included."""
     torch.manual_seed(0)
-    (log,) = train(resnet20(), workload, epochs=1, learning_rate=0.1, context=Context(progress=False))
+    (log,) = train(
+        resnet20(), workload, TrainingSettings(epochs=1, optimizer=SGD(rate=0.1)), context=Context(progress=False)
+    )
     return len(workload.train) * BATCH / log.seconds
 
 

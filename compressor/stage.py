@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
@@ -89,4 +90,6 @@ def _plain(value: Any) -> Any:
         return {stage_name(type(value)): stage_parameters(value)}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, FunctionType | type):
+        return f"{value.__module__}:{value.__qualname__}"
     return value

@@ -20,6 +20,7 @@ from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.structure_shrinking import ShrinkStructure
 from compressor.structure.preparing.emptied_caches import empty_caches_
+from compressor.training.optimizers.choices import SGD
 from compressor.workload import Workload, call_model, predict
 from workbench.same_data import same_data
 
@@ -210,7 +211,7 @@ def test_a_file_holds_what_the_last_weights_give(kind: type[Biased]) -> None:
     """After training, model and exported file compute with the new weights, though it was run in between."""
     workload = _workload(kind())
     context = Context(progress=False, details={}, plan=[])
-    tuned = FineTune(epochs=2, learning_rate=0.1).apply(private_copy(workload.model), workload, context).eval()
+    tuned = FineTune(epochs=2, optimizer=SGD(rate=0.1)).apply(private_copy(workload.model), workload, context).eval()
     x = torch.randn(3, 8)
     assert not torch.allclose(tuned.bias, workload.model.bias)
     torch.testing.assert_close(predict(tuned, x), _fresh(tuned, x))
@@ -228,7 +229,7 @@ def test_what_a_model_brings_along_is_emptied(kind: type[Biased]) -> None:
     workload = _workload(model)
     context = Context(progress=False, details={}, plan=[])
     small = PruneChannels(remove=0.3, align=1).apply(private_copy(model), workload, context)
-    tuned = FineTune(epochs=1, learning_rate=0.1).apply(private_copy(model), workload, context).eval()
+    tuned = FineTune(epochs=1, optimizer=SGD(rate=0.1)).apply(private_copy(model), workload, context).eval()
     for changed in (small, tuned):
         with torch.no_grad():
             changed.bias.add_(1)

@@ -13,13 +13,14 @@ from benchmarks.data import cifar, networks
 from benchmarks.data.references import REFERENCES
 from compressor.stage import Context
 from compressor.stages import FineTune
+from compressor.training.optimizers.choices import SGD
 from compressor.workload import Workload
 
 
 def mobilenetv2(folder: Path = REFERENCES, *, epochs: int = 7) -> Workload:
     """The workload of the trained network; `folder` keeps it, so that a second call reads it."""
     workload = cifar.around(networks.seeded(lambda: networks.MobileNetV2(early=True)), "cifar10-mobilenetv2")
-    stage = FineTune(epochs=epochs, learning_rate=0.1, tail_epochs=1)
+    stage = FineTune(epochs=epochs, optimizer=SGD(rate=0.1), tail_epochs=1)
     stage.apply(workload.model, workload, Context(seed=0, folder=folder / workload.name))
     workload.model.eval()
     return workload

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from compressor.stage import Context
 from compressor.training.loop import train
+from compressor.training.optimizers.choices import SGD, AdamW
+from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload
 
 
@@ -162,13 +164,12 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
         return build()
 
 
-def trained(workload: Workload, *, epochs: int, learning_rate: float, folder: Path) -> Workload:
+def trained(workload: Workload, *, epochs: int, optimizer: SGD | AdamW, folder: Path) -> Workload:
     """`workload` with its model trained; `folder` keeps the result, so that a second call reads it."""
     train(
         workload.model,
         workload,
-        epochs=epochs,
-        learning_rate=learning_rate,
+        TrainingSettings(epochs=epochs, optimizer=optimizer),
         context=Context(seed=0, folder=folder / workload.name),
         label=f"reference {workload.name}",
     )

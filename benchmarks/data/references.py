@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from benchmarks.data import cifar, digit_images, networks, sentences, speech
+from compressor.training.optimizers.choices import SGD, AdamW
 from compressor.workload import Workload
 
 REFERENCES = Path("runs/bench/references")
@@ -13,7 +14,7 @@ REFERENCES = Path("runs/bench/references")
 def vgg16() -> Workload:
     workload = cifar.around(networks.seeded(networks.VGG16), "vgg16", train_images=5000)
     # 117 steps: at the rate of the residual networks they leave so deep a plain one near chance.
-    return networks.trained(workload, epochs=3, learning_rate=0.01, folder=REFERENCES)
+    return networks.trained(workload, epochs=3, optimizer=SGD(rate=0.01), folder=REFERENCES)
 
 
 def narrow_vgg16() -> Workload:
@@ -31,7 +32,7 @@ def vgg16_half() -> Workload:
 
 def mobilenetv2() -> Workload:
     workload = cifar.around(networks.seeded(networks.MobileNetV2), "mobilenetv2", train_images=5000)
-    return networks.trained(workload, epochs=3, learning_rate=0.05, folder=REFERENCES)
+    return networks.trained(workload, epochs=3, optimizer=SGD(rate=0.05), folder=REFERENCES)
 
 
 def lstm() -> Workload:
@@ -46,16 +47,16 @@ def recurrent(kind: type[nn.LSTM | nn.GRU]) -> Workload:
     """The spoken digits with a trained network of two recurrent layers."""
     model = networks.seeded(lambda: networks.RecurrentClassifier(kind, hidden=256))
     workload = speech.spoken_digits(model, f"spoken-digits-{kind.__name__.lower()}")
-    return networks.trained(workload, epochs=20, learning_rate=0.15, folder=REFERENCES)
+    return networks.trained(workload, epochs=20, optimizer=AdamW(rate=3e-3), folder=REFERENCES)
 
 
 def transformer() -> Workload:
     words = len(sentences.vocabulary()) + 2
     model = networks.seeded(lambda: networks.TextTransformer(vocabulary=words, length=sentences.LENGTH))
     workload = sentences.sentiment(model, "sentences-transformer")
-    return networks.trained(workload, epochs=6, learning_rate=0.025, folder=REFERENCES)
+    return networks.trained(workload, epochs=6, optimizer=AdamW(rate=5e-4), folder=REFERENCES)
 
 
 def autoencoder() -> Workload:
     workload = digit_images.reconstruction(networks.seeded(networks.Autoencoder), "mnist-autoencoder")
-    return networks.trained(workload, epochs=6, learning_rate=0.1, folder=REFERENCES)
+    return networks.trained(workload, epochs=6, optimizer=SGD(rate=0.1), folder=REFERENCES)

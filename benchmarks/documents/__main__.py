@@ -5,7 +5,7 @@
 Nothing in them is typed.
 """
 
-from benchmarks.documents import architectures_page, first_page, quantization_page, structure_page
+from benchmarks.documents import architectures_page, first_page, quantization_page, structure_page, training_page
 from benchmarks.stored import load, load_all
 from compressor.storage import write_atomic
 from workbench import ROOT, house
@@ -31,6 +31,9 @@ def main() -> None:
         quantization_page.draw(quantized["quantization"]["networks"], DOCS / "quantization.svg")
     if (architectures := load("architectures")) is not None:
         write_atomic(DOCS / "architectures.md", architectures_page.page(architectures, load("hub")))
+    if (harm := load("training-harm")) is not None:
+        training = DOCS / "training.md"
+        write_atomic(training, training_page.page(training.read_text(encoding="utf-8"), harm))
     write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 

@@ -14,6 +14,8 @@ from compressor.files.export import export_onnx
 from compressor.stage import Context
 from compressor.storage import read_json, write_json
 from compressor.training.loop import train
+from compressor.training.optimizers.choices import SGD
+from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload, batches_of, call_model, first_batches, input_tensors, predict
 
 
@@ -185,8 +187,7 @@ def prune_retrain(workload: Workload, *, seconds: float, learning_rate: float, f
     logs = train(
         pruned,
         workload,
-        epochs=epochs,
-        learning_rate=learning_rate,
+        TrainingSettings(epochs=epochs, optimizer=SGD(rate=learning_rate)),
         context=Context(seed=seed, folder=folder),
         label="Torch-Pruning, retraining",
     )
@@ -200,7 +201,12 @@ def affordable_epochs(model: nn.Module, workload: Workload, seconds: float, seed
     timed = copy.deepcopy(model)
     for _ in range(2):  # the first pass warms up
         started = time.perf_counter()
-        train(timed, probe, epochs=1, learning_rate=1e-4, context=Context(seed=seed, progress=False))
+        train(
+            timed,
+            probe,
+            TrainingSettings(epochs=1, optimizer=SGD(rate=1e-4)),
+            context=Context(seed=seed, progress=False),
+        )
         per_image = (time.perf_counter() - started) / sum(len(targets) for _, targets in some)
     # Scoring an image on validation costs a third of training on it.
     images = len(workload.train.indices) + len(workload.validation.indices) / 3

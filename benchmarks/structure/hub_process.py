@@ -26,6 +26,8 @@ from compressor.stage import Context
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.quantization import Quantize
 from compressor.training.loop import train
+from compressor.training.optimizers.choices import SGD
+from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload, predict
 from workbench.zoo.architecture import Architecture, floats
 from workbench.zoo.check import (
@@ -84,7 +86,13 @@ def check_member(member: Member) -> HubOutcome:
             elif step == "compare":
                 check_structure(model, pruned, context.plan, workload)
             elif step == "train":
-                train(copy.deepcopy(pruned), workload, epochs=1, learning_rate=1e-4, context=context, label="a step")
+                train(
+                    copy.deepcopy(pruned),
+                    workload,
+                    TrainingSettings(epochs=1, optimizer=SGD(rate=1e-4)),
+                    context=context,
+                    label="a step",
+                )
             elif step == "export":
                 known["exporter"] = check_export(pruned, workload, architecture)
             else:

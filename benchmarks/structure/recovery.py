@@ -32,6 +32,7 @@ from compressor.measuring.timing import time_interleaved
 from compressor.stage import Context, Stage
 from compressor.stages import Distill, DropBlocks, PruneChannels
 from compressor.storage import read_json, write_atomic, write_json
+from compressor.training.optimizers.choices import SGD
 from compressor.workload import Workload, first_batches, resize_batch
 
 RESULT = RESULTS / "recovery.json"
@@ -59,7 +60,7 @@ def main() -> None:
     recover = Distill(
         epochs=arguments.epochs - 1,
         tail_epochs=1,
-        learning_rate=arguments.learning_rate,
+        optimizer=SGD(rate=arguments.learning_rate),
         views=min(arguments.views, arguments.epochs),
     )
     target, rate = Target(), arguments.learning_rate

@@ -18,6 +18,7 @@ from compressor.machine import environment
 from compressor.stage import Stage
 from compressor.stages import Distill, PruneChannels, Quantize
 from compressor.storage import read_json, write_json
+from compressor.training.optimizers.choices import SGD, AdamW
 from compressor.workload import Workload
 
 RESULT = RESULTS / "recurrent.json"
@@ -26,15 +27,15 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "gru": references.gru,
     "autoencoder": references.autoencoder,
 }
-# Peak rates for SGD; networks that AdamW trains take a fiftieth. A fifth of what the references were trained with.
-RATES = {"lstm": 0.05, "gru": 0.05, "autoencoder": 0.03}
+# A third of the rates that the references were trained with.
+OPTIMIZERS = {"lstm": AdamW(rate=1e-3), "gru": AdamW(rate=1e-3), "autoencoder": SGD(rate=0.03)}
 
 
 def stages(network: str) -> list[Stage]:
     """Half of the multiply-accumulates, eight epochs of recovery, 8 bits."""
     from compressor.pruning.choice.targets import Macs
 
-    return [PruneChannels(target=Macs(0.5)), Distill(epochs=7, learning_rate=RATES[network]), Quantize()]
+    return [PruneChannels(target=Macs(0.5)), Distill(epochs=7, optimizer=OPTIMIZERS[network]), Quantize()]
 
 
 def main() -> None:

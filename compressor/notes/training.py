@@ -27,7 +27,10 @@ class Epochs(Note):
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How one training went: in which number format its inner layers were computed and why, and what came of it.
+    """How one training went: by which optimizer, in which number format, why so, and what came of it.
+
+    `rate` is the highest that was used, at the peak of the schedule, and `rate_from` where it comes from in words.
+    `inner_layers` is the number format in which they were computed, and `why` the reason for it.
 
     `signal_to_noise_db` is how well a batch agreed in bfloat16, where that was compared: the variance of the outputs
     over the rounding's squared error. `before` and `best` are the validation scores of the model before the training
@@ -37,6 +40,9 @@ class Training:
     """
 
     training: str = ""
+    optimizer: str | None = None
+    rate: float | None = None
+    rate_from: str | None = None
     inner_layers: str = ""
     why: str = ""
     signal_to_noise_db: float | None = None

@@ -1,14 +1,32 @@
 """How pruning spreads over time: which share of what is to go has gone after each step, with training between.
 
-`precision` says what the inner layers are computed in during that training; outputs, loss and score are float32.
-`freeze` holds globs of modules and parameters that it leaves as they are, besides those that are frozen already.
+`optimizer` says by what and at which rate that training goes, `precision` what the inner layers are computed in;
+outputs, loss and score are float32. `freeze` holds globs of modules and parameters that it leaves as they are, besides
+those that are frozen already.
 """
 
 from dataclasses import dataclass, field
 
-from compressor.checks import check_count, check_globs
-from compressor.training.optimization import check_schedule
-from compressor.training.precision import AutoPrecision, BFloat16, Float32
+from compressor.checks import check_count
+from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, Optimizer, OwnOptimizer
+from compressor.training.precision import AutoPrecision, BFloat16, Float32, Precision
+from compressor.training.settings import TrainingSettings
+
+
+class _Between:
+    """The training after every step but the last, from the fields that its settings have."""
+
+    epochs: int
+    optimizer: Optimizer
+    precision: Precision
+    freeze: tuple[str, ...]
+
+    @property
+    def training(self) -> TrainingSettings:
+        """The training between two steps."""
+        return TrainingSettings(
+            epochs=self.epochs, optimizer=self.optimizer, precision=self.precision, freeze=self.freeze
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +40,17 @@ class OneShot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
-    """Equal parts in `steps` (>= 1) steps, with `epochs` (>= 1) of training at `learning_rate` (> 0) between them."""
+class Linear(_Between):
+    """Equal parts in `steps` (>= 1) steps, with `epochs` (>= 1) of training between them."""
 
     steps: int = 3
     epochs: int = 1
-    learning_rate: float = 0.01
+    optimizer: AutoOptimizer | SGD | AdamW | OwnOptimizer = field(default_factory=AutoOptimizer)
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self.steps, self.epochs, self.learning_rate, self.freeze)
+        _check(self.steps, self.training)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -41,21 +59,21 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cubic:
+class Cubic(_Between):
     """Much at first and less and less later: the share 1 - (1 - t / steps)**3 after step t.
 
-    `steps` (>= 1), with `epochs` (>= 1) of training at `learning_rate` (> 0) between them. Zhu & Gupta 2017, "To prune,
+    `steps` (>= 1), with `epochs` (>= 1) of training between them. Zhu & Gupta 2017, "To prune,
     or not to prune", arXiv:1710.01878, eq. 1, from nothing on.
     """
 
     steps: int = 3
     epochs: int = 1
-    learning_rate: float = 0.01
+    optimizer: AutoOptimizer | SGD | AdamW | OwnOptimizer = field(default_factory=AutoOptimizer)
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self.steps, self.epochs, self.learning_rate, self.freeze)
+        _check(self.steps, self.training)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -64,12 +82,12 @@ class Cubic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
-    """The given `fractions`, rising to 1, of what is to go, with `epochs` at `learning_rate` between them."""
+class Steps(_Between):
+    """The given `fractions`, rising to 1, of what is to go, with `epochs` of training between them."""
 
     fractions: tuple[float, ...]
     epochs: int = 1
-    learning_rate: float = 0.01
+    optimizer: AutoOptimizer | SGD | AdamW | OwnOptimizer = field(default_factory=AutoOptimizer)
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
     freeze: tuple[str, ...] = ()
 
@@ -80,7 +98,7 @@ class Steps:
                 "fractions are the shares of what is to go that have gone after each step: above 0, rising, the last "
                 f"one 1; got {self.fractions!r}; write (0.5, 0.8, 1.0) for instance"
             )
-        _check(len(self.fractions), self.epochs, self.learning_rate, self.freeze)
+        _check(len(self.fractions), self.training)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -88,7 +106,6 @@ class Steps:
         return self.fractions
 
 
-def _check(steps: int, epochs: int, learning_rate: float, freeze: tuple[str, ...]) -> None:
+def _check(steps: int, training: TrainingSettings) -> None:
+    assert training  # it cannot be made of what describes none
     check_count(steps, "steps counts the pruning steps", way_out="OneShot() prunes without training")
-    check_schedule(epochs=epochs, learning_rate=learning_rate, tail_epochs=0, weight_decay=0.0)
-    check_globs(freeze, "freeze")

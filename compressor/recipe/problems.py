@@ -38,7 +38,7 @@ def explain(
         place, kind = _existing(loc, data), item["type"]
         value, context = _at(data, place), item.get("ctx", {})
         if kind == "extra_forbidden":
-            found.append((place, _unknown_key(loc, kinds, list(top))))
+            found.append((place, _unknown_key(loc, kinds, list(top), value)))
         elif kind == "missing":
             owner = _owner(loc)
             found.append((place, f"{owner or 'the recipe'} needs {loc[-1]!r}{_keys(kinds, owner)}"))
@@ -124,13 +124,19 @@ def _keys(kinds: Mapping[str, type[Any]], owner: str) -> str:
     return f"; its keys: {', '.join(settings(kinds[owner]))}" if owner in kinds else ""
 
 
-def _unknown_key(loc: Place, kinds: Mapping[str, type[Any]], top: list[str]) -> str:
+def _unknown_key(loc: Place, kinds: Mapping[str, type[Any]], top: list[str], value: Any) -> str:
     key, owner = loc[-1], _owner(loc)
     if owner not in kinds:
         return f"a recipe has no {key!r}{did_you_mean(key, top)} (it has {', '.join(top)})"
     known = list(settings(kinds[owner]))
     if any(field.name == key for field in dataclasses.fields(kinds[owner])):
         return f"{owner}.{key} is an object of Python and cannot be set in a recipe; use the Python API for it"
+    if key == "learning_rate" and "optimizer" in known:
+        rate = value if isinstance(value, int | float) else 0.01
+        return (
+            f"{owner} has no 'learning_rate': the rate is the optimizer's; write optimizer: {{sgd: "
+            f"{{rate: {rate}}}}} or {{adamw: {{rate: {rate / 50:g}}}}}, or leave it out to have it found"
+        )
     return f"{owner} has no {key!r}{did_you_mean(key, known)} (it has {', '.join(known) or 'no parameters'})"
 
 

@@ -195,6 +195,9 @@ def trainings(step: Step) -> list[str]:
         agreed = "" if decibels is None else f", {decibels:.1f} dB"
         came = f"{'failed: ' if training.failed else ''}{training.says}; " if training.says else ""
         lines.append(f"{training.training}: {came}inner layers in {training.inner_layers} ({training.why}{agreed})")
+        if training.rate is not None:
+            rate = f"{training.optimizer}, rate at its highest {training.rate:.3g}"
+            lines.append(f"{training.training}: {rate} ({training.rate_from})")
         if training.frozen:
             lines.append(f"{training.training}: frozen: {', '.join(training.frozen)}")
         if training.data:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from compressor.budget import judge_drop
-from compressor.checks import check_count, check_fraction, check_globs, check_positive
+from compressor.checks import check_count, check_fraction, check_positive
 from compressor.errors import StageError
 from compressor.intervals import paired_drop
 from compressor.notes.training import SparsityRound, SparsityRounds
@@ -22,8 +22,9 @@ from compressor.pruning.choice.loss_probe import batch_statistics, loss_of
 from compressor.sparsity.sparsifying import Sparsifying
 from compressor.structure.trials import evaluating
 from compressor.training.loop import train
-from compressor.training.optimization import check_schedule
+from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
 from compressor.training.precision import AutoPrecision, BFloat16, Float32, Form
+from compressor.training.settings import TrainingSettings
 from compressor.training.snapshots import capture, restore_
 from compressor.training.validation import validation_rows
 from compressor.workload import first_batches
@@ -39,7 +40,7 @@ class Adaptive:
     """Steps that are as large as the model recovers from, layer by layer.
 
     In each of at most `rounds` (>= 1) a layer loses the part `stride`, in (0, 1), of the weights it has left; then the
-    model trains for `epochs` (>= 1) at `learning_rate` (> 0). Where validation is then within `max_drop` of the model
+    model trains for `epochs` (>= 1) by `optimizer`. Where validation is then within `max_drop` of the model
     before the first step, paired sample by sample, the step stays, and layers that did less harm than the median
     take `faster` (>= 1) times as much next; else it is undone, and those that did more go on at `slower`, in (0, 1).
     A layer whose stride falls below `least`, in (0, 1), is done. `precision` and `freeze` as in FineTune.
@@ -52,7 +53,7 @@ class Adaptive:
     slower: float = 0.5
     least: float = 0.02
     epochs: int = 1
-    learning_rate: float = 0.01
+    optimizer: AutoOptimizer | SGD | AdamW | OwnOptimizer = field(default_factory=AutoOptimizer)
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
     freeze: tuple[str, ...] = ()
 
@@ -69,8 +70,14 @@ class Adaptive:
             self.slower, "slower is what strides are multiplied by after a step that is undone", within="(0, 1)"
         )
         check_fraction(self.least, "least is the stride that is not worth a training", within="(0, 1)")
-        check_schedule(epochs=self.epochs, learning_rate=self.learning_rate, tail_epochs=0, weight_decay=0.0)
-        check_globs(self.freeze, "freeze")
+        assert self.training  # it cannot be made of what describes none
+
+    @property
+    def training(self) -> TrainingSettings:
+        """The training after a step."""
+        return TrainingSettings(
+            epochs=self.epochs, optimizer=self.optimizer, precision=self.precision, freeze=self.freeze
+        )
 
 
 def sparsify_adaptively_(work: Sparsifying, schedule: Adaptive, aim: float, *, identity: str) -> None:
@@ -93,11 +100,8 @@ def sparsify_adaptively_(work: Sparsifying, schedule: Adaptive, aim: float, *, i
         train(
             work.model,
             work.workload,
-            epochs=schedule.epochs,
-            learning_rate=schedule.learning_rate,
+            schedule.training,
             context=work.context,
-            precision=schedule.precision,
-            freeze=schedule.freeze,
             label=f"adaptive step {number}",
             identity=identity,
         )

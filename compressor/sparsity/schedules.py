@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from compressor.checks import check_count, check_fraction, check_globs, check_positive
+from compressor.checks import check_count, check_fraction, check_positive
 from compressor.errors import StageError
-from compressor.training.optimization import check_schedule
+from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
+from compressor.training.settings import TrainingSettings
 
 # Where nothing else is said, pruning ends after this part of the steps: what is left recovers (Zhu & Gupta 2017, sec.
 # 3: the network needs training steps after the last weights went).
@@ -24,8 +25,8 @@ class Polynomial:
         s_t = s_f + (s_i - s_f) (1 - (t - begin) / (end - begin))^power
 
     with s_i = `initial`, in [0, 1), and s_f that of the stage. Zhu & Gupta 2017, "To prune, or not to prune",
-    arXiv:1710.01878, eq. 1, where `power` (> 0) is 3. What is zero stays zero. `epochs`, `learning_rate`,
-    `tail_epochs`, `weight_decay`, `precision` and `freeze` are those of the training, as in FineTune; its last epoch is
+    arXiv:1710.01878, eq. 1, where `power` (> 0) is 3. What is zero stays zero. `epochs`, `tail_epochs`,
+    `optimizer`, `weight_decay`, `precision` and `freeze` are those of the training, as in FineTune; its last epoch is
     kept, for earlier ones have fewer zeros.
     """
 
@@ -35,8 +36,8 @@ class Polynomial:
     frequency: int | None = None
     power: float = 3.0
     epochs: int = 5
-    learning_rate: float = 0.01
     tail_epochs: int = 1
+    optimizer: AutoOptimizer | SGD | AdamW | OwnOptimizer = field(default_factory=AutoOptimizer)
     weight_decay: float = 5e-4
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
     freeze: tuple[str, ...] = ()
@@ -51,13 +52,19 @@ class Polynomial:
         if self.frequency is not None:
             check_count(self.frequency, "frequency counts the steps from one choice of zeros to the next")
         check_positive(self.power, "power is the exponent of the decay", way_out="3 is Zhu & Gupta's")
-        check_schedule(
+        assert self.training  # it cannot be made of what describes none
+
+    @property
+    def training(self) -> TrainingSettings:
+        """The training while which the sparsity rises."""
+        return TrainingSettings(
             epochs=self.epochs,
-            learning_rate=self.learning_rate,
             tail_epochs=self.tail_epochs,
+            optimizer=self.optimizer,
             weight_decay=self.weight_decay,
+            precision=self.precision,
+            freeze=self.freeze,
         )
-        check_globs(self.freeze, "freeze")
 
     def sparsities(self, final: float, batches: int) -> dict[int, float]:
         """The sparsity by the number of steps that were made, where zeros are chosen anew; it ends at `final`.

@@ -1,13 +1,13 @@
 """By which score weights are ranked: small ones go first, and which scores are compared with which."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from compressor.checks import check_calibrated, check_count, check_one_of, check_positive
+from compressor.checks import check_calibrated, check_count, check_one_of
 from compressor.kept_state import private_copy
 from compressor.pruning.ranking.gradients import loss_gradients
 from compressor.pruning.ranking.scope import Global
@@ -16,6 +16,8 @@ from compressor.sparsity.layers import SparseWeight
 from compressor.sparsity.masks import PerRow, Scope
 from compressor.stage import Context
 from compressor.training.loop import train
+from compressor.training.optimizers.choices import SGD, AdamW
+from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload, first_batches
 
 
@@ -113,7 +115,7 @@ class Movement:
     """How far a weight moves away from zero while the model is tuned: S = - sum over the steps of w dL/dw.
 
     Sanh et al. 2020, arXiv:2005.07683, eq. 2 and sec. 4. The sum is taken over `epochs` (>= 1) of training at
-    `learning_rate` (> 0) on a copy of the model, whose weights are then dropped: zeros are hard here, and what stays
+    `optimizer` on a copy of the model, whose weights are then dropped: zeros are hard here, and what stays
     is trained by the stages that follow.
     """
 
@@ -121,11 +123,11 @@ class Movement:
     scope: ClassVar[Global] = Global()
 
     epochs: int = 1
-    learning_rate: float = 0.01
+    # No rate is looked for: the batches of the test would count in the scores.
+    optimizer: SGD | AdamW = field(default_factory=lambda: SGD(rate=0.01))
 
     def __post_init__(self) -> None:
         check_count(self.epochs, "epochs counts the passes over the training data that scores are summed over")
-        check_positive(self.learning_rate, "learning_rate is the peak of the cycle")
 
     def unfit(self, weight: SparseWeight) -> str | None:
         """Nothing: every trained weight moves."""
@@ -152,8 +154,7 @@ class Movement:
             train(
                 case.model,
                 case.workload,
-                epochs=self.epochs,
-                learning_rate=self.learning_rate,
+                TrainingSettings(epochs=self.epochs, optimizer=self.optimizer),
                 context=alone,
                 label="movement",
                 keep_last=True,

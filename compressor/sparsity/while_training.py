@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from compressor.sparsity.schedules import Polynomial
 from compressor.sparsity.sparsifying import Sparsifying
-from compressor.training.loop import Position
 from compressor.training.other_outputs import train_every_output
+from compressor.training.passes.losses import Position
 from compressor.training.progress import epochs_note
 from compressor.training.streams import batches_in
 
@@ -28,18 +28,13 @@ def train_sparser(work: Sparsifying, schedule: Polynomial, final: float, *, iden
     logs = train_every_output(
         work.model,
         work.workload,
-        epochs=schedule.epochs,
-        learning_rate=schedule.learning_rate,
+        schedule.training,
         context=work.context,
-        tail_epochs=schedule.tail_epochs,
-        weight_decay=schedule.weight_decay,
         before_batch=look,
         label="sparsify_weights",
         identity=identity,
         after_step=after_step,
         keep_last=True,
-        precision=schedule.precision,
-        freeze=schedule.freeze,
     )
     # A last batch of one sample is no step for a model with BatchNorm, and the last zeros may have been due there.
     work.sparsify_(final)

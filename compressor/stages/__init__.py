@@ -49,6 +49,8 @@ from compressor.stages.weight_clustering import ClusterWeights
 from compressor.stages.weight_sparsifying import SparsifyWeights
 from compressor.stages.zero_removal import RemoveZeroChannels
 from compressor.training.hints import Hint
+from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
+from compressor.training.optimizers.schedules import Constant, Cosine, OneCycle
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
 
 # The stages and the values that their fields take.
@@ -59,12 +61,15 @@ __all__ = [
     "L2",
     "LAMP",
     "MSE",
+    "SGD",
     "SQNR",
     "Activation",
     "AdaRound",
+    "AdamW",
     "Adaptive",
     "Asymmetric",
     "Auto",
+    "AutoOptimizer",
     "AutoPrecision",
     "BFloat16",
     "BatchNormScale",
@@ -76,6 +81,8 @@ __all__ = [
     "Candidate",
     "Channelwise",
     "ClusterWeights",
+    "Constant",
+    "Cosine",
     "CrossLayerEqualization",
     "Cubic",
     "DensityCentroids",
@@ -111,8 +118,10 @@ __all__ = [
     "MovingAverage",
     "Nearest",
     "Noise",
+    "OneCycle",
     "OneShot",
     "OutputError",
+    "OwnOptimizer",
     "Parameters",
     "PerBlock",
     "PerChannel",

@@ -109,11 +109,8 @@ class PruneChannels:
                 train_every_output(
                     model,
                     workload,
-                    epochs=self.schedule.epochs,
-                    learning_rate=self.schedule.learning_rate,
+                    self.schedule.training,
                     context=context,
-                    precision=self.schedule.precision,
-                    freeze=self.schedule.freeze,
                     label=f"between pruning steps {step} and {step + 1}",
                 )
         for note in book.notes(self._align(context)):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, Targets
-from compressor.checks import check_count, check_fraction, check_globs, check_not_negative, check_positive, check_tuple
+from compressor.checks import check_count, check_fraction, check_not_negative, check_positive, check_tuple
 from compressor.errors import WorkloadError
 from compressor.identity.values import Identifier
 from compressor.kept_state import private_copy
@@ -22,11 +22,12 @@ from compressor.stage import Context, Effect
 from compressor.training.hints import Hint, Hinted, hinted, tapped
 from compressor.training.judged import output_kind, settled
 from compressor.training.lessons import Lessons
-from compressor.training.loop import Position, train
-from compressor.training.optimization import check_schedule
+from compressor.training.loop import train
 from compressor.training.other_outputs import Others
-from compressor.training.precision import AutoPrecision, BFloat16, Float32, Form
+from compressor.training.passes.losses import Position
+from compressor.training.precision import Form
 from compressor.training.progress import epochs_note
+from compressor.training.settings import TrainingSettings
 from compressor.training.snapshots import digest
 from compressor.training.teaching import Teacher
 from compressor.workload import Workload, call_model, output_tensor
@@ -37,14 +38,13 @@ _INPUTS = "teacher_inputs is a function of the workload's inputs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill:
+class Distill(TrainingSettings):
     """Trains on the teacher's outputs and keeps the epoch that is best on validation.
 
-    The teacher is `workload.model` unless another is given. `epochs` (>= 1) of one cycle up to `learning_rate` (> 0;
-    models trained by AdamW take a fiftieth of it), then `tail_epochs` (>= 0) at a hundredth. `soft_weight` in [0, 1] is
-    the teacher's part of the loss: for classes the divergence at `temperature` (> 0), for labels that of Bernoulli
-    distributions, for numbers the mean squared difference, where `temperature` plays no role. `views` (>= 1) counts the
-    augmented passes over the data that are replayed: epoch e sees view e % views.
+    The teacher is `workload.model` unless another is given. `soft_weight` in [0, 1] is the teacher's part of the loss:
+    for classes the divergence at `temperature` (> 0), for labels that of Bernoulli distributions, for numbers the mean
+    squared difference, where `temperature` plays no role. `views` (>= 1) counts the augmented passes over the data that
+    are replayed: epoch e sees view e % views.
 
     `features` names modules, present in teacher and student, or pairs of them, `Hint(student=..., teacher=...)`, whose
     outputs are to agree, with weight `feature_weight` (>= 0); where sizes differ, the student's are averaged or
@@ -53,36 +53,26 @@ class Distill:
     the judged outputs, or its name, "package.module:function". `teacher_inputs`, given in the same ways, makes the
     teacher's inputs of the workload's. Outputs that no loss sees are drawn to the teacher's, too.
 
-    `precision` says what the inner layers of student and teacher are computed in; outputs, loss and score are float32.
-    `freeze` holds globs of modules and parameters that stay as they are, besides those that are frozen already.
+    `precision` is that of student and teacher; the other settings are those of every training (`TrainingSettings`).
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
     trains: ClassVar[bool] = True
 
     epochs: int = 8
-    learning_rate: float = 0.05
+    tail_epochs: int = 1
     temperature: float = 4.0
     soft_weight: float = 0.9
     views: int = 4
-    tail_epochs: int = 1
-    weight_decay: float = 5e-4
     features: tuple[str | Hint, ...] = ()
     feature_weight: float = 1.0
     loss: Callable[[Tensor, Tensor, Any], Tensor] | str | None = field(default=None, repr=False, compare=False)
     teacher_inputs: Callable[[Inputs], Inputs] | str | None = field(default=None, repr=False, compare=False)
-    precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
-    freeze: tuple[str, ...] = ()
     teacher: nn.Module | None = field(default=None, repr=False, compare=False)
     functions: tuple[Callable[..., Any] | None, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_schedule(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            tail_epochs=self.tail_epochs,
-            weight_decay=self.weight_decay,
-        )
+        super().__post_init__()
         check_positive(self.temperature, "temperature divides the logits, usually by 1 to 5")
         check_fraction(self.soft_weight, "soft_weight is the teacher's fraction of the loss", within="[0, 1]")
         check_count(self.views, "views counts the augmented passes that are replayed")
@@ -90,7 +80,6 @@ class Distill:
         check_not_negative(self.feature_weight, "feature_weight is a factor")
         # Found here, so that a name that is wrong is refused before any work, and their code is part of the stage.
         object.__setattr__(self, "functions", (_function(self.loss, _LOSS), _function(self.teacher_inputs, _INPUTS)))
-        check_globs(self.freeze, "freeze")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         workload = settled(workload)
@@ -131,17 +120,12 @@ class Distill:
             logs = train(
                 taught,
                 workload,
-                epochs=self.epochs,
-                learning_rate=self.learning_rate,
+                self,
                 context=context,
-                tail_epochs=self.tail_epochs,
-                weight_decay=self.weight_decay,
                 objective=objective,
                 views=self.views,
                 label="distill",
                 identity=f"{self!r} {digest(teacher.model)} {Identifier().digest(self.functions).text}",
-                precision=self.precision,
-                freeze=self.freeze,
                 student=model,
             )
         context.tell(epochs_note(logs, workload.metric, context.details))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, Targets
-from compressor.checks import check_fraction, check_globs, check_positive
+from compressor.checks import check_fraction, check_positive
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.notes.quantization import Agreement
@@ -36,10 +36,11 @@ from compressor.stage import Context, Effect
 from compressor.training.freezing import freezing
 from compressor.training.judged import output_kind, settled
 from compressor.training.lessons import Lessons
-from compressor.training.loop import Position, train
-from compressor.training.optimization import check_schedule
-from compressor.training.precision import AutoPrecision, BFloat16, Float32
+from compressor.training.loop import train
+from compressor.training.passes.losses import Position
+from compressor.training.precision import Float32
 from compressor.training.progress import epochs_note
+from compressor.training.settings import TrainingSettings
 from compressor.training.snapshots import digest
 from compressor.training.teaching import Teacher
 from compressor.workload import Workload, first_batches, predict
@@ -54,19 +55,20 @@ _EMULATED_SAMPLES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizationAwareTraining:
+class QuantizationAwareTraining(TrainingSettings):
     """The model as an integer graph that was trained as one, for accuracy that `Quantize` does not keep.
 
-    Weights of 2 to 8 bits and activations of 8 or 16, calibrated as by `Quantize`, learn for `epochs` (>= 1) of one
-    cycle up to `learning_rate` (> 0; AdamW: a fiftieth of it) from `workload.model`: `soft_weight` in [0, 1] is the
-    teacher's part of the loss, `temperature` (> 0, best 1 to 2) divides the logits. The file is that of the best epoch
-    by validation. `skip` holds globs of nodes and modules that stay in float. Weights that an earlier stage made zero
-    stay zero, and those it made equal stay equal. In the default `form` convolutions and what is near them take
-    calibrated ranges; transformers, LSTMs, GRUs and RNNs are trained with the ranges that a run finds, `Static()` gives
-    transformers calibrated ones, and `WeightOnly()` trains weights of few bits, per channel or per block, under float
-    arithmetic. Ranges found at run time are those of a whole batch, in training as in the file. The graph is trained in
-    float32, in which its integers are exact; `precision` is the teacher's. Weights of frozen parameters, and of those
-    that the globs `freeze` name by themselves or by their modules, are the rounded originals.
+    Weights of 2 to 8 bits and activations of 8 or 16, calibrated as by `Quantize`, learn from `workload.model`:
+    `soft_weight` in [0, 1] is the teacher's part of the loss, `temperature` (> 0, best 1 to 2) divides the logits. The
+    file is that of the best epoch by validation. `skip` holds globs of nodes and modules that stay in float. Weights
+    that an earlier stage made zero stay zero, and those it made equal stay equal. In the default `form` convolutions
+    and what is near them take calibrated ranges; transformers, LSTMs, GRUs and RNNs are trained with the ranges that a
+    run finds, `Static()` gives transformers calibrated ones, and `WeightOnly()` trains weights of few bits, per channel
+    or per block, under float arithmetic. Ranges found at run time are those of a whole batch, in training as in the
+    file. The graph is trained in float32, in which its integers are exact; `precision` is the teacher's. Weights of
+    frozen parameters, and of those that the globs `freeze` name by themselves or by their modules, are the rounded
+    originals. `layer_rates` name parameters of the graph. The other settings are those of every training
+    (`TrainingSettings`).
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
@@ -76,16 +78,14 @@ class QuantizationAwareTraining:
     activations: Symmetric | Asymmetric = field(default_factory=Asymmetric)
     calibration: MinMax | MovingAverage | Percentile | Entropy | MSE | Auto = field(default_factory=MinMax)
     epochs: int = 4
-    learning_rate: float = 0.02
+    weight_decay: float = 0.0
     temperature: float = 2.0
     soft_weight: float = 0.9
     form: ByFamily | Static | Dynamic | WeightOnly = field(default_factory=ByFamily)
     skip: tuple[str, ...] = ()
-    precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
-    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_schedule(epochs=self.epochs, learning_rate=self.learning_rate, tail_epochs=0, weight_decay=0.0)
+        super().__post_init__()
         check_positive(self.temperature, "temperature divides the logits, usually by 1 to 2")
         check_fraction(self.soft_weight, "soft_weight is the teacher's fraction of the loss", within="[0, 1]")
         if not isinstance(self.form, ByFamily | Static | Dynamic | WeightOnly):
@@ -93,7 +93,6 @@ class QuantizationAwareTraining:
                 f"form is what is trained, ByFamily(), Static(), Dynamic() or WeightOnly(); got {self.form}. Float16() "
                 "leaves nothing to learn and Fastest() chooses between forms: use Quantize for them"
             )
-        check_globs(self.freeze, "freeze")
         self._integers(self.weights)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
@@ -132,14 +131,12 @@ class QuantizationAwareTraining:
             logs = train(
                 learner,
                 workload,
-                epochs=self.epochs,
-                learning_rate=self.learning_rate,
+                # The learner's parameters have names of their own, and its frozen ones are frozen already.
+                replace(self, precision=Float32(), freeze=()),
                 context=context,
-                weight_decay=0.0,
                 objective=objective,
                 label="quantization-aware training",
                 identity=f"{self!r} {digest(teacher.model)}",
-                precision=Float32(),
             )
         graph, activations, weights = learner.learned(prepared.graph, prepared.activations)
         # What was trained has other outputs than what it began with: the file is compared with the float graph of the

@@ -162,11 +162,8 @@ class SparsifyWeights:
                 train_every_output(
                     work.model,
                     work.workload,
-                    epochs=schedule.epochs,
-                    learning_rate=schedule.learning_rate,
+                    schedule.training,
                     context=work.context,
-                    precision=schedule.precision,
-                    freeze=schedule.freeze,
                     label=f"between sparsity steps {step} and {step + 1}",
                     identity=repr(self),
                 )

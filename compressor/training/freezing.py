@@ -24,17 +24,12 @@ def freezing(model: nn.Module, globs: Collection[str]) -> Iterator[None]:
 
     Afterwards every parameter is as it was. Raises StageError where a glob matches nothing.
     """
+    check_matches(model, globs, "freeze")
     named = dict(model.named_parameters(remove_duplicate=False))
-    modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in (*modules, *named)):
-            near = difflib.get_close_matches(glob, modules, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(modules[:10]) or 'none'}"
-            raise StageError(f"freeze: {glob!r} matches no module and no parameter of {type(model).__name__}; {hint}")
     flags = {name: parameter.requires_grad for name, parameter in named.items()}
     try:
         for name, parameter in named.items():
-            if _named(name, globs):
+            if lies_in(name, globs):
                 parameter.requires_grad_(False)
         yield
     finally:
@@ -54,7 +49,7 @@ def still_modules(model: nn.Module, original: nn.Module, globs: Collection[str] 
             continue
         parameters = list(module.parameters())
         frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
-        if name and (frozen or name in put or _named(name, globs)):
+        if name and (frozen or name in put or lies_in(name, globs)):
             found[name] = module
     return found
 
@@ -80,7 +75,20 @@ def frozen_names(model: nn.Module, still: Collection[str]) -> tuple[str, ...]:
     return (*still, *outside)
 
 
-def _named(name: str, globs: Collection[str]) -> bool:
+def check_matches(model: nn.Module, globs: Collection[str], setting: str) -> None:
+    """Every glob of the setting matches a module or a parameter of `model`. Raises StageError."""
+    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in (*modules, *parameters)):
+            near = difflib.get_close_matches(glob, modules, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(modules[:10]) or 'none'}"
+            raise StageError(
+                f"{setting}: {glob!r} matches no module and no parameter of {type(model).__name__}; {hint}"
+            )
+
+
+def lies_in(name: str, globs: Collection[str]) -> bool:
     """Whether a glob matches `name` or a module that it lies in."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:end]), glob) for end in range(1, len(parts) + 1) for glob in globs)

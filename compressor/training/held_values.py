@@ -6,7 +6,7 @@ arXiv:1510.00149, eq. 3; the mean, so that a step is as long as one of free weig
 gradients stay equal. Which they are is seen in the tensors, as `held_zeros` sees its zeros.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,17 @@ class Held:
         """Puts back what a step of the optimizer moved."""
         self._values.restore_()
         self._zeros.restore_()
+
+    def after(self, after_step: Callable[[float], None] | None) -> Callable[[float], None]:
+        """What is to be done after every step, given what else is: what that makes zero or equal stays so, too."""
+
+        def both(fraction: float) -> None:
+            self.restore_()
+            if after_step is not None:
+                after_step(fraction)
+                self.read()
+
+        return both
 
     def even_gradients_(self) -> None:
         """Takes from the gradients what would move apart what is held."""

@@ -5,113 +5,88 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from compressor.batches import Inputs, Targets
 from compressor.errors import StageError
 from compressor.notes.training import Training, Trainings
 from compressor.stage import Context
 from compressor.structure.calling.draws import kept_randomness
 from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.training.agreement import Choice, choose
-from compressor.training.dense_gradients import dense_gradients
-from compressor.training.freezing import freezing, frozen_names, still_modules, train_mode_
+from compressor.training.freezing import freezing, frozen_names, still_modules
 from compressor.training.held_values import Held, HeldValues, clustered_names
 from compressor.training.held_zeros import HeldZeros, held_names, held_parameters
-from compressor.training.optimization import Cycle, check_schedule, optimizer_for, peak_rate
-from compressor.training.precision import AutoPrecision, Form, Precision, at_least_float32
+from compressor.training.optimizers.averaging import Average
+from compressor.training.optimizers.choices import Known
+from compressor.training.optimizers.dense_gradients import dense_gradients
+from compressor.training.optimizers.groups import optimizer_for
+from compressor.training.optimizers.schedules import Course
+from compressor.training.optimizers.stepping import AfterStep, DivergedError, Updates, check_finite
+from compressor.training.passes.losses import Objective, Passes, workload_loss
+from compressor.training.passes.range_test import found_for
+from compressor.training.passes.rounds import Rounds
 from compressor.training.progress import EpochLog, Progress, best_epoch
 from compressor.training.replay import kept_modes, replayed
-from compressor.training.snapshots import capture, digest, restore_
-from compressor.training.streams import Stream, endless
+from compressor.training.settings import TrainingSettings
+from compressor.training.snapshots import Saved, Tensors, capture, digest, restore_, restore_optimizer_
+from compressor.training.streams import Stream
 from compressor.training.validation import Comparison, compare, validation_rows
-from compressor.workload import Workload, batch_size_of, predict
+from compressor.workload import Workload
 
-MAX_GRADIENT_NORM = 5.0
 MAX_RETRIES = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where in the replayable stream a batch stands: the same (view, batch) is the same batch, bit by bit."""
-
-    view: int
-    batch: int
-
-
-# The loss of one batch. It is called under autocast; the model's output should become float32 before the arithmetic.
-Objective = Callable[[nn.Module, Inputs, Targets, Position], Tensor]
-
-# What is done to the weights after every step, given its rate.
-AfterStep = Callable[[float], None]
-
-
-class _DivergedError(Exception):
-    pass
 
 
 def train(
     model: nn.Module,
     workload: Workload,
+    settings: TrainingSettings,
     *,
-    epochs: int,
-    learning_rate: float,
     context: Context,
-    tail_epochs: int = 0,
-    weight_decay: float = 5e-4,
     objective: Objective | None = None,
     views: int | None = None,
     label: str = "training",
     identity: str = "",
     after_step: AfterStep | None = None,
     keep_last: bool = False,
-    precision: Precision = AutoPrecision(),  # noqa: B008 - it is frozen and holds nothing
-    freeze: tuple[str, ...] = (),
     student: nn.Module | None = None,
 ) -> list[EpochLog]:
     """The log of every epoch; `model` is trained in place and left at its best epoch by validation (ties: the later).
 
     Where even that one scores below the model before the training, the model is left as it was, and the report told
-    that the training failed.
+    that the training failed. `settings` say for how long, at which rate, in which number format, and what stays as it
+    is; the report is told what was used.
 
-    `epochs` of one cycle up to `learning_rate` are followed by `tail_epochs` at a hundredth of it. Convolutional models
-    are trained by SGD with Nesterov momentum; models with recurrent or LayerNorm layers, and those with neither
-    convolution nor BatchNorm, by AdamW at a fiftieth of the rate. `objective` replaces `workload.loss`. With `views`,
-    epoch e replays the batches of epoch e % views. With `context.folder`, every epoch is saved there under `label`, and
-    a killed run goes on to the same bits; `identity` names what else the result depends on: a snapshot of another
-    identity is not continued, and why is shown. `after_step` runs after every step, without gradients; it must remember
-    nothing, for a resumed training calls it from the middle. With `keep_last` the model is left at its last epoch, for
-    trainings that aim at something that the score does not see. `precision` says what the inner layers are computed in;
-    where that is bfloat16, every epoch begins with a look at whether a batch still agrees in both formats, and goes
-    over to float32 for good where it does not. The report is told.
+    `objective` replaces `workload.loss`. With `views`, epoch e replays the batches of epoch e % views. With
+    `context.folder`, every epoch is saved there under `label`, and a killed run goes on to the same bits; `identity`
+    names what else the result depends on: a snapshot of another identity is not continued, and why is shown.
+    `after_step` runs after every update, without gradients, and is given its rate as a fraction of the peak; it must
+    remember nothing, for a resumed training calls it from the middle. With `keep_last` the model is left at its last
+    epoch, for trainings that aim at something that the score does not see. Where the inner layers are computed in
+    bfloat16, every epoch begins with a look at whether a batch still agrees in both formats, and goes over to float32
+    for good where it does not.
 
-    What is frozen, by `requires_grad` or by the globs `freeze`, stays as it is, and so do modules that the user put
-    into eval mode by themselves (`training.freezing` says which). `student` is the part of `model` that stands for the
-    workload's model where that is not all of it. Zeros that the plan holds (`training.held_zeros`) stay zero, and so
-    does what `after_step` adds to them; weights that share a value by the plan (`training.held_values`) stay equal.
+    What is frozen, by `requires_grad` or by the settings, stays as it is, and so do modules that the user put into eval
+    mode by themselves (`training.freezing` says which). `student` is the part of `model` that stands for the workload's
+    model where that is not all of it. Zeros that the plan holds (`training.held_zeros`) stay zero, and so does what
+    `after_step` adds to them; weights that share a value by the plan (`training.held_values`) stay equal.
 
     A loss or gradient that is not finite rolls back to the best epoch and halves the rate, at most twice. Raises
     StageError then, when everything is frozen, and when there is no batch to train on.
     """
-    check_schedule(epochs=epochs, learning_rate=learning_rate, tail_epochs=tail_epochs, weight_decay=weight_decay)
     part = model if student is None else student
     empty_caches_(part, workload.example_inputs)
-    choice = choose(model, workload, precision, seed=context.seed)
+    choice = choose(model, workload, settings.precision, seed=context.seed)
     form = choice.form
     path = None if context.folder is None else context.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}.safetensors"
-    total = epochs + tail_epochs
-    stream = Stream.of(workload.train, context.seed)
-    batches = stream.batches
-    if batches is None:
-        raise endless("the training data")
+    stream = Stream.of(workload.train, context.seed, counted=settings.steps is None)
+    rounds = Rounds.of(settings, stream)
     with (
-        freezing(part, freeze),
+        freezing(part, settings.freeze),
         kept_randomness(),
         kept_modes(model),
         form.applied(model),
@@ -123,90 +98,114 @@ def train(
                 f"nothing to train: all parameters of {type(part).__name__} are frozen; unfreeze what may change "
                 "(requires_grad), and leave it out of freeze"
             )
-        still = still_modules(part, workload.model, freeze)
+        still = still_modules(part, workload.model, settings.freeze)
         frozen = frozen_names(part, still)
         plan = [*context.plan_before, *context.plan]
-        held = held_parameters(part, held_names(plan))
+        zeros = held_parameters(part, held_names(plan))
         clustered = held_parameters(part, clustered_names(plan))
-        kept = Held(HeldZeros([*held.values()]), HeldValues([*clustered.values()]))
-        settings = {
-            "epochs": epochs,
-            "tail_epochs": tail_epochs,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
+        held = Held(HeldZeros([*zeros.values()]), HeldValues([*clustered.values()]))
+        passes = Passes(
+            model=model,
+            objective=objective or workload_loss(workload, form),
+            form=form,
+            still=tuple(still.values()),
+            rounds=rounds,
+        )
+        identified = {
+            **settings.told(),
             "views": views,
-            "batches": batches,
+            "batches": rounds.batches,
             "data": stream.begins,
             "seed": context.seed,
             "identity": identity,
-            "precision": repr(precision),
             "frozen": list(frozen),
-            "held_zeros": list(held),
+            "held_zeros": list(zeros),
             "held_values": list(clustered),
             "model": digest(model) if path else "",
         }
-        optimizer = optimizer_for(model, weight_decay)
         start = capture(model)
         progress = Progress(logs=[], best=start)
+        resumed: Saved = {}
         if path is not None:
-            refused = progress.resume_(path, settings, model, optimizer)
+            refused, resumed = progress.resume_(path, identified, model, settings)
             stream.go_on_(progress.counters)
             if refused and context.progress:
                 tqdm.write(f"  {refused}", file=sys.stderr)
-            if len(progress.logs) < total:
-                progress.require_space(path, model, total - len(progress.logs))
+            if not progress.is_done(rounds.count, settings.patience, workload.metric):
+                progress.require_space(path, model, rounds.count - len(progress.logs))
         if not (progress.logs or keep_last):
             progress.before = validation_rows(model, workload, form)
+        if progress.found is None:
+            progress.found = found_for(part, passes, settings, seed=context.seed)
+        make = partial(_updates, model, progress.found.optimizer, settings, held, after_step)
+        updates = make()
+        restore_optimizer_(updates.optimizer, resumed)
+        if settings.averaging is not None and progress.average is None:
+            progress.average = Average.of(model, settings.averaging)
         with tqdm(
-            total=total * batches,
-            initial=len(progress.logs) * batches,
+            total=rounds.count * rounds.batches,
+            initial=len(progress.logs) * rounds.batches,
             desc=label,
             unit="batch",
             leave=False,
             disable=not context.progress,
         ) as bar:
             loop = _Loop(
-                model=model,
+                passes=passes,
                 workload=workload,
-                still=tuple(still.values()),
-                stream=stream,
                 choice=choice,
-                cycle=Cycle(epochs=epochs, batches=batches, peak=peak_rate(model, learning_rate)),
-                objective=objective or _workload_loss(workload, form),
+                course=rounds.course(),
                 seed=context.seed,
-                views=views or total,
+                views=rounds.views(views),
                 bar=bar,
-                after_step=after_step,
-                held=kept,
+                held=held,
             )
-            while (epoch := len(progress.logs)) < total:
+            while not progress.is_done(rounds.count, settings.patience, workload.metric):
+                epoch = len(progress.logs)
                 try:
-                    log, rows = loop.epoch_(optimizer, progress)
-                except _DivergedError as trouble:
+                    log, rows, averaged = loop.epoch_(updates, progress)
+                except DivergedError as trouble:
                     restore_(model, progress.best)
+                    rate = progress.found.optimizer.rate * progress.rate_scale
                     if progress.retries == MAX_RETRIES:
                         raise StageError(
                             f"{label} does not converge: {trouble}, after halving the rate {MAX_RETRIES} times to "
-                            f"{loop.cycle.peak * progress.rate_scale:g}; set learning_rate below "
-                            f"{learning_rate * progress.rate_scale:g} or look for bad values in the training data"
+                            f"{rate:g}; set optimizer to {type(progress.found.optimizer).__name__} with a rate below "
+                            f"{rate:g} or look for bad values in the training data"
                         ) from trouble
                     progress.retries, progress.rate_scale = progress.retries + 1, progress.rate_scale / 2
                     # Momentum points to where it diverged.
-                    optimizer = optimizer_for(model, weight_decay)
-                    bar.update(epoch * batches - bar.n)
+                    updates = make()
+                    if settings.averaging is not None:
+                        progress.average = Average.of(model, settings.averaging)
+                    bar.update(epoch * rounds.batches - bar.n)
                     continue
                 progress.logs.append(log)
                 if keep_last or best_epoch(progress.logs, workload.metric) == epoch:
-                    progress.best, progress.best_rows = capture(model), rows
+                    progress.best, progress.best_rows = averaged or capture(model), rows
                 if path is not None:
+                    done = progress.is_done(rounds.count, settings.patience, workload.metric)
                     progress.counters = stream.counters()
-                    progress.save(path, settings, model, optimizer, done=len(progress.logs) == total)
-        found = compare(progress.before, progress.best_rows, workload.metric, seed=context.seed)
-        restore_(model, start if found is not None and found.failed else progress.best)
+                    progress.save(path, identified, model, updates.optimizer, done=done)
+        came = compare(progress.before, progress.best_rows, workload.metric, seed=context.seed)
+        restore_(model, start if came is not None and came.failed else progress.best)
     before = Trainings.from_json(context.details)
-    told = _told(label, choice, progress, found, frozen=frozen, remarks=stream.remarks)
+    told = _told(label, choice, progress, came, frozen=frozen, remarks=stream.remarks)
     context.tell(Trainings(trainings=(*(before.trainings if before else ()), told)))
     return progress.logs
+
+
+def _updates(
+    model: nn.Module, choice: Known, settings: TrainingSettings, held: Held, after_step: AfterStep | None
+) -> Updates:
+    optimizer = optimizer_for(model, choice, weight_decay=settings.weight_decay, layer_rates=settings.layer_rates)
+    return Updates(
+        optimizer=optimizer,
+        clip=settings.clip,
+        accumulate=settings.accumulate,
+        before_step=held.even_gradients_,
+        after_step=held.after(after_step),
+    )
 
 
 def _told(
@@ -219,8 +218,14 @@ def _told(
     remarks: list[str],
 ) -> Training:
     decibels = choice.decibels
+    assert progress.found is not None  # it is looked for before the first epoch
+    halved = f"; halved {progress.retries} times, where it diverged" if progress.retries else ""
+    rate_from = progress.found.why + halved
     return Training(
         training=label,
+        optimizer=str(progress.found.optimizer),
+        rate=progress.found.optimizer.rate * progress.rate_scale,
+        rate_from=rate_from,
         inner_layers="bfloat16" if choice.form.bfloat16 else "float32",
         why="; ".join(filter(None, [choice.why, progress.gave_up_bfloat16])),
         signal_to_noise_db=decibels if decibels is not None and math.isfinite(decibels) else None,
@@ -232,77 +237,71 @@ def _told(
 
 @dataclass(frozen=True, kw_only=True)
 class _Loop:
-    model: nn.Module
+    passes: Passes
     workload: Workload
-    stream: Stream
-    still: tuple[nn.Module, ...]
     choice: Choice
-    cycle: Cycle
-    objective: Objective
+    course: Course
     seed: int
     views: int
     bar: Any
-    after_step: AfterStep | None
     held: Held
 
-    def epoch_(self, optimizer: torch.optim.Optimizer, progress: Progress) -> tuple[EpochLog, Tensor | None]:
-        """Trains one epoch and scores it: its log and the metric's rows.
+    def epoch_(self, updates: Updates, progress: Progress) -> tuple[EpochLog, Tensor | None, Tensors | None]:
+        """Trains one epoch and scores it: its log, the metric's rows, and the average where that is what has them.
 
-        Raises _DivergedError at the first number that is not finite.
+        Raises DivergedError at the first number that is not finite.
         """
         started, epoch = perf_counter(), len(progress.logs)
         if epoch and self._in_bfloat16(progress):
-            found = self.choice.still_agrees(self.model, self.workload, self.seed)
+            found = self.choice.still_agrees(self.passes.model, self.workload, self.seed)
             if found.objection:
                 progress.gave_up_bfloat16 = f"float32 from epoch {epoch} on: {found.objection}"
         with replayed(self.seed, epoch % self.views):
-            loss = self._batches_(optimizer, progress)
-        rows = validation_rows(self.model, self.workload, self.choice.form)
-        score = math.nan if rows is None else self.workload.metric.aggregate(rows)
-        _check_finite(score, f"validation {self.workload.metric.name} after epoch {epoch}")
+            loss = self._batches_(updates, progress)
+        rows, score = self._scored(epoch)
+        averaged = None
+        if progress.average is not None:
+            with progress.average.stands_in(self.passes.model):
+                average_rows, average_score = self._scored(epoch)
+            if average_score > score if self.workload.metric.higher_is_better else average_score < score:
+                rows, score, averaged = average_rows, average_score, progress.average.copy()
         log = EpochLog(
-            epoch=epoch,
-            loss=loss,
-            score=score,
-            learning_rate=float(optimizer.param_groups[0]["lr"]),
-            seconds=perf_counter() - started,
+            epoch=epoch, loss=loss, score=score, learning_rate=updates.rate, seconds=perf_counter() - started
         )
-        return log, rows
+        return log, rows, averaged
 
-    def _batches_(self, optimizer: torch.optim.Optimizer, progress: Progress) -> float:
-        epoch, form = len(progress.logs), self.choice.form
-        context = form.autocast if self._in_bfloat16(progress) else form.exact
-        train_mode_(self.model, self.still)
-        self.held.read()
-        normalised = any(isinstance(module, _BatchNorm) and module.training for module in self.model.modules())
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    def _scored(self, epoch: int) -> tuple[Tensor | None, float]:
+        metric = self.workload.metric
+        rows = validation_rows(self.passes.model, self.workload, self.choice.form)
+        score = math.nan if rows is None else metric.aggregate(rows)
+        return rows, check_finite(score, f"validation {metric.name} after epoch {epoch}")
+
+    def _batches_(self, updates: Updates, progress: Progress) -> float:
+        epoch, form, rounds = len(progress.logs), self.choice.form, self.passes.rounds
         score = f"{progress.logs[-1].score:.4f}" if progress.logs else "-"
-        total, count = 0.0, 0
-        passing = self.stream.epoch(epoch, epoch % self.views, self.cycle.batches)
-        for batch, (inputs, targets) in enumerate(passing):
+        total, count, made, limit = 0.0, 0, 0, rounds.limit(epoch)
+
+        def step_(add: Callable[[float, str], bool], batch: int) -> None:
+            nonlocal made
+            at = rounds.updates_before(epoch) + made
+            if add(self.course.fraction(at) * progress.rate_scale, f"epoch {epoch}, batch {batch}"):
+                made += 1
+                if progress.average is not None:
+                    progress.average.update_(self.passes.model)
+
+        updates.forget_()
+        self.held.read()
+        batch = 0
+        computed_in = form.autocast if self._in_bfloat16(progress) else form.exact
+        for batch, loss, samples in self.passes.losses(epoch, epoch % self.views, computed_in):
             self.bar.update()
-            # BatchNorm cannot normalise one sample in training mode.
-            if normalised and batch_size_of(inputs) == 1:
-                continue
-            for group in optimizer.param_groups:
-                group["lr"] = self.cycle.rate(epoch, batch) * progress.rate_scale
-            optimizer.zero_grad()
-            position = Position(view=epoch % self.views, batch=batch)
-            with context():
-                loss = self.objective(self.model, form.place(inputs), form.place_targets(targets), position)
-            value = _check_finite(float(loss.detach()), f"loss in epoch {epoch}, batch {batch}")
-            loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
-            self.held.even_gradients_()
-            norm = nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
-            _check_finite(float(norm), f"gradient norm in epoch {epoch}, batch {batch}")
-            optimizer.step()
-            self.held.restore_()
-            if self.after_step is not None:
-                with torch.no_grad():
-                    self.after_step(float(optimizer.param_groups[0]["lr"]))
-                self.held.read()
+            value = check_finite(float(loss.detach()), f"loss in epoch {epoch}, batch {batch}")
+            step_(partial(updates.add_, loss, samples), batch)
             total, count = total + value, count + 1
             self.bar.set_postfix(loss=f"{total / count:.4f}", score=score, refresh=False)
+            if made == limit:
+                break
+        step_(updates.step_, batch)
         if not count:
             raise StageError(
                 f"epoch {epoch} had no batch to train on; the training data must be iterable again and again, with "
@@ -312,18 +311,3 @@ class _Loop:
 
     def _in_bfloat16(self, progress: Progress) -> bool:
         return self.choice.form.bfloat16 and not progress.gave_up_bfloat16
-
-
-def _check_finite(value: float, what: str) -> float:
-    if not math.isfinite(value):
-        raise _DivergedError(f"{what} is {value}")
-    return value
-
-
-def _workload_loss(workload: Workload, form: Form) -> Objective:
-    def objective(model: nn.Module, inputs: Inputs, targets: Targets, _position: Position) -> Tensor:
-        outputs = at_least_float32(predict(model, inputs))
-        with form.exact():
-            return workload.loss(outputs, targets)
-
-    return objective

@@ -19,10 +19,12 @@ from compressor.stage import Context
 from compressor.structure.calling.draws import kept_randomness
 from compressor.structure.calling.returned import returned_by_name
 from compressor.training.judged import settled
-from compressor.training.loop import Position, train
-from compressor.training.precision import AutoPrecision, Form, Precision, at_least_float32
+from compressor.training.loop import train
+from compressor.training.passes.losses import Position
+from compressor.training.precision import Form, Precision, at_least_float32
 from compressor.training.progress import EpochLog
 from compressor.training.replay import kept_modes, replayed
+from compressor.training.settings import TrainingSettings
 from compressor.training.teaching import Teacher
 from compressor.workload import Workload, batches_of, call_model, output_tensor
 
@@ -140,20 +142,20 @@ class Others:
 def train_every_output(
     model: nn.Module,
     workload: Workload,
+    settings: TrainingSettings,
     *,
     context: Context,
-    precision: Precision = AutoPrecision(),  # noqa: B008 - it is frozen and holds nothing
     before_batch: Callable[[Position], None] | None = None,
-    **settings: Any,
+    **more: Any,
 ) -> list[EpochLog]:
     """What `training.loop.train` does and gives, with the other outputs held or trained beside the judged one.
 
     `before_batch` is told where in the stream each batch stands.
     """
     workload = settled(workload)
-    others = Others.of(model, workload, precision=precision, seed=context.seed)
+    others = Others.of(model, workload, precision=settings.precision, seed=context.seed)
     if not others and before_batch is None:
-        return train(model, workload, context=context, precision=precision, **settings)
+        return train(model, workload, settings, context=context, **more)
     form, before = Form.of(model), private_copy(model)
 
     def objective(student: nn.Module, inputs: Inputs, targets: Targets, position: Position) -> Tensor:
@@ -165,7 +167,7 @@ def train_every_output(
             return loss + others.loss(raw, inputs, targets, position) if others else loss
 
     with others.applied():
-        logs = train(model, workload, context=context, precision=precision, objective=objective, **settings)
+        logs = train(model, workload, settings, context=context, objective=objective, **more)
     if others:
         context.tell(others.note(before, model))
     return logs

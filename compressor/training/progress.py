@@ -13,13 +13,16 @@ from compressor.metrics import Metric
 from compressor.notes.training import Epoch, Epochs, Trainings
 from compressor.storage import require_space
 from compressor.streams.own_state import Counters
+from compressor.training.optimizers.averaging import Average
+from compressor.training.passes.range_test import Found
+from compressor.training.settings import TrainingSettings
 from compressor.training.snapshots import (
+    Saved,
     Tensors,
     capture,
-    optimizer_tensors,
+    optimizer_state,
     read_snapshot,
     restore_,
-    restore_optimizer_,
     write_snapshot,
 )
 
@@ -41,8 +44,8 @@ class Progress:
 
     `before` and `best_rows` are the metric's rows of the validation samples, of the model before the training and of
     the best state; None where an output is no number, or where nobody asks. `gave_up_bfloat16` is why the inner layers
-    went over to float32 on the way, "" while they did not. `counters` is what the
-    loader of the training data has counted.
+    went over to float32 on the way, "" while they did not. `counters` is what the loader of the training data has
+    counted, `found` the optimizer that the training takes, `average` that of its weights where one is kept.
     """
 
     logs: list[EpochLog]
@@ -53,13 +56,21 @@ class Progress:
     retries: int = 0
     gave_up_bfloat16: str = ""
     counters: Counters = field(default_factory=dict)
+    found: Found | None = None
+    average: Average | None = None
+
+    def is_done(self, epochs: int, patience: int | None, metric: Metric) -> bool:
+        """Whether a training of so many `epochs` is over, or has gone on for `patience` of them without a better."""
+        done = len(self.logs)
+        return done >= epochs or bool(patience and done and done - 1 - first_best_epoch(self.logs, metric) >= patience)
 
     def require_space(self, path: Path, model: nn.Module, epochs: int) -> None:
         """Raises WriteError where the disk of `path` has no room for the snapshots of the `epochs` to come."""
         best = sum(tensor.nbytes for tensor in self.best.values())
         trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+        more = 2 if self.average is None else 3
         # The last one holds the best state alone, those before it the present one and what the optimizer keeps as well.
-        require_space(path, best if epochs == 1 else 2 * best + trained)
+        require_space(path, best if epochs == 1 else more * best + trained)
 
     def save(
         self, path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, *, done: bool
@@ -68,10 +79,18 @@ class Progress:
         tensors = {f"best/{name}": tensor for name, tensor in self.best.items()}
         rows = {"rows/before": self.before, "rows/best": self.best_rows}
         tensors |= {name: tensor for name, tensor in rows.items() if tensor is not None}
+        numbers: Saved = {}
         if not done:
             tensors |= {f"model/{name}": tensor for name, tensor in capture(model).items()}
-            tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
+            kept = optimizer_state(optimizer)
+            tensors |= {f"optimizer/{name}": value for name, value in kept.items() if isinstance(value, Tensor)}
+            numbers = {name: value for name, value in kept.items() if not isinstance(value, Tensor)}
+            if self.average is not None:
+                tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
         facts = {
+            "found": None if self.found is None else self.found.to_facts(),
+            "optimizer": numbers,
+            "average_updates": 0 if self.average is None else self.average.updates,
             "settings": settings,
             "logs": [asdict(log) for log in self.logs],
             "rate_scale": self.rate_scale,
@@ -81,20 +100,25 @@ class Progress:
         }
         write_snapshot(path, tensors, facts)
 
-    def resume_(self, path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
-        """Goes on from the snapshot at `path`; why not, in a sentence, where there is one of another training."""
+    def resume_(
+        self, path: Path, identified: dict[str, Any], model: nn.Module, settings: TrainingSettings
+    ) -> tuple[str, Saved]:
+        """Goes on from the snapshot at `path`: ("", the state of its optimizer).
+
+        Where there is one of another training, why not in a sentence, and nothing.
+        """
         if not path.exists():
-            return ""
+            return "", {}
         try:
             tensors, facts = read_snapshot(path)
         except StorageError as error:
-            return f"{error.sentence}; it is not continued"
+            return f"{error.sentence}; it is not continued", {}
         before = facts.get("settings", {})
-        changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+        changed = sorted(key for key in {*before, *identified} if before.get(key) != identified.get(key))
         if changed:
-            told = "; ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed)
-            return f"the snapshot {path} is of another training and not continued: {told}"
-        parts: dict[str, Tensors] = {"best": {}, "rows": {}, "model": {}, "optimizer": {}}
+            told = "; ".join(f"{key} was {before.get(key)!r}, is {identified.get(key)!r}" for key in changed)
+            return f"the snapshot {path} is of another training and not continued: {told}", {}
+        parts: dict[str, Tensors] = {"best": {}, "rows": {}, "model": {}, "optimizer": {}, "average": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
@@ -103,16 +127,24 @@ class Progress:
         self.logs = [EpochLog(**log) for log in facts["logs"]]
         self.rate_scale, self.retries = facts["rate_scale"], facts["retries"]
         self.gave_up_bfloat16, self.counters = facts["gave_up_bfloat16"], facts["counters"]
+        self.found = Found.from_facts(facts["found"], settings.optimizer)
+        if settings.averaging is not None and parts["average"]:
+            self.average = Average(keep=settings.averaging, tensors=parts["average"], updates=facts["average_updates"])
         if parts["model"]:
             restore_(model, parts["model"])
-            restore_optimizer_(optimizer, parts["optimizer"])
-        return ""
+        return "", {**parts["optimizer"], **facts["optimizer"]}
 
 
 def best_epoch(logs: list[EpochLog], metric: Metric) -> int:
     """The number of the epoch with the best validation score, the last of equals."""
     sign = 1 if metric.higher_is_better else -1
     return max(logs, key=lambda log: (sign * log.score, log.epoch)).epoch
+
+
+def first_best_epoch(logs: list[EpochLog], metric: Metric) -> int:
+    """The number of the epoch with the best validation score, the first of equals."""
+    sign = 1 if metric.higher_is_better else -1
+    return max(logs, key=lambda log: (sign * log.score, -log.epoch)).epoch
 
 
 def epochs_note(logs: list[EpochLog], metric: Metric | None, details: Mapping[str, Any]) -> Epochs:

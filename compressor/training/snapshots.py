@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import StageError
 from compressor.storage import write_atomic
 from compressor.structure.extra_state import as_tensors, extra_states, from_tensors, set_extra_states_
 from compressor.tensor_files import raw_bytes, read_tensor_file, tensor_file
 
 Tensors = dict[str, Tensor]
+# What an optimizer keeps of its parameters: tensors, and numbers where it is one of somebody's own.
+Saved = dict[str, Any]
 
 
 def capture(model: nn.Module) -> Tensors:
@@ -29,18 +32,31 @@ def restore_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     set_extra_states_(model, from_tensors(tensors))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """The state of `optimizer` as tensors named `<number of the parameter>.<name>`."""
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Saved:
+    """What `optimizer` keeps, by `<number of the parameter>.<name>`: tensors, numbers, texts and None.
+
+    Raises StageError where it keeps something else, which no snapshot can hold.
+    """
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+    kept = {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+    for name, value in kept.items():
+        if not isinstance(value, Tensor | int | float | str | None):
+            raise StageError(
+                f"{type(optimizer).__name__} keeps a {type(value).__name__} ({name.partition('.')[2]}), which a "
+                "snapshot cannot hold; take an optimizer that keeps tensors and numbers"
+            )
+    return kept
 
 
-def restore_optimizer_(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave."""
+def restore_optimizer_(optimizer: torch.optim.Optimizer, kept: Mapping[str, Any]) -> None:
+    """Puts back what `optimizer_state` gave."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for key, value in tensors.items():
+    for key, value in kept.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
+        if not isinstance(value, Tensor):
+            optimizer.state[parameter][name] = value
+            continue
         # Fused optimizers walk parameter and state by address: both need the same strides.
         same = value.shape == parameter.shape
         optimizer.state[parameter][name] = torch.empty_like(parameter).copy_(value) if same else value.clone()

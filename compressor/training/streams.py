@@ -52,10 +52,14 @@ class Stream:
     _endless: "_Endless | None" = None
 
     @classmethod
-    def of(cls, data: Iterable[Any], seed: int) -> "Stream":
-        """How `data` is read. Raises StageError where there is no batch."""
+    def of(cls, data: Iterable[Any], seed: int, *, counted: bool = True) -> "Stream":
+        """How `data` is read. Raises StageError where there is no batch.
+
+        Data that do not say how long they are have no end where they are not to be `counted`; where one comes all the
+        same, they begin again.
+        """
         own = OwnState.of(data)
-        batches, remark = _length(data, own, seed)
+        batches, remark = _length(data, own, seed) if counted or said_length(data) is not None else (None, "")
         begins = _beginning(data, own, seed)
         twice = _beginning(data, own, seed)
         stream = cls(data=data, own=own, seed=seed, batches=batches, begins=begins if begins == twice else "")
@@ -118,6 +122,7 @@ class _Endless:
     """One pass through data without an end, with random numbers that nobody else draws from: it can be read again."""
 
     def __init__(self, data: Iterable[Any], own: OwnState, seed: int) -> None:
+        self._data = data
         self.taken = 0
         with replayed(seed, 0):
             own.begin_(0)
@@ -134,6 +139,9 @@ class _Endless:
             self._randomness.restore_()
             try:
                 batch = next(self._passing, None)
+                if batch is None:
+                    self._passing = iter(self._data)
+                    batch = next(self._passing, None)
                 self._randomness = _Randomness.now()
             finally:
                 outside.restore_()

@@ -16,7 +16,7 @@ from compressor.structure.calling.returned import returned_by_name
 from compressor.tensor_files import raw_bytes
 from compressor.training.agreement import choose
 from compressor.training.judged import output_kind
-from compressor.training.loop import Position
+from compressor.training.passes.losses import Position
 from compressor.training.precision import Float32, Form, Precision, at_least_float32
 from compressor.training.remembered import Remembered
 from compressor.training.replay import replayed

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from compressor.stage import Context
 from compressor.training.loop import train
+from compressor.training.optimizers.choices import SGD
+from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload
 from compressor.workloads.residual import ResNet
 
@@ -46,8 +48,7 @@ def digits(*, seed: int = 0, progress: bool = True) -> Workload:
     train(
         model,
         workload,
-        epochs=_EPOCHS,
-        learning_rate=0.1,
+        TrainingSettings(epochs=_EPOCHS, optimizer=SGD(rate=0.1)),
         context=Context(seed=seed, progress=progress),
         label="training the digits model",
     )

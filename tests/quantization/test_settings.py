@@ -19,9 +19,10 @@ def test_quantize_is_its_settings_and_nothing_more() -> None:
 
 
 def test_training_keeps_the_order_of_its_fields() -> None:
-    """Snapshots are identified by the repr: the learning settings stand between the schemes and the form."""
+    """Snapshots are identified by the repr: what every training is told stands first, as it is inherited."""
     assert " ".join(field.name for field in fields(QuantizationAwareTraining)) == (
-        "weights activations calibration epochs learning_rate temperature soft_weight form skip precision freeze"
+        "epochs steps tail_epochs optimizer schedule weight_decay layer_rates clip accumulate averaging patience "
+        "precision freeze weights activations calibration temperature soft_weight form skip"
     )
 
 

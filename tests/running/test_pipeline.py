@@ -25,6 +25,7 @@ from compressor.stages import (
     SparsifyWeights,
 )
 from compressor.storage import read_json
+from compressor.training.optimizers.choices import SGD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def test_the_whole_chain_gives_a_smaller_verified_file(trained_workload, tmp_pat
     """Drop, distill, quantize: every step is measured, the file runs, and the report is written in three forms."""
     before = {name: tensor.clone() for name, tensor in trained_workload.model.state_dict().items()}
     pipeline = Pipeline(
-        [DropBlocks(remove=0.5), Distill(epochs=4, tail_epochs=1, learning_rate=0.01, views=1), Quantize()]
+        [DropBlocks(remove=0.5), Distill(epochs=4, tail_epochs=1, optimizer=SGD(rate=0.01), views=1), Quantize()]
     )
     result = pipeline.run(trained_workload, out=tmp_path, progress=False)
     names = [step.stage for step in result.report.steps]

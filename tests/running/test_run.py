@@ -15,6 +15,7 @@ from compressor.running import applying
 from compressor.running.run import Run
 from compressor.stage import stage_name
 from compressor.stages import FineTune, QuantizationAwareTraining
+from compressor.training.optimizers.choices import SGD
 
 
 def stage_called(name: str, effect: Effect, *, factor: float = 1.0, **attributes: Any) -> Any:
@@ -89,7 +90,7 @@ def _exchanged(data) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("budget", [None, Budget()])
 def test_a_training_that_failed_is_marked_and_undone(trained_workload, tmp_path, budget):
     """With a budget and without one: no tick, the reason in words, and what ships is the model of before."""
-    stages = [FineTune(epochs=1, learning_rate=0.1), stage_called("Second", Effect.VALUES)]
+    stages = [FineTune(epochs=1, optimizer=SGD(rate=0.1)), stage_called("Second", Effect.VALUES)]
     result = Pipeline(stages, budget=budget).run(shaken(trained_workload), out=tmp_path, progress=False)
     step, after = result.report.steps[1:]
     assert not step.kept
@@ -114,7 +115,7 @@ def test_weights_that_are_worse_get_no_tick_without_a_budget_either(trained_work
 
 def test_a_failed_training_inside_a_stage_that_stands_is_a_warning(trained_workload, tmp_path):
     """Integers that were not learned are still integers: the file stays, with the words of the training that failed."""
-    stages = [QuantizationAwareTraining(epochs=1, learning_rate=20.0, soft_weight=0.0)]
+    stages = [QuantizationAwareTraining(epochs=1, optimizer=SGD(rate=20.0), soft_weight=0.0)]
     result = Pipeline(stages).run(shaken(trained_workload), out=tmp_path, progress=False)
     step = result.report.steps[1]
     assert step.kept

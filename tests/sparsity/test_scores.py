@@ -14,6 +14,8 @@ from compressor.sparsity.masks import PerRow
 from compressor.sparsity.scores import Case, FirstOrder, Magnitude, Movement, Wanda, copied
 from compressor.stage import Context
 from compressor.training.loop import train
+from compressor.training.optimizers.choices import AdamW
+from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload
 
 
@@ -84,8 +86,14 @@ def test_movement_is_minus_the_sum_of_weight_times_gradient() -> None:
     trained = copy.deepcopy(model)
     watched = trained.layer.weight
     watched.register_hook(lambda _: seen.append(watched.detach().clone()))
-    train(trained, case.workload, epochs=2, learning_rate=0.5, context=Context(progress=False), keep_last=True)
-    scores = Movement(epochs=2, learning_rate=0.5).scores(case)["layer.weight"]
+    train(
+        trained,
+        case.workload,
+        TrainingSettings(epochs=2, optimizer=AdamW(rate=0.01)),
+        context=Context(progress=False),
+        keep_last=True,
+    )
+    scores = Movement(epochs=2, optimizer=AdamW(rate=0.01)).scores(case)["layer.weight"]
     assert torch.allclose(scores, -sum(gradient * weights for weights in seen))
     assert len(seen) == 2
     # The loss falls with every weight, so positive ones move towards zero and the negative one away from it.
@@ -156,7 +164,6 @@ def test_what_scores_compare_by_default() -> None:
         (Magnitude, {"norm": "l3"}),
         (FirstOrder, {"batches": 0}),
         (Movement, {"epochs": 0}),
-        (Movement, {"learning_rate": 0}),
         (Wanda, {"batches": 0}),
     ],
 )

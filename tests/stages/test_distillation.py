@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor import stages
 from compressor.batches import Batches
 from compressor.errors import StageError
 from compressor.metrics import Metric
@@ -16,12 +17,12 @@ from compressor.stages import distillation
 from compressor.stages.distillation import Distill
 from compressor.training import remembered
 from compressor.training.loop import train
-from compressor.training.precision import AutoPrecision
+from compressor.training.optimizers.choices import SGD
 from compressor.training.snapshots import capture
 from compressor.workload import Workload
 from workbench.comparison import same_weights
 
-SHORT = {"epochs": 2, "learning_rate": 0.02, "tail_epochs": 1}
+SHORT = {"epochs": 2, "optimizer": SGD(rate=0.02), "tail_epochs": 1}
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def student_of(kind: type[nn.Module], width: int = 8) -> nn.Module:
 def test_a_student_learns_from_its_teacher(augmented, tiny_cnn) -> None:
     """With the teacher's outputs alone (soft_weight 1) an untrained student comes to agree with the targets."""
     context, reference = Context(progress=False), capture(augmented.model)
-    student = Distill(epochs=6, learning_rate=0.1, soft_weight=1.0, tail_epochs=1).apply(
+    student = Distill(epochs=6, optimizer=SGD(rate=0.1), soft_weight=1.0, tail_epochs=1).apply(
         student_of(tiny_cnn), augmented, context
     )
     epochs, best = context.details["epochs"], context.details["best_epoch"]
@@ -89,7 +90,7 @@ def test_a_stream_that_does_not_replay_is_noticed(augmented, tiny_cnn) -> None:
 
     object.__setattr__(augmented, "train", Restless())
     student, context = student_of(tiny_cnn), Context(progress=False)
-    Distill(epochs=3, learning_rate=0.02, views=1).apply(student, augmented, context)
+    Distill(epochs=3, optimizer=SGD(rate=0.02), views=1).apply(student, augmented, context)
     assert context.details["teacher_cache"].startswith("given up: the training data does not replay")
     assert all(bool(value.isfinite().all()) for value in capture(student).values())
 
@@ -142,7 +143,7 @@ def test_a_regression_student_is_drawn_to_the_teachers_output() -> None:
         loss=F.mse_loss,
         metric=Metric(name="distance", per_sample=distance, higher_is_better=False),
     )
-    Distill(epochs=30, learning_rate=10.0, soft_weight=1.0, weight_decay=0.0).apply(
+    Distill(epochs=30, optimizer=SGD(rate=10.0), soft_weight=1.0, weight_decay=0.0).apply(
         student, workload, Context(progress=False)
     )
     assert student.weight.item() == pytest.approx(3.0, abs=0.1)
@@ -174,7 +175,7 @@ def test_feature_hints_alone_pull_the_features_together(augmented, tiny_cnn) -> 
 
     student = student_of(tiny_cnn, 16)
     before = F.mse_loss(features(student), features(augmented.model))
-    stage = Distill(epochs=8, learning_rate=0.05, soft_weight=0.0, features=("layer1",))
+    stage = Distill(epochs=8, optimizer=SGD(rate=0.05), soft_weight=0.0, features=("layer1",))
     stage.apply(student, augmented, Context(progress=False))
     assert F.mse_loss(features(student), features(augmented.model)) < before / 2
 
@@ -196,7 +197,7 @@ def test_distillation_is_a_stage_that_survives_its_repr() -> None:
     """The stage changes values only; eval(repr(stage)) gives it back, without its teacher."""
     stage = Distill(features=("layer1",), teacher=nn.Linear(1, 1))
     assert stage.effect is Effect.VALUES
-    assert eval(repr(stage), {"Distill": Distill, "AutoPrecision": AutoPrecision}) == stage  # noqa: S307 - the promise under test
+    assert eval(repr(stage), vars(stages)) == stage  # noqa: S307 - the promise under test
 
 
 @pytest.mark.parametrize(

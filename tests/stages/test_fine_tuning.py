@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from compressor import stages
 from compressor.stage import Context, Effect, Stage
 from compressor.stages.fine_tuning import FineTune
-from compressor.training.precision import AutoPrecision
+from compressor.training.optimizers.choices import SGD
 from compressor.training.snapshots import capture
 
 
@@ -18,7 +19,7 @@ def test_fine_tuning_repairs_a_damaged_model(trained_workload) -> None:
     nn.init.zeros_(model.linear.weight)
     reference = capture(trained_workload.model)
     context = Context(progress=False)
-    tuned = FineTune(epochs=2, learning_rate=0.05, tail_epochs=1).apply(model, trained_workload, context)
+    tuned = FineTune(epochs=2, optimizer=SGD(rate=0.05), tail_epochs=1).apply(model, trained_workload, context)
     assert tuned is model
     epochs, best = context.details["epochs"], context.details["best_epoch"]
     assert len(epochs) == 3
@@ -28,10 +29,10 @@ def test_fine_tuning_repairs_a_damaged_model(trained_workload) -> None:
 
 def test_fine_tuning_is_a_stage_that_survives_its_repr() -> None:
     """The stage changes values only, and eval(repr(stage)) gives it back."""
-    stage = FineTune(epochs=3, learning_rate=0.02)
+    stage = FineTune(epochs=3, optimizer=SGD(rate=0.02))
     assert isinstance(stage, Stage)
     assert stage.effect is Effect.VALUES
-    assert eval(repr(stage), {"FineTune": FineTune, "AutoPrecision": AutoPrecision}) == stage  # noqa: S307 - the promise under test
+    assert eval(repr(stage), vars(stages)) == stage  # noqa: S307 - the promise under test
 
 
 def test_fine_tuning_without_epochs_is_refused() -> None:

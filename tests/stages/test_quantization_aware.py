@@ -11,21 +11,21 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor import stages
 from compressor.errors import StageError
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
 from compressor.quantization.placement.forms import Dynamic, Float16
-from compressor.quantization.ranges.calibration import MinMax
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Effect, Stage
 from compressor.stages import quantization_aware
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.target import Isa, Target
-from compressor.training.precision import AutoPrecision
+from compressor.training.optimizers.choices import AdamW
 from compressor.workload import Workload
 from workbench.predictions import predict_all
 
-SHORT = {"epochs": 2, "learning_rate": 0.02}
+SHORT = {"epochs": 2, "optimizer": AdamW(rate=4e-4)}
 
 
 class Reader(nn.Module):
@@ -86,7 +86,7 @@ def test_two_bit_weights_recover(trained_workload: Workload) -> None:
     with pytest.raises(StageError, match="are needed; use weights of more bits, calibrate"):
         Quantize(weights=scheme).apply(trained_workload.model, trained_workload, Context(progress=False))
     context = Context(progress=False)
-    stage = QuantizationAwareTraining(weights=scheme, epochs=8, learning_rate=0.2)
+    stage = QuantizationAwareTraining(weights=scheme, epochs=8, optimizer=AdamW(rate=4e-3))
     trained = stage.apply(copy.deepcopy(trained_workload.model), trained_workload, context)
     assert isinstance(trained, OnnxModule)
     outputs, targets = predict_all(trained.onnx_bytes, trained_workload.train)
@@ -150,7 +150,7 @@ def test_two_bit_lstm_recovers(reading: Workload) -> None:
 
     context = Context(progress=False)
     rounded = accuracy(Quantize(weights=scheme), Context(progress=False))
-    trained = accuracy(QuantizationAwareTraining(weights=scheme, epochs=8, learning_rate=0.2), context)
+    trained = accuracy(QuantizationAwareTraining(weights=scheme, epochs=8, optimizer=AdamW(rate=4e-3)), context)
     assert rounded < 0.9
     assert trained > 0.94
     assert context.details["integer_kernels"] == {"DynamicQuantizeLSTM": 1, "DynamicQuantizeMatMul": 1}
@@ -213,20 +213,7 @@ def test_is_a_stage_that_encodes() -> None:
     stage = QuantizationAwareTraining(weights=Symmetric(bits=4), form=Dynamic(), skip=("conv1",))
     assert isinstance(stage, Stage)
     assert stage.effect is Effect.ENCODING
-    names = {
-        kind.__name__: kind
-        for kind in (
-            QuantizationAwareTraining,
-            Symmetric,
-            Asymmetric,
-            PerChannel,
-            PerTensor,
-            MinMax,
-            Dynamic,
-            AutoPrecision,
-        )
-    }
-    assert eval(repr(stage), names) == stage  # noqa: S307 - the promise is that eval works
+    assert eval(repr(stage), vars(stages)) == stage  # noqa: S307 - the promise is that eval works
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.zero_removal import RemoveZeroChannels
 from compressor.target import Isa, Target
 from compressor.testing import check_stage
-from compressor.training.optimization import Cycle
+from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer
+from compressor.training.optimizers.schedules import Course, OneCycle
 from compressor.workload import predict
 from workbench.tiny import make_workload
 
@@ -23,10 +24,10 @@ from workbench.tiny import make_workload
 TARGET = Target(isa=Isa.X86_AVX2)
 
 
-def trained(penalty, workload, *, epochs=2, learning_rate=0.05, folder=None):
+def trained(penalty, workload, *, epochs=2, rate=0.05, folder=None):
     """The model after sparse training, and what the stage told."""
     context = Context(progress=False, target=TARGET, folder=folder)
-    stage = SparseTraining(penalty=penalty, epochs=epochs, learning_rate=learning_rate)
+    stage = SparseTraining(penalty=penalty, epochs=epochs, optimizer=SGD(rate=rate))
     return stage.apply(copy.deepcopy(workload.model), workload, context), context
 
 
@@ -119,20 +120,31 @@ class Spare(nn.Module):
         return self.last(self.layer(x).flatten(1))
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(3, 3, 1), nn.LayerNorm([3, 8, 8])], ids=["SGD", "AdamW"])
-def test_a_strength_means_the_same_under_both_optimizers(layer) -> None:
-    """A weight without a gradient loses strength times the sum of the rates, times ten for momentum, whoever trains."""
-    workload = make_workload(Spare(layer))
-    model, _ = trained(L1Penalty(strength=0.5), workload, epochs=2, learning_rate=0.05)
-    cycle = Cycle(epochs=2, batches=len(workload.train), peak=0.05)
-    rates = sum(cycle.rate(epoch, batch) for epoch in range(2) for batch in range(len(workload.train)))
-    assert model.spare.weight.item() == pytest.approx(10 - 0.5 * rates * 10, rel=1e-4)
+@pytest.mark.parametrize(
+    ("optimizer", "length"),
+    [(SGD(rate=0.05), 0.5), (SGD(rate=0.05, momentum=0.0), 0.05), (AdamW(rate=1e-3), 0.1), (AutoOptimizer(), 0.1)],
+    ids=["SGD", "without momentum", "AdamW", "found"],
+)
+def test_a_strength_takes_what_it_says(optimizer, length: float) -> None:
+    """A weight without a gradient loses strength times the steps of SGD: its own, or those at 0.01 for any other."""
+    workload = make_workload(Spare(nn.Conv2d(3, 3, 1)))
+    stage = SparseTraining(penalty=L1Penalty(strength=0.5), epochs=2, optimizer=optimizer)
+    model = stage.apply(copy.deepcopy(workload.model), workload, Context(progress=False, target=TARGET))
+    fractions = Course(schedule=OneCycle(), updates=2 * len(workload.train)).length(0)
+    assert model.spare.weight.item() == pytest.approx(10 - 0.5 * fractions * length, rel=1e-4)
+
+
+@pytest.mark.parametrize("setting", [{"averaging": 0.9}, {"patience": 1}])
+def test_what_would_lose_the_zeros_is_refused(setting) -> None:
+    """Averages are never zero, and the score does not see zeros: both are refused before work."""
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} has no place in sparse training"):
+        SparseTraining(**setting)
 
 
 def test_pipeline_from_zeros_to_a_smaller_file(trained_workload, tmp_path) -> None:
     """Sparse training and removal in one run: the file shrinks, and the report says which scores went."""
     stages = [
-        SparseTraining(penalty=SlimmingPenalty(strength=0.2), epochs=3, learning_rate=0.05),
+        SparseTraining(penalty=SlimmingPenalty(strength=0.2), epochs=3, optimizer=SGD(rate=0.05)),
         RemoveZeroChannels(align=1),
     ]
     result = Pipeline(stages).run(trained_workload, target=TARGET, out=tmp_path, progress=False)

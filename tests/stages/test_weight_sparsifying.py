@@ -35,6 +35,7 @@ from compressor.stages.zero_removal import RemoveZeroChannels
 from compressor.structure.checkpoint import load_checkpoint
 from compressor.target import Isa, Target
 from compressor.testing import check_stage
+from compressor.training.optimizers.choices import SGD
 from compressor.workload import Workload, predict
 from workbench.tiny import TinyResNet, make_workload
 
@@ -167,7 +168,7 @@ def test_the_smallest_weights_go(trained_workload) -> None:
 
 def test_polynomial_decay_ends_at_the_final_sparsity(trained_workload) -> None:
     """Pruned while it trains to 0.9, the model has 0.9 zeros at the end, and has learned to do with the rest."""
-    schedule = Polynomial(initial=0.5, epochs=3, tail_epochs=1, learning_rate=0.05)
+    schedule = Polynomial(initial=0.5, epochs=3, tail_epochs=1, optimizer=SGD(rate=0.05))
     model, context = sparse(SparsifyWeights(sparsity=0.9, schedule=schedule), trained_workload)
     assert fraction(model) == pytest.approx(0.9, abs=1e-3)
     assert context.details["epochs"][-1]["score"] > 0.7  # a quarter by chance

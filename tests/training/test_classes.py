@@ -23,6 +23,7 @@ from compressor.stages.fine_tuning import FineTune
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.training.judged import output_kind, settled
 from compressor.training.lessons import Lessons
+from compressor.training.optimizers.choices import AdamW
 from compressor.workload import Workload, batches_of, predict
 from workbench.same_data import same_data
 
@@ -294,7 +295,7 @@ def test_a_student_comes_to_its_teacher_on_every_kind_of_output(name: str) -> No
     # The score may say nothing of that: the last epoch is as good as any.
     constant = Metric(name="constant", per_sample=lambda o, _: torch.ones(len(o)), classes=workload.metric.classes)
     before = distance()
-    Distill(epochs=30, learning_rate=2.5, tail_epochs=0, soft_weight=1.0, temperature=1.0, views=1).apply(
+    Distill(epochs=30, optimizer=AdamW(rate=0.05), tail_epochs=0, soft_weight=1.0, temperature=1.0, views=1).apply(
         student, replace(workload, metric=constant, output=kind), context
     )
     assert distance() < 0.1 * before
@@ -343,7 +344,7 @@ def test_one_s_own_distance() -> None:
         return student.square().mean()
 
     student = Small(KINDS["classes"])
-    stage = Distill(epochs=20, learning_rate=2.5, soft_weight=1.0, weight_decay=0.0, loss=to_zero)
+    stage = Distill(epochs=20, optimizer=AdamW(rate=0.05), soft_weight=1.0, weight_decay=0.0, loss=to_zero)
     stage.apply(student, replace(workload, metric=constant), context)
     assert set(seen) == {((32, 4), (32, 4), (32,), False)}
     assert student.layer.weight.abs().max() < 0.1

@@ -23,6 +23,7 @@ from compressor.stages import (
     SparseTraining,
 )
 from compressor.training.freezing import freezing, frozen_names, still_modules
+from compressor.training.optimizers.choices import SGD
 from compressor.workload import Workload
 
 
@@ -82,8 +83,8 @@ def watched(module: nn.Module) -> list[bool]:
 
 def trainings(**settings) -> list:
     return [
-        FineTune(epochs=1, tail_epochs=0, learning_rate=0.2, **settings),
-        Distill(epochs=1, tail_epochs=0, learning_rate=0.2, views=1, soft_weight=0.1, **settings),
+        FineTune(epochs=1, tail_epochs=0, optimizer=SGD(rate=0.2), **settings),
+        Distill(epochs=1, tail_epochs=0, optimizer=SGD(rate=0.2), views=1, soft_weight=0.1, **settings),
         SparseTraining(epochs=1, penalty=L1Penalty(strength=0.01), **settings),
         SparseTraining(epochs=1, penalty=GroupLasso(strength=0.01), **settings),
     ]
@@ -141,7 +142,7 @@ def test_a_model_in_eval_mode_as_a_whole_is_simply_trained() -> None:
 def test_modes_are_the_users_after_the_model_was_narrowed() -> None:
     """Training between pruning steps, and after a stage that handed on an eval-mode copy, knows the modes by name."""
     original = body_in_eval_mode()
-    stage = PruneChannels(remove=0.5, align=4, schedule=Linear(steps=2, learning_rate=0.1))
+    stage = PruneChannels(remove=0.5, align=4, schedule=Linear(steps=2, optimizer=SGD(rate=0.1)))
     narrow, context = applied(stage, original)
     assert frozen_told(context) == ("body.1", "body.3")
     again = FineTune(epochs=1, tail_epochs=0).apply(
@@ -154,7 +155,7 @@ def test_modes_are_the_users_after_the_model_was_narrowed() -> None:
 def test_a_frozen_part_is_still_frozen_when_narrower() -> None:
     """Pruned channels of a frozen body leave the rest of its numbers, statistics too, through the training between."""
     original = frozen_body()
-    stage = PruneChannels(remove=0.5, align=4, schedule=Linear(steps=2, learning_rate=0.1))
+    stage = PruneChannels(remove=0.5, align=4, schedule=Linear(steps=2, optimizer=SGD(rate=0.1)))
     narrow, context = applied(stage, original)
     assert frozen_told(context) == ("body",)
     old, new = (model.body[1].running_mean.tolist() for model in (original, narrow))
@@ -206,7 +207,9 @@ def test_integers_of_frozen_weights_are_the_rounded_originals() -> None:
         original[4].weight.mul_(0.1)
 
     def integers(rate: float) -> list[np.ndarray]:
-        stage = QuantizationAwareTraining(epochs=1, learning_rate=rate, soft_weight=0.0, freeze=("2.bias", "2.weight"))
+        stage = QuantizationAwareTraining(
+            epochs=1, optimizer=SGD(rate=rate), soft_weight=0.0, freeze=("2.bias", "2.weight")
+        )
         model, _ = applied(stage, original)
         values = map(numpy_helper.to_array, load_model_from_string(model.onnx_bytes).graph.initializer)
         return [value for value in values if value.dtype == np.int8 and value.ndim == 2]

@@ -246,7 +246,7 @@ def loss_of(model: nn.Module, workload: Workload) -> float:
 def test_it_trains(name: str) -> None:
     """The check before work lets it pass, training lowers the loss, and every weight of the model moves."""
     workload = CASES[name].workload()
-    stage = FineTune(epochs=6, learning_rate=0.02, tail_epochs=0)
+    stage = FineTune(epochs=6, tail_epochs=0)
     check_workload(workload, [stage])
     # The score is not what this is about: the last epoch is what is looked at.
     judged = replace(workload, metric=Metric(name="even", per_sample=lambda outputs, _: outputs.new_ones(len(outputs))))

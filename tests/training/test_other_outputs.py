@@ -22,6 +22,7 @@ from compressor.stages.distillation import Distill
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.weight_sparsifying import SparsifyWeights
+from compressor.training.optimizers.choices import AdamW
 from compressor.training.other_outputs import Others, relative_changes
 from compressor.training.precision import Float32
 from compressor.workload import Workload
@@ -96,9 +97,9 @@ def far(student: nn.Module, reference: nn.Module) -> float:
 
 
 STAGES = [
-    FineTune(epochs=6, learning_rate=0.5),
-    Distill(epochs=6, learning_rate=0.5, views=1),
-    SparseTraining(epochs=6, learning_rate=0.5),
+    FineTune(epochs=6, optimizer=AdamW(rate=0.01)),
+    Distill(epochs=6, optimizer=AdamW(rate=0.01), views=1),
+    SparseTraining(epochs=6, optimizer=AdamW(rate=0.01)),
 ]
 
 
@@ -143,7 +144,7 @@ def test_an_output_with_a_loss_of_its_own_is_trained(two_heads: TwoHeads) -> Non
 
     workload, context = workload_of(two_heads, others={"1": OtherOutput(loss=grade)}), Context(progress=False)
     student = copy.deepcopy(two_heads)
-    FineTune(epochs=10, learning_rate=0.5).apply(student, workload, context)
+    FineTune(epochs=10, optimizer=AdamW(rate=0.01)).apply(student, workload, context)
     assert context.details["other_outputs"][0]["treated"] == "trained by its own loss"
     with torch.no_grad():
         after, before = (grade(model(INPUTS)[1], TARGETS) for model in (student, two_heads))
@@ -210,7 +211,9 @@ def test_another_teacher_without_the_output_leaves_it_to_the_reference(two_heads
     teacher = nn.Sequential(nn.Linear(10, 3))
     student = pruned(two_heads)
     before = far(student, two_heads)
-    Distill(epochs=6, learning_rate=0.5, teacher=teacher, views=1).apply(student, workload_of(two_heads), context)
+    Distill(epochs=6, optimizer=AdamW(rate=0.01), teacher=teacher, views=1).apply(
+        student, workload_of(two_heads), context
+    )
     assert far(student, two_heads) < before
     assert context.details["other_outputs"][0]["treated"] == "held where the reference has it"
 
@@ -225,7 +228,7 @@ def test_a_model_of_one_output_is_trained_as_before() -> None:
 
 def test_remembered_answers_hold_the_other_outputs_too(two_heads: TwoHeads) -> None:
     """Replayed batches are answered from memory, the second head's outputs among them: to the same bits."""
-    stage = Distill(epochs=3, tail_epochs=0, views=1, learning_rate=0.5)
+    stage = Distill(epochs=3, tail_epochs=0, views=1, optimizer=AdamW(rate=0.01))
     workload = workload_of(two_heads)
     one, two = pruned(two_heads), pruned(two_heads)
     context = Context(progress=False)
@@ -239,7 +242,7 @@ def test_metric_and_loss_of_the_judged_output_stay(two_heads: TwoHeads) -> None:
     """What is judged is the first output, whatever is held beside it."""
     workload = workload_of(two_heads, metric=Metric.accuracy())
     student = pruned(two_heads)
-    FineTune(epochs=8, learning_rate=1.0).apply(student, workload, Context(progress=False))
+    FineTune(epochs=8, optimizer=AdamW(rate=0.02)).apply(student, workload, Context(progress=False))
     with torch.no_grad():
         hits = (student(INPUTS)[0].argmax(dim=1) == TARGETS).double().mean()
     assert hits > 0.8

@@ -21,8 +21,10 @@ from compressor.stages import Distill, FineTune, PruneChannels, QuantizationAwar
 from compressor.training import precision
 from compressor.training.agreement import choose, signal_to_noise_db
 from compressor.training.loop import train
+from compressor.training.optimizers.choices import SGD, AdamW
 from compressor.training.precision import AutoPrecision, BFloat16, Float32, Form
 from compressor.training.progress import EpochLog
+from compressor.training.settings import TrainingSettings
 from compressor.training.snapshots import capture
 from compressor.training.teaching import Teacher
 from compressor.training.validation import validation_score
@@ -64,7 +66,10 @@ def test_targets_with_an_offset_lose_nothing(offset: float) -> None:
     for number_format in (BFloat16(), Float32()):
         model, context = copy.deepcopy(workload.model), quiet()
         logs[number_format] = train(
-            model, workload, epochs=2, learning_rate=0.01, context=context, precision=number_format
+            model,
+            workload,
+            TrainingSettings(epochs=2, optimizer=SGD(rate=0.01), precision=number_format),
+            context=context,
         )
     assert told(context).inner_layers == "float32"
     before = validation_score(workload.model, workload, Form.of(workload.model))
@@ -180,11 +185,9 @@ def test_layers_that_make_the_outputs_stay_float32(
     train(
         model,
         workload,
-        epochs=1,
-        learning_rate=0.01,
+        TrainingSettings(epochs=1, optimizer=SGD(rate=0.01), precision=BFloat16()),
         context=quiet(),
         objective=objective,
-        precision=BFloat16(),
     )
     assert {name for name, kind in kinds.items() if kind == torch.float32} == exact
     assert {name for name, kind in kinds.items() if kind == torch.bfloat16} == rounded
@@ -215,7 +218,9 @@ def test_softmax_over_many_classes_gets_float32_logits(monkeypatch) -> None:
     data = Batches((torch.randn(64, 8), torch.arange(64)), batch_size=64)
     workload = same_data(model.eval(), data, torch.randn(2, 8))
     context = quiet()
-    (log,) = train(copy.deepcopy(model), workload, epochs=1, learning_rate=0.001, context=context)
+    (log,) = train(
+        copy.deepcopy(model), workload, TrainingSettings(epochs=1, optimizer=SGD(rate=0.001)), context=context
+    )
     assert told(context).inner_layers == "bfloat16"
     inputs, targets = next(iter(data))
     with torch.no_grad():
@@ -284,11 +289,9 @@ def test_a_training_that_outgrows_bfloat16_goes_on_in_float32(tmp_path: Path) ->
         return train(
             model,
             workload,
-            epochs=6,
-            learning_rate=2.0,
+            TrainingSettings(epochs=6, optimizer=AdamW(rate=0.04), precision=BFloat16()),
             context=context,
             objective=objective,
-            precision=BFloat16(),
         )
 
     def dying(model, inputs, targets, position):
@@ -313,7 +316,7 @@ def test_epochs_are_chosen_by_what_ships(monkeypatch) -> None:
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     workload, context = regression(300.0), quiet()
     model = copy.deepcopy(workload.model)
-    logs = train(model, workload, epochs=1, learning_rate=0.1, context=context, keep_last=True)
+    logs = train(model, workload, TrainingSettings(epochs=1, optimizer=SGD(rate=0.1)), context=context, keep_last=True)
     assert told(context).inner_layers == "bfloat16"
     with torch.no_grad():
         plain = torch.cat([workload.metric.per_sample(model(x), y) for x, y in workload.validation])
@@ -332,7 +335,7 @@ def test_losses_see_float32(tiny_workload, monkeypatch) -> None:
     model = copy.deepcopy(tiny_workload.model)
     handle = model.layer1.register_forward_hook(lambda module, inputs, output: inner.add(output.dtype))
     object.__setattr__(tiny_workload, "loss", loss)
-    train(model, tiny_workload, epochs=1, learning_rate=0.01, context=quiet())
+    train(model, tiny_workload, TrainingSettings(epochs=1, optimizer=SGD(rate=0.01)), context=quiet())
     handle.remove()
     assert kinds == {torch.float32}
     assert inner == {torch.float32, torch.bfloat16}  # validation, training

@@ -22,6 +22,7 @@ from compressor.stage import Context
 from compressor.stages import Distill, FineTune, PruneChannels
 from compressor.streams.passes import Mapped
 from compressor.structure.calling.shown import shown_by
+from compressor.training.optimizers.choices import AdamW
 from compressor.workload import Workload
 from workbench.comparison import same_weights
 
@@ -85,7 +86,7 @@ def test_mixed_targets_train_and_hard_ones_are_judged(augment) -> None:
     assert torch.allclose(targets.sum(dim=1), torch.ones(16))
     given = workload(train)
     check_workload(given, [FineTune()])
-    stage = FineTune(epochs=8, learning_rate=0.5)
+    stage = FineTune(epochs=8, optimizer=AdamW(rate=0.01))
     models = [stage.apply(copy.deepcopy(given.model), given, Context(progress=False)) for _ in range(2)]
     assert same_weights(*models)
     accuracy = float((models[0].eval()(INPUTS).argmax(dim=1) == LABELS).double().mean())

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Batches
 from compressor.training import remembered
-from compressor.training.loop import Position
+from compressor.training.passes.losses import Position
 from compressor.training.precision import Float32
 from compressor.training.teaching import Teacher
 from workbench.same_data import same_data

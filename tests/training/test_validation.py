@@ -17,6 +17,8 @@ from compressor.stage import Context
 from compressor.stages import Distill, FineTune, PruneChannels, QuantizationAwareTraining, SparseTraining
 from compressor.training import loop
 from compressor.training.loop import train
+from compressor.training.optimizers.choices import SGD
+from compressor.training.settings import TrainingSettings
 from compressor.training.validation import compare
 from compressor.workload import Workload, predict
 from workbench.comparison import same_weights
@@ -74,7 +76,7 @@ def test_a_good_model_is_never_made_worse(build, kind) -> None:
     """Rates that wreck networks without BatchNorm leave them as they were, and the note has the interval."""
     torch.manual_seed(0)
     workload, context = solved(build()), quiet()
-    stage = kind(epochs=1, tail_epochs=0, learning_rate=0.5)
+    stage = kind(epochs=1, tail_epochs=0, optimizer=SGD(rate=0.5))
     model = stage.apply(copy.deepcopy(workload.model), workload, context)
     note = told(context)
     assert note.before == pytest.approx(error(workload.model, workload), rel=1e-4)
@@ -89,7 +91,7 @@ def test_a_training_that_helps_is_kept(trained_workload) -> None:
     """A classifier whose head was set to zero recovers: no failure, and the change of accuracy is told."""
     model, context = copy.deepcopy(trained_workload.model), quiet()
     nn.init.zeros_(model.linear.weight)
-    FineTune(epochs=1, learning_rate=0.05, tail_epochs=0).apply(model, trained_workload, context)
+    FineTune(epochs=1, optimizer=SGD(rate=0.05), tail_epochs=0).apply(model, trained_workload, context)
     note = told(context)
     assert note.before < 0.5 < note.best
     assert not note.failed
@@ -123,9 +125,7 @@ def test_shuffled_validation_data_is_paired_sample_by_sample() -> None:
     train(
         copy.deepcopy(workload.model),
         workload,
-        epochs=1,
-        learning_rate=1e-9,
-        weight_decay=0.0,
+        TrainingSettings(epochs=1, optimizer=SGD(rate=1e-9), weight_decay=0.0),
         context=context,
     )
     assert "[0.0, 0.0]" in told(context).says or "[-0.0, 0.0]" in told(context).says
@@ -144,7 +144,9 @@ def test_a_killed_training_that_failed_ends_the_same(tmp_path: Path, monkeypatch
 
     def run(context, objective=None):
         model = copy.deepcopy(workload.model)
-        train(model, workload, epochs=3, learning_rate=0.5, context=context, objective=objective)
+        train(
+            model, workload, TrainingSettings(epochs=3, optimizer=SGD(rate=0.5)), context=context, objective=objective
+        )
         return model
 
     def dying(model, inputs, targets, position) -> Tensor:
@@ -170,7 +172,7 @@ def test_what_aims_at_zeros_is_not_undone() -> None:
     """Sparse training keeps its zeros though the score falls: it is not asked to beat the model before."""
     torch.manual_seed(0)
     workload, context = solved(convolutions()), quiet()
-    model = SparseTraining(epochs=1, learning_rate=0.01).apply(copy.deepcopy(workload.model), workload, context)
+    model = SparseTraining(epochs=1, optimizer=SGD(rate=0.01)).apply(copy.deepcopy(workload.model), workload, context)
     assert not told(context).failed
     assert told(context).before is None
     assert not same_weights(model, workload.model)
@@ -179,8 +181,8 @@ def test_what_aims_at_zeros_is_not_undone() -> None:
 @pytest.mark.parametrize(
     ("stage", "rate"),
     [
-        (lambda rate: PruneChannels(remove=0.5, align=1, schedule=Linear(steps=2, learning_rate=rate)), 0.5),
-        (lambda rate: QuantizationAwareTraining(epochs=1, learning_rate=rate), 3.0),
+        (lambda rate: PruneChannels(remove=0.5, align=1, schedule=Linear(steps=2, optimizer=SGD(rate=rate))), 0.5),
+        (lambda rate: QuantizationAwareTraining(epochs=1, optimizer=SGD(rate=rate)), 3.0),
     ],
     ids=["pruned", "integers"],
 )
@@ -199,5 +201,10 @@ def test_one_validation_pass_more_is_the_cost(tiny_workload, monkeypatch) -> Non
     """Two epochs read the validation data three times."""
     passes, rows = [], loop.validation_rows
     monkeypatch.setattr(loop, "validation_rows", lambda *arguments: passes.append(1) or rows(*arguments))
-    train(copy.deepcopy(tiny_workload.model), tiny_workload, epochs=2, learning_rate=0.01, context=quiet())
+    train(
+        copy.deepcopy(tiny_workload.model),
+        tiny_workload,
+        TrainingSettings(epochs=2, optimizer=SGD(rate=0.01)),
+        context=quiet(),
+    )
     assert len(passes) == 3

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from compressor.batches import Inputs, Targets, map_tensors, target_rows
 from compressor.structure.calling.draws import seeded
-from compressor.training.dense_gradients import dense_gradients
+from compressor.training.optimizers.dense_gradients import dense_gradients
 from compressor.workload import Workload, batch_size_of, batches_of, first_batches, predict
 
 _Parameters = ParamSpec("_Parameters")

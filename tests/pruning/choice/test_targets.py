@@ -7,6 +7,7 @@ from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
 from compressor.recipe.recipe import Recipe
 from compressor.stages import PruneChannels
+from compressor.training.optimizers.choices import SGD
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_shares_by_hand() -> None:
     [
         (lambda: Linear(steps=0), "at least 1; got 0"),
         (lambda: Cubic(epochs=0), "epochs"),
-        (lambda: Linear(learning_rate=0.0), "learning_rate"),
+        (lambda: Linear(optimizer=SGD(rate=0.0)), "rate is the peak"),
         (lambda: Steps(fractions=(0.5, 0.4, 1.0)), "above 0, rising, the last one 1"),
         (lambda: Steps(fractions=(0.5,)), "the last one 1; got .0.5,."),
         (lambda: Steps(fractions=()), "got ()"),

@@ -1,0 +1,82 @@
+"""The results in docs/training.md: what recovery by defaults did to small networks, and regression around offsets."""
+
+import re
+
+MARK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+_WAYS = {
+    "reference": "before",
+    "pruned": "pruned",
+    "fine_tune": "`FineTune()`",
+    "hand_6": "by hand, 6 epochs",
+    "distill": "`Distill()`",
+    "hand_9": "by hand, 9 epochs",
+}
+
+
+def page(text: str, result: dict) -> str:
+    """`text`, the page as it is, with the tables of `result` between its marks."""
+    return MARK.sub(lambda found: found[1] + "\n".join(section(result)) + "\n" + found[2], text)
+
+
+def section(result: dict) -> list[str]:
+    seeds, where = result["seeds"], result["environment"]
+    kinds = result["networks"]
+    worse = ", ".join(f"{entry['network']} by `{entry['by']}`" for entry in result["worse"])
+    rates = [told[ours]["rate"] for kind in kinds for told in kind["told"] for ours in ("fine_tune", "distill")]
+    return [
+        "## What the defaults do after a mild prune (`make bench-training`)",
+        "",
+        (
+            f"Small networks of {len(kinds)} kinds, {len(seeds)} seeds, trained by hand, pruned, and recovered by "
+            "defaults or by hand for as many epochs: the loop that trained the network, with a cosine from the best of "
+            "its rate, a third and a tenth of it on validation, at its best epoch on validation. Scores of test data "
+            "(accuracy in %, or the mean squared error) over the samples of all seeds, with 95 % intervals; drops are "
+            "paired, sample by sample, and negative where ours are better. Rates that were found: "
+            f"{min(rates):.2g} to {max(rates):.2g}. {where.get('cpu')}."
+        ),
+        "",
+        f"Worse than by hand beyond noise: {worse or 'none'}.",
+        "",
+        f"| network | {' | '.join(_WAYS.values())} |",
+        f"|---|{'---|' * len(_WAYS)}",
+        *(
+            f"| {kind['name']} | {' | '.join(_score(kind['scores'][way], kind['metric']) for way in _WAYS)} |"
+            for kind in kinds
+        ),
+        "",
+        "| network | `FineTune()` below hand | `Distill()` below hand | optimizer | rates of `FineTune()` |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {kind['name']} | {_drop(kind['drops']['fine_tune'], kind['metric'])} | "
+            f"{_drop(kind['drops']['distill'], kind['metric'])} | {kind['told'][0]['fine_tune']['optimizer']} | "
+            f"{', '.join(format(told['fine_tune']['rate'], '.2g') for told in kind['told'])} |"
+            for kind in kinds
+        ),
+        "",
+        "### Regression around an offset",
+        "",
+        (
+            "Targets that vary by about 1 around the offset, three epochs of `FineTune()`: mean squared error of "
+            "test data. "
+            "*Chosen* is the number format that is chosen by itself."
+        ),
+        "",
+        "| offset | before | float32 | chosen |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['offset']:g} | {row['before']:.5f} | {row['float32']:.5f} | {row['auto']:.5f} |"
+            for row in result["offsets"]
+        ),
+        "",
+    ]
+
+
+def _score(score: dict, metric: str) -> str:
+    scale, digits = (100, 1) if metric == "accuracy" else (1, 4)
+    value, low, high = (f"{scale * score[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _drop(drop: dict, metric: str) -> str:
+    unit = "points" if metric == "accuracy" else "%"
+    return f"{100 * drop['value']:+.1f} [{100 * drop['low']:+.1f}, {100 * drop['high']:+.1f}] {unit}"

@@ -1,0 +1,87 @@
+"""Updates of an optimizer: gradients of one batch or of several, clipped, at the rate of the moment, and checked."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+# What is done to the weights after every update, given its rate as a fraction of the peak.
+AfterStep = Callable[[float], None]
+
+
+class DivergedError(Exception):
+    """A loss, a gradient or a score that is no finite number."""
+
+
+def check_finite(value: float, what: str) -> float:
+    """`value`. Raises DivergedError naming `what` where it is not finite."""
+    if not math.isfinite(value):
+        raise DivergedError(f"{what} is {value}")
+    return value
+
+
+@dataclass(kw_only=True)
+class Updates:
+    """An `optimizer` that takes `accumulate` batches to an update; gradients longer than `clip` are shortened to it.
+
+    The rates that its groups have at first are those at a fraction of 1. `before_step` may change gradients before they
+    are clipped, `after_step` the weights.
+    """
+
+    optimizer: torch.optim.Optimizer
+    clip: float | None
+    accumulate: int = 1
+    before_step: Callable[[], None] | None = None
+    after_step: AfterStep | None = None
+    peaks: tuple[float, ...] = field(init=False)
+    batches: int = field(init=False, default=0)
+    samples: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.peaks = tuple(float(group["lr"]) for group in self.optimizer.param_groups)
+
+    @property
+    def rate(self) -> float:
+        """The rate of the last update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def add_(self, loss: Tensor, samples: int, fraction: float, what: str) -> bool:
+        """Adds the gradient of a batch of `samples`; whether that made an update, at `fraction` of the peak.
+
+        Raises DivergedError naming `what` where the gradient is not finite.
+        """
+        # The mean over all samples of an update, whatever sizes its batches have.
+        weighted = loss if self.accumulate == 1 else loss * samples
+        weighted.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
+        self.batches, self.samples = self.batches + 1, self.samples + samples
+        return self.batches == self.accumulate and self.step_(fraction, what)
+
+    def forget_(self) -> None:
+        """Drops what was added since the last update."""
+        self.optimizer.zero_grad()
+        self.batches = self.samples = 0
+
+    def step_(self, fraction: float, what: str) -> bool:
+        """The update that what was added gives; False where nothing was added since the last one."""
+        if not self.batches:
+            return False
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if self.accumulate > 1:
+            for parameter in trained:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.samples)
+        if self.before_step is not None:
+            self.before_step()
+        norm = nn.utils.clip_grad_norm_(trained, math.inf if self.clip is None else self.clip)
+        check_finite(float(norm), f"gradient norm in {what}")
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * fraction
+        self.optimizer.step()
+        # At once: gradients beside the activations of the next batch would only take memory.
+        self.forget_()
+        if self.after_step is not None:
+            with torch.no_grad():
+                self.after_step(fraction)
+        return True

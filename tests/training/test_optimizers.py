@@ -1,0 +1,549 @@
+"""Optimizers, rates and schedules as said: what is used is what the user wrote, or what a range test found."""
+
+import copy
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.batches import Batches
+from compressor.errors import RecipeError, StageError
+from compressor.metrics import Metric
+from compressor.recipe.recipe import Recipe
+from compressor.stage import Context, stage_parameters
+from compressor.stages import Distill, FineTune
+from compressor.training.loop import train
+from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
+from compressor.training.optimizers.composition import suits_sgd
+from compressor.training.optimizers.schedules import Constant, Cosine, Course, OneCycle
+from compressor.training.passes.range_test import batches_of_test, judged
+from compressor.training.settings import TrainingSettings
+from compressor.training.snapshots import capture, read_snapshot
+from compressor.workload import Workload, predict
+from workbench.comparison import same_weights
+from workbench.same_data import same_data
+
+QUIET = Context(progress=False)
+FLAT = {"schedule": Constant(), "weight_decay": 0.0, "clip": None}
+
+
+def line(model: nn.Module, *, batch_size: int = 4, count: int = 16, data=None) -> Workload:
+    """Regression on y = 2 x in one dimension, never shuffled."""
+    x = torch.linspace(-1, 1, count).unsqueeze(1)
+    data = Batches((x, 2 * x), batch_size=batch_size) if data is None else data
+    return same_data(model, data, x[:2], loss=F.mse_loss, metric=Metric.mse())
+
+
+def weight_of(model: nn.Linear) -> float:
+    return model.weight.item()
+
+
+def start(weight: float = 0.0) -> nn.Linear:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, weight)
+    return model
+
+
+def told(context: Context) -> dict:
+    return context.details["trainings"][-1]
+
+
+class RMSNormOfSomebody(nn.Module):
+    """A norm that is none of torch's: models bring their own."""
+
+
+class OwnRMSNorm(RMSNormOfSomebody):
+    """Named as such classes are."""
+
+
+@pytest.mark.parametrize(
+    ("model", "sgd", "says"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), True, "convolutions with BatchNorm"),
+        (nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Linear(4, 2)), True, "convolutions with BatchNorm"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), False, "GroupNorm"),
+        (nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(3))), False, "convolutions without normalization"),
+        (nn.Sequential(nn.BatchNorm2d(3), *(nn.Conv2d(3, 3, 3) for _ in range(3))), False, "without normalization"),
+        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), False, "layers without convolution"),
+        (nn.Linear(3, 4), False, "layers without normalization"),
+        (nn.LSTM(3, 4), False, "recurrent layers"),
+        (nn.GRUCell(3, 4), False, "recurrent layers"),
+        (nn.TransformerEncoderLayer(8, 2, 16), False, "attention, LayerNorm"),
+        (nn.Sequential(nn.Embedding(5, 4), nn.RMSNorm(4)), False, "embeddings, RMSNorm"),
+        (nn.Sequential(nn.Linear(4, 4), OwnRMSNorm()), False, "RMSNorm"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LayerNorm(4)), False, "LayerNorm"),
+    ],
+)
+def test_what_a_network_is_made_of_decides_who_trains_it(model: nn.Module, sgd: bool, says: str) -> None:  # noqa: FBT001 - a table
+    """SGD takes convolutions with BatchNorm and nothing else; the reason names what was found."""
+    found, why = suits_sgd(model)
+    assert found is sgd
+    assert says in why
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "moved"),
+    [
+        # The gradient of the mean of (w x - 2 x)^2 at w = 0 is -4 mean(x^2).
+        (SGD(rate=0.01, momentum=0.0), lambda square: 0.01 * 4 * square),
+        # Nesterov: the first step is (1 + momentum) times the gradient's.
+        (SGD(rate=0.01, momentum=0.5), lambda square: 0.01 * 1.5 * 4 * square),
+        # AdamW's first step is its rate, whatever the gradient.
+        (AdamW(rate=0.01), lambda _square: 0.01),
+    ],
+)
+def test_the_rate_that_is_written_is_used(optimizer, moved) -> None:
+    """One update moves the weight as the formula says with this very number, and the report names both."""
+    model, context = start(), Context(progress=False)
+    x = torch.linspace(-1, 1, 16)
+    train(model, line(model, batch_size=16), TrainingSettings(optimizer=optimizer, **FLAT), context=context)
+    assert weight_of(model) == pytest.approx(moved(float(x.square().mean())), rel=1e-4)
+    assert told(context)["rate"] == 0.01
+    assert told(context)["optimizer"] == str(optimizer)
+    assert told(context)["rate_from"] == "asked for"
+
+
+def test_schedules_are_the_curves_that_they_say() -> None:
+    """Values by hand at the start, in the warm-up, in the middle and at the end."""
+    assert [Cosine().fraction(at) for at in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [Constant().fraction(at) for at in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
+    warm = Constant(warm_up=0.5)
+    assert [warm.fraction(at) for at in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.04, 0.52, 1.0, 1.0])
+    assert Cosine(warm_up=0.2).fraction(0.6) == pytest.approx(0.5)
+    assert OneCycle(warm_up=0.0).fraction(0.0) == 1.0
+    course = Course(schedule=Constant(), updates=2)
+    assert [course.fraction(update) for update in range(4)] == [1.0, 1.0, 0.01, 0.01]
+    assert course.length(2) == pytest.approx(2.02)
+
+
+@pytest.mark.parametrize(("steps", "rounds"), [(3, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
+def test_steps_take_the_place_of_epochs(steps: int, rounds: int) -> None:
+    """Four batches a pass: so many updates are made, and the passes that they need are the epochs of the log."""
+    model, made = start(), []
+    settings = TrainingSettings(steps=steps, epochs=7, tail_epochs=3, optimizer=SGD(rate=0.01))
+    logs = train(model, line(model), settings, context=QUIET, after_step=made.append)
+    assert len(made) == steps
+    assert len(logs) == rounds
+    assert made[-1] == pytest.approx(0.01 if steps > 1 else 0.04)
+
+
+class Endless:
+    """Batches without an end and without a length, drawn at random."""
+
+    def __iter__(self):
+        while True:
+            x = torch.randn(4, 1)
+            yield x, 2 * x
+
+
+def endless(model: nn.Module) -> Workload:
+    workload = line(model)
+    object.__setattr__(workload, "train", Endless())
+    return workload
+
+
+def test_data_without_an_end_are_trained_on_for_so_many_steps(tmp_path: Path, monkeypatch) -> None:
+    """Thirty updates on a stream in ten rounds, each of them on new data; killed in the middle, to the same bits."""
+    monkeypatch.setattr("compressor.training.streams.LONGEST", 100)
+    seen: list[float] = []
+
+    def objective(model: nn.Module, inputs: Tensor, targets: Tensor, _position) -> Tensor:
+        seen.append(float(inputs.sum()))
+        if len(seen) == dies_at:
+            raise KeyboardInterrupt
+        return F.mse_loss(predict(model, inputs), targets)
+
+    settings = TrainingSettings(steps=30, optimizer=SGD(rate=0.01))
+    steady, resumed, dies_at = start(), start(), 0
+    logs = train(steady, endless(steady), settings, context=QUIET, objective=objective)
+    assert len(logs) == 10
+    assert len(set(seen)) == 30
+    seen.clear()
+    dies_at, context = 17, Context(progress=False, folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(start(), endless(resumed), settings, context=context, objective=objective)
+    dies_at = 0
+    train(resumed, endless(resumed), settings, context=context, objective=objective)
+    assert weight_of(resumed) == weight_of(steady)
+
+
+def test_data_that_end_without_saying_so_begin_again() -> None:
+    """Five batches and no length: seven steps read them all, and two of them twice."""
+
+    class Short:
+        def __iter__(self):
+            for number in range(5):
+                x = torch.full((4, 1), float(number))
+                yield x, 2 * x
+
+    seen: list[float] = []
+
+    def objective(model: nn.Module, inputs: Tensor, targets: Tensor, _position) -> Tensor:
+        seen.append(float(inputs[0]))
+        return F.mse_loss(predict(model, inputs), targets)
+
+    model = start()
+    workload = line(model)
+    object.__setattr__(workload, "train", Short())
+    train(model, workload, TrainingSettings(steps=7, optimizer=SGD(rate=0.01)), context=QUIET, objective=objective)
+    assert seen == [0, 1, 2, 3, 4, 0, 1]
+
+
+def test_data_without_an_end_need_steps(monkeypatch) -> None:
+    """Epochs of a stream that does not end are refused, and the way out is named."""
+    monkeypatch.setattr("compressor.training.streams.LONGEST", 100)
+    model = start()
+    with pytest.raises(StageError, match="set steps="):
+        train(model, endless(model), TrainingSettings(epochs=2), context=QUIET)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "count"), [(4, 4, 16), (5, 4, 16), (4, 3, 16)])
+def test_accumulated_batches_are_one_large_batch(batch_size: int, accumulate: int, count: int) -> None:
+    """Batches of 4, or of 5, 5, 5 and 1, give the update of all their samples; what is left over gives one as well."""
+    model, whole, made = start(), start(), []
+    settings = TrainingSettings(optimizer=SGD(rate=0.01, momentum=0.0), accumulate=accumulate, **FLAT)
+    train(model, line(model, batch_size=batch_size, count=count), settings, context=QUIET, after_step=made.append)
+    x = torch.linspace(-1, 1, count).unsqueeze(1)
+    parts = [x] if accumulate == 4 else [x[:12], x[12:]]
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.01)
+    for part in parts:
+        optimizer.zero_grad()
+        F.mse_loss(whole(part), 2 * part).backward()
+        optimizer.step()
+    assert len(made) == len(parts)
+    assert weight_of(model) == pytest.approx(weight_of(whole), rel=1e-5)
+
+
+@pytest.mark.parametrize(("clip", "moved"), [(0.5, 0.1 * 0.5), (None, 0.1 * 4.0), (100.0, 0.1 * 4.0)])
+def test_gradients_are_clipped_as_said(clip: float | None, moved: float) -> None:
+    """A gradient of -4 is shortened to the norm that is set, and to none where none is."""
+    model = start()
+    x = torch.ones(4, 1)
+    data = Batches((x, 2 * x), batch_size=4)
+    settings = TrainingSettings(optimizer=SGD(rate=0.1, momentum=0.0), **{**FLAT, "clip": clip})
+    train(model, line(model, data=data), settings, context=QUIET)
+    assert weight_of(model) == pytest.approx(moved, rel=1e-4)
+
+
+def two_layers() -> nn.Sequential:
+    return nn.Sequential(start(1.0), start(1.0))
+
+
+def test_layers_learn_at_their_part_of_the_rate() -> None:
+    """Both layers have the same gradient; the one that a glob names moves a tenth as far. The last glob counts."""
+    model = two_layers()
+    settings = TrainingSettings(optimizer=SGD(rate=1e-3, momentum=0.0), layer_rates=(("*", 0.5), ("0", 0.05)), **FLAT)
+    train(model, line(model, batch_size=16), settings, context=QUIET)
+    first, second = (weight_of(layer) - 1 for layer in model)
+    assert first == pytest.approx(second / 10, rel=1e-2)
+    with pytest.raises(StageError, match=r"layer_rates: 'body\.\*' matches no module"):
+        train(model, line(model), TrainingSettings(layer_rates=(("body.*", 0.1),)), context=QUIET)
+
+
+def test_an_average_is_kept_where_it_is_better(tmp_path: Path) -> None:
+    """Weights that jump over the minimum and back average near it: that state is kept, its score is the epoch's."""
+    model, plain = start(), start()
+    x = torch.ones(4, 1)
+    data = Batches((x, 2 * x), batch_size=1)
+    small = TrainingSettings(
+        epochs=4, optimizer=SGD(rate=0.95, momentum=0.0), averaging=0.9, schedule=Constant(), weight_decay=0.0
+    )
+    logs = train(model, line(model, data=data), small, context=QUIET)
+    # By hand: w' = w - 0.95 * 2 (w - 2), and the average of what comes of it.
+    weight, average, scores = 0.0, 0.0, []
+    for update in range(1, 17):
+        weight -= 0.95 * max(-5.0, min(5.0, 2 * (weight - 2)))
+        keep = min(0.9, (1 + update) / (10 + update))
+        average = keep * average + (1 - keep) * weight
+        if update % 4 == 0:
+            scores.append(min((weight - 2) ** 2, (average - 2) ** 2))
+    assert [log.score for log in logs] == pytest.approx(scores, rel=1e-3)
+    assert (weight_of(model) - 2) ** 2 == pytest.approx(min(scores), rel=1e-3)
+    train(plain, line(plain, data=data), TrainingSettings(**{**vars(small), "averaging": None}), context=QUIET)
+    assert abs(weight_of(model) - 2) < abs(weight_of(plain) - 2)
+    # Killed after two epochs, the average goes on as well.
+    resumed, context, epochs = start(), Context(progress=False, folder=tmp_path), []
+
+    def dying(model: nn.Module, inputs: Tensor, targets: Tensor, position) -> Tensor:
+        if position.view == 2 and not epochs:
+            epochs.append(position)
+            raise KeyboardInterrupt
+        return F.mse_loss(predict(model, inputs), targets)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(start(), line(resumed, data=data), small, context=context, objective=dying)
+    train(resumed, line(resumed, data=data), small, context=context, objective=dying)
+    assert weight_of(resumed) == weight_of(model)
+
+
+def test_training_ends_where_it_gets_no_better() -> None:
+    """Two epochs without a better score after the first end the training; one that goes on learning is not ended."""
+    model = start(2.0)
+    # At the minimum already: every epoch has the score of the first, and equal is no better.
+    settings = TrainingSettings(epochs=9, optimizer=SGD(rate=0.01), patience=2, weight_decay=0.0)
+    logs = train(model, line(model), settings, context=QUIET)
+    assert [log.epoch for log in logs] == [0, 1, 2]
+    learning = start(0.0)
+    assert len(train(learning, line(learning), settings, context=QUIET)) == 9
+
+
+def adagrad(groups: list) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(groups)
+
+
+class Counting(torch.optim.SGD):
+    """Keeps a number beside its tensors, as optimizers of one's own do."""
+
+    def step(self, closure=None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["calls"] = self.state[parameter].get("calls", 0) + 1
+
+
+def test_an_optimizer_of_ones_own_trains_and_resumes(tmp_path: Path) -> None:
+    """A factory gets groups with rates; what it keeps, numbers too, goes on to the same bits."""
+    settings = TrainingSettings(
+        epochs=3, optimizer=OwnOptimizer(factory=lambda groups: Counting(groups, momentum=0.5), rate=0.05)
+    )
+    steady, resumed, died = start(), start(), []
+
+    def dying(model: nn.Module, inputs: Tensor, targets: Tensor, position) -> Tensor:
+        if position.view == 2 and not died:
+            died.append(position)
+            raise KeyboardInterrupt
+        return F.mse_loss(predict(model, inputs), targets)
+
+    train(steady, line(steady), settings, context=QUIET)
+    assert abs(weight_of(steady) - 2) < 1.5
+    context = Context(progress=False, folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(start(), line(resumed), settings, context=context, objective=dying)
+    _, facts = read_snapshot(tmp_path / "training.safetensors")
+    assert facts["optimizer"] == {"0.calls": 8}
+    train(resumed, line(resumed), settings, context=context, objective=dying)
+    assert weight_of(resumed) == weight_of(steady)
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"),
+    [
+        (lambda groups: groups, "must return a torch.optim.Optimizer, it returned list"),
+        (lambda groups: torch.optim.LBFGS(groups[0]["params"]), "LBFGS, whose steps need a closure"),
+        (lambda groups: torch.optim.SGD(groups[:1]), "must take all parameters"),
+        ("no_such_module_anywhere:make", "no module 'no_such_module_anywhere'"),
+        ("math:no_such_function", "math has no function 'no_such_function'"),
+    ],
+)
+def test_factories_that_cannot_train_are_refused(factory, says: str) -> None:
+    """The sentence names what came back, and what was wanted."""
+    model = nn.Linear(1, 1)
+    with pytest.raises(StageError, match=says):
+        train(model, line(model), TrainingSettings(optimizer=OwnOptimizer(factory=factory, rate=0.1)), context=QUIET)
+
+
+def test_a_recipe_names_a_factory_in_a_file(tmp_path: Path, monkeypatch) -> None:
+    """`module:function` is found in the current folder; the recipe and the report hold the name."""
+    (tmp_path / "my_optimizers_here.py").write_text(
+        "import torch\ndef make(groups):\n    return torch.optim.Adagrad(groups)\n", encoding="utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    recipe = Recipe.loads(
+        "stages:\n  - fine_tune: {optimizer: {own_optimizer: {factory: 'my_optimizers_here:make', rate: 0.5}}}\n"
+    )
+    (stage,) = recipe.stages
+    assert stage.optimizer == OwnOptimizer(factory="my_optimizers_here:make", rate=0.5)
+    model, context = start(), Context(progress=False)
+    stage.apply(model, line(model), context)
+    assert told(context)["optimizer"] == "the optimizer of my_optimizers_here:make"
+    assert weight_of(model) > 1
+    own = stage_parameters(FineTune(optimizer=OwnOptimizer(factory=adagrad, rate=0.5)))["optimizer"]
+    assert own["own_optimizer"]["factory"].endswith(":adagrad")
+
+
+def test_the_old_key_tells_the_new_form() -> None:
+    """A recipe with learning_rate is refused with what to write in its place."""
+    with pytest.raises(RecipeError, match=r"optimizer: \{sgd: \{rate: 0\.05\}\}"):
+        Recipe.loads("stages:\n  - distill: {learning_rate: 0.05}\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"steps": 0}, "steps counts the updates"),
+        ({"optimizer": "sgd"}, r"optimizer is AutoOptimizer\(\), SGD"),
+        ({"schedule": "cosine"}, r"schedule is OneCycle\(\), Cosine"),
+        ({"layer_rates": (("a", 0.0),)}, "the factor of 'a', above 0"),
+        ({"layer_rates": ("a", 0.1)}, "layer_rates are pairs"),
+        ({"clip": 0.0}, "clip is the largest norm"),
+        ({"accumulate": 0}, "accumulate counts the batches"),
+        ({"averaging": 1.0}, r"averaging is what an average keeps in an update, in \(0, 1\)"),
+        ({"patience": 0}, "patience counts the epochs"),
+    ],
+)
+def test_settings_that_describe_no_training_are_refused(change, says: str) -> None:
+    """Every stage that trains refuses them when it is made."""
+    for kind in (TrainingSettings, FineTune, Distill):
+        with pytest.raises(ValueError, match=says):
+            kind(**change)
+
+
+@pytest.mark.parametrize("make", [lambda: SGD(rate=0.0), lambda: AdamW(rate=math.nan), lambda: SGD(rate=-1)])
+def test_rates_are_positive(make) -> None:
+    """Zero, NaN and negative rates are refused where they are written."""
+    with pytest.raises(ValueError, match="rate is the peak of the schedule, above 0"):
+        make()
+
+
+RATES = [10.0**power for power in range(-4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("after", "rate"),
+    [
+        # Falls up to 0.1, averaged over three, and is above where it was from 1: midway lies their geometric mean.
+        ([1.0, 0.99, 0.9, 0.6, 0.5, 3.0], 10**-0.5),
+        # A single lucky batch among worse ones is not believed.
+        ([1.0, 0.9, 0.8, 0.95, 0.3, 9.0], 10**-0.5),
+        # Nothing to learn: a third of the rate from which harm is done, here 1 (the mean of 1, 1 and 1.2 is above).
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.2], 1.0 / 3),
+        # Infinite from the fourth on.
+        ([1.0, 0.95, 0.8], 1e-2),
+    ],
+)
+def test_a_range_test_is_read_by_what_learning_changed(after: list[float], rate: float) -> None:
+    """What counts are the losses against those of the same batches before any learning."""
+    found, _ = judged(RATES, [1.0] * len(RATES), after)
+    assert found == pytest.approx(rate)
+
+
+def test_a_range_test_without_numbers_finds_nothing() -> None:
+    """No finite losses: None, so that a usual rate is taken and the training says what is wrong itself."""
+    assert judged(RATES, [1.0] * 6, [])[0] is None
+    assert judged(RATES, [math.nan] * 6, [1.0] * 6)[0] is None
+
+
+def test_a_range_test_is_a_small_part_of_a_training() -> None:
+    """None below 24 updates, at least 16 batches, an eighth of the training, never more than 48."""
+    assert [batches_of_test(updates) for updates in (1, 23, 24, 160, 320, 10**6)] == [0, 0, 16, 20, 40, 48]
+
+
+def noisy_classes(model: nn.Module) -> Workload:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(3, (192,), generator=generator)
+    inputs = torch.randn(192, 6, generator=generator) + F.one_hot(targets, 6) * 2.0
+    return same_data(model, Batches((inputs, targets), batch_size=8, shuffle=True), inputs[:2])
+
+
+def mlp() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.1), nn.ReLU(), nn.Linear(16, 3))
+
+
+def test_what_is_found_is_told_and_used_again(tmp_path: Path) -> None:
+    """AdamW's rate is found the same way twice; a resumed training takes it from the snapshot without a test."""
+    calls, runs = [], []
+
+    def objective(model: nn.Module, inputs: Tensor, targets: Tensor, position) -> Tensor:
+        calls.append(position)
+        if len(calls) == dies_at:
+            raise KeyboardInterrupt
+        return F.cross_entropy(predict(model, inputs), targets)
+
+    settings, dies_at = TrainingSettings(epochs=3), 0
+    for _ in range(2):
+        model, context = mlp(), Context(progress=False)
+        workload = noisy_classes(model)
+        train(model, workload, settings, context=context, objective=objective)
+        runs.append((model, told(context)))
+    (first, said), (second, again) = runs
+    assert said == again
+    assert same_weights(first, second)
+    assert "range test of 16 batches" in said["rate_from"]
+    assert 3e-5 < said["rate"] <= 0.1
+    assert len(calls) == 2 * (3 * 24 + 2 * 16)
+    # Killed in the second epoch: 16 + 16 of the test, 24 of the first epoch, and some of the second.
+    calls.clear()
+    dies_at, context = 60, Context(progress=False, folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(mlp(), noisy_classes(mlp()), settings, context=context, objective=objective)
+    calls.clear()
+    dies_at, resumed, context = 0, mlp(), Context(progress=False, folder=tmp_path)
+    train(resumed, noisy_classes(resumed), settings, context=context, objective=objective)
+    assert len(calls) == 2 * 24
+    assert told(context)["rate"] == said["rate"]
+    assert same_weights(resumed, first)
+
+
+def test_a_range_test_leaves_nothing_behind() -> None:
+    """Weights, BatchNorm statistics and random numbers are as if there had been no test."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(
+            nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(16, 3)
+        )
+    found, by_hand, context = copy.deepcopy(model), copy.deepcopy(model), Context(progress=False)
+    train(found, noisy_classes(model), TrainingSettings(epochs=2), context=context)
+    assert told(context)["optimizer"] == "SGD with Nesterov momentum"
+    rate = told(context)["rate"]
+    train(by_hand, noisy_classes(model), TrainingSettings(epochs=2, optimizer=SGD(rate=rate)), context=QUIET)
+    assert same_weights(found, by_hand)
+
+
+def test_short_trainings_take_a_usual_rate() -> None:
+    """Four updates: a test would cost more than the training, and the report says so."""
+    model, context = start(), Context(progress=False)
+    train(model, line(model), TrainingSettings(), context=context)
+    assert told(context)["rate"] == 1e-3
+    assert "too few updates" in told(context)["rate_from"]
+
+
+@pytest.mark.parametrize("stage", [FineTune(epochs=3), Distill(epochs=3)], ids=["fine_tune", "distill"])
+@pytest.mark.parametrize("norm", [lambda: nn.GroupNorm(2, 8), nn.Identity], ids=["GroupNorm", "no norm"])
+def test_networks_without_batch_norm_are_not_wrecked(stage, norm) -> None:
+    """A trained network, trained on by defaults, has lost nothing on its data: no rate of another family is taken."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(4, (256,), generator=generator)
+    images = torch.randn(256, 1, 6, 6, generator=generator)
+    images += torch.eye(4)[targets].repeat_interleave(9, dim=1).view(-1, 1, 6, 6)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 8, 3), norm(), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        for _, rows in itertools.product(range(12), torch.arange(256).split(32)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[rows]), targets[rows]).backward()
+            optimizer.step()
+    workload = same_data(model.eval(), Batches((images, targets), batch_size=32, shuffle=True), images[:2])
+    context = Context(progress=False)
+    before = capture(model)
+    trained = stage.apply(copy.deepcopy(model), workload, context).eval()
+    with torch.no_grad():
+        losses = [float(F.cross_entropy(each(images), targets)) for each in (model, trained)]
+    assert losses[1] < 1.05 * losses[0]
+    assert told(context)["optimizer"] == "AdamW"
+    assert not told(context)["failed"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in capture(model).items())
+
+
+def test_settings_are_in_the_identity_of_a_snapshot(tmp_path: Path, capsys) -> None:
+    """Another optimizer, schedule or clip is another training: its snapshot is not gone on with, and why is told."""
+    for change in (
+        {},
+        {"optimizer": SGD(rate=0.02)},
+        {"schedule": Cosine()},
+        {"clip": 1.0},
+        {"averaging": 0.9},
+        {"optimizer": AutoOptimizer()},
+    ):
+        model = start()
+        settings = TrainingSettings(**{"optimizer": SGD(rate=0.01), **change})
+        train(model, line(model), settings, context=Context(folder=tmp_path))
+        assert ("is of another training" in capsys.readouterr().err) is bool(change)
