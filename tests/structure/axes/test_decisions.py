@@ -360,6 +360,7 @@ LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
     "short": lambda y: y.softmax(2) if y.shape[1] < 3 else y,
     "one": lambda y: y.flip(2) if y.size(1) == 1 else y,
     "exactly so long": lambda y: y.flip(2) if y.shape[1] == 7 else y,
+    "a constant of its own": lambda y: y * torch.linspace(0.1, 1, 16) if y.shape[1] % 4 == 0 else y,
     "longer than so": lambda y: y.flip(2) if y.shape[1] > 40 else y,
 }
 
