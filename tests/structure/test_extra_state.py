@@ -17,6 +17,7 @@ from compressor.runtime import predict_batches
 from compressor.stages import FineTune, PruneChannels
 from compressor.structure.checkpoint import WEIGHTS_FILE, save_checkpoint
 from compressor.structure.extra_state import extra_states
+from compressor.training.optimizers.averaging import Average
 from compressor.training.precision import Float32
 from compressor.training.snapshots import capture, digest, restore_
 from workbench.same_data import same_data, three_classes
@@ -167,6 +168,18 @@ def test_training_ends_with_the_extra_state_of_its_best_epoch(kind: type, monkey
     )
     calls = trained[1].calls
     assert float(calls if kind is Tensor else calls["calls"]) == 2
+
+
+def test_an_average_of_weights_has_the_extra_state_of_now() -> None:
+    """It is no number to be averaged: the state that stands in with the averaged weights is the model's own."""
+    model = net({"factor": 1.0})
+    average = Average.of(model, 0.9)
+    model[1].state = {"factor": 3.0}
+    average.update_(model)
+    model[1].state = {"factor": 4.0}
+    with average.stands_in(model):
+        assert model[1].state == {"factor": 3.0}
+    assert model[1].state == {"factor": 4.0}
 
 
 def test_what_identifies_a_model_has_its_extra_state() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from compressor.structure.extra_state import as_tensors, extra_states
 from compressor.training.snapshots import Tensors, capture, restore_
 
 
@@ -28,7 +29,7 @@ class Average:
         return cls(keep=keep, tensors=capture(model))
 
     def update_(self, model: nn.Module) -> None:
-        """Takes in what `model` is after one more update; counters and other whole numbers are as the model's."""
+        """Takes in what `model` is after one more update; whole numbers and extra states are as the model's."""
         self.updates += 1
         keep = min(self.keep, (1 + self.updates) / (10 + self.updates))
         with torch.no_grad():
@@ -37,6 +38,7 @@ class Average:
                     self.tensors[name].lerp_(tensor, 1 - keep)
                 else:
                     self.tensors[name].copy_(tensor)
+        self.tensors |= as_tensors(extra_states(model))
 
     def copy(self) -> Tensors:
         """The average as it is now."""
