@@ -255,10 +255,9 @@ def low_rank_section(result: dict) -> list[str]:
         (
             f"`FactorizeLayers` on trained networks, untrained afterwards; {where.get('cpu')}, one thread, batch 1, "
             "fp32. Drops are paired: on validation, which the choice of an arm reads, and on test, which none reads. "
-            "`vgg16-half` is VGG-16 at half of its width, trained for minutes on a tenth of the images."
+            "s: seconds of choosing, by the clock on the wall."
             + (
-                " The machine was busy with other work: times are the calling thread's own on the CPU, and their "
-                "intervals are wide."
+                " The machine was busy with other work: the files were timed by the calling thread's own seconds."
                 if thread
                 else ""
             )
