@@ -1,14 +1,18 @@
 """A training that was killed goes on to the bits of one that was not, whatever its loader keeps; or it says so."""
 
 import copy
+import itertools
+import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.metrics import Metric
 from compressor.notes.training import Trainings
@@ -54,15 +58,15 @@ def workload(loader) -> Workload:
     )
 
 
-def trained(loader, folder: Path | None = None) -> tuple[nn.Module, str | None]:
+def trained(loader, folder: Path | None = None, **settings) -> tuple[nn.Module, str | None]:
     context = Context(progress=False, folder=folder)
-    model = FineTune(epochs=3).apply(copy.deepcopy(network()), workload(loader), context)
+    model = FineTune(**settings or {"epochs": 3}).apply(copy.deepcopy(network()), workload(loader), context)
     note = Trainings.from_json(context.details)
     assert note is not None
     return model, note.trainings[-1].data
 
 
-def killed(loader, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed(loader, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings) -> None:
     """A training that ends after its second epoch was saved."""
     save, saved = Progress.save, []
 
@@ -75,7 +79,7 @@ def killed(loader, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(Progress, "save", dying)
         with pytest.raises(KilledError):
-            trained(loader, folder)
+            trained(loader, folder, **settings)
 
 
 @pytest.mark.parametrize("kind", [*REPLAYED, *WITH_WORKERS])
@@ -89,6 +93,29 @@ def test_a_killed_training_goes_on_to_the_same_bits(kind: str, tmp_path: Path, m
     assert not same_weights(whole, network())
     if kind in TOLD:
         assert told == TOLD[kind]
+
+
+class Drawn:
+    """Batches drawn at random, for ever or for a few, by a stream that says no length."""
+
+    def __init__(self, last: int | None) -> None:
+        self.last, self.rng = last, np.random.default_rng()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in itertools.count() if self.last is None else range(self.last):
+            rows = torch.from_numpy(self.rng.integers(0, len(INPUTS), 16))
+            random.shuffle(order := rows.tolist())
+            yield PAIRS[order]
+
+
+@pytest.mark.parametrize("last", [None, 7])
+def test_a_killed_training_on_a_stream_goes_on_where_it_was(last: int | None, tmp_path: Path, monkeypatch) -> None:
+    """Twenty steps of a stream without an end, or of a short one that begins again: the same bits, no batch anew."""
+    whole, _ = trained(Drawn(last), steps=20)
+    killed(Drawn(last), tmp_path, monkeypatch, steps=20)
+    resumed, _ = trained(Drawn(last), tmp_path, steps=20)
+    assert same_weights(whole, resumed)
+    assert not same_weights(whole, network())
 
 
 @pytest.mark.parametrize("kind", REPLAYED)
