@@ -201,9 +201,16 @@ def main() -> None:
     for offset in arguments.offsets:
         path = arguments.out / f"offset-{offset:g}.json"
         if not path.exists():
-            write_json(path, {"offset": offset, **offset_row(offset, 0)})
+            row = offset_row(offset, 0)
+            write_json(path, {"offset": offset, **row, "ratio": row["auto"] / row["float32"]})
         offsets.append(read_json(path))
         print(offsets[-1], flush=True)
+    worse = [
+        {"network": kind["name"], "by": ours}
+        for kind in kinds
+        for ours, drop in kind["drops"].items()
+        if drop["low"] > 0
+    ]
     write_json(
         RESULT,
         {
@@ -212,12 +219,8 @@ def main() -> None:
             "environment": environment(Target()),
             "networks": kinds,
             "offsets": offsets,
-            "worse": [
-                {"network": kind["name"], "by": ours}
-                for kind in kinds
-                for ours, drop in kind["drops"].items()
-                if drop["low"] > 0
-            ],
+            "worse": worse,
+            "worse_counts": {ours: sum(entry["by"] == ours for entry in worse) for ours in BESIDE},
         },
     )
     print(f"stored in {RESULT}")

@@ -21,7 +21,7 @@ def page(text: str, result: dict) -> str:
 def section(result: dict) -> list[str]:
     seeds, where = result["seeds"], result["environment"]
     kinds = result["networks"]
-    worse = ", ".join(f"{entry['network']} by `{entry['by']}`" for entry in result["worse"])
+    worse = "; ".join(f"{entry['network']} by `{entry['by']}`" for entry in result["worse"])
     rates = [told[ours]["rate"] for kind in kinds for told in kind["told"] for ours in ("fine_tune", "distill")]
     return [
         "## What the defaults do after a mild prune (`make bench-training`)",
@@ -35,7 +35,11 @@ def section(result: dict) -> list[str]:
             f"{min(rates):.2g} to {max(rates):.2g}. {where.get('cpu')}."
         ),
         "",
-        f"Worse than by hand beyond noise: {worse or 'none'}.",
+        (
+            f"Worse than by hand beyond noise: {worse or 'none'}. `Distill()` aims at what the network said before "
+            "pruning, and labels may lead past it: where more epochs on labels would have made that network better, a "
+            "hand loop on labels, or `FineTune()`, goes further."
+        ),
         "",
         f"| network | {' | '.join(_WAYS.values())} |",
         f"|---|{'---|' * len(_WAYS)}",

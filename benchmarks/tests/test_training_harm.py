@@ -43,7 +43,7 @@ def test_the_page_names_what_was_worse() -> None:
     assert page.startswith("a\n<!-- results -->\n## What")
     assert page.endswith("<!-- /results -->\nb\n")
     assert "old" not in page
-    assert "beyond noise: MLP, tabular by `fine_tune`." in page
+    assert "beyond noise: MLP, tabular by `fine_tune`. " in page
     assert "| MLP, tabular | 100.0 [91.2, 100.0] | 0.0 [0.0, 8.8] |" in page
     assert "| 100 | 0.50000 | 0.25000 | 0.12500 |" in page
 

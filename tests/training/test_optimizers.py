@@ -411,8 +411,8 @@ RATES = [10.0**power for power in range(-4, 2)]
         ([1.0, 0.99, 0.9, 0.6, 0.5, 3.0], 10**-0.5),
         # A single lucky batch among worse ones is not believed.
         ([1.0, 0.9, 0.8, 0.95, 0.3, 9.0], 10**-0.5),
-        # Nothing to learn: a third of the rate from which harm is done, here 1 (the mean of 1, 1 and 1.2 is above).
-        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.2], 1.0 / 3),
+        # Nothing to learn: a third of the rate from which harm is done, here 1 (of three, one above is harm).
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 2.0], 1.0 / 3),
         # Infinite from the fourth on.
         ([1.0, 0.95, 0.8], 1e-2),
     ],

@@ -1,6 +1,6 @@
 """The documents show the stored results: none is typed."""
 
-from benchmarks.documents import architectures_page, first_page, quantization_page, structure_page
+from benchmarks.documents import architectures_page, first_page, quantization_page, structure_page, training_page
 from benchmarks.stored import load, load_all
 from workbench import ROOT
 from workbench.zoo import ARCHITECTURES
@@ -30,6 +30,13 @@ def test_the_page_of_quantization_shows_what_is_stored():
     results = load_all(list(quantization_page.SECTIONS))
     assert results, "the benchmark's results belong into the repository"
     assert text("docs/quantization-results.md") == quantization_page.page(results)
+
+
+def test_the_page_of_training_shows_what_is_stored():
+    """The tables of docs/training.md are what `make docs` makes of the stored results."""
+    stored = load("training-harm")
+    assert stored is not None, "the benchmark's results belong into the repository"
+    assert text("docs/training.md") == training_page.page(text("docs/training.md"), stored)
 
 
 def test_the_page_of_architectures_shows_what_is_stored():

@@ -30,8 +30,10 @@ _HIGHEST: dict[type[SGD | AdamW], float] = {SGD: 1.0, AdamW: 0.1}
 _USUAL: dict[type[SGD | AdamW], float] = {SGD: 0.01, AdamW: 1e-3}
 _FEWEST_UPDATES = 24
 _FEWEST_BATCHES, _MOST_BATCHES, _SHARE = 16, 48, 1 / 8
-# Learning that lowers the loss by less than this part of it, or raises it by more, is no learning, or harm.
-_MATTERS = 0.02
+# Learning that lowers the loss by less than this part of it is none.
+_GAINS = 0.02
+# Losses of the model before differ by more than a rise of this part of them, which is harm beyond noise.
+_HARMS = 0.1
 # Where there is little left to learn, how far below the rate that does harm a training stays.
 _CAREFUL = 1 / 3
 
@@ -89,7 +91,7 @@ def judged(rates: Sequence[float], before: Sequence[float], after: Sequence[floa
     """(rate, why) of a test: at rising `rates`, the losses `before` any learning and those `after` what was learned.
 
     `after` may be shorter, where the losses became infinite. The rate lies midway, in its logarithm, between the one up
-    to which learning gained and the one from which all was lost again; where nothing was gained, it is a third of the
+    to which learning gained and the one from which it lost; where nothing was gained, it is a third of the
     one from which harm was done. None where there was nothing to see.
     """
     scale = sum(map(abs, before)) / max(1, len(before))
@@ -100,12 +102,12 @@ def judged(rates: Sequence[float], before: Sequence[float], after: Sequence[floa
     smooth = [sum(part) / len(part) for i in range(len(changes)) if (part := changes[max(0, i - 1) : i + 2])]
     best = min(range(len(smooth)), key=smooth.__getitem__)
     last = len(smooth) - 1
-    if smooth[best] < -_MATTERS * scale:
-        lost = next((i for i in range(best, last) if smooth[i] > 0), last)
+    if smooth[best] < -_GAINS * scale:
+        lost = next((i for i in range(best, last) if smooth[i] > _HARMS * scale), last)
         # What falls furthest in so few steps is not yet the rate that takes a cycle furthest, which ends low.
-        why = f"the loss fell up to {rates[best]:.2g}, and all was lost at {rates[lost]:.2g}"
+        why = f"the loss fell up to {rates[best]:.2g}, and was above where it began at {rates[lost]:.2g}"
         return math.sqrt(rates[best] * rates[lost]), why
-    harmful = next((i for i, change in enumerate(smooth) if change > _MATTERS * scale), last)
+    harmful = next((i for i, change in enumerate(smooth) if change > _HARMS * scale), last)
     return rates[harmful] * _CAREFUL, "the loss did not fall, and this is a third of the rate from which it rises"
 
 
