@@ -21,13 +21,13 @@ def narrow_vgg16() -> Workload:
     """VGG-16 at a quarter of its width: what a core trains in minutes to more than a guess."""
     model = networks.seeded(lambda: networks.VGG16(width=0.25))
     workload = cifar.around(model, "vgg16-quarter", train_images=10_000)
-    return networks.trained(workload, epochs=8, learning_rate=0.03, folder=REFERENCES)
+    return networks.trained(workload, epochs=8, optimizer=SGD(rate=0.03), folder=REFERENCES)
 
 
 def vgg16_half() -> Workload:
     """VGG-16 of half its widths, a quarter of the work."""
     workload = cifar.around(networks.seeded(lambda: networks.VGG16(0.5)), "vgg16-half", train_images=5000)
-    return networks.trained(workload, epochs=3, learning_rate=0.01, folder=REFERENCES)
+    return networks.trained(workload, epochs=3, optimizer=SGD(rate=0.01), folder=REFERENCES)
 
 
 def mobilenetv2() -> Workload:
