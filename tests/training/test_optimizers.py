@@ -245,6 +245,29 @@ def test_layers_learn_at_their_part_of_the_rate() -> None:
         train(model, line(model), TrainingSettings(layer_rates=(("body.*", 0.1),)), context=QUIET)
 
 
+class Tied(nn.Module):
+    """Two layers of one weight, that go by other names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = start(1.0), start(1.0)
+        self.head.weight = self.table.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.table(inputs))
+
+
+@pytest.mark.parametrize("rates", [(("head", 0.1),), (("table", 0.1),), (("table", 3.0), ("head.weight", 0.1))])
+def test_a_shared_weight_learns_at_the_part_of_either_name(rates) -> None:
+    """It has the rate that a glob gives to any of its layers, of several the last; alone it moves ten times as far."""
+    plain, model = Tied(), Tied()
+    for trained, parts in ((plain, ()), (model, rates)):
+        settings = TrainingSettings(optimizer=SGD(rate=1e-4, momentum=0.0), layer_rates=parts, **FLAT)
+        train(trained, line(trained, batch_size=16), settings, context=QUIET)
+    assert model.head.weight is model.table.weight
+    assert weight_of(model.head) - 1 == pytest.approx((weight_of(plain.head) - 1) / 10, rel=1e-2)
+
+
 def test_an_average_is_kept_where_it_is_better(tmp_path: Path) -> None:
     """Weights that jump over the minimum and back average near it: that state is kept, its score is the epoch's."""
     model, plain = start(), start()
@@ -306,6 +329,21 @@ class Counting(torch.optim.SGD):
                 self.state[parameter]["calls"] = self.state[parameter].get("calls", 0) + 1
 
 
+class Sharp(torch.optim.SGD):
+    """Computes the loss again inside of its step, as sharpness-aware ones do."""
+
+    def step(self, closure) -> None:
+        closure()
+        super().step()
+
+
+class Backtracking(torch.optim.SGD):
+    """Is told the loss by name."""
+
+    def step(self, closure=None, *, loss) -> None:
+        super().step(closure)
+
+
 def test_an_optimizer_of_ones_own_trains_and_resumes(tmp_path: Path) -> None:
     """A factory gets groups with rates; what it keeps, numbers too, goes on to the same bits."""
     settings = TrainingSettings(
@@ -335,6 +373,8 @@ def test_an_optimizer_of_ones_own_trains_and_resumes(tmp_path: Path) -> None:
     [
         (lambda groups: groups, "must return a torch.optim.Optimizer, it returned list"),
         (lambda groups: torch.optim.LBFGS(groups[0]["params"]), "LBFGS, whose steps need a closure"),
+        (Sharp, "Sharp, whose steps need a closure"),
+        (Backtracking, "Backtracking, whose steps need a closure"),
         (lambda groups: torch.optim.SGD(groups[:1]), "must take all parameters"),
         ("no_such_module_anywhere:make", "no module 'no_such_module_anywhere'"),
         ("math:no_such_function", "math has no function 'no_such_function'"),

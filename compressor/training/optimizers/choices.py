@@ -6,6 +6,7 @@ that is used: nothing is multiplied to it but the schedule, `layer_rates`, and h
 """
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,9 +119,10 @@ class OwnOptimizer:
         made = self._function()(groups)
         if not isinstance(made, torch.optim.Optimizer):
             raise StageError(f"{self._name()} must return a torch.optim.Optimizer, it returned {type(made).__name__}")
-        if isinstance(made, torch.optim.LBFGS):
+        if isinstance(made, torch.optim.LBFGS) or _needs_closure(made):
             raise StageError(
-                f"{self._name()} returns an LBFGS, whose steps need a closure; take one that steps without"
+                f"{self._name()} returns an optimizer, {type(made).__name__}, whose steps need a closure; take one "
+                "that steps without"
             )
         if {id(parameter) for group in made.param_groups for parameter in group["params"]} != given:
             raise StageError(
@@ -170,6 +172,17 @@ class AutoOptimizer:
 
 Known = SGD | AdamW | OwnOptimizer
 Optimizer = AutoOptimizer | SGD | AdamW | OwnOptimizer
+
+
+def _needs_closure(made: torch.optim.Optimizer) -> bool:
+    """Whether `step` cannot be called without arguments."""
+    try:
+        inspect.signature(made.step).bind()
+    except TypeError:
+        return True
+    except ValueError:  # compiled code tells no signature
+        return False
+    return False
 
 
 def _check_rate(rate: float) -> None:

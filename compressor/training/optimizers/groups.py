@@ -1,5 +1,6 @@
 """The groups of parameters that an optimizer is given: which decay, and at which part of the rate each layer learns."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,14 +26,17 @@ def optimizer_for(
     check_matches(model, [glob for glob, _ in layer_rates], "layer_rates")
     # Decay shrinks what the next normalisation rescales; biases and norms have nothing to make up for it.
     exempt = {id(own) for module in model.modules() if isinstance(module, _NORM_LAYERS) for own in module.parameters()}
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for parameter, own in names.items():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and id(parameter) not in exempt
-            groups.setdefault((_factor(name, layer_rates), decays), []).append(parameter)
+            groups.setdefault((_factor(own, layer_rates), decays), []).append(parameter)
     ordered: list[dict[str, Any]] = [
-        {"params": own, "lr": choice.rate * factor, "weight_decay": weight_decay if decays else 0.0}
-        for (factor, decays), own in sorted(groups.items(), key=lambda entry: (-entry[0][0], not entry[0][1]))
+        {"params": members, "lr": choice.rate * factor, "weight_decay": weight_decay if decays else 0.0}
+        for (factor, decays), members in sorted(groups.items(), key=lambda entry: (-entry[0][0], not entry[0][1]))
     ]
     trained = [parameter for group in ordered for parameter in group["params"]]
     # One kernel for all parameters: the update of a small network otherwise takes several milliseconds a batch.
@@ -40,6 +44,6 @@ def optimizer_for(
     return choice.make(ordered, fused=fused)
 
 
-def _factor(name: str, layer_rates: LayerRates) -> float:
-    """What the rate of a parameter is multiplied by: the factor of the last glob that matches."""
-    return next((factor for glob, factor in reversed(layer_rates) if lies_in(name, (glob,))), 1.0)
+def _factor(names: Iterable[str], layer_rates: LayerRates) -> float:
+    """What the rate of a parameter is multiplied by: the factor of the last glob that matches one of its `names`."""
+    return next((rate for glob, rate in reversed(layer_rates) if any(lies_in(name, (glob,)) for name in names)), 1.0)
