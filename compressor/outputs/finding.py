@@ -26,8 +26,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _USUAL_IGNORED = (IGNORED, -1, 255)
 # Logits so large that a sigmoid or a softmax is 0 or 1, and no square of them overflows.
 _FAR = 20.0
-# Draws of logits on which a label must be left out each time.
-_TRIES = 3
+# What is added to a label's logits in the draws on which it must be left out each time.
+_LIKELY = (0.0, -_FAR, _FAR / 4)
+# Of how many gradients classes are read that a batch does not hold.
+_READ = 3
 _SAME = 1e-3
 
 
@@ -111,11 +113,40 @@ def _left_out(kind: Classes, outputs: Tensor, targets: Tensor, loss: Loss) -> tu
     if known is None:
         # What the loss leaves out, the hardest or the easiest positions for instance, targets do not tell.
         shift, known = 0, {label for label in _values(targets) if not 0 <= label < classes}
+    else:
+        # Padding may come in later batches alone.
+        known = known | _unseen_left_out(kind, outputs, targets, loss, shift)
     # A class may have been left out by chance: all its margins kept, for instance.
     inside = {label for label in known if 0 <= label < classes}
     others = {label for label in _USUAL_IGNORED if label not in known and not 0 <= label < classes}
-    left_out = {label for label in inside | others if _ignores(loss, outputs, targets, label)}
+    left_out = {label for label in inside | others if _ignores(kind, loss, outputs, targets, label)}
     return tuple(sorted(known - inside | left_out)), shift
+
+
+def _unseen_left_out(kind: Classes, outputs: Tensor, targets: Tensor, loss: Loss, shift: int) -> set[int]:
+    """The classes that `targets` do not hold and at which nothing is asked, where they take the place of others.
+
+    The last sample keeps its labels, so that the loss always has some. Of very many classes, only so many are looked
+    at as a few gradients show, the first and the last before all others.
+    """
+    classes, room = outputs.shape[kind.axis], targets[:-1].numel()
+    seen = _values(targets)
+    unseen = [
+        label for label in (0, classes - 1, *range(1, classes - 1)) if label not in seen and _holds(targets, label)
+    ]
+    found: set[int] = set()
+    for start in range(0, min(len(unseen), _READ * room), max(1, room)):
+        part = torch.tensor(unseen[start : start + room], dtype=targets.dtype, device=targets.device)
+        changed = targets.clone()
+        changed[:-1] = part.repeat(math.ceil(room / len(part)))[:room].reshape(targets[:-1].shape)
+        gradient = _gradient(loss, _noise(outputs), changed)
+        if gradient is None:
+            break
+        asked, labels = gradient.abs().sum(dim=kind.axis) > 0, changed
+        if shift:
+            asked, labels = asked[:, :-shift], labels[:, shift:]
+        found |= _values(labels[:-1][~asked[:-1]]) - _values(labels[:-1][asked[:-1]])
+    return found
 
 
 def _always_left_out(labels: Tensor, asked: Tensor) -> set[int] | None:
@@ -124,15 +155,19 @@ def _always_left_out(labels: Tensor, asked: Tensor) -> set[int] | None:
     return None if left_out & _values(labels[asked]) else left_out
 
 
-def _ignores(loss: Loss, outputs: Tensor, targets: Tensor, label: int) -> bool:
-    """Whether `loss` asks nothing of the positions of a sample whose labels are `label`."""
+def _ignores(kind: Classes, loss: Loss, outputs: Tensor, targets: Tensor, label: int) -> bool:
+    """Whether `loss` asks nothing of the positions of a sample whose labels are `label`, however wrong they are."""
     # On a GPU an index out of range ends the process.
     if len(targets) < 2 or targets.device.type != "cpu" or not _holds(targets, label):
         return False
     changed = targets.clone()
     changed[0] = label
-    for seed in range(_TRIES):
-        gradient = _gradient(loss, _noise(outputs, seed), changed)
+    for seed, likely in enumerate(_LIKELY):
+        drawn = _noise(outputs, seed)
+        if 0 <= label < outputs.shape[kind.axis]:
+            # Losses that look at the hardest samples alone, or at the easiest, leave out others by chance.
+            drawn[0].select(kind.axis % outputs.ndim - 1, label).add_(likely)
+        gradient = _gradient(loss, drawn, changed)
         if gradient is None or not bool((gradient[1:] != 0).any()) or bool((gradient[0] != 0).any()):
             return False
     return True

@@ -1,6 +1,7 @@
 """What outputs say is found by shapes and by what the loss does to them, and refused where neither tells."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,6 +145,52 @@ def test_the_kind_is_found(name: str) -> None:
     """Whatever the loss is called; the metric says nothing of classes."""
     outputs, targets, loss, kind = FOUND[name]
     assert kind_of(outputs, targets, loss, classes=False) == kind
+
+
+@pytest.mark.parametrize("ignored", [0, C - 1])
+@pytest.mark.parametrize(
+    ("shape", "held", "loss", "kind"),
+    [
+        ((B, C), (B,), F.cross_entropy, Classes()),
+        ((B, T, C), (B, T), per_token, Classes(axis=2)),
+        ((B, T, C), (B, T), next_token, Classes(axis=2, shift=1)),
+        ((B, C, 4, 6), (B, 4, 6), F.cross_entropy, Classes()),
+        ((3, 300), (3,), F.cross_entropy, Classes()),
+    ],
+)
+def test_a_class_that_the_batch_does_not_hold_is_left_out_all_the_same(shape, held, loss, kind, ignored: int) -> None:
+    """Padding comes in later batches alone, where the loss leaves it out, and so does the metric; nothing else."""
+    outputs, targets = drawn(*shape), labels(*held, classes=C - 2) + 1
+    ignored = ignored and outputs.shape[kind.axis] - 1
+    assert ignored not in targets
+    assert kind_of(outputs, targets, loss, classes=True) == kind
+
+    def leaving_out(outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(outputs, torch.where(targets == ignored, -100, targets))
+
+    found = kind_of(outputs, targets, leaving_out, classes=True)
+    assert found == replace(kind, ignored=tuple(sorted((-100, ignored))))
+
+
+@pytest.mark.parametrize("hardest", [True, False])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_classes_of_samples_that_a_loss_passes_over_count(size: int, share: float, hardest: bool) -> None:  # noqa: FBT001
+    """Losses of the hardest samples of a batch, or of the easiest, leave out no class, whichever ones it holds."""
+
+    def mined(outputs: Tensor, targets: Tensor) -> Tensor:
+        each = F.cross_entropy(outputs, targets, reduction="none")
+        return each.topk(int(share * len(each)), largest=hardest).values.mean()
+
+    def mined_without_0(outputs: Tensor, targets: Tensor) -> Tensor:
+        return mined(outputs[targets > 0], targets[targets > 0])
+
+    for _ in range(20):
+        outputs, targets = drawn(size, 10), labels(size, classes=10)
+        for loss, ignored in ((mined, {-100}), (mined_without_0, {-100, -1, 0})):
+            found = kind_of(outputs, targets, loss, classes=True)
+            assert isinstance(found, Classes)
+            assert set(found.ignored) <= ignored
 
 
 @pytest.mark.parametrize("loss", [lambda o, _: o.square().mean(), lambda o, _: float(o.sum())])
