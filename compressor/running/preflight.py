@@ -24,6 +24,7 @@ from compressor.stage import Stage, stage_name
 from compressor.streams.passes import KEEP_TWO, one_pass
 from compressor.structure.calling.returned import returned_by_name
 from compressor.training.judged import found, settled
+from compressor.training.loss_state import LossState
 from compressor.training.streams import LONGEST, PATIENCE_SECONDS, ends
 from compressor.workload import Workload, batch_size_of, call_model, input_tensors
 
@@ -49,7 +50,7 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> Workload
     try:
         check_model(model)
         _check_example(example)
-        with _undisturbed(model):
+        with _undisturbed(model), LossState.of(workload.loss).kept():
             judged = checked_forward(model, example, "example_inputs", example)
             _check_others(workload, judged)
             for number, inputs in enumerate(workload.other_inputs):

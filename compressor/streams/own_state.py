@@ -38,19 +38,20 @@ class OwnState:
     """All that was found in a loader, by the path that leads there.
 
     `generators` are its random generators, `counting` the objects whose whole numbers and fractions may count
-    passes or samples, `epochs` those that are told the number of the epoch (`set_epoch`), and `persistent` loaders
-    whose worker processes outlive a pass.
+    passes or samples, `epochs` those that are told the number of the epoch (`set_epoch`), `persistent` loaders whose
+    worker processes outlive a pass, and `modules` those of torch.
     """
 
     generators: dict[str, Any]
     counting: dict[str, Any]
     epochs: dict[str, Any]
     persistent: dict[str, Any]
+    modules: dict[str, nn.Module]
 
     @classmethod
     def of(cls, data: Any) -> "OwnState":
         """What `data` keeps; nothing where it keeps nothing that is known here."""
-        found = cls(generators={}, counting={}, epochs={}, persistent={})
+        found = cls(generators={}, counting={}, epochs={}, persistent={}, modules={})
         _Walk(found).through(data)
         return found
 
@@ -209,7 +210,9 @@ class _Walk:
         if isinstance(value, DataLoader):
             if value.persistent_workers:
                 self._found.persistent[path] = value
-        elif not isinstance(value, nn.Module):
+        elif isinstance(value, nn.Module):
+            self._found.modules[path] = value
+        else:
             self._found.counting[path] = value
 
 

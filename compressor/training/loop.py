@@ -21,6 +21,7 @@ from compressor.training.agreement import Choice, choose
 from compressor.training.freezing import freezing, frozen_names, still_modules
 from compressor.training.held_values import Held, HeldValues, clustered_names
 from compressor.training.held_zeros import HeldZeros, held_names, held_parameters
+from compressor.training.loss_state import LossState
 from compressor.training.optimizers.averaging import Average
 from compressor.training.optimizers.choices import Known
 from compressor.training.optimizers.dense_gradients import dense_gradients
@@ -80,7 +81,9 @@ def train(
     """
     part = model if student is None else student
     empty_caches_(part, workload.example_inputs)
-    choice = choose(model, workload, settings.precision, seed=context.seed)
+    loss_state = LossState.of(workload.loss)
+    with loss_state.kept():
+        choice = choose(model, workload, settings.precision, seed=context.seed)
     form = choice.form
     path = None if context.folder is None else context.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}.safetensors"
     stream = Stream.of(workload.train, context.seed, counted=settings.steps is None)
@@ -91,6 +94,7 @@ def train(
         kept_modes(model),
         form.applied(model),
         stream.kept(),
+        loss_state.kept(),
         dense_gradients(model),
     ):
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -129,6 +133,7 @@ def train(
         if path is not None:
             refused, resumed = progress.resume_(path, identified, model, settings)
             stream.go_on_(progress.counters)
+            loss_state.restore_(progress.loss_tensors, progress.loss_numbers)
             if refused and context.progress:
                 tqdm.write(f"  {refused}", file=sys.stderr)
             if not progress.is_done(rounds.count, settings.patience, workload.metric):
@@ -136,7 +141,8 @@ def train(
         if not (progress.logs or keep_last):
             progress.before = validation_rows(model, workload, form)
         if progress.found is None:
-            progress.found = found_for(part, passes, settings, seed=context.seed)
+            with loss_state.kept():
+                progress.found = found_for(part, passes, settings, seed=context.seed)
         make = partial(_updates, model, progress.found.optimizer, settings, held, after_step)
         updates = make()
         restore_optimizer_(updates.optimizer, resumed)
@@ -186,6 +192,7 @@ def train(
                 if path is not None:
                     done = progress.is_done(rounds.count, settings.patience, workload.metric)
                     progress.counters = stream.counters()
+                    progress.loss_tensors, progress.loss_numbers = loss_state.tensors(), loss_state.numbers()
                     progress.save(path, identified, model, updates.optimizer, done=done)
         came = compare(progress.before, progress.best_rows, workload.metric, seed=context.seed)
         restore_(model, start if came is not None and came.failed else progress.best)

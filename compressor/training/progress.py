@@ -42,10 +42,11 @@ class EpochLog:
 class Progress:
     """What a resumed training needs to know besides the current weights.
 
-    `before` and `best_rows` are the metric's rows of the validation samples, of the model before the training and of
-    the best state; None where an output is no number, or where nobody asks. `gave_up_bfloat16` is why the inner layers
-    went over to float32 on the way, "" while they did not. `counters` is what the loader of the training data has
-    counted, `found` the optimizer that the training takes, `average` that of its weights where one is kept.
+    `before` and `best_rows` are the metric's rows of the validation samples, of the model before the training and
+    of the best state; None where an output is no number, or where nobody asks. `gave_up_bfloat16` is why the inner
+    layers went over to float32 on the way, "" while they did not. `counters` is what the loader of the training
+    data has counted, `loss_tensors` and `loss_numbers` are what the loss keeps from call to call, `found` the
+    optimizer that the training takes, `average` that of its weights where one is kept.
     """
 
     logs: list[EpochLog]
@@ -56,6 +57,8 @@ class Progress:
     retries: int = 0
     gave_up_bfloat16: str = ""
     counters: Counters = field(default_factory=dict)
+    loss_tensors: Tensors = field(default_factory=dict)
+    loss_numbers: Counters = field(default_factory=dict)
     found: Found | None = None
     average: Average | None = None
 
@@ -85,6 +88,7 @@ class Progress:
             kept = optimizer_state(optimizer)
             tensors |= {f"optimizer/{name}": value for name, value in kept.items() if isinstance(value, Tensor)}
             numbers = {name: value for name, value in kept.items() if not isinstance(value, Tensor)}
+            tensors |= {f"loss/{name}": tensor for name, tensor in self.loss_tensors.items()}
             if self.average is not None:
                 tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
         facts = {
@@ -97,6 +101,7 @@ class Progress:
             "retries": self.retries,
             "gave_up_bfloat16": self.gave_up_bfloat16,
             "counters": self.counters,
+            "loss": self.loss_numbers,
         }
         write_snapshot(path, tensors, facts)
 
@@ -118,7 +123,7 @@ class Progress:
         if changed:
             told = "; ".join(f"{key} was {before.get(key)!r}, is {identified.get(key)!r}" for key in changed)
             return f"the snapshot {path} is of another training and not continued: {told}", {}
-        parts: dict[str, Tensors] = {"best": {}, "rows": {}, "model": {}, "optimizer": {}, "average": {}}
+        parts: dict[str, Tensors] = {"best": {}, "rows": {}, "model": {}, "optimizer": {}, "average": {}, "loss": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
@@ -127,6 +132,7 @@ class Progress:
         self.logs = [EpochLog(**log) for log in facts["logs"]]
         self.rate_scale, self.retries = facts["rate_scale"], facts["retries"]
         self.gave_up_bfloat16, self.counters = facts["gave_up_bfloat16"], facts["counters"]
+        self.loss_tensors, self.loss_numbers = parts["loss"], facts.get("loss", {})
         self.found = Found.from_facts(facts["found"], settings.optimizer)
         if settings.averaging is not None and parts["average"]:
             self.average = Average(keep=settings.averaging, tensors=parts["average"], updates=facts["average_updates"])
