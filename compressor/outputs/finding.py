@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import WorkloadError
+from compressor.outputs.constants import constants_in
 from compressor.outputs.kinds import IGNORED, Classes, Labels, Numbers
 
 Found = Classes | Labels | Numbers
@@ -30,6 +31,8 @@ _FAR = 20.0
 _LIKELY = (0.0, -_FAR, _FAR / 4)
 # Of how many gradients classes are read that a batch does not hold.
 _READ = 3
+# How many numbers that a loss holds are tried as labels that it leaves out.
+_CONSTANTS = 16
 _SAME = 1e-3
 
 
@@ -118,7 +121,8 @@ def _left_out(kind: Classes, outputs: Tensor, targets: Tensor, loss: Loss) -> tu
         known = known | _unseen_left_out(kind, outputs, targets, loss, shift)
     # A class may have been left out by chance: all its margins kept, for instance.
     inside = {label for label in known if 0 <= label < classes}
-    others = {label for label in _USUAL_IGNORED if label not in known and not 0 <= label < classes}
+    told = [label for label in constants_in(loss) if label not in _USUAL_IGNORED and not 0 <= label < classes]
+    others = {label for label in (*_USUAL_IGNORED, *told[:_CONSTANTS]) if not (label in known or 0 <= label < classes)}
     left_out = {label for label in inside | others if _ignores(kind, loss, outputs, targets, label)}
     return tuple(sorted(known - inside | left_out)), shift
 

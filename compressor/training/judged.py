@@ -54,7 +54,8 @@ def judged_by(workload: Workload, targets: Targets) -> tuple[Tensor, Loss]:
     judged: Tensor = judged_target(targets)
     if judged is targets:
         return judged, workload.loss
-    return judged, lambda outputs, values: workload.loss(outputs, with_judged(targets, values))
+    loss = workload.loss  # in the closure itself, where its numbers are looked for
+    return judged, lambda outputs, values: loss(outputs, with_judged(targets, values))
 
 
 def settled(workload: Workload, kind: Found | None = None) -> Workload:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -170,6 +171,51 @@ def test_a_class_that_the_batch_does_not_hold_is_left_out_all_the_same(shape, he
 
     found = kind_of(outputs, targets, leaving_out, classes=True)
     assert found == replace(kind, ignored=tuple(sorted((-100, ignored))))
+
+
+VOID = 99
+
+
+def without_void(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs[targets != VOID], targets[targets != VOID])
+
+
+def without(void: int) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda outputs, targets: F.cross_entropy(outputs, targets, ignore_index=void)
+
+
+class Without:
+    """An object that is called, with the label in an attribute."""
+
+    def __init__(self, void: int) -> None:
+        self.void = void
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, ignore_index=self.void)
+
+    def method(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("loss", "void"),
+    [
+        (nn.CrossEntropyLoss(ignore_index=7), 7),
+        (partial(F.cross_entropy, ignore_index=-2), -2),
+        (lambda o, t: F.cross_entropy(o, t, ignore_index=1000), 1000),
+        (without_void, VOID),
+        (without(-9), -9),
+        (Without(31), 31),
+        (Without(32).method, 32),
+        (lambda o, t: Without(3)(o, t) + without(77)(o, t), None),
+    ],
+)
+def test_labels_that_the_loss_names_are_tried(loss: Callable[..., Any], void: int | None) -> None:
+    """A number in a loss, wherever it stands, is left out where gradients say so, though no label has it yet."""
+    outputs, targets = drawn(B, C), labels(B, classes=3)
+    found = kind_of(outputs, targets, loss, classes=True)
+    assert isinstance(found, Classes)
+    assert set(found.ignored) - {-100, 3} == (set() if void is None else {void})
 
 
 @pytest.mark.parametrize("hardest", [True, False])
