@@ -5,10 +5,12 @@ adds the range and what was got, and `way_out` ends it. They raise ValueError, f
 though Python takes it for 1. Settings that may be None are checked where they are not.
 """
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from numbers import Integral, Real
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
 from compressor.errors import StageError
 
@@ -69,6 +71,20 @@ def check_globs(value: Collection[str], name: str, *, least: int = 0) -> None:
     check_tuple(value, f"{name} is a tuple of globs such as ('layer1.*',)", least=least)
 
 
+def check_kinds(settings: Any, *, of: Any = None) -> None:
+    """Each field of the dataclass `settings` that takes value objects holds one: no name, number or class for it.
+
+    Those are the fields whose type is a choice of dataclasses, such as `Energy | Rank`, or of them and None. `of` is
+    the base whose fields are looked at (None: all fields).
+    """
+    for name, kinds in _kinds(of or type(settings)).items():
+        value = getattr(settings, name)
+        if not isinstance(value, kinds):
+            known = [f"{kind.__name__}()" for kind in kinds if kind is not NoneType]
+            got = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+            raise ValueError(f"{name} is one of {', '.join(known)}, of compressor.stages; got {got}")
+
+
 def check_calibrated(seen: object) -> None:
     """Something was `seen` of the calibration data. Raises StageError where it is empty."""
     if not seen:
@@ -79,6 +95,18 @@ def one_of(ways: Mapping[str, bool]) -> str:
     """The ways out that help in the case at hand, as a phrase: "raise remove, set align=1 or quantize instead"."""
     helpful = [way for way, helps in ways.items() if helps]
     return " or ".join([", ".join(helpful[:-1]), helpful[-1]] if len(helpful) > 1 else helpful)
+
+
+def _kinds(settings: Any) -> dict[str, tuple[type, ...]]:
+    """What the fields of a dataclass that take value objects alone may hold."""
+    hints = get_type_hints(settings)
+    found = {field.name: get_args(hints[field.name]) for field in dataclasses.fields(settings)}
+    return {
+        name: kinds
+        for name, kinds in found.items()
+        if any(map(dataclasses.is_dataclass, kinds))
+        and all(kind is NoneType or dataclasses.is_dataclass(kind) for kind in kinds)
+    }
 
 
 def _is_number(value: Any) -> bool:

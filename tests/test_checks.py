@@ -1,14 +1,18 @@
 import math
 import subprocess
 import sys
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import get_args
 
 import pytest
 
+from compressor import stages
 from compressor.checks import (
     check_calibrated,
     check_count,
     check_fraction,
     check_globs,
+    check_kinds,
     check_max_drop,
     check_not_negative,
     check_one_of,
@@ -16,6 +20,7 @@ from compressor.checks import (
     check_tuple,
 )
 from compressor.errors import StageError
+from compressor.stages import Macs, MergeSimilar, PruneChannels
 
 
 def message_of(check, *arguments, **named) -> str:
@@ -130,3 +135,67 @@ def test_checks_load_nothing_heavy() -> None:
     """The command line may check an option before torch is loaded."""
     code = "import sys, compressor.checks; print(sorted({'torch', 'onnx', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@dataclass(frozen=True)
+class One:
+    """A value object."""
+
+    part: float = 0.5
+
+
+@dataclass(frozen=True)
+class Two:
+    """Another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Fields of each sort: value objects, perhaps None, and what else may stand there."""
+
+    way: One | Two = field(default_factory=One)
+    maybe: One | Two | None = None
+    free: One | float = 1.0
+    count: int = 1
+
+
+@pytest.mark.parametrize("name", ["way", "maybe"])
+@pytest.mark.parametrize("value", ["one", 0.5, True, One, {"part": 0.5}, (One(),), Settings()], ids=repr)
+def test_value_objects_are_no_names_numbers_or_classes(name, value) -> None:
+    """What is wanted is written out, and so is what was got."""
+    message = message_of(check_kinds, Settings(**{name: value}))
+    assert message.startswith(f"{name} is one of One(), Two(), of compressor.stages; got ")
+    assert message.endswith("got the class One" if value is One else f"got {value!r}")
+
+
+def test_value_objects_pass_and_other_fields_are_not_looked_at() -> None:
+    """A class that derives from one of them counts as it; None where the field says so alone."""
+
+    class Derived(One):
+        pass
+
+    for good in (One(), Two(), Derived()):
+        check_kinds(Settings(way=good, maybe=good, free="x", count="y"))
+    check_kinds(Settings())
+    assert message_of(check_kinds, Settings(way=None)).endswith("got None")
+
+
+def _fields_of_value_objects() -> list[tuple[type, str]]:
+    return [
+        (kind, item.name)
+        for kind in stages.BUILT_IN
+        for item in fields(kind)
+        if item.init and all(is_dataclass(part) or part is type(None) for part in get_args(item.type) or (item.type,))
+    ]
+
+
+@pytest.mark.parametrize(("kind", "name"), _fields_of_value_objects(), ids=str)
+def test_every_built_in_stage_refuses_them_where_they_are_written(kind, name) -> None:
+    """Not in the middle of a run, by an AttributeError."""
+    given = {"target": Macs(0.5), "remove": 0.5, "sparsity": 0.5}
+    needed = {key: value for key, value in given.items() if key in {item.name for item in fields(kind)}}
+    if kind in {PruneChannels, MergeSimilar}:
+        needed.pop("remove" if name == "target" else "target", None)
+    for value in ("nothing", 0.5, kind):
+        with pytest.raises((ValueError, TypeError), match=name):
+            kind(**{**needed, name: value})

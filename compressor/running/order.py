@@ -16,10 +16,12 @@ def segments(stages: Sequence[Stage]) -> list[list[int]]:
     groups: list[list[int]] = []
     recovering = False
     for index, stage in enumerate(stages):
-        takes = _takes(stage)
+        takes = takes_away(stage)
         before = stages[index - 1] if groups else None
         joins = before is not None and (
-            (_takes(before) or prepares_structure(before)) if takes else stage.effect is Effect.VALUES and recovering
+            (takes_away(before) or prepares_structure(before))
+            if takes
+            else stage.effect is Effect.VALUES and recovering
         )
         if joins:
             groups[-1].append(index)
@@ -45,8 +47,14 @@ def needs_recovery(stage: Stage) -> bool:
     return bool(getattr(stage, "needs_recovery", False))
 
 
-def _takes(stage: Stage) -> bool:
+def takes_away(stage: Stage) -> bool:
+    """Whether `stage` takes channels, blocks or weights, which the training after it wins back."""
     return stage.effect is Effect.STRUCTURE or needs_recovery(stage)
+
+
+def recovers(stage: Stage) -> bool:
+    """Whether `stage` is the training that wins back what others took, and takes nothing nor prepares it itself."""
+    return stage.effect is Effect.VALUES and not takes_away(stage) and not prepares_structure(stage)
 
 
 def refuse_impossible_orders(stages: Sequence[Stage]) -> None:
@@ -81,7 +89,7 @@ def doubtful_orders(stages: Sequence[Stage]) -> tuple[str, ...]:
         f"{'structure' if before.effect is Effect.STRUCTURE else 'weights'} is not won back, and quantization takes "
         "some more; put distill or fine_tune between them"
         for before, after in pairwise(stages)
-        if _takes(before) and after.effect is Effect.ENCODING
+        if takes_away(before) and after.effect is Effect.ENCODING
     )
     return (*unrecovered, *(text for before, after in combinations(stages, 2) if (text := _lost(before, after))))
 

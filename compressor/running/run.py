@@ -28,9 +28,9 @@ from compressor.running.judging import (
     harm_of_training,
     judge_segment,
 )
-from compressor.running.order import segments
+from compressor.running.order import recovers, segments, takes_away
 from compressor.runtime import OnnxModule
-from compressor.stage import Effect, Stage, stage_name, stage_parameters
+from compressor.stage import Stage, stage_name, stage_parameters
 from compressor.storage import json_safe, sha256
 from compressor.structure.checkpoint import checkpoint_files
 from compressor.target import Target
@@ -132,10 +132,10 @@ class Run:
     def _segment(self, indices: list[int], entry: State) -> State:
         """The state after the stages `indices`: what they made of `entry`, or `entry` where they were rolled back."""
         state = entry
-        removed: list[str] = []  # structure stages of this segment that were rolled back
+        removed: list[str] = []  # what this segment was to recover from, and was rolled back
         for index in indices:
             stage = self.stages[index]
-            if stage.effect is Effect.VALUES and removed and state is entry:
+            if recovers(stage) and removed and state is entry:
                 self._skip(stage, f"skipped: it would recover {', '.join(removed)}, which was rolled back")
                 continue
             self.job.say(f"stage {index + 1}/{len(self.stages)}: {stage_name(stage)}")
@@ -148,13 +148,13 @@ class Run:
                 if self.budget is None or ends_the_run(error):
                     raise
                 self._skip(stage, f"could not be applied: {reason(error)}")
-                if stage.effect is Effect.STRUCTURE:
+                if takes_away(stage):
                     removed.append(stage_name(stage))
                 continue
             self.record(step)
             if step.kept:
                 state = new
-            elif stage.effect is not Effect.VALUES:
+            elif takes_away(stage):
                 removed.append(stage_name(stage))
         if state is entry or self.budget is None:
             return state

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.checks import check_count, check_fraction, check_globs, one_of
+from compressor.checks import check_count, check_fraction, check_globs, check_kinds, one_of
 from compressor.errors import BudgetError, StageError
 from compressor.notes.note import Note
 from compressor.notes.structure import ChannelsRemoved, Group, Groups, LockedLayers, UnreachedLayers
@@ -71,6 +71,7 @@ class PruneChannels:
     schedule: OneShot | Linear | Cubic | Steps = field(default_factory=OneShot)
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if (self.remove is None) == (self.target is None):
             raise ValueError(
                 f"exactly one of remove and target says how much goes, got remove={self.remove} and "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batch
-from compressor.checks import check_count, check_fraction, check_globs, one_of
+from compressor.checks import check_count, check_fraction, check_globs, check_kinds, one_of
 from compressor.errors import StageError
 from compressor.notes import structure as notes
 from compressor.pruning.choice.loss_probe import loss_increases
@@ -87,6 +87,7 @@ class DropBlocks:
     batches: int = 8
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_fraction(self.remove, "remove is the fraction of the blocks that goes")
         check_globs(self.blocks, "blocks", least=1)
         check_count(self.batches, "batches counts the calibration batches used for ranking")

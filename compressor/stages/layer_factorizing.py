@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from compressor.checks import check_calibrated, check_count, check_globs, one_of
+from compressor.checks import check_calibrated, check_count, check_globs, check_kinds, one_of
 from compressor.errors import BudgetError, StageError
 from compressor.latency.operators import Operator
 from compressor.low_rank import choice
@@ -56,6 +56,7 @@ class FactorizeLayers:
     batches: int = 4
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if isinstance(self.target, Macs) and self.target.efficiency is not None:
             raise ValueError(
                 f"FactorizeLayers takes no efficiency, got {self.target!r}; write Macs({self.target.fraction}) or "

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from compressor.checks import check_kinds
 from compressor.files.export import export_onnx
 from compressor.quantization.form_choice import fastest
 from compressor.quantization.placement.forms import Fastest
@@ -36,6 +37,10 @@ class Quantize(QuantizationSettings):
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        super().__post_init__()
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the integer graph. Raises StageError where nothing can be quantized or the model breaks."""

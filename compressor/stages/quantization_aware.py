@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, Targets
-from compressor.checks import check_fraction, check_positive
+from compressor.checks import check_fraction, check_kinds, check_positive
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.notes.quantization import Agreement
@@ -93,6 +93,7 @@ class QuantizationAwareTraining(TrainingSettings):
                 f"form is what is trained, ByFamily(), Static(), Dynamic() or WeightOnly(); got {self.form}. Float16() "
                 "leaves nothing to learn and Fastest() chooses between forms: use Quantize for them"
             )
+        check_kinds(self)
         self._integers(self.weights)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:

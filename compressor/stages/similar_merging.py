@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.checks import check_count, check_fraction, check_globs, one_of
+from compressor.checks import check_count, check_fraction, check_globs, check_kinds, one_of
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
 from compressor.notes.structure import ChannelsRemoved, Group, Groups, LockedLayers, UnreachedLayers
@@ -60,6 +60,7 @@ class MergeSimilar:
     ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if (self.remove is None) == (self.cosine is None):
             raise ValueError(
                 f"exactly one of remove and cosine says what goes, got remove={self.remove} and cosine={self.cosine}; "

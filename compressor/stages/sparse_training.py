@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from compressor.checks import check_globs
+from compressor.checks import check_globs, check_kinds
 from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
@@ -47,6 +47,7 @@ class SparseTraining(TrainingSettings):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} has no place in sparse training: {why}; leave it out, and FineTune after it")
         check_globs(self.layers, "layers", least=1)
+        check_kinds(self)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""

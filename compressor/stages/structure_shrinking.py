@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.checks import check_count, check_globs, one_of
+from compressor.checks import check_count, check_globs, check_kinds, one_of
 from compressor.errors import BudgetError, StageError
 from compressor.kept_state import private_copy
 from compressor.notes import structure as notes
@@ -66,6 +66,7 @@ class ShrinkStructure:
     rounds: int = 4
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_globs(self.blocks, "blocks")
         check_criterion(self.criterion)
         check_globs(self.ignore, "ignore")

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.checks import check_count, check_globs
+from compressor.checks import check_count, check_globs, check_kinds
 from compressor.clustering.codebooks import DensityCentroids, KMeansPlusPlus, LinearCentroids, shared_values
 from compressor.errors import StageError
 from compressor.notes.structure import LockedLayers
@@ -46,6 +46,7 @@ class ClusterWeights:
     ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_count(self.clusters, "clusters counts the different values of a codebook", least=2)
         if isinstance(self.granularity, PerBlock) and self.clusters > self.granularity.size:
             raise ValueError(

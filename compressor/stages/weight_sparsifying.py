@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from compressor.checks import check_fraction, check_globs
+from compressor.checks import check_fraction, check_globs, check_kinds
 from compressor.notes.structure import LockedLayers
 from compressor.notes.training import ChannelOrders, Sparsified, ZeroCount, ZeroWeights
 from compressor.pruning.narrowing import fold_model_
@@ -55,6 +55,7 @@ class SparsifyWeights:
     ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         fixed = isinstance(self.pattern, SemiStructured)
         if fixed and self.sparsity is not None:
             raise ValueError(
@@ -70,6 +71,11 @@ class SparsifyWeights:
             raise ValueError(
                 f"Polynomial chooses zeros between two steps of a training, which {type(self.score).__name__} cannot: "
                 "it needs a training or a reconstruction of its own; take OneShot(), Linear() or Cubic()"
+            )
+        if isinstance(self.schedule, Polynomial) and self.schedule.initial > self._final:
+            raise ValueError(
+                "initial is the sparsity that pruning begins with, at most the final one, for zeros stay; "
+                f"got initial={self.schedule.initial} and {self._final:g} in the end; lower initial"
             )
         if isinstance(self.schedule, Adaptive):
             self._check_adaptive()
@@ -97,6 +103,13 @@ class SparsifyWeights:
             raise ValueError(f"Adaptive ranks within each layer, got {self.scope!r}; leave scope out")
 
     @property
+    def _final(self) -> float:
+        """The sparsity in the end."""
+        final = self.pattern.sparsity if isinstance(self.pattern, SemiStructured) else self.sparsity
+        assert final is not None  # checked where it is set
+        return final
+
+    @property
     def pattern_of_neighbours(self) -> bool:
         """Whether the zeros lie in a pattern that taking channels out would break."""
         return isinstance(self.pattern, SemiStructured)
@@ -115,8 +128,7 @@ class SparsifyWeights:
         """The model with its zeros. Raises StageError, with the reasons, where no weight can become zero."""
         fold_model_(model, workload, context, layers=self.layers, ignore=self.ignore)
         work = self._begun(model, workload, context)
-        final = self.pattern.sparsity if isinstance(self.pattern, SemiStructured) else self.sparsity
-        assert final is not None  # checked where it is set
+        final = self._final
         work.require_some(final)
         if isinstance(self.pattern, SemiStructured) and self.pattern.permute:
             orders = reorder_(model, work.weights, self.pattern, workload, context)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from compressor.checks import check_count, check_fraction, check_globs, check_positive
+from compressor.checks import check_count, check_fraction, check_globs, check_kinds, check_positive
 from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
 from compressor.training.optimizers.schedules import Constant, Cosine, OneCycle
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
@@ -52,6 +52,7 @@ class TrainingSettings:
             )
         if not isinstance(self.schedule, OneCycle | Cosine | Constant):
             raise ValueError(f"schedule is OneCycle(), Cosine() or Constant(); got {self.schedule!r}")
+        check_kinds(self, of=TrainingSettings)
         check_fraction(self.weight_decay, "weight_decay is a factor", way_out="it is usually below 0.01")
         for pair in self.layer_rates:
             if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):

@@ -14,7 +14,7 @@ from compressor.report.view import step_state
 from compressor.running import applying
 from compressor.running.run import Run
 from compressor.stage import stage_name
-from compressor.stages import FineTune, QuantizationAwareTraining
+from compressor.stages import ClusterWeights, FineTune, QuantizationAwareTraining
 from compressor.training.optimizers.choices import SGD
 
 
@@ -67,6 +67,31 @@ def test_each_stage_has_the_step_after_its_place(trained_workload, tmp_path, nev
     names = [step.stage for step in result.report.steps]
     assert names == ["reference", "first", "second", "third"]
     assert "would recover first" in result.report.steps[2].reason
+
+
+def zeroing(name: str, **attributes: Any) -> Any:
+    """A stage that takes from the weights what the training after it wins back."""
+    return stage_called(name, Effect.VALUES, needs_recovery=True, **attributes)
+
+
+@pytest.mark.parametrize("second", [zeroing("Second"), stage_called("Second", Effect.VALUES, prepares_structure=True)])
+def test_what_recovers_nothing_is_not_skipped(trained_workload, tmp_path, never_faster, second):
+    """Zeros, and the training that prepares structure, stand by themselves where the structure before them is gone."""
+    stages = [stage_called("First", Effect.STRUCTURE), second, stage_called("Third", Effect.VALUES)]
+    result = Pipeline(stages, budget=Budget(max_drop=None)).run(trained_workload, out=tmp_path, progress=False)
+    first, *others = result.report.steps[1:]
+    assert first.reason.startswith("rolled back: slower")
+    assert [step.kept for step in others] == [True, True]
+    assert not any("would recover" in step.reason for step in others)
+
+
+def test_training_is_skipped_where_zeros_or_shared_values_did_not_come(trained_workload, tmp_path):
+    """It would train the model of before, as after structure that could not go."""
+    stages = [ClusterWeights(clusters=10**6), stage_called("Third", Effect.VALUES)]
+    result = Pipeline(stages, budget=Budget(max_drop=None)).run(trained_workload, out=tmp_path, progress=False)
+    cluster, third = result.report.steps[1:]
+    assert cluster.reason.startswith("could not be applied")
+    assert third.reason == "skipped: it would recover cluster_weights, which was rolled back"
 
 
 def test_a_run_has_no_state_besides_its_fields():

@@ -423,6 +423,8 @@ def test_the_contract_is_kept(stage, tiny_workload) -> None:
         ({"sparsity": 0.5, "score": SparseGPT(), "scope": PerRow()}, "leave scope out"),
         ({"sparsity": 0.5, "score": Wanda(), "pattern": Rows()}, "within each row"),
         ({"sparsity": 0.5, "score": Movement(), "schedule": Polynomial()}, "which Movement cannot"),
+        ({"sparsity": 0.5, "schedule": Polynomial(initial=0.9)}, "got initial=0.9 and 0.5 in the end"),
+        ({"pattern": SemiStructured(n=3), "schedule": Polynomial(initial=0.3)}, "initial=0.3 and 0.25 in the end"),
         ({"pattern": SemiStructured(), "schedule": Adaptive()}, "ranking within it"),
         ({"sparsity": 0.5, "score": SparseGPT(), "schedule": Adaptive()}, "ranking within it"),
         ({"sparsity": 0.5, "scope": Global(), "schedule": Adaptive()}, "leave scope out"),
