@@ -1,7 +1,7 @@
 """Training states on disk: one file of tensors and facts, whole or absent, checked when read, and no pickle."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,14 @@ def restore_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     set_extra_states_(model, from_tensors(tensors))
 
 
+# What the settings say of a group of parameters.
+_SET = {"params", "lr", "weight_decay"}
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Saved:
     """What `optimizer` keeps, by `<number of the parameter>.<name>`: tensors, numbers, texts and None.
 
+    What it keeps in a group of parameters, as those do that count or estimate there, is `group<number>.<name>`.
     Raises StageError where it keeps something else, which no snapshot can hold.
     """
     state = optimizer.state_dict()["state"]
@@ -45,7 +50,24 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> Saved:
                 f"{type(optimizer).__name__} keeps a {type(value).__name__} ({name.partition('.')[2]}), which a "
                 "snapshot cannot hold; take an optimizer that keeps tensors and numbers"
             )
-    return kept
+    return kept | dict(_kept_in_groups(optimizer))
+
+
+def _kept_in_groups(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+    """What differs from the defaults in the groups; rates and decay follow from the settings."""
+    for index, group in enumerate(optimizer.param_groups):
+        for name, value in group.items():
+            if name in _SET or not isinstance(value, Tensor | int | float | str | None):
+                continue
+            usual = optimizer.defaults.get(name)
+            if name not in optimizer.defaults or type(value) is not type(usual) or not _same(value, usual):
+                yield f"group{index}.{name}", value
+
+
+def _same(value: Any, usual: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.device == usual.device and torch.equal(value, usual)
+    return bool(value == usual)
 
 
 def restore_optimizer_(optimizer: torch.optim.Optimizer, kept: Mapping[str, Any]) -> None:
@@ -53,6 +75,9 @@ def restore_optimizer_(optimizer: torch.optim.Optimizer, kept: Mapping[str, Any]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in kept.items():
         index, _, name = key.partition(".")
+        if index.startswith("group"):
+            optimizer.param_groups[int(index.removeprefix("group"))][name] = value
+            continue
         parameter = parameters[int(index)]
         if not isinstance(value, Tensor):
             optimizer.state[parameter][name] = value

@@ -5,6 +5,7 @@ import itertools
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -366,6 +367,55 @@ def test_an_optimizer_of_ones_own_trains_and_resumes(tmp_path: Path) -> None:
     assert facts["optimizer"] == {"0.calls": 8}
     train(resumed, line(resumed), settings, context=context, objective=dying)
     assert weight_of(resumed) == weight_of(steady)
+
+
+class Slowing(torch.optim.SGD):
+    """Counts its steps, and what it makes of them, in each group of parameters, as those without a schedule do."""
+
+    def __init__(self, groups: list, *, as_tensor: bool, known: bool) -> None:
+        super().__init__(groups, lr=0.05)
+        if known:  # as defaults of its own
+            self.defaults["count"] = self._number(0, as_tensor=as_tensor)
+        for group in self.param_groups:
+            group["count"] = self._number(0, as_tensor=as_tensor)
+            group["speed"] = 1.0
+
+    @staticmethod
+    def _number(value: int, *, as_tensor: bool) -> Any:
+        return torch.tensor(value) if as_tensor else value
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            group["count"] = group["count"] + 1
+            group["speed"] = 1 / float(group["count"])
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad, alpha=group["lr"] * group["speed"])
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("as_tensor", [True, False])
+def test_what_an_optimizer_keeps_in_its_groups_goes_on(as_tensor: bool, known: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """A killed training takes as many smaller steps as one that was not."""
+    settings = TrainingSettings(
+        epochs=3,
+        optimizer=OwnOptimizer(factory=lambda groups: Slowing(groups, as_tensor=as_tensor, known=known), rate=0.05),
+        layer_rates=(("1", 0.5),),
+    )
+    steady, resumed, died = two_layers(), two_layers(), []
+
+    def dying(model: nn.Module, inputs: Tensor, targets: Tensor, position) -> Tensor:
+        if position.view == 2 and not died:
+            died.append(position)
+            raise KeyboardInterrupt
+        return F.mse_loss(predict(model, inputs), targets)
+
+    train(steady, line(steady), settings, context=QUIET)
+    context = Context(progress=False, folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(two_layers(), line(resumed), settings, context=context, objective=dying)
+    train(resumed, line(resumed), settings, context=context, objective=dying)
+    assert [weight_of(layer) for layer in resumed] == [weight_of(layer) for layer in steady]
 
 
 @pytest.mark.parametrize(
