@@ -23,7 +23,7 @@ from compressor.training.held_values import Held, HeldValues, clustered_names
 from compressor.training.held_zeros import HeldZeros, held_names, held_parameters
 from compressor.training.loss_state import LossState
 from compressor.training.optimizers.averaging import Average
-from compressor.training.optimizers.choices import Known
+from compressor.training.optimizers.choices import Known, OwnOptimizer
 from compressor.training.optimizers.dense_gradients import dense_gradients
 from compressor.training.optimizers.groups import optimizer_for
 from compressor.training.optimizers.schedules import Course
@@ -197,7 +197,9 @@ def train(
         came = compare(progress.before, progress.best_rows, workload.metric, seed=context.seed)
         restore_(model, start if came is not None and came.failed else progress.best)
     before = Trainings.from_json(context.details)
-    told = _told(label, choice, progress, came, frozen=frozen, remarks=stream.remarks)
+    told = _told(
+        label, choice, progress, came, frozen=frozen, remarks=stream.remarks, others=_other_rates(updates, settings)
+    )
     context.tell(Trainings(trainings=(*(before.trainings if before else ()), told)))
     return progress.logs
 
@@ -215,6 +217,15 @@ def _updates(
     )
 
 
+def _other_rates(updates: Updates, settings: TrainingSettings) -> str:
+    """What is to be said of a factory that gave its groups other rates than it was given."""
+    if not isinstance(settings.optimizer, OwnOptimizer):
+        return ""
+    given = {settings.optimizer.rate * factor for factor in (1.0, *(factor for _, factor in settings.layer_rates))}
+    other = sorted(set(updates.peaks) - given)
+    return f"; its factory takes {', '.join(f'{rate:g}' for rate in other)} in its place" if other else ""
+
+
 def _told(
     label: str,
     choice: Choice,
@@ -223,11 +234,12 @@ def _told(
     *,
     frozen: tuple[str, ...],
     remarks: list[str],
+    others: str,
 ) -> Training:
     decibels = choice.decibels
     assert progress.found is not None  # it is looked for before the first epoch
     halved = f"; halved {progress.retries} times, where it diverged" if progress.retries else ""
-    rate_from = progress.found.why + halved
+    rate_from = progress.found.why + others + halved
     return Training(
         training=label,
         optimizer=str(progress.found.optimizer),

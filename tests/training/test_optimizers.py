@@ -369,6 +369,26 @@ def test_an_optimizer_of_ones_own_trains_and_resumes(tmp_path: Path) -> None:
     assert weight_of(resumed) == weight_of(steady)
 
 
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (torch.optim.SGD, "asked for"),
+        (lambda groups: torch.optim.SGD([own for group in groups for own in group["params"]], lr=0.2), "takes 0.2 in"),
+        (
+            lambda groups: torch.optim.SGD([{**group, "lr": 0.3 - group["lr"]} for group in groups]),
+            "takes 0.25, 0.275 in",
+        ),
+    ],
+)
+def test_rates_that_a_factory_takes_by_itself_are_told(make, says: str) -> None:
+    """The report says of the rate that was asked for where it is not the one that was used."""
+    model, context = two_layers(), Context(progress=False)
+    settings = TrainingSettings(optimizer=OwnOptimizer(factory=make, rate=0.05), layer_rates=(("1", 0.5),))
+    train(model, line(model), settings, context=context)
+    rate_from = told(context)["rate_from"]
+    assert rate_from == (says if says == "asked for" else f"asked for; its factory {says} its place")
+
+
 class Slowing(torch.optim.SGD):
     """Counts its steps, and what it makes of them, in each group of parameters, as those without a schedule do."""
 
