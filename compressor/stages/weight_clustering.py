@@ -94,7 +94,7 @@ class ClusterWeights:
         weight.parameter.data.copy_(after.to(weight.parameter))
         power = float(before.square().mean())
         return ValueCount(
-            layer=weight.layer,
+            layer=weight.name.removesuffix(".weight"),
             values=len(torch.unique(weight.parameter.detach())),
             of=weight.parameter.numel(),
             error=float((after - before).square().mean()) / power if power else 0.0,

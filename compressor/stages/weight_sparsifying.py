@@ -142,7 +142,11 @@ class SparsifyWeights:
         else:
             self._step_by_step(work, final)
         counts = tuple(
-            ZeroCount(layer=weight.layer, zero=int((weight.parameter == 0).sum()), of=weight.parameter.numel())
+            ZeroCount(
+                layer=weight.name.removesuffix(".weight"),
+                zero=int((weight.parameter == 0).sum()),
+                of=weight.parameter.numel(),
+            )
             for weight in work.weights
         )
         total = sum(count.of for count in counts)

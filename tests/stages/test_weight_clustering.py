@@ -24,6 +24,7 @@ from compressor.stages.weight_sparsifying import SparsifyWeights
 from compressor.structure.plan import apply_plan_
 from compressor.testing import check_stage
 from compressor.training.held_values import HeldValues
+from compressor.workload import Workload
 from workbench.tiny import TinyResNet, make_workload
 
 
@@ -199,3 +200,25 @@ def test_shared_values_reach_the_integer_file(last, trained_workload, tmp_path) 
     free = Pipeline([stages[0], stages[2], last]).run(trained_workload, out=tmp_path / "free", progress=False)
     packed = [run.report.shipped.measurement.compressed_bytes for run in (result, free)]
     assert packed[0] < 0.9 * packed[1]
+
+
+def test_layers_with_several_weights_are_told_weight_by_weight() -> None:
+    """A recurrent layer has a codebook for each of its matrices, and each has its own name in the report."""
+    model = nn.LSTM(8, 8, num_layers=2, batch_first=True)
+    data = (torch.randn(32, 5, 8), torch.randn(32, 8))
+    workload = Workload.from_datasets(LastStep(model), train=data, test=data, metric="mse", name="short")
+    context = Context(progress=False)
+    ClusterWeights(clusters=4).apply(LastStep(model), workload, context)
+    names = [entry["layer"] for entry in context.details["shared_values"]]
+    assert names == [f"lstm.weight_{side}_l{layer}" for layer in (0, 1) for side in ("ih", "hh")]
+
+
+class LastStep(nn.Module):
+    """What a recurrent layer gives at the last step."""
+
+    def __init__(self, lstm: nn.LSTM) -> None:
+        super().__init__()
+        self.lstm = lstm
+
+    def forward(self, x):
+        return self.lstm(x)[0][:, -1]

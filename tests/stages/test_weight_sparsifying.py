@@ -381,6 +381,9 @@ def test_zeros_stay_in_tables_and_recurrent_and_attention_layers(stage, kind) ->
     model, context = sparse(stage, workload)
     held = {name: mask for name, mask in zeros(model).items() if not name.startswith("layer.norm")}
     assert all(mask.any() for mask in held.values())
+    # Layers with several weights are told weight by weight.
+    told = {entry["layer"]: entry["zero"] for entry in context.details["zero_weights"]}
+    assert told == {name.removesuffix(".weight"): int(mask.sum()) for name, mask in held.items()}
     after = Context(progress=False, plan_before=tuple(context.plan))
     tuned = FineTune(epochs=1, tail_epochs=0).apply(model, workload, after)
     assert all(torch.equal(mask, held[name]) for name, mask in zeros(tuned).items())
