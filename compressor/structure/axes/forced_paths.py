@@ -8,6 +8,7 @@ from compressor.structure.axes.calls import user_line, user_place
 from compressor.structure.axes.decisions import Decisions, Steps, looks_at_values
 from compressor.structure.axes.read_out import ReadOut
 from compressor.structure.axes.shapes_alone import shapes_of
+from compressor.structure.calling.coverage import unwatched
 
 
 class Forced(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hook for subclasses untyped
@@ -27,6 +28,7 @@ class Forced(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         super().__exit__(*raised)  # type: ignore[no-untyped-call]  # as above
         self._read.__exit__(*raised)  # type: ignore[no-untyped-call]  # as above
 
+    @unwatched
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
@@ -47,6 +49,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as above
         self.cuts: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
         self.shapes_only, self._bounds = shapes_only, bounds
 
+    @unwatched
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         key = str(function), user_place()
         cut = _bounds(function, args)

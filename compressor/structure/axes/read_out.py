@@ -6,6 +6,8 @@ import numpy as np
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from compressor.structure.calling.coverage import unwatched
+
 _READERS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 # Numbers of one tensor that are read by themselves; the others are taken as they are.
 _READ = 8
@@ -14,6 +16,7 @@ _READ = 8
 class ReadOut(TorchFunctionMode):
     """Reads the first numbers of what leaves torch as `item` does, and hands out what that gave."""
 
+    @unwatched
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         return _read(args[0], result) if function in _READERS else result

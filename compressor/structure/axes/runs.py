@@ -14,8 +14,10 @@ from compressor.structure.axes.decisions import Place, Steps
 from compressor.structure.axes.forced_paths import Operators
 from compressor.structure.axes.trace import Trace, Watch
 from compressor.structure.axes.unreached.reach import Beyond, lock_what_is_not_reached
-from compressor.structure.axes.unreached.skipping import lock_what_is_skipped
+from compressor.structure.axes.unreached.skipped_code import worth_watching
+from compressor.structure.axes.unreached.skipping import lock_what_is_skipped, lock_what_others_take_apart
 from compressor.structure.calling.clues import sizes_mentioned
+from compressor.structure.calling.coverage import Awaited, Coverage
 from compressor.structure.calling.draws import seeded
 from compressor.structure.calling.shown import Shown, TrainingStep
 from compressor.structure.model_copies import shape_copy, sharing_copy
@@ -54,12 +56,13 @@ def trace_axes(model: nn.Module, shown: Shown) -> tuple[Trace, bool]:
     Where programs branch on numbers or sizes, the other ways are tried as well: layers that only those reach stay
     unreached, but lock no more than what they meet there.
     """
+    worth = worth_watching(model)
     try:
-        runs = _Runs(model)
+        runs = _Runs(model, worth.awaited)
         runs.example(shown.example, by_shapes=True)
         by_shapes = True
     except Exception:  # noqa: BLE001 - many programs need numbers: they look at values, or bring tensors along
-        runs = _Runs(model)
+        runs = _Runs(model, worth.awaited)
         runs.example(shown.example, by_shapes=False)
         by_shapes = False
     evaluated = runs.watch.operators
@@ -72,20 +75,23 @@ def trace_axes(model: nn.Module, shown: Shown) -> tuple[Trace, bool]:
     runs.explore(shown, by_shapes=by_shapes)
     runs.show_sizes(shown.example, by_shapes=by_shapes)
     runs.watch.finish(runs.reached)
-    lock_what_is_skipped(model, trace)
+    lock_what_others_take_apart(model, trace)
     lock_what_is_not_reached(model, trace, runs.explored, untrained)
+    lock_what_is_skipped(model, trace, runs.coverage, worth.stored)
     return trace, by_shapes
 
 
 class _Runs:
     """The calls of copies of one model under one watch.
 
+    `awaited` are the places in the program that it watches for.
     `reached` are the tensors that they met, by identity, and `explored`, by name, those that only other paths met.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, awaited: Awaited) -> None:
         self.model = model
         self.watch = Watch(model, Trace())
+        self.coverage = Coverage(self.watch.dims_in, awaited)
         self.reached: set[int] = set()
         self.explored: dict[str, Beyond] = {}
         self.trained: list[Any] = []
@@ -233,7 +239,7 @@ class _Runs:
         copy, given = self._copies[shapes_only], inputs
         if shapes_only:
             given = map_tensors(inputs, lambda tensor: torch.empty_like(tensor, device="meta"))
-        with torch.no_grad(), seeded(), operators:
+        with torch.no_grad(), seeded(), operators, self.coverage.watched():
             raw = call_model(copy, given)
         if len(output_tensor(raw)) != batch_size_of(inputs):
             raise ValueError("samples are mixed up: the program was not written for such inputs")
@@ -241,7 +247,7 @@ class _Runs:
 
     def _explore_sizes(self, example: Inputs, *, by_shapes: bool) -> None:
         # What programs make of sizes they were not written for must not count for what the examples show: apart.
-        apart = _Runs(self.model)
+        apart = _Runs(self.model, {})
         apart.watch.limit, apart.reached = self.watch.limit, self.reached
         cause = "{} runs only for inputs of other sizes than the examples"
         # Numbers for inputs of four times the size would take long.
@@ -288,7 +294,7 @@ class _Runs:
     def _call(self, copy: nn.Module, inputs: Inputs, *, by_shapes: bool) -> Any:
         self.watch.add_copy(self.model, copy)
         known = self._known(inputs, by_shapes=by_shapes)
-        with torch.no_grad(), seeded(self._seed) as draws, self.watch.hooks(copy), self.watch:
+        with torch.no_grad(), seeded(self._seed) as draws, self.watch.hooks(copy), self.watch, self.coverage.watched():
             raw = call_model(copy, known)
         self._drawn = draws.any
         self.watch.outputs(raw)

@@ -21,6 +21,7 @@ from compressor.structure.axes.shapes_alone import shapes_of
 from compressor.structure.axes.views import permutation, unreadable
 from compressor.structure.axes.whole_calls import WholeCalls
 from compressor.structure.calling.clues import numbers_near
+from compressor.structure.calling.coverage import unwatched
 from compressor.structure.calling.returned import returned_tensors
 from compressor.structure.tensor_ids import tensors_of
 
@@ -199,6 +200,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         for name in self._names.get(source[0], ()) if source else ():
             self.trace.counts[name.rpartition(".")[0], attribute] = axis
 
+    @unwatched
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.count += 1
@@ -330,23 +332,23 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
 
     def _enters(self, name: str) -> Any:
         def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self.trace.insides.enter(name, module, args, kwargs, self._dims_in([args, kwargs]))
+            self.trace.insides.enter(name, module, args, kwargs, self.dims_in([args, kwargs]))
 
         return note
 
     def _leaves(self, name: str) -> Any:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
-            self.trace.insides.leave(name, self._dims_in([output]))
+            self.trace.insides.leave(name, self.dims_in([output]))
 
         return note
 
     def _gives(self, name: str) -> Any:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
-            self.trace.insides.gives(name, self._dims_in([output]))
+            self.trace.insides.gives(name, self.dims_in([output]))
 
         return note
 
-    def _dims_in(self, values: Any) -> list[Dims]:
+    def dims_in(self, values: Any) -> list[Dims]:
         """The axes of the tensors among `values` of which they are known."""
         every = [self._parameters.get(id(tensor)) or vars(tensor).get(_MARK) for tensor in tensors_in(values)]
         return [known.dims for known in every if known is not None]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from compressor.structure.calling.coverage import unwatched
+
 _FUNCTIONS = nn.functional
 _DROPOUT = {
     _FUNCTIONS.dropout,
@@ -34,6 +36,7 @@ class WholeCalls(TorchFunctionMode):
         super().__init__()
         self._take, self._computed, self._shapes_only = take, computed, shapes_only
 
+    @unwatched
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function in _DROPOUT:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compressor.structure.calling.coverage import unwatched
+
 
 class Draws:
     """Whether anything was drawn while a seed was set: known at the end."""
@@ -68,6 +70,7 @@ class EvenDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._calls = 0
 
+    @unwatched
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in function.tags:

@@ -38,7 +38,7 @@ def other_methods(model: nn.Module) -> Iterator[OtherMethod]:
     """The methods of the user's own modules that `forward` never leads to, by name, and that take features apart."""
     classes = {kind for module in model.modules() for kind in type(module).__mro__ if _is_users(kind)}
     methods = {kind: _methods_of(kind) for kind in classes}
-    reached = _reached([function for own in methods.values() for function in own])
+    reached = reached_from_forward([function for own in methods.values() for function in own])
     for name, module in model.named_modules():
         for kind in type(module).__mro__:
             for function in methods.get(kind, ()):
@@ -115,7 +115,7 @@ def name_of(function: ast.expr) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def _reached(functions: list[_Function]) -> set[str]:
+def reached_from_forward(functions: list[_Function]) -> set[str]:
     """The names of the functions that `forward` leads to, by the names that they mention."""
     mentioned: dict[str, set[str]] = {}
     for function in functions:
