@@ -72,6 +72,15 @@ def harm_of(node: ast.AST, scope: Scope, seen: frozenset[Function] = frozenset()
     return Harm.APART if any(harm_of(each, called, seen) for each in ast.walk(called.function)) else None
 
 
+def counts_from_the_front(node: ast.AST) -> bool:
+    """Whether `node` is given dimensions by number, or an index, and all of them are counted from the front."""
+    if isinstance(node, ast.Subscript):
+        index = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return not any(isinstance(each, ast.Constant) and each.value is Ellipsis for each in index)
+    dims = _dims(node)
+    return bool(dims) and min(dims) >= 0
+
+
 def assigned_in(function: Function) -> dict[str, list[ast.expr]]:
     """What each variable of a function is made of."""
     found: dict[str, list[ast.expr]] = {}
@@ -86,14 +95,19 @@ def assigned_in(function: Function) -> dict[str, list[ast.expr]]:
 
 def _counts(node: ast.Call) -> bool | None:
     """Whether the dimensions that a call is given by number could be those of features, None where it is given none."""
+    dims = _dims(node)
+    return bool(dims & {1, -3}) or (-1 in dims and -2 not in dims) if dims else None
+
+
+def _dims(node: ast.AST) -> set[int]:
+    """The whole numbers that are written in an expression."""
     below = {id(each.operand) for each in ast.walk(node) if isinstance(each, ast.UnaryOp)}
     known = [(id(each), each.value) for each in ast.walk(node) if isinstance(each, ast.Constant)]
-    dims = {
+    return {
         -value if key in below else value
         for key, value in known
         if isinstance(value, int) and not isinstance(value, bool)
     }
-    return bool(dims & {1, -3}) or (-1 in dims and -2 not in dims) if dims else None
 
 
 def _is_looked_up(node: ast.Subscript, scope: Scope) -> bool:

@@ -11,7 +11,7 @@ from types import FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
 
-from compressor.structure.axes.unreached.harm import Harm, Scope, assigned_in, harm_of
+from compressor.structure.axes.unreached.harm import Harm, Scope, assigned_in, counts_from_the_front, harm_of
 from compressor.structure.axes.unreached.other_methods import reached_from_forward
 from compressor.structure.axes.unreached.texts import Function, function_of, functions_in, place_of
 from compressor.structure.calling.coverage import Awaited, Coverage, Place, Ran, places_of, within
@@ -28,6 +28,8 @@ class Skipped:
     """An expression that was not evaluated: its line, the variables in it, and the members of its module that it uses.
 
     `by_setting`: nothing but settings of the model, which no call changes, decides whether it is evaluated.
+    `otherwise_ranked` are the variables that have another number of dimensions where it is evaluated, and of which it
+    counts dimensions from the front.
     """
 
     line: str
@@ -35,6 +37,7 @@ class Skipped:
     members: tuple[str, ...]
     ran: Ran
     by_setting: bool
+    otherwise_ranked: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def skipped(coverage: Coverage, unread: Collection[str], stored: Collection[str]
             by_setting = bool(tests) and _is_setting(tests[-1], ran, stored)
             variables, members = _used(found.statement if harm is Harm.MEETING else found.node, ran, assigned)
             line = f"{short_path(Path(path))}:{found.node.lineno}"
-            yield Skipped(line, variables, members, ran, by_setting)
+            ranked = _ranked(tests[-1]) & set(variables) if tests and counts_from_the_front(found.node) else set()
+            yield Skipped(line, variables, members, ran, by_setting, frozenset(ranked))
 
 
 def _used(node: ast.AST, ran: Ran, assigned: dict[str, list[ast.expr]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -202,6 +206,26 @@ def _is_setting(test: ast.expr, ran: Ran, stored: Collection[str]) -> bool:
             if node.id in ran.locals or not isinstance(fixed, int | float | str | type | type(len)):
                 return False
     return True
+
+
+def _ranked(test: ast.expr) -> set[str]:
+    """The variable whose number of dimensions alone a condition asks for."""
+    match test:
+        case ast.UnaryOp(op=ast.Not(), operand=inner):
+            return _ranked(inner)
+        case ast.Compare(left=left, comparators=[ast.Constant()]):
+            asked = left
+        case _:
+            return set()
+    match asked:
+        case ast.Attribute(value=ast.Name(id=name), attr="ndim"):
+            return {name}
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="dim" | "ndimension"), args=[]):
+            return {name}
+        case ast.Call(func=ast.Name(id="len"), args=[ast.Attribute(value=ast.Name(id=name), attr="shape")]):
+            return {name}
+        case _:
+            return set()
 
 
 def _stored(function: Function) -> Iterator[str]:

@@ -62,7 +62,13 @@ def lock_what_is_skipped(model: nn.Module, trace: Trace, coverage: Coverage, sto
 
 def _met(model: nn.Module, trace: Trace, found: Skipped) -> list[Sequence[Axis]]:
     """The axes that an expression would act on."""
-    every = [dims for name in found.variables for dims in found.ran.variables.get(name, {}).values()]
+    every = [
+        dims
+        for name in found.variables
+        for dims in found.ran.variables.get(name, {}).values()
+        # With another number of dimensions, the second is no longer the last, where these features are.
+        if not (name in found.otherwise_ranked and len(dims) == 2 and not _fresh([dims[:1]]))
+    ]
     for owner, module in model.named_modules():
         if type(module) is type(found.ran.owner):
             prefix = f"{owner}." if owner else ""

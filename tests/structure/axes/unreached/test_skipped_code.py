@@ -170,6 +170,26 @@ def test_what_does_no_harm_locks_nothing(kind: str) -> None:
     assert graph.unreached == {}
 
 
+RANKED: dict[str, tuple[Callable[..., Tensor], set[str]]] = {
+    "pooled": (lambda y, *_: y if y.ndim == 2 else y.mean(dim=1), {"a", "b"}),
+    "first of a sequence": (lambda y, *_: y[:, 0] if y.dim() == 3 else y, {"a", "b"}),
+    "pooled, behind a shape": (lambda y, *_: y.amax(1) if len(y.shape) > 2 else y, {"a", "b"}),
+    "pooled, turned round": (lambda y, *_: y if y.ndim != 3 else y.softmax(1).sum(1), {"a", "b"}),
+    "from behind": (lambda y, *_: y.softmax(-1) if y.ndim == 3 else y, {"b"}),
+    "a piece from behind": (lambda y, *_: y[..., :1] * y if y.ndim == 3 else y, {"b"}),
+    "of another": (lambda y, x, *_: y - y.mean(1, keepdim=True) if x.ndim == 3 else y, {"b"}),
+    "not alone": (lambda y, x, kind, _: y.flip(1) if y.ndim == 2 and kind == "a" else y, {"b"}),
+}
+
+
+@pytest.mark.parametrize("kind", RANKED)
+def test_with_another_number_of_dimensions_the_second_is_not_the_last(kind: str) -> None:
+    """Sequences are averaged over their steps where single vectors are not: features are counted from behind alone."""
+    between, expected = RANKED[kind]
+    graph = trace_structure(Between(between).eval(), X)
+    assert set(free(graph)) == expected
+
+
 class Set(Between):
     """What is done to its features depends on its own attributes as well."""
 
