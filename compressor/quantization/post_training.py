@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import onnx
 
 from compressor.errors import StageError
+from compressor.files.carrying import carried_over
 from compressor.files.graphs import opset_of, parse
 from compressor.files.operators import heavy_operators
 from compressor.notes.note import Note
@@ -199,7 +200,8 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
     plain = serialize(quantized)
     bits = {integers_of(name): grid.bits for name, grid in prepared.weights.items()}
     signed = context.target.signed_activations
-    onnx_bytes = smallest_file(plain, quantized, bits, signed_activations=signed)
+    smallest = smallest_file(plain, quantized, bits, signed_activations=signed)
+    onnx_bytes = carried_over(smallest, prepared.exported)
     placement = prepared.placement
     form = IntegerForm(
         static=len(placement.static),

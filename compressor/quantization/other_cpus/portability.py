@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from compressor.batches import judged_target
 from compressor.checks import check_count, check_fraction
+from compressor.files.carrying import OURS
 from compressor.files.graphs import parse
 from compressor.intervals import paired_drop
 from compressor.notes.quantization import CheckedCpus, MadePortable
@@ -31,7 +32,7 @@ from compressor.stage import Context
 from compressor.target import Isa
 from compressor.workload import Workload, batches_of
 
-METADATA_KEY = "compressor.checked_cpus"
+METADATA_KEY = f"{OURS}checked_cpus"
 # A measured set of layers at 7 bits moves the activations behind them, so that other layers may saturate.
 _ROUNDS = 4
 

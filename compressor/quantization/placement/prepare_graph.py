@@ -12,7 +12,7 @@ from onnx import TensorProto
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compressor.errors import StageError
-from compressor.files.graphs import initializers
+from compressor.files.graphs import initializers, parse
 from compressor.files.operators import Fact, operator_of
 
 
@@ -39,6 +39,9 @@ def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:
                 "exports and runs without this stage"
             ) from error
         model = onnx.load(str(cleaned))
+    # ONNX Runtime notes in it that it was here; what is carried on is what the file said before.
+    del model.metadata_props[:]
+    model.metadata_props.extend(parse(onnx_bytes).metadata_props)
     _name_nodes(model)
     _unshare_initializers(model)
     return model

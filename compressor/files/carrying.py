@@ -1,0 +1,58 @@
+"""What a file says of itself, carried over to files that are made of it: metadata, names, their order and types.
+
+Programs read labels, character sets and strides from a file's metadata before its first run, and feed it by the names,
+the order and the types of its inputs.
+"""
+
+from collections.abc import Sequence
+
+import onnx
+
+from compressor.errors import StageError
+from compressor.files.graphs import parse
+
+# What this package writes into a file's metadata begins so; all else belongs to whoever made the file.
+OURS = "compressor."
+
+
+def carried_over(onnx_bytes: bytes, source: bytes) -> bytes:
+    """The file `onnx_bytes`, made of `source`, with what `source` says of itself.
+
+    That is its metadata, description, domain, version and the name of its graph, and what it declares of its inputs and
+    outputs. Of metadata under the prefix `compressor.` (OURS) the made file's stay: what was true of the source need
+    not be true of it. Raises StageError where inputs or outputs have other names, another order or other types.
+    """
+    made, before = parse(onnx_bytes), parse(source)
+    ours = [entry for entry in made.metadata_props if entry.key.startswith(OURS)]
+    theirs = [entry for entry in before.metadata_props if not entry.key.startswith(OURS)]
+    del made.metadata_props[:]
+    made.metadata_props.extend([*theirs, *ours])
+    made.doc_string, made.domain, made.model_version = before.doc_string, before.domain, before.model_version
+    made.graph.name, made.graph.doc_string = before.graph.name, before.graph.doc_string
+    for side in ("input", "output"):
+        wanted, found = (_declared(graph, side) for graph in (before.graph, made.graph))
+        _check_same(side, found, wanted)
+        held = getattr(made.graph, side)
+        del held[:]
+        held.extend(wanted)
+    data: bytes = made.SerializeToString(deterministic=True)
+    return data
+
+
+def _declared(graph: onnx.GraphProto, side: str) -> list[onnx.ValueInfoProto]:
+    stored = {tensor.name for tensor in graph.initializer} if side == "input" else set()
+    return [value for value in getattr(graph, side) if value.name not in stored]
+
+
+def _check_same(side: str, found: Sequence[onnx.ValueInfoProto], wanted: Sequence[onnx.ValueInfoProto]) -> None:
+    ours, theirs = ([(value.name, value.type.tensor_type.elem_type) for value in values] for values in (found, wanted))
+    if ours != theirs:
+        told = [", ".join(f"{name} ({_type(kind)})" for name, kind in each) for each in (theirs, ours)]
+        raise StageError(
+            f"the file must keep its {side}s, {told[0]}, and would have {told[1]}: programs that run it would fail; "
+            "leave this stage out for this file"
+        )
+
+
+def _type(kind: int) -> str:
+    return str(onnx.TensorProto.DataType.Name(kind)).lower()
