@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks check format docs same-results claims clean bench bench-cifar10 bench-training \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -75,7 +75,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-training bench-aa bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-structure bench-recurrent bench-architectures bench-quantization \
+bench: bench-training bench-aa bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-classic bench-structure bench-recurrent bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -128,6 +128,14 @@ bench-random-networks: $(VENV)/installed-dev  ## counts of networks grown at ran
 bench-mutations: $(VENV)/installed-dev  ## counts of damaged files, read or refused (10 minutes)
 	$(BIN)/python -m benchmarks.mutations
 
+bench-techniques: $(VENV)/installed-dev  ## one network by every technique: accuracy, size, size after zstd, latency (an hour; resumes)
+	$(BIN)/python -m benchmarks.techniques
+	$(BIN)/python -m benchmarks.documents
+
+bench-classic: $(VENV)/installed-dev .venv-tfmot  ## MNIST pruned to 90 % beside tensorflow_model_optimization (half an hour; resumes)
+	$(BIN)/python -m benchmarks.classic
+	$(BIN)/python -m benchmarks.documents
+
 bench-sparsity: $(VENV)/installed-dev  ## what 2:4 keeps of a matrix whose columns may change places, beside apex (seconds)
 	$(BIN)/python -m benchmarks.sparsity_permutation
 
@@ -143,6 +151,11 @@ bench-hub: .venv-hub/installed $(VENV)/installed-dev  ## the same, stored for do
 .venv-nncf .venv-aimet: .venv-%:
 	$(PYTHON) -m venv $@
 	$@/bin/python -m pip install --quiet --disable-pip-version-check onnx onnxruntime $(PEER_$*) || { rm -rf $@; exit 1; }
+
+# TensorFlow and onnx want different protobufs.
+.venv-tfmot:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check tensorflow tf_keras tensorflow_model_optimization || { rm -rf $@; exit 1; }
 
 PEER_nncf := nncf
 PEER_aimet := aimet-onnx

@@ -5,7 +5,14 @@
 Nothing in them is typed.
 """
 
-from benchmarks.documents import architectures_page, first_page, quantization_page, structure_page, training_page
+from benchmarks.documents import (
+    architectures_page,
+    first_page,
+    quantization_page,
+    structure_page,
+    techniques_page,
+    training_page,
+)
 from benchmarks.stored import load, load_all
 from compressor.storage import write_atomic
 from workbench import ROOT, house
@@ -34,6 +41,11 @@ def main() -> None:
     if (harm := load("training-harm")) is not None:
         training = DOCS / "training.md"
         write_atomic(training, training_page.page(training.read_text(encoding="utf-8"), harm))
+    if (techniques := load("techniques")) is not None:
+        write_atomic(DOCS / "techniques.md", techniques_page.page(techniques))
+    if (classic := load("classic")) is not None:
+        tutorial = DOCS / "classic.md"
+        write_atomic(tutorial, techniques_page.classic_page(tutorial.read_text(encoding="utf-8"), classic))
     write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 

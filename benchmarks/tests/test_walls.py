@@ -65,5 +65,10 @@ def test_the_makefile_starts_every_benchmark() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     started = set(re.findall(r"python -m (benchmarks[\w.]*)", makefile))
     there = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for path in COMMANDS}
-    others = {"benchmarks.data.mobilenet", "benchmarks.peers.quantizer_process", "benchmarks.structure.hub_process"}
+    others = {
+        "benchmarks.data.mobilenet",
+        "benchmarks.peers.keras_process",
+        "benchmarks.peers.quantizer_process",
+        "benchmarks.structure.hub_process",
+    }
     assert started == there - others

@@ -135,7 +135,7 @@ def _unknown_key(loc: Place, kinds: Mapping[str, type[Any]], top: list[str], val
         rate = value if isinstance(value, int | float) else 0.01
         return (
             f"{owner} has no 'learning_rate': the rate is the optimizer's; write optimizer: {{sgd: "
-            f"{{rate: {rate}}}}} or {{adamw: {{rate: {rate / 50:g}}}}}, or leave it out to have it found"
+            f"{{rate: {rate}}}}} or {{adam_w: {{rate: {rate / 50:g}}}}}, or leave it out to have it found"
         )
     return f"{owner} has no {key!r}{did_you_mean(key, known)} (it has {', '.join(known) or 'no parameters'})"
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import textwrap
 import time
 from dataclasses import dataclass, field
@@ -540,6 +541,15 @@ def test_shipped_recipes(name: str) -> None:
     assert recipe.budget.max_drop in {0.005, 0.02}
     assert Recipe.loads(recipe.dump()) == recipe
     assert name in shipped_recipes()
+
+
+@pytest.mark.usefixtures("real_catalogue")
+def test_what_is_advised_for_an_old_rate_is_accepted() -> None:
+    """Both forms of the optimizer that the error of `learning_rate` writes out are recipes."""
+    (error,) = errors_of("stages: [distill: {learning_rate: 0.05}]")
+    for written in re.findall(r"\{\w+: \{rate: [\d.]+\}\}", error):
+        assert Recipe.loads(f"stages: [distill: {{optimizer: {written}}}]").stages
+    assert len(re.findall(r"\{\w+: \{rate: [\d.]+\}\}", error)) == 2
 
 
 @pytest.mark.usefixtures("real_catalogue")
