@@ -49,7 +49,7 @@ def _in_function(function: _Function, attribute: str, parameter: str, place: int
             if id(node) in read:
                 continue  # an attribute of it
             return None
-        for value in _given(calls[id(node)], parameter, place):
+        for value in given_as(calls[id(node)], parameter, place):
             if isinstance(value, ast.Name) and value.id in own:
                 found.add(value.id)
             elif not isinstance(value, ast.Constant):
@@ -57,7 +57,7 @@ def _in_function(function: _Function, attribute: str, parameter: str, place: int
     return found
 
 
-def _given(call: ast.Call, parameter: str, place: int) -> Iterator[ast.expr]:
+def given_as(call: ast.Call, parameter: str, place: int) -> Iterator[ast.expr]:
     """What `call` gives as the parameter, and every collection that may hold it."""
     yield from call.args[place : place + 1]
     yield from (argument for argument in call.args[:place] if isinstance(argument, ast.Starred))

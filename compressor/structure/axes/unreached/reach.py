@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compressor.structure.axes.axis import Axis, leaves, lock
 from compressor.structure.axes.trace import Trace
 from compressor.structure.axes.unreached.arguments import handed_on
+from compressor.structure.axes.unreached.handing import hands_over
 from compressor.structure.axes.unreached.other_methods import takes_pieces
 from compressor.structure.axes.unreached.readers import readers_of
 from compressor.structure.source_lines import mention_line
@@ -102,7 +103,7 @@ def _in_reach(model: nn.Module, trace: Trace, widths: "_Widths", name: str, fitt
     readers = readers_of(model, *_owner(model, name))
     met = set(widths.free)
     if readers is not None and all(map(trace.insides.called, readers.modules)):
-        met = _met(model, trace, widths, readers.modules)
+        met = _met(model, trace, widths, readers.modules, name)
     looked_up = set[Axis]()
     if tensor.dtype in _INTEGERS and (readers is None or readers.found):
         looked_up = {atom for atom in met if max(widths.free.get(atom, ()), default=0) > int(tensor.max())}
@@ -119,14 +120,26 @@ def _owner(model: nn.Module, name: str) -> tuple[str, str]:
     return first[id(modules[owner])], key
 
 
-def _met(model: nn.Module, trace: Trace, widths: "_Widths", readers: Collection[str]) -> set[Axis]:
-    """The atoms of all that ran in one of `readers`, of its own tensors, and of what its callers could give it."""
+def _met(model: nn.Module, trace: Trace, widths: "_Widths", readers: Collection[str], name: str) -> set[Axis]:
+    """The atoms of all that one of the `readers` of a tensor has in its hands, and of what its callers could give it.
+
+    What runs in a member of a reader counts where the tensor could be handed to it as an argument that it was never
+    given: where it takes the place of one that was, it meets what that does.
+    """
     modules = dict(model.named_modules())
-    every = [dims for reader in readers for dims in trace.insides.met(reader)]
+    owner, key = _owner(model, name)
+    every = list[Sequence[Axis]]()
+    for reader in readers:
+        every += [*trace.insides.held(reader), *_own_layers(trace, modules, reader)]
+        for member in (inner for inner in modules if reader in trace.insides.callers(inner)):
+            own = member.removeprefix(f"{reader}.") if reader else member
+            absent = trace.insides.never_given(member, modules[member])
+            if reader != owner or hands_over(modules[reader], own, absent, key):
+                every += [*trace.insides.met(member), *_within(trace, member)]
     names = {id(module): name for name, module in modules.items()}
-    own = [*readers, *(names[id(kept)] for reader in readers for kept in _kept(modules[reader]) if id(kept) in names)]
-    prefixes = [f"{name}." if name else "" for name in own]
-    every += [dims for name, dims in trace.dims.items() if any(map(name.startswith, prefixes))]
+    kept = {names[id(kept)] for reader in readers for kept in _kept(modules[reader]) if id(kept) in names}
+    called = {one for one in kept for reader in readers if reader in trace.insides.callers(one)}
+    every += [dims for one in kept - called for dims in _within(trace, one)]
     for holder in _holders(trace, modules, readers):
         every += [*trace.insides.held(holder), *_own_layers(trace, modules, holder)]
     return {atom for dims in every for axis in dims for atom in widths.atoms(axis)}
@@ -155,6 +168,11 @@ def _kept(module: nn.Module) -> Iterator[nn.Module]:
     for value in vars(module).values():
         items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
         yield from (item for item in items if isinstance(item, nn.Module))
+
+
+def _within(trace: Trace, name: str) -> list[Sequence[Axis]]:
+    """The axes of all tensors of the module `name`."""
+    return [dims for key, dims in trace.dims.items() if key.startswith(f"{name}.")]
 
 
 def _own_layers(trace: Trace, modules: Mapping[str, nn.Module], owner: str) -> list[list[Axis]]:
