@@ -21,6 +21,8 @@ class Fact(Flag):
     FOLLOWS = auto()
     # It only moves values: ONNX Runtime runs it on integers where both sides have one grid, its input's.
     MOVES = auto()
+    # Its output holds values of several inputs side by side: one grid may be too coarse for those of small scale.
+    JOINS = auto()
     # It gives all of its input's values in their order: only the shape is another.
     RESHAPES = auto()
     # Where its first input is all zeros its output is, whatever its other inputs are.
@@ -130,6 +132,7 @@ class Operator:
     """One row: what is known of the ONNX operator `name`.
 
     `bounds` are (low, high) where it cuts values off unless its inputs say otherwise, None where it cuts nothing off.
+    `makes` are, by attribute, the settings at which an operator that moves values computes new ones instead.
     """
 
     name: str
@@ -140,6 +143,7 @@ class Operator:
     inputs: Inputs = field(default_factory=Inputs)
     recurrence: Recurrence | None = None
     bounds: tuple[float, float] | None = None
+    makes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def multiplies(self) -> bool:
@@ -181,7 +185,7 @@ class Operator:
 
 _FLOAT, _STATIC, _DYNAMIC, _STORED = Arithmetic.FLOAT, Arithmetic.STATIC, Arithmetic.DYNAMIC, Arithmetic.STORED
 _CONVOLUTION, _MATRIX, _RECURRENT, _ATTENTION, _NORM, _RESIDUAL_NORM = Family
-_FUSED, _FOLLOWS, _MOVES = Fact.FUSED, Fact.FOLLOWS, Fact.MOVES
+_FUSED, _FOLLOWS, _MOVES, _JOINS = Fact.FUSED, Fact.FOLLOWS, Fact.MOVES, Fact.JOINS
 _HOMOGENEOUS, _CHANNELWISE, _POOLS, _KEEPS_ZEROS = Fact.HOMOGENEOUS, Fact.CHANNELWISE, Fact.POOLS, Fact.KEEPS_ZEROS
 _RESHAPE = _FOLLOWS | _MOVES | Fact.RESHAPES
 _ARITHMETIC = Fact.BROADCASTS | Fact.COMBINES | Fact.CONSTANT_VALUES
@@ -312,11 +316,20 @@ _MOVERS = (
     Operator("Transpose", _FOLLOWS | _MOVES | _KEEPS_ZEROS),
     Operator("Slice", _FOLLOWS | _MOVES | _KEEPS_ZEROS),
     Operator("Split", _FOLLOWS | _MOVES),
-    Operator("Resize", _FOLLOWS | _MOVES | _HOMOGENEOUS, inputs=Inputs(settings=(1, 2, 3))),
+    # Between samples ONNX Runtime cuts integers down, half a step too low on average, and has no cubic on integers.
+    Operator(
+        "Resize",
+        _FOLLOWS | _MOVES | _HOMOGENEOUS,
+        inputs=Inputs(settings=(1, 2, 3)),
+        makes={"mode": ("linear", "cubic"), "coordinate_transformation_mode": ("tf_crop_and_resize",)},
+    ),
     Operator("Upsample", _HOMOGENEOUS, inputs=Inputs(settings=(1,))),
-    Operator("Pad", _FOLLOWS | _MOVES, inputs=Inputs(settings=(1, 2, 3))),
+    Operator("Pad", _FOLLOWS | _MOVES | _JOINS, inputs=Inputs(settings=(1, 2, 3))),
     Operator("DepthToSpace", _FOLLOWS | _MOVES),
-    Operator("Concat", _FOLLOWS | Fact.COMBINES | Fact.CONSTANT_VALUES),
+    Operator("Concat", _FOLLOWS | _JOINS | Fact.COMBINES | Fact.CONSTANT_VALUES),
+    Operator("Where", _JOINS),
+    Operator("ScatterND", _JOINS),
+    Operator("ScatterElements", _JOINS),
     Operator("Gather", _MOVES, inputs=Inputs(weights=(0,), channel_axis=0, trained=(0,))),
     Operator("Expand", _MOVES | _KEEPS_ZEROS),
     Operator("Tile", _MOVES),
@@ -329,8 +342,8 @@ _OTHERS = (
     "Abs", "And", "ArgMax", "CastLike", "Col2Im", "ConcatFromSequence", "Constant", "ConstantOfShape", "Cos",
     "CumSum", "DFT", "Einsum", "Elu", "Equal", "Erf", "GatherElements", "GatherND", "Gelu", "Greater",
     "GreaterOrEqual", "HardSwish", "If", "IsNaN", "Less", "LessOrEqual", "Log", "LogSoftmax", "Loop", "Max", "Min",
-    "Neg", "Not", "Pow", "Reciprocal", "ReduceL2", "ScatterND", "SequenceEmpty", "SequenceInsert", "Shape", "Sin",
-    "Size", "Softmax", "Softplus", "Sqrt", "Tanh", "Trilu", "Where",
+    "Neg", "Not", "Pow", "Reciprocal", "ReduceL2", "SequenceEmpty", "SequenceInsert", "Shape", "Sin",
+    "Size", "Softmax", "Softplus", "Sqrt", "Tanh", "Trilu",
 )  # fmt: skip
 
 ROWS = (

@@ -5,7 +5,7 @@ small, lists what runs on integers and refuses what broke.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -27,13 +27,14 @@ from compressor.quantization.grids.weights import WeightGrid, WeightRange, neare
 from compressor.quantization.placement.dynamic import place_dynamic
 from compressor.quantization.placement.float_layers import keep_sums_apart_
 from compressor.quantization.placement.forms import ByFamily, Static
+from compressor.quantization.placement.joined_signals import parts_to_observe, separated
 from compressor.quantization.placement.names import integers_of
 from compressor.quantization.placement.policy import Placement, followers, placement_of
 from compressor.quantization.placement.prepare_graph import clean_graph, is_quantized
 from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.quantization.placement.transposed_convolutions import as_convolutions
 from compressor.quantization.placement.weight_only import place_float16, place_weight_only
-from compressor.quantization.ranges.calibration import calibrate
+from compressor.quantization.ranges.calibration import MinMax, calibrate
 from compressor.quantization.settings import IntegerSettings
 from compressor.stage import Context
 from compressor.target import Isa
@@ -41,6 +42,8 @@ from compressor.workload import Workload
 
 # DequantizeLinear along an axis.
 _LEAST_OPSET = 13
+# Samples that show how far signals reach that are joined, where no ranges are needed besides.
+_JOINED_SAMPLES = 64
 
 
 class Rewrite(Protocol):
@@ -98,25 +101,15 @@ class Prepared:
 
         Raises StageError where none is left.
         """
-        static, dynamic, weight_only = (
-            tuple(name for name in names if name not in reasons)
-            for names in (self.placement.static, self.placement.dynamic, self.placement.weight_only)
-        )
-        if not (static or dynamic or weight_only):
+        placement = self.placement.without(reasons)
+        rounded = {*placement.static, *placement.dynamic, *placement.weight_only}
+        if not rounded:
             raise StageError(
                 "nothing would be left to quantize: every layer went back to float; leave this stage out, or accept "
                 "more loss"
             )
-        placement = replace(
-            self.placement,
-            static=static,
-            dynamic=dynamic,
-            weight_only=weight_only,
-            float16=(*(name for name in self.placement.float16 if name not in reasons), *float16),
-            left={**self.placement.left, **reasons},
-        )
-        nodes = frozenset({*static, *followers(self.graph, set(static))}) & self.static
-        rounded = {*static, *dynamic, *weight_only}
+        placement = replace(placement, float16=(*placement.float16, *float16))
+        nodes = frozenset({*placement.static, *followers(self.graph, set(placement.static))}) & self.static
         used = {
             name
             for node in self.graph.graph.node
@@ -169,13 +162,11 @@ def prepare(
         details |= note.to_json()
     placement = _placed(graph, settings)
     scheme = settings.weights
-    signed = context.target.signed_activations
     static: frozenset[str] = frozenset()
     activations: dict[str, ActivationGrid] = {}
-    if placement.static:
-        static = frozenset({*placement.static, *followers(graph, set(placement.static))})
-        activations, told = calibrated(graph, static, settings, workload, signed=signed, progress=context.progress)
-        details |= told.to_json()
+    if placement.static or placement.dynamic:
+        placement, static, activations, told = _calibrated(graph, placement, settings, workload, context)
+        details |= {} if told is None else told.to_json()
     named = (*placement.static, *placement.dynamic, *placement.weight_only)
     weights = nearest_grids(graph, dict.fromkeys(named, scheme), weight_range=weight_range)
     return Prepared(
@@ -229,33 +220,43 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
     return onnx_bytes
 
 
-def calibrated(
-    graph: onnx.ModelProto,
-    nodes: frozenset[str],
-    settings: IntegerSettings,
-    workload: Workload,
-    *,
-    signed: bool,
-    progress: bool = False,
-) -> tuple[dict[str, ActivationGrid], Calibrated]:
-    """({tensor: grid} for the static `nodes`, what the report is told of the calibration)."""
-    tensors, same = tensors_to_observe(graph, set(nodes))
-    found = calibrate(
-        graph,
-        tensors,
-        workload.calibration,
-        settings.calibration,
-        settings.activations,
-        signed=signed,
-        progress=progress,
+def _calibrated(
+    graph: onnx.ModelProto, placement: Placement, settings: IntegerSettings, workload: Workload, context: Context
+) -> tuple[Placement, frozenset[str], dict[str, ActivationGrid], Calibrated | None]:
+    """(what is placed, the static nodes with their followers, the grids that they need, what the report is told).
+
+    Layers that read signals of different scale in one tensor go back to float. Raises StageError where none is left.
+    """
+    signed = context.target.signed_activations
+    layers = {*placement.static, *placement.dynamic}
+    static = frozenset({*placement.static, *followers(graph, set(placement.static))})
+    tensors, same = tensors_to_observe(graph, set(static))
+    observed = [*dict.fromkeys([*tensors, *parts_to_observe(graph, layers | static)])]
+    if not observed:
+        return placement, static, {}, None
+    method = settings.calibration if static else MinMax(samples=_JOINED_SAMPLES)
+    scheme = settings.activations
+    found = calibrate(graph, observed, workload.calibration, method, scheme, signed=signed, progress=context.progress)
+    ranges = with_shared(found.ranges, same)
+    separation = separated(graph, layers, static - layers, ranges)
+    if separation.left:
+        placement = placement.without(separation.left)
+        if not (placement.static or placement.dynamic or placement.weight_only):
+            raise StageError(f"nothing to quantize: {_counted(separation.left.values())}")
+    kept = frozenset({*placement.static, *followers(graph, set(placement.static), separation.apart)})
+    grids = activation_grids(
+        {name: ranges[name] for name in (*tensors, *same) if name in ranges}, scheme, signed=signed
     )
-    grids = activation_grids(with_shared(found.ranges, same), settings.activations, signed=signed)
-    return grids, found.note
+    return placement, kept, grids, found.note if static else None
 
 
 def _placed(graph: onnx.ModelProto, settings: IntegerSettings) -> Placement:
     placement = placement_of(graph, settings.form, settings.skip)
     if not (placement.static or placement.dynamic or placement.weight_only or placement.float16):
-        reasons = "; ".join(f"{count} nodes: {reason}" for reason, count in Counter(placement.left.values()).items())
-        raise StageError(f"nothing to quantize: {reasons or 'the graph has none of ' + ', '.join(heavy_operators())}")
+        reasons = _counted(placement.left.values()) or f"the graph has none of {', '.join(heavy_operators())}"
+        raise StageError(f"nothing to quantize: {reasons}")
     return placement
+
+
+def _counted(reasons: Iterable[str]) -> str:
+    return "; ".join(f"{count} nodes: {reason}" for reason, count in Counter(reasons).items())

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from compressor.checks import check_count, check_one_of
 from compressor.errors import StageError
 from compressor.files.graphs import initializers, producers
-from compressor.files.operators import operator_of
 from compressor.notes.quantization import BiasesCorrected
 from compressor.quantization.accuracy.channel_scaling import Array, read_weights, with_weights
 from compressor.quantization.accuracy.channel_statistics import (
@@ -34,6 +33,7 @@ from compressor.quantization.accuracy.channel_statistics import (
     with_outputs,
 )
 from compressor.quantization.accuracy.linear_layers import LinearLayer, linear_layers, with_biases
+from compressor.quantization.placement.movement import cut_at
 from compressor.runtime import open_session
 from compressor.stage import Context
 from compressor.workload import Workload
@@ -265,12 +265,7 @@ def _activations(graph: onnx.ModelProto) -> dict[str, tuple[str, float, float]]:
     linear = {name for layer in linear_layers(graph) for name in (layer.output,)}
     found = {}
     for node in graph.graph.node:
-        bounds = operator_of(node.op_type).bounds
-        if bounds is None or node.input[0] not in linear:
-            continue
-        limits = list(bounds)
-        for side, name in enumerate(node.input[1:]):
-            if name and name in constants:
-                limits[side] = float(numpy_helper.to_array(constants[name]))
-        found[node.output[0]] = (node.input[0], limits[0], limits[1])
+        bounds = cut_at(node, constants)
+        if bounds is not None and node.input[0] in linear:
+            found[node.output[0]] = (node.input[0], *bounds)
     return found

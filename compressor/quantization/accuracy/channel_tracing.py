@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from compressor.files.graphs import attribute, initializers, names_captured, names_read, shapes
 from compressor.files.operators import Fact, Family, operator_of
 from compressor.quantization.accuracy.channel_scaling import Array, Clipping, ScalingGroup, Slot
+from compressor.quantization.placement.movement import cut_at
 
 
 def scaling_groups(model: onnx.ModelProto) -> list[ScalingGroup]:
@@ -144,11 +145,10 @@ class _Tracer:
         return None
 
     def _clip(self, node: onnx.NodeProto, x: str, y: str, place: _Place) -> bool:
-        bounds = [self.weights.get(name) if name else None for name in (*node.input[1:], "", "")][:2]
-        if any(name and name not in self.weights for name in node.input[1:]):
+        bounds = cut_at(node, initializers(self.graph))
+        if bounds is None:
             return False
-        low = 0.0 if bounds[0] is None else float(bounds[0])
-        high = math.inf if bounds[1] is None else float(bounds[1])
+        low, high = bounds
         # A lower bound of minus infinity or none is homogeneous as well, but then the upper one cuts both ways.
         if low != 0 or high <= 0 or not self._tie(x, y, place):
             return False

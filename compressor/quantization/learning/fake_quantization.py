@@ -13,11 +13,11 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.files.operators import Fact, facts_of
 from compressor.quantization.grids.activations import ActivationGrid
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
 from compressor.quantization.learning.learned_grids import LearnedGrid, LearnedWeight
 from compressor.quantization.learning.stored_weights import bias_stand_ins, stored_weights, turned_grid
+from compressor.quantization.placement.movement import moves
 from compressor.quantization.placement.names import dequantized, on_grid_of, scale_of, zero_point_of
 from compressor.quantization.torch_graph.graph import TorchGraph
 from compressor.quantization.torch_graph.steps import torch_tensor
@@ -188,7 +188,7 @@ def _moved(placed: onnx.ModelProto, static: frozenset[str]) -> dict[str, str]:
     quantized = {node.input[0]: _stem(node) for node in placed.graph.node if node.op_type == "QuantizeLinear"}
     found: dict[str, str] = {}
     for node in placed.graph.node:
-        if node.name in static and Fact.MOVES in facts_of(node.op_type) and node.input[0] in stems:
+        if node.name in static and moves(node) and node.input[0] in stems:
             source = stems[node.input[0]]
             for name in node.output:
                 if name in quantized:

@@ -1,6 +1,6 @@
 """Which integer form each operator of an ONNX graph takes, and why the others stay in float."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -8,8 +8,9 @@ import onnx
 
 from compressor.errors import StageError
 from compressor.files.graphs import initializers
-from compressor.files.operators import Fact, Family, facts_of, operator_of
+from compressor.files.operators import Fact, Family, operator_of
 from compressor.quantization.placement.forms import ByFamily, Dynamic, Fastest, Float16, Form, Static, WeightOnly
+from compressor.quantization.placement.movement import follows
 from compressor.quantization.placement.recurrent_cells import hidden_units, recurrence_of, why_no_cells
 
 _NO_TRANSPOSED = (
@@ -28,6 +29,20 @@ class Placement:
     weight_only: tuple[str, ...] = ()
     float16: tuple[str, ...] = ()
     left: Mapping[str, str]
+
+    def without(self, reasons: Mapping[str, str]) -> "Placement":
+        """The same with the nodes that `reasons` names in float."""
+        static, dynamic, weight_only, float16 = (
+            tuple(name for name in names if name not in reasons)
+            for names in (self.static, self.dynamic, self.weight_only, self.float16)
+        )
+        return Placement(
+            static=static,
+            dynamic=dynamic,
+            weight_only=weight_only,
+            float16=float16,
+            left={**self.left, **reasons},
+        )
 
 
 def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> Placement:
@@ -129,8 +144,11 @@ def _matches(name: str, pattern: str) -> bool:
     return any(fnmatchcase(name, candidate) for candidate in (pattern, f"{pattern}[._/]*"))
 
 
-def followers(model: onnx.ModelProto, static: set[str]) -> list[str]:
-    """The nodes between static ones that work on 8-bit tensors as well: all their inputs come from quantized nodes."""
+def followers(model: onnx.ModelProto, static: set[str], apart: Collection[str] = ()) -> list[str]:
+    """The nodes between static ones that work on 8-bit tensors as well: all their inputs come from quantized nodes.
+
+    What is kept `apart` stays in float.
+    """
     constants = initializers(model.graph)
     eight_bit: set[str] = set()
     names = []
@@ -138,7 +156,7 @@ def followers(model: onnx.ModelProto, static: set[str]) -> list[str]:
         activations = [name for name in node.input if name and name not in constants]
         if node.name in static:
             eight_bit.update(node.output)
-        elif Fact.FOLLOWS in facts_of(node.op_type) and activations and eight_bit.issuperset(activations):
+        elif node.name not in apart and follows(node) and activations and eight_bit.issuperset(activations):
             eight_bit.update(node.output)
             names.append(node.name)
     return names

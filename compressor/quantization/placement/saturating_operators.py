@@ -7,18 +7,22 @@ end at the same bounds, because rounding to those integers saturates.
 from collections.abc import Mapping
 
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from compressor.files.graphs import output_names, producers, readers
 from compressor.files.operators import Fact, facts_of, operator_of
 from compressor.quantization.grids.activations import ActivationGrid
+from compressor.quantization.placement.movement import cut_at, moves
 
 
 def keep_trailing_moves_float(graph: onnx.GraphProto, nodes: set[str]) -> None:
-    """Takes out of `nodes` what moves values that only float operators read: it can move floats as well."""
+    """Takes out of `nodes` what moves or joins values that only float operators read: it can move floats as well.
+
+    Joined in floats, every signal keeps the grid of its own.
+    """
     read = readers(graph.node)
     for node in reversed(graph.node):
-        if Fact.MOVES in facts_of(node.op_type) and not any(
+        if (moves(node) or Fact.JOINS in facts_of(node.op_type)) and not any(
             reader.name in nodes for name in node.output for reader in read[name]
         ):
             nodes.discard(node.name)
@@ -34,19 +38,14 @@ def drop_saturating(
     made, read = producers(graph.node), readers(graph.node)
     outputs = output_names(graph)
     for node in list(graph.node):
-        bounds = operator_of(node.op_type).bounds
-        if node.name not in nodes or bounds is None:
+        if node.name not in nodes or operator_of(node.op_type).bounds is None:
             continue
         source, grid = made.get(node.input[0]), activations.get(node.output[0])
         alone = len(read[node.input[0]]) == 1 and node.input[0] not in outputs
-        if source is None or grid is None or not alone or not _saturates(node, bounds, grid, constants):
+        if source is None or grid is None or not alone or not _saturates(node, grid, constants):
             # It stays and computes floats.
             nodes.discard(node.name)
-        elif (
-            source.name in nodes
-            and Fact.MOVES not in facts_of(source.op_type)
-            and _stays_integer(source, node, read, nodes)
-        ):
+        elif source.name in nodes and not moves(source) and _stays_integer(source, node, read, nodes):
             position = list(source.output).index(node.input[0])
             source.output[position] = node.output[0]
             made[node.output[0]] = source
@@ -64,18 +63,10 @@ def _stays_integer(
     )
 
 
-def _saturates(
-    node: onnx.NodeProto,
-    bounds: tuple[float, float],
-    grid: ActivationGrid,
-    constants: Mapping[str, TensorProto],
-) -> bool:
-    limits = list(bounds)
-    for side, name in enumerate(node.input[1:]):
-        if name and name not in constants:
-            return False
-        if name:
-            limits[side] = float(numpy_helper.to_array(constants[name]))
+def _saturates(node: onnx.NodeProto, grid: ActivationGrid, constants: Mapping[str, TensorProto]) -> bool:
+    limits = cut_at(node, constants)
+    if limits is None:
+        return False
     # Half a step is what rounding costs anyway.
     half = float(grid.scale) / 2
     return grid.low >= limits[0] - half and grid.high <= limits[1] + half

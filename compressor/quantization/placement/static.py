@@ -17,12 +17,13 @@ from torch import Tensor
 
 from compressor.errors import StageError
 from compressor.files.graphs import RUNTIME_DOMAIN, attribute, initializers, output_names, readers
-from compressor.files.operators import Fact, facts_of, operator_of
+from compressor.files.operators import Fact, operator_of
 from compressor.quantization.grids.activations import ActivationGrid
 from compressor.quantization.grids.schemes import Asymmetric, choose_affine, extremes, integer_bounds, quantize
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
 from compressor.quantization.placement.float_layers import keep_float_
 from compressor.quantization.placement.integer_forms import take_integer_forms_
+from compressor.quantization.placement.movement import keep_foreign_pads_float, moves
 from compressor.quantization.placement.names import (
     conversion,
     dequantized,
@@ -55,7 +56,7 @@ def tensors_to_observe(model: onnx.ModelProto, nodes: set[str]) -> tuple[list[st
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
     read = readers(model.graph.node)
-    moved = {name for node in model.graph.node if Fact.MOVES in facts_of(node.op_type) for name in node.output}
+    moved = {name for node in model.graph.node if moves(node) for name in node.output}
     outputs = output_names(model.graph)
     observe: dict[str, None] = {}
     same: dict[str, str] = {}
@@ -121,6 +122,7 @@ class _Placing(Rewriting):
         keep_trailing_moves_float(graph, self.nodes)
         drop_saturating(graph, self.nodes, self.activations, self.constants)
         self.readers = readers(graph.node)
+        keep_foreign_pads_float(graph, self.nodes, self.activations, self.constants, self.readers)
         for node in list(graph.node):
             if node.name in self.nodes:
                 self._place(node)
@@ -148,8 +150,8 @@ class _Placing(Rewriting):
             # the precision of, mostly, the logits.
             return
         for position, name in enumerate(node.output):
-            grid = self.grids.get(originals[0]) if Fact.MOVES in row.facts else self.activations.get(name)
-            if name and grid is not None:
+            grid = self.grids.get(originals[0]) if moves(node) else self.activations.get(name)
+            if name and grid is not None and not (position and node.op_type == "MaxPool"):
                 self._output(node, position, grid)
 
     def _activation(self, name: str) -> str:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
-from compressor.files.graphs import copy_of
+from compressor.files.graphs import copy_of, producers
+from compressor.files.operators import operator_of
 from compressor.notes.quantization import Calibrated
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.ranges.choice import choose_ranges
@@ -80,7 +81,8 @@ def calibrate(
     """The ranges by `method` of the named float `tensors` of `model` over `data`, for integers of `scheme`.
 
     `data` yields batches as a workload's sets do, and is iterated more than once. `threads` run the graph, by default
-    as many as torch uses. Raises StageError where it is empty or a tensor is not finite.
+    as many as torch uses. Tensors that hold infinite values, as masks do, have no range. Raises StageError where the
+    data is empty, at NaN, and where a layer gives infinite values.
     """
     threads = threads or torch.get_num_threads()
     observed, samples = observe_tensors(
@@ -94,7 +96,8 @@ def calibrate(
         progress=progress,
         max_bytes=max_bytes,
     )
-    seen = {name: entry for name, entry in observed.items() if not entry.empty}
+    _check_finite(model, observed)
+    seen = {name: entry for name, entry in observed.items() if not (entry.empty or entry.infinite)}
     note = Calibrated(method=repr(method), samples=samples, tensors=len(tensors))
     ranges = {name: method.range_of(entry, scheme, signed=signed) for name, entry in seen.items()}
     if isinstance(method, Auto) and seen:
@@ -127,7 +130,7 @@ def observe_tensors(
 
     `data` yields batches as a workload's sets do; None means all of it, 4096 samples at most. `binned` and `averaging`
     as in `Observed`. The tensors of one run take `max_bytes` at most, unless a single one of a single sample takes
-    more. Raises StageError when `data` is empty or a tensor is not finite.
+    more. Raises StageError when `data` is empty and at NaN.
     """
     observed = {name: Observed(binned=binned, averaging=averaging) for name in tensors}
     limit = _MOST_SAMPLES if samples is None else samples
@@ -154,6 +157,18 @@ def observe_tensors(
                 # Not held while the next slice is computed.
                 del values
     return observed, count
+
+
+def _check_finite(model: onnx.ModelProto, observed: Mapping[str, Observed]) -> None:
+    """Raises StageError where a layer gives infinite values, or the data holds some: those are no masks."""
+    made = producers(model.graph.node)
+    for name, entry in observed.items():
+        node = made.get(name)
+        if entry.infinite and (node is None or operator_of(node.op_type).multiplies):
+            raise StageError(
+                f"tensor {name!r} cannot be calibrated: it produced infinite values; check the model and the "
+                "calibration data"
+            )
 
 
 def _update(observed: Mapping[str, Observed], values: Feeds, names: Iterable[str]) -> None:

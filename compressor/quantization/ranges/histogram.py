@@ -37,6 +37,7 @@ class Observed:
     exponent: int | None = None
     zeros: int = 0
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    infinite: bool = False
 
     @property
     def empty(self) -> bool:
@@ -46,13 +47,18 @@ class Observed:
     def update(self, values: npt.NDArray[Any]) -> None:
         """Takes in more values, those of one sample where extremes are averaged.
 
-        Raises ValueError at NaN and infinities.
+        Infinite values are left out, and `infinite` says that there were some: masks have them. Raises ValueError at
+        NaN.
         """
         if values.size == 0:
             return
         low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError("it produced NaN or infinite values")
+        if math.isnan(low) or math.isnan(high):
+            raise ValueError("it produced NaN")
+        if math.isinf(low) or math.isinf(high):
+            self.infinite = True
+            self.update(values[np.isfinite(values)])
+            return
         if self.averaging is not None:
             first = self.empty
             self.average_low = low if first else self.average_low + self.averaging * (low - self.average_low)
