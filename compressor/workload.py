@@ -5,24 +5,33 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack, cast
 
-import torch
 from torch import Tensor, nn
 
 from compressor.batches import (
     Augment,
     Batch,
-    Batches,
     Inputs,
-    all_targets,
-    as_tensors,
+    judged_target,
     map_tensors,
-    sample_count,
     split_batch,
 )
 from compressor.checks import check_positive
 from compressor.errors import WorkloadError
+from compressor.given.datasets import sets_of_datasets
+from compressor.given.functions import (
+    Function,
+    answered,
+    check_settings,
+    checked_loss,
+    metric_named,
+    metric_of,
+    usual_loss,
+)
+from compressor.given.judging import JUDGED, Which, judged_by, try_judge
+from compressor.given.loaders import Loaders, sets_of
+from compressor.given.models import as_usual_model
 from compressor.kept_state import as_before
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Classes, Labels, Numbers, OtherOutput
@@ -40,6 +49,17 @@ JUDGED_OUTPUT = (
 )
 # Exporters take smaller sizes of an example for constants.
 _LEAST_FREE = 3
+
+
+class Settings(TypedDict, total=False):
+    """Fields of a workload that may be said where it is made of loaders or datasets."""
+
+    example_inputs: Inputs
+    other_inputs: tuple[Inputs, ...]
+    free_sizes: FreeSizes
+    export_seconds: float
+    output: Classes | Labels | Numbers | None
+    others: Mapping[str, OtherOutput]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +121,10 @@ class Workload:
         train: Any,
         test: Any,
         validation: Any = None,
-        metric: str | Metric = "accuracy",
+        metric: str | Metric | Function = "accuracy",
+        higher_is_better: bool | None = None,
         loss: Loss | None = None,
+        judge: Which | None = None,
         name: str | None = None,
         batch_size: int = 128,
         transform: Callable[[Any], Any] | None = None,
@@ -110,65 +132,121 @@ class Workload:
         validation_fraction: float = 0.1,
         calibration_samples: int = 512,
         seed: int = 0,
-        free_sizes: FreeSizes = "all",
-        export_seconds: float = EXPORT_SECONDS,
-        other_inputs: tuple[Inputs, ...] = (),
-        output: Classes | Labels | Numbers | None = None,
-        others: Mapping[str, OtherOutput] | None = None,
+        **settings: Unpack[Settings],
     ) -> "Workload":
         """The workload of map-style datasets, or of pairs (inputs, targets) of tensors or arrays.
 
         Without `validation`, `validation_fraction` of train is held out for it; `calibration_samples` of the rest are
         the calibration set. Both choices follow from `seed`, and are stratified when targets are classes. If `model`
         was trained on all of `train`, pass data it has not seen as `validation`. `transform(inputs)` is applied to
-        every batch, `augment(inputs, generator)` before it to training batches. `other_inputs` are as the model takes
-        them, and `output` and `others` are as for the workload. The loss is cross-entropy for class targets and labels,
-        mean squared error otherwise, unless given.
+        every batch, `augment(inputs, generator)` before it to training batches. Model, `metric`, `higher_is_better`,
+        `loss`, `judge` and `settings` are as for `from_loaders`.
         """
-        judged = Metric.named(metric) if isinstance(metric, str) else metric
-        train, test = as_tensors(train), as_tensors(test)
-        for label, samples in (("train", train), ("test", test)):
-            if sample_count(samples) == 0:
-                raise ValueError(f"{label} has no samples; a workload needs data to train, decide and report on")
-        rest = list(range(sample_count(train)))
-        strata = _strata(all_targets(train)) if judged.classes else None
-        if validation is None:
-            if not 0 < validation_fraction < 1:
-                raise ValueError(
-                    f"validation_fraction is the fraction of train held out, in (0, 1); got {validation_fraction}"
-                )
-            rest, held_out = _split(rest, max(1, round(len(rest) * validation_fraction)), strata, seed)
-            validation_batches = Batches(train, indices=held_out, batch_size=batch_size, transform=transform)
-        else:
-            validation_batches = Batches(validation, batch_size=batch_size, transform=transform)
-        calibration = rest
-        if calibration_samples < len(rest):
-            _, calibration = _split(rest, calibration_samples, strata, seed + 1)
-        calibration_batches = Batches(train, indices=calibration, batch_size=min(batch_size, 32), transform=transform)
-        example, _ = split_batch(next(iter(calibration_batches)))
+        known = metric_named(metric)
+        sets = sets_of_datasets(
+            {"train": train, "validation": validation, "test": test},
+            stratified=known is None or known.classes,
+            batch_size=batch_size,
+            transform=transform,
+            augment=augment,
+            validation_fraction=validation_fraction,
+            calibration_samples=calibration_samples,
+            seed=seed,
+        )
+        return cls._of(
+            model,
+            sets,
+            metric=known or metric,
+            higher_is_better=higher_is_better,
+            loss=loss,
+            judge=judge,
+            name=name,
+            **settings,
+        )
+
+    @classmethod
+    def from_loaders(
+        cls,
+        model: nn.Module,
+        *,
+        train: Any,
+        test: Any,
+        validation: Any = None,
+        calibration: Any = None,
+        metric: str | Metric | Function = "accuracy",
+        higher_is_better: bool | None = None,
+        loss: Loss | None = None,
+        judge: Which | None = None,
+        name: str | None = None,
+        batch_size: int = 128,
+        validation_fraction: float = 0.1,
+        calibration_samples: int = 512,
+        seed: int = 0,
+        **settings: Unpack[Settings],
+    ) -> "Workload":
+        """The workload of loaders: iterables of batches, functions that make one anew, tables of `datasets`.
+
+        A batch is (inputs, targets), (input, ..., targets), or a dict with `labels`, of tensors or arrays; targets may
+        be nested. float64 becomes float32. Without `validation` a part of train is held out where samples can be told
+        apart, by `validation_fraction` and `seed`; `calibration` is the first `calibration_samples` of train. Tables
+        come in batches of `batch_size`. `model` is unwrapped, brought to float32 and to the CPU, in a copy.
+
+        `metric` is a name, a Metric, or a function of (outputs, targets), with `higher_is_better`. Without a `loss` it
+        is the metric's usual one. `judge` says what of several outputs loss and metric see: a name, or a function of
+        what the model gives. `settings` are fields of the workload: `example_inputs`, `other_inputs`, `free_sizes`,
+        `export_seconds`, `output`, `others`. Raises WorkloadError, and ValueError for unknown names.
+        """
+        given = {"train": train, "validation": validation, "calibration": calibration, "test": test}
+        known = metric_named(metric)
+        sets = sets_of(
+            given,
+            batch_size=batch_size,
+            validation_fraction=validation_fraction,
+            calibration_samples=calibration_samples,
+            seed=seed,
+        )
+        return cls._of(
+            model,
+            sets,
+            metric=known or metric,
+            higher_is_better=higher_is_better,
+            loss=loss,
+            judge=judge,
+            name=name,
+            **settings,
+        )
+
+    @classmethod
+    def _of(
+        cls,
+        model: nn.Module,
+        sets: Loaders,
+        *,
+        metric: Any,
+        higher_is_better: bool | None,
+        loss: Any,
+        judge: Which | None,
+        name: str | None,
+        **settings: Unpack[Settings],
+    ) -> "Workload":
+        check_settings(settings, Settings.__annotations__)
+        own = judged_by(as_usual_model(model), judge)
+        inputs, targets = sets.first
+        try_judge(own, judge, lambda: call_model(own, inputs))
+        if not isinstance(metric, Metric):
+            outputs = answered(own, lambda: output_tensor(call_model(own, inputs)))
+            metric = metric_of(metric, outputs, judged_target(targets), higher_is_better)
+            loss = loss or usual_loss(metric, outputs, judged_target(targets))
         return cls(
-            name=name or type(model).__name__.lower(),
-            model=model,
-            example_inputs=map_tensors(example, lambda tensor: tensor[:2].clone()),
-            train=Batches(
-                train,
-                indices=rest,
-                batch_size=batch_size,
-                shuffle=True,
-                transform=transform,
-                augment=augment,
-                drop_last=True,
-            ),
-            calibration=calibration_batches,
-            validation=validation_batches,
-            test=Batches(test, batch_size=batch_size, transform=transform),
-            loss=loss or judged.usual_loss(),
-            metric=judged,
-            free_sizes=free_sizes,
-            export_seconds=export_seconds,
-            other_inputs=other_inputs,
-            output=output,
-            others=others or {},
+            name=name or type(own).__name__.lower(),
+            model=own,
+            train=sets.train,
+            calibration=sets.calibration,
+            validation=sets.validation,
+            test=sets.test,
+            loss=checked_loss(loss) or metric.usual_loss(),
+            metric=metric,
+            **cast("Any", {"example_inputs": resize_batch(inputs, 2), **settings}),
         )
 
 
@@ -210,12 +288,15 @@ def _own(output: Any) -> Any:
 
 
 def output_tensor(output: Any) -> Tensor:
-    """The tensor that loss and metric judge: the output itself, `.logits`, or the first of several.
+    """The tensor that loss and metric judge: the output itself, a judge's choice, `.logits`, or the first of several.
 
     Raises TypeError, with a way out, for anything else, such as a list of detections for each sample.
     """
     if isinstance(output, Tensor):
         return output
+    if isinstance(output, Mapping) and isinstance(output.get(JUDGED), Tensor):
+        judged: Tensor = output[JUDGED]
+        return judged
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits
@@ -311,24 +392,3 @@ def resize_batch(inputs: Inputs, size: int) -> Inputs:
         return tensor[[index % batch for index in range(size)]].contiguous()
 
     return map_tensors(inputs, resize)
-
-
-def _strata(targets: Tensor) -> list[int] | None:
-    if targets.ndim != 1 or targets.is_floating_point():
-        return None
-    counts = torch.bincount(targets - targets.min())
-    # A class seen once cannot be on both sides of a split.
-    return None if int(counts[counts > 0].min()) < 2 else [int(target) for target in targets]
-
-
-def _split(indices: list[int], size: int, strata: list[int] | None, seed: int) -> tuple[list[int], list[int]]:
-    from sklearn.model_selection import train_test_split
-
-    labels = None if strata is None else [strata[index] for index in indices]
-    classes = len(set(labels)) if labels else 0
-    if size >= len(indices):
-        raise ValueError(f"cannot hold out {size} of {len(indices)} samples; give more data or a smaller fraction")
-    if size < classes or len(indices) - size < classes:
-        labels = None
-    rest, held_out = train_test_split(indices, test_size=size, random_state=seed, stratify=labels)
-    return sorted(rest), sorted(held_out)

@@ -5,9 +5,9 @@ import warnings
 from torch import Tensor
 
 from compressor.batches import Inputs, Targets, judged_target
+from compressor.given.notices import WorkloadWarning
 from compressor.outputs.finding import taken_twice
 from compressor.outputs.kinds import Classes
-from compressor.running.loss_and_metric import WorkloadWarning
 from compressor.training.judged import judged_by
 from compressor.training.lessons import MASK, unmasked
 from compressor.workload import Workload

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compressor.batches import Targets, judged_target, with_judged
 from compressor.errors import WorkloadError
+from compressor.given.notices import WorkloadWarning
 from compressor.metrics import Metric, fitting
 from compressor.running.broadcasts import Crossing, crossing, forgets_the_order, grows
 from compressor.running.described import described
@@ -21,10 +22,6 @@ from compressor.workload import Workload
 
 # What torch's own losses say where two shapes broadcast.
 _SIZES_DIFFER = re.compile(r"target size \(torch\.Size\((.*?)\)\).*input size \(torch\.Size\((.*?)\)\)")
-
-
-class WorkloadWarning(UserWarning):
-    """Something about a workload that may be meant, and is more often a mistake."""
 
 
 def check_judged(name: str, outputs: Tensor, given: Targets, workload: Workload, *, by_metric: bool = True) -> None:

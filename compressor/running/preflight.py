@@ -14,6 +14,7 @@ from compressor.batches import Batch, Inputs, judged_target, split_batch, target
 from compressor.errors import CompressorError, WorkloadError
 from compressor.kept_state import private_copy
 from compressor.outputs.kinds import Classes
+from compressor.outputs.returned import returned_by_name
 from compressor.running.described import described
 from compressor.running.doubtful_outputs import warn_of_outputs
 from compressor.running.failures import FAULTS, in_short, layer_of
@@ -22,7 +23,6 @@ from compressor.running.loss_and_metric import check_judged
 from compressor.running.model_checks import check_model
 from compressor.stage import Stage, stage_name
 from compressor.streams.passes import KEEP_TWO, one_pass
-from compressor.structure.calling.returned import returned_by_name
 from compressor.training.judged import found, settled
 from compressor.training.loss_state import LossState
 from compressor.training.streams import LONGEST, PATIENCE_SECONDS, ends

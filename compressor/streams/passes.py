@@ -1,6 +1,7 @@
 """Passes over data that leave it as it was, and loaders made of other loaders."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from compressor.streams.own_state import OwnState
@@ -46,6 +47,11 @@ class Mapped:
         """As many batches as `data` has. Raises TypeError where that does not say."""
         return len(self.data)  # type: ignore[arg-type] # list() and others ask, and take the TypeError for an answer
 
+    @property
+    def fingerprint(self) -> str | None:
+        """What `data` says that it holds; what becomes of it follows from `function`, which a run knows."""
+        return _fingerprint(self.data)
+
 
 class Made:
     """What `make()` gives, anew at every pass: `Made(lambda: read_shards(paths))` of a function that is a generator."""
@@ -55,3 +61,27 @@ class Made:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.make())
+
+
+class First:
+    """The first `count` (>= 1) batches of `data`."""
+
+    def __init__(self, data: Iterable[Any], count: int) -> None:
+        self.data, self.count = data, count
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.data), self.count)
+
+    def __len__(self) -> int:
+        """How many batches there are. Raises TypeError where `data` does not say."""
+        return min(self.count, len(self.data))  # type: ignore[arg-type] # list() and others take the TypeError for an answer
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What `data` says that it holds."""
+        return _fingerprint(self.data)
+
+
+def _fingerprint(data: Iterable[Any]) -> str | None:
+    said = getattr(data, "fingerprint", None)
+    return said if isinstance(said, str) else None

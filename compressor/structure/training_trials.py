@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_targets, map_tensors
+from compressor.outputs.returned import returned_tensors
 from compressor.structure.calling.draws import EvenDraws, seeded
-from compressor.structure.calling.returned import returned_tensors
 from compressor.structure.calling.shown import TrainingStep
 from compressor.structure.model_copies import sharing_copy
 from compressor.structure.source_lines import told

@@ -12,8 +12,8 @@ from torch.autograd.function import BackwardCFunction
 
 from compressor.batches import Inputs, map_tensors
 from compressor.kept_state import forget_
+from compressor.outputs.returned import returned_tensors
 from compressor.structure.calling.draws import EvenDraws, seeded
-from compressor.structure.calling.returned import returned_tensors
 from compressor.structure.source_lines import told
 from compressor.workload import batch_size_of, call_model, output_tensor, predict
 

@@ -15,9 +15,9 @@ from compressor.batches import Inputs, Targets
 from compressor.kept_state import private_copy
 from compressor.notes.training import OtherOutputs, OutputChange
 from compressor.outputs.kinds import Numbers
+from compressor.outputs.returned import returned_by_name
 from compressor.stage import Context
 from compressor.structure.calling.draws import kept_randomness
-from compressor.structure.calling.returned import returned_by_name
 from compressor.training.judged import settled
 from compressor.training.loop import train
 from compressor.training.passes.losses import Position

@@ -12,7 +12,7 @@ from compressor.batches import Inputs, Targets, map_tensors, target_tensors
 from compressor.errors import StageError, first_said
 from compressor.kept_state import private_copy
 from compressor.outputs.kinds import Numbers
-from compressor.structure.calling.returned import returned_by_name
+from compressor.outputs.returned import returned_by_name
 from compressor.tensor_files import raw_bytes
 from compressor.training.agreement import choose
 from compressor.training.judged import output_kind

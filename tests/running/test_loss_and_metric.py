@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.errors import WorkloadError
+from compressor.given.notices import WorkloadWarning
 from compressor.metrics import Metric
 from compressor.running.broadcasts import Crossing, crossing, forgets_the_order
-from compressor.running.loss_and_metric import WorkloadWarning, check_judged
+from compressor.running.loss_and_metric import check_judged
 from compressor.workload import Workload
 
 N = 8

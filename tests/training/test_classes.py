@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.errors import StageError
+from compressor.given.notices import WorkloadWarning
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Classes, Labels
-from compressor.running.loss_and_metric import WorkloadWarning
 from compressor.running.preflight import check_workload
 from compressor.stage import Context
 from compressor.stages.distillation import Distill

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.batches import Inputs
+from compressor.outputs.returned import returned_tensors
 from compressor.structure.axes.axis import Axis, IrreconcilableError, atoms, lock
 from compressor.structure.axes.calls import Call, Dims, tensors_in, user_frames, user_line, user_place
 from compressor.structure.axes.decisions import Decisions, Steps, is_chance_or_count, looks_at_values
@@ -22,7 +23,6 @@ from compressor.structure.axes.views import permutation, unreadable
 from compressor.structure.axes.whole_calls import WholeCalls
 from compressor.structure.calling.clues import numbers_near
 from compressor.structure.calling.coverage import unwatched
-from compressor.structure.calling.returned import returned_tensors
 from compressor.structure.tensor_ids import tensors_of
 
 _MARK = "_axes_known"  # what is known of a tensor travels with it

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from compressor.errors import StageError
-from compressor.structure.calling.returned import returned_tensors
+from compressor.outputs.returned import returned_tensors
 from compressor.structure.graph import trace_structure
 from compressor.structure.plan import apply_plan_
 from workbench.halving import free, halves, locks

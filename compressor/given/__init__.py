@@ -1,0 +1,1 @@
+"""What people have, made into what a workload holds: loaders, datasets, models and plain functions."""

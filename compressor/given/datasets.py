@@ -1,0 +1,84 @@
+"""Datasets and arrays as people have them: tensors in the usual types, float64 told once for all sets."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from compressor.batches import Augment, Batches, all_targets, as_tensors, sample_count, split_batch
+from compressor.errors import WorkloadError
+from compressor.given.loaders import Loaders
+from compressor.given.numbers import as_usual, holds_float64, is_usual, tell_of_float64
+from compressor.given.splits import parted, strata_of
+from compressor.streams.passes import Mapped
+
+
+def sets_of_datasets(
+    given: Mapping[str, Any],
+    *,
+    stratified: bool,
+    batch_size: int,
+    transform: Callable[[Any], Any] | None,
+    augment: Augment | None,
+    validation_fraction: float,
+    calibration_samples: int,
+    seed: int,
+) -> Loaders:
+    """The sets made of the datasets `given`: train, validation (None: a part of train is held out) and test.
+
+    Calibration is a part of what trains. Raises ValueError where nothing can be held out.
+    """
+    train, validation, test = usual_samples(given)
+    rest = list(range(sample_count(train)))
+    strata = strata_of(all_targets(train)) if stratified else None
+    if validation is None:
+        if not 0 < validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction is the fraction of train held out, in (0, 1); got {validation_fraction}"
+            )
+        rest, held_out = parted(rest, max(1, round(len(rest) * validation_fraction)), strata, seed)
+        validation_batches = Batches(train, indices=held_out, batch_size=batch_size, transform=transform)
+    else:
+        validation_batches = Batches(validation, batch_size=batch_size, transform=transform)
+    calibration = rest
+    if calibration_samples < len(rest):
+        _, calibration = parted(rest, calibration_samples, strata, seed + 1)
+    calibration_batches = Batches(train, indices=calibration, batch_size=min(batch_size, 32), transform=transform)
+    training = Batches(
+        train,
+        indices=rest,
+        batch_size=batch_size,
+        shuffle=True,
+        transform=transform,
+        augment=augment,
+        drop_last=True,
+    )
+    return Loaders(
+        train=training,
+        calibration=calibration_batches,
+        validation=validation_batches,
+        test=Batches(test, batch_size=batch_size, transform=transform),
+        first=split_batch(next(iter(calibration_batches))),
+    )
+
+
+def usual_samples(given: Mapping[str, Any]) -> list[Any]:
+    """The samples of the sets `given` by name, None for those that are None; float64 becomes float32, with one notice.
+
+    Raises WorkloadError for sets without samples, TypeError and ValueError as `as_tensors` does.
+    """
+    found: list[Any] = []
+    converted = []
+    for name, data in given.items():
+        samples = data if data is None else as_tensors(data)
+        if samples is None:
+            found.append(None)
+            continue
+        if sample_count(samples) == 0:
+            raise WorkloadError(f"{name} has no samples; a workload needs data to train, decide and report on")
+        example = samples if isinstance(samples, tuple) else samples[0]
+        if holds_float64(example):
+            converted.append(name)
+        if not is_usual(example):
+            samples = as_usual(samples) if isinstance(samples, tuple) else Mapped(samples, as_usual)
+        found.append(samples)
+    tell_of_float64(converted)
+    return found
