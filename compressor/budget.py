@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from compressor.checks import check_max_drop, check_positive
+from compressor.checks import check_max_drop, check_positive, explains_settings
 from compressor.estimate import Estimate
 from compressor.metrics import Metric
 
 
+@explains_settings
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The limits that decide on validation data and measured time.

@@ -6,14 +6,17 @@ though Python takes it for 1. Settings that may be None are checked where they a
 """
 
 import dataclasses
+import difflib
+import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from compressor.errors import StageError
 
+Kind = TypeVar("Kind")
 Within = Literal["[0, 1)", "[0, 1]", "(0, 1)", "(0, 1]"]
 
 
@@ -89,6 +92,50 @@ def check_calibrated(seen: object) -> None:
     """Something was `seen` of the calibration data. Raises StageError where it is empty."""
     if not seen:
         raise StageError("calibration data is empty; give the workload at least one batch of it")
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """What to add to an error about `word`: a question with the nearest of `known`, or nothing where none is near."""
+    close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def unknown_setting(owner: str, name: str, known: Sequence[str]) -> str:
+    """The refusal of a setting that `owner` has not, which has those that are `known`."""
+    return f"{owner} has no {name!r}{did_you_mean(name, known)} (it has {', '.join(known) or 'no parameters'})"
+
+
+def explains_settings(kind: type[Kind]) -> type[Kind]:
+    """The dataclass `kind`, whose refusal of settings that it has not names those that it has, and the nearest.
+
+    It stays a TypeError, as Python has it.
+    """
+    plain = kind.__init__
+
+    @functools.wraps(plain)
+    def explained(self: Any, *values: Any, **settings: Any) -> None:
+        try:
+            plain(self, *values, **settings)
+        except TypeError:
+            known = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+            unknown = next((name for name in settings if name not in known), None)
+            if unknown == "learning_rate" and "optimizer" in known:
+                rate = settings[unknown] if _is_number(settings[unknown]) else 0.01
+                raise TypeError(
+                    f"{kind.__name__} has no 'learning_rate': the rate is the optimizer's; write "
+                    f"optimizer=SGD(rate={rate}) or optimizer=AdamW(rate={rate / 50:g}), of compressor.stages, or "
+                    "leave it out to have it found"
+                ) from None
+            if unknown is not None:
+                raise TypeError(unknown_setting(kind.__name__, unknown, known)) from None
+            if values and known and all(field.kw_only for field in dataclasses.fields(kind)):  # type: ignore[arg-type]
+                raise TypeError(
+                    f"{kind.__name__} takes its settings by name; write {kind.__name__}({known[0]}={values[0]!r})"
+                ) from None
+            raise
+
+    kind.__init__ = explained  # type: ignore[method-assign] # that is what it is for
+    return kind
 
 
 def one_of(ways: Mapping[str, bool]) -> str:

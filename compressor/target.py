@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from compressor.checks import check_count
+from compressor.checks import check_count, explains_settings
 
 
 class Isa(Enum):
@@ -62,6 +62,7 @@ def detect_isa() -> Isa:
     return Isa.GENERIC
 
 
+@explains_settings
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """The machine and the load that the numbers are for.

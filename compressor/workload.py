@@ -17,7 +17,7 @@ from compressor.batches import (
     map_tensors,
     split_batch,
 )
-from compressor.checks import check_positive
+from compressor.checks import check_positive, explains_settings
 from compressor.errors import WorkloadError
 from compressor.given.datasets import sets_of_datasets
 from compressor.given.functions import (
@@ -62,6 +62,7 @@ class Settings(TypedDict, total=False):
     others: Mapping[str, OtherOutput]
 
 
+@explains_settings
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """What is compressed and how it is judged.

@@ -1,12 +1,16 @@
+import copy
+import inspect
 import math
+import pickle
 import subprocess
 import sys
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import get_args
 
 import pytest
 
 from compressor import stages
+from compressor.budget import Budget
 from compressor.checks import (
     check_calibrated,
     check_count,
@@ -20,7 +24,10 @@ from compressor.checks import (
     check_tuple,
 )
 from compressor.errors import StageError
+from compressor.outputs.kinds import Classes
 from compressor.stages import Macs, MergeSimilar, PruneChannels
+from compressor.target import Target
+from compressor.workload import Workload
 
 
 def message_of(check, *arguments, **named) -> str:
@@ -199,3 +206,57 @@ def test_every_built_in_stage_refuses_them_where_they_are_written(kind, name) ->
     for value in ("nothing", 0.5, kind):
         with pytest.raises((ValueError, TypeError), match=name):
             kind(**{**needed, name: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            lambda: stages.FineTune(learning_rate=0.1),
+            (
+                "FineTune has no 'learning_rate': the rate is the optimizer's; write optimizer=SGD(rate=0.1) or "
+                "optimizer=AdamW(rate=0.002), of compressor.stages, or leave it out to have it found"
+            ),
+        ),
+        (
+            lambda: stages.QuantizationAwareTraining(learning_rate="auto"),
+            (
+                "QuantizationAwareTraining has no 'learning_rate': the rate is the optimizer's; write "
+                "optimizer=SGD(rate=0.01) or optimizer=AdamW(rate=0.0002), of compressor.stages, or leave it out to "
+                "have it found"
+            ),
+        ),
+        (lambda: stages.Distill(epoch=3), "Distill has no 'epoch'; did you mean 'epochs'? (it has epochs, steps, "),
+        (lambda: stages.PruneChannels(learning_rate=1), "PruneChannels has no 'learning_rate' (it has remove, "),
+        (lambda: stages.SGD(rate=1.0, nesterov=True), "SGD has no 'nesterov' (it has rate, momentum)"),
+        (lambda: stages.Global(rate=1.0), "Global has no 'rate' (it has no parameters)"),
+        (lambda: stages.FineTune(3), "FineTune takes its settings by name; write FineTune(epochs=3)"),
+        (lambda: Budget(drop=0.1), "Budget has no 'drop'; did you mean 'max_drop'? (it has "),
+        (lambda: Target(thread=2), "Target has no 'thread'; did you mean 'threads'? (it has "),
+        (lambda: Workload(metrics=None), "Workload has no 'metrics'; did you mean 'metric'? (it has "),
+        (lambda: Classes(axes=1), "Classes has no 'axes'; did you mean 'axis'? (it has axis, ignored, "),
+    ],
+)
+def test_settings_that_are_not_there_are_told_with_those_that_are(make, says: str) -> None:
+    """Python's own words name neither the nearest nor the others."""
+    with pytest.raises(TypeError) as caught:
+        make()
+    assert str(caught.value).startswith(says)
+
+
+def test_what_else_is_wrong_with_a_call_is_told_as_before() -> None:
+    """A setting that is missing, one of the wrong kind, and errors of the checks; signatures and copies stay."""
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'rate'"):
+        stages.SGD()
+    with pytest.raises(ValueError, match="epochs counts"):
+        stages.FineTune(epochs=0)
+    assert "epochs" in inspect.signature(stages.FineTune).parameters
+    once = stages.FineTune(epochs=2)
+    assert pickle.loads(pickle.dumps(once)) == copy.deepcopy(once) == replace(stages.FineTune(), epochs=2)  # noqa: S301 - its own bytes
+
+
+def test_all_that_a_recipe_may_name_explains_its_settings() -> None:
+    """Every stage and value object, whatever is added to the catalogue."""
+    for name in stages.__all__[:-1]:
+        with pytest.raises(TypeError, match=f"{name} has no 'no_such_thing'"):
+            getattr(stages, name)(no_such_thing=1)

@@ -232,9 +232,9 @@ def stages(
     `compressor stages --schema > recipe.schema.json`
     """
     with reported(verbose=verbose):
+        from compressor.checks import did_you_mean
         from compressor.cli.stage_listing import listing, print_listing
         from compressor.plugins import reasons
-        from compressor.recipe.problems import did_you_mean
         from compressor.recipe.recipe import Recipe
 
         if schema:

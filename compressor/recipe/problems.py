@@ -1,12 +1,12 @@
 """What is wrong with a recipe, in sentences: pydantic's findings with the value that was met and the way out."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
+from compressor.checks import did_you_mean, unknown_setting
 from compressor.plugins import reasons
 from compressor.recipe.models import is_mark, settings
 from compressor.recipe.text import Place
@@ -62,12 +62,6 @@ def explain(
         what = " or ".join(dict.fromkeys(texts))
         found.append((place, f"{dotted(place)} must be {what}, got {_shown(_at(data, place))}"))
     return found
-
-
-def did_you_mean(word: Any, known: Iterable[str]) -> str:
-    """What to add to an error about `word`: a question with the nearest of `known`, or nothing where none is near."""
-    close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def dotted(place: Place) -> str:
@@ -137,7 +131,7 @@ def _unknown_key(loc: Place, kinds: Mapping[str, type[Any]], top: list[str], val
             f"{owner} has no 'learning_rate': the rate is the optimizer's; write optimizer: {{sgd: "
             f"{{rate: {rate}}}}} or {{adam_w: {{rate: {rate / 50:g}}}}}, or leave it out to have it found"
         )
-    return f"{owner} has no {key!r}{did_you_mean(key, known)} (it has {', '.join(known) or 'no parameters'})"
+    return unknown_setting(owner, str(key), known)
 
 
 def _unknown_name(place: Place, value: Any, names: list[str]) -> str:

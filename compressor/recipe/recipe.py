@@ -21,6 +21,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from compressor.budget import Budget
+from compressor.checks import did_you_mean
 from compressor.errors import LONGEST_REASON, RecipeError, bounded
 from compressor.plugins import STAGES, reasons, usable
 from compressor.recipe.models import (
@@ -34,7 +35,7 @@ from compressor.recipe.models import (
     reachable,
 )
 from compressor.recipe.overrides import override_
-from compressor.recipe.problems import did_you_mean, explain
+from compressor.recipe.problems import explain
 from compressor.recipe.text import LARGEST_BYTES, Document, Place, leading_comment, parse, to_yaml
 from compressor.stage import Stage, stage_name
 from compressor.stages import catalogue

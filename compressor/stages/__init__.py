@@ -5,6 +5,7 @@ A technique is a file in this folder; below stand its import, its name in `__all
 
 from typing import Any
 
+from compressor.checks import explains_settings
 from compressor.clustering.codebooks import DensityCentroids, KMeansPlusPlus, LinearCentroids
 from compressor.low_rank.settings import BestWay, Channelwise, Energy, OutputError, Rank, Spatial, Tucker, WeightError
 from compressor.plugins import STAGES, by_name
@@ -179,6 +180,9 @@ BUILT_IN: tuple[type[Any], ...] = (
     QuantizationAwareTraining,
     Quantize,
 )
+
+for _name in __all__[:-1]:
+    explains_settings(globals()[_name])
 
 
 def catalogue() -> dict[str, type[Any]]:
