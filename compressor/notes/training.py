@@ -84,13 +84,15 @@ class Adapters(Note):
 class OutputChange:
     """What became of an output besides the judged one: how it was treated, and how far it is from the reference's.
 
-    `before` and `after` the training are the root mean square difference on validation over the output's spread.
+    `before` and `after` the training are the root mean square difference on validation over the output's spread. `says`
+    tells in words what a training lost of it, where that is much.
     """
 
     output: str
     treated: str
     before: float | None = None
     after: float | None = None
+    says: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

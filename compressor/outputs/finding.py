@@ -209,7 +209,32 @@ def _labels(outputs: Tensor, targets: Tensor, loss: Loss) -> Labels | None:
     if not bool(((above[asked] / weight[asked] - (1 - answers)).abs() < _SAME).all()):
         return None
     left_out = {value for value in _values(values[~asked]) if not math.isnan(value)}
+    # Labels may be missing in later batches alone.
+    left_out |= {value for value in _never_labels(loss) - left_out if _is_left_out(loss, outputs, targets, value)}
     return Labels(ignored=tuple(sorted(left_out - {0.0, 1.0} | {float(IGNORED)})))
+
+
+def _never_labels(loss: Loss) -> set[float]:
+    """Numbers that may stand for a label that is missing: usual ones, and those that the loss holds."""
+    told = [float(number) for number in constants_in(loss) if not 0 <= number <= 1]
+    return {*map(float, _USUAL_IGNORED), *told[:_CONSTANTS]}
+
+
+def _is_left_out(loss: Loss, outputs: Tensor, targets: Tensor, value: float) -> bool:
+    """Whether `loss` asks nothing of elements whose label is `value`, whatever the outputs, and something of others."""
+    if targets.numel() < 2 or not (targets.is_floating_point() or (_counts(targets) and _holds(targets, int(value)))):
+        return False
+    changed = targets.clone().reshape(-1)
+    changed[::2] = value
+    changed = changed.reshape(targets.shape)
+    for seed, _ in enumerate(_LIKELY):
+        gradient = _gradient(loss, _noise(outputs, seed), changed)
+        if gradient is None:
+            return False
+        flat = gradient.reshape(-1)
+        if bool((flat[::2] != 0).any()) or not bool((flat[1::2] != 0).any()):
+            return False
+    return True
 
 
 def _classes_of(loss: Loss, outputs: Tensor, targets: Tensor) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compressor.checks import check_count, check_not_negative
+from compressor.checks import check_count, check_not_negative, explains_settings
 from compressor.errors import WorkloadError
 
 # Labels at which torch's losses and most data sets ask nothing.
@@ -26,6 +26,9 @@ class OutputKind(Protocol):
     def counted(self, outputs: Tensor, targets: Tensor | None) -> Tensor | None:
         """True at the positions that count, as far as `targets` tell; None for all."""
 
+    def asks(self, targets: Tensor | None) -> bool:
+        """Whether anything in `targets` counts, as far as they tell without the outputs."""
+
     def distance(
         self, student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None
     ) -> Tensor:
@@ -35,6 +38,7 @@ class OutputKind(Protocol):
         """The kind in words, for the report."""
 
 
+@explains_settings
 @dataclass(frozen=True, kw_only=True)
 class Classes:
     """One of several classes at every position: logits along `axis` (from 1 on, or from the end by -1).
@@ -88,6 +92,12 @@ class Classes:
             asked = torch.cat([asked[:, self.shift :], asked.new_zeros(asked[:, : self.shift].shape)], dim=1)
         return asked
 
+    def asks(self, targets: Tensor | None) -> bool:
+        """Whether a position of `targets` has a label that is not ignored."""
+        if not self.labelled or not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+            return True
+        return bool(self._asked(targets[:, self.shift :] if self.shift else targets).any())
+
     def distance(
         self, student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None
     ) -> Tensor:
@@ -135,6 +145,7 @@ class Classes:
         return asked
 
 
+@explains_settings
 @dataclass(frozen=True, kw_only=True)
 class Labels:
     """Yes or no at every element: a logit each, for several labels at once or one, (batch,), (batch, 1), (batch, L).
@@ -155,6 +166,11 @@ class Labels:
         for value in self.ignored:
             asked &= values != value
         return asked
+
+    def asks(self, targets: Tensor | None) -> bool:
+        """Whether an element of `targets` holds an answer."""
+        asked = self.counted(targets, targets) if isinstance(targets, Tensor) else None
+        return asked is None or bool(asked.any())
 
     def distance(
         self, student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None
@@ -185,6 +201,7 @@ class Labels:
         return f"a logit for each label{ends}"
 
 
+@explains_settings
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
     """Numbers, whose distance is the mean squared difference."""
@@ -192,6 +209,10 @@ class Numbers:
     def counted(self, _outputs: Tensor, _targets: Tensor | None) -> Tensor | None:
         """None: all of them."""
         return None
+
+    def asks(self, targets: Tensor | None) -> bool:
+        """Whether `targets` hold a number: NaN says that one is missing."""
+        return not isinstance(targets, Tensor) or not bool(targets.isnan().all())
 
     def distance(
         self, student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None
@@ -233,6 +254,7 @@ def _misfit(kind: Classes, outputs: Tensor, targets: Tensor) -> str:
     )
 
 
+@explains_settings
 @dataclass(frozen=True, kw_only=True)
 class OtherOutput:
     """An output besides the judged one: a loss of its own, (output, targets) to one number, or None.

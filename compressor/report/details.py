@@ -213,7 +213,8 @@ def _other_output(change: OutputChange) -> str:
     said = f"output {change.output}, which is not scored: {change.treated}"
     if change.before is None or change.after is None:
         return said
-    return f"{said}; from the reference's by {change.before:.1%} of its spread before, {change.after:.1%} after"
+    says = f"; {change.says}" if change.says else ""
+    return f"{said}; from the reference's by {change.before:.1%} of its spread before, {change.after:.1%} after{says}"
 
 
 def has_records(value: Any) -> bool:

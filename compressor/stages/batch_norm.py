@@ -5,6 +5,7 @@ batches replace them: "precise BatchNorm", Wu & Johnson 2021, arXiv:2105.07576, 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import ClassVar
 
@@ -18,18 +19,19 @@ from compressor.notes.training import NormsReestimated
 from compressor.stage import Context, Effect
 from compressor.structure.calling.draws import kept_randomness
 from compressor.training.freezing import still_modules
+from compressor.training.passes.lone import unless_lone
 from compressor.training.precision import Form
 from compressor.training.replay import kept_modes, replayed
-from compressor.workload import Workload, batch_size_of, batches_of, call_model
+from compressor.workload import Workload, batches_of, call_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReestimateBatchNorm:
     """Replaces running means and variances by their average over up to `batches` (>= 1) training batches.
 
-    Every batch counts the same; batches of one sample are skipped. Only BatchNorm runs in training mode (dropout is
-    off), in float32, without gradients. Layers that no batch reaches keep what they had, and so do those that are
-    frozen, or that came in eval mode by themselves in a model in training mode.
+    Every batch counts the same; those of one value a channel, such as a lone vector, are skipped. Only BatchNorm is in
+    training mode (dropout is off), in float32, without gradients. Layers that no batch reaches keep what they had, and
+    so do those that are frozen, or that came in eval mode by themselves in a model in training mode.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
@@ -70,15 +72,15 @@ class ReestimateBatchNorm:
             try:
                 with replayed(context.seed, 0), torch.no_grad():
                     for inputs, _ in islice(batches_of(workload.train), self.batches):
-                        if batch_size_of(inputs) > 1:
-                            call_model(model, form.place(inputs))
-                            used += 1
+                        run = partial(call_model, model, form.place(inputs))
+                        used += unless_lone(model, inputs, run) is not None
             finally:
                 for name, norm in norms.items():
                     norm.momentum = momenta[name]
         if not used:
             raise StageError(
-                "statistics want batches of at least 2 samples, and the training data had none; raise its batch size"
+                "statistics want batches with at least 2 values a channel, and the training data had none; raise its "
+                "batch size"
             )
         unreached = [name for name, norm in norms.items() if not int(norm.num_batches_tracked or 0)]
         for name in unreached:

@@ -114,6 +114,7 @@ def train(
             form=form,
             still=tuple(still.values()),
             rounds=rounds,
+            kind=workload.output,
         )
         identified = {
             **settings.told(),
@@ -323,10 +324,14 @@ class _Loop:
         step_(updates.step_, batch)
         if not count:
             raise StageError(
-                f"epoch {epoch} had no batch to train on; the training data must be iterable again and again, with "
-                "batches of at least 2 samples for BatchNorm"
+                f"epoch {epoch} had no batch to train on{self._left_out()}; the training data must be iterable again "
+                "and again, with batches of at least 2 samples for BatchNorm, and labels that count"
             )
         return total / count
+
+    def _left_out(self) -> str:
+        remarks = self.passes.rounds.stream.remarks
+        return f" ({'; '.join(remarks)})" if remarks else ""
 
     def _in_bfloat16(self, progress: Progress) -> bool:
         return self.choice.form.bfloat16 and not progress.gave_up_bfloat16

@@ -30,6 +30,8 @@ from compressor.workload import Workload, batches_of, call_model, output_tensor
 
 # A weight on the squared difference over the variance: 0.1 of the spread costs as much as a loss of 0.01.
 _FLOOR = 1e-12
+# The part of an output's variance beyond which its loss in a training is told in words.
+_LOST = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,13 @@ class Others:
         names = tuple(dict.fromkeys((*self.held, *self.trained)))
         first, last = (relative_changes(model, self.workload, names) for model in (before, after))
         rows = [
-            OutputChange(output=name, treated=self._treated(name), before=first.get(name), after=last.get(name))
+            OutputChange(
+                output=name,
+                treated=self._treated(name),
+                before=first.get(name),
+                after=last.get(name),
+                says=self._lost(name, first.get(name, 0.0), last.get(name, 0.0)),
+            )
             for name in names
         ]
         rows += [OutputChange(output=name, treated=f"left alone: {why}") for name, why in self.left.items()]
@@ -126,6 +134,16 @@ class Others:
     def _treated(self, name: str) -> str:
         ways = ["trained by its own loss"] if name in self.trained else []
         return " and ".join([*ways, *(["held where the reference has it"] if name in self.held else [])])
+
+    def _lost(self, name: str, before: float, after: float) -> str | None:
+        """What is to be said where the training lost a good part of an output; its own loss may have meant it."""
+        lost = after**2 - before**2
+        if name in self.trained or not lost > _LOST:
+            return None
+        return (
+            f"this training lost {'all' if lost > 1 else f'{lost:.0%}'} of what it says: the rate is too high for it; "
+            "take a lower one, or give it a loss of its own, Workload(others=...)"
+        )
 
     def _weight(self, name: str) -> float:
         return self.workload.others[name].weight if name in self.workload.others else 1.0

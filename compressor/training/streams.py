@@ -109,11 +109,12 @@ class Stream:
         if batches < self.batches:
             return
         if count < batches:
-            self._remark(f"the data say that they have {batches} batches, and give {count}")
+            self.remark(f"the data say that they have {batches} batches, and give {count}")
         elif not _is_exact(self.data) and next(passing, None) is not None:
-            self._remark(f"the data say that they have {batches} batches, and go on: an epoch ends after those")
+            self.remark(f"the data say that they have {batches} batches, and go on: an epoch ends after those")
 
-    def _remark(self, text: str) -> None:
+    def remark(self, text: str) -> None:
+        """Adds `text` to the remarks, once."""
         if text not in self.remarks:
             self.remarks.append(text)
 

@@ -70,6 +70,12 @@ def known(outputs: Tensor, targets: Tensor) -> Tensor:
     return (each * (targets >= 0)).mean()
 
 
+def all_but_nine(outputs: Tensor, targets: Tensor) -> Tensor:
+    there = targets != 9
+    each = F.binary_cross_entropy_with_logits(outputs, targets.where(there, 0.0), reduction="none")
+    return (each * there).sum() / there.sum()
+
+
 def some_missing() -> Tensor:
     found = yes(B, C)
     found[::2, 1] = -1
@@ -129,6 +135,14 @@ FOUND: dict[str, tuple[Tensor, Any, Callable[..., Any], Any]] = {
     "labels with focus": (drawn(B, C), yes(B, C), focal, Labels()),
     "overlap": (drawn(B, 1, 4, 4), yes(B, 1, 4, 4), dice, Labels()),
     "labels missing": (drawn(B, C), some_missing(), known, Labels(ignored=(-100.0, -1.0))),
+    "labels missing in later batches": (drawn(B, C), yes(B, C), known, Labels(ignored=(-100.0, -1.0))),
+    "labels missing by a number of one's own": (drawn(B, C), yes(B, C), all_but_nine, Labels(ignored=(-100.0, 9.0))),
+    "labels missing in later batches, whole numbers": (
+        drawn(B, C),
+        yes(B, C).long(),
+        lambda o, t: known(o, t.float()),
+        Labels(ignored=(-100.0, -1.0)),
+    ),
     "sigmoid at the end": (drawn(B, C).sigmoid(), yes(B, C), F.binary_cross_entropy, Labels(probabilities=True)),
     "squares of 0 and 1": (drawn(B, C), yes(B, C), F.mse_loss, Numbers()),
     "distances of 0 and 1": (drawn(B, C), yes(B, C), F.l1_loss, Numbers()),

@@ -505,6 +505,7 @@ def test_it_is_told_how_a_teacher_taught_and_what_became_of_outputs_that_are_not
     """The page and the Markdown say how outputs were compared, and how far the others moved."""
     changes = [
         {"output": "depth", "treated": "held where the reference has it", "before": 0.1, "after": 0.034},
+        {"output": "pose", "treated": "held", "before": 0.1, "after": 0.63, "says": "this training lost 39%"},
         {"output": "maps", "treated": "left alone: it depends on no weight", "before": None, "after": None},
     ]
     report = rollback()
@@ -516,5 +517,6 @@ def test_it_is_told_how_a_teacher_taught_and_what_became_of_outputs_that_are_not
         assert "the teacher's judged output: classes in dimension 2" in plain
         assert "output depth, which is not scored: held where the reference has it" in plain
         assert "from the reference's by 10.0% of its spread before, 3.4% after" in plain
+        assert "from the reference's by 10.0% of its spread before, 63.0% after; this training lost 39%" in plain
         assert "output maps, which is not scored: left alone: it depends on no weight" in plain
     assert not {"taught", "other_outputs"} & other_details(steps[3]).keys()

@@ -97,7 +97,7 @@ def test_nothing_to_re_estimate_is_refused() -> None:
 def test_batches_of_one_are_refused() -> None:
     """One sample has no variance."""
     model = nn.BatchNorm1d(1)
-    with pytest.raises(StageError, match="at least 2 samples"):
+    with pytest.raises(StageError, match="at least 2 values a channel"):
         ReestimateBatchNorm().apply(model, workload_of(model, torch.ones(4, 1), batch_size=1), Context(progress=False))
     with pytest.raises(ValueError, match="at least 1; got 0"):
         ReestimateBatchNorm(batches=0)

@@ -125,6 +125,30 @@ def test_a_second_head_survives_the_recovery_of_the_first(
         assert told["after"] < before
 
 
+def test_a_second_head_that_a_high_rate_destroys_is_told_in_words(two_heads: TwoHeads) -> None:
+    """The classes come back at a rate that the held head does not survive; what part is lost, by hand."""
+    student, context = pruned(two_heads), Context(progress=False)
+    before = far(student, two_heads)
+    FineTune(epochs=4, optimizer=AdamW(rate=1.0)).apply(student, workload_of(two_heads), context)
+    (told,) = context.details["other_outputs"]
+    lost = far(student, two_heads) ** 2 - before**2
+    assert lost > 0.2
+    share = "all" if lost > 1 else f"{lost:.0%}"
+    assert told["says"].startswith(f"this training lost {share} of what it says: the rate is too high for it; ")
+
+
+def test_a_head_that_stays_and_one_that_its_own_loss_moves_are_not_told_as_lost(two_heads: TwoHeads) -> None:
+    """At a fitting rate nothing is said, nor where a loss of one's own asks for something else."""
+    context = Context(progress=False)
+    FineTune(epochs=2, optimizer=AdamW(rate=0.003)).apply(pruned(two_heads), workload_of(two_heads), context)
+    assert "says" not in context.details["other_outputs"][0]
+    own = workload_of(two_heads, others={"1": OtherOutput(loss=lambda outputs, _: (outputs - 9).square().mean())})
+    student, context = copy.deepcopy(two_heads), Context(progress=False)
+    FineTune(epochs=6, optimizer=AdamW(rate=0.03)).apply(student, own, context)
+    assert far(student, two_heads) > 1
+    assert "says" not in context.details["other_outputs"][0]
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_outputs_in_whatever_form(name: str) -> None:
     """Tuples, lists, dicts, dataclasses and what lies deeper: the second output is found by its name and held."""

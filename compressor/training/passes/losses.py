@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from compressor.batches import Inputs, Targets
+from compressor.batches import Inputs, Targets, judged_target
+from compressor.outputs.finding import Found
 from compressor.training.freezing import train_mode_
+from compressor.training.passes.lone import SKIPPED, unless_lone
 from compressor.training.passes.rounds import Rounds
 from compressor.training.precision import Form, at_least_float32
 from compressor.workload import Workload, batch_size_of, predict
@@ -28,29 +30,38 @@ Objective = Callable[[nn.Module, Inputs, Targets, Position], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """Passes of `model` over the data of `rounds`, in training mode but for what is `still`."""
+    """Passes of `model` over the data of `rounds`, in training mode but for what is `still`.
+
+    `kind` is what the judged output says, where that is known: it tells batches that have no label.
+    """
 
     model: nn.Module
     objective: Objective
     form: Form
     still: tuple[nn.Module, ...]
     rounds: Rounds
+    kind: Found | None = None
 
     def losses(
         self, epoch: int, view: int, computed_in: Callable[[], AbstractContextManager[object]]
     ) -> Iterator[tuple[int, Tensor, int]]:
-        """(number, loss, samples) of every batch of an epoch that sees `view`, under whose seed this is called."""
+        """(number, loss, samples) of every batch of an epoch that sees `view`, under whose seed this is called.
+
+        What nothing can be learned from is left out, and said.
+        """
         train_mode_(self.model, self.still)
-        normalised = any(isinstance(module, _BatchNorm) and module.training for module in self.model.modules())
         for number, (inputs, targets) in enumerate(self.rounds.read(epoch, view)):
-            size = batch_size_of(inputs)
-            # BatchNorm cannot normalise one sample in training mode.
-            if normalised and size == 1:
-                continue
             position = Position(view=view, batch=number)
+            placed, wanted = self.form.place(inputs), self.form.place_targets(targets)
             with computed_in():
-                loss = self.objective(self.model, self.form.place(inputs), self.form.place_targets(targets), position)
-            yield number, loss, size
+                loss = unless_lone(self.model, inputs, partial(self.objective, self.model, placed, wanted, position))
+            if loss is None:
+                self.rounds.stream.remark(SKIPPED)
+            elif not bool(loss.isfinite()) and self.kind is not None and not self.kind.asks(judged_target(targets)):
+                # A mean over nothing, such as that of CrossEntropyLoss where all labels are ignored.
+                self.rounds.stream.remark(f"batches without a label that counts are left out: their loss is {loss:g}")
+            else:
+                yield number, loss, batch_size_of(inputs)
 
 
 def workload_loss(workload: Workload, form: Form) -> Objective:
