@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.estimate import Estimate
-from compressor.metrics import Metric, mean_of_asked
+from compressor.metrics import Metric
+from compressor.scoring.means import mean_of_asked
 
 _RESAMPLES = 2000
 # The two-sided 95 % quantile of the normal distribution.

@@ -1,7 +1,9 @@
 """How good a model's outputs are, sample by sample where the metric allows it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 
 import torch
@@ -10,16 +12,14 @@ from torch.nn import functional as F
 
 from compressor.checks import check_count
 from compressor.errors import WorkloadError
-from compressor.outputs.kinds import IGNORED, Classes, OutputKind
+from compressor.outputs.kinds import Classes, OutputKind
+from compressor.scoring import boxes, classes, labels, numbers
+from compressor.scoring.classes import ByClass
+from compressor.scoring.means import mean_of_asked
 
 
 def _mean(values: Tensor) -> float:
     return float(values.double().mean())
-
-
-def mean_of_asked(values: Tensor) -> float:
-    """The mean of rows without those that are NaN: samples of which nothing was asked."""
-    return float(values.double().nanmean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +69,27 @@ class Metric:
     @property
     def class_axis(self) -> int | None:
         """The dimension in which outputs have their classes, where this metric says so."""
-        return self.per_sample.axis if isinstance(self.per_sample, _ByClass) else None
+        return self.per_sample.axis if isinstance(self.per_sample, ByClass) else None
 
     def settled(self, kind: OutputKind) -> "Metric":
         """The metric for outputs of that kind, where it leaves open in which dimension they have their classes."""
-        if isinstance(self.per_sample, _ByClass) and isinstance(kind, Classes):
+        if isinstance(self.per_sample, ByClass) and isinstance(kind, Classes):
             return replace(self, per_sample=self.per_sample.settled(kind))
         return self
 
     def usual_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The loss that goes with this metric: cross-entropy over classes or labels, mean squared error otherwise."""
-        if self.per_sample is _right_labels:
-            return _label_loss
-        if isinstance(self.per_sample, _ByClass) and self.per_sample.axis not in {None, 1}:
-            return partial(_class_loss, axis=self.per_sample.axis)
+        if self.per_sample is labels.right_labels or self.per_sample is labels.told_labels:
+            return labels.label_loss
+        if self.per_sample is labels.scores_and_truths:
+            return labels.either_loss
+        if isinstance(self.per_sample, boxes.Boxes):
+            raise WorkloadError(
+                f"loss must be given with the metric {self.name}: how boxes are learnt is the model's own matter; "
+                "give a function of (outputs, targets)"
+            )
+        if isinstance(self.per_sample, ByClass) and self.per_sample.axis not in {None, 1}:
+            return partial(classes.class_loss, axis=self.per_sample.axis)
         return F.cross_entropy if self.classes else F.mse_loss
 
     @staticmethod
@@ -94,7 +101,7 @@ class Metric:
         """
         return Metric(
             name="accuracy",
-            per_sample=_ByClass(rows=_correct, axis=axis),
+            per_sample=ByClass(rows=classes.correct, axis=axis),
             aggregate=mean_of_asked,
             proportion=True,
             classes=True,
@@ -107,8 +114,8 @@ class Metric:
         Targets (batch, tokens); `ignored` are labels that do not count, and labels stand `shift` positions ahead of the
         outputs, as in language models. Both are found by the loss where they are None.
         """
-        per_sample = _ByClass(rows=_hits, axis=axis, ignored=ignored, shift=shift)
-        return Metric(name="token_accuracy", per_sample=per_sample, aggregate=_ratio, classes=True)
+        per_sample = ByClass(rows=classes.hits, axis=axis, ignored=ignored, shift=shift)
+        return Metric(name="token_accuracy", per_sample=per_sample, aggregate=classes.ratio, classes=True)
 
     @staticmethod
     def pixel_accuracy(axis: int = 1, *, ignored: tuple[int, ...] | None = None) -> "Metric":
@@ -116,8 +123,8 @@ class Metric:
 
         Targets (batch, ...); `ignored` as for `token_accuracy`.
         """
-        per_sample = _ByClass(rows=_hits, axis=axis, ignored=ignored, shift=0)
-        return Metric(name="pixel_accuracy", per_sample=per_sample, aggregate=_ratio, classes=True)
+        per_sample = ByClass(rows=classes.hits, axis=axis, ignored=ignored, shift=0)
+        return Metric(name="pixel_accuracy", per_sample=per_sample, aggregate=classes.ratio, classes=True)
 
     @staticmethod
     def label_accuracy() -> "Metric":
@@ -126,7 +133,7 @@ class Metric:
         Outputs and targets (batch,), (batch, 1) or (batch, labels) of one shape, targets 0 or 1; others, and NaN, are
         left out, and samples without any.
         """
-        return Metric(name="label_accuracy", per_sample=_right_labels, aggregate=mean_of_asked)
+        return Metric(name="label_accuracy", per_sample=labels.right_labels, aggregate=mean_of_asked)
 
     @staticmethod
     def top_k(k: int) -> "Metric":
@@ -136,7 +143,7 @@ class Metric:
         check_count(k, "k counts the answers that are allowed")
         return Metric(
             name=f"top{k}",
-            per_sample=_ByClass(rows=partial(_among_best, k=k), shift=0),
+            per_sample=ByClass(rows=partial(classes.among_best, k=k), shift=0),
             aggregate=mean_of_asked,
             proportion=True,
             classes=True,
@@ -146,7 +153,10 @@ class Metric:
     def macro_f1() -> "Metric":
         """The unweighted mean over classes of F1, with classes that occur in targets or predictions."""
         return Metric(
-            name="macro_f1", per_sample=_ByClass(rows=_predicted_and_true, axis=1), aggregate=_macro_f1, classes=True
+            name="macro_f1",
+            per_sample=ByClass(rows=classes.predicted_and_true, axis=1),
+            aggregate=classes.macro_f1,
+            classes=True,
         )
 
     @staticmethod
@@ -155,187 +165,95 @@ class Metric:
 
         Outputs and targets of the same shape, (batch, ...): two shapes that broadcast are refused with WorkloadError.
         """
-        return Metric(name="mse", per_sample=_squared_error, higher_is_better=False, bounded=False)
+        return Metric(name="mse", per_sample=numbers.squared_error, higher_is_better=False, bounded=False)
 
     @staticmethod
     def mae() -> "Metric":
         """The mean absolute error, each sample's own mean first; lower is better. Shapes are those of `mse`."""
-        return Metric(name="mae", per_sample=_absolute_error, higher_is_better=False, bounded=False)
+        return Metric(name="mae", per_sample=numbers.absolute_error, higher_is_better=False, bounded=False)
+
+    @staticmethod
+    def auroc() -> "Metric":
+        """The area under the ROC curve: of labels, or of class indices (one class against all others), the mean of all.
+
+        Outputs (batch, classes) with targets (batch,), or both of one shape with targets 0 and 1, others left out.
+        """
+        return Metric(name="auroc", per_sample=labels.scores_and_truths, aggregate=labels.mean_auroc)
+
+    @staticmethod
+    def multilabel_f1() -> "Metric":
+        """F1 of each label by the sign of its logit, the mean over labels that occur; shapes of `label_accuracy`."""
+        return Metric(name="multilabel_f1", per_sample=labels.told_labels, aggregate=labels.mean_label_f1)
+
+    @staticmethod
+    def r2() -> "Metric":
+        """What part of the targets' variance is explained, the mean over the numbers of a sample; at most 1.
+
+        Outputs and targets of the same shape, (batch, ...).
+        """
+        return Metric(name="r2", per_sample=numbers.given_and_wanted, aggregate=numbers.explained)
+
+    @staticmethod
+    def miou(axis: int = 1, *, ignored: tuple[int, ...] | None = None) -> "Metric":
+        """The mean intersection over union of the classes that occur, over all pixels; as for `pixel_accuracy`."""
+        rows = ByClass(rows=classes.overlaps, axis=axis, ignored=ignored, shift=0)
+        return Metric(name="miou", per_sample=rows, aggregate=classes.mean_overlap, classes=True)
+
+    @staticmethod
+    def perplexity(axis: int = -1, *, ignored: tuple[int, ...] | None = None, shift: int | None = None) -> "Metric":
+        """The exponential of the mean cross-entropy of all tokens; lower is better. As for `token_accuracy`."""
+        return Metric(
+            name="perplexity",
+            per_sample=ByClass(rows=classes.surprise, axis=axis, ignored=ignored, shift=shift),
+            aggregate=classes.perplexity,
+            higher_is_better=False,
+            bounded=False,
+            classes=True,
+        )
+
+    @staticmethod
+    def mean_average_precision(
+        overlaps: tuple[float, ...] = boxes.COCO_OVERLAPS, *, suppress: float | None = 0.5, most: int = 100
+    ) -> "Metric":
+        """The mean average precision of boxes as COCO has it, over the thresholds `overlaps`, each in (0, 1].
+
+        Outputs (batch, boxes, 4 + classes): x1, y1, x2, y2 and a score for each class. Targets (batch, boxes, 5):
+        class, x1, y1, x2, y2, with class -1 for padding. Boxes that overlap a better one of their class by more than
+        `suppress` are left out (None: none is), and so is what comes after the `most` best ones of a sample.
+        """
+        rows = boxes.Boxes(overlaps=overlaps, suppress=suppress, most=most)
+        name = "map" if len(overlaps) > 1 else f"map{100 * overlaps[0]:.0f}"
+        return Metric(name=name, per_sample=rows, aggregate=rows.average_precision)
 
     @staticmethod
     def named(name: str) -> "Metric":
         """The metric called `name`, of those above, top5 for the top_k of 5. Raises ValueError for others."""
-        if name.startswith("top") and name[3:].isdigit():
-            return Metric.top_k(int(name[3:]))
+        rank = re.fullmatch(r"top[-_]?(\d+)(_accuracy)?", name)
+        if rank is not None:
+            return Metric.top_k(int(rank[1]))
         known: dict[str, Callable[[], Metric]] = {
             "accuracy": Metric.accuracy,
             "token_accuracy": Metric.token_accuracy,
             "pixel_accuracy": Metric.pixel_accuracy,
             "label_accuracy": Metric.label_accuracy,
+            "multilabel_accuracy": Metric.label_accuracy,
+            "multilabel_f1": Metric.multilabel_f1,
             "macro_f1": Metric.macro_f1,
+            "f1": Metric.macro_f1,
+            "auroc": Metric.auroc,
+            "miou": Metric.miou,
+            "map": Metric.mean_average_precision,
+            "map50": lambda: Metric.mean_average_precision((0.5,)),
+            "perplexity": Metric.perplexity,
+            "r2": Metric.r2,
             "mse": Metric.mse,
             "mae": Metric.mae,
         }
         if name not in known:
+            close = get_close_matches(name, known, 1)
             raise ValueError(
                 f"metric must be one of {', '.join(known)} or top<k> such as top5, got {name!r}; "
-                "for your own, pass Metric(name=..., per_sample=...)"
+                + (f"did you mean {close[0]!r}? For" if close else "for")
+                + " your own, pass a function of (outputs, targets) or Metric(name=..., per_sample=...)"
             )
         return known[name]()
-
-
-def fitting(outputs: torch.Size, targets: torch.Size) -> str:
-    """How outputs and targets of these shapes, which differ, are brought to one shape."""
-    theirs = _fitting_targets(outputs, targets)
-    axis = _extra_axis(outputs, targets)
-    if axis is not None:
-        return f"{theirs}, or let the model give output.squeeze({axis})"
-    axis = _extra_axis(targets, outputs)
-    return theirs if axis is None else f"{theirs}, or let the model give output.unsqueeze({axis})"
-
-
-def _fitting_targets(wanted: torch.Size, targets: torch.Size) -> str:
-    axis = _extra_axis(wanted, targets)
-    if axis is not None:
-        return f"use targets.unsqueeze({axis})"
-    axis = _extra_axis(targets, wanted)
-    if axis is not None:
-        return f"use targets.squeeze({axis})"
-    if [size for size in wanted if size != 1] == [size for size in targets if size != 1]:
-        return f"use targets.reshape({', '.join(map(str, (-1, *wanted[1:])))})"
-    return "give one target for each number that the model gives"
-
-
-def _extra_axis(longer: torch.Size, shorter: torch.Size) -> int | None:
-    """The axis of size 1 (the last of several) without which `longer` is `shorter`."""
-    axes = [axis for axis, size in enumerate(longer) if size == 1 and longer[:axis] + longer[axis + 1 :] == shorter]
-    return axes[-1] if axes else None
-
-
-def _check_same_shape(outputs: Tensor, targets: Tensor) -> None:
-    if outputs.shape != targets.shape:
-        raise WorkloadError(
-            f"outputs and targets must have one shape, got outputs {tuple(outputs.shape)} and targets "
-            f"{tuple(targets.shape)}; {fitting(outputs.shape, targets.shape)}"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ByClass:
-    """Rows of a metric over classes: `rows(outputs, targets, kind)`; what is None follows from shapes, or a kind."""
-
-    rows: Callable[[Tensor, Tensor, Classes], Tensor]
-    axis: int | None = None
-    ignored: tuple[int, ...] | None = None
-    shift: int | None = None
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        axis = _class_axis(outputs, targets) if self.axis is None else self.axis
-        ignored = (IGNORED,) if self.ignored is None else self.ignored
-        kind = Classes(axis=axis, ignored=ignored, shift=self.shift or 0)
-        _check_classes(outputs, targets, kind)
-        return self.rows(outputs, targets, kind)
-
-    def settled(self, kind: Classes) -> "_ByClass":
-        if not kind.labelled:
-            # Mixed labels are for training alone: where classes are judged, they may be indices.
-            return replace(self, axis=kind.axis if self.axis is None else self.axis)
-        return replace(
-            self,
-            axis=kind.axis if self.axis is None else self.axis,
-            ignored=kind.ignored if self.ignored is None else self.ignored,
-            shift=kind.shift if self.shift is None else self.shift,
-        )
-
-
-def _class_axis(outputs: Tensor, targets: Tensor) -> int:
-    fits = [axis for axis in range(1, outputs.ndim) if Classes(axis=axis).positions(outputs) == targets.shape]
-    if len(fits) > 1:
-        raise WorkloadError(
-            f"classes may lie in dimension {' or '.join(map(str, fits))} of outputs {tuple(outputs.shape)} with "
-            f"targets {tuple(targets.shape)}; say it: Metric.accuracy(axis={fits[0]}), or Metric.token_accuracy() for "
-            "(batch, tokens, classes) and Metric.pixel_accuracy() for (batch, classes, ...)"
-        )
-    return fits[0] if fits else 1
-
-
-def _check_classes(outputs: Tensor, targets: Tensor, kind: Classes) -> None:
-    known = outputs.ndim > 1 and -outputs.ndim <= kind.axis < outputs.ndim
-    wanted = kind.positions(outputs) if known else outputs.shape
-    if not known or targets.shape != wanted:
-        one_each = "give the model one output for each class"
-        way_out = _fitting_targets(wanted, targets.shape) if known else one_each
-        raise WorkloadError(
-            f"class indices must have the shape of the outputs without their dimension {kind.axis}, got outputs "
-            f"{tuple(outputs.shape)} and targets {tuple(targets.shape)}; {way_out}"
-        )
-
-
-def _correct(outputs: Tensor, targets: Tensor, kind: Classes) -> Tensor:
-    counts = _hits(outputs, targets, kind)
-    return counts[:, 0] / counts[:, 1]
-
-
-def _hits(outputs: Tensor, targets: Tensor, kind: Classes) -> Tensor:
-    """How many positions of each sample are right, and how many were asked, (batch, 2)."""
-    answers, labels, asked = kind.predicted(outputs, targets)
-    right = (answers == labels) & asked
-    return torch.stack([right.reshape(len(right), -1).sum(dim=1), asked.reshape(len(asked), -1).sum(dim=1)], 1).double()
-
-
-def _ratio(rows: Tensor) -> float:
-    hits, asked = rows.double().sum(dim=0).tolist()
-    return hits / asked if asked else float("nan")
-
-
-def _among_best(outputs: Tensor, targets: Tensor, kind: Classes, *, k: int) -> Tensor:
-    best = outputs.movedim(kind.axis, 1).topk(min(k, outputs.shape[kind.axis]), dim=1).indices
-    hits = (best == targets.unsqueeze(1)).any(dim=1).double().where(kind.predicted(outputs, targets)[2], torch.nan)
-    return hits if hits.ndim == 1 else hits.flatten(1).nanmean(dim=1)
-
-
-def _predicted_and_true(outputs: Tensor, targets: Tensor, kind: Classes) -> Tensor:
-    answers, labels, asked = kind.predicted(outputs, targets)
-    # What is not asked has the class -1, which no output has.
-    return torch.stack([answers, labels], dim=1).where(asked.unsqueeze(1), -1)
-
-
-def _right_labels(outputs: Tensor, targets: Tensor) -> Tensor:
-    _check_same_shape(outputs, targets)
-    asked = (targets == 0) | (targets == 1)
-    right = ((outputs > 0) == (targets == 1)).double().where(asked, torch.nan)
-    return right.flatten(1).nanmean(dim=1) if right.ndim > 1 else right
-
-
-def _class_loss(outputs: Tensor, targets: Tensor, *, axis: int) -> Tensor:
-    return F.cross_entropy(outputs.movedim(axis, 1), targets)
-
-
-def _label_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
-
-
-def _macro_f1(rows: Tensor) -> float:
-    predicted, true = rows[rows[:, 1] >= 0].long().unbind(dim=1)
-    if not len(true):
-        return float("nan")
-    classes = int(torch.maximum(predicted.max(), true.max())) + 1
-    hits = torch.bincount(true[predicted == true], minlength=classes).double()
-    total = torch.bincount(predicted, minlength=classes) + torch.bincount(true, minlength=classes)
-    present = total > 0
-    # F1 = 2 TP / (2 TP + FP + FN), and predicted + true = 2 TP + FP + FN.
-    return float((2 * hits[present] / total[present]).mean())
-
-
-def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    _check_same_shape(outputs, targets)
-    return _sample_means((outputs.double() - targets.double()).square())
-
-
-def _absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    _check_same_shape(outputs, targets)
-    return _sample_means((outputs.double() - targets.double()).abs())
-
-
-def _sample_means(values: Tensor) -> Tensor:
-    return values.flatten(1).mean(dim=1) if values.ndim > 1 else values

@@ -13,10 +13,11 @@ from torch import Tensor
 from compressor.batches import Targets, judged_target, with_judged
 from compressor.errors import WorkloadError
 from compressor.given.notices import WorkloadWarning
-from compressor.metrics import Metric, fitting
+from compressor.metrics import Metric
 from compressor.running.broadcasts import Crossing, crossing, forgets_the_order, grows
 from compressor.running.described import described
 from compressor.running.failures import FAULTS
+from compressor.scoring.shapes import fitting
 from compressor.structure.calling.compiled import compiles_again
 from compressor.workload import Workload
 
