@@ -83,6 +83,14 @@ class StageError(CompressorError, RuntimeError):
     """
 
 
+class NothingToImproveError(StageError):
+    """An `improvement` of a stage that has nothing to work on in this model: the stage goes on without it."""
+
+    def __init__(self, improvement: str, reason: str) -> None:
+        super().__init__(reason)
+        self.improvement, self.reason = improvement, reason
+
+
 class BudgetError(CompressorError, ValueError):
     """A budget that no choice meets; `least` is the least cost that was found."""
 

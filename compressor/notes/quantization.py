@@ -81,6 +81,13 @@ class BiasesCorrected(Note):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut(Note):
+    """The improvements that had nothing to work on in this model, and why: {setting: the reason}."""
+
+    left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TriedWidths:
     """Widths that were looked at as a whole: which layers in float and the fraction of the float file's time, or the
     bytes and the drop; whether that meets the goal.

@@ -7,16 +7,17 @@ small, lists what runs on integers and refuses what broke.
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, Protocol
 
 import onnx
 
-from compressor.errors import StageError
+from compressor.errors import NothingToImproveError, StageError
 from compressor.files.carrying import carried_over
 from compressor.files.graphs import opset_of, parse
 from compressor.files.operators import heavy_operators
 from compressor.notes.note import Note
-from compressor.notes.quantization import Calibrated, IntegerForm, OutputNoise
+from compressor.notes.quantization import Calibrated, IntegerForm, LeftOut, OutputNoise
 from compressor.quantization.file.audit import coverage, verified_sqnr
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import serialize
@@ -127,6 +128,12 @@ class Prepared:
         """The same with one more note for the report; it takes the place of another of its kind."""
         return replace(self, details={**self.details, **note.to_json()})
 
+    def leaving_out(self, found: NothingToImproveError) -> "Prepared":
+        """The same with a note that an improvement had nothing to work on."""
+        before = LeftOut.from_json(self.details)
+        reasons = {} if before is None else before.left_out
+        return self.noting(LeftOut(left_out={**reasons, found.improvement: found.reason}))
+
 
 def prepare(
     exported: bytes,
@@ -139,8 +146,9 @@ def prepare(
 ) -> Prepared:
     """The exported float graph with its placement and nearest-rounded grids.
 
-    `rewrites` change the graph and keep its function, one after the other. Raises StageError for a graph that is
-    quantized already, where nothing can be quantized, and where `settings.skip` matches nothing.
+    `rewrites` change the graph and keep its function, one after the other; one with nothing to work on is noted. Raises
+    StageError for a graph that is quantized already, where nothing can be quantized, and where `settings.skip` matches
+    nothing.
     """
     if is_quantized(parse(exported)):
         raise StageError(
@@ -157,9 +165,14 @@ def prepare(
     if isinstance(settings.form, ByFamily | Static):
         graph = as_convolutions(graph)
     details: dict[str, Any] = {}
+    left_out: list[NothingToImproveError] = []
     for rewrite in rewrites:
-        graph, note = rewrite.apply(graph, workload, context)
-        details |= note.to_json()
+        try:
+            graph, note = rewrite.apply(graph, workload, context)
+        except NothingToImproveError as found:
+            left_out.append(found)
+        else:
+            details |= note.to_json()
     placement = _placed(graph, settings)
     scheme = settings.weights
     static: frozenset[str] = frozenset()
@@ -169,7 +182,7 @@ def prepare(
         details |= {} if told is None else told.to_json()
     named = (*placement.static, *placement.dynamic, *placement.weight_only)
     weights = nearest_grids(graph, dict.fromkeys(named, scheme), weight_range=weight_range)
-    return Prepared(
+    prepared = Prepared(
         exported=exported,
         graph=graph,
         placement=placement,
@@ -180,6 +193,7 @@ def prepare(
         isa=context.target.isa,
         details=details,
     )
+    return reduce(Prepared.leaving_out, left_out, prepared)
 
 
 def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: onnx.ModelProto | None = None) -> bytes:

@@ -6,6 +6,7 @@ on them, what goes back to float, and the biases, which make up for what roundin
 
 from dataclasses import dataclass, field, replace
 
+from compressor.errors import NothingToImproveError, StageError
 from compressor.notes.quantization import Equalized
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
@@ -69,7 +70,10 @@ def quantized_file(exported: bytes, settings: QuantizationSettings, workload: Wo
     def corrected(candidate: Prepared) -> Prepared:
         if settings.bias_correction is None:
             return candidate
-        graph, told = settings.bias_correction.apply(candidate.graph, candidate.place, workload, context)
+        try:
+            graph, told = settings.bias_correction.apply(candidate.graph, candidate.place, workload, context)
+        except NothingToImproveError as found:
+            return candidate.leaving_out(found)
         return replace(candidate, graph=graph).noting(told)
 
     if settings.give_back is None:
@@ -92,23 +96,30 @@ def _prepared(exported: bytes, settings: QuantizationSettings, workload: Workloa
     if settings.equalization is None:
         return plain
     equalized = prepare(exported, settings, workload, context, rewrites=(settings.equalization, *smoothing))
+    told = Equalized.from_json(equalized.details)
+    if told is None:
+        # It is the plain one, with the reason why there was nothing to equalize.
+        return equalized
     samples = settings.equalization.samples
     before, after = (
         output_sqnr_db(plain.graph, each.place(), workload.calibration, samples=samples) for each in (plain, equalized)
     )
-    told = Equalized.from_json(equalized.details)
-    assert told is not None  # equalizing tells it
     told = replace(told, sqnr_db={"without": before, "with": after}, kept=after > before)
     return (equalized if after > before else plain).noting(told)
 
 
 def _rounded(prepared: Prepared, rounding: AdaRound | GPTQ, workload: Workload, context: Context) -> Prepared:
-    grids, told = round_layers(
-        rounding,
-        prepared.graph,
-        prepared.weights,
-        place=lambda weights: prepared.place(weights=weights),
-        workload=workload,
-        context=context,
-    )
+    try:
+        grids, told = round_layers(
+            rounding,
+            prepared.graph,
+            prepared.weights,
+            place=lambda weights: prepared.place(weights=weights),
+            workload=workload,
+            context=context,
+        )
+    except StageError as error:
+        # Calibration has seen the data by now: what is left is an operator that cannot be run alone.
+        reason = f"every weight is rounded to nearest: {error}"
+        return prepared.leaving_out(NothingToImproveError("rounding", reason))
     return replace(prepared, weights=grids).noting(told)

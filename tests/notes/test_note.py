@@ -27,6 +27,7 @@ from compressor.notes.quantization import (
     IntegerForm,
     Judged,
     LayerSensitivity,
+    LeftOut,
     MadePortable,
     MixedWidths,
     OutputNoise,
@@ -250,6 +251,7 @@ NOTES: tuple[tuple[Note, str], ...] = (
         Smoothed(smoothed=("a",), smoothed_by_mul=(), float_sqnr_db=120.5),
         '{"smoothing": {"smoothed": ["a"], "smoothed_by_mul": [], "float_sqnr_db": 120.5}}',
     ),
+    (LeftOut(left_out={"smoothing": "no norms"}), '{"left_out": {"smoothing": "no norms"}}'),
     (
         Equalized(layers=2, spread_before=4.5, spread_after=1.5, float_sqnr_db=90.0),
         '{"equalization": {"layers": 2, "spread_before": 4.5, "spread_after": 1.5, "float_sqnr_db": 90.0}}',

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from compressor.checks import check_count, check_fraction
 from compressor.files.graphs import attribute, initializers, output_names, readers
-from compressor.files.operators import operator_of
 from compressor.quantization.accuracy.layer_data import Crossing, Layer, Twins
 from compressor.quantization.accuracy.layer_rows import input_columns, paired_columns, to_rows, to_weight
 from compressor.quantization.grids.schemes import integer_bounds
 from compressor.quantization.grids.weights import WeightGrid
+from compressor.quantization.placement.movement import cut_at
 
 # Section 3.4 and the authors' own implementation (AIMET): the stretch of the sigmoid, beta's way, the share of the
 # iterations before the regulariser begins.
@@ -162,8 +162,8 @@ def _behind(layer: Layer, graph: onnx.ModelProto, outputs: int) -> tuple[Tensor,
     bias = torch.zeros(outputs)
     read = readers(graph.graph.node)[node.output[0]]
     scaled = attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0
-    usual = operator_of(read[0].op_type).bounds if len(read) == 1 else None
-    if usual is None or scaled:
+    bounds = cut_at(read[0], constants) if len(read) == 1 else None
+    if bounds is None or scaled:
         return bias, unbounded
     if node.output[0] in output_names(graph.graph):
         return bias, unbounded
@@ -173,10 +173,4 @@ def _behind(layer: Layer, graph: onnx.ModelProto, outputs: int) -> tuple[Tensor,
         if values is None or len(values) not in {1, outputs}:
             return bias, unbounded
         bias = values.expand(outputs)
-    bounds = list(usual)
-    for side, name in enumerate(read[0].input[1:]):
-        if name and name not in constants:
-            return bias, unbounded
-        if name:
-            bounds[side] = float(numpy_helper.to_array(constants[name]))
-    return bias, (bounds[0], bounds[1])
+    return bias, bounds

@@ -21,7 +21,7 @@ from onnx import TensorProto, numpy_helper
 from tqdm import tqdm
 
 from compressor.checks import check_count, check_one_of
-from compressor.errors import StageError
+from compressor.errors import NothingToImproveError
 from compressor.files.graphs import initializers, producers
 from compressor.notes.quantization import BiasesCorrected
 from compressor.quantization.accuracy.channel_scaling import Array, read_weights, with_weights
@@ -64,13 +64,13 @@ class BiasCorrection:
 
         `place` gives the quantized graph of a float graph; layers that it leaves in float stay as they are. A
         correction that does not bring the outputs on calibration data closer to those of the float graph is not kept:
-        `graph` comes back. Raises StageError where no layer with a bias is quantized.
+        `graph` comes back. Raises NothingToImproveError where no layer with a bias is quantized.
         """
         start = place(graph)
         layers = [layer for layer in linear_layers(graph) if _is_quantized(start, layer)]
         if not layers:
-            raise StageError(
-                "no bias to correct: no Conv, Gemm or MatMul with a bias is quantized; leave bias_correction out"
+            raise NothingToImproveError(
+                "bias_correction", "no bias to correct: no Conv, Gemm or MatMul with a bias is quantized"
             )
         biased, layers = with_biases(graph, layers)
         correct = self._empirical if self.method == "empirical" else self._analytic

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from compressor.checks import check_count, check_not_negative
-from compressor.errors import StageError
+from compressor.errors import NothingToImproveError
 from compressor.files.graphs import attributes, copy_of, initializers, names_read, output_names, readers
 from compressor.files.operators import operator_of
 from compressor.notes.quantization import Equalized
@@ -66,15 +66,19 @@ class CrossLayerEqualization:
             check_not_negative(self.deviations, says, way_out="None absorbs nothing")
 
     def apply(self, graph: onnx.ModelProto, workload: Workload, context: Context) -> tuple[onnx.ModelProto, Equalized]:
-        """(the equalized float graph, what the report is told). Raises StageError where no layers can be equalized."""
+        """(the equalized float graph, what the report is told).
+
+        Raises NothingToImproveError where no layers can be equalized.
+        """
         start, unclipped, absorbed = graph, None, None
         if any(group.clippings for group in _groups(graph)):
             graph, unclipped = self._unclip(graph, workload, context)
         groups, limits = self._limits(graph, _groups(graph), workload, context)
         if not groups:
-            raise StageError(
+            raise NothingToImproveError(
+                "equalization",
                 "nothing to equalize: no channel leads from one Conv, Gemm or MatMul to another through ReLU or "
-                "pooling alone; leave equalization out for this model"
+                "pooling alone",
             )
         weights = read_weights(graph)
         before = _spread(weights, groups)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
-from compressor.files.graphs import initializers, output_names, producers
+from compressor.files.graphs import initializers, names_read, output_names, producers
 from compressor.files.operators import IntegerForm, operator_of
-from compressor.quantization.accuracy.layer_rows import to_rows
+from compressor.quantization.accuracy.layer_rows import has_rows, to_rows
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.placement.names import dequantized
 from compressor.quantization.torch_graph.graph import TorchGraph
@@ -53,10 +53,12 @@ class Segment:
     layers: tuple[Layer, ...]
 
 
-def _is_rounded(node: onnx.NodeProto) -> bool:
-    # `layer_rows` has no form for a transposed convolution.
+def _is_rounded(node: onnx.NodeProto, grids: Mapping[str, WeightGrid]) -> bool:
     row = operator_of(node.op_type)
-    return row.linear and row.integer_form is IntegerForm.KERNEL
+    # `layer_rows` has no form for a transposed convolution.
+    if not row.linear or row.integer_form is not IntegerForm.KERNEL or node.input[1] not in grids:
+        return False
+    return has_rows(grids[node.input[1]].integers.shape)
 
 
 class Twins:
@@ -68,11 +70,9 @@ class Twins:
 
     def __init__(self, graph: onnx.ModelProto, grids: Mapping[str, WeightGrid], place: Place) -> None:
         self.graph, self.grids = graph, dict(grids)
-        self.float_net = TorchGraph(graph).requires_grad_(requires_grad=False)
+        self.float_net = TorchGraph(graph, foreign=True).requires_grad_(requires_grad=False)
         self.layers = [
-            Layer(node=node, weight=node.input[1])
-            for node in graph.graph.node
-            if _is_rounded(node) and node.input[1] in self.grids
+            Layer(node=node, weight=node.input[1]) for node in graph.graph.node if _is_rounded(node, self.grids)
         ]
         weights = {layer.weight for layer in self.layers}
         self.weights: Values = {
@@ -86,7 +86,7 @@ class Twins:
         names = _twin_names(self.graph, placed)
         if names.keys() >= self.weights.keys():
             try:
-                return TorchGraph(placed).requires_grad_(requires_grad=False), names
+                return TorchGraph(placed, foreign=True).requires_grad_(requires_grad=False), names
             except StageError:
                 pass
         return self.float_net, _twin_names(self.graph, self.graph)
@@ -241,7 +241,7 @@ def _bytes_per_sample(twins: Twins, feeds: Values) -> dict[str, int]:
 def _segments(twins: Twins, sampled: set[str]) -> list[Segment]:
     """The graph cut into segments that hold layers, wherever the twin has all the activations that cross the border."""
     graph = twins.graph.graph
-    last = {name: index for index, node in enumerate(graph.node) for name in node.input}
+    last = {name: index for index, node in enumerate(graph.node) for name in names_read(node)}
     last |= {value.name: len(graph.node) for value in graph.output}
     layer_of = {layer.node.name: layer for layer in twins.layers}
     found: list[Segment] = []

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor
@@ -14,18 +15,24 @@ _MAX_ELEMENTS = 1 << 24
 
 
 def to_rows(node: onnx.NodeProto, weight: Tensor) -> Tensor:
-    """`weight` as (groups, outputs, inputs): of a group of a convolution, or the only group."""
+    """`weight` as (groups, outputs, inputs): of a group of a convolution, of a matrix of a stack, or the only group."""
     if node.op_type == "Conv":
         groups = int(attribute(node, "group", 1))
         return weight.reshape(groups, weight.shape[0] // groups, -1)
-    return (weight if _rows_first(node) else weight.mT).unsqueeze(0)
+    rows = weight if _rows_first(node) else weight.mT
+    return rows.reshape(-1, *rows.shape[-2:])
+
+
+def has_rows(shape: Sequence[int]) -> bool:
+    """Whether a weight of this shape is a product of rows and columns: no vector, and no stack along a 1."""
+    return len(shape) > 1 and (len(shape) == 2 or all(size > 1 for size in shape[:-2]))
 
 
 def to_weight(node: onnx.NodeProto, rows: Tensor, shape: Sequence[int]) -> Tensor:
     """What `to_rows` made rows of, in its own `shape`."""
     if node.op_type == "Conv":
         return rows.reshape(*shape)
-    return rows[0] if _rows_first(node) else rows[0].mT
+    return (rows if _rows_first(node) else rows.mT).reshape(*shape)
 
 
 def input_columns(node: onnx.NodeProto, values: Tensor, shape: Sequence[int]) -> Iterator[Tensor]:
@@ -33,7 +40,12 @@ def input_columns(node: onnx.NodeProto, values: Tensor, shape: Sequence[int]) ->
     if node.op_type != "Conv":
         if node.op_type == "Gemm" and attribute(node, "transA", 0):
             values = values.mT
-        yield values.reshape(-1, values.shape[-1]).mT.unsqueeze(0)
+        stack = tuple(shape[:-2])
+        # Every matrix of a stack reads its own part of the inputs, or all read the same.
+        values = values if values.ndim > 1 else values.unsqueeze(0)
+        values = values.expand(*np.broadcast_shapes(values.shape[:-2], stack), *values.shape[-2:])
+        matrices = values.reshape(-1, torch.Size(stack).numel(), *values.shape[-2:]).movedim(1, 0)
+        yield matrices.reshape(len(matrices), -1, values.shape[-1]).mT
         return
     kernel = list(shape[2:])
     rank = len(kernel)

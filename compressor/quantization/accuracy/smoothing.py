@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compressor.checks import check_count, check_fraction
-from compressor.errors import StageError
+from compressor.errors import NothingToImproveError
 from compressor.files.graphs import attribute, copy_of, initializers, ranks, replace_nodes_
 from compressor.files.operators import operator_of
 from compressor.notes.quantization import Smoothed
@@ -52,7 +52,10 @@ class SmoothQuant:
         check_count(self.samples, "samples is the number of samples that are looked at")
 
     def apply(self, graph: onnx.ModelProto, workload: Workload, context: Context) -> tuple[onnx.ModelProto, Smoothed]:
-        """(the smoothed float graph, what the report is told). Raises StageError where no layer can be smoothed."""
+        """(the smoothed float graph, what the report is told).
+
+        Raises NothingToImproveError where no layer can be smoothed.
+        """
         kinds = {node.name: node.op_type for node in graph.graph.node}
         groups = [
             group
@@ -62,9 +65,10 @@ class SmoothQuant:
         covered = {name for group in groups for name in group.readers}
         inserted = _unscalable(graph, covered) if self.insert else {}
         if not groups and not inserted:
-            raise StageError(
-                "nothing to smooth: no Gemm or MatMul reads what a normalization or another layer alone makes; use "
-                "SmoothQuant(insert=True), or leave smoothing out for this model"
+            raise NothingToImproveError(
+                "smoothing",
+                "nothing to smooth: no Gemm or MatMul reads what a normalization or another layer alone makes; "
+                "SmoothQuant(insert=True) smooths more",
             )
         read = {group.readers[0]: group for group in groups}
         inputs = {node.name: node.input[0] for node in graph.graph.node if node.name in read or node.name in inserted}

@@ -56,8 +56,10 @@ def coverage(
             reason = placement.left.get(name) or _unfused(name, placement, activation_bits)
             left.append(FloatOperator(node=name, op=node.op_type, reason=reason))
     left += _float_tables(graph, placement)
+    # Rows of integers are looked up, whichever kernel does it.
+    tables = any(node.op_type == "Gather" and node.name in placement.dynamic for node in graph.graph.node)
     # 16-bit activations show an accuracy; nobody expects them to be fast.
-    if not integer and not stored and activation_bits == 8:
+    if not (integer or stored or tables) and activation_bits == 8:
         seen = f", seen on {elsewhere}" if elsewhere else ""
         raise StageError(
             f"ONNX Runtime runs none of {len(placement.static) + len(placement.dynamic)} prepared nodes on "

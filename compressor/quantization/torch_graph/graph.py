@@ -15,7 +15,7 @@ from compressor.files.graphs import copy_of
 from compressor.files.operators import Fact, operator_of
 from compressor.quantization.torch_graph.operators import Call
 from compressor.quantization.torch_graph.scan import scan
-from compressor.quantization.torch_graph.steps import KNOWN, SCAN, Step, steps_of, torch_tensor
+from compressor.quantization.torch_graph.steps import FOREIGN, KNOWN, SCAN, Step, steps_of, torch_tensor
 
 
 class TorchGraph(nn.Module):
@@ -24,10 +24,10 @@ class TorchGraph(nn.Module):
     Weights and biases in float32 are parameters (those among `learn` alone, where it is given), everything else
     constant is a buffer, and so is all that the bodies of loops hold; `parameter_of` maps initializers to the names of
     both. Rounding passes gradients straight through. Takes inputs as `OnnxModule` does. Raises StageError at an
-    operator that it does not know.
+    operator that it does not know; with `foreign` ONNX Runtime runs such nodes, without gradients.
     """
 
-    def __init__(self, model: onnx.ModelProto, *, learn: frozenset[str] | None = None) -> None:
+    def __init__(self, model: onnx.ModelProto, *, learn: frozenset[str] | None = None, foreign: bool = False) -> None:
         super().__init__()
         graph = model.graph
         self.input_names = [value.name for value in graph.input if value.name not in _names(graph.initializer)]
@@ -45,7 +45,7 @@ class TorchGraph(nn.Module):
                 self.register_parameter(name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
-        self._steps = steps_of(model)
+        self._steps = steps_of(model, foreign=foreign)
         for step in self._steps:
             if step.operator == SCAN:
                 body = helper.make_model(step.attributes["body"], opset_imports=model.opset_import)
@@ -92,17 +92,7 @@ class TorchGraph(nn.Module):
         with torch.autocast(_device_type(values), enabled=False):
             for index in order:
                 step = self._steps[index]
-                inputs = [self._value(name, known, step.name) if name else None for name in step.inputs]
-                call = Call(
-                    name=step.name,
-                    operator=step.operator,
-                    inputs=inputs,
-                    attributes=step.attributes,
-                    outputs=len(step.outputs),
-                    opset=step.opset,
-                    bounds=step.bounds,
-                )
-                result = self._loop(step, call, known) if step.operator == SCAN else KNOWN[step.operator](call)
+                result = self._run_step(step, known)
                 known.update(zip(step.outputs, result if isinstance(result, tuple) else (result,), strict=False))
                 for name in step.inputs:
                     if last[name] == index and name not in kept:
@@ -123,6 +113,32 @@ class TorchGraph(nn.Module):
                 value = np.ascontiguousarray(self.constant(tensor.name).detach().cpu().numpy())
                 tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
         return result
+
+    def _run_step(self, step: Step, known: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
+        inputs = [self._value(name, known, step.name) if name else None for name in step.inputs]
+        if step.operator == FOREIGN:
+            return self._run_foreign(step, inputs)
+        call = Call(
+            name=step.name,
+            operator=step.operator,
+            inputs=inputs,
+            attributes=step.attributes,
+            outputs=len(step.outputs),
+            opset=step.opset,
+            bounds=step.bounds,
+        )
+        try:
+            return self._loop(step, call, known) if step.operator == SCAN else KNOWN[step.operator](call)
+        except StageError:
+            # Settings that torch has no form for.
+            if step.foreign is None or step.operator == "FakeQuantize":
+                raise
+            return self._run_foreign(step, inputs)
+
+    def _run_foreign(self, step: Step, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        assert step.foreign is not None  # what has no form in torch is told of where the steps are made
+        named = zip(step.inputs, inputs, strict=True)
+        return step.foreign({name: value for name, value in named if value is not None})
 
     def _loop(self, step: Step, call: Call, known: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         body = self.bodies[_body_key(step)]

@@ -11,8 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from compressor.errors import StageError
-from compressor.files.graphs import opset_of
+from compressor.files.graphs import names_read, opset_of
 from compressor.quantization.torch_graph.dynamic import DYNAMIC
+from compressor.quantization.torch_graph.foreign import ForeignNode
 from compressor.quantization.torch_graph.layers import LAYERS
 from compressor.quantization.torch_graph.operators import OPERATORS, Operator
 from compressor.quantization.torch_graph.shapes import SHAPES
@@ -20,6 +21,8 @@ from compressor.quantization.torch_graph.shapes import SHAPES
 KNOWN: Mapping[str, Operator] = {**OPERATORS, **SHAPES, **LAYERS, **DYNAMIC}
 # The operator that runs a graph of its own, which `TorchGraph` does.
 SCAN = "Scan"
+# A node that torch has no form for, among the steps of a graph that is only looked at.
+FOREIGN = "foreign"
 # ai.onnx under its two names, and ONNX Runtime's own operators that are the same computation.
 _DOMAINS = {"", "ai.onnx", "com.microsoft"}
 # (low, high) of the integers, by onnx.TensorProto's element types.
@@ -45,16 +48,21 @@ class Step:
     attributes: Mapping[str, Any]
     opset: int
     bounds: tuple[int, int] | None
+    foreign: ForeignNode | None = None
 
 
-def steps_of(model: onnx.ModelProto) -> list[Step]:
-    """The nodes in order. Raises StageError at an operator that has no form in torch."""
+def steps_of(model: onnx.ModelProto, *, foreign: bool = False) -> list[Step]:
+    """The nodes in order; with `foreign` those that torch has no form for, too, each with a way to run it all the same.
+
+    Raises StageError at an operator that has no form in torch otherwise.
+    """
     opset = opset_of(model)
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     steps = []
     for index, node in enumerate(model.graph.node):
         name = node.name or f"{node.op_type.lower()}_{index}"
-        if node.op_type not in {*KNOWN, SCAN} or node.domain not in _DOMAINS:
+        known = node.op_type in {*KNOWN, SCAN} and node.domain in _DOMAINS
+        if not known and not foreign:
             where = f" of {node.domain}" if node.domain else ""
             raise StageError(
                 f"the operator {node.op_type}{where} (node {name!r}) has no form in torch here, so the graph cannot be "
@@ -76,12 +84,14 @@ def steps_of(model: onnx.ModelProto) -> list[Step]:
         steps.append(
             Step(
                 name=name,
-                operator=node.op_type,
-                inputs=tuple(node.input),
+                operator=node.op_type if known else FOREIGN,
+                # Also what its branches and loops read: it has to be there when the node runs.
+                inputs=tuple(node.input) if known else tuple(names_read(node)),
                 outputs=tuple(node.output),
                 attributes=attributes,
                 opset=opset,
                 bounds=bounds,
+                foreign=ForeignNode(node, model) if foreign else None,
             )
         )
     scalars = {tensor.name for tensor in model.graph.initializer if int(np.prod(tensor.dims)) == 1}
