@@ -1,10 +1,12 @@
 """What a stage may cost and must bring: the rules by which the pipeline keeps it or rolls it back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compressor.checks import check_max_drop, check_positive, explains_settings
 from compressor.estimate import Estimate
 from compressor.metrics import Metric
+from compressor.notes.quantization import KeptOutput
 
 
 @explains_settings
@@ -13,12 +15,15 @@ class Budget:
     """The limits that decide on validation data and measured time.
 
     `max_drop`: how much worse than the reference the score may become, in points for metrics in [0, 1] (0.01 is one
-    point of accuracy), as a fraction of the reference's score for others; None does not look. `not_slower`: stages that
+    point of accuracy), as a fraction of the reference's score for others; None does not look. `min_others_db`: what
+    integers must leave of every output that the metric does not read, in decibels of its signal around the mean, in its
+    worst channel where it has channels (10 is a tenth of noise); None does not look. `not_slower`: stages that
     make the file slower, or neither faster nor smaller, are rolled back. The three goals are about the final file and
     decide whether the budget is met: `min_speedup` over the reference, `max_latency_ms`, `max_size_bytes`.
     """
 
     max_drop: float | None = 0.01
+    min_others_db: float | None = 10.0
     not_slower: bool = True
     min_speedup: float | None = None
     max_latency_ms: float | None = None
@@ -26,6 +31,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_max_drop(self.max_drop)
+        if self.min_others_db is not None:
+            check_positive(self.min_others_db, "min_others_db is the decibels that other outputs keep")
         for name in ("min_speedup", "max_latency_ms", "max_size_bytes"):
             value = getattr(self, name)
             if value is not None:
@@ -63,6 +70,15 @@ def judge_drop(drop: Estimate, max_drop: float, metric: Metric) -> Verdict:
     if drop.value > max_drop:
         return Verdict(keep=False, reason=f"validation {amount}; the budget allows {_amount(max_drop, metric)}")
     return Verdict(keep=True, reason=f"validation {amount}")
+
+
+def judge_others(others: Sequence[KeptOutput], least_db: float) -> Verdict:
+    """Whether the outputs that the metric does not read keep `least_db`; the one that keeps least comes first."""
+    missed = [each for each in others if each.worst_db < least_db]
+    told = "; ".join(each.says() for each in missed or others[:1])
+    if missed:
+        return Verdict(keep=False, reason=f"outputs beside the judged one: {told}; the budget asks for {least_db:g} dB")
+    return Verdict(keep=True, reason=f"outputs beside the judged one: {told}" if told else "")
 
 
 def judge_values(change: Estimate, metric: Metric) -> Verdict:

@@ -9,17 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, judged_target
+from compressor.outputs.layout import Layout, NamedOutputs, judged_name
 from compressor.sessions import Feeds, by_input, by_order, load_session, open_session, session_options
 from compressor.workload import batches_of
 
-__all__ = ["Feeds", "OnnxModule", "feeds_of", "load_session", "open_session", "predict_batches", "session_options"]
+__all__ = [
+    "Feeds",
+    "OnnxModule",
+    "feeds_of",
+    "judged_output",
+    "layout_of",
+    "load_session",
+    "open_session",
+    "predict_batches",
+    "session_options",
+]
 
 
 class OnnxModule(nn.Module):
     """An ONNX file as a module: its forward is a call of ONNX Runtime, so gradients end here and it has no parameters.
 
     Takes tensors in the order of the file's inputs, or by their names; inputs that the file does not have are left
-    out. Gives back a tensor, or a tuple where the file has several outputs. Copies and pickles hold the file's bytes.
+    out. Gives back a tensor, or a tuple with names where the file has several outputs. Copies and pickles hold the
+    file's bytes.
     """
 
     def __init__(self, onnx_bytes: bytes, *, threads: int = 1) -> None:
@@ -40,7 +52,10 @@ class OnnxModule(nn.Module):
         names = [node.name for node in self.session.get_inputs()]
         feeds = feeds_of(self.session, {**by_order(names, args), **kwargs})
         outputs = tuple(map(torch.from_numpy, self.session.run(None, feeds)))
-        return outputs[0] if len(outputs) == 1 else outputs
+        if len(outputs) == 1:
+            return outputs[0]
+        names = [node.name for node in self.session.get_outputs()]
+        return NamedOutputs(names, outputs, judged_output(self.session))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_session": None}
@@ -65,11 +80,20 @@ def feeds_of(session: ort.InferenceSession, inputs: Inputs) -> Feeds:
     }
 
 
+def layout_of(session: ort.InferenceSession) -> Layout:
+    """The layout that the session's file notes in its metadata."""
+    return Layout.of_metadata(session.get_modelmeta().custom_metadata_map)
+
+
+def judged_output(session: ort.InferenceSession) -> str:
+    """The name of the output that metrics read."""
+    return judged_name([node.name for node in session.get_outputs()], layout_of(session))
+
+
 def predict_batches(onnx_bytes: bytes, data: Iterable[Any], *, threads: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-    """(output, targets) of every batch of `data`; of several outputs the one called "output", else the first."""
+    """(judged output, targets) of every batch of `data`."""
     session = open_session(onnx_bytes, threads=threads)
-    names = [node.name for node in session.get_outputs()]
-    judged = "output" if "output" in names else names[0]
+    judged = judged_output(session)
     for inputs, targets in batches_of(data):
         yield (
             torch.from_numpy(session.run([judged], feeds_of(session, inputs))[0]),

@@ -35,6 +35,7 @@ from compressor.given.models import as_usual_model
 from compressor.kept_state import as_before
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Classes, Labels, Numbers, OtherOutput
+from compressor.outputs.layout import NamedOutputs
 from compressor.streams.passes import one_pass
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -291,6 +292,8 @@ def _own(output: Any) -> Any:
 def output_tensor(output: Any) -> Tensor:
     """The tensor that loss and metric judge: the output itself, a judge's choice, `.logits`, or the first of several.
 
+    Of a file's outputs the one that its layout names, else the one called "output" or "logits", else the first.
+
     Raises TypeError, with a way out, for anything else, such as a list of detections for each sample.
     """
     if isinstance(output, Tensor):
@@ -298,6 +301,8 @@ def output_tensor(output: Any) -> Tensor:
     if isinstance(output, Mapping) and isinstance(output.get(JUDGED), Tensor):
         judged: Tensor = output[JUDGED]
         return judged
+    if isinstance(output, NamedOutputs):
+        return output_tensor(output.judged)
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits

@@ -10,6 +10,7 @@ import onnx
 
 from compressor.errors import StageError
 from compressor.files.graphs import parse
+from compressor.outputs.layout import LAYOUT_KEY, Layout
 
 # What this package writes into a file's metadata begins so; all else belongs to whoever made the file.
 OURS = "compressor."
@@ -19,12 +20,13 @@ def carried_over(onnx_bytes: bytes, source: bytes) -> bytes:
     """The file `onnx_bytes`, made of `source`, with what `source` says of itself.
 
     That is its metadata, description, domain, version and the name of its graph, and what it declares of its inputs and
-    outputs. Of metadata under the prefix `compressor.` (OURS) the made file's stay: what was true of the source need
-    not be true of it. Raises StageError where inputs or outputs have other names, another order or other types.
+    outputs. Of metadata under the prefix `compressor.` (OURS) the made file's stay, and the layout comes along: what
+    else was true of the source need not be true of it. Raises StageError where inputs or outputs have other names,
+    another order or other types.
     """
     made, before = parse(onnx_bytes), parse(source)
-    ours = [entry for entry in made.metadata_props if entry.key.startswith(OURS)]
-    theirs = [entry for entry in before.metadata_props if not entry.key.startswith(OURS)]
+    ours = [entry for entry in made.metadata_props if entry.key.startswith(OURS) and entry.key != LAYOUT_KEY]
+    theirs = [entry for entry in before.metadata_props if not entry.key.startswith(OURS) or entry.key == LAYOUT_KEY]
     del made.metadata_props[:]
     made.metadata_props.extend([*theirs, *ours])
     made.doc_string, made.domain, made.model_version = before.doc_string, before.domain, before.model_version
@@ -37,6 +39,16 @@ def carried_over(onnx_bytes: bytes, source: bytes) -> bytes:
         held.extend(wanted)
     data: bytes = made.SerializeToString(deterministic=True)
     return data
+
+
+def note_layout_(model: onnx.ModelProto, layout: Layout) -> None:
+    """Notes the `layout` in the metadata of `model`, nothing where samples come first and the usual output counts."""
+    kept = [entry for entry in model.metadata_props if entry.key != LAYOUT_KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    if layout != Layout():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = LAYOUT_KEY, layout.noted()
 
 
 def _declared(graph: onnx.GraphProto, side: str) -> list[onnx.ValueInfoProto]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from compressor.errors import ExportError
+from compressor.files.carrying import note_layout_
 from compressor.files.child_process import Limit, LimitError
 from compressor.files.export_memory import Exported, ExportMemory
 from compressor.files.exporters import Exporter, condensed, failing_module, write
@@ -21,6 +22,7 @@ from compressor.files.limits import MAX_BYTES
 from compressor.files.shape_cleaning import simplify_shapes_
 from compressor.files.verification import ExportTask, export_task, verified_bytes
 from compressor.kept_state import as_before
+from compressor.outputs.layout import Layout, judged_name
 from compressor.runtime import OnnxModule
 from compressor.workload import Workload, input_names
 
@@ -37,7 +39,10 @@ _LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnx")
 
 
 def export_onnx(model: nn.Module, workload: Workload, *, memory: ExportMemory | None = None) -> Exported:
-    """The verified ONNX file of `model`: one file, dynamic batch, inputs named as in the workload, output "output".
+    """The verified ONNX file of `model`: one file, dynamic batch, inputs named as in the workload, all its outputs.
+
+    Outputs have their keys or fields for names, a lone one and the first of a tuple "output", the next "output_1".
+    Where no file of all of them passes, the judged one is exported alone, and the notes say why.
 
     torch's current exporter goes first, the TorchScript one second. What either writes counts only after ONNX Runtime
     gave the eager model's outputs (within TOLERANCE of their scale) for calibration inputs in several other batch
@@ -70,6 +75,11 @@ def export_onnx(model: nn.Module, workload: Workload, *, memory: ExportMemory | 
         limit = Limit(seconds=workload.export_seconds, memory=_MEMORY + _COPIES * size)
         tries = _Tries(task=task, limit=limit, ended=memory.ended if memory is not None else "")
         tries.go()
+        left_out = ""
+        if not tries.files and task.outputs.others:
+            left_out = _left_out(tries)
+            tries = _Tries(task=task.with_outputs(task.outputs.alone), limit=limit, ended=tries.ended)
+            tries.go()
         if memory is not None:
             memory.ended = tries.ended
         if not tries.files:
@@ -80,6 +90,8 @@ def export_onnx(model: nn.Module, workload: Workload, *, memory: ExportMemory | 
     if exporter == "torchscript":
         reason = tries.errors.get("dynamo") or "; ".join(tries.files["dynamo"][2])
         notes = [*notes, f"written by the TorchScript exporter; the current one: {reason}"]
+    if left_out:
+        notes = [*notes, left_out]
     exported = Exported(onnx_bytes=onnx_bytes, exporter=exporter, opset=opset, notes=tuple(notes))
     if memory is not None:
         memory.keep(key, exported)
@@ -164,8 +176,20 @@ class _Tries:
         pool_globally_(proto)
         rename_(proto, self.task.parameters, prefix=_PREFIX)
         strip_(proto)
+        outputs = self.task.outputs
+        if judged_name(outputs.names) != outputs.judged:
+            note_layout_(proto, Layout(judged=outputs.judged))
         onnx_bytes, notes = verified_bytes(proto, self.task)
         return onnx_bytes, opset_of(proto), notes
+
+
+def _left_out(tries: _Tries) -> str:
+    outputs = tries.task.outputs
+    tried = "; ".join(f"{exporter}: {message}" for exporter, message in tries.errors.items())
+    return (
+        f"the file gives {outputs.judged!r} alone, and not {', '.join(map(repr, outputs.others))}: with all of them it "
+        f"could not be written ({tried})"
+    )
 
 
 def _refusal(kind: str, tries: _Tries) -> str:

@@ -102,7 +102,7 @@ def _dynamo(task: ExportTask, *, direct: bool) -> tuple[onnx.ModelProto, bool]:
     settings: dict[str, Any] = {
         "opset_version": OPSET,
         "input_names": list(task.names),
-        "output_names": ["output"],
+        "output_names": list(task.outputs.names),
         "external_data": False,
         "verbose": False,
     }
@@ -125,8 +125,8 @@ def _torchscript(task: ExportTask, *, on_values: bool) -> onnx.ModelProto:
         name: {axis: "batch" if axis == 0 and is_batched else f"{name}_dim{axis}" for axis in sorted(free)}
         for name, free, is_batched in zip(task.names, task.free, task.batched, strict=True)
     }
-    if task.batch_in_output:
-        axes["output"] = {0: "batch"}
+    for name, free in task.free_of_outputs.items():
+        axes[name] = {axis: f"{name}_dim{axis}" if axis else "batch" for axis in sorted(free)}
     file = io.BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -137,7 +137,7 @@ def _torchscript(task: ExportTask, *, on_values: bool) -> onnx.ModelProto:
             dynamo=False,
             opset_version=OPSET,
             input_names=list(task.names),
-            output_names=["output"],
+            output_names=list(task.outputs.names),
             dynamic_axes=axes,
         )
     frozen = [str(item.message) for item in caught if "Converting a tensor to a Python" in str(item.message)]

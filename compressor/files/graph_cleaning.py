@@ -201,12 +201,13 @@ def _node_name(node: onnx.NodeProto, namer: _Namer) -> str:
 
 def _name_dimensions(graph: onnx.GraphProto) -> None:
     symbols: dict[str, str] = {}
+    inputs = {value.name for value in graph.input}
     for value in (*graph.input, *graph.output):
         for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
             old = dimension.dim_param
             # torch writes "7" for a length it traced as a constant; the caller decides whether the file depends on it.
             if old and not old.isdigit():
-                symbols.setdefault(old, "batch" if axis == 0 else f"{value.name}_dim{axis}")
+                symbols.setdefault(old, "batch" if axis == 0 and value.name in inputs else f"{value.name}_dim{axis}")
                 dimension.dim_param = symbols[old]
 
 

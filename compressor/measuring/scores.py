@@ -8,12 +8,16 @@ from torch import Tensor
 
 from compressor.estimate import Estimate
 from compressor.intervals import paired_drop, score_estimate
+from compressor.measuring.fidelity import fidelity
 from compressor.metrics import Metric
+from compressor.notes.quantization import KeptOutput
 from compressor.runtime import predict_batches
 from compressor.storage import sha256
 from compressor.training.replay import replayed
-from compressor.workload import Workload
+from compressor.workload import Workload, first_batches
 
+# Batches on which outputs that the metric does not read are compared.
+_COMPARED_BATCHES = 16
 # Decisions read the validation data; the test data is for the report.
 Part = Literal["validation", "test"]
 
@@ -62,3 +66,9 @@ class FileScores:
         """How much the file scores below `base`, paired sample by sample."""
         metric = self.workload.metric
         return paired_drop(self.rows(onnx_bytes, part), self.rows(base, part), metric, seed=self.seed)
+
+    def others(self, onnx_bytes: bytes, base: bytes, part: Part) -> list[KeptOutput]:
+        """What the file keeps of `base` in the outputs that the metric does not read, that which keeps least first."""
+        batches = [inputs for inputs, _ in first_batches(getattr(self.workload, part), _COMPARED_BATCHES)]
+        kept = [each for each in fidelity(base, onnx_bytes, batches) if not each.judged]
+        return sorted(kept, key=lambda each: each.worst_db)

@@ -7,6 +7,9 @@ from typing import Any, ClassVar, Self
 from compressor.estimate import Estimate
 from compressor.notes.note import Note
 
+# Beyond what float32 can tell apart; JSON has no infinity.
+MOST_DB = 200.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothed(Note):
@@ -249,10 +252,43 @@ class Coverage(Note):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptOutput:
+    """What one output keeps: `db` decibels of its signal around its mean, at most 200, -200 where nothing is finite.
+
+    Of an output with channels, `channel` is the one that keeps least, around its own mean, and `channel_db` how much.
+    An output of whole numbers has the share of them that is `equal` instead. `why` says in words what could not be
+    compared, "" for nothing. `judged` says that the metric reads it.
+    """
+
+    output: str = "?"
+    judged: bool = False
+    db: float | None = None
+    channel: int | None = None
+    channel_db: float | None = None
+    equal: float | None = None
+    why: str = ""
+
+    @property
+    def worst_db(self) -> float:
+        """The least of its decibels; whole numbers count as kept here, they have a share of their own."""
+        return min((value for value in (self.db, self.channel_db) if value is not None), default=MOST_DB)
+
+    def says(self) -> str:
+        """The same in words."""
+        if self.why:
+            return f"{self.output!r} {self.why}"
+        if self.equal is not None:
+            return f"{self.output!r} keeps {100 * self.equal:.1f} % of its whole numbers"
+        text = f"{self.output!r} keeps {self.db:.1f} dB"
+        return text if self.channel_db is None else f"{text}, its channel {self.channel} {self.channel_db:.1f} dB"
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputNoise(Note):
-    """Decibels of signal to noise that the outputs of the integer file keep."""
+    """Decibels of signal to noise that the outputs of the integer file keep: of the worst, and of each."""
 
     sqnr_db: float
+    outputs: tuple[KeptOutput, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

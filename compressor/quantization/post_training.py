@@ -17,8 +17,8 @@ from compressor.files.carrying import carried_over
 from compressor.files.graphs import opset_of, parse
 from compressor.files.operators import heavy_operators
 from compressor.notes.note import Note
-from compressor.notes.quantization import Calibrated, IntegerForm, LeftOut, OutputNoise
-from compressor.quantization.file.audit import coverage, verified_sqnr
+from compressor.notes.quantization import Calibrated, IntegerForm, LeftOut
+from compressor.quantization.file.audit import coverage, verified_outputs
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.file.packing import smallest_file
@@ -223,10 +223,8 @@ def finish(prepared: Prepared, workload: Workload, context: Context, *, placed: 
         activation_bits=prepared.activation_bits,
         signed_activations=signed,
     )
-    noise = OutputNoise(
-        sqnr_db=verified_sqnr(
-            prepared.exported, onnx_bytes, workload, calibrated=bool(placement.static), bits=prepared.scheme.bits
-        )
+    noise = verified_outputs(
+        prepared.exported, onnx_bytes, workload, calibrated=bool(placement.static), bits=prepared.scheme.bits
     )
     context.details.update(prepared.details)
     for note in (form, covered, noise):

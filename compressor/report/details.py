@@ -11,6 +11,7 @@ from compressor.notes.quantization import (
     GiveBackTried,
     GivenBack,
     LayerSensitivity,
+    OutputNoise,
     Sensitivities,
 )
 from compressor.notes.structure import (
@@ -173,6 +174,13 @@ def left_in_float(step: Step) -> list[Reasoned]:
     """The operators that were not quantized, by reason and type."""
     note = noted(step, Coverage)
     return _by_reason((left.node, left.op, left.reason) for left in note.left_in_float) if note else []
+
+
+def kept_outputs(step: Step) -> list[str]:
+    """What each output of an integer file keeps, a sentence each; nothing of a lone one without channels."""
+    note = noted(step, OutputNoise)
+    kept = (note.outputs if note else None) or ()
+    return [each.says() for each in kept] if len(kept) > 1 or any(each.channel is not None for each in kept) else []
 
 
 def curves(step: Step) -> list[Curve]:

@@ -14,6 +14,7 @@ from compressor.report.details import (
     factorized_layers,
     given_back,
     has_records,
+    kept_outputs,
     left_in_float,
     locked_layers,
     missed_before,
@@ -173,6 +174,7 @@ def _float_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
         "left": left,
         "coverage": count / (count + left) if count and count + left else None,
         "sqnr_db": noise.sqnr_db if noise else None,
+        "outputs": kept_outputs(step),
     }
 
 
@@ -180,6 +182,7 @@ def _float_text(step: Step) -> list[str]:
     coverage = noted(step, Coverage)
     count = coverage.quantized if coverage else None
     lines = [] if count is None else [f"- {count} operators quantized"]
+    lines += [f"- output {escape(text)}" for text in kept_outputs(step)]
     return lines + [
         f"- {len(left.names)} {escape(left.kind)}, {escape(left.reason)}: {', '.join(map(code, left.names))}"
         for left in left_in_float(step)
@@ -253,7 +256,7 @@ _FLOAT = Section(
     heading="What stayed in float",
     text=_float_text,
     shows=("left_in_float",),
-    says=("quantized", "sqnr_db"),
+    says=("quantized", "sqnr_db", "outputs"),
     counts=("left_in_float",),
 )
 _SENSITIVITY = Section(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_values
+from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_others, judge_values
 from compressor.measuring.scores import FileScores
 from compressor.notes.training import Trainings
 from compressor.running.folder import State
@@ -85,12 +85,16 @@ def judge_segment(
     if budget.max_drop is not None:
         drop = scores.drop(state.onnx_bytes, reference.onnx_bytes, "validation")
         verdicts.append(judge_drop(drop, budget.max_drop, metric))
+    if budget.min_others_db is not None and any(stage.effect is Effect.ENCODING for stage in stages):
+        verdicts.append(
+            judge_others(scores.others(state.onnx_bytes, entry.onnx_bytes, "validation"), budget.min_others_db)
+        )
     # What takes weights out costs accuracy, and is allowed as much as the budget says.
     if all(stage.effect is Effect.VALUES and not needs_recovery(stage) for stage in stages):
         change = scores.drop(state.onnx_bytes, entry.onnx_bytes, "validation")
         verdicts.append(judge_values(change, metric))
     refused = [verdict for verdict in verdicts if not verdict.keep]
-    reason = "; ".join(verdict.reason for verdict in (refused or verdicts))
+    reason = "; ".join(verdict.reason for verdict in (refused or verdicts) if verdict.reason)
     if len(stages) > 1:
         reason += f" (judged together: {' + '.join(map(stage_name, stages))})"
     return Verdict(keep=not refused, reason=reason)

@@ -31,7 +31,7 @@ from compressor.quantization.placement.forms import ByFamily, Dynamic, Static, W
 from compressor.quantization.post_training import finish, prepare
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.quantization.settings import IntegerSettings
-from compressor.runtime import OnnxModule, feeds_of, open_session
+from compressor.runtime import OnnxModule, feeds_of, judged_output, open_session
 from compressor.stage import Context, Effect
 from compressor.training.freezing import freezing
 from compressor.training.judged import output_kind, settled
@@ -171,10 +171,11 @@ def agreement(learner: FakeQuantizedGraph, placed: onnx.ModelProto, workload: Wo
     session = open_session(data)
     # What was trained adds up exactly; a target that does, too, may be another machine than this one.
     runs = [exact_run(data), exact_run(data, fused=False)]
+    place = [value.name for value in session.get_outputs()].index(judged_output(session))
     rows: list[list[npt.NDArray[Any]]] = [[], [], []]
     with torch.no_grad():
         for inputs, _ in first_batches(workload.calibration, _COMPARED_BATCHES):
-            outputs = [run(feeds_of(session, inputs))[0] for run in runs]
+            outputs = [run(feeds_of(session, inputs))[place] for run in runs]
             for row, output in zip(rows, [*outputs, predict(learner, inputs).numpy()], strict=True):
                 row.append(output.reshape(-1))
     fused, plain, ours = (np.concatenate(row) for row in rows)

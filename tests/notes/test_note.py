@@ -26,6 +26,7 @@ from compressor.notes.quantization import (
     GivenBack,
     IntegerForm,
     Judged,
+    KeptOutput,
     LayerSensitivity,
     LeftOut,
     MadePortable,
@@ -397,6 +398,10 @@ NOTES: tuple[tuple[Note, str], ...] = (
         ),
     ),
     (OutputNoise(sqnr_db=23.4), '{"sqnr_db": 23.4}'),
+    (
+        OutputNoise(sqnr_db=9.0, outputs=(KeptOutput(output="m", judged=True, db=9.0, channel_db=4.5),)),
+        '{"sqnr_db": 9.0, "outputs": [{"output": "m", "judged": true, "db": 9.0, "channel_db": 4.5, "why": ""}]}',
+    ),
     (
         CheckedCpus(products=4, products_that_may_saturate=(), cpus={"x86_vnni": "exact"}),
         '{"checked_cpus": {"products": 4, "products_that_may_saturate": [], "cpus": {"x86_vnni": "exact"}}}',

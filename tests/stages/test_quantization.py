@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
-from compressor.quantization.file.audit import sqnr_db
+from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, PerChannel, PerTensor, Symmetric

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of, inner_graphs, replace_nodes_
-from compressor.quantization.file.audit import decibels, reported_db
+from compressor.measuring.fidelity import decibels, reported_db
 from compressor.runtime import Feeds, feeds_of, open_session
 from compressor.workload import batches_of
 
@@ -132,18 +132,20 @@ class _Sums:
 
 
 def output_sqnr_db(before: onnx.ModelProto, after: onnx.ModelProto, data: Iterable[Any], *, samples: int) -> float:
-    """How well `after` keeps the first output of `before` over the first `samples` samples: decibels, at most 200."""
-    outputs = [model.graph.output[0].name for model in (before, after)]
+    """How well `after` keeps the outputs of `before` over the first `samples` samples: decibels of the worst, at most
+    200. Outputs of whole numbers have none.
+    """
+    outputs = [[value.name for value in model.graph.output] for model in (before, after)]
     pairs = zip(
-        probed(before, outputs[:1], data, samples=samples),
-        probed(after, outputs[1:], data, samples=samples),
-        strict=True,
+        probed(before, outputs[0], data, samples=samples), probed(after, outputs[1], data, samples=samples), strict=True
     )
-    signal = noise = 0.0
+    signal, noise = [0.0] * len(outputs[0]), [0.0] * len(outputs[0])
     for expected, got in pairs:
-        reference = expected[outputs[0]].astype(np.float64)
-        signal += float(np.square(reference).sum())
-        noise += float(np.square(reference - got[outputs[1]]).sum())
-    if not np.isfinite(noise):
+        for place, (wanted, found) in enumerate(zip(*outputs, strict=True)):
+            if expected[wanted].dtype.kind == "f":
+                reference = expected[wanted].astype(np.float64)
+                signal[place] += float(np.square(reference).sum())
+                noise[place] += float(np.square(reference - got[found]).sum())
+    if not np.isfinite(noise).all():
         return float("-inf")
-    return reported_db(decibels(signal, noise))
+    return min(reported_db(decibels(*powers)) for powers in zip(signal, noise, strict=True))

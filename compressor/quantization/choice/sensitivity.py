@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from compressor.batches import Batch, Inputs, target_rows
 from compressor.files.graphs import initializers
+from compressor.measuring.fidelity import reported_db, sqnr_db
 from compressor.measuring.scores import score_rows
-from compressor.notes.quantization import LayerSensitivity, Sensitivities
-from compressor.quantization.file.audit import MOST_DB, reported_db, sqnr_db
+from compressor.notes.quantization import MOST_DB, LayerSensitivity, Sensitivities
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.grids.weights import nearest_grids, weight_positions
@@ -219,15 +219,20 @@ def first_samples(data: Iterable[Any], samples: int) -> list[Batch]:
     return taken
 
 
-def output_values(onnx_bytes: bytes, batches: Sequence[Inputs]) -> npt.NDArray[Any]:
-    """The values of the first output over all of `batches`, in one row."""
+def output_values(onnx_bytes: bytes, batches: Sequence[Inputs]) -> tuple[npt.NDArray[Any], ...]:
+    """The values of every output of real numbers over all of `batches`, each in one row."""
     session = open_session(onnx_bytes)
-    return np.concatenate([session.run(None, feeds_of(session, inputs))[0].reshape(-1) for inputs in batches])
+    given = [session.run(None, feeds_of(session, inputs)) for inputs in batches]
+    return tuple(
+        np.concatenate([values.reshape(-1) for values in output])
+        for output in zip(*given, strict=True)
+        if output[0].dtype.kind == "f"
+    )
 
 
-def noise_db(reference: npt.NDArray[Any], outputs: npt.NDArray[Any]) -> float:
-    """The signal to quantization noise in decibels as reports write it: two decimals, at most 200."""
-    return reported_db(sqnr_db(reference, outputs))
+def noise_db(reference: Sequence[npt.NDArray[Any]], outputs: Sequence[npt.NDArray[Any]]) -> float:
+    """The signal to quantization noise of the output that keeps least, in decibels as reports write it."""
+    return min((reported_db(sqnr_db(*pair)) for pair in zip(reference, outputs, strict=True)), default=MOST_DB)
 
 
 def _alone(prepared: Prepared, name: str, width: int) -> onnx.ModelProto | None:

@@ -6,29 +6,29 @@ What ONNX Runtime runs on integers, what it does not, and why, is seen in the gr
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
+from compressor.batches import Inputs
 from compressor.checks import one_of
 from compressor.errors import StageError
 from compressor.files.graphs import producers, readers
 from compressor.files.operators import Arithmetic, Fact, Operator, facts_of, operator_of
-from compressor.notes.quantization import Coverage, FloatOperator
+from compressor.measuring.fidelity import fidelity
+from compressor.notes.quantization import MOST_DB, Coverage, FloatOperator, OutputNoise
 from compressor.quantization.file.compact_graph import optimized_nodes
 from compressor.quantization.placement.policy import Placement
 from compressor.runtime import feeds_of, open_session
-from compressor.workload import Workload, first_batches
+from compressor.workload import Workload, first_batches, resize_batch
 
 # Below this the noise is about as large as the outputs; int8 models that work have 15 dB and more.
 _SQNR_FLOOR_DB = 5.0
+# The noise is half of what the channel says.
+_CHANNEL_FLOOR_DB = 3.0
 _FULL_BITS = 8
 # Batches of calibration data on which the quantized outputs are compared with the float ones.
 _COMPARED_BATCHES = 8
-# Beyond what float32 can tell apart; JSON has no infinity.
-MOST_DB = 200.0
 
 
 def coverage(
@@ -153,22 +153,25 @@ def original_name(fused: str, graph: onnx.ModelProto, *, weighted: bool = True) 
     return fused
 
 
-def verified_sqnr(
+def verified_outputs(
     reference: bytes, quantized: bytes, workload: Workload, *, calibrated: bool = True, bits: int = 8
-) -> float:
-    """Decibels of signal to noise that the outputs of `quantized` keep on calibration data, at most 200.
+) -> OutputNoise:
+    """What every output of `quantized` keeps of the file `reference` on calibration data.
 
-    Raises StageError below 5 dB, and where outputs of a single sample are not finite. Whether ranges were `calibrated`,
-    and of how many `bits` the weights are, says what may help then.
+    Raises StageError where one keeps less than 5 dB of its signal around its mean, or one of its channels less than 3,
+    and where outputs of a single sample are not finite. Whether ranges were `calibrated`, and of how many `bits` the
+    weights are, says what may help then.
     """
-    before, after = open_session(reference), open_session(quantized)
-    pairs = []
-    for inputs, _ in first_batches(workload.calibration, _COMPARED_BATCHES):
-        pairs.append((before.run(None, feeds_of(before, inputs))[0], after.run(None, feeds_of(after, inputs))[0]))
-        _check_single_sample(after, feeds_of(after, inputs))
-    expected, got = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
-    value = sqnr_db(expected, got) if np.isfinite(got).all() else float("-inf")
-    if not value >= _SQNR_FLOOR_DB:
+    batches = [inputs for inputs, _ in first_batches(workload.calibration, _COMPARED_BATCHES)]
+    _check_single_samples(reference, quantized, batches)
+    kept = fidelity(reference, quantized, batches)
+    broken = [
+        each
+        for each in kept
+        if (each.db is not None and each.db < _SQNR_FLOOR_DB)
+        or (each.channel_db is not None and each.channel_db < _CHANNEL_FLOOR_DB)
+    ]
+    if broken:
         way_out = one_of(
             {
                 "use weights of more bits": bits < _FULL_BITS,
@@ -177,34 +180,21 @@ def verified_sqnr(
             }
         )
         raise StageError(
-            f"quantization broke the model: its outputs keep {value:.1f} dB of signal to noise, at least "
-            f"{_SQNR_FLOOR_DB:g} dB are needed; {way_out}"
+            f"quantization broke the model: {'; '.join(each.says() for each in broken)} of its signal around the "
+            f"mean; at least {_SQNR_FLOOR_DB:g} dB of an output, and {_CHANNEL_FLOOR_DB:g} of a channel, are needed; "
+            f"{way_out}"
         )
-    return reported_db(value)
+    decided = [each.db for each in kept if each.db is not None]
+    return OutputNoise(sqnr_db=min(decided, default=MOST_DB), outputs=kept)
 
 
-def _check_single_sample(session: Any, feeds: dict[str, Any]) -> None:
-    output = session.run(None, {name: value[:1] for name, value in feeds.items()})[0]
-    if not np.isfinite(output).all():
-        raise StageError(
-            "the quantized model gives NaN or infinite outputs for a single sample; leave the layers before them in "
-            "float with skip"
-        )
-
-
-def sqnr_db(reference: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:
-    """Signal to quantization noise in decibels: 10 log10 of the power of `reference` over that of the difference."""
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    return decibels(signal, float(np.square(reference.astype(np.float64) - output).sum()))
-
-
-def decibels(signal: float, noise: float) -> float:
-    """10 log10 of the power `signal` over the power `noise` (both >= 0); infinite without any noise."""
-    if noise == 0:
-        return float("inf")
-    return 10 * float(np.log10(max(signal, np.finfo(np.float64).tiny) / noise))
-
-
-def reported_db(value: float) -> float:
-    """A ratio in decibels as reports write it: two decimals, at most 200."""
-    return round(min(value, MOST_DB), 2)
+def _check_single_samples(reference: bytes, quantized: bytes, batches: Sequence[Inputs]) -> None:
+    before, after = open_session(reference), open_session(quantized)
+    for inputs in batches:
+        feeds = feeds_of(after, resize_batch(inputs, 1))
+        for wanted, found in zip(before.run(None, feeds), after.run(None, feeds), strict=True):
+            if wanted.dtype.kind == "f" and not np.isfinite(found).all() and np.isfinite(wanted).all():
+                raise StageError(
+                    "the quantized model gives NaN or infinite outputs for a single sample; leave the layers before "
+                    "them in float with skip"
+                )

@@ -27,7 +27,7 @@ from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel, Sa
 from compressor.quantization.other_cpus.pair_safety import safe_grids
 from compressor.quantization.other_cpus.saturation import SATURATING
 from compressor.quantization.post_training import Prepared
-from compressor.runtime import Feeds, feeds_of, open_session
+from compressor.runtime import Feeds, feeds_of, judged_output, open_session
 from compressor.stage import Context
 from compressor.target import Isa
 from compressor.workload import Workload, batches_of
@@ -77,7 +77,7 @@ def emulated_outputs(
 ) -> tuple[Tensor, Tensor, dict[str, Saturation]]:
     """(outputs, targets, {node: saturation}) of the first `samples` of `data` on an x86 CPU without VNNI.
 
-    Of several outputs the one called "output", else the first, as in `predict_batches`.
+    Of several outputs the judged one.
     """
     model = emulated(onnx_bytes)
     outputs, targets = _outputs(onnx_bytes, model.run, data, samples=samples, progress=progress)
@@ -93,8 +93,7 @@ def _outputs(
     progress: bool,
 ) -> tuple[Tensor, Tensor]:
     session = open_session(onnx_bytes)
-    names = [value.name for value in session.get_outputs()]
-    judged = names.index("output") if "output" in names else 0
+    judged = [value.name for value in session.get_outputs()].index(judged_output(session))
     outputs, targets = [], []
     with tqdm(total=samples, desc="emulating", unit="sample", leave=False, disable=not progress) as bar:
         for inputs, labels in _first(data, samples):

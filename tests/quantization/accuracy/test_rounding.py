@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
+from compressor.measuring.fidelity import sqnr_db
 from compressor.notes.quantization import RoundingLearned
 from compressor.quantization.accuracy import layer_data
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound, SoftRounding
@@ -22,7 +23,6 @@ from compressor.quantization.accuracy.gptq import GPTQ, gptq
 from compressor.quantization.accuracy.layer_data import Crossing, Layer, Twins, Walk
 from compressor.quantization.accuracy.layer_rounding import round_layers
 from compressor.quantization.accuracy.layer_rows import input_columns, to_rows, to_weight
-from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Symmetric
 from compressor.quantization.grids.weights import WeightGrid, nearest_grids

@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from compressor.errors import StageError
-from compressor.quantization.file.audit import coverage, reported_db, sqnr_db
+from compressor.measuring.fidelity import reported_db, sqnr_db
+from compressor.quantization.file.audit import coverage
 from compressor.quantization.file.compact_graph import optimized_nodes, serialize
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from compressor.files.operators import OPERATORS, Fact, Operator
-from compressor.quantization.file.audit import sqnr_db
+from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from compressor.errors import StageError
-from compressor.quantization.file.audit import sqnr_db
+from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.file.compact_graph import compact_graph, kernels, serialize
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerTensor, Scheme, Symmetric
 from compressor.quantization.grids.weights import nearest_grids

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import StageError
-from compressor.quantization.file.audit import sqnr_db
+from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Scheme, Symmetric
 from compressor.quantization.grids.weights import nearest_grid, nearest_grids
