@@ -28,7 +28,7 @@ from benchmarks.stored import RESULTS
 from compressor.files.export import export_onnx
 from compressor.intervals import paired_drop
 from compressor.machine import environment
-from compressor.quantization.file.audit import sqnr_db
+from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.other_cpus.portability import (

@@ -51,6 +51,11 @@ def note_layout_(model: onnx.ModelProto, layout: Layout) -> None:
         entry.key, entry.value = LAYOUT_KEY, layout.noted()
 
 
+def noted_layout(model: onnx.ModelProto) -> Layout:
+    """The layout that the metadata of `model` note."""
+    return Layout.of_metadata({entry.key: entry.value for entry in model.metadata_props})
+
+
 def _declared(graph: onnx.GraphProto, side: str) -> list[onnx.ValueInfoProto]:
     stored = {tensor.name for tensor in graph.initializer} if side == "input" else set()
     return [value for value in getattr(graph, side) if value.name not in stored]

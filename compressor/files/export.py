@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from compressor.errors import ExportError
-from compressor.files.carrying import note_layout_
+from compressor.files.carrying import note_layout_, noted_layout
 from compressor.files.child_process import Limit, LimitError
 from compressor.files.export_memory import Exported, ExportMemory
+from compressor.files.exported_outputs import judge_of
 from compressor.files.exporters import Exporter, condensed, failing_module, write
 from compressor.files.graph_cleaning import pool_globally_, rename_, strip_
 from compressor.files.graphs import opset_of, parse
@@ -55,8 +56,8 @@ def export_onnx(model: nn.Module, workload: Workload, *, memory: ExportMemory | 
     ExportError where no file passes, and for models beyond MAX_BYTES.
     """
     if isinstance(model, OnnxModule):
-        opset = opset_of(parse(model.onnx_bytes))
-        return Exported(onnx_bytes=model.onnx_bytes, exporter="onnx", opset=opset, notes=())
+        proto = parse(model.onnx_bytes)
+        return Exported(onnx_bytes=_judging(model, proto), exporter="onnx", opset=opset_of(proto), notes=())
     kind = type(model).__name__
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))  # tied weights count once
     if size > MAX_BYTES:
@@ -181,6 +182,20 @@ class _Tries:
             note_layout_(proto, Layout(judged=outputs.judged))
         onnx_bytes, notes = verified_bytes(proto, self.task)
         return onnx_bytes, opset_of(proto), notes
+
+
+def _judging(model: OnnxModule, proto: onnx.ModelProto) -> bytes:
+    """The file of `model`, which notes the output that its workload chose. Raises ExportError for a function."""
+    judge = judge_of(model)
+    if judge is None:
+        return model.onnx_bytes
+    if not isinstance(judge.which, str):
+        raise ExportError(
+            "of a file's outputs the judged one is chosen by its name, got a function; judge= one of "
+            f"{', '.join(repr(value.name) for value in proto.graph.output)}"
+        )
+    note_layout_(proto, noted_layout(proto).judging(judge.which))
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def _left_out(tries: _Tries) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs
 from compressor.errors import ExportError
-from compressor.structure.calling.returned import CACHES
+from compressor.given.judging import JUDGED, Judge
+from compressor.outputs.returned import CACHES
 from compressor.workload import output_tensor, raw_output
 
 # Of the largest output. Another order of summation and folded BatchNorm move float32 outputs by 1e-6 to 1e-4 of their
@@ -54,8 +55,16 @@ class NamedModel(nn.Module):
         raw = self.raw(tensors)
         if not self.outputs.others:
             return (output_tensor(raw),)
-        found = named_outputs(raw)
+        found = self.named(raw)
         return tuple(found[name] for name in self.outputs.names)
+
+    def named(self, raw: Any) -> dict[str, Tensor]:
+        """The outputs by their names in the file; one that is chosen by its name keeps it."""
+        found, judge = named_outputs(raw), judge_of(self.model)
+        if judge is None or not isinstance(judge.which, str) or JUDGED not in found:
+            return found
+        own = _place(judge.which)
+        return {own if name == JUDGED else name: tensor for name, tensor in found.items() if name != own}
 
     def raw(self, tensors: Sequence[Tensor]) -> Any:
         """What the model itself gives for `tensors`."""
@@ -63,14 +72,14 @@ class NamedModel(nn.Module):
         return raw_output(self.model, inputs)
 
 
-def names_of_outputs(raw: Any, taken: Sequence[str] = ()) -> OutputNames:
-    """The names under which what a model gives goes into its file: keys, fields, or the place in a tuple.
+def names_of_outputs(raw: Any, found: Mapping[str, Tensor], taken: Sequence[str] = ()) -> OutputNames:
+    """The names under which what a model gives, `found` by name, goes into its file: keys, fields, or places.
 
     A lone output, and the first of a tuple, is "output", the second of a tuple "output_1", and what lies deeper has its
     names joined by dots. Caches for the next call are left out, and so is everything but the judged output where the
     names of outputs are `taken`, by inputs, where it is no container, and tensors that numpy has no numbers for.
     """
-    judged, found = output_tensor(raw), named_outputs(raw)
+    judged = output_tensor(raw)
     name = next((name for name, tensor in found.items() if tensor is judged), None)
     if name is None or name in taken:
         return OutputNames()
@@ -85,6 +94,17 @@ def named_outputs(raw: Any) -> dict[str, Tensor]:
     return dict(_walk(raw, ""))
 
 
+def judge_of(model: nn.Module) -> Judge | None:
+    """What chooses the judged output of `model`, where its workload has it chosen."""
+    hooks = model._forward_hooks.values()  # noqa: SLF001 - torch has no other way to ask for them
+    return next((hook for hook in hooks if isinstance(hook, Judge)), None)
+
+
+def _place(name: str) -> str:
+    """The name in the file of what stands at the place `name` of a tuple, else `name` itself."""
+    return name if not name.isdigit() else f"{_ALONE}_{name}" if int(name) else _ALONE
+
+
 def _walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield path or _ALONE, value
@@ -96,14 +116,13 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
 
 def _entries(value: Any, *, top: bool) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        return [(str(key), item) for key, item in value.items()]
+        return [(_place(str(key)) if top else str(key), item) for key, item in value.items()]
     if is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name)) for field in fields(value)]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return list(zip(value._fields, value, strict=True))
     if isinstance(value, tuple | list):
-        named = [f"{_ALONE}_{place}" if place else _ALONE for place in range(len(value))]
-        return list(zip(named if top else map(str, range(len(value))), value, strict=True))
+        return [(_place(str(place)) if top else str(place), item) for place, item in enumerate(value)]
     return []
 
 

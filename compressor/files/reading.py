@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from compressor.batches import Inputs
 from compressor.errors import OnnxFileError
-from compressor.files.carrying import note_layout_
+from compressor.files.carrying import note_layout_, noted_layout
 from compressor.files.graphs import parse
 from compressor.files.opening import open_file
 from compressor.files.preparing import Sample, Watcher
-from compressor.outputs.layout import Layout
 from compressor.runtime import OnnxModule
 
 
@@ -44,8 +43,7 @@ def _judging(onnx_bytes: bytes, judged: str, path: str | Path) -> bytes:
     names = [value.name for value in model.graph.output]
     if judged not in names:
         raise OnnxFileError(f"{path} has the outputs {', '.join(names)}, and none called {judged!r}")
-    noted = Layout.of_metadata({entry.key: entry.value for entry in model.metadata_props})
-    note_layout_(model, noted.judging(judged))
+    note_layout_(model, noted_layout(model).judging(judged))
     return bytes(model.SerializeToString(deterministic=True))
 
 

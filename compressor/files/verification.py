@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
 from compressor.errors import ExportError, first_said
-from compressor.files.exported_outputs import NamedModel, OutputNames, compare, named_outputs, names_of_outputs
+from compressor.files.exported_outputs import NamedModel, OutputNames, compare, names_of_outputs
 from compressor.kept_state import private_copy
 from compressor.runtime import load_session, session_options
 from compressor.structure.preparing.preparation import fold_
@@ -100,7 +100,8 @@ def export_task(model: nn.Module, workload: Workload) -> ExportTask:
     batched = tuple(tensor.ndim > 0 and tensor.shape[0] == batch for tensor in tensors)
     names, asked = input_names(workload.example_inputs), free_axes(workload)
     judged = NamedModel(own, keywords, OutputNames())
-    judged.outputs = names_of_outputs(judged.raw(tensors), names)
+    raw = judged.raw(tensors)
+    judged.outputs = names_of_outputs(raw, judged.named(raw), names)
     free = _free_dimensions(judged, tensors, batched, asked)
     if asked is not None:
         _refuse_stubborn(judged, names, tensors, asked, free)
@@ -140,7 +141,7 @@ def _always_there(model: NamedModel, inputs: Sequence[tuple[Tensor, ...]]) -> Ou
     """The outputs that the model gives for all of `inputs`, under the same names."""
     outputs = model.outputs
     try:
-        given = [named_outputs(model.raw(each)).keys() for each in inputs] if outputs.others else []
+        given = [model.named(model.raw(each)).keys() for each in inputs] if outputs.others else []
     except Exception:  # noqa: BLE001 - why it fails on them is told where they are asked for
         return outputs.alone
     if any(outputs.judged not in names for names in given):

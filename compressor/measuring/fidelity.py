@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from compressor.batches import Inputs
 from compressor.files.graphs import parse
-from compressor.files.output_channels import output_channels
+from compressor.measuring.output_channels import output_channels
 from compressor.notes.quantization import MOST_DB, KeptOutput
 from compressor.runtime import feeds_of, judged_output, open_session
 

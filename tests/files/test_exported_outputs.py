@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressor.errors import ExportError, OnnxFileError
 from compressor.files import export
 from compressor.files.export import export_onnx
-from compressor.files.exported_outputs import compare, names_of_outputs
+from compressor.files.exported_outputs import compare, named_outputs, names_of_outputs
 from compressor.files.graph_cleaning import strip_
 from compressor.files.graphs import parse
 from compressor.files.reading import read_onnx
@@ -109,8 +109,9 @@ def test_names_that_inputs_have_caches_and_odd_numbers_are_left_out() -> None:
     """A file cannot have one name for an input and an output, and ONNX Runtime's numpy has no complex numbers."""
     head = torch.zeros(2, 3)
     raw = {"logits": head, "mask": head, "past_key_values": (head,), "waves": head.to(torch.complex64)}
-    assert names_of_outputs(raw, ("mask",)).names == ("logits",)
-    assert names_of_outputs({"x": head, "y": head + 1}, ("x",)).names == ("output",)
+    assert names_of_outputs(raw, named_outputs(raw), ("mask",)).names == ("logits",)
+    raw = {"x": head, "y": head + 1}
+    assert names_of_outputs(raw, named_outputs(raw), ("x",)).names == ("output",)
 
 
 def test_an_output_with_the_same_nan_agrees_and_another_does_not() -> None:
@@ -138,3 +139,28 @@ def test_the_judged_output_of_a_file_is_named(tmp_path) -> None:
     assert judged_output(again) == "features"
     with pytest.raises(OnnxFileError, match="has the outputs features, output, and none called 'feature'"):
         read_onnx(tmp_path / "given.onnx", judged="feature")
+
+
+@pytest.mark.parametrize(
+    ("how", "judge", "names", "judged"),
+    [
+        ("dict", "output", ["output", "features"], "output"),
+        ("tuple", "1", ["output_1", "output", "output_2"], "output_1"),
+        ("dataclass", "levels.0", ["levels.0", "features", "logits"], "levels.0"),
+    ],
+)
+def test_a_chosen_output_keeps_its_name(how: str, judge: str, names: list[str], judged: str, tmp_path) -> None:
+    """What `judge=` names is judged under its own name, in the file of a model of torch and in one from elsewhere."""
+    x, targets = torch.randn(24, 12), torch.zeros(24, dtype=torch.long)
+    workload = Workload.from_datasets(
+        Heads(how).eval(), train=(x, targets), test=(x, targets), judge=judge, metric="accuracy", batch_size=8
+    )
+    file = export_onnx(workload.model, workload).onnx_bytes
+    assert [value.name for value in parse(file).graph.output] == names
+    assert judged_output(OnnxModule(file).session) == judged
+    (tmp_path / "given.onnx").write_bytes(file)
+    again = Workload.from_datasets(
+        read_onnx(tmp_path / "given.onnx"), train=(x, targets), test=(x, targets), judge=names[1], batch_size=8
+    )
+    file = export_onnx(again.model, again).onnx_bytes
+    assert judged_output(OnnxModule(file).session) == names[1]

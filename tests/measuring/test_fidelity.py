@@ -7,8 +7,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.budget import judge_others
-from compressor.files.output_channels import output_channels
 from compressor.measuring.fidelity import fidelity
+from compressor.measuring.output_channels import output_channels
 
 CHANNELS = 4
 

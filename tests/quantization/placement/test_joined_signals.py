@@ -10,9 +10,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import StageError
+from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
 from compressor.quantization.accuracy.equalization import CrossLayerEqualization
-from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.compact_graph import kernels
 from compressor.quantization.placement.forms import Dynamic
 from compressor.quantization.quantizer import QuantizationSettings, quantized_file
