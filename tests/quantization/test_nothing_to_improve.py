@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from compressor import Pipeline, Recipe, Workload
 from compressor.files.export import export_onnx
+from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
 from compressor.quantization.accuracy.equalization import CrossLayerEqualization
 from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.quantization.accuracy.smoothing import SmoothQuant
 from compressor.quantization.choice.give_back import GiveBack
-from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.grids.schemes import Symmetric
 from compressor.quantization.placement.forms import Static
 from compressor.quantization.quantizer import QuantizationSettings, quantized_file

@@ -187,8 +187,8 @@ def test_all_errors_at_once_with_lines() -> None:
         "r.yaml:2: seed must be at least 0, got -1",
         "r.yaml:3: threads must be a whole number, got True",
         (
-            "r.yaml:4: budget has no 'maxdrop'; did you mean 'max_drop'? (it has max_drop, min_others_db, not_slower, min_speedup, "
-            "max_latency_ms, max_size_bytes)"
+            "r.yaml:4: budget has no 'maxdrop'; did you mean 'max_drop'? (it has max_drop, min_others_db, not_slower, "
+            "min_speedup, max_latency_ms, max_size_bytes)"
         ),
         "r.yaml:6: unknown stage 'teahc'; did you mean 'teach'? (known: encode, teach)",
         "r.yaml:7: teach has no 'epoch'; did you mean 'epochs'? (it has epochs, learning_rate, mode, betas)",
