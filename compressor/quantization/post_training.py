@@ -25,6 +25,7 @@ from compressor.quantization.file.packing import smallest_file
 from compressor.quantization.grids.activations import ActivationGrid, activation_grids
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.grids.weights import WeightGrid, WeightRange, nearest_grids, weight_positions
+from compressor.quantization.placement.distinct_names import name_nodes_apart_
 from compressor.quantization.placement.dynamic import place_dynamic
 from compressor.quantization.placement.float_layers import keep_sums_apart_
 from compressor.quantization.placement.forms import ByFamily, Static
@@ -91,6 +92,7 @@ class Prepared:
         if self.placement.float16:
             placed = place_float16(placed, set(self.placement.float16))
         keep_sums_apart_(placed)
+        name_nodes_apart_(placed, self.graph)
         return placed
 
     def shipped(self) -> bytes:

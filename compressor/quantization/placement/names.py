@@ -85,5 +85,5 @@ def unpacked(weight: str, tensors: Container[str]) -> str:
 
 
 def in_loop(loop: str, tensor: str) -> str:
-    """A tensor inside of the Scan node `loop`, as `TorchGraph` calls it from outside."""
+    """A tensor inside of the Scan node `loop` that a placement writes."""
     return f"{loop}/{tensor}"

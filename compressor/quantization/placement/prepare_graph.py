@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 
 import onnx
@@ -14,6 +15,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from compressor.errors import StageError
 from compressor.files.graphs import initializers, parse
 from compressor.files.operators import Fact, operator_of
+from compressor.quantization.placement.distinct_names import make_names_distinct_
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
@@ -43,6 +45,7 @@ def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:
     del model.metadata_props[:]
     model.metadata_props.extend(parse(onnx_bytes).metadata_props)
     _name_nodes(model)
+    make_names_distinct_(model)
     _unshare_initializers(model)
     return model
 
@@ -59,11 +62,15 @@ def quiet_logging() -> Iterator[None]:
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
+    taken = {node.name for node in model.graph.node}
     seen: Counter[str] = Counter()
     for index, node in enumerate(model.graph.node):
         name = node.name or f"{node.op_type.lower()}_{index}"
-        node.name = f"{name}_{seen[name]}" if seen[name] else name
+        if seen[name] or not node.name:
+            numbered = (f"{name}_{number}" for number in count(seen[name] or 1))
+            node.name = next(new for new in (name, *islice(numbered, len(taken) + 1)) if new not in taken)
         seen[name] += 1
+        taken.add(node.name)
 
 
 def _unshare_initializers(model: onnx.ModelProto) -> None:

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.files.graphs import attribute
 from compressor.files.operators import Recurrence, operator_of
 from compressor.quantization.grids.weights import WeightGrid
+from compressor.quantization.placement.names import in_loop
 from compressor.quantization.placement.weight_only import block_product
 from compressor.quantization.placement.written import Written
 
@@ -129,7 +130,7 @@ def write_layer(layer: Layer, projected: list[str], recurrence: Sequence[WeightG
     everything, lasts = [], []
     for index, (source, weight, backward) in enumerate(zip(projected, recurrence, layer.backward, strict=True)):
         prefix = f"{node.name}_{index}"
-        body = _body(layer, weight, layer.biases(index)[1])
+        body = _named_in(layer.loop(index), _body(layer, weight, layer.biases(index)[1]))
         sources = [source]
         if node.op_type == "GRU":
             sizes = written.constant(f"{prefix}_sizes", np.array([2 * layer.hidden, layer.hidden]))
@@ -213,6 +214,17 @@ def _body(layer: Layer, weight: WeightGrid | _Array, bias: _Array | None) -> onn
     inputs = [value("h", hidden), *(value(name, width) for name, width in scanned.items())]
     outputs = [value("next", hidden), value("step", hidden)]
     return helper.make_graph(written.nodes, "cell", inputs, outputs, written.initializers)
+
+
+def _named_in(loop: str, body: onnx.GraphProto) -> onnx.GraphProto:
+    """`body` with names of its own: it sees the tensors outside, and may make none of their names again."""
+    for value in (*body.input, *body.output, *body.initializer):
+        value.name = in_loop(loop, value.name)
+    for node in body.node:
+        node.name = in_loop(loop, node.name)
+        node.input[:] = [name and in_loop(loop, name) for name in node.input]
+        node.output[:] = [name and in_loop(loop, name) for name in node.output]
+    return body
 
 
 def _float_product(written: Written, weight: _Array) -> _Product:

@@ -80,8 +80,8 @@ class TorchGraph(nn.Module):
     def run(self, values: Mapping[str, Tensor], wanted: Sequence[str]) -> list[Tensor]:
         """The tensors `wanted`, from `values`: the inputs, or any tensors that cut the graph behind them.
 
-        A value under an initializer's name stands in for it, one under "loop/name" for what the body of the Scan node
-        "loop" holds. Only the nodes that `wanted` needs are run. Raises
+        A value under an initializer's name stands in for it, one called "loop/..." for what the body of the Scan node
+        "loop" holds by this name. Only the nodes that `wanted` needs are run. Raises
         StageError where `values` leaves something open.
         """
         known: dict[str, Tensor] = dict(values)
@@ -144,7 +144,7 @@ class TorchGraph(nn.Module):
         body = self.bodies[_body_key(step)]
         assert isinstance(body, TorchGraph)
         inside = f"{step.name}/"
-        stand_ins = {name.removeprefix(inside): value for name, value in known.items() if name.startswith(inside)}
+        stand_ins = {name: value for name, value in known.items() if name.startswith(inside)}
 
         def run(inputs: Sequence[Tensor]) -> list[Tensor]:
             return body.run(stand_ins | dict(zip(body.input_names, inputs, strict=True)), body.output_names)
