@@ -47,6 +47,9 @@ class Verdict:
     reason: str
 
 
+_NOT_SCORED = Verdict(keep=True, reason="not scored: there were no data")
+
+
 def judge_gain(speedup: Estimate, size_bytes: int, base_size_bytes: int) -> Verdict:
     """Whether a stage that changes structure or encoding pays: faster or smaller than before it, and not slower.
 
@@ -66,6 +69,8 @@ def judge_gain(speedup: Estimate, size_bytes: int, base_size_bytes: int) -> Verd
 
 def judge_drop(drop: Estimate, max_drop: float, metric: Metric) -> Verdict:
     """Whether the measured `drop` from the reference, on validation, is within `max_drop`."""
+    if not metric.scored:
+        return _NOT_SCORED
     amount = describe_drop(drop, metric)
     if drop.value > max_drop:
         return Verdict(keep=False, reason=f"validation {amount}; the budget allows {_amount(max_drop, metric)}")
@@ -83,6 +88,8 @@ def judge_others(others: Sequence[KeptOutput], least_db: float) -> Verdict:
 
 def judge_values(change: Estimate, metric: Metric) -> Verdict:
     """Whether a stage that only changes weights may stay: `change` is its drop from the model before it."""
+    if not metric.scored:
+        return _NOT_SCORED
     amount = describe_drop(change, metric)
     if change.low > 0:
         return Verdict(keep=False, reason=f"made the model worse than before it: validation {amount}")

@@ -17,9 +17,17 @@ from compressor.scoring import boxes, classes, labels, numbers
 from compressor.scoring.classes import ByClass
 from compressor.scoring.means import mean_of_asked
 
+# The name of the metric of a workload without data.
+UNSCORED = "not scored"
+
 
 def _mean(values: Tensor) -> float:
     return float(values.double().mean())
+
+
+def _nothing(outputs: Tensor, targets: Tensor) -> Tensor:
+    del targets
+    return torch.zeros(len(outputs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +73,11 @@ class Metric:
         if self.bounded:
             return worse
         return worse / abs(reference) if reference else worse
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is a score at all: not where there are no data to judge by."""
+        return self.name != UNSCORED
 
     @property
     def class_axis(self) -> int | None:
@@ -171,6 +184,11 @@ class Metric:
     def mae() -> "Metric":
         """The mean absolute error, each sample's own mean first; lower is better. Shapes are those of `mse`."""
         return Metric(name="mae", per_sample=numbers.absolute_error, higher_is_better=False, bounded=False)
+
+    @staticmethod
+    def unscored() -> "Metric":
+        """No score, for a model without data: its rows are 0, and reports say "not scored" in their place."""
+        return Metric(name=UNSCORED, per_sample=_nothing)
 
     @staticmethod
     def auroc() -> "Metric":

@@ -18,7 +18,7 @@ WorkloadName = Annotated[
         "-w",
         metavar="WORKLOAD",
         help="`digits`, `package.module:function` of yours that returns a compressor.Workload, or an ONNX file with "
-        "arrays `inputs` and `targets`: `model.onnx:data.npz`.",
+        "arrays `inputs` and `targets`: `model.onnx:data.npz`; `model.onnx` alone is measured, not scored.",
     ),
 ]
 Settings = Annotated[

@@ -130,7 +130,7 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 def _prepared(original: onnx.ModelProto, path: Path, sample: Sample | None, limits: Limits, watcher: Watcher) -> bytes:
     given = "example" if sample is not None else "made-up inputs"
-    whole = _example(original, sample) if sample is not None else _made_up(original, path)
+    whole = _example(original, sample) if sample is not None else made_up(original, path)
     run = _runner(original, limits, path)
     feeds, expected = _first_run(run, original, whole)
     if isinstance(expected, str):
@@ -278,7 +278,7 @@ def _example(model: onnx.ModelProto, sample: Sample) -> Feeds:
     return feeds
 
 
-def _made_up(model: onnx.ModelProto, path: Path) -> Feeds:
+def made_up(model: onnx.ModelProto, path: Path) -> Feeds:
     """Values of the shapes that the file declares."""
     generator = np.random.default_rng(0)
     sizes: dict[str, int] = {}

@@ -148,7 +148,7 @@ def _cells(
     mark = "~" if verdict == "same" else ""
     cells["speedup"] = Cell(text=f"{mark}{row.speedup.value:.2f}x", note=interval(row.speedup, 2), tone=tone)
     cells["seconds"] = Cell(text=duration(row.seconds))
-    if row.drop is not None:
+    if row.drop is not None and scale.scored:
         change = scale.change(row.drop)
         places = change_decimals(change)
         unit = " pt" if scale.bounded else " %"

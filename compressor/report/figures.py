@@ -40,7 +40,7 @@ def waterfall(report: RunRecord, scale: ScoreScale) -> list[Chart]:
                 step, state, now.score, scale.score(now.score.value, digits), bounds, focus=index in (0, report.final)
             )
         )
-    return [
+    charts = [
         bar_chart("Latency, milliseconds a call", latency, _axis([item.high for item in latency])),
         bar_chart(f"File, {unit_name}", files, _axis([item.value for item in files]), note="bytes of the .onnx file"),
         dot_chart(
@@ -51,6 +51,7 @@ def waterfall(report: RunRecord, scale: ScoreScale) -> list[Chart]:
             note="higher is better" if scale.higher_is_better else "lower is better",
         ),
     ]
+    return charts if scale.scored else charts[:2]
 
 
 def _item(step: Step, state: str, value: Estimate, text: str, bounds: str, *, focus: bool = False) -> Item:

@@ -174,6 +174,8 @@ def _score_tile(report: RunRecord, scale: ScoreScale) -> dict[str, str]:
     base, last = report.reference.measurement, report.shipped.measurement
     assert base is not None
     assert last is not None
+    if not scale.scored:
+        return _tile("Score", "NOT SCORED", "there were no data", tone="bad")
     digits = scale.score_decimals((base.score, last.score))
     shown = f"{scale.score(base.score.value, digits, unit=False)} → {scale.score(last.score.value, digits)}"
     drop = score_drop(report, report.shipped)

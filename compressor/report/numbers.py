@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.estimate import Estimate
+from compressor.metrics import UNSCORED
 
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -32,18 +33,27 @@ class ScoreScale:
         )
 
     @property
+    def scored(self) -> bool:
+        """Whether there is a score to show."""
+        return self.name != UNSCORED
+
+    @property
     def change_unit(self) -> str:
         """The unit of changes, with its space."""
         return " points" if self.bounded else " %"
 
     def score(self, value: float, decimals: int = 1, *, unit: bool = True) -> str:
         """A score, for example "89.4 %" or "0.0123"; `decimals` as of `score_decimals`."""
+        if not self.scored:
+            return UNSCORED
         if self.bounded:
             return f"{100 * value:.{decimals}f}" + (" %" if unit else "")
         return f"{value:.{decimals}f}" if decimals <= 6 and abs(value) < 1e6 else f"{value:.3e}"
 
     def bounds(self, score: Estimate, decimals: int) -> str:
         """The interval of a score in brackets, in the unit of `score`."""
+        if not self.scored:
+            return ""
         factor = 100 if self.bounded else 1
         return interval(Estimate(factor * score.value, factor * score.low, factor * score.high), decimals)
 

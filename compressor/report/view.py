@@ -109,9 +109,9 @@ def score_drop(report: RunRecord, step: Step) -> Estimate | None:
 def score_change(report: RunRecord, step: Step) -> str:
     """The change of the score from the reference with its interval, such as "-0.5 points [-0.9, 0.0]"; may be empty."""
     drop = score_drop(report, step)
-    if drop is None:
-        return ""
     scale = ScoreScale.of(report.workload)
+    if drop is None or not scale.scored:
+        return ""
     change = scale.change(drop)
     digits = change_decimals(change)
     return f"{signed(change.value, digits)}{scale.change_unit} {interval(change, digits)}".strip()
@@ -136,10 +136,8 @@ def summary(report: RunRecord) -> str:
     scale = ScoreScale.of(report.workload)
     digits = scale.score_decimals((base.score, last.score))
     change = score_change(report, report.shipped)
-    judged = f"{scale.name} {scale.score(last.score.value, digits)}"
-    return ", ".join(
-        [f"{name}: {speed(last.speedup)}", smaller(base.size_bytes, last.size_bytes), f"{judged} ({change})"]
-    )
+    judged = f"{scale.name} {scale.score(last.score.value, digits)} ({change})" if scale.scored else scale.name.upper()
+    return ", ".join([f"{name}: {speed(last.speedup)}", smaller(base.size_bytes, last.size_bytes), judged])
 
 
 def speed(speedup: Estimate) -> str:
@@ -158,7 +156,11 @@ def budget_lines(budget: dict[str, Any] | None, scale: ScoreScale) -> list[str]:
     if not budget:
         return []
     phrases = {
-        "max_drop": lambda value: f"at most {_amount(100 * value, scale)} of {scale.name} lost, on validation data",
+        "max_drop": lambda value: (
+            f"at most {_amount(100 * value, scale)} of {scale.name} lost, on validation data"
+            if scale.scored
+            else f"at most {100 * value:g} points lost, which nobody could look at: {scale.name}"
+        ),
         "min_speedup": lambda value: f"at least {times(value)} faster",
         "max_latency_ms": lambda value: f"at most {value:g} ms",
         "max_size_bytes": lambda value: f"a file of at most {size(value)}",
@@ -217,6 +219,8 @@ def _cells(step: Step, base: Measurement | None, scale: ScoreScale, *, digits: i
     )
     if now.compressed_bytes:
         cells["zstd"] = Cell(text=cells["zstd"].text, note=smaller(base.compressed_bytes, now.compressed_bytes))
+    if not scale.scored:
+        return cells
     drop = step.drop or scale.plain_drop(base.score.value, now.score.value)
     change = scale.change(drop)
     places = change_decimals(change)

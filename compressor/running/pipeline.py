@@ -19,6 +19,7 @@ from compressor.running.folder import RunFolder
 from compressor.running.order import doubtful_orders, refuse_for_files, refuse_impossible_orders
 from compressor.running.preflight import check_workload
 from compressor.running.run import Result, run_stages
+from compressor.running.without_data import NOT_SCORED, stages_without_data
 from compressor.runtime import OnnxModule
 from compressor.stage import Stage
 from compressor.target import Target
@@ -83,9 +84,11 @@ class Pipeline:
         """
         # A script that only evaluates is often under no_grad, inference_mode or autocast.
         with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            workload = check_workload(workload, self.stages)
+            stages = self.stages if workload.metric.scored else stages_without_data(self.stages)
+            warned = self.order_warnings if workload.metric.scored else [NOT_SCORED, *self.order_warnings]
+            workload = check_workload(workload, stages)
             if isinstance(workload.model, OnnxModule):
-                refuse_for_files(self.stages)
+                refuse_for_files(stages)
             folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
             with folder.locked(), explained():
                 job = Job(
@@ -94,15 +97,15 @@ class Pipeline:
                     folder=folder,
                     seed=seed,
                     scores=FileScores(workload, seed=seed),
-                    identity=identify(workload, self.stages, progress=progress),
+                    identity=identify(workload, stages, progress=progress),
                     exports=ExportMemory(workload=workload, identify=content),
                     progress=progress,
                 )
                 return run_stages(
                     job,
-                    self.stages,
+                    stages,
                     budget=self.budget,
                     recipe=self.recipe,
-                    warnings=self.order_warnings,
+                    warnings=warned,
                     accept_changes=accept_changes,
                 )

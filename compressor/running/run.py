@@ -11,6 +11,7 @@ from torch import nn
 from compressor.budget import Budget, Verdict, unmet_goals
 from compressor.errors import CompressorError
 from compressor.machine import environment
+from compressor.metrics import Metric
 from compressor.notes.running import Loaders, VersusBase
 from compressor.notes.structure import Scores
 from compressor.report.record import Step, describe_workload
@@ -124,7 +125,7 @@ class Run:
             self.job.say(f"  {step.reason}")
         else:
             self.job.say(
-                f"  {self.job.workload.metric.name} {measured.score.value:.4f}, {measured.latency_ms.value:.3f} ms "
+                f"  {_scored(self.job.workload.metric, measured.score.value)}, {measured.latency_ms.value:.3f} ms "
                 f"({measured.speedup.value:.2f}x), {measured.size_bytes / 1024:.0f} KiB, {step.seconds:.1f} s"
                 + (f"; {step.reason}" if step.reason else "")
             )
@@ -274,3 +275,7 @@ def _unit_scores(plan: list[dict[str, Any]]) -> dict[str, Any]:
     reasons = [entry.get("why", {}) for entry in plan]
     told = Scores.from_json({"scores": [why for why in reasons if "kept_scores" in why]})
     return told.to_json() if told and told.scores else {}
+
+
+def _scored(metric: Metric, score: float) -> str:
+    return f"{metric.name} {score:.4f}" if metric.scored else metric.name

@@ -16,9 +16,10 @@ _READY = {"digits": "compressor.workloads.digits:digits"}
 
 
 def load(name: str) -> Workload:
-    """The workload that `name` says: `digits`, what `package.module:function` returns, or two files.
+    """The workload that `name` says: `digits`, what `package.module:function` returns, or one or two files.
 
-    `model.onnx:data.npz` is an ONNX file on arrays, as `workload_of_files` reads them.
+    `model.onnx:data.npz` is an ONNX file on arrays, as `workload_of_files` reads them; `model.onnx` alone is measured
+    and not scored.
 
     For `package.module:function` the current folder is importable, so that a file of one's own beside the recipe is
     enough; installed packages go first, whatever files are called there. Raises WorkloadError where there is no such
@@ -29,6 +30,10 @@ def load(name: str) -> Workload:
         from compressor.workloads.files import workload_of_files
 
         return workload_of_files(Path(f"{model}.onnx"), Path(data))
+    if name.endswith(".onnx"):
+        from compressor.workloads.files import workload_of_file
+
+        return workload_of_file(Path(name))
     module_name, separator, function_name = _READY.get(name, name).partition(":")
     if not separator or not function_name or not all(map(str.isidentifier, module_name.split("."))):
         raise WorkloadError(

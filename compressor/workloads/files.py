@@ -1,17 +1,20 @@
-"""A workload of two files: a model in ONNX, and arrays to judge it on."""
+"""A workload of files: a model in ONNX, and arrays to judge it on, or none."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import WorkloadError
-from compressor.files.preparing import Watcher
-from compressor.files.reading import read_onnx_on
-from compressor.workload import Workload
+from compressor.files.preparing import Watcher, made_up
+from compressor.files.reading import read_onnx, read_onnx_on
+from compressor.metrics import Metric
+from compressor.outputs.kinds import Numbers
+from compressor.workload import Workload, resize_batch
 from compressor.workloads.arrays import read_arrays
 
 # The part of the samples that is kept for the report where the file names none for it.
@@ -19,6 +22,8 @@ _TEST_FRACTION = 0.4
 # Of the others: files are quantized, for which some hundred samples do, and seldom trained.
 _VALIDATION_FRACTION = 0.5
 _FEWEST_SAMPLES = 20
+# Samples that are made up where there are no data.
+_MADE_UP = 4
 
 Samples = tuple[Tensor | dict[str, Tensor], Tensor]
 
@@ -44,6 +49,35 @@ def workload_of_files(model: Path, data: Path) -> Workload:
         validation_fraction=_VALIDATION_FRACTION,
         name=model.stem,
     )
+
+
+def workload_of_file(model: Path) -> Workload:
+    """The ONNX file `model` without data: sizes and times are measured on made-up inputs, and nothing is scored.
+
+    Raises FileNotFoundError, and OnnxFileError as `read_onnx` does.
+    """
+    module = read_onnx(model)
+    feeds = made_up(onnx.load_from_string(module.onnx_bytes), model)
+    tensors = {name: torch.from_numpy(values) for name, values in feeds.items()}
+    inputs = resize_batch(next(iter(tensors.values())) if len(tensors) == 1 else tensors, _MADE_UP)
+    batches = [(inputs, torch.zeros(_MADE_UP))]
+    return Workload(
+        name=model.stem,
+        model=module,
+        example_inputs=resize_batch(inputs, 2),
+        train=batches,
+        calibration=batches,
+        validation=batches,
+        test=batches,
+        loss=_no_loss,
+        metric=Metric.unscored(),
+        output=Numbers(),
+    )
+
+
+def _no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    del targets
+    return 0 * outputs.nan_to_num().double().sum()
 
 
 class _Fitting(Watcher):
