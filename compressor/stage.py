@@ -1,6 +1,7 @@
 """What a stage is: data plus one method that turns a model into another model."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -35,7 +36,8 @@ class Context:
     may also add JSON values of its own. `plan` collects what structure stages decided, entries as in
     `compressor.structure.plan`; `plan_before` is what the stages before this one decided. `exports` is what the run
     remembers of its exports, for `export_onnx(model, workload, memory=context.exports)`: no state of a model is
-    exported twice.
+    exported twice. `known` says by digests what the stage's inputs are, so that a snapshot of other ones is not
+    continued: a run fills it, and `compressor.identity.workload.knowing` does elsewhere.
     """
 
     seed: int = 0
@@ -46,6 +48,7 @@ class Context:
     plan: list[dict[str, Any]] = field(default_factory=list)
     plan_before: tuple[dict[str, Any], ...] = ()
     exports: "ExportMemory | None" = None
+    known: Mapping[str, str] = field(default_factory=dict)
 
     def tell(self, note: Note) -> None:
         """Adds `note` to what the report is told; it takes the place of another of its kind."""

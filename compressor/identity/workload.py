@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import nn
 from compressor.identity.data import DataIdentifier
 from compressor.identity.values import Digest, Identifier
 from compressor.kept_state import private_copy
-from compressor.stage import Stage, stage_name
+from compressor.stage import Context, Stage, stage_name
 from compressor.storage import sha256
+from compressor.training.streams import said_length
 from compressor.workload import Workload
 
 DATA = ("train", "calibration", "validation", "test")
@@ -65,6 +66,22 @@ def identify(workload: Workload, stages: Sequence[Stage], *, progress: bool = Fa
         ),
         loaders=data.says,
     )
+
+
+def knowing(context: Context, workload: Workload, stage: Stage) -> Context:
+    """`context` with what a training by `stage` depends on besides the model, by content, where it keeps snapshots.
+
+    As it is where a run has told it. Data that do not say how long they are are not read for it. Raises WorkloadError
+    for data that cannot be read.
+    """
+    if context.folder is None or context.known:
+        return context
+    identifier = Identifier()
+    data = DataIdentifier(identifier, progress=context.progress)
+    sets = [name for name in ("train", "validation") if said_length(getattr(workload, name)) is not None]
+    known = {name: data.digest(name, getattr(workload, name)).text for name in sets}
+    known |= {name: identifier.digest(getattr(workload, name)).text for name in ("loss", "metric", "others")}
+    return replace(context, known=known | {"stage": identifier.digest(stage).text})
 
 
 def content(model: nn.Module) -> str | None:

@@ -26,8 +26,8 @@ class OutputKind(Protocol):
     def counted(self, outputs: Tensor, targets: Tensor | None) -> Tensor | None:
         """True at the positions that count, as far as `targets` tell; None for all."""
 
-    def asks(self, targets: Tensor | None) -> bool:
-        """Whether anything in `targets` counts, as far as they tell without the outputs."""
+    def asked(self, targets: Any) -> int | None:
+        """How many labels or numbers of `targets` count; None where they do not tell without the outputs."""
 
     def distance(
         self, student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None
@@ -92,11 +92,11 @@ class Classes:
             asked = torch.cat([asked[:, self.shift :], asked.new_zeros(asked[:, : self.shift].shape)], dim=1)
         return asked
 
-    def asks(self, targets: Tensor | None) -> bool:
-        """Whether a position of `targets` has a label that is not ignored."""
+    def asked(self, targets: Any) -> int | None:
+        """How many positions of `targets` have a label that is not ignored."""
         if not self.labelled or not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
-            return True
-        return bool(self._asked(targets[:, self.shift :] if self.shift else targets).any())
+            return None
+        return int(self._asked(targets[:, self.shift :] if self.shift else targets).sum())
 
     def distance(
         self, student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None
@@ -167,10 +167,10 @@ class Labels:
             asked &= values != value
         return asked
 
-    def asks(self, targets: Tensor | None) -> bool:
-        """Whether an element of `targets` holds an answer."""
-        asked = self.counted(targets, targets) if isinstance(targets, Tensor) else None
-        return asked is None or bool(asked.any())
+    def asked(self, targets: Any) -> int | None:
+        """How many elements of `targets` hold an answer."""
+        counted = self.counted(targets, targets) if isinstance(targets, Tensor) else None
+        return None if counted is None else int(counted.sum())
 
     def distance(
         self, student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None
@@ -210,9 +210,9 @@ class Numbers:
         """None: all of them."""
         return None
 
-    def asks(self, targets: Tensor | None) -> bool:
-        """Whether `targets` hold a number: NaN says that one is missing."""
-        return not isinstance(targets, Tensor) or not bool(targets.isnan().all())
+    def asked(self, targets: Any) -> int | None:
+        """How many numbers `targets` hold: NaN says that one is missing."""
+        return int((~targets.isnan()).sum()) if isinstance(targets, Tensor) else None
 
     def distance(
         self, student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None

@@ -100,6 +100,7 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
         plan=[],
         plan_before=tuple(base.plan),
         exports=job.exports,
+        known={"run": key},
     )
     with explained(name, index + 1):
         state = _made(job, stage, base, reference=reference, context=context, key=key, decides=decides)

@@ -23,7 +23,7 @@ from compressor.running.loss_and_metric import check_judged
 from compressor.running.model_checks import check_model
 from compressor.stage import Stage, stage_name
 from compressor.streams.passes import KEEP_TWO, one_pass
-from compressor.training.judged import found, settled
+from compressor.training.judged import found, has_loss, settled
 from compressor.training.loss_state import LossState
 from compressor.training.streams import LONGEST, PATIENCE_SECONDS, ends
 from compressor.workload import Workload, batch_size_of, call_model, input_tensors
@@ -166,6 +166,13 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
         _check_form(name, inputs, workload.example_inputs)
     inputs, targets = batches[0]
     outputs = checked_forward(workload.model, inputs, f"the first batch of {name}", workload.example_inputs)
+    if not has_loss(workload, outputs, targets):
+        # All of its labels may be ignored: it says nothing then of what outputs are.
+        for each, values in batches[1:]:
+            answered = checked_forward(workload.model, each, f"a batch of {name}", workload.example_inputs)
+            if has_loss(workload, answered, values):
+                inputs, targets, outputs = each, values, answered
+                break
     soft = name == "train" and _are_soft(outputs, judged_target(targets), workload)
     if workload.output is None and isinstance(judged_target(targets), Tensor):
         workload = settled(workload, found(workload, outputs, targets))

@@ -16,6 +16,7 @@ from compressor.batches import Inputs, Targets
 from compressor.checks import check_count, check_fraction, check_not_negative, check_positive, check_tuple
 from compressor.errors import WorkloadError
 from compressor.identity.values import Identifier
+from compressor.identity.workload import knowing
 from compressor.kept_state import private_copy
 from compressor.notes.training import Adapters, Teaching
 from compressor.stage import Context, Effect
@@ -82,6 +83,7 @@ class Distill(TrainingSettings):
         object.__setattr__(self, "functions", (_function(self.loss, _LOSS), _function(self.teacher_inputs, _INPUTS)))
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
+        context = knowing(context, workload, self)
         workload = settled(workload)
         original = workload.model if self.teacher is None else self.teacher
         own, adapt = self.functions

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from compressor.identity.workload import knowing
 from compressor.stage import Context, Effect
 from compressor.training.other_outputs import train_every_output
 from compressor.training.progress import epochs_note
@@ -28,6 +29,7 @@ class FineTune(TrainingSettings):
     tail_epochs: int = 1
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
+        context = knowing(context, workload, self)
         logs = train_every_output(model, workload, self, context=context, label="fine_tune")
         context.tell(epochs_note(logs, workload.metric, context.details))
         return model

@@ -19,6 +19,7 @@ from compressor.batches import Inputs, Targets
 from compressor.checks import check_fraction, check_kinds, check_positive
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
+from compressor.identity.workload import knowing
 from compressor.notes.quantization import Agreement
 from compressor.notes.training import Teaching
 from compressor.quantization.file.compact_graph import serialize
@@ -98,6 +99,7 @@ class QuantizationAwareTraining(TrainingSettings):
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the trained integer graph. Raises StageError where nothing can be quantized or trained."""
+        context = knowing(context, workload, self)
         # Pairs of 7-bit products cannot saturate, whatever the steps that training finds. MatMulNBits never does.
         pairs = not isinstance(self.form, WeightOnly) and self.weights.bits == 8
         saturates = pairs and context.target.isa in SATURATING

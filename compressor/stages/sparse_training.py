@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from compressor.checks import check_globs, check_kinds
+from compressor.identity.workload import knowing
 from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
@@ -51,6 +52,7 @@ class SparseTraining(TrainingSettings):
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""
+        context = knowing(context, workload, self)
         # A norm takes back whatever a penalty takes off the weights that it is computed from.
         fold_model_(model, workload, context, layers=self.layers)
         rounds = Rounds.of(self, Stream.of(workload.train, context.seed, counted=self.steps is None))

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import nn
 
 from compressor.checks import check_fraction, check_globs, check_kinds
+from compressor.identity.workload import knowing
 from compressor.notes.structure import LockedLayers
 from compressor.notes.training import ChannelOrders, Sparsified, ZeroCount, ZeroWeights
 from compressor.pruning.narrowing import fold_model_
@@ -126,6 +127,7 @@ class SparsifyWeights:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The model with its zeros. Raises StageError, with the reasons, where no weight can become zero."""
+        context = knowing(context, workload, self)
         fold_model_(model, workload, context, layers=self.layers, ignore=self.ignore)
         work = self._begun(model, workload, context)
         final = self._final

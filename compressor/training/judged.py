@@ -1,34 +1,62 @@
 """What the judged output of a workload says: as its user named it, or found on the first batch by shapes and loss."""
 
+import math
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from compressor.batches import Targets, judged_target, map_targets, with_judged
+from compressor.batches import Targets, judged_target, map_targets, split_batch, with_judged
 from compressor.kept_state import private_copy
 from compressor.outputs.finding import Found, Loss, kind_of
 from compressor.outputs.kinds import Numbers
+from compressor.streams.passes import one_pass
 from compressor.structure.calling.draws import kept_randomness
+from compressor.training.loss_state import LossState
 from compressor.training.precision import Form
 from compressor.training.replay import replayed
-from compressor.workload import Workload, first_batches
+from compressor.workload import Workload
+
+# How many batches are looked at for one that has a label.
+_LOOKED = 16
 
 
 def output_kind(workload: Workload) -> Found:
-    """`workload.output`, or what is found on the first batch of the training data.
+    """`workload.output`, or what is found on the first batch of the training data that has a label.
 
     Raises WorkloadError where classes may lie in several dimensions and the loss does not tell in which.
     """
     if workload.output is not None:
         return workload.output
     with kept_randomness(), replayed(0, 0), torch.no_grad():
-        batches = first_batches(workload.train, 1)
-        if not batches:
-            return Numbers()
-        inputs, targets = batches[0]
         model = private_copy(workload.model).eval()
-        return found(workload, Form.of(model).predict(model, inputs), targets)
+        first = first_labelled(workload, model, Form.of(model))
+        return Numbers() if first is None else found(workload, *first)
+
+
+def first_labelled(workload: Workload, model: nn.Module, form: Form) -> tuple[Tensor, Targets] | None:
+    """(outputs of `model`, targets) of the first training batch whose loss is finite; of the very first without one.
+
+    A batch in which all labels are ignored tells nothing. None where there is no batch.
+    """
+    first = None
+    with LossState.of(workload.loss).kept(), closing(one_pass(workload.train)) as passing:
+        for inputs, targets in map(split_batch, islice(passing, _LOOKED)):
+            outputs = form.predict(model, inputs)
+            first = first or (outputs, targets)
+            if has_loss(workload, outputs, form.place_targets(targets)):
+                return outputs, targets
+    return first
+
+
+def has_loss(workload: Workload, outputs: Tensor, targets: Targets) -> bool:
+    """Whether the loss of a batch is finite, which that of one is not whose labels are all ignored."""
+    try:
+        return math.isfinite(float(workload.loss(outputs, targets)))
+    except Exception:  # noqa: BLE001 - whatever is wrong is said by who asks for more
+        return True
 
 
 def found(workload: Workload, outputs: Tensor, targets: Targets) -> Found:

@@ -31,6 +31,7 @@ from compressor.training.optimizers.stepping import AfterStep, DivergedError, Up
 from compressor.training.passes.losses import Objective, Passes, workload_loss
 from compressor.training.passes.range_test import found_for
 from compressor.training.passes.rounds import Rounds
+from compressor.training.passes.weighing import Weighing, weighing_of
 from compressor.training.progress import EpochLog, Progress, best_epoch
 from compressor.training.replay import kept_modes, replayed
 from compressor.training.settings import TrainingSettings
@@ -108,6 +109,12 @@ def train(
         zeros = held_parameters(part, held_names(plan))
         clustered = held_parameters(part, clustered_names(plan))
         held = Held(HeldZeros([*zeros.values()]), HeldValues([*clustered.values()]))
+        weighing = Weighing()
+        if settings.accumulate > 1:
+            with loss_state.kept():
+                weighing = weighing_of(part, workload, form, seed=context.seed)
+            if weighing.remark:
+                stream.remark(weighing.remark)
         passes = Passes(
             model=model,
             objective=objective or workload_loss(workload, form),
@@ -115,6 +122,7 @@ def train(
             still=tuple(still.values()),
             rounds=rounds,
             kind=workload.output,
+            weighing=weighing,
         )
         identified = {
             **settings.told(),
@@ -123,6 +131,7 @@ def train(
             "data": stream.begins,
             "seed": context.seed,
             "identity": identity,
+            **{f"content of {name}": text for name, text in context.known.items()},
             "frozen": list(frozen),
             "held_zeros": list(zeros),
             "held_values": list(clustered),
@@ -144,7 +153,7 @@ def train(
         if progress.found is None:
             with loss_state.kept():
                 progress.found = found_for(part, passes, settings, seed=context.seed)
-        make = partial(_updates, model, progress.found.optimizer, settings, held, after_step)
+        make = partial(_updates, model, progress.found.optimizer, settings, held, after_step, divides=weighing.divides)
         updates = make()
         restore_optimizer_(updates.optimizer, resumed)
         if settings.averaging is not None and progress.average is None:
@@ -206,13 +215,20 @@ def train(
 
 
 def _updates(
-    model: nn.Module, choice: Known, settings: TrainingSettings, held: Held, after_step: AfterStep | None
+    model: nn.Module,
+    choice: Known,
+    settings: TrainingSettings,
+    held: Held,
+    after_step: AfterStep | None,
+    *,
+    divides: bool,
 ) -> Updates:
     optimizer = optimizer_for(model, choice, weight_decay=settings.weight_decay, layer_rates=settings.layer_rates)
     return Updates(
         optimizer=optimizer,
         clip=settings.clip,
         accumulate=settings.accumulate,
+        divides=divides,
         before_step=held.even_gradients_,
         after_step=held.after(after_step),
     )
@@ -278,6 +294,8 @@ class _Loop:
                 progress.gave_up_bfloat16 = f"float32 from epoch {epoch} on: {found.objection}"
         with replayed(self.seed, epoch % self.views):
             loss = self._batches_(updates, progress)
+            updates.rest_()
+            self.held.restore_()
         rows, score = self._scored(epoch)
         averaged = None
         if progress.average is not None:
@@ -311,12 +329,13 @@ class _Loop:
 
         updates.forget_()
         self.held.read()
+        updates.learn_()
         batch = 0
         computed_in = form.autocast if self._in_bfloat16(progress) else form.exact
-        for batch, loss, samples in self.passes.losses(epoch, epoch % self.views, computed_in):
+        for batch, loss, counts in self.passes.losses(epoch, epoch % self.views, computed_in):
             self.bar.update()
             value = check_finite(float(loss.detach()), f"loss in epoch {epoch}, batch {batch}")
-            step_(partial(updates.add_, loss, samples), batch)
+            step_(partial(updates.add_, loss, counts), batch)
             total, count = total + value, count + 1
             self.bar.set_postfix(loss=f"{total / count:.4f}", score=score, refresh=False)
             if made == limit:

@@ -13,6 +13,7 @@ from compressor.batches import Batches
 from compressor.errors import StageError
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Classes, Labels, Numbers
+from compressor.running.preflight import check_workload
 from compressor.stage import Context
 from compressor.stages import Distill, FineTune, ReestimateBatchNorm
 from compressor.training.loop import train
@@ -175,20 +176,36 @@ def test_a_loss_that_is_infinite_where_there_are_labels_is_no_such_batch() -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "targets", "asks"),
+    ("kind", "targets", "asked"),
     [
-        (Classes(), torch.tensor([-100, -100]), False),
-        (Classes(), torch.tensor([-100, 1]), True),
-        (Classes(axis=2, shift=1), torch.tensor([[5, -100, -100]]), False),
-        (Classes(axis=2, shift=1), torch.tensor([[-100, -100, 5]]), True),
-        (Classes(labelled=False), torch.tensor([[-100]]), True),
-        (Labels(ignored=(-1.0,)), torch.tensor([[-1.0, torch.nan]]), False),
-        (Labels(ignored=(-1.0,)), torch.tensor([[-1, 0]]), True),
-        (Numbers(), torch.tensor([torch.nan, torch.nan]), False),
-        (Numbers(), torch.tensor([torch.nan, 0.0]), True),
-        (Numbers(), torch.tensor([3, 4]), True),
+        (Classes(), torch.tensor([-100, -100]), 0),
+        (Classes(), torch.tensor([-100, 1]), 1),
+        (Classes(axis=2, shift=1), torch.tensor([[5, -100, -100]]), 0),
+        (Classes(axis=2, shift=1), torch.tensor([[-100, 4, 5]]), 2),
+        (Classes(labelled=False), torch.tensor([[-100]]), None),
+        (Classes(), torch.tensor([[0.5, 0.5]]), None),
+        (Labels(ignored=(-1.0,)), torch.tensor([[-1.0, torch.nan]]), 0),
+        (Labels(ignored=(-1.0,)), torch.tensor([[-1, 0]]), 1),
+        (Numbers(), torch.tensor([torch.nan, torch.nan]), 0),
+        (Numbers(), torch.tensor([torch.nan, 0.0]), 1),
+        (Numbers(), torch.tensor([3, 4]), 2),
+        (Numbers(), "a name", None),
     ],
 )
-def test_what_targets_ask(kind: Any, targets: Tensor, *, asks: bool) -> None:
-    """A label that counts anywhere is enough."""
-    assert kind.asks(targets) is asks
+def test_how_much_targets_ask(kind: Any, targets: Any, asked: int | None) -> None:
+    """Labels that count, one by one; nothing is said of targets that have none at places of their own."""
+    assert kind.asked(targets) == asked
+
+
+@pytest.mark.parametrize("kind", [kind for kind in UNLABELLED if kind != "numbers"])
+def test_a_first_batch_without_a_label_is_no_obstacle(kind: str) -> None:
+    """Checks before work, the kind of output and a training take the next batch that has one."""
+    inputs, targets, loss, metric = UNLABELLED[kind]
+    order = torch.cat([torch.arange(4, 8), torch.arange(4), torch.arange(8, 12)])
+    how = {"loss": loss, "metric": Metric.named(metric or "")}
+    given = workload(tokens, inputs[order], targets[order], 4, **how)
+    judged = check_workload(given, [FineTune(**STILL)])
+    assert judged.output == check_workload(workload(tokens, inputs[8:], targets[8:], 4, **how)).output
+    context = Context(progress=False)
+    FineTune(**STILL).apply(copy.deepcopy(given.model), given, context)
+    assert "batches without a label that counts are left out" in context.details["trainings"][0]["data"]

@@ -18,6 +18,7 @@ from compressor.metrics import Metric
 from compressor.recipe.recipe import Recipe
 from compressor.stage import Context, stage_parameters
 from compressor.stages import Distill, FineTune
+from compressor.training.held_zeros import zeros_entry
 from compressor.training.loop import train
 from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
 from compressor.training.optimizers.composition import suits_sgd
@@ -455,6 +456,122 @@ def test_factories_that_cannot_train_are_refused(factory, says: str) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(StageError, match=says):
         train(model, line(model), TrainingSettings(optimizer=OwnOptimizer(factory=factory, rate=0.1)), context=QUIET)
+
+
+class Asserting(torch.optim.SGD):
+    """Takes a closure by its signature, and cannot do without one, as SAM does."""
+
+    def step(self, closure=None) -> None:
+        assert closure is not None, "requires closure, but it was not provided"
+
+
+class Calling(torch.optim.SGD):
+    """The same without a word."""
+
+    def step(self, closure=None) -> None:
+        closure()
+
+
+class Announced(torch.optim.SGD):
+    """Wants another call before its steps."""
+
+    def step(self, closure=None) -> None:
+        raise RuntimeError("call first_step() before step()")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (Asserting, "Asserting, .* does not step: requires closure, but it was not provided; take one whose steps"),
+        (Calling, "Calling, .* does not step: 'NoneType' object is not callable; take one whose steps need no closure"),
+        (Announced, r"Announced, .* does not step: call first_step\(\) before step\(\); take one"),
+    ],
+)
+def test_an_optimizer_that_does_not_step_is_refused_at_its_first_batch(kind: Any, says: str) -> None:
+    """What its signature does not tell is said by name, with the way out."""
+    model = nn.Linear(1, 1)
+    with pytest.raises(StageError, match=says):
+        train(model, line(model), TrainingSettings(optimizer=OwnOptimizer(factory=kind, rate=0.1)), context=QUIET)
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """Steps at z, learns at y = 0.1 z + 0.9 x, and ends with x, the mean of all z (Defazio et al. 2024, eq. 3 to 5)."""
+
+    def __init__(self, groups: list) -> None:
+        super().__init__(groups, {"learns": False, "count": 0})
+
+    def train(self) -> None:
+        self._turn(learns=True, weight=0.1)
+
+    def eval(self) -> None:
+        self._turn(learns=False, weight=1 - 1 / 0.9)
+
+    @torch.no_grad()
+    def _turn(self, *, learns: bool, weight: float) -> None:
+        for group in self.param_groups:
+            for own in group["params"]:
+                if group["learns"] != learns and self.state[own]:
+                    own.lerp_(self.state[own]["z"], weight)
+            group["learns"] = learns
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            assert group["learns"], "not in train mode"
+            group["count"] += 1
+            for own in group["params"]:
+                state = self.state[own]
+                z = state.setdefault("z", own.clone())
+                x = own.lerp(z, 1 - 1 / 0.9)
+                z.sub_(own.grad, alpha=group["lr"])
+                own.copy_(x.lerp_(z, 1 / group["count"]).lerp_(z, 0.1))
+
+
+def test_an_optimizer_that_learns_with_other_weights_is_told_when_it_does(tmp_path: Path) -> None:
+    """The model that is judged and kept is the mean x, as a loop by hand has it; a killed training ends alike."""
+    settings = TrainingSettings(
+        epochs=3, optimizer=OwnOptimizer(factory=ScheduleFree, rate=0.05), schedule=Constant(), clip=None
+    )
+    by_hand, steady = start(), start()
+    z, x = ([own.detach().clone() for own in by_hand.parameters()] for _ in range(2))
+    batches = list(line(by_hand).train)
+    for count in range(1, 3 * len(batches) + 1):
+        inputs, targets = batches[(count - 1) % len(batches)]
+        with torch.no_grad():
+            for own, one, mean in zip(by_hand.parameters(), z, x, strict=True):
+                own.copy_(0.1 * one + 0.9 * mean)
+        gradients = torch.autograd.grad(F.mse_loss(by_hand(inputs), targets), list(by_hand.parameters()))
+        z = [one - 0.05 * gradient for one, gradient in zip(z, gradients, strict=True)]
+        x = [mean + (one - mean) / count for one, mean in zip(z, x, strict=True)]
+    train(steady, line(steady), settings, context=QUIET, keep_last=True)
+    for own, mean in zip(steady.parameters(), x, strict=True):
+        torch.testing.assert_close(own.detach(), mean, rtol=1e-4, atol=1e-5)
+    died, resumed, context = [], start(), Context(progress=False, folder=tmp_path)
+
+    def dying(model: nn.Module, inputs: Tensor, targets: Tensor, position) -> Tensor:
+        if position.view == 2 and not died:
+            died.append(position)
+            raise KeyboardInterrupt
+        return F.mse_loss(predict(model, inputs), targets)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(start(), line(resumed), settings, context=context, objective=dying, keep_last=True)
+    train(resumed, line(resumed), settings, context=context, objective=dying, keep_last=True)
+    assert weight_of(resumed) == weight_of(steady)
+
+
+def test_zeros_stay_zero_where_the_weights_that_learn_are_others() -> None:
+    """What the plan holds is zero in what is kept, too, whatever the optimizer makes of it at the end of an epoch."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    with torch.no_grad():
+        model.weight[0, 1] = 0.0
+    data = Batches((torch.randn(16, 4), torch.randn(16, 1)), batch_size=4)
+    workload = same_data(copy.deepcopy(model), data, torch.randn(2, 4), loss=F.mse_loss, metric=Metric.mse())
+    context = Context(progress=False, plan_before=(zeros_entry(["weight"]),))
+    settings = TrainingSettings(optimizer=OwnOptimizer(factory=ScheduleFree, rate=0.05))
+    train(model, workload, settings, context=context, keep_last=True)
+    assert (model.weight == 0).tolist() == [[False, True, False, False]]
 
 
 def test_a_recipe_names_a_factory_in_a_file(tmp_path: Path, monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from compressor.outputs.finding import Found
 from compressor.training.freezing import train_mode_
 from compressor.training.passes.lone import SKIPPED, unless_lone
 from compressor.training.passes.rounds import Rounds
+from compressor.training.passes.weighing import Weighing
 from compressor.training.precision import Form, at_least_float32
 from compressor.workload import Workload, batch_size_of, predict
 
@@ -32,7 +33,8 @@ Objective = Callable[[nn.Module, Inputs, Targets, Position], Tensor]
 class Passes:
     """Passes of `model` over the data of `rounds`, in training mode but for what is `still`.
 
-    `kind` is what the judged output says, where that is known: it tells batches that have no label.
+    `kind` is what the judged output says, where that is known: it tells batches that have no label. `weighing` says
+    what batches count by in an update of several.
     """
 
     model: nn.Module
@@ -41,11 +43,12 @@ class Passes:
     still: tuple[nn.Module, ...]
     rounds: Rounds
     kind: Found | None = None
+    weighing: Weighing = field(default_factory=Weighing)
 
     def losses(
         self, epoch: int, view: int, computed_in: Callable[[], AbstractContextManager[object]]
-    ) -> Iterator[tuple[int, Tensor, int]]:
-        """(number, loss, samples) of every batch of an epoch that sees `view`, under whose seed this is called.
+    ) -> Iterator[tuple[int, Tensor, float]]:
+        """(number, loss, what it counts) of every batch of an epoch that sees `view`, under whose seed this is called.
 
         What nothing can be learned from is left out, and said.
         """
@@ -57,11 +60,11 @@ class Passes:
                 loss = unless_lone(self.model, inputs, partial(self.objective, self.model, placed, wanted, position))
             if loss is None:
                 self.rounds.stream.remark(SKIPPED)
-            elif not bool(loss.isfinite()) and self.kind is not None and not self.kind.asks(judged_target(targets)):
+            elif not bool(loss.isfinite()) and self.kind is not None and self.kind.asked(judged_target(targets)) == 0:
                 # A mean over nothing, such as that of CrossEntropyLoss where all labels are ignored.
                 self.rounds.stream.remark(f"batches without a label that counts are left out: their loss is {loss:g}")
             else:
-                yield number, loss, batch_size_of(inputs)
+                yield number, loss, self.weighing.weight(batch_size_of(inputs), targets)
 
 
 def workload_loss(workload: Workload, form: Form) -> Objective:
