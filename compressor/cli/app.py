@@ -218,7 +218,10 @@ def doctor(
 @app.command()
 def stages(
     *,
-    name: Annotated[str | None, typer.Argument(help="One stage, such as distill; without it, all of them.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A stage, or a value such as latency; without it, all stages."),
+    ] = None,
     as_json: AsJson = False,
     schema: Annotated[bool, typer.Option("--schema", help="Prints the JSON schema of recipes, for editors.")] = False,
     verbose: Verbose = False,
@@ -229,11 +232,13 @@ def stages(
 
     `compressor stages prune_channels`
 
+    `compressor stages latency`, a value that stages take
+
     `compressor stages --schema > recipe.schema.json`
     """
     with reported(verbose=verbose):
         from compressor.checks import did_you_mean
-        from compressor.cli.stage_listing import listing, print_listing
+        from compressor.cli.stage_listing import listing, print_listing, print_value_object, value_objects
         from compressor.plugins import reasons
         from compressor.recipe.recipe import Recipe
 
@@ -241,10 +246,17 @@ def stages(
             _print_json(Recipe.json_schema())
             return
         entries = listing()
+        if name is not None and name not in entries and name in (objects := value_objects()):
+            if as_json:
+                _print_json(objects[name].to_json())
+            else:
+                print_value_object(objects[name])
+            return
         if name is not None and name not in entries and name in (left_out := reasons()):
             raise WrongUseError(f"the stage {name!r} cannot be used: {left_out[name]}")
         if name is not None and name not in entries:
-            raise WrongUseError(f"unknown stage {name!r}{did_you_mean(name, entries)} (known: {', '.join(entries)})")
+            near = did_you_mean(name, [*entries, *objects])
+            raise WrongUseError(f"unknown stage {name!r}{near} (known: {', '.join(entries)})")
         shown = list(entries.values()) if name is None else [entries[name]]
         if as_json:
             _print_json([entry.to_json() for entry in shown] if name is None else shown[0].to_json())
@@ -285,23 +297,43 @@ def _inspect(name: str, *, recipe: Path | None, threads: int | None, batch_size:
 
 
 def _print_plan(recipe: "Recipe", workload: "Workload", seed: int) -> None:
+    import yaml
+
     from compressor.running.order import segments
     from compressor.running.preflight import check_workload
-    from compressor.stage import stage_name
+    from compressor.running.time_estimate import estimated
+    from compressor.running.without_data import NOT_SCORED, stages_without_data
 
-    lines = [f"{recipe.name}: {recipe.description}".rstrip(": "), f"seed {seed}, {recipe.budget or 'no budget'}"]
+    data = yaml.safe_load(recipe.dump())
+    limits = {} if recipe.budget is None else vars(recipe.budget)
+    known = {key: value for key, value in limits.items() if value is not None}
+    budget = f"budget {_flow(known)}" if known else "no budget"
+    lines = [f"{recipe.name}: {recipe.description}".rstrip(": "), f"seed {seed}, {budget}"]
     groups = segments(recipe.stages)
     for number, group in enumerate(groups, start=1):
         judged = "judged together" if len(group) > 1 else "judged alone"
         lines.append(f"segment {number} of {len(groups)}, {judged}")
-        for index in group:
-            parameters = repr(recipe.stages[index]).partition("(")[2].removesuffix(")")
-            lines.append(f"  stages.{index} {stage_name(recipe.stages[index])}: {parameters}")
+        lines += [f"  stages.{index} {_in_words(data['stages'][index])}" for index in group]
     typer.echo("\n".join(lines))
-    check_workload(workload, recipe.stages)
+    stages = recipe.stages if workload.metric.scored else stages_without_data(recipe.stages)
+    checked = check_workload(workload, stages)
+    if not workload.metric.scored:
+        typer.secho(NOT_SCORED, err=True, fg="yellow")
     typer.echo(
         f"workload {workload.name}: {type(workload.model).__name__}, judged by {workload.metric.name}; checks passed"
     )
+    typer.echo(estimated(checked, recipe.stages))
+
+
+def _in_words(stage: Any) -> str:
+    """A stage in a recipe's own words, on one line."""
+    return stage if isinstance(stage, str) else _flow(stage)[1:-1]
+
+
+def _flow(value: Any) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)).strip()
 
 
 def _print_json(value: Any) -> None:

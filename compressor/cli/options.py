@@ -1,10 +1,13 @@
 """The options that several commands share, and the recipe and the workload that they name."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compressor.errors import WrongUseError
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 if TYPE_CHECKING:
     from compressor.recipe.recipe import Recipe
@@ -74,7 +77,7 @@ def workload_of(name: str, *, free_sizes: list[str] | None = None, export_second
         workload = load(name)
     except (Exception, SystemExit) as error:  # whatever the user's module raises
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise WrongUseError(f"workload {name!r} cannot be had: {kind}{error}") from error
+        raise WrongUseError(f"workload {name!r} cannot be had{place_of(error)}: {kind}{error}") from error
     if free_sizes is not None and isinstance(workload.model, OnnxModule):
         raise WrongUseError(f"--free-sizes is about models that are exported, and {name} is an ONNX file already")
     try:
@@ -83,6 +86,25 @@ def workload_of(name: str, *, free_sizes: list[str] | None = None, export_second
         return workload if export_seconds is None else replace(workload, export_seconds=export_seconds)
     except ValueError as error:
         raise WrongUseError(str(error)) from error
+
+
+def place_of(error: BaseException) -> str:
+    """Where the user's own code raised `error`, such as ", in mine.py, line 3"; "" where none of it did.
+
+    The innermost line of a file that is neither this package's nor an installed one's.
+    """
+    import sysconfig
+    import traceback
+
+    if isinstance(error, SyntaxError) and error.filename:
+        return f", in {error.filename}, line {error.lineno}"
+    others = (*map(str, {sysconfig.get_path("stdlib"), *map(sysconfig.get_path, ("purelib", "platlib"))}), _PACKAGE)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*others, "<")) and "site-packages" not in frame.filename
+    ]
+    return f", in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def parsed_free_sizes(values: list[str]) -> "FreeSizesOf":

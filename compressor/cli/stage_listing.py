@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from compressor.plugins import STAGES, usable
-from compressor.recipe.models import data_of, default_of, options, settings, type_text
+from compressor.recipe.models import data_of, default_of, options, reachable, settings, type_text
 from compressor.stage import stage_name
 from compressor.stages import catalogue
 
@@ -52,6 +52,53 @@ def listing() -> dict[str, StageEntry]:
     entries: dict[str, StageEntry] = {}
     usable(catalogue(), STAGES, lambda kind: entries.update({stage_name(kind): _entry(stage_name(kind), kind)}))
     return entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueObject:
+    """A value that stages take; `taken_by` are the settings that do, such as quantize.form."""
+
+    name: str
+    about: str
+    taken_by: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as JSON values."""
+        return asdict(self)
+
+
+def value_objects() -> dict[str, ValueObject]:
+    """Every value object that a setting of a stage, or of another one, takes, by name."""
+    kinds = reachable(catalogue())
+    taken: dict[str, list[str]] = {}
+    found: dict[str, type[Any]] = {}
+    for owner, kind in kinds.items():
+        for name, hint in settings(kind).items():
+            for choice, member in options(hint).items():
+                found[choice] = member
+                taken.setdefault(choice, []).append(f"{owner}.{name}")
+    return {
+        name: ValueObject(
+            name=name, about=_text(kind), taken_by=tuple(sorted(taken[name])), parameters=_parameters(kind)
+        )
+        for name, kind in sorted(found.items())
+    }
+
+
+def print_value_object(entry: ValueObject, *, console: "Console | None" = None) -> None:
+    """Prints a value object: its text, what takes it, its parameters, and how it is written."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console()
+    console.print(Text.assemble((entry.name, "bold"), "  (a value)"))
+    console.print(Text(entry.about or "It has no text of its own."))
+    console.print(Text(f"taken by: {', '.join(entry.taken_by)}"))
+    for parameter in entry.parameters:
+        console.print(Text(f"  {parameter.name}: {parameter.type} = {_default_text(parameter)}"))
+        if parameter.about:
+            console.print(Text(f"    {parameter.about}"))
 
 
 def print_listing(entries: list[StageEntry], *, whole: bool = False, console: "Console | None" = None) -> None:

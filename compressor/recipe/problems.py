@@ -1,6 +1,7 @@
 """What is wrong with a recipe, in sentences: pydantic's findings with the value that was met and the way out."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from pydantic import ValidationError
 
 from compressor.checks import did_you_mean, unknown_setting
 from compressor.plugins import reasons
-from compressor.recipe.models import is_mark, settings
+from compressor.recipe.models import is_mark, options, settings
 from compressor.recipe.text import Place
 
 _WANTED = {
@@ -131,7 +132,41 @@ def _unknown_key(loc: Place, kinds: Mapping[str, type[Any]], top: list[str], val
             f"{owner} has no 'learning_rate': the rate is the optimizer's; write optimizer: {{sgd: "
             f"{{rate: {rate}}}}} or {{adam_w: {{rate: {rate / 50:g}}}}}, or leave it out to have it found"
         )
+    chosen = next((name for name, hint in settings(kinds[owner]).items() if key in options(hint)), None)
+    if chosen is not None:
+        return f"{owner} has no {key!r}, but its {chosen} can be one: write {chosen}: {{{key}: {_plain(value)}}}"
+    inside = _inside(kinds[owner], str(key))
+    if inside:
+        where = dotted((*loc[:-1], *inside)) if loc[0] == "stages" else dotted(tuple(inside))
+        return (
+            f"{owner} has no {key!r}, but its {inside[0]} has: write {inside[0]}: {{{inside[1]}: "
+            f"{{{key}: {_plain(value)}}}}}, or --set {where.replace(f'.{owner}.', '.')}={_plain(value)}"
+        )
     return unknown_setting(owner, str(key), known)
+
+
+def _inside(kind: type[Any], key: str) -> tuple[str, str, str] | tuple[()]:
+    """(field, value object, key) of the first field of `kind` whose value objects have a field `key`."""
+    for name, hint in settings(kind).items():
+        for choice, member in options(hint).items():
+            if key in settings(member):
+                return name, choice, key
+    return ()
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
+
+
+def _number_type(place: Place, name: str, names: list[str]) -> str:
+    """What to write for a number type's name, such as int4, where another way of saying it is wanted."""
+    found = re.fullmatch(r"u?int(\d+)", name.lower())
+    scheme = next((each for each in ("symmetric", "asymmetric") if each in names), None)
+    if found and scheme:
+        return f"; {found[1]} bits are written {place[-1]}: {{{scheme}: {{bits: {found[1]}}}}}"
+    if re.fullmatch(r"(fp|float|half)_?(16)?", name.lower()) and "float16" not in names:
+        return "; weights stored as float16 are form: float16"
+    return ""
 
 
 def _unknown_name(place: Place, value: Any, names: list[str]) -> str:
@@ -147,4 +182,5 @@ def _unknown_name(place: Place, value: Any, names: list[str]) -> str:
         return f"{dotted(place)} must be the name of a {what}, got {_shown(value)} ({known})"
     if name in (left_out := reasons()):
         return f"the {what} {name!r} cannot be used: {left_out[name]}"
-    return f"unknown {what} {name!r}{did_you_mean(name, names)} ({known})"
+    hint = _number_type(place, name, names) or did_you_mean(name, names)
+    return f"unknown {what} {name!r}{hint} ({known})"

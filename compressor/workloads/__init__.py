@@ -9,9 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from compressor.checks import did_you_mean
 from compressor.errors import WorkloadError
 from compressor.workload import Workload
 
+# How many functions of a module are listed.
+_SHOWN = 8
 _READY = {"digits": "compressor.workloads.digits:digits"}
 
 
@@ -35,10 +38,17 @@ def load(name: str) -> Workload:
 
         return workload_of_file(Path(name))
     module_name, separator, function_name = _READY.get(name, name).partition(":")
+    if separator and module_name.endswith(".py"):
+        dotted = ".".join(Path(module_name).with_suffix("").parts)
+        raise WorkloadError(
+            f"a workload is package.module:function, as in Python's imports, got {name[:200]!r}; did you mean "
+            f"{dotted + separator + function_name!r}?"
+        )
     if not separator or not function_name or not all(map(str.isidentifier, module_name.split("."))):
         raise WorkloadError(
-            f"a workload is one of {', '.join(_READY)}, package.module:function, or model.onnx:data.npz, got "
-            f"{name[:200]!r}; the function takes nothing and returns a compressor.Workload"
+            f"a workload is one of {', '.join(_READY)}, package.module:function, model.onnx:data.npz, or model.onnx, "
+            f"got {name[:200]!r}{did_you_mean(name, _READY)}; the function takes nothing and returns a "
+            "compressor.Workload"
         )
     module = importlib.import_module(module_name) if name in _READY else _users_module(module_name)
     workload = _function_in(module, function_name)()
@@ -61,7 +71,10 @@ def function_named(name: str, wanted: str) -> Callable[..., Any]:
 def _function_in(module: ModuleType, name: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
-        raise WorkloadError(f"{module.__name__} has no function {name!r}")
+        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        made = [key for key in own if getattr(getattr(module, key), "__module__", None) == module.__name__]
+        known = f"; it has {', '.join(made[:_SHOWN])}" if made else ""
+        raise WorkloadError(f"{module.__name__} has no function {name!r}{did_you_mean(name, own)}{known}")
     found: Callable[..., Any] = function
     return found
 
@@ -86,7 +99,8 @@ def _users_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not name.startswith(error.name):
             raise  # the user's module exists and lacks an import of its own
-        raise WorkloadError(f"no module named {name!r} in {folder} or among the installed packages") from error
+        near = did_you_mean(name, [path.stem for path in Path(folder).glob("*.py")])
+        raise WorkloadError(f"no module named {name!r} in {folder} or among the installed packages{near}") from error
 
 
 def _found(top: str) -> ModuleSpec | None:
