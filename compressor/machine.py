@@ -1,5 +1,6 @@
 """The machine and the versions that numbers come from, as every report and benchmark states them."""
 
+import math
 import os
 import platform
 from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
@@ -77,9 +78,20 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
     return min((size for size in found if size is not None), default=2**32)
 
 
-def core_count() -> int:
-    """The cores that this process may use, at least 1."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def core_count(root: Path = Path("/")) -> int:
+    """The cores that this process may use, at least 1: those it may run on, or what its control group is given."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [math.ceil(quota) for quota in _quotas(root)]
+    return max(1, min([own, *quotas]))
+
+
+def others_running(root: Path = Path("/")) -> int | None:
+    """How many threads of other processes run or wait for a core at this moment; None where nothing tells."""
+    fields = " ".join(_lines(root / "proc/loadavg")).split()
+    if len(fields) < 4 or not fields[3].partition("/")[0].isdigit():
+        return None
+    states = [" ".join(_lines(path)).rpartition(")")[2].split()[:1] for path in root.glob("proc/self/task/*/stat")]
+    return max(0, int(fields[3].partition("/")[0]) - states.count(["R"]))
 
 
 def load_average() -> tuple[float, float, float] | None:
@@ -112,10 +124,27 @@ def _available(root: Path) -> int | None:
     return None
 
 
+def _control_groups(root: Path) -> set[Path]:
+    """The folders of this process's control group, of version 2, and of the one around it."""
+    own = [line.rpartition(":")[2] for line in _lines(root / "proc/self/cgroup") if line.startswith("0::")]
+    return {root / "sys/fs/cgroup" / part.strip("/") for part in (*own, "")}
+
+
+def _quotas(root: Path) -> list[float]:
+    """How many cores' time each of the control group's limits leaves, of version 2 and of version 1."""
+    old = root / "sys/fs/cgroup/cpu"
+    pairs = [" ".join(_lines(folder / "cpu.max")).split() for folder in _control_groups(root)]
+    pairs.append([line for name in ("quota", "period") for line in _lines(old / f"cpu.cfs_{name}_us")[:1]])
+    return [
+        int(pair[0]) / int(pair[1])
+        for pair in pairs
+        if len(pair) == 2 and all(number.isdigit() for number in pair) and int(pair[0]) and int(pair[1])
+    ]
+
+
 def _left_by_control_groups(root: Path) -> list[int]:
     """What each of the control group's limits leaves, of version 2 and of version 1."""
-    own = [line.rpartition(":")[2] for line in _lines(root / "proc/self/cgroup") if line.startswith("0::")]
-    folders = {root / "sys/fs/cgroup" / part.strip("/") for part in (*own, "")}
+    folders = _control_groups(root)
     pairs = [(folder / "memory.max", folder / "memory.current", folder / "memory.stat") for folder in folders]
     old = root / "sys/fs/cgroup/memory"
     pairs.append((old / "memory.limit_in_bytes", old / "memory.usage_in_bytes", old / "memory.stat"))

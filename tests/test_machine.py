@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from compressor import machine
-from compressor.machine import core_count, environment, free_memory_bytes, is_busy, load_average, telling_flags
+from compressor.machine import (
+    core_count,
+    environment,
+    free_memory_bytes,
+    is_busy,
+    load_average,
+    others_running,
+    telling_flags,
+)
 from compressor.target import Target
 
 
@@ -59,3 +67,29 @@ def test_free_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> No
     old = "sys/fs/cgroup/memory/memory"
     write(tmp_path, {f"{old}.limit_in_bytes": "90", f"{old}.usage_in_bytes": "100"})
     assert free_memory_bytes(tmp_path) == 0
+
+
+def test_cores_are_no_more_than_the_control_group_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two and a half cores' time lets three run; "max" is no limit, and neither is the old version's -1."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
+    write(tmp_path, {"proc/self/cgroup": "0::/some/job\n", "sys/fs/cgroup/some/job/cpu.max": "max 100000\n"})
+    assert core_count(tmp_path) == 16
+    write(tmp_path, {"sys/fs/cgroup/some/job/cpu.max": "250000 100000\n"})
+    assert core_count(tmp_path) == 3
+    old = "sys/fs/cgroup/cpu/cpu.cfs"
+    write(tmp_path, {f"{old}_quota_us": "-1\n", f"{old}_period_us": "100000\n"})
+    assert core_count(tmp_path) == 3
+    write(tmp_path, {f"{old}_quota_us": "50000\n"})
+    assert core_count(tmp_path) == 1
+
+
+def test_others_are_what_runs_less_ones_own_threads(tmp_path: Path) -> None:
+    """Five want a core and two of them are this process's, one of them named oddly; untold is None."""
+    assert others_running(tmp_path) is None
+    write(tmp_path, {"proc/loadavg": "3.00 2.00 1.00 5/216 3200\n"})
+    assert others_running(tmp_path) == 5
+    for thread, stat in {"7": "7 (py) R 1 2", "8": "8 (a) S (b) R 1", "9": "9 (py) S 1 2"}.items():
+        write(tmp_path, {f"proc/self/task/{thread}/stat": stat})
+    assert others_running(tmp_path) == 3
+    write(tmp_path, {"proc/loadavg": "odd\n"})
+    assert others_running(tmp_path) is None

@@ -36,7 +36,8 @@ class Training:
     over the rounding's squared error. `before` and `best` are the validation scores of the model before the training
     and of its best epoch, as torch computes them; a training that `failed` left the model as it was. `says` tells so in
     words. `frozen` names the modules that ran as in the file, and other frozen parameters. `data` says what their
-    loader keeps itself, and whether a pass over them can be replayed.
+    loader keeps itself, and whether a pass over them can be replayed. `threads` says which numbers of threads computed
+    it, where others than torch's own did.
     """
 
     training: str = ""
@@ -52,6 +53,7 @@ class Training:
     says: str = ""
     frozen: tuple[str, ...] = ()
     data: str | None = None
+    threads: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -210,6 +210,8 @@ def trainings(step: Step) -> list[str]:
             lines.append(f"{training.training}: frozen: {', '.join(training.frozen)}")
         if training.data:
             lines.append(f"{training.training}: training data: {training.data}")
+        if training.threads:
+            lines.append(f"{training.training}: {training.threads}")
     teaching = noted(step, Teaching)
     if teaching is not None and teaching.taught:
         lines.append(f"the teacher's judged output: {teaching.taught}")

@@ -4,8 +4,9 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from operator import itemgetter
 from time import perf_counter
 from typing import Any
 
@@ -31,6 +32,7 @@ from compressor.training.optimizers.stepping import AfterStep, DivergedError, Up
 from compressor.training.passes.losses import Objective, Passes, workload_loss
 from compressor.training.passes.range_test import found_for
 from compressor.training.passes.rounds import Rounds
+from compressor.training.passes.threads import Threads
 from compressor.training.passes.weighing import Weighing, weighing_of
 from compressor.training.progress import EpochLog, Progress, best_epoch
 from compressor.training.replay import kept_modes, replayed
@@ -88,8 +90,9 @@ def train(
     form = choice.form
     path = None if context.folder is None else context.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}.safetensors"
     stream = Stream.of(workload.train, context.seed, counted=settings.steps is None)
-    rounds = Rounds.of(settings, stream)
+    rounds, threads = Rounds.of(settings, stream), Threads()
     with (
+        threads.kept(),
         freezing(part, settings.freeze),
         kept_randomness(),
         kept_modes(model),
@@ -175,6 +178,7 @@ def train(
                 views=rounds.views(views),
                 bar=bar,
                 held=held,
+                threads=threads,
             )
             while not progress.is_done(rounds.count, settings.patience, workload.metric):
                 epoch = len(progress.logs)
@@ -210,6 +214,7 @@ def train(
     told = _told(
         label, choice, progress, came, frozen=frozen, remarks=stream.remarks, others=_other_rates(updates, settings)
     )
+    told = replace(told, threads=threads.told)
     context.tell(Trainings(trainings=(*(before.trainings if before else ()), told)))
     return progress.logs
 
@@ -281,6 +286,7 @@ class _Loop:
     views: int
     bar: Any
     held: Held
+    threads: Threads
 
     def epoch_(self, updates: Updates, progress: Progress) -> tuple[EpochLog, Tensor | None, Tensors | None]:
         """Trains one epoch and scores it: its log, the metric's rows, and the average where that is what has them.
@@ -332,7 +338,8 @@ class _Loop:
         updates.learn_()
         batch = 0
         computed_in = form.autocast if self._in_bfloat16(progress) else form.exact
-        for batch, loss, counts in self.passes.losses(epoch, epoch % self.views, computed_in):
+        losses = self.passes.losses(epoch, epoch % self.views, computed_in)
+        for batch, loss, counts in self.threads.over(losses, itemgetter(2)):
             self.bar.update()
             value = check_finite(float(loss.detach()), f"loss in epoch {epoch}, batch {batch}")
             step_(partial(updates.add_, loss, counts), batch)

@@ -1,0 +1,145 @@
+"""The number of threads of a training: torch's own on a quiet machine, what is fastest on a busy one."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from compressor.training.passes.threads import Threads
+
+
+@pytest.fixture(autouse=True)
+def _four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+class Machine:
+    """Four cores on which a batch takes as long as `seconds` says of a number of threads, and others run."""
+
+    def __init__(self, seconds: Callable[[int], float], others: int | None) -> None:
+        self.now, self.seconds, self.others = 0.0, seconds, others
+        self.used: list[int] = []
+
+    def threads(self, *, fixed: bool = False) -> Threads:
+        return Threads(
+            most=4, cores=4, fixed=fixed, clock=lambda: self.now, others=lambda: self.others, wait=lambda _: None
+        )
+
+    def pass_over(self, threads: Threads, batches: int) -> list[int]:
+        """The numbers of threads of the batches of a pass."""
+        self.used = []
+        for _ in threads.over(range(batches), lambda _: 10):
+            self.used.append(torch.get_num_threads())
+            self.now += self.seconds(self.used[-1])
+        return self.used
+
+
+def crowded(threads: int) -> float:
+    """Seconds of a batch beside a busy process: the more threads, the longer they wait."""
+    return {1: 1.0, 2: 1.5, 4: 9.0}[threads]
+
+
+def alone(threads: int) -> float:
+    """Seconds of a batch on a quiet machine."""
+    return {1: 1.0, 2: 0.5, 4: 0.25}[threads]
+
+
+def test_a_quiet_machine_tries_nothing() -> None:
+    """Every batch with torch's own number, whatever it takes: equal runs give equal bits."""
+    machine = Machine(lambda threads: 1.0, 0)
+    threads = machine.threads()
+    with threads.kept():
+        assert machine.pass_over(threads, 20) == [4] * 20
+    assert threads.told is None
+
+
+def test_a_busy_machine_gets_what_is_fastest() -> None:
+    """One thread and two are tried on three batches each, four given up after one; the rest is computed by one."""
+    machine = Machine(crowded, 1)
+    threads = machine.threads()
+    with threads.kept():
+        assert machine.pass_over(threads, 12) == [1] * 3 + [2] * 3 + [4] + [1] * 5
+        assert threads.told is not None
+        assert "4, 1 from batch 7 on" in threads.told
+    assert torch.get_num_threads() == 4
+
+
+def test_others_are_tried_again_in_a_later_pass_where_that_costs_little() -> None:
+    """34.5 seconds of tries want 345 seconds of work in between."""
+    machine = Machine(crowded, 1)
+    threads = machine.threads()
+    with threads.kept():
+        machine.pass_over(threads, 17)
+        assert machine.pass_over(threads, 400) == [1] * 400
+        assert machine.pass_over(threads, 12) == [1] * 3 + [2] * 3 + [4] + [1] * 5
+
+
+def test_many_threads_come_back_where_the_machine_grows_quiet() -> None:
+    """When most of eight moments in a row are quiet, without a try; and fewer come when it is busy again."""
+    machine = Machine(crowded, 1)
+    threads = machine.threads()
+    with threads.kept():
+        machine.pass_over(threads, 10)
+        machine.others, machine.seconds = 0, alone
+        assert machine.pass_over(threads, 10) == [1] * 4 + [4] * 6
+        machine.others, machine.seconds = 3, crowded
+        # Of the eight moments five are busy after five batches.
+        assert machine.pass_over(threads, 14) == [4] * 5 + [1] * 3 + [2] * 3 + [4] + [1] * 2
+    assert threads.told is not None
+    assert "4, 1 from batch 7 on, 4 from batch 14 on, 1 from batch 32 on" in threads.told
+
+
+def test_busy_with_cores_to_spare_or_faster_all_the_same_the_number_stays() -> None:
+    """Beside others all four may still be fastest; and what nobody can tell counts as quiet."""
+    machine = Machine(alone, 2)
+    threads = machine.threads()
+    with threads.kept():
+        assert machine.pass_over(threads, 12) == [1] * 3 + [2] * 3 + [4] * 6
+    assert threads.told is None
+    machine = Machine(crowded, None)
+    threads = machine.threads()
+    with threads.kept():
+        assert machine.pass_over(threads, 9) == [4] * 9
+
+
+def test_a_single_busy_moment_is_none() -> None:
+    """Something runs for a moment on every machine."""
+    machine = Machine(crowded, 0)
+    moments = iter([1, 0, 0, 0, 0, 0, 0, 0] * 10)
+    threads = Threads(most=4, cores=4, fixed=False, clock=lambda: machine.now, others=moments.__next__)
+    with threads.kept():
+        assert machine.pass_over(threads, 30) == [4] * 30
+
+
+def test_a_number_that_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the environment, or as one thread."""
+    machine = Machine(crowded, 9)
+    threads = machine.threads(fixed=True)
+    assert machine.pass_over(threads, 5) == [4] * 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert Threads().fixed
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert not Threads().fixed
+    torch.set_num_threads(1)
+    assert Threads().most == 1
+
+
+def test_a_pass_that_is_left_early_and_one_that_fails_give_the_threads_back() -> None:
+    """Behind the training torch has its own number again."""
+    machine = Machine(crowded, 1)
+    threads = machine.threads()
+    with threads.kept():
+        for _ in threads.over(range(9), lambda _: 10):
+            break
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 4
+    failing = Machine(lambda threads: 1 / 0, 1)
+    threads = failing.threads()
+    with pytest.raises(ZeroDivisionError), threads.kept():
+        failing.pass_over(threads, 9)
+    assert failing.used == [1]
+    assert torch.get_num_threads() == 4
