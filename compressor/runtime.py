@@ -25,6 +25,9 @@ __all__ = [
     "session_options",
 ]
 
+# The floats of ONNX Runtime's inputs that numpy has.
+_FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+
 
 class OnnxModule(nn.Module):
     """An ONNX file as a module: its forward is a call of ONNX Runtime, so gradients end here and it has no parameters.
@@ -46,6 +49,12 @@ class OnnxModule(nn.Module):
         if self._session is None:
             self._session = open_session(self.onnx_bytes, threads=self.threads)
         return self._session
+
+    @property
+    def fixed_batch(self) -> int:
+        """The one number of samples that the file takes at once, 0 where it takes any."""
+        shapes = [node.shape for node in self.session.get_inputs() if node.shape]
+        return shapes[0][0] if shapes and isinstance(shapes[0][0], int) else 0
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The outputs for a batch, on the CPU."""
@@ -69,14 +78,18 @@ class OnnxModule(nn.Module):
 def feeds_of(session: ort.InferenceSession, inputs: Inputs) -> Feeds:
     """What `session` is fed for `inputs`: by name for a dict, by order otherwise; only inputs that the graph has.
 
-    Raises ValueError where the graph has an input that `inputs` lacks.
+    Floats take the type that the file has them in, for workloads hold them in single precision. Raises ValueError where
+    the graph has an input that `inputs` lacks.
     """
     names = [node.name for node in session.get_inputs()]
+    types = {node.name: _FLOATS.get(node.type) for node in session.get_inputs()}
     given = (
         inputs if isinstance(inputs, Mapping) else by_order(names, inputs if isinstance(inputs, tuple) else (inputs,))
     )
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in by_input(names, given).items()}
     return {
-        name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in by_input(names, given).items()
+        name: np.ascontiguousarray(array, dtype=types[name] if array.dtype.kind == "f" else None)
+        for name, array in arrays.items()
     }
 
 

@@ -248,7 +248,7 @@ class Workload:
             test=sets.test,
             loss=checked_loss(loss) or metric.usual_loss(),
             metric=metric,
-            **cast("Any", {"example_inputs": resize_batch(inputs, 2), **settings}),
+            **cast("Any", {"example_inputs": resize_batch(inputs, getattr(own, "fixed_batch", 0) or 2), **settings}),
         )
 
 

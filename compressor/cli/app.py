@@ -11,6 +11,7 @@ from compressor.cli.interrupts import interruptible
 from compressor.cli.options import (
     Accept,
     AsJson,
+    Batch,
     BatchSize,
     ExportSeconds,
     FreeSizes,
@@ -75,6 +76,7 @@ def run(
     ] = False,
     free_sizes: FreeSizes = None,
     export_seconds: ExportSeconds = None,
+    batch: Batch = "free",
     accept_changes: Accept = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -95,7 +97,7 @@ def run(
 
         warnings.simplefilter("always", PipelineWarning)
         pipeline = used(lambda: Pipeline.from_recipe(plan))
-        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds)
+        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds, batch=batch)
         target = plan.target(batch_size=batch_size, threads=threads)
         chosen = plan.seed if seed is None else seed
         if dry_run:
@@ -126,6 +128,7 @@ def compare(
     batch_size: BatchSize = None,
     free_sizes: FreeSizes = None,
     export_seconds: ExportSeconds = None,
+    batch: Batch = "free",
     accept_changes: Accept = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -146,7 +149,7 @@ def compare(
         warnings.simplefilter("always", PipelineWarning)
         asked = batch_size is not None or threads is not None
         target = Target(batch_size=batch_size or 1, threads=threads or 1) if asked else None
-        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds)
+        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds, batch=batch)
         comparison = compare_recipes(
             plans,
             found,

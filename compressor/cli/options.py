@@ -48,6 +48,13 @@ FreeSizes = Annotated[
         "dimensions of an input besides, counted from 0: `--free-sizes input_ids=1 --free-sizes pixels=2,3`.",
     ),
 ]
+Batch = Annotated[
+    str,
+    typer.Option(
+        metavar="free|fixed",
+        help="What becomes of a batch that an ONNX file fixes: it becomes free, or stays `fixed` as it is.",
+    ),
+]
 ExportSeconds = Annotated[
     float | None,
     typer.Option(
@@ -66,7 +73,9 @@ def recipe_of(source: str, settings: list[str] | None) -> "Recipe":
     return Recipe.load(source, overrides=settings or ())
 
 
-def workload_of(name: str, *, free_sizes: list[str] | None = None, export_seconds: float | None = None) -> "Workload":
+def workload_of(
+    name: str, *, free_sizes: list[str] | None = None, export_seconds: float | None = None, batch: str = "free"
+) -> "Workload":
     """The workload that the option names, exported as the others say; raises WrongUseError where it cannot be had."""
     from dataclasses import replace
 
@@ -74,7 +83,7 @@ def workload_of(name: str, *, free_sizes: list[str] | None = None, export_second
     from compressor.workloads import load
 
     try:
-        workload = load(name)
+        workload = load(name, batch=batch)
     except (Exception, SystemExit) as error:  # whatever the user's module raises
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise WrongUseError(f"workload {name!r} cannot be had{place_of(error)}: {kind}{error}") from error

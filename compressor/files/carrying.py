@@ -14,6 +14,8 @@ from compressor.outputs.layout import LAYOUT_KEY, Layout
 
 # What this package writes into a file's metadata begins so; all else belongs to whoever made the file.
 OURS = "compressor."
+# What was done to a file when it was read.
+_READING_KEY = f"{OURS}read"
 
 
 def carried_over(onnx_bytes: bytes, source: bytes) -> bytes:
@@ -49,6 +51,18 @@ def note_layout_(model: onnx.ModelProto, layout: Layout) -> None:
     if layout != Layout():
         entry = model.metadata_props.add()
         entry.key, entry.value = LAYOUT_KEY, layout.noted()
+
+
+def note_reading_(model: onnx.ModelProto, notices: Sequence[str]) -> None:
+    """Notes in the metadata of `model` what was done to it when it was read."""
+    if notices:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = _READING_KEY, "; ".join(notices)
+
+
+def reading_notes(model: onnx.ModelProto) -> tuple[str, ...]:
+    """What was noted when the file was read, or nothing."""
+    return tuple(entry.value for entry in model.metadata_props if entry.key == _READING_KEY)
 
 
 def noted_layout(model: onnx.ModelProto) -> Layout:

@@ -51,12 +51,34 @@ def given_inputs(model: ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.input if value.name not in constants]
 
 
+def check_outputs(model: ModelProto, path: Path) -> None:
+    """Raises OnnxFileError for outputs that are no tensors of numbers: nothing can be compared with them."""
+    for value in model.graph.output:
+        kind = value.type.WhichOneof("value")
+        if kind not in {None, "tensor_type"}:
+            told = str(kind).replace("_type", "")
+            raise OnnxFileError(
+                f"the output {value.name!r} of {path} is a {told}, and only tensors of numbers can be compared and "
+                "scored; export the file without what makes it (zipmap=False of skl2onnx)"
+            )
+        if value.type.tensor_type.elem_type == TensorProto.STRING:
+            raise OnnxFileError(
+                f"the output {value.name!r} of {path} holds strings, and only numbers can be compared and scored; cut "
+                "the file before it, at the numbers that choose them"
+            )
+
+
 def dtype_of(value: onnx.ValueInfoProto, path: Path) -> str:
     """The name of the numpy type of an input's values. Raises OnnxFileError for what is no tensor of a known type."""
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         told = (kind or "value without a type").replace("_type", "")
         raise OnnxFileError(f"the input {value.name!r} of {path} is a {told}, and only tensors can be fed")
+    if value.type.tensor_type.elem_type == TensorProto.STRING:
+        raise OnnxFileError(
+            f"the input {value.name!r} of {path} holds strings, and only numbers can be fed; cut the file behind what "
+            "makes numbers of them"
+        )
     return _dtype_name(value.type.tensor_type.elem_type, f"the input {value.name!r} of {path}")
 
 

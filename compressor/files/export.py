@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compressor.errors import ExportError
-from compressor.files.carrying import note_layout_, noted_layout
+from compressor.files.carrying import note_layout_, noted_layout, reading_notes
 from compressor.files.child_process import Limit, LimitError
 from compressor.files.export_memory import Exported, ExportMemory
 from compressor.files.exported_outputs import judge_of
@@ -57,7 +57,9 @@ def export_onnx(model: nn.Module, workload: Workload, *, memory: ExportMemory | 
     """
     if isinstance(model, OnnxModule):
         proto = parse(model.onnx_bytes)
-        return Exported(onnx_bytes=_judging(model, proto), exporter="onnx", opset=opset_of(proto), notes=())
+        return Exported(
+            onnx_bytes=_judging(model, proto), exporter="onnx", opset=opset_of(proto), notes=reading_notes(proto)
+        )
     kind = type(model).__name__
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))  # tied weights count once
     if size > MAX_BYTES:

@@ -4,7 +4,7 @@ Optional inputs and outputs that are left out have the empty name in ONNX; here 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -138,6 +138,39 @@ def shapes(model: ModelProto) -> dict[str, tuple[int | None, ...]]:
 def ranks(model: ModelProto) -> dict[str, int]:
     """{tensor of the main graph: the number of its dimensions}, where it is known."""
     return {name: len(sizes) for name, sizes in shapes(model).items()}
+
+
+def rename_tensors_(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Gives the tensors that are keys of `names` other names, inside branches and loops too."""
+    for each in all_graphs(graph):
+        for value in (*each.input, *each.output, *each.initializer, *each.value_info):
+            value.name = names.get(value.name, value.name)
+        for sparse in each.sparse_initializer:
+            sparse.values.name = names.get(sparse.values.name, sparse.values.name)
+        for node in each.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def set_apart_(graph: GraphProto, names: Mapping[str, str], between: Callable[[str, str], NodeProto]) -> None:
+    """Gives inputs and outputs of `graph` other names inside; `between(source, target)` leads from one to the other."""
+    inputs = [value.name for value in graph.input if value.name in names]
+    outputs = [value.name for value in graph.output if value.name in names and value.name not in inputs]
+    if not names:
+        return
+    known = {value.name: value for value in (*graph.input, *graph.output)}
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for inner in inner_graphs(node):
+            rename_tensors_(inner, names)
+    for name in (*inputs, *outputs):
+        inside = onnx.ValueInfoProto()
+        inside.CopyFrom(known[name])
+        inside.name = names[name]
+        graph.value_info.append(inside)
+    before, behind = [between(name, names[name]) for name in inputs], [between(names[name], name) for name in outputs]
+    replace_nodes_(graph, [*before, *graph.node, *behind])
 
 
 def replace_nodes_(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import LONGEST_REASON, OnnxFileError, bounded, plain
 from compressor.files.limits import MAX_BYTES, Limits, regular_size
-from compressor.files.preparing import Prepared, Sample, Watcher, is_memory, prepare
+from compressor.files.preparing import Batch, Prepared, Sample, Watcher, is_memory, prepare
 
 # Bytes of an example's input that are handed over: more are needed only where a file fixes a larger batch.
 _ROW_BYTES = 64 << 20
@@ -41,7 +41,14 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 _known: set[str] = set()
 
 
-def open_file(path: Path, sample: Sample | None, *, cast: bool = False, watcher: Watcher | None = None) -> Prepared:
+def open_file(
+    path: Path,
+    sample: Sample | None,
+    *,
+    cast: bool = False,
+    watcher: Watcher | None = None,
+    batch: Batch = "free",
+) -> Prepared:
     """What `prepare` makes of the file, in a process with limits unless the same bytes were opened before.
 
     Raises as it does, and OnnxFileError where the process takes too long, too much memory, or dies.
@@ -50,8 +57,8 @@ def open_file(path: Path, sample: Sample | None, *, cast: bool = False, watcher:
     given = None if sample is None else _first_rows(sample)
     digest = _digest(path)
     if digest in _known or not sys.executable:
-        return prepare(path, given, limits=limits, cast=cast, watcher=watcher)
-    prepared = _in_a_process(path, given, limits, cast=cast, watcher=watcher)
+        return prepare(path, given, limits=limits, cast=cast, watcher=watcher, batch=batch)
+    prepared = _in_a_process(path, given, limits, cast=cast, watcher=watcher, batch=batch)
     if digest is not None and not prepared.outside_bytes:
         _known.add(digest)
     return prepared
@@ -76,7 +83,9 @@ def _first_rows(sample: Sample) -> Sample:
     return [*map(first, sample)]
 
 
-def _in_a_process(path: Path, sample: Sample | None, limits: Limits, *, cast: bool, watcher: Watcher) -> Prepared:
+def _in_a_process(
+    path: Path, sample: Sample | None, limits: Limits, *, cast: bool, watcher: Watcher, batch: Batch
+) -> Prepared:
     # With the path of this process, not the current folder that Python would put first.
     command = [sys.executable, "-P", "-W", "ignore", "-c", _START, json.dumps([*filter(None, sys.path), _root()])]
     with tempfile.TemporaryFile() as errors:
@@ -91,7 +100,7 @@ def _in_a_process(path: Path, sample: Sample | None, limits: Limits, *, cast: bo
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            _hand_over(process.stdin, path, sample, limits, cast=cast)
+            _hand_over(process.stdin, path, sample, limits, cast=cast, batch=batch)
             prepared = _answer(process.stdout, watcher, lambda: clock.reset(limits.seconds * _PATIENCE))
             if prepared is not None:
                 return prepared
@@ -129,7 +138,7 @@ class _Clock:
         self.process.kill()
 
 
-def _hand_over(pipe: IO[bytes], path: Path, sample: Sample | None, limits: Limits, *, cast: bool) -> None:
+def _hand_over(pipe: IO[bytes], path: Path, sample: Sample | None, limits: Limits, *, cast: bool, batch: Batch) -> None:
     arrays = [] if sample is None else [*(sample.values() if isinstance(sample, Mapping) else sample)]
     asked = {
         "path": str(path),
@@ -137,6 +146,7 @@ def _hand_over(pipe: IO[bytes], path: Path, sample: Sample | None, limits: Limit
         "memory_bytes": limits.memory_bytes,
         "patience": _PATIENCE,
         "cast": cast,
+        "batch": batch,
         "names": list(sample) if isinstance(sample, Mapping) else None,
         "arrays": None if sample is None else len(arrays),
     }

@@ -33,7 +33,7 @@ def main() -> None:
     path = Path(asked["path"])
     watcher = _Limited(answers, limits, path, asked["patience"])
     try:
-        prepared = prepare(path, sample, limits=limits, cast=asked["cast"], watcher=watcher)
+        prepared = prepare(path, sample, limits=limits, cast=asked["cast"], watcher=watcher, batch=asked["batch"])
     except FileNotFoundError as error:
         watcher.say("missing", text=str(error))
     except OnnxFileError as error:

@@ -7,20 +7,23 @@ changed has to give the outputs of the file as it was. Importing this loads no t
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import helper
 from onnx.external_data_helper import load_external_data_for_model
-from onnx.inliner import inline_local_functions
 
 from compressor.errors import CompressorError, OnnxFileError, first_said
-from compressor.files.declarations import check_declarations, dtype_of, given_inputs
+from compressor.files.carrying import note_reading_
+from compressor.files.converting.batch import freed
+from compressor.files.converting.operators import in_opset, without_functions
+from compressor.files.converting.precision import in_single_precision, is_quantized, other_precisions
+from compressor.files.declarations import check_declarations, check_outputs, dtype_of, given_inputs
 from compressor.files.graphs import OPSET, copy_of, opset_of
 from compressor.files.limits import MAX_BYTES, Limits, regular_size
 from compressor.sessions import Feeds, by_input, by_order, load_session, session_options
@@ -30,6 +33,8 @@ from compressor.sessions import Feeds, by_input, by_order, load_session, session
 _OPSETS = (13, 22)
 # Outputs may differ by this share of their largest value: other opsets may fuse in another order.
 _TOLERANCE = 1e-4
+# Half precision has 11 bits, and an error of its last in every operator.
+_HALF_TOLERANCE = 2e-2
 # Samples of an example that are compared where the batch is free, and the seconds that one run of them may take.
 _MOST_SAMPLES = 16
 _RUN_SECONDS = 2.0
@@ -46,6 +51,8 @@ _MEMORY_WORDS = (
     "alloc failed",
 )
 
+# What becomes of a batch that the file fixes.
+Batch = Literal["free", "fixed"]
 # Inputs by name or in the file's order, a sample in every row.
 Sample = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
 
@@ -70,13 +77,19 @@ class Watcher:
 
 
 def prepare(
-    path: Path, sample: Sample | None, *, limits: Limits, cast: bool = False, watcher: Watcher | None = None
+    path: Path,
+    sample: Sample | None,
+    *,
+    limits: Limits,
+    cast: bool = False,
+    watcher: Watcher | None = None,
+    batch: Batch = "free",
 ) -> Prepared:
     """The ONNX file at `path`, checked on `sample`, or on made-up inputs without one.
 
-    With `cast` the sample takes the types of the inputs, and a single input may be called "inputs" in it. Raises
-    FileNotFoundError, and OnnxFileError for everything else: what is no ONNX file, is too large, or could not be
-    changed so that it computes the same.
+    With `cast` the sample takes the types of the inputs, and a single input may be called "inputs" in it; a `batch`
+    that is "fixed" stays as the file has it. Raises FileNotFoundError, and OnnxFileError for everything else: what is
+    no ONNX file, is too large, or could not be changed so that it computes the same.
     """
     watcher = watcher or Watcher()
     try:
@@ -87,7 +100,8 @@ def prepare(
         load_external_data_for_model(original, str(path.parent))
         if sample is not None and cast:
             sample = _cast(sample, dtypes)
-        onnx_bytes = _prepared(original, path, sample, limits, watcher)
+        check_outputs(original, path)
+        onnx_bytes = _prepared(original, path, sample, limits, watcher=watcher, batch=batch)
     except (CompressorError, FileNotFoundError):
         raise
     except MemoryError as error:
@@ -128,9 +142,12 @@ def _parsed(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _prepared(original: onnx.ModelProto, path: Path, sample: Sample | None, limits: Limits, watcher: Watcher) -> bytes:
+def _prepared(
+    original: onnx.ModelProto, path: Path, sample: Sample | None, limits: Limits, *, watcher: Watcher, batch: Batch
+) -> bytes:
     given = "example" if sample is not None else "made-up inputs"
     whole = _example(original, sample) if sample is not None else made_up(original, path)
+    original, notices = _runnable(original)
     run = _runner(original, limits, path)
     feeds, expected = _first_run(run, original, whole)
     if isinstance(expected, str):
@@ -147,8 +164,52 @@ def _prepared(original: onnx.ModelProto, path: Path, sample: Sample | None, limi
     problem = _difference(_runner(model, limits, path)(feeds), expected)
     if problem:
         raise OnnxFileError(f"{path} computes something else in opset {OPSET}: {problem}; export it with that opset")
-    onnx_bytes: bytes = _with_free_batch(model, feeds, path, limits).SerializeToString(deterministic=True)
+    model, done = _in_single_precision(model, feeds, expected, limits, path)
+    notices += done
+    if is_quantized(model):
+        notices.append("it is quantized already: it can be measured, and not be quantized again")
+    if batch == "free":
+        model = _with_free_batch(model, feeds, path, limits)
+    note_reading_(model, notices)
+    onnx_bytes: bytes = model.SerializeToString(deterministic=True)
     return onnx_bytes
+
+
+def _runnable(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """(`model`, or what it is in float32 where ONNX Runtime runs it in that alone, what was done)."""
+    kinds = other_precisions(model)
+    if not kinds:
+        return model, []
+    try:
+        _session(model)
+    except ValueError:
+        single = in_single_precision(without_functions(model))
+        try:
+            _session(single)
+        except ValueError:
+            return model, []
+        told = " and ".join(kinds)
+        return single, [
+            f"ONNX Runtime has no kernels for it in {told} precision: it is in single precision, uncompared"
+        ]
+    return model, []
+
+
+def _in_single_precision(
+    model: onnx.ModelProto, feeds: Feeds, expected: list[NDArray[Any]], limits: Limits, path: Path
+) -> tuple[onnx.ModelProto, list[str]]:
+    """(`model` in float32, where it computes the same so, what was done), for which alone there are integer kernels."""
+    kinds = other_precisions(model)
+    if not kinds:
+        return model, []
+    told = " and ".join(kinds)
+    single = in_single_precision(model)
+    # Half precision is as far from the truth as single precision is from it.
+    tolerance = _TOLERANCE if kinds == ("double",) else _HALF_TOLERANCE
+    problem = _difference(_runner(single, limits, path)(feeds), expected, tolerance)
+    if problem:
+        return model, [f"it computes in {told} precision and something else in single precision ({problem}): it stays"]
+    return single, [f"computed in {told} precision before, and in single precision now; inputs and outputs keep theirs"]
 
 
 def _first_run(run: "_Run", model: onnx.ModelProto, feeds: Feeds) -> tuple[Feeds, list[NDArray[Any]] | str]:
@@ -182,13 +243,16 @@ def _with_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     opset = opset_of(model)
-    if opset == OPSET:
-        return model
     try:
-        # The converter drops functions of the file's own.
-        whole = inline_local_functions(model) if model.functions else model
-        return version_converter.convert_version(whole, OPSET)
+        model = without_functions(model)
     except Exception as error:  # onnx raises whatever its C++ side threw
+        raise OnnxFileError(
+            f"{path} defines functions of its own, which could not be written out: {first_said(error)}; inline them "
+            "with onnx.inliner"
+        ) from error
+    try:
+        return in_opset(model)
+    except Exception as error:  # the same
         if _OPSETS[0] <= opset <= _OPSETS[1]:
             return model
         raise OnnxFileError(
@@ -215,39 +279,15 @@ def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: Path, limits: L
     else:
         twice = {name: np.concatenate([values, turned[name]]) for name, values in feeds.items()}
         expected = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
-        freed = _freed(model, *fixed)
-        problem = _difference(_runner(freed, limits, path)(twice), expected)
+        free = freed(model, *fixed)
+        problem = _difference(_runner(free, limits, path)(twice), expected)
         if not problem:
-            return freed
+            return free
     raise OnnxFileError(
-        f"{path} is for batches of {sizes} alone, and the batch could not be made free: {problem}. Export it with a "
-        "free batch: dynamic_shapes (or dynamic_axes) of torch.onnx.export"
+        f"{path} is for batches of {sizes} alone, and the batch could not be made free: {problem}. Keep it with "
+        'batch="fixed" (--batch fixed), or export it with a free batch: dynamic_shapes (or dynamic_axes) of '
+        "torch.onnx.export"
     )
-
-
-def _freed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """`model` with a free batch, which Reshape infers where its target begins with `batch`, or copies."""
-    free = copy_of(model)
-    del free.graph.value_info[:]
-    for value in [*free.graph.input, *free.graph.output]:
-        dims = value.type.tensor_type.shape.dim
-        if dims and dims[0].dim_value == batch:
-            dims[0].dim_param = "batch"
-    for holder in _reshape_targets(free.graph):
-        target = numpy_helper.to_array(holder).copy()
-        if target.ndim == 1 and target.size and target[0] == batch:
-            # One dimension may be inferred; 0 copies the input's.
-            target[0] = 0 if -1 in target else -1
-            holder.CopyFrom(numpy_helper.from_array(target, holder.name))
-    return free
-
-
-def _reshape_targets(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    wanted = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
-    yield from (tensor for tensor in graph.initializer if tensor.name in wanted)
-    for node in graph.node:
-        if node.op_type == "Constant" and node.output[0] in wanted:
-            yield from (entry.t for entry in node.attribute if entry.name == "value")
 
 
 def _batches(model: onnx.ModelProto) -> list[tuple[str, Any]]:
@@ -333,7 +373,7 @@ def is_memory(text: str) -> bool:
     return any(words in text.lower() for words in _MEMORY_WORDS)
 
 
-def _difference(found: list[NDArray[Any]] | str, expected: list[NDArray[Any]]) -> str:
+def _difference(found: list[NDArray[Any]] | str, expected: list[NDArray[Any]], tolerance: float = _TOLERANCE) -> str:
     """How the outputs `found` differ from the `expected` ones, "" where they do not."""
     if isinstance(found, str):
         return found
@@ -345,6 +385,6 @@ def _difference(found: list[NDArray[Any]] | str, expected: list[NDArray[Any]]) -
                 return f"output {index} has other values"
             continue
         largest = float(np.abs(theirs[np.isfinite(theirs)]).max(initial=0.0))
-        if not np.allclose(ours, theirs, rtol=0.0, atol=_TOLERANCE * max(largest, 1e-6), equal_nan=True):
+        if not np.allclose(ours, theirs, rtol=0.0, atol=tolerance * max(largest, 1e-6), equal_nan=True):
             return f"output {index} differs by {np.nanmax(np.abs(ours - theirs)):.3g} of {largest:.3g}"
     return ""

@@ -8,34 +8,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.batches import Inputs
+from compressor.checks import check_one_of
 from compressor.errors import OnnxFileError
 from compressor.files.carrying import note_layout_, noted_layout
 from compressor.files.graphs import parse
 from compressor.files.opening import open_file
-from compressor.files.preparing import Sample, Watcher
+from compressor.files.preparing import Batch, Sample, Watcher
 from compressor.runtime import OnnxModule
 
 
-def read_onnx(path: str | Path, *, example: Inputs | None = None, judged: str | None = None) -> OnnxModule:
+def read_onnx(
+    path: str | Path, *, example: Inputs | None = None, judged: str | None = None, batch: Batch = "free"
+) -> OnnxModule:
     """The ONNX file at `path` as a model for `Workload.from_datasets`, to be quantized and measured.
 
-    A fixed batch becomes free, weights that are listed as inputs become constants, and the opset the one that is
-    written here; the outputs are compared with those of the file as it was, on the first of `example` (inputs, a
-    sample in every row) or on made-up ones. Weights in files of their own, in the same folder, are read, too. All of it
-    is done in a process with limits of time and memory, which the environment variables COMPRESSOR_OPEN_SECONDS and
-    COMPRESSOR_OPEN_MIB raise. `judged` names the output that loss and metric read; the usual one is called "output" or
-    "logits", or is the first. Raises FileNotFoundError, and OnnxFileError for what is no ONNX file, is beyond the
-    limits, or could not be changed so that it computes the same.
+    A fixed batch becomes free, unless `batch` is "fixed" and says that it stays. Weights that are listed as inputs
+    become constants, functions of the file's own are written out, double and half precision become single (inputs and
+    outputs keep their types), and the opset the one that is written here; what was done stands in the report. The
+    outputs are compared with those of the file as it was, on the first of `example` (inputs, a sample in every row) or
+    on made-up ones. Weights in files of their own, in the same folder, are read, too. All of it is done in a process
+    with limits of time and memory, which the environment variables COMPRESSOR_OPEN_SECONDS and COMPRESSOR_OPEN_MIB
+    raise. `judged` names the output that loss and metric read; the usual one is called "output" or "logits", or is the
+    first. Raises FileNotFoundError, and OnnxFileError for what is no ONNX file, is beyond the limits, or could not be
+    changed so that it computes the same.
     """
-    onnx_bytes = open_file(Path(path), None if example is None else _arrays(example)).onnx_bytes
+    check_one_of(batch, "batch is what becomes of a batch that the file fixes", ("free", "fixed"))
+    onnx_bytes = open_file(Path(path), None if example is None else _arrays(example), batch=batch).onnx_bytes
     return OnnxModule(onnx_bytes if judged is None else _judging(onnx_bytes, judged, path))
 
 
-def read_onnx_on(path: Path, arrays: Mapping[str, NDArray[Any]], watcher: Watcher) -> OnnxModule:
+def read_onnx_on(
+    path: Path, arrays: Mapping[str, NDArray[Any]], watcher: Watcher, *, batch: Batch = "free"
+) -> OnnxModule:
     """The same on `arrays` by the names of the inputs, "inputs" where there is one, in types that the file need not
     have; `watcher` is told the types of the file's inputs before they are used. Raises as `read_onnx` does.
     """
-    return OnnxModule(open_file(path, arrays, cast=True, watcher=watcher).onnx_bytes)
+    return OnnxModule(open_file(path, arrays, cast=True, watcher=watcher, batch=batch).onnx_bytes)
 
 
 def _judging(onnx_bytes: bytes, judged: str, path: str | Path) -> bytes:

@@ -14,6 +14,7 @@ import onnx
 
 from compressor.errors import NothingToImproveError, StageError
 from compressor.files.carrying import carried_over
+from compressor.files.converting.precision import is_quantized
 from compressor.files.graphs import opset_of, parse
 from compressor.files.operators import heavy_operators
 from compressor.notes.note import Note
@@ -32,7 +33,7 @@ from compressor.quantization.placement.forms import ByFamily, Static
 from compressor.quantization.placement.joined_signals import parts_to_observe, separated
 from compressor.quantization.placement.names import integers_of
 from compressor.quantization.placement.policy import Placement, followers, placement_of
-from compressor.quantization.placement.prepare_graph import clean_graph, is_quantized
+from compressor.quantization.placement.prepare_graph import clean_graph
 from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.quantization.placement.transposed_convolutions import as_convolutions
 from compressor.quantization.placement.weight_only import place_float16, place_weight_only

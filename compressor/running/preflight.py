@@ -49,7 +49,7 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> Workload
     model, example = workload.model, workload.example_inputs
     try:
         check_model(model)
-        _check_example(example)
+        _check_example(example, model)
         with _undisturbed(model), LossState.of(workload.loss).kept():
             judged = checked_forward(model, example, "example_inputs", example)
             _check_others(workload, judged)
@@ -93,9 +93,11 @@ def _check_inputs(label: str, inputs: Inputs) -> tuple[Tensor, ...]:
     return leaves
 
 
-def _check_example(inputs: Inputs) -> None:
+def _check_example(inputs: Inputs, model: nn.Module) -> None:
     leaves = _check_inputs("example_inputs", inputs)
-    if leaves[0].ndim == 0 or leaves[0].shape[0] < 2:
+    # Files need not be exported any more.
+    fixed = getattr(model, "fixed_batch", 0)
+    if leaves[0].ndim == 0 or leaves[0].shape[0] < (fixed or 2):
         raise WorkloadError(
             f"example_inputs must hold a batch of at least 2 samples, got {described(inputs)}; with 1 the exporter "
             "takes the batch size for a constant. Stack a second sample"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from compressor.checks import did_you_mean
 from compressor.errors import WorkloadError
@@ -18,11 +18,11 @@ _SHOWN = 8
 _READY = {"digits": "compressor.workloads.digits:digits"}
 
 
-def load(name: str) -> Workload:
+def load(name: str, *, batch: str = "free") -> Workload:
     """The workload that `name` says: `digits`, what `package.module:function` returns, or one or two files.
 
     `model.onnx:data.npz` is an ONNX file on arrays, as `workload_of_files` reads them; `model.onnx` alone is measured
-    and not scored.
+    and not scored. `batch` is for these alone, as for `read_onnx`.
 
     For `package.module:function` the current folder is importable, so that a file of one's own beside the recipe is
     enough; installed packages go first, whatever files are called there. Raises WorkloadError where there is no such
@@ -32,11 +32,15 @@ def load(name: str) -> Workload:
     if separator:
         from compressor.workloads.files import workload_of_files
 
-        return workload_of_files(Path(f"{model}.onnx"), Path(data))
+        return workload_of_files(Path(f"{model}.onnx"), Path(data), batch=_batch(batch))
     if name.endswith(".onnx"):
         from compressor.workloads.files import workload_of_file
 
-        return workload_of_file(Path(name))
+        return workload_of_file(Path(name), batch=_batch(batch))
+    if _batch(batch) == "fixed":
+        raise WorkloadError(
+            f"batch is about the batch that an ONNX file fixes, model.onnx or model.onnx:data.npz; got {name[:200]!r}"
+        )
     module_name, separator, function_name = _READY.get(name, name).partition(":")
     if separator and module_name.endswith(".py"):
         dotted = ".".join(Path(module_name).with_suffix("").parts)
@@ -55,6 +59,14 @@ def load(name: str) -> Workload:
     if not isinstance(workload, Workload):
         raise WorkloadError(f"{name} must return a compressor.Workload, it returned {type(workload).__name__}")
     return workload
+
+
+def _batch(wanted: str) -> Literal["free", "fixed"]:
+    if wanted == "fixed":
+        return "fixed"
+    if wanted != "free":
+        raise WorkloadError(f"batch is free or fixed, got {wanted[:200]!r}")
+    return "free"
 
 
 def function_named(name: str, wanted: str) -> Callable[..., Any]:

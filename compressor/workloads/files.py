@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import WorkloadError
-from compressor.files.preparing import Watcher, made_up
+from compressor.files.preparing import Batch, Watcher, made_up
 from compressor.files.reading import read_onnx, read_onnx_on
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Numbers
@@ -24,47 +24,62 @@ _VALIDATION_FRACTION = 0.5
 _FEWEST_SAMPLES = 20
 # Samples that are made up where there are no data.
 _MADE_UP = 4
+_CALIBRATION_SAMPLES = 512
 
 Samples = tuple[Tensor | dict[str, Tensor], Tensor]
 
 
-def workload_of_files(model: Path, data: Path) -> Workload:
+def workload_of_files(model: Path, data: Path, *, batch: Batch = "free") -> Workload:
     """The ONNX file `model` on the arrays of `data`, an .npz file with a sample in every row.
 
     `targets` are classes where they are integers, judged by accuracy, and numbers judged by their mean squared error
     otherwise. The inputs have the names that the ONNX file gives them; a single one may be called `inputs`. Arrays
     `test_targets` and `test_` and each input's name are for the report; without them two fifths of the samples are.
-    Half of the others decide, the rest calibrates and trains. Raises FileNotFoundError, OnnxFileError as
-    `read_onnx` does, and WorkloadError for arrays that are missing or do not fit.
+    Half of the others decide, the rest calibrates and trains. A `batch` that is "fixed" stays as the file has it, and
+    data comes in batches of that size: samples beyond the last whole one are left out. Raises FileNotFoundError,
+    OnnxFileError as `read_onnx` does, and WorkloadError for arrays that are missing or do not fit.
     """
     arrays = read_arrays(data)
     fitting = _Fitting(arrays, data)
-    module = read_onnx_on(model, arrays, fitting)
+    module = read_onnx_on(model, arrays, fitting, batch=batch)
     train, test = fitting.parts
+    metric = "accuracy" if not train[1].is_floating_point() else "mse"
+    size = module.fixed_batch if batch == "fixed" else 0
+    if not size:
+        return Workload.from_datasets(
+            module, train=train, test=test, metric=metric, validation_fraction=_VALIDATION_FRACTION, name=model.stem
+        )
+    half = round(len(train[1]) * _VALIDATION_FRACTION)
+    parts = (_rows(train, slice(half)), _rows(train, slice(half, None)), test)
+    validation, train, test = (_rows(part, slice(len(part[1]) // size * size)) for part in parts)
     return Workload.from_datasets(
         module,
         train=train,
+        validation=validation,
         test=test,
-        metric="accuracy" if not train[1].is_floating_point() else "mse",
-        validation_fraction=_VALIDATION_FRACTION,
+        metric=metric,
+        batch_size=size,
+        calibration_samples=_CALIBRATION_SAMPLES // size * size,
         name=model.stem,
     )
 
 
-def workload_of_file(model: Path) -> Workload:
+def workload_of_file(model: Path, *, batch: Batch = "free") -> Workload:
     """The ONNX file `model` without data: sizes and times are measured on made-up inputs, and nothing is scored.
 
-    Raises FileNotFoundError, and OnnxFileError as `read_onnx` does.
+    A `batch` that is "fixed" stays as the file has it. Raises FileNotFoundError, and OnnxFileError as `read_onnx` does.
     """
-    module = read_onnx(model)
+    module = read_onnx(model, batch=batch)
     feeds = made_up(onnx.load_from_string(module.onnx_bytes), model)
     tensors = {name: torch.from_numpy(values) for name, values in feeds.items()}
-    inputs = resize_batch(next(iter(tensors.values())) if len(tensors) == 1 else tensors, _MADE_UP)
-    batches = [(inputs, torch.zeros(_MADE_UP))]
+    inputs = resize_batch(
+        next(iter(tensors.values())) if len(tensors) == 1 else tensors, module.fixed_batch or _MADE_UP
+    )
+    batches = [(inputs, torch.zeros(module.fixed_batch or _MADE_UP))]
     return Workload(
         name=model.stem,
         model=module,
-        example_inputs=resize_batch(inputs, 2),
+        example_inputs=resize_batch(inputs, module.fixed_batch or 2),
         train=batches,
         calibration=batches,
         validation=batches,
@@ -131,8 +146,7 @@ def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], p
 
 def _parts(samples: Samples, path: Path) -> tuple[Samples, Samples]:
     """(what decisions read, what the report reads), drawn with a fixed seed."""
-    inputs, targets = samples
-    count = len(targets)
+    count = len(samples[1])
     if count < _FEWEST_SAMPLES:
         raise WorkloadError(
             f"{path} has {count} samples, and at least {_FEWEST_SAMPLES} are needed for calibration, decisions and the "
@@ -141,8 +155,10 @@ def _parts(samples: Samples, path: Path) -> tuple[Samples, Samples]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     first = round(count * (1 - _TEST_FRACTION))
 
-    def part(rows: Tensor) -> Samples:
-        chosen = inputs[rows] if isinstance(inputs, Tensor) else {name: each[rows] for name, each in inputs.items()}
-        return chosen, targets[rows]
+    return _rows(samples, order[:first]), _rows(samples, order[first:])
 
-    return part(order[:first]), part(order[first:])
+
+def _rows(samples: Samples, rows: Tensor | slice) -> Samples:
+    inputs, targets = samples
+    chosen = inputs[rows] if isinstance(inputs, Tensor) else {name: each[rows] for name, each in inputs.items()}
+    return chosen, targets[rows]

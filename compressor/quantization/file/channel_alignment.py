@@ -17,6 +17,7 @@ from compressor.files.graphs import (
     attribute,
     copy_of,
     initializers,
+    names_captured,
     names_read,
     output_names,
     producers,
@@ -81,6 +82,9 @@ class _Widening:
             self._group(value.name).fixed = True
         for node in graph.node:
             self._read(node)
+            # What branches and loops make of it is not looked into.
+            for name in names_captured(node):
+                self._group(name).fixed = True
 
     def fill_up_(self, isa: Isa) -> None:
         """Widens every group of tensors that nothing else looks into."""

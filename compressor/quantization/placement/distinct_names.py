@@ -12,7 +12,7 @@ from itertools import count
 import onnx
 from onnx import helper
 
-from compressor.files.graphs import all_graphs, all_nodes, inner_graphs, replace_nodes_
+from compressor.files.graphs import all_graphs, all_nodes, rename_tensors_, set_apart_
 
 _ENDINGS = (
     r"scales?|zero_point|zeros?|quantized?|blocks|bias|DequantizeLinear|QuantizeLinear|dynamic|beta|cast|integers?|"
@@ -43,11 +43,15 @@ def make_names_distinct_(model: onnx.ModelProto) -> None:
             else:
                 nodes.add(base)
     fresh = _fresh_names(bases)
-    _rename_(graph, {name: next(fresh) + name for name in sorted(inside)})
-    _set_apart_(graph, {name: next(fresh) + name for name in sorted(apart)})
+    rename_tensors_(graph, {name: next(fresh) + name for name in sorted(inside)})
+    set_apart_(graph, {name: next(fresh) + name for name in sorted(apart)}, _same)
     renamed = {name: next(fresh) + name for name in sorted(nodes)}
     for node in all_nodes(graph):
         node.name = renamed.get(node.name, node.name)
+
+
+def _same(source: str, target: str) -> onnx.NodeProto:
+    return helper.make_node("Identity", [source], [target], f"{target}/same")
 
 
 def name_nodes_apart_(placed: onnx.ModelProto, original: onnx.ModelProto) -> None:
@@ -82,41 +86,3 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[str]:
         yield from (value.name for value in (*each.input, *each.output, *each.initializer))
         yield from (sparse.values.name for sparse in each.sparse_initializer)
         yield from (name for node in each.node for name in node.output if name)
-
-
-def _rename_(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    for each in all_graphs(graph):
-        for value in (*each.input, *each.output, *each.initializer, *each.value_info):
-            value.name = names.get(value.name, value.name)
-        for sparse in each.sparse_initializer:
-            sparse.values.name = names.get(sparse.values.name, sparse.values.name)
-        for node in each.node:
-            node.input[:] = [names.get(name, name) for name in node.input]
-            node.output[:] = [names.get(name, name) for name in node.output]
-
-
-def _set_apart_(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Gives inputs and outputs other names inside: an Identity leads from one to the other."""
-    inputs = [value.name for value in graph.input if value.name in names]
-    outputs = [value.name for value in graph.output if value.name in names and value.name not in inputs]
-    if not names:
-        return
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-        for inner in inner_graphs(node):
-            _rename_(inner, names)
-    known = {value.name: value for value in (*graph.input, *graph.output)}
-    for name in (*inputs, *outputs):
-        inside = onnx.ValueInfoProto()
-        inside.CopyFrom(known[name])
-        inside.name = names[name]
-        graph.value_info.append(inside)
-    replace_nodes_(
-        graph,
-        [
-            *(helper.make_node("Identity", [name], [names[name]], names[name]) for name in inputs),
-            *graph.node,
-            *(helper.make_node("Identity", [names[name]], [name], names[name]) for name in outputs),
-        ],
-    )

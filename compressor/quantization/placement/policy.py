@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import onnx
 
 from compressor.errors import StageError
+from compressor.files.converting.precision import FLOAT_NAMES
 from compressor.files.graphs import initializers
 from compressor.files.operators import Fact, Family, operator_of
 from compressor.quantization.placement.forms import ByFamily, Dynamic, Fastest, Float16, Form, Static, WeightOnly
@@ -51,6 +52,11 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
         raise StageError(f"{form} is a choice between forms, which form_choice.fastest makes; place one of them")
     constants = set(initializers(graph.graph))
     sequential = _is_sequence_model(graph, constants)
+    other_floats = {
+        tensor.name: FLOAT_NAMES[tensor.data_type]
+        for tensor in graph.graph.initializer
+        if tensor.data_type in FLOAT_NAMES
+    }
     static: list[str] = []
     dynamic: list[str] = []
     weight_only: list[str] = []
@@ -65,6 +71,10 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
         used.update(matched)
         if matched:
             left[node.name] = f"skipped by the pattern {matched[0]!r}"
+            continue
+        held = node.input[0] if embedding else [*node.input, ""][1]
+        if held in other_floats:
+            left[node.name] = f"its weights are {other_floats[held]}, and kernels on integers give single precision"
             continue
         constant_weight = len(node.input) > 1 and node.input[1] in constants
         if isinstance(form, WeightOnly | Float16):

@@ -14,14 +14,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compressor.errors import StageError
 from compressor.files.graphs import initializers, parse
-from compressor.files.operators import Fact, operator_of
 from compressor.quantization.placement.distinct_names import make_names_distinct_
-
-
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether the graph holds an operator on integers already."""
-    rows = (operator_of(node.op_type) for node in model.graph.node)
-    return any((row.on_integers or Fact.CONVERTS in row.facts) and Fact.FUSED not in row.facts for row in rows)
 
 
 def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:

@@ -16,7 +16,16 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from compressor.errors import StageError
-from compressor.files.graphs import RUNTIME_DOMAIN, attribute, initializers, output_names, readers
+from compressor.files.graphs import (
+    RUNTIME_DOMAIN,
+    attribute,
+    initializers,
+    inner_graphs,
+    names_captured,
+    output_names,
+    readers,
+    rename_tensors_,
+)
 from compressor.files.operators import Fact, operator_of
 from compressor.quantization.grids.activations import ActivationGrid
 from compressor.quantization.grids.schemes import Asymmetric, choose_affine, extremes, integer_bounds, quantize
@@ -128,6 +137,10 @@ class _Placing(Rewriting):
                 self._place(node)
             else:
                 node.input[:] = [self.dequantized.get(name, name) for name in node.input]
+                # What branches and loops read from outside is read as it is there.
+                outside = {name: self.dequantized.get(name, name) for name in names_captured(node)}
+                for inner in inner_graphs(node) if outside else ():
+                    rename_tensors_(inner, outside)
                 self.written.nodes.append(node)
 
     def _place(self, node: onnx.NodeProto) -> None:

@@ -9,8 +9,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.files.graphs import all_graphs, all_nodes
+from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
-from compressor.quantization.file.audit import sqnr_db
 from compressor.quantization.file.channel_alignment import aligned
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.placement.distinct_names import make_names_distinct_

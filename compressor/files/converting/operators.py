@@ -1,0 +1,49 @@
+"""Functions of a file's own written out, and its opset made the one that is written here."""
+
+import onnx
+from onnx import helper, version_converter
+from onnx.inliner import inline_local_functions
+
+from compressor.files.graphs import OPSET, all_nodes, copy_of, opset_of
+
+# The last opset in which Resize and Upsample count pixels from their corners and round down, and cannot say so.
+_CORNERS = 10
+
+
+def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the functions that it defines written out where they are called: their layers are seen, then."""
+    if not model.functions:
+        return model
+    whole = copy_of(model)
+    for function in whole.functions:
+        for item in function.opset_import:
+            # Of another opset than the graph that calls it: whether it computes the same so, the caller finds out.
+            if item.domain in {"", "ai.onnx"}:
+                item.version = opset_of(model)
+    inlined = inline_local_functions(whole)
+    domains = {node.domain for node in all_nodes(inlined.graph)} | {""}
+    kept = [item for item in inlined.opset_import if item.domain in domains]
+    del inlined.opset_import[:]
+    inlined.opset_import.extend(kept)
+    return inlined
+
+
+def in_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` in the opset that is written here. Raises whatever ONNX's converter does where it cannot."""
+    opset = opset_of(model)
+    if opset == OPSET:
+        return model
+    converted = version_converter.convert_version(model, OPSET)
+    if opset <= _CORNERS:
+        for node in all_nodes(converted.graph):
+            if node.op_type == "Resize":
+                _count_from_corners_(node)
+    return converted
+
+
+def _count_from_corners_(node: onnx.NodeProto) -> None:
+    kept = [entry for entry in node.attribute if entry.name == "mode"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+        node.attribute.append(helper.make_attribute(name, value))
