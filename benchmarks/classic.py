@@ -5,7 +5,7 @@
 A network is trained for 5 epochs with Adam. From these same weights the recipe `polynomial_decay` and
 `tensorflow_model_optimization` go on for 5 more epochs, in which the sparsity of every layer rises from 0.5 to 0.9 over
 1000 steps, a choice of zeros every 100; the zeros are then for good. Both have the same images, batch size, optimizer
-and rate; the orders of the images are their own, and so is the course of the rate (one cycle here, constant there).
+and constant rate; the orders of the images are their own.
 What the other tool made is put back into the network of torch, which has to compute the same logits, and all files are
 written by the same exporter and run by ONNX Runtime on the same test images. A killed run goes on where it was.
 """

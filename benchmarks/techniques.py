@@ -1,6 +1,6 @@
 """One network by every technique, with the same training after each: accuracy, size, size after zstd, latency.
 
-    python -m benchmarks.techniques [--rows 2:4 ...] [--epochs 2] [--images 5000] [--clock wall] [--out DIR]
+    python -m benchmarks.techniques [--rows 2:4 ...] [--epochs 2] [--images 2000] [--clock wall] [--out DIR]
 
 ResNet-20 on CIFAR-10. Every technique is one or two stages, followed by the same distillation: the same images, epochs,
 optimizer and rate. Each becomes a float32 file and, by `Quantize()`, an 8-bit one. The files are stored, one row after
@@ -12,7 +12,7 @@ that the calling thread has on the CPU: for a machine that others use meanwhile.
 import argparse
 import copy
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,14 @@ from compressor.stages import (
 )
 from compressor.storage import read_json, write_atomic, write_json
 from compressor.target import Target
-from compressor.workload import Workload, resize_batch
+from compressor.workload import Workload, first_batches, resize_batch
 
 RESULT = RESULTS / "techniques.json"
 DENSE, TAUGHT = "dense", "dense, distilled"
 FLOAT, INTEGER = "float32", "int8"
 SEED = 0
+# Batches of images that decide which epoch is kept.
+JUDGING = 8
 ROWS: dict[str, tuple[Stage, ...]] = {
     TAUGHT: (),
     "channels pruned": (PruneChannels(target=Macs(0.5)),),
@@ -65,12 +67,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=4.0, help="time spent on timing one file")
     parser.add_argument("--clock", choices=["wall", "thread"], default="wall")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/techniques"))
     arguments = parser.parse_args()
     workload = cifar.around(cifar.resnet20().model, "cifar10-resnet20", train_images=arguments.images)
+    # Epochs are short here: all judging images would cost more than the training.
+    workload = replace(workload, validation=first_batches(workload.validation, JUDGING))
     training = Distill(epochs=arguments.epochs, tail_epochs=0, optimizer=SGD(rate=0.01))
     arguments.out.mkdir(parents=True, exist_ok=True)
     made(DENSE, (), None, workload, arguments.out)

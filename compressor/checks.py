@@ -20,12 +20,17 @@ Kind = TypeVar("Kind")
 Within = Literal["[0, 1)", "[0, 1]", "(0, 1)", "(0, 1]"]
 
 
-def check_fraction(value: float, says: str, *, within: Within = "[0, 1)", way_out: str = "") -> None:
-    """`value` lies in the interval `within`; without another way out, of 50 it is asked whether 0.5 was meant."""
+def check_fraction(
+    value: float, says: str, *, within: Within = "[0, 1)", way_out: str = "", least_meant: float = 0.0
+) -> None:
+    """`value` lies in the interval `within`; without another way out, of 50 it is asked whether 0.5 was meant.
+
+    Nobody is asked for less than `least_meant`: a setting that is always near 1 was not meant to be 0.02.
+    """
     if _is_number(value) and _lies(value, within):
         return
     meant = value / 100 if _is_number(value) and value > 1 else math.nan
-    hint = f"; did you mean {meant:g}?" if _lies(meant, within) else ""
+    hint = f"; did you mean {meant:g}?" if _lies(meant, within) and meant >= least_meant else ""
     raise ValueError(f"{says}, in {within}; got {value!r}{_end(way_out) or hint}")
 
 

@@ -85,6 +85,22 @@ THINNER = Step(
         "locked": [{"layer": "linear", "reason": "its full rank 10 is not above the aligned minimum 16"}],
     },
 )
+SHARED = Step(
+    stage="cluster_weights",
+    parameters={"clusters": 16},
+    kept=True,
+    seconds=4.0,
+    measurement=measurement(0.871, 3.28, 3342, (1, 0.99, 1.01)),
+    details={
+        "shared_by": "ClusterWeights(clusters=16)",
+        "shared_values": [
+            {"layer": "conv1", "values": 16, "of": 432, "error": 0.0123},
+            {"layer": "encoder.layer.11.attention.self.query.with_a_long_name", "values": 16, "of": 589824}
+            | {"error": 0.0251},
+        ],
+        "locked": [{"layer": "linear", "reason": "16 values are too many for 12 different weights: none is shared"}],
+    },
+)
 SPARSE = Step(
     stage="sparse_training",
     kept=True,

@@ -88,9 +88,9 @@ def classic_section(result: dict) -> list[str]:
         "",
         (
             f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}. Both tools go on from "
-            "the same trained weights, with the same images, batch size, Adam and rate, layer by layer; the rate is "
-            "constant there and one cycle here. What the other tool made is put back into the network of torch, which "
-            "computes the same logits, and every file is written by the same exporter and run by ONNX Runtime. "
+            "the same trained weights, with the same images, batch size, Adam and constant rate, layer by layer. What "
+            "the other tool made is put back into the network of torch, which computes the same logits, and every file "
+            "is written by the same exporter and run by ONNX Runtime. "
             f"Accuracy: {images:,} test images, the mean of {len(seeds)} seeds; *below ours* is paired, image by "
             "image, with its 95 % interval, negative where the arm is better. The other tool's masks leave zeros of "
             "both signs; in brackets is its size with one."

@@ -76,15 +76,22 @@ def by_energy(found: Decomposed, target: Energy, align: int) -> Candidate | None
     return _if_cheaper(found, best)
 
 
-def check_rank(layers: Sequence[Layer], allowed: Sequence[str], target: Rank) -> None:
-    """Raises StageError, naming the layer, where no way of those `allowed` has so high a rank."""
-    for layer in layers:
-        highest = max(max(full_ranks(layer.shape, by)) for by in _ways_of(layer, allowed))
-        if target.rank > highest:
-            raise StageError(
-                f"the rank of {layer.name!r}, a weight of shape {layer.shape}, must be in [1, {highest}]; got "
-                f"{target.rank}; lower it or ignore the layer"
-            )
+def too_low(layers: Sequence[Layer], allowed: Sequence[str], target: Rank) -> dict[str, str]:
+    """Why layers stay whole that have no such rank by any way of those `allowed`, by name.
+
+    Raises StageError where that is so of every layer.
+    """
+    highest = {layer.name: max(max(full_ranks(layer.shape, by)) for by in _ways_of(layer, allowed)) for layer in layers}
+    if target.rank > max(highest.values()):
+        name = max(highest, key=lambda name: highest[name])
+        raise StageError(
+            f"no layer has rank {target.rank}: the highest is that of {name!r}, in [1, {highest[name]}]; lower rank"
+        )
+    return {
+        name: f"its rank is at most {limit}, below the {target.rank} that is asked for"
+        for name, limit in highest.items()
+        if limit < target.rank
+    }
 
 
 def by_rank(found: Decomposed, target: Rank) -> Candidate | None:

@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -14,9 +13,11 @@ from compressor.batches import Batch, Inputs
 from compressor.latency.operators import Operator
 from compressor.pruning.choice.layer_calls import LayerCall, calls_of
 from compressor.structure.bisection import bisected
+from compressor.structure.calling.hooks import hooks
 from compressor.structure.factored.chains import SVD, factor_, full_ranks, weight_of, why_not
 from compressor.structure.model_copies import sharing_copy
 from compressor.structure.parametrizations import computed_weights, is_of_parametrization
+from compressor.structure.preparing.matching import matching_glob
 from compressor.structure.recurrent_layers import plain
 from compressor.structure.trials import fault, outputs_at, same_outputs
 from compressor.workload import predict
@@ -48,6 +49,11 @@ class Layers:
     free: tuple[Layer, ...]
     locked: dict[str, str]
     calls: tuple[LayerCall, ...]
+
+    def without(self, others: Mapping[str, str]) -> "Layers":
+        """The same where those named in `others` are locked, too, for the reasons given there."""
+        free = tuple(layer for layer in self.free if layer.name not in others)
+        return replace(self, free=free, locked={**self.locked, **others})
 
 
 def find_layers(
@@ -98,16 +104,12 @@ def changing(call: LayerCall) -> tuple[Operator, ...]:
 def _own_calls(model: nn.Module, inputs: Inputs) -> Counter[str]:
     """How often each module is called in one call of `model`."""
     count: Counter[str] = Counter()
-    handles = [
-        module.register_forward_pre_hook(lambda _module, _args, name=name: count.update([name]))
-        for name, module in model.named_modules()
-    ]
-    try:
-        with torch.no_grad():
-            predict(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooks() as handles, torch.no_grad():
+        handles += [
+            module.register_forward_pre_hook(lambda _module, _args, name=name: count.update([name]))
+            for name, module in model.named_modules()
+        ]
+        predict(model, inputs)
     return count
 
 
@@ -118,9 +120,9 @@ def _reason(
     shared: Mapping[int, Sequence[str]],
     computed: Mapping[str, Any],
 ) -> str | None:
-    for glob in ignore:
-        if fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}.*"):
-            return f"ignored by {glob!r}"
+    ignored = matching_glob(name, ignore)
+    if ignored is not None:
+        return f"ignored by {ignored!r}"
     if name in computed:
         return f"its {' and '.join(computed[name])} is computed from other tensors"
     if not name:
@@ -168,24 +170,21 @@ def _fault_of(model: nn.Module, layers: Sequence[Layer], example: Inputs) -> str
 def input_moments(model: nn.Module, layers: Sequence[Layer], data: Sequence[Batch]) -> dict[str, Tensor]:
     """The second moments (inputs, inputs) of what each layer is given at one position, over all of `data`."""
     found: dict[str, Tensor] = {}
-    handles = []
-    for layer in layers:
 
-        def look(_: nn.Module, args: Any, kwargs: Any, layer: Layer = layer) -> None:
-            given = args[0] if args else next(iter(kwargs.values()))
-            # Features stand last, channels before the kernel's dimensions.
-            dim = -1 - len(layer.shape[2:])
-            given = plain(given)
-            rows = given.detach().movedim(dim, -1).flatten(0, -2).to("cpu", torch.float64)
-            moments = rows.t() @ rows
-            found[layer.name] = found[layer.name] + moments if layer.name in found else moments
+    def look(given: Tensor, layer: Layer) -> None:
+        # Features stand last, channels before the kernel's dimensions.
+        dim = -1 - len(layer.shape[2:])
+        rows = plain(given).detach().movedim(dim, -1).flatten(0, -2).to("cpu", torch.float64)
+        moments = rows.t() @ rows
+        found[layer.name] = found[layer.name] + moments if layer.name in found else moments
 
-        handles.append(model.get_submodule(layer.name).register_forward_pre_hook(look, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            for inputs, _ in data:
-                predict(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooks() as handles, torch.no_grad():
+        for layer in layers:
+
+            def hook(_: nn.Module, args: Any, kwargs: Any, layer: Layer = layer) -> None:
+                look(args[0] if args else next(iter(kwargs.values())), layer)
+
+            handles.append(model.get_submodule(layer.name).register_forward_pre_hook(hook, with_kwargs=True))
+        for inputs, _ in data:
+            predict(model, inputs)
     return found

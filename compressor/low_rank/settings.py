@@ -13,14 +13,16 @@ class Energy:
     kept: float = 0.95
 
     def __post_init__(self) -> None:
-        check_fraction(self.kept, "kept is the part of the squares of each layer that stays", within="(0, 1]")
+        check_fraction(
+            self.kept, "kept is the part of the squares of each layer that stays", within="(0, 1]", least_meant=0.5
+        )
 
 
 @dataclass(frozen=True)
 class Rank:
     """Each layer gets the rank `rank` (>= 1), on both sides of a Tucker kernel but at most a side's width.
 
-    A layer whose full rank is lower is refused; let the stage ignore it.
+    A layer whose full rank is lower stays whole, and is told; where every layer's is, the stage is refused.
     """
 
     rank: int

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from compressor.pruning.narrowing import reason_to_lock
 from compressor.structure.calling.shown import Shown
 from compressor.structure.couplings import Coupled, Part
 from compressor.structure.graph import trace_structure
+from compressor.structure.preparing.matching import matching_glob
 from compressor.structure.trials import evaluating
 
 _NORM_LAYERS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
@@ -130,7 +130,7 @@ def penalised_weights(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn
     """
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, _NORM_LAYERS) or not any(fnmatchcase(name, glob) for glob in layers):
+        if isinstance(module, _NORM_LAYERS) or matching_glob(name, layers) is None:
             continue
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.ndim > 1 and parameter.requires_grad and parameter.is_floating_point():
@@ -174,7 +174,7 @@ def _reason_against(model: nn.Module, group: Coupled, layers: tuple[str, ...]) -
     if lock is not None:
         return lock
     makers = [part.module for part in group.parts if part.makes]
-    outside = [name for name in makers if not any(fnmatchcase(name, glob) for glob in layers)]
+    outside = [name for name in makers if matching_glob(name, layers) is None]
     if outside:
         return f"{outside[0]} does not match {', '.join(layers)}"
     frozen = [item for item in ChannelSlices.making(model, group).slices if not item.parameter.requires_grad]

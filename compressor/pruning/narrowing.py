@@ -4,7 +4,6 @@ What every stage stands on that takes coupled channels, neurons, heads or recurr
 """
 
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from compressor.structure.bisection import bisected
 from compressor.structure.couplings import Coupled
 from compressor.structure.plan import Entry
 from compressor.structure.preparing.emptied_caches import empty_caches_
+from compressor.structure.preparing.matching import matching_glob
 from compressor.structure.preparing.preparation import fold_, prepare_, project_
 from compressor.workload import Workload
 
@@ -81,9 +81,9 @@ def reason_to_lock(group: Coupled, model: nn.Module, *, ignore: tuple[str, ...],
     if group.opaque:
         return "it is coupled to a recurrent or attention layer, whose own widths are not pruned"
     names = [part.module for part in group.parts]
-    for glob in ignore:
-        if any(fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}.*") for name in names):
-            return f"ignored by {glob!r}"
+    ignored = next((glob for glob in ignore if any(matching_glob(name, (glob,)) for name in names)), None)
+    if ignored is not None:
+        return f"ignored by {ignored!r}"
     for name in names:
         module = model.get_submodule(name)
         if isinstance(module, nn.GroupNorm) and 1 < module.num_groups < module.num_channels:

@@ -48,6 +48,12 @@ class QuantizationSettings(IntegerSettings):
     give_back: GiveBack | None = None
     portable: Portable | None = field(default_factory=Portable)
 
+    @property
+    def moves_single_weights(self) -> tuple[str, ...]:
+        """What moves weights of one channel each by itself, so that equal ones come apart."""
+        moving = (None if isinstance(self.rounding, Nearest) else self.rounding, self.equalization, self.smoothing)
+        return tuple(repr(one) for one in moving if one is not None)
+
 
 def quantized_file(exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context) -> bytes:
     """The integer file of an exported float file, with details to the report.

@@ -30,9 +30,11 @@ from compressor.notes.training import (
     Epochs,
     OtherOutputs,
     OutputChange,
+    SharedValues,
     Sparsified,
     Teaching,
     Trainings,
+    ValueCount,
     ZeroChannels,
     ZeroCount,
     ZeroWeights,
@@ -150,6 +152,12 @@ def zero_weights(step: Step) -> list[ZeroCount]:
     """The layers in which weights were made zero for good, with how many are."""
     note = noted(step, ZeroWeights) if noted(step, Sparsified) else None
     return [count for count in note.zero_weights if count.of > 0] if note else []
+
+
+def shared_values(step: Step) -> list[ValueCount]:
+    """The layers whose weights share few values for good, with how many."""
+    note = noted(step, SharedValues)
+    return [count for count in note.shared_values if count.of > 0] if note else []
 
 
 def sensitivity(step: Step) -> list[LayerSensitivity]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.notes.quantization import Coverage, MixedWidths, OutputNoise
+from compressor.notes.training import SharedValues
 from compressor.report.details import (
     block_strips,
     channel_groups,
@@ -19,6 +20,7 @@ from compressor.report.details import (
     locked_layers,
     missed_before,
     noted,
+    shared_values,
     trainings,
     unreached_layers,
     zero_channels,
@@ -162,6 +164,33 @@ def _ranks(ranks: tuple[int, ...]) -> str:
     return " x ".join(map(str, ranks))
 
 
+def _shared_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
+    layers = shared_values(step)
+    if not layers:
+        return {}
+    note = noted(step, SharedValues)
+    return {
+        "shared": layers,
+        "different": sum(layer.values for layer in layers),
+        "weights": sum(layer.of for layer in layers),
+        "by": note.shared_by if note else "",
+        "no_speed": NO_SPEED,
+    }
+
+
+def _shared_text(step: Step) -> list[str]:
+    layers = shared_values(step)
+    if not layers:
+        return []
+    return [
+        "| layer | values | weights | squares lost, % |",
+        "|---|--:|--:|--:|",
+        *(f"| {code(one.layer)} | {one.values:,} | {one.of:,} | {100 * one.error:.2f} |" for one in layers),
+        "",
+        f"Equal for good: {NO_SPEED}.",
+    ]
+
+
 def _float_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     coverage, noise, floats = noted(step, Coverage), noted(step, OutputNoise), left_in_float(step)
     count = coverage.quantized if coverage else None
@@ -249,6 +278,15 @@ _THINNER = Section(
     text=_thinner_text,
     shows=("factorized",),
 )
+_SHARED = Section(
+    title="Weights that share few values",
+    template="shared.html.j2",
+    card=_shared_card,
+    heading="Weights that share values",
+    text=_shared_text,
+    shows=("shared_values",),
+    says=("shared_by",),
+)
 _FLOAT = Section(
     title="What was left in float, and why",
     template="float.html.j2",
@@ -278,5 +316,5 @@ _TRAINING = Section(
     says=("best_epoch", "taught"),
 )
 
-ON_THE_PAGE = (_REMOVED, _THINNER, _FLOAT, _SENSITIVITY, _TRAINING)
-IN_MARKDOWN = (_REMOVED, _THINNER, _SENSITIVITY, _FLOAT, _TRAINING)
+ON_THE_PAGE = (_REMOVED, _THINNER, _SHARED, _FLOAT, _SENSITIVITY, _TRAINING)
+IN_MARKDOWN = (_REMOVED, _THINNER, _SHARED, _SENSITIVITY, _FLOAT, _TRAINING)

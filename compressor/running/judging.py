@@ -8,6 +8,7 @@ from compressor.notes.training import Trainings
 from compressor.running.folder import State
 from compressor.running.order import needs_recovery
 from compressor.stage import Effect, Stage, stage_name
+from compressor.training.held_values import torn_values
 from compressor.training.held_zeros import held_names
 
 # So many more weights that are not zero are no sign of lost zeros: biases come and go as layers are folded.
@@ -53,6 +54,19 @@ def filled_zeros(base: State, state: State) -> str:
     return (
         f"its file has {now} weights that are not zero, and the one before it {before}: zeros that were made for good "
         "are filled; make them after it instead"
+    )
+
+
+def parted_values(base: State, state: State) -> str:
+    """That weights of `state` differ which a stage before `base` made equal for good; "" where none do."""
+    torn = torn_values(base.model, state.model, base.plan)
+    if not torn:
+        return ""
+    name, (had, has) = next(iter(torn.items()))
+    others = f" and {len(torn) - 1} more" if len(torn) > 1 else ""
+    return (
+        f"weights that were made equal for good are so no more, in {name} ({had} values before, {has} now){others}; "
+        "share values after it instead"
     )
 
 

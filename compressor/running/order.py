@@ -97,9 +97,16 @@ def doubtful_orders(stages: Sequence[Stage]) -> tuple[str, ...]:
 def _lost(before: Stage, after: Stage) -> str:
     """What of the work of `before` a stage `after` it undoes, "" where nothing.
 
-    Stages say so with attributes: `pattern_of_neighbours` where zeros are counted among neighbours, and
-    `reorders_channels` where inner channels change places.
+    Stages say so with attributes: `pattern_of_neighbours` where zeros are counted among neighbours,
+    `reorders_channels` where inner channels change places, `shares_values` where weights are made equal, and
+    `moves_single_weights`, the settings by which equal weights would be moved apart.
     """
+    moving = getattr(after, "moves_single_weights", ())
+    if getattr(before, "shares_values", False) and moving:
+        return (
+            f"{stage_name(after)} moves single weights, by {' and '.join(moving)}, so that those which "
+            f"{stage_name(before)} made equal come apart and the file packs no smaller for them; leave one of both out"
+        )
     if getattr(before, "pattern_of_neighbours", False) and after.effect is Effect.STRUCTURE:
         return (
             f"{stage_name(after)} takes channels out after {stage_name(before)}, and what is left of every group of "

@@ -28,6 +28,7 @@ from compressor.running.judging import (
     gain,
     harm_of_training,
     judge_segment,
+    parted_values,
 )
 from compressor.running.order import recovers, segments, takes_away
 from compressor.runtime import OnnxModule
@@ -199,8 +200,9 @@ class Run:
         if failed and verdict.keep:
             verdict = replace(verdict, reason="; ".join(filter(None, [verdict.reason, failed])))
             self.warnings.append(f"{stage_name(stage)}: {failed}")
-        if filled := filled_zeros(base, state):
-            self.warnings.append(f"{stage_name(stage)}: {filled}")
+        for broken in (filled_zeros(base, state), parted_values(base, state)):
+            if broken:
+                self.warnings.append(f"{stage_name(stage)}: {broken}")
         drop = scores.drop(state.onnx_bytes, self.reference.onnx_bytes, "validation")
         beside = VersusBase(versus_base=outcome.versus_base).to_json()
         details = {**outcome.details, **_unit_scores(outcome.plan), **beside}

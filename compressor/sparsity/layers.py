@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from compressor.errors import StageError
 from compressor.pruning.channel_slices import penalised_weights
+from compressor.structure.preparing.matching import matching_glob
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +76,7 @@ def sparse_weights(
     found, left = [], {}
     for name in names.values():
         layer = name.rpartition(".")[0]
-        glob = next((glob for glob in ignore if fnmatchcase(layer, glob) or fnmatchcase(layer, f"{glob}.*")), None)
+        glob = matching_glob(layer, ignore)
         if glob is not None:
             left[layer] = f"ignored by {glob!r}"
             continue

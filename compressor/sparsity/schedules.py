@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from compressor.checks import check_count, check_fraction, check_positive
 from compressor.errors import StageError
 from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
+from compressor.training.optimizers.schedules import Constant, Cosine, OneCycle
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
 from compressor.training.settings import TrainingSettings
 
@@ -26,8 +27,8 @@ class Polynomial:
 
     with s_i = `initial`, in [0, 1), and s_f that of the stage. Zhu & Gupta 2017, "To prune, or not to prune",
     arXiv:1710.01878, eq. 1, where `power` (> 0) is 3. What is zero stays zero. `epochs`, `tail_epochs`,
-    `optimizer`, `weight_decay`, `precision` and `freeze` are those of the training, as in FineTune; its last epoch is
-    kept, for earlier ones have fewer zeros.
+    `optimizer`, `schedule` (of its rate), `weight_decay`, `precision` and `freeze` are those of the training, as in
+    FineTune; its last epoch is kept, for earlier ones have fewer zeros.
     """
 
     initial: float = 0.0
@@ -38,6 +39,7 @@ class Polynomial:
     epochs: int = 5
     tail_epochs: int = 1
     optimizer: AutoOptimizer | SGD | AdamW | OwnOptimizer = field(default_factory=AutoOptimizer)
+    schedule: OneCycle | Cosine | Constant = field(default_factory=OneCycle)
     weight_decay: float = 5e-4
     precision: AutoPrecision | Float32 | BFloat16 = field(default_factory=AutoPrecision)
     freeze: tuple[str, ...] = ()
@@ -61,6 +63,7 @@ class Polynomial:
             epochs=self.epochs,
             tail_epochs=self.tail_epochs,
             optimizer=self.optimizer,
+            schedule=self.schedule,
             weight_decay=self.weight_decay,
             precision=self.precision,
             freeze=self.freeze,

@@ -41,6 +41,7 @@ from compressor.structure.calling.shown import Shown, shown_by
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, Slices, apply_plan_
+from compressor.structure.preparing.matching import check_modules_match
 from compressor.structure.trials import evaluating
 from compressor.training.other_outputs import train_every_output
 from compressor.workload import Workload, free_axes
@@ -86,6 +87,7 @@ class PruneChannels:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The narrowed model. Raises StageError, with the reason for every layer, where no channel can go."""
+        check_modules_match("ignore", self.ignore, model, workload.model)
         with evaluating(model):
             goal = None if self.target is None else goal_of(self.target, model, workload, context)
             prepare_model_(model, workload, context, ignore=self.ignore)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from compressor.batches import Batch
 from compressor.checks import check_count, check_fraction, check_globs, check_kinds, one_of
@@ -28,9 +29,11 @@ from compressor.structure.blocks import (
     find_blocks,
     skipped,
 )
+from compressor.structure.calling.hooks import hooks
 from compressor.structure.calling.shown import shown_by
 from compressor.structure.graph import can_lose_channels
 from compressor.structure.plan import apply_plan_
+from compressor.structure.preparing.matching import check_modules_match
 from compressor.structure.recurrent_layers import layer_activations, plain, stack_and_layer
 from compressor.structure.trials import evaluating, outputs_at
 from compressor.workload import Loss, Workload, first_batches, free_axes, predict
@@ -94,6 +97,7 @@ class DropBlocks:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """`model` with the least important blocks replaced by identity. Raises StageError where there is none."""
+        check_modules_match("blocks", self.blocks, model, workload.model)
         data = first_batches(workload.calibration, self.batches)
         example = workload.example_inputs
         stacks = tuple(name for name, part in model.named_modules() if isinstance(part, nn.RNNBase))
@@ -198,38 +202,37 @@ def _together(
 def measure_influence(model: nn.Module, blocks: Mapping[str, Block], data: list[Batch]) -> dict[str, float]:
     """The mean influence of each block of `model`, in eval mode, over the samples of `data`."""
     rows: dict[str, list[Tensor]] = {name: [] for name in blocks}
-    handles = []
-    for name, block in blocks.items():
-        if block.in_stack:
-            stack, layer = stack_and_layer(name)
-
-            def look(stack: Any, args: tuple[Any, ...], _: Any, name: str = name, layer: int = layer) -> None:
-                rows[name].append(block_influence(*layer_activations(stack, args)[layer]))
-
-            handles.append(model.get_submodule(stack).register_forward_hook(look))
-            continue
-        given: list[Tensor] = []
-
-        def keep(_: nn.Module, args: tuple[Any, ...], given: list[Tensor] = given) -> None:
-            # A block may start with an in-place operation on what it was given.
-            given.append(plain(args[0]).clone())
-
-        def compare(_: nn.Module, _args: Any, output: Any, name: str = name, given: list[Tensor] = given) -> None:
-            made = plain(output[0] if isinstance(output, tuple) else output)
-            rows[name].append(block_influence(given.pop(), made))
-
-        module = model.get_submodule(name)
-        handles += [module.register_forward_pre_hook(keep), module.register_forward_hook(compare)]
-    try:
-        with torch.no_grad():
-            for inputs, _ in data:
-                predict(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooks() as handles, torch.no_grad():
+        for name, block in blocks.items():
+            handles.extend(_influence_hooks(model, name, block, rows[name]))
+        for inputs, _ in data:
+            predict(model, inputs)
     return {name: float(torch.cat(values).mean()) for name, values in rows.items()}
 
 
 def _short(value: float) -> float | None:
     """`value` to four significant digits; None where it is not finite, for JSON has no word for it."""
     return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _influence_hooks(model: nn.Module, name: str, block: Block, row: list[Tensor]) -> list[RemovableHandle]:
+    """Hooks that add the influence of `block` on the samples of every call to `row`."""
+    if block.in_stack:
+        stack, layer = stack_and_layer(name)
+
+        def look(stack: Any, args: tuple[Any, ...], _: Any) -> None:
+            row.append(block_influence(*layer_activations(stack, args)[layer]))
+
+        return [model.get_submodule(stack).register_forward_hook(look)]
+    given: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        # A block may start with an in-place operation on what it was given.
+        given.append(plain(args[0]).clone())
+
+    def compare(_: nn.Module, _args: Any, output: Any) -> None:
+        made = plain(output[0] if isinstance(output, tuple) else output)
+        row.append(block_influence(given.pop(), made))
+
+    module = model.get_submodule(name)
+    return [module.register_forward_pre_hook(keep), module.register_forward_hook(compare)]

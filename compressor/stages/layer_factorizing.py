@@ -28,6 +28,7 @@ from compressor.pruning.narrowing import prepare_model_, project_model_
 from compressor.stage import Context, Effect
 from compressor.structure.factored.chains import full_ranks, put_
 from compressor.structure.plan import Entry
+from compressor.structure.preparing.matching import check_modules_match
 from compressor.structure.trials import evaluating, fault, outputs_at
 from compressor.training.held_values import clustered_names
 from compressor.training.held_zeros import held_names
@@ -69,6 +70,7 @@ class FactorizeLayers:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The model with chains. Raises StageError, with the reason for every layer, where none can be factorised."""
+        check_modules_match("ignore", self.ignore, model, workload.model)
         with evaluating(model):
             goal = None
             if isinstance(self.target, Latency | Macs | Parameters):
@@ -108,7 +110,8 @@ class _Search:
         if not self.layers.free:
             raise self._nothing()
         if isinstance(stage.target, Rank):
-            choice.check_rank(self.layers.free, stage.kernels.ways, stage.target)
+            low = choice.too_low(self.layers.free, stage.kernels.ways, stage.target)
+            self.layers = self.layers.without(low)
         whitenings = self._whitenings()
         self.found = {
             layer.name: choice.take_apart(model, layer, stage.kernels.ways, whitenings.get(layer.name))

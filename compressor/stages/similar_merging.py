@@ -31,6 +31,7 @@ from compressor.structure.calling.shown import shown_by
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import apply_plan_
+from compressor.structure.preparing.matching import check_modules_match
 from compressor.structure.tensor_ids import tensors_of
 from compressor.structure.trials import evaluating
 from compressor.training.held_values import clustered_names
@@ -69,13 +70,16 @@ class MergeSimilar:
         if self.remove is not None:
             check_fraction(self.remove, "remove is the fraction of the channels that goes")
         if self.cosine is not None:
-            check_fraction(self.cosine, "cosine is how alike merged channels are at least", within="(0, 1]")
+            check_fraction(
+                self.cosine, "cosine is how alike merged channels are at least", within="(0, 1]", least_meant=0.5
+            )
         check_globs(self.ignore, "ignore")
         if self.align is not None:
             check_count(self.align, "align is what widths are multiples of", way_out="1 rounds nothing")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The narrowed model. Raises StageError, with the reason for every layer, where nothing can be merged."""
+        check_modules_match("ignore", self.ignore, model, workload.model)
         batches = self.on.inputs(workload, context.seed)
         if not batches:
             raise StageError(

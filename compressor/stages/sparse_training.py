@@ -11,6 +11,7 @@ from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.penalties import GroupLasso, L1Penalty, L2Penalty, SlimmingPenalty
 from compressor.stage import Context, Effect
 from compressor.structure.calling.shown import shown_by
+from compressor.structure.preparing.matching import check_modules_match
 from compressor.training.freezing import freezing
 from compressor.training.other_outputs import train_every_output
 from compressor.training.passes.rounds import Rounds
@@ -53,6 +54,7 @@ class SparseTraining(TrainingSettings):
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""
         context = knowing(context, workload, self)
+        check_modules_match("layers", self.layers, model, workload.model)
         # A norm takes back whatever a penalty takes off the weights that it is computed from.
         fold_model_(model, workload, context, layers=self.layers)
         rounds = Rounds.of(self, Stream.of(workload.train, context.seed, counted=self.steps is None))

@@ -40,6 +40,7 @@ from compressor.structure.blocks import Block, entries_without, fault_without_bl
 from compressor.structure.calling.shown import shown_by
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, apply_plan_
+from compressor.structure.preparing.matching import check_modules_match
 from compressor.structure.tensor_ids import mask_
 from compressor.structure.trials import evaluating, outputs_at, same_outputs
 from compressor.workload import Workload, first_batches, free_axes
@@ -85,6 +86,8 @@ class ShrinkStructure:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The smaller model. Raises StageError, with what is locked and why, where the target is out of reach."""
+        check_modules_match("blocks", self.blocks, model, workload.model)
+        check_modules_match("ignore", self.ignore, model, workload.model)
         with evaluating(model):
             goal = goal_of(self.target, model, workload, context)
             prepare_model_(model, workload, context, ignore=self.ignore)

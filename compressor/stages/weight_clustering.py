@@ -19,6 +19,7 @@ from compressor.pruning.narrowing import fold_model_
 from compressor.quantization.grids.schemes import PerBlock, PerChannel, PerTensor
 from compressor.sparsity.layers import SparseWeight, sparse_weights
 from compressor.stage import Context, Effect
+from compressor.structure.preparing.matching import check_modules_match
 from compressor.training.held_values import clusters_entry
 from compressor.training.held_zeros import held_names
 from compressor.workload import Workload
@@ -30,14 +31,15 @@ class ClusterWeights:
 
     A codebook of that many values is for a whole layer, for each of its output channels or for blocks of inputs, as
     `granularity` says; `initial` is where its centroids begin. Weights are those of convolutions, linear, recurrent and
-    embedding layers whose names match a glob of `layers` and none of `ignore`; layers with fewer weights in a codebook
-    than it has values are left alone, with the reason. Weights that are zero and meant to be stay zero. Later trainings
-    move the values, and weights that share one go on sharing it. The file becomes smaller once it is compressed, and
-    nothing faster.
+    embedding layers whose names match a glob of `layers` and none of `ignore`; layers whose codebooks would have a
+    value for every weight are left alone, with the reason. Weights that are zero and meant to be stay zero. Later
+    trainings move the values, and weights that share one go on sharing it. The file becomes smaller once it is
+    compressed, and nothing faster.
     """
 
     effect: ClassVar[Effect] = Effect.VALUES
     needs_recovery: ClassVar[bool] = True
+    shares_values: ClassVar[bool] = True
 
     clusters: int = 16
     granularity: PerTensor | PerChannel | PerBlock = field(default_factory=PerTensor)
@@ -48,9 +50,9 @@ class ClusterWeights:
     def __post_init__(self) -> None:
         check_kinds(self)
         check_count(self.clusters, "clusters counts the different values of a codebook", least=2)
-        if isinstance(self.granularity, PerBlock) and self.clusters > self.granularity.size:
+        if isinstance(self.granularity, PerBlock) and self.clusters >= self.granularity.size:
             raise ValueError(
-                f"clusters counts the different values of a codebook, at most the weights that share it; got "
+                f"clusters counts the different values of a codebook, fewer than the weights that share it; got "
                 f"clusters={self.clusters} for blocks of {self.granularity.size}; lower clusters or raise size"
             )
         check_globs(self.layers, "layers", least=1)
@@ -58,16 +60,19 @@ class ClusterWeights:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The model with shared weights. Raises StageError, with the reasons, where no layer can share any."""
+        check_modules_match("layers", self.layers, model, workload.model)
+        check_modules_match("ignore", self.ignore, model, workload.model)
         fold_model_(model, workload, context, layers=self.layers, ignore=self.ignore)
         weights, left = sparse_weights(model, layers=self.layers, ignore=self.ignore)
         zeros = held_names([*context.plan_before, *context.plan])
         chosen = []
         for weight in weights:
-            least = min(part.numel() for part in self._parts(weight.parameter.detach()))
-            if least < self.clusters:
-                left[weight.layer] = f"{self.clusters} values are too many for {least} weights"
-            elif not bool(weight.parameter.isfinite().all()):
+            held = weight.name in zeros
+            parts = self._parts(weight.parameter.detach())
+            if not bool(weight.parameter.isfinite().all()):
                 left[weight.layer] = "its weights are not finite"
+            elif (most := max(_different(part, zeros=held) for part in parts)) <= self.clusters:
+                left[weight.layer] = f"{self.clusters} values are too many for {most} different weights: none is shared"
             else:
                 chosen.append(weight)
         context.tell(LockedLayers.of(left))
@@ -88,8 +93,8 @@ class ClusterWeights:
         after = before.clone()
         for part in self._parts(after):
             # The parts are views of what they are parts of.
-            free = part != 0 if zeros else torch.ones_like(part, dtype=torch.bool)
-            if bool(free.any()):
+            free = _free(part, zeros=zeros)
+            if _different(part, zeros=zeros) > self.clusters:
                 part[free] = shared_values(part[free], self.clusters, self.initial, seed)
         weight.parameter.data.copy_(after.to(weight.parameter))
         power = float(before.square().mean())
@@ -108,3 +113,13 @@ class ClusterWeights:
         if isinstance(self.granularity, PerChannel):
             return rows
         return [block for row in rows for block in torch.split(row, self.granularity.size)]
+
+
+def _free(part: Tensor, *, zeros: bool) -> Tensor:
+    """Which weights of `part` take a value of the codebook: all, but for the zeros where those are held."""
+    return part != 0 if zeros else torch.ones_like(part, dtype=torch.bool)
+
+
+def _different(part: Tensor, *, zeros: bool) -> int:
+    """How many different values those of them have."""
+    return len(torch.unique(part[_free(part, zeros=zeros)]))

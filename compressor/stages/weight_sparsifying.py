@@ -26,6 +26,7 @@ from compressor.sparsity.sparse_gpt import SparseGPT
 from compressor.sparsity.sparsifying import Sparsifying
 from compressor.sparsity.while_training import train_sparser
 from compressor.stage import Context, Effect
+from compressor.structure.preparing.matching import check_modules_match
 from compressor.training.held_zeros import zeros_entry
 from compressor.training.other_outputs import train_every_output
 from compressor.workload import Workload
@@ -121,6 +122,11 @@ class SparsifyWeights:
         return isinstance(self.pattern, SemiStructured) and self.pattern.permute
 
     @property
+    def moves_single_weights(self) -> tuple[str, ...]:
+        """What moves weights that stay, each by itself, so that equal ones come apart."""
+        return (repr(self.score),) if isinstance(self.score, SparseGPT) else ()
+
+    @property
     def trains(self) -> bool:
         """Whether schedule or score need gradients."""
         return not isinstance(self.schedule, OneShot) or isinstance(self.score, FirstOrder | Movement)
@@ -128,6 +134,8 @@ class SparsifyWeights:
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The model with its zeros. Raises StageError, with the reasons, where no weight can become zero."""
         context = knowing(context, workload, self)
+        check_modules_match("layers", self.layers, model, workload.model)
+        check_modules_match("ignore", self.ignore, model, workload.model)
         fold_model_(model, workload, context, layers=self.layers, ignore=self.ignore)
         work = self._begun(model, workload, context)
         final = self._final

@@ -31,6 +31,7 @@ from compressor.structure.calling.shown import shown_by
 from compressor.structure.couplings import Coupled
 from compressor.structure.graph import StructureGraph, trace_structure
 from compressor.structure.plan import Entry, apply_plan_
+from compressor.structure.preparing.matching import check_modules_match
 from compressor.structure.trials import evaluating, fault, outputs_at
 from compressor.workload import Workload, batch_size_of, first_batches
 
@@ -59,6 +60,7 @@ class RemoveZeroChannels:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The narrowed model. Raises StageError, with the reasons, where no channel is zero or none of them can go."""
+        check_modules_match("ignore", self.ignore, model, workload.model)
         multiple = context.target.channel_multiple
         batches = first_batches(workload.calibration, 1)
         inputs = batches[0][0] if batches else workload.example_inputs

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from compressor.batches import Inputs
+from compressor.structure.calling.hooks import hooks
 from compressor.workload import predict
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -49,21 +50,16 @@ def call_lines(model: nn.Module, inputs: Inputs) -> dict[str, str]:
     do not run for `inputs`, or that no line of the model's own code leads to, are left out.
     """
     lines: dict[str, str] = {}
-    handles = []
-    for name, module in model.named_modules():
+    with hooks() as handles, torch.no_grad():
+        for name, module in model.named_modules():
 
-        def note(_module: nn.Module, _args: object, name: str = name) -> None:
-            line = _calling_line(sys._getframe(1))  # noqa: SLF001 - inspect.currentframe is the same, and may be None
-            if line and name:
-                lines.setdefault(name, line)
+            def note(_module: nn.Module, _args: object, name: str = name) -> None:
+                line = _calling_line(sys._getframe(1))  # noqa: SLF001 - inspect.currentframe is the same, and may be None
+                if line and name:
+                    lines.setdefault(name, line)
 
-        handles.append(module.register_forward_pre_hook(note))
-    try:
-        with torch.no_grad():
-            predict(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+            handles.append(module.register_forward_pre_hook(note))
+        predict(model, inputs)
     return lines
 
 

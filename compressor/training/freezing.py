@@ -8,14 +8,13 @@ what is in eval mode inside of it was put there on purpose. One in eval mode as 
 says nothing of its parts, whatever mode a layer that was put in later is in.
 """
 
-import difflib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from compressor.errors import StageError
+from compressor.structure.preparing.matching import check_names_match
 
 
 @contextmanager
@@ -24,7 +23,7 @@ def freezing(model: nn.Module, globs: Collection[str]) -> Iterator[None]:
 
     Afterwards every parameter is as it was. Raises StageError where a glob matches nothing.
     """
-    check_matches(model, globs, "freeze")
+    check_names_match("freeze", globs, model)
     named = dict(model.named_parameters(remove_duplicate=False))
     flags = {name: parameter.requires_grad for name, parameter in named.items()}
     try:
@@ -73,19 +72,6 @@ def frozen_names(model: nn.Module, still: Collection[str]) -> tuple[str, ...]:
         if not parameter.requires_grad and not any(name.startswith(f"{outer}.") for outer in still)
     )
     return (*still, *outside)
-
-
-def check_matches(model: nn.Module, globs: Collection[str], setting: str) -> None:
-    """Every glob of the setting matches a module or a parameter of `model`. Raises StageError."""
-    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in (*modules, *parameters)):
-            near = difflib.get_close_matches(glob, modules, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(modules[:10]) or 'none'}"
-            raise StageError(
-                f"{setting}: {glob!r} matches no module and no parameter of {type(model).__name__}; {hint}"
-            )
 
 
 def lies_in(name: str, globs: Collection[str]) -> bool:

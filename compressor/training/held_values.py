@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.structure.plan import Entry
-from compressor.training.held_zeros import HeldZeros
+from compressor.training.held_zeros import HeldZeros, held_parameters
 
 
 def clusters_entry(names: Sequence[str]) -> Entry:
@@ -23,6 +23,22 @@ def clusters_entry(names: Sequence[str]) -> Entry:
 def clustered_names(plan: Sequence[Entry]) -> tuple[str, ...]:
     """The tensors whose equal weights are to stay equal, by a plan."""
     return tuple(sorted({name for entry in plan if entry.get("kind") == "clusters" for name in entry["tensors"]}))
+
+
+def torn_values(before: nn.Module, now: nn.Module, plan: Sequence[Entry]) -> dict[str, tuple[int, int]]:
+    """How many different values tensors had in `before` and have `now`, by name, where they are more than they were.
+
+    Those tensors are looked at whose equal weights are to stay equal by `plan`, where both models have them. One more
+    is no sign of it: zeros may have come.
+    """
+    names = clustered_names(plan)
+    pairs = [held_parameters(model, names) for model in (before, now)]
+    counts = {
+        name: tuple(len(torch.unique(own[name].detach())) for own in pairs)
+        for name in names
+        if all(name in own for own in pairs)
+    }
+    return {name: (had, has) for name, (had, has) in counts.items() if has > had + 1}
 
 
 class HeldValues:

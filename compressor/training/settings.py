@@ -62,7 +62,9 @@ class TrainingSettings:
             check_positive(self.clip, "clip is the largest norm of a gradient", way_out="None does not clip")
         check_count(self.accumulate, "accumulate counts the batches of an update")
         if self.averaging is not None:
-            check_fraction(self.averaging, "averaging is what an average keeps in an update", within="(0, 1)")
+            check_fraction(
+                self.averaging, "averaging is what an average keeps in an update", within="(0, 1)", least_meant=0.5
+            )
         if self.patience is not None:
             check_count(self.patience, "patience counts the epochs without a better score")
         check_globs(self.freeze, "freeze")

@@ -41,6 +41,7 @@ from workbench.report_samples import (
     ENVIRONMENT,
     QUANTIZE,
     REFERENCE,
+    SHARED,
     THINNER,
     WORKLOAD,
     hostile,
@@ -356,6 +357,18 @@ def test_layers_made_thinner_are_listed() -> None:
     assert "32 x 16 of 64 x 64" in page
     assert "its full rank 10 is not above the aligned minimum 16" in page
     assert other_details(THINNER) == {}
+
+
+def test_shared_values_are_listed() -> None:
+    """Every layer stands with its values, its weights and what was lost; nothing is told a second time."""
+    report = Report(workload=WORKLOAD, environment=ENVIRONMENT, steps=(REFERENCE, SHARED), final=1)
+    text, page = report.to_markdown(), html(report)
+    assert "| `conv1` | 16 | 432 | 1.23 |" in text
+    assert "590,256 weights of 2 layers have 32 different values for good" in page
+    assert "makes nothing faster" in page
+    assert "ClusterWeights(clusters=16)" in page
+    assert "too many for 12 different weights" in page
+    assert other_details(SHARED) == {}
 
 
 def test_a_busy_machine_is_named() -> None:

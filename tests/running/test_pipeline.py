@@ -13,6 +13,9 @@ from compressor.running.order import doubtful_orders, segments
 from compressor.running.pipeline import PipelineWarning
 from compressor.runtime import open_session
 from compressor.stages import (
+    GPTQ,
+    ClusterWeights,
+    CrossLayerEqualization,
     Distill,
     DropBlocks,
     FineTune,
@@ -21,6 +24,7 @@ from compressor.stages import (
     ReestimateBatchNorm,
     RemoveZeroChannels,
     SemiStructured,
+    SparseGPT,
     SparseTraining,
     SparsifyWeights,
 )
@@ -230,6 +234,20 @@ def test_orders_that_lose_what_was_made_are_doubted():
     assert doubtful_orders(fine) == ()
     alone = doubtful_orders([SparsifyWeights(sparsity=0.5), Quantize()])
     assert ["went with the weights" in text for text in alone] == [True]
+
+
+def test_what_parts_shared_values_is_doubted() -> None:
+    """Rounding that moves single weights, scales of single inputs and SparseGPT part equal weights; the rest do not."""
+    clusters = ClusterWeights(clusters=8)
+    for after in (
+        Quantize(rounding=GPTQ()),
+        Quantize(equalization=CrossLayerEqualization()),
+        SparsifyWeights(sparsity=0.5, score=SparseGPT()),
+    ):
+        (text,) = [text for text in doubtful_orders([clusters, FineTune(), after]) if "come apart" in text]
+        assert "cluster_weights" in text
+    fine = [SparsifyWeights(sparsity=0.5, score=SparseGPT()), clusters, FineTune(), Quantize()]
+    assert doubtful_orders(fine) == ()
 
 
 def test_a_missed_goal_is_said(trained_workload, tmp_path):

@@ -204,7 +204,12 @@ def test_computed_weights_are_made_plain_first():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target": Rank(33)}, r"the rank of 'conv1', a weight of shape .*, must be in \[1, 16\]; got 33; lower it"),
+        (
+            {"target": Rank(97)},
+            r"no layer has rank 97: the highest is that of 'layer2.0.conv2', in \[1, 96\]; lower rank",
+        ),
+        ({"target": Rank(33), "kernels": Channelwise()}, r"no layer has rank 33: the highest is .*, in \[1, 32\]"),
+        ({"target": Rank(5), "ignore": ("layer*", "conv1")}, r"no layer has rank 5: .*'linear', in \[1, 4\]"),
         ({"ignore": ("*",)}, r"no layer of TinyResNet can be factorised.*ignored by '\*'"),
         (
             {"target": Rank(4), "ignore": ("layer*", "conv1")},
@@ -238,6 +243,14 @@ def test_nothing_to_do_is_refused(settings, message, tiny_workload):
 def test_settings_are_refused_before_work(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_small_head_does_not_stop_the_others(tiny_workload) -> None:
+    """The head of 4 classes has rank 4: it stays whole and says so, and wider layers get the rank that is asked for."""
+    _, _, told, locked = run(FactorizeLayers(target=Rank(8), kernels=Channelwise()), tiny_workload)
+    assert locked["linear"] == "its rank is at most 4, below the 8 that is asked for"
+    assert "layer2.1.conv1" in told
+    assert all(tuple(layer.ranks) == (8,) for layer in told.values())
 
 
 @pytest.mark.parametrize("target", [Macs(0.6), Parameters(0.6)])

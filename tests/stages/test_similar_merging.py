@@ -278,6 +278,7 @@ def test_what_cannot_be_merged_is_listed_with_its_reason() -> None:
         ({"remove": 25}, r"\[0, 1\); got 25; did you mean 0.25"),
         ({"cosine": 95}, r"\(0, 1\]; got 95; did you mean 0.95"),
         ({"cosine": -0.5}, r"\(0, 1\]; got -0.5"),
+        ({"cosine": 2}, r"\(0, 1\]; got 2$"),
         ({"remove": 0.2, "align": 0}, "align is what widths are multiples of"),
         ({"remove": 0.2, "ignore": "layer1"}, r"write \('layer1',\)"),
     ],

@@ -1,7 +1,8 @@
 """Weight sharing: few values, in every codebook, that later stages keep."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from compressor import Pipeline, load_checkpoint
 from compressor.errors import StageError
 from compressor.pruning.merging.fed import Noise
 from compressor.quantization.grids.schemes import PerBlock, PerChannel
-from compressor.stage import Context
+from compressor.stage import Context, Effect
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.quantization import Quantize
@@ -23,7 +24,7 @@ from compressor.stages.weight_clustering import ClusterWeights
 from compressor.stages.weight_sparsifying import SparsifyWeights
 from compressor.structure.plan import apply_plan_
 from compressor.testing import check_stage
-from compressor.training.held_values import HeldValues
+from compressor.training.held_values import HeldValues, torn_values
 from compressor.workload import Workload
 from workbench.tiny import TinyResNet, make_workload
 
@@ -143,9 +144,58 @@ def test_too_many_values_are_refused(tiny_workload) -> None:
     context = Context(progress=False)
     ClusterWeights(clusters=500).apply(copy.deepcopy(tiny_workload.model), tiny_workload, context)
     locked = {entry["layer"]: entry["reason"] for entry in context.details["locked"]}
-    assert locked["conv1"] == "500 values are too many for 432 weights"
-    with pytest.raises(StageError, match=r"100000 values are too many for 432 weights.*lower clusters"):
+    assert locked["conv1"] == "500 values are too many for 432 different weights: none is shared"
+    with pytest.raises(StageError, match=r"100000 values are too many for 432 different weights.*lower clusters"):
         after([ClusterWeights(clusters=100_000)], tiny_workload)
+
+
+def shared_and_left(stage: ClusterWeights, model: nn.Module, plan=()) -> tuple[set[str], dict[str, str]]:
+    """The layers whose weights are said to share values, and why others were left alone."""
+    context = Context(progress=False, plan_before=plan)
+    workload = vectors(model)
+    stage.apply(model, workload, context)
+    left = {entry["layer"]: entry["reason"] for entry in context.details["locked"]}
+    return {count["layer"] for count in context.details["shared_values"]}, left
+
+
+def vectors(model: nn.Module) -> Workload:
+    data = (torch.randn(16, 8), torch.arange(16) % 2)
+    return Workload.from_datasets(model, train=data, validation=data, test=data, batch_size=8)
+
+
+def test_rows_no_longer_than_a_codebook_share_nothing() -> None:
+    """Rows of 8 weights with 8 values each are left as they are and said to be; rows of 9 share."""
+    model = nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 2)).eval()
+    before = model[0].weight.detach().clone()
+    shared, left = shared_and_left(ClusterWeights(clusters=8, granularity=PerChannel()), model)
+    assert shared == {"2"}
+    assert left == {"0": "8 values are too many for 8 different weights: none is shared"}
+    assert torch.equal(model[0].weight, before)
+    assert {len(torch.unique(row)) for row in model[2].weight} == {8}
+
+
+def test_a_last_block_may_be_short() -> None:
+    """Blocks of 5 and a last one of 3: the first have 4 values each, the last keeps its own three."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    before = model[0].weight.detach().clone()
+    shared, left = shared_and_left(ClusterWeights(clusters=4, granularity=PerBlock(size=5)), model)
+    assert (shared, left) == ({"0", "2"}, {})
+    assert {len(torch.unique(row[:5])) for row in model[0].weight} == {4}
+    assert torch.equal(model[0].weight[:, 5:], before[:, 5:])
+
+
+def test_what_is_sparse_or_shared_already_shares_nothing_more() -> None:
+    """Of 16 weights 12 are zero for good: four others do not fill a codebook of 4; nor do weights of 3 values."""
+    model = nn.Sequential(nn.Linear(8, 2), nn.ReLU(), nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.zeros(16).index_fill(0, torch.tensor([1, 5]), 0.5).view(2, 8))
+        model[0].weight[1, 2:4] = torch.tensor([0.25, -0.75])
+        model[2].weight.copy_(torch.tensor([0.1, 0.2, 0.3]).repeat(6).view(9, 2))
+    plan = ({"kind": "zeros", "tensors": ["0.weight"]},)
+    shared, left = shared_and_left(ClusterWeights(clusters=4), model, plan)
+    assert shared == {"4"}
+    assert left["0"].startswith("4 values are too many for 3 different")
+    assert left["2"].startswith("4 values are too many for 3 different")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +204,7 @@ def test_too_many_values_are_refused(tiny_workload) -> None:
         ({"clusters": 1}, "at least 2; got 1"),
         ({"clusters": 4.5}, "a whole number"),
         ({"clusters": 16, "granularity": PerBlock(size=8)}, "clusters=16 for blocks of 8"),
+        ({"clusters": 16, "granularity": PerBlock(size=16)}, "clusters=16 for blocks of 16"),
         ({"layers": ()}, "layers"),
         ({"ignore": "conv1"}, r"write \('conv1',\)"),
     ],
@@ -222,3 +273,40 @@ class LastStep(nn.Module):
 
     def forward(self, x):
         return self.lstm(x)[0][:, -1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovesApart:
+    """A stage that knows nothing of values that are shared."""
+
+    effect: ClassVar[Effect] = Effect.VALUES
+
+    def apply(self, model, workload, context):
+        with torch.no_grad():
+            for own in model.parameters():
+                own.add_(1e-3 * torch.randn_like(own))
+        return model
+
+
+def test_who_parts_shared_values_is_named(tiny_workload, tmp_path) -> None:
+    """A stage after which equal weights differ is warned of, by the first tensor; those that keep them are not."""
+    stages = [ClusterWeights(clusters=8), SparsifyWeights(sparsity=0.3), FineTune(epochs=1), MovesApart()]
+    report = Pipeline(stages).run(tiny_workload, out=tmp_path, progress=False).report
+    parted = [text for text in report.warnings if "made equal for good are so no more" in text]
+    assert len(parted) == 1
+    assert parted[0].startswith("moves_apart")
+    assert "conv1.weight (8 values before, 432 now) and 12 more" in parted[0]
+
+
+def test_counting_what_came_apart() -> None:
+    """Two values more than before are told, one more is a zero that came; tensors that are no longer there are not."""
+    before, now = nn.Linear(4, 2), nn.Linear(4, 2)
+    plan = [{"kind": "clusters", "tensors": ["weight", "gone.weight"]}]
+    with torch.no_grad():
+        before.weight.copy_(torch.tensor([1.0, 2.0]).repeat(4).view(2, 4))
+        now.weight.copy_(torch.tensor([1.0, 2.0, 0.0, 2.0]).repeat(2).view(2, 4))
+    assert torn_values(before, now, plan) == {}
+    with torch.no_grad():
+        now.weight[0, 0] = 3.0
+    assert torn_values(before, now, plan) == {"weight": (2, 4)}
+    assert torn_values(before, now, []) == {}

@@ -63,7 +63,7 @@ REFUSED = [
     (plain, PruneChannels(target=Macs(0.01), align=1), "; raise the target"),
     (plain, DropBlocks(remove=0.5), "; prune channels or quantize instead"),
     (single, DropBlocks(remove=0.5), "; quantize instead"),
-    (residual, DropBlocks(remove=0.5, blocks=("no.*",)), "; name other blocks or quantize instead"),
+    (residual, DropBlocks(remove=0.5, blocks=("0",)), "; name other blocks or quantize instead"),
     (Chosen, PruneChannels(remove=0.3), r"torch's operator cond takes whole functions, .*\); quantize instead"),
 ]
 

@@ -1,7 +1,6 @@
 """What has to be exchanged in a model before its layers can be narrowed, as entries of its plan."""
 
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from compressor.structure.attention import NarrowAttention, narrow_attention_, p
 from compressor.structure.model_copies import sharing_copy
 from compressor.structure.parametrizations import Computed, computed_weights, fold_weights_
 from compressor.structure.plan import Entry
+from compressor.structure.preparing.matching import matching_glob
 from compressor.structure.trials import evaluating, outputs_at, same_outputs
 from compressor.workload import predict
 
@@ -36,7 +36,7 @@ def fold_(
     found = {
         name: tensors
         for name, tensors in computed_weights(model).items()
-        if _matches(name, layers) and not _matches(name, ignore)
+        if matching_glob(name, layers) is not None and matching_glob(name, ignore) is None
     }
     if found and _fault_of_folding(model, found, inputs) is not None:
         found = {name: own for name, own in found.items() if _fault_of_folding(model, {name: own}, inputs) is None}
@@ -45,10 +45,6 @@ def fold_(
         return []
     fold_weights_(model, found)
     return [{"kind": "fold", "tensors": found}]
-
-
-def _matches(name: str, globs: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}.*") for glob in globs)
 
 
 def project_(model: nn.Module, inputs: Inputs, *, ignore: Iterable[str] = ()) -> list[Entry]:
@@ -60,7 +56,7 @@ def project_(model: nn.Module, inputs: Inputs, *, ignore: Iterable[str] = ()) ->
     names = [
         name
         for name, part in model.named_modules()
-        if isinstance(part, NarrowAttention) and part.in_proj_weight is not None and not _matches(name, ignore)
+        if isinstance(part, NarrowAttention) and part.in_proj_weight is not None and matching_glob(name, ignore) is None
     ]
     return (
         [{"kind": "projections", "modules": names}]

@@ -35,7 +35,7 @@ class SGD:
 
     def __post_init__(self) -> None:
         _check_rate(self.rate)
-        check_fraction(self.momentum, "momentum is the part of the last step that is taken again")
+        check_fraction(self.momentum, "momentum is the part of the last step that is taken again", least_meant=0.5)
 
     def __str__(self) -> str:
         return "SGD with Nesterov momentum" if self.momentum else "SGD"
@@ -62,7 +62,7 @@ class AdamW:
         if len(self.betas) != 2:
             raise ValueError(f"betas are two factors, such as (0.9, 0.999); got {self.betas!r}")
         for beta in self.betas:
-            check_fraction(beta, "betas are factors by which means decay")
+            check_fraction(beta, "betas are factors by which means decay", least_meant=0.5)
 
     def __str__(self) -> str:
         return "AdamW"

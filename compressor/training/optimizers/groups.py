@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from compressor.training.freezing import check_matches, lies_in
+from compressor.structure.preparing.matching import check_names_match
+from compressor.training.freezing import lies_in
 from compressor.training.optimizers.choices import Known
 
 _NORM_LAYERS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -23,7 +24,7 @@ def optimizer_for(
 
     Every group carries its rate at the peak as "lr". Raises StageError where a glob of `layer_rates` matches nothing.
     """
-    check_matches(model, [glob for glob, _ in layer_rates], "layer_rates")
+    check_names_match("layer_rates", [glob for glob, _ in layer_rates], model)
     # Decay shrinks what the next normalisation rescales; biases and norms have nothing to make up for it.
     exempt = {id(own) for module in model.modules() if isinstance(module, _NORM_LAYERS) for own in module.parameters()}
     names: dict[nn.Parameter, list[str]] = {}
