@@ -17,6 +17,7 @@ from compressor.quantization.accuracy.layer_rounding import round_layers
 from compressor.quantization.accuracy.smoothing import SmoothQuant
 from compressor.quantization.choice.give_back import GiveBack
 from compressor.quantization.choice.mixed_precision import MixedPrecision
+from compressor.quantization.choice.spare import Spare
 from compressor.quantization.other_cpus.pair_safety import repaired_grids
 from compressor.quantization.other_cpus.portability import (
     Portable,
@@ -55,12 +56,16 @@ class QuantizationSettings(IntegerSettings):
         return tuple(repr(one) for one in moving if one is not None)
 
 
-def quantized_file(exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context) -> bytes:
-    """The integer file of an exported float file, with details to the report.
+def quantized_file(
+    exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context, *, spare: Spare | None = None
+) -> bytes:
+    """The integer file of an exported float file, with details to the report; `spare` keeps what does harm in float.
 
     Raises StageError where nothing can be quantized and where the outputs broke.
     """
     prepared = _prepared(exported, settings, workload, context)
+    if spare is not None:
+        prepared = spare.apply(prepared, settings.activations, workload)
     if settings.mixed is not None:
         prepared = settings.mixed.apply(prepared, workload, context)
     # Signed activations add up in 32 bits, and the file is for Arm alone.

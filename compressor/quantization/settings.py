@@ -4,7 +4,15 @@ from dataclasses import dataclass, field
 
 from compressor.checks import check_globs
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
-from compressor.quantization.placement.forms import ByFamily, Dynamic, Fastest, Float16, Static, WeightOnly
+from compressor.quantization.placement.forms import (
+    ByEvidence,
+    ByFamily,
+    Dynamic,
+    Fastest,
+    Float16,
+    Static,
+    WeightOnly,
+)
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 
 
@@ -18,7 +26,7 @@ class IntegerSettings:
     weights: Symmetric | Asymmetric = field(default_factory=Symmetric)
     activations: Symmetric | Asymmetric = field(default_factory=Asymmetric)
     calibration: MinMax | MovingAverage | Percentile | Entropy | MSE | Auto = field(default_factory=MinMax)
-    form: ByFamily | Static | Dynamic | WeightOnly | Float16 | Fastest = field(default_factory=ByFamily)
+    form: ByFamily | Static | Dynamic | WeightOnly | Float16 | Fastest | ByEvidence = field(default_factory=ByFamily)
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -25,7 +25,16 @@ from compressor.quantization.choice.mixed_precision import MixedPrecision
 from compressor.quantization.choice.sensitivity import SQNR, TaskMetric
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, PerChannel, PerTensor, Symmetric
 from compressor.quantization.other_cpus.portability import Portable, SafePairs, SevenBits
-from compressor.quantization.placement.forms import ByFamily, Candidate, Dynamic, Fastest, Float16, Static, WeightOnly
+from compressor.quantization.placement.forms import (
+    ByEvidence,
+    ByFamily,
+    Candidate,
+    Dynamic,
+    Fastest,
+    Float16,
+    Static,
+    WeightOnly,
+)
 from compressor.quantization.quantizer import Nearest
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.sparsity.adaptive import Adaptive
@@ -77,6 +86,7 @@ __all__ = [
     "BestWay",
     "BiasCorrection",
     "Blocks",
+    "ByEvidence",
     "ByFamily",
     "Calibration",
     "Candidate",

@@ -87,4 +87,23 @@ class Fastest:
             check_positive(self.min_sqnr_db, "min_sqnr_db is a ratio in decibels")
 
 
-Form = ByFamily | Static | Dynamic | WeightOnly | Float16 | Fastest
+@dataclass(frozen=True, kw_only=True)
+class ByEvidence:
+    """The fastest file whose outputs hold, of forms that are tried in turn: cheap where the first one does.
+
+    First `ByFamily()`; where that keeps too little, the same with the signals that do most harm on better ranges or in
+    float, found by measuring what each does to all outputs; then `Dynamic()`, then `WeightOnly()`. The first that holds
+    and is measurably faster than the float file is taken; where none is, the fastest of those that hold and are
+    smaller. Validation data decide: `max_drop` is as in `Budget`, None does not look, and every output must keep
+    `min_sqnr_db` (> 0) decibels of its signal around its mean.
+    """
+
+    max_drop: float | None = 0.01
+    min_sqnr_db: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_max_drop(self.max_drop)
+        check_positive(self.min_sqnr_db, "min_sqnr_db is a ratio in decibels")
+
+
+Form = ByFamily | Static | Dynamic | WeightOnly | Float16 | Fastest | ByEvidence

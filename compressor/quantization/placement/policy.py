@@ -10,7 +10,16 @@ from compressor.errors import StageError
 from compressor.files.converting.precision import FLOAT_NAMES
 from compressor.files.graphs import initializers
 from compressor.files.operators import Fact, Family, operator_of
-from compressor.quantization.placement.forms import ByFamily, Dynamic, Fastest, Float16, Form, Static, WeightOnly
+from compressor.quantization.placement.forms import (
+    ByEvidence,
+    ByFamily,
+    Dynamic,
+    Fastest,
+    Float16,
+    Form,
+    Static,
+    WeightOnly,
+)
 from compressor.quantization.placement.movement import follows
 from compressor.quantization.placement.recurrent_cells import hidden_units, recurrence_of, why_no_cells
 
@@ -48,8 +57,8 @@ class Placement:
 
 def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> Placement:
     """Which form each weight-bearing node takes. Raises StageError for a skip pattern that matches no node."""
-    if isinstance(form, Fastest):
-        raise StageError(f"{form} is a choice between forms, which form_choice.fastest makes; place one of them")
+    if isinstance(form, Fastest | ByEvidence):
+        raise StageError(f"{form} is a choice between forms, which Quantize makes; place one of them")
     constants = set(initializers(graph.graph))
     sequential = _is_sequence_model(graph, constants)
     other_floats = {

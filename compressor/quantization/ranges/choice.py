@@ -1,5 +1,6 @@
 """Which of several sets of ranges disturbs a network's outputs least, measured on the network."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from compressor.quantization.grids.schemes import Scheme, choose_affine, integer
 from compressor.runtime import Feeds, open_session
 
 Range = tuple[float, float]
+# A step so small that float32 values are whole numbers of it, a power of two, which divides without an error.
+_UNROUNDED = (2.0**-60, -math.inf, math.inf)
 
 
 def choose_ranges(
@@ -33,7 +36,7 @@ def choose_ranges(
     tensors = list(next(iter(candidates.values())))
     plain = open_session(model.SerializeToString(), threads=threads)
     names = {name: f"rounded_{number}" for number, name in enumerate(tensors)}
-    rounding = open_session(_rounding(model, names).SerializeToString(), threads=threads)
+    rounding = open_session(rounding_graph(model, names).SerializeToString(), threads=threads)
     grids = {name: _grids(ranges, names, scheme, signed=signed) for name, ranges in candidates.items()}
     noise = dict.fromkeys(candidates, 0.0)
     power = 0.0
@@ -52,13 +55,21 @@ def _grids(ranges: Mapping[str, Range], names: Mapping[str, str], scheme: Scheme
     feeds: Feeds = {}
     for name, (low, high) in ranges.items():
         scale, zero_point = choose_affine(torch.tensor(low), torch.tensor(high), scheme, signed=signed)
-        ends = [bound - int(zero_point) for bound in integer_bounds(scheme.bits, signed=signed)]
-        for part, value in zip(("scale", "low", "high"), (float(scale), *ends), strict=True):
-            feeds[f"{names[name]}_{part}"] = np.array(value, dtype=np.float32)
+        least, most = (bound - int(zero_point) for bound in integer_bounds(scheme.bits, signed=signed))
+        feeds |= grid_numbers(names[name], (float(scale), least, most))
     return feeds
 
 
-def _rounding(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
+def grid_numbers(given: str, grid: tuple[float, float, float] = _UNROUNDED) -> Feeds:
+    """What a rounding graph is fed for the tensor that it has the name `given` for: (scale, lowest, highest step).
+
+    Without a `grid` it stays as it is.
+    """
+    parts = zip(("scale", "low", "high"), grid, strict=True)
+    return {f"{given}_{part}": np.array(value, dtype=np.float32) for part, value in parts}
+
+
+def rounding_graph(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
     """`model` with every tensor of `names` rounded as scale * clip(round(x / scale), low, high) for its readers.
 
     The three numbers are inputs, called after the given name: one session serves all ranges. The integers are not

@@ -1,0 +1,248 @@
+"""Signals whose rounding does most harm get better ranges, or stay in float with the operators that touch them.
+
+A few tensors can cost a network what all others do not: the cube inside a GELU, powers before a logarithm, the input of
+a Sigmoid. They are found by what their rounding alone does to the outputs, all outputs counted, not by the
+names of operators. Each is first tried with the ranges of other methods, which cost no time; then those that still do
+most harm stay float, as few as leave the noise within the limit, predicted by the sum and measured on the whole.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import onnx
+
+from compressor.checks import check_count
+from compressor.errors import StageError
+from compressor.files.graphs import copy_of, initializers, output_names, readers
+from compressor.files.operators import Fact, facts_of, operator_of
+from compressor.notes.quantization import FloatAgain, GivenBack
+from compressor.quantization.choice.harm import Rounded, worst_share
+from compressor.quantization.file.audit import decibels, reported_db
+from compressor.quantization.file.compact_graph import serialize
+from compressor.quantization.grids.activations import ActivationGrid, activation_grids
+from compressor.quantization.grids.schemes import Scheme
+from compressor.quantization.grids.weights import weight_axis
+from compressor.quantization.placement.policy import followers
+from compressor.quantization.placement.static import tensors_to_observe, with_shared
+from compressor.quantization.post_training import Prepared
+from compressor.quantization.ranges.calibration import observe_tensors, sample_slices
+from compressor.quantization.ranges.methods import MSE, Entropy, Percentile
+from compressor.runtime import Feeds, open_session
+from compressor.workload import Workload
+
+# A signal whose harm is this share of what is allowed is not worth a range of its own.
+_WORTH = 0.02
+# Signals that get other ranges at most, and those of which the noise is told.
+_RANGED = 16
+# The seconds that one run of the float graph may take on the samples: of slow networks fewer are taken.
+_RUN_SECONDS = 0.3
+_FEWEST_SAMPLES = 2
+# Of what is allowed, the part that the sum over signals may reach: what is left covers what the sum does not see.
+_PREDICTED = 0.5
+_TIGHTER = 3.0
+# The share of the work that a signal costs at least: conversions, and operators that are not counted.
+_LEAST_COST = 0.01
+_METHODS = (Percentile(percent=99.999), Percentile(), Entropy(), MSE())
+
+
+# Whether a file is good enough.
+Holds = Callable[[bytes], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spare:
+    """The least in float with which the outputs hold.
+
+    `levels` are the decibels of signal around its mean that every output must keep, rising: the first at which `holds`
+    says yes of the file is taken. `samples` (>= 2) of the calibration data measure them, fewer where a run takes long.
+    """
+
+    holds: Holds
+    levels: tuple[float, ...] = (20.0, 26.0, 32.0)
+    samples: int = 16
+
+    def __post_init__(self) -> None:
+        check_count(self.samples, "samples counts calibration samples", least=2)
+
+    def apply(self, prepared: Prepared, scheme: Scheme, workload: Workload) -> Prepared:
+        """`prepared` with other ranges and fewer integers; its details say which signals did harm.
+
+        `scheme` is that of the activations. Raises StageError where no level is met, or none at which the file holds.
+        """
+        if not prepared.placement.static:
+            raise StageError("no layer has calibrated activations, whose signals could be spared")
+        slices = _slices(prepared, workload, self.samples)
+        rounded = Rounded(prepared, slices)
+        whole = rounded.noise(rounded.order)
+        worth = _WORTH * 10 ** (-min(self.levels) / 10)
+        harms = rounded.harms(worth)
+        worst = [name for name, harm in harms.items() if harm > worth and name in rounded.grids][:_RANGED]
+        better = _better_ranges(prepared, rounded, {name: harms[name] for name in worst}, scheme, workload)
+        harms |= {name: noise for name, (noise, _) in better.items()}
+        prepared = _with_grids(prepared, {name: grid for name, (_, grid) in better.items()})
+        search = _Search(prepared, rounded, harms, _costs(prepared, list(harms), slices[0]))
+        tried: list[str] = []
+        noise = math.inf
+        for level in self.levels:
+            if noise <= 10 ** (-level / 10):
+                continue  # what was judged already meets it
+            spared, candidate, noise = search.least(level)
+            if self.holds(candidate.shipped()):
+                return candidate.noting(GivenBack(given_back=_told(harms, spared, whole, noise)))
+            tried.append(f"{_db(noise):.1f} dB with {len(spared)} of {len(harms)} signals in float")
+        raise StageError(f"too much is lost at each of {', '.join(tried)}")
+
+
+class _Search:
+    """The cheapest signals to spare for a level, known by their `harms` alone and measured together."""
+
+    def __init__(
+        self, prepared: Prepared, rounded: Rounded, harms: Mapping[str, float], costs: Mapping[str, float]
+    ) -> None:
+        self.prepared, self.rounded, self.harms, self.costs = prepared, rounded, harms, costs
+
+    def least(self, level: float) -> tuple[list[str], Prepared, float]:
+        """(the signals, the graph without them, its noise). Raises StageError where `level` is out of reach."""
+        allowed = 10 ** (-level / 10)
+        predicted = _PREDICTED * allowed
+        while True:
+            spared = _cheapest(self.harms, self.costs, predicted)
+            candidate = _without(self.prepared, spared)
+            noise = self._noise(candidate)
+            if noise <= allowed:
+                return spared, candidate, noise
+            if len(spared) == len(self.harms):
+                raise StageError(
+                    f"with all {len(spared)} signals of calibrated layers in float the outputs keep {_db(noise):.1f} "
+                    f"dB, wanted are {level:g}"
+                )
+            # Harms that are not small add up to more than their sum; below the least of them all have to go.
+            predicted = predicted / _TIGHTER if predicted > min(self.harms.values()) else -1.0
+
+    def _noise(self, candidate: Prepared) -> float:
+        session = open_session(serialize(candidate.place()), threads=1)
+        return worst_share(self.rounded.expected, [session.run(None, feeds) for feeds in self.rounded.slices])
+
+
+def _told(harms: Mapping[str, float], spared: Sequence[str], whole: float, noise: float) -> tuple[FloatAgain, ...]:
+    return tuple(
+        FloatAgain(
+            node=name,
+            why=(
+                f"costs accuracy: rounded alone it leaves {_db(harms[name]):.1f} dB; with all on integers it were "
+                f"{_db(whole):.1f}, with {len(spared)} signals in float it is {_db(noise):.1f}"
+            ),
+            numbers={"sqnr_db": _db(whole), "sqnr_db_alone": _db(harms[name]), "sqnr_db_without": _db(noise)},
+        )
+        for name in spared
+    )
+
+
+def _slices(prepared: Prepared, workload: Workload, samples: int) -> list[Feeds]:
+    """The first samples of the calibration data, as many as run in time."""
+    (first, *_) = sample_slices(prepared.graph, workload.calibration, size=_FEWEST_SAMPLES, samples=_FEWEST_SAMPLES)
+    session = open_session(prepared.graph.SerializeToString(), threads=1)
+    session.run(None, first)
+    start = perf_counter()
+    session.run(None, first)
+    each = max(1e-6, (perf_counter() - start) / _FEWEST_SAMPLES)
+    count = max(_FEWEST_SAMPLES, min(samples, int(_RUN_SECONDS / each)))
+    return sample_slices(prepared.graph, workload.calibration, size=count, samples=count)
+
+
+def _better_ranges(
+    prepared: Prepared, rounded: Rounded, harms: Mapping[str, float], scheme: Scheme, workload: Workload
+) -> dict[str, tuple[float, ActivationGrid]]:
+    """{signal: (its noise, its grid) by the method with least noise}, of those for which that is not the one it has."""
+    if not harms:
+        return {}
+    observed, _ = observe_tensors(prepared.graph, list(harms), workload.calibration, binned=True)
+    found: dict[str, tuple[float, ActivationGrid]] = {}
+    for name, harm in harms.items():
+        least = harm
+        for method in _METHODS if not observed[name].empty else ():
+            signed = prepared.activations[name].signed
+            span = method.range_of(observed[name], scheme, signed=signed)
+            (grid,) = activation_grids({name: span}, scheme, signed=signed).values()
+            noise = rounded.noise([name], grids={name: grid})
+            if noise < least:
+                least = noise
+                found[name] = (noise, grid)
+    return found
+
+
+def _with_grids(prepared: Prepared, grids: Mapping[str, ActivationGrid]) -> Prepared:
+    """`prepared` with these grids, and for tensors that take their range from others these others' grids."""
+    _, same = tensors_to_observe(prepared.graph, set(prepared.static))
+    known = {name: grid for name, grid in with_shared(grids, same).items() if name in prepared.activations}
+    return replace(prepared, activations={**prepared.activations, **known})
+
+
+def _cheapest(harms: Mapping[str, float], costs: Mapping[str, float], allowed: float) -> list[str]:
+    """Signals whose going leaves `allowed` of the harms at most, those first that do much harm for little work."""
+    order = sorted(harms, key=lambda name: -harms[name] / (costs[name] + _LEAST_COST))
+    rest, taken = sum(harms.values()), []
+    for name in order:
+        if rest <= allowed:
+            break
+        rest -= harms[name]
+        taken.append(name)
+    # What was taken early for little may not be needed beside what came after it.
+    for name in sorted(taken, key=lambda each: harms[each]):
+        if rest + harms[name] <= allowed:
+            rest += harms[name]
+            taken.remove(name)
+    return taken
+
+
+def _costs(prepared: Prepared, signals: Sequence[str], feeds: Feeds) -> dict[str, float]:
+    """{signal: the share of the layers' multiply-accumulates that becomes float with it}, run on `feeds`."""
+    constants = initializers(prepared.graph.graph)
+    layers = {node.name: node for node in prepared.graph.graph.node if operator_of(node.op_type).linear}
+    probe = copy_of(prepared.graph)
+    known = output_names(probe.graph)
+    outputs = [node.output[0] for node in layers.values()]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in known)
+    found = open_session(probe.SerializeToString(), threads=1).run(outputs, feeds)
+    work = {}
+    for (name, node), output in zip(layers.items(), found, strict=True):
+        weight = constants.get(node.input[1])
+        if weight is not None:
+            channels = max(1, weight.dims[weight_axis(node, len(weight.dims))])
+            work[name] = output.size * math.prod(weight.dims) // channels
+    total = max(1, sum(work.values()))
+    return {signal: sum(work.get(name, 0) for name in _touching(prepared, {signal})) / total for signal in signals}
+
+
+def _without(prepared: Prepared, signals: Collection[str]) -> Prepared:
+    """`prepared` with these signals in float. Raises StageError where nothing is left on integers."""
+    if not signals:
+        return prepared
+    nodes = _touching(prepared, set(signals))
+    placement = prepared.placement
+    layers = {name for name in (*placement.static, *placement.dynamic, *placement.weight_only) if name in nodes}
+    why = dict.fromkeys(layers, "spared: rounding what it reads or gives costs too much accuracy")
+    rest = prepared.without(why) if layers else prepared
+    kept = {*rest.placement.static, *followers(rest.graph, set(rest.placement.static), apart=nodes)}
+    return replace(rest, static=frozenset(kept) & rest.static)
+
+
+def _touching(prepared: Prepared, signals: set[str]) -> set[str]:
+    """The nodes whose integers round one of `signals`."""
+    read = readers(prepared.graph.graph.node)
+    found = set()
+    for node in prepared.graph.graph.node:
+        reads = signals.intersection(node.input)
+        makes = signals.intersection(node.output)
+        if makes and Fact.FLOAT_OUTPUT in facts_of(node.op_type) and operator_of(node.op_type).heavy:
+            # It has a kernel with float output, where its readers are float.
+            makes = {name for name in makes if not read[name]}
+        if reads or makes:
+            found.add(node.name)
+    return found
+
+
+def _db(share: float) -> float:
+    return reported_db(decibels(1.0, share))

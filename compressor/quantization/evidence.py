@@ -1,0 +1,198 @@
+"""The fastest integer form whose outputs hold, tried in an order in which most networks need the first alone.
+
+What is tried next depends on how the form before it failed: one that loses too much is tried again with what does harm
+in float, one that is no faster makes room for others. Every attempt stands in the report with its numbers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from compressor.errors import StageError
+from compressor.estimate import Estimate
+from compressor.intervals import paired_drop
+from compressor.measuring.scores import score_rows
+from compressor.measuring.timing import time_interleaved
+from compressor.notes.quantization import Coverage, FormChosen, TriedForm
+from compressor.quantization.choice.harm import worst_share
+from compressor.quantization.choice.spare import Spare
+from compressor.quantization.file.audit import decibels, reported_db
+from compressor.quantization.placement.forms import ByEvidence, ByFamily, Dynamic, WeightOnly
+from compressor.quantization.quantizer import QuantizationSettings, quantized_file
+from compressor.runtime import feeds_of, open_session
+from compressor.stage import Context
+from compressor.workload import Workload, first_batches, resize_batch
+
+# Batches of validation data on which outputs are compared: ranges were made on others.
+_COMPARED_BATCHES = 4
+# Of one timing; slow files take longer.
+_SECONDS = 1.0
+_REPEATS = 5
+
+Make = Callable[[Context], bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    told: TriedForm
+    onnx_bytes: bytes = b""
+    details: dict[str, Any] | None = None
+
+    @property
+    def holds(self) -> bool:
+        return self.details is not None
+
+    @property
+    def is_faster(self) -> bool:
+        return self.told.speedup is not None and round(self.told.speedup.low, 2) > 1
+
+
+def by_evidence(exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context) -> bytes:
+    """The file of the first form of `settings.form` (ByEvidence) that holds and is faster, else of the best that holds.
+
+    All that was tried stands in the details under "candidates". Raises StageError where nothing holds, or nothing that
+    holds is faster or smaller than the float file, with the reason for each form.
+    """
+    form = settings.form
+    if not isinstance(form, ByEvidence):
+        raise StageError(f"by_evidence tries the forms of ByEvidence, got form={form}; use ByEvidence()")
+    trial = _Trial(exported, form, workload, context)
+    made: list[_Attempt] = []
+    for attempt in _attempts(trial, settings):
+        made.append(attempt)
+        if attempt.holds and attempt.is_faster:
+            break
+    standing = [attempt for attempt in made if attempt.holds and _pays(attempt, exported)]
+    if not standing:
+        reasons = "; ".join(f"{attempt.told.form}: {attempt.told.why or _unpaid(attempt)}" for attempt in made)
+        raise StageError(f"no integer form holds and pays, the float file is the best there is: {reasons}")
+    best = _best(standing)
+    told = tuple(_told(attempt, best) for attempt in made)
+    context.details.update(best.details or {})
+    context.tell(FormChosen(candidates=told, chosen_form=best.told.form))
+    return best.onnx_bytes
+
+
+def _attempts(trial: "_Trial", settings: QuantizationSettings) -> Iterator[_Attempt]:
+    """What is tried, in turn, each where those before it leave a reason to."""
+    usual = replace(settings, form=ByFamily())
+    first = trial("static", usual)
+    yield first
+    if not first.holds:
+        yield trial("static, harmful signals spared", usual, Spare(holds=trial.holds))
+    yield trial("dynamic products, float convolutions", replace(settings, form=Dynamic()))
+    yield trial("weights alone", replace(settings, form=WeightOnly()))
+
+
+class _Trial:
+    """Makes, judges and times the file of one form after the other."""
+
+    def __init__(self, exported: bytes, form: ByEvidence, workload: Workload, context: Context) -> None:
+        self.exported, self.form, self.workload, self.context = exported, form, workload, context
+        self.rows: Tensor | None = None
+        if form.max_drop is not None:
+            self.rows = score_rows(exported, workload.validation, workload.metric)
+        self.batches = [inputs for inputs, _ in first_batches(workload.validation, _COMPARED_BATCHES)]
+        self.outputs = self._run(exported)
+        self.files: dict[bytes, str] = {}
+
+    def __call__(self, label: str, settings: QuantizationSettings, spare: Spare | None = None) -> _Attempt:
+        """The attempt of these settings; without details where it does not hold, without a file where there is none."""
+        told = TriedForm(form=label, kept=False)
+        own = replace(self.context, details={}, folder=None)
+        try:
+            file = quantized_file(self.exported, settings, self.workload, own, spare=spare)
+        except (StageError, ValueError) as error:
+            return _Attempt(told=replace(told, why=str(error)))
+        covered = Coverage.from_json(own.details)
+        kept = worst_share(self.outputs, self._run(file))
+        told = replace(
+            told,
+            size_bytes=len(file),
+            sqnr_db=reported_db(decibels(1.0, kept)),
+            integer_kernels=covered.integer_kernels if covered else None,
+        )
+        if file in self.files:
+            return _Attempt(told=replace(told, why=f"the same file as {self.files[file]}"), onnx_bytes=file)
+        self.files[file] = label
+        told = self._judged(told, file)
+        if told.why is not None:
+            return _Attempt(told=told, onnx_bytes=file)
+        return _Attempt(told=replace(told, speedup=self._timed(file)), onnx_bytes=file, details=own.details)
+
+    def holds(self, file: bytes) -> bool:
+        """Whether outputs and score of `file` are within the limits."""
+        kept = reported_db(decibels(1.0, worst_share(self.outputs, self._run(file))))
+        return self._judged(TriedForm(form="", kept=False, sqnr_db=kept), file).why is None
+
+    def _judged(self, told: TriedForm, file: bytes) -> TriedForm:
+        """`told` with the drop, and why the file does not hold."""
+        least, allowed, metric = self.form.min_sqnr_db, self.form.max_drop, self.workload.metric
+        if told.sqnr_db is not None and told.sqnr_db < least:
+            return replace(told, why=f"the output that loses most keeps {told.sqnr_db:.1f} dB, wanted are {least:g}")
+        if allowed is None or self.rows is None:
+            return told
+        rows = score_rows(file, self.workload.validation, metric)
+        drop = paired_drop(rows, self.rows, metric, seed=self.context.seed)
+        lost = f"loses {drop.value:.4f} of {metric.name}, at most {allowed:g} is allowed"
+        return replace(told, drop=drop, why=lost if drop.value > allowed else None)
+
+    def _timed(self, file: bytes) -> Estimate:
+        target = self.context.target
+        inputs = resize_batch(self.workload.example_inputs, target.batch_size)
+        return time_interleaved(
+            file,
+            self.exported,
+            inputs,
+            threads=target.threads,
+            seed=self.context.seed,
+            repeats=_REPEATS,
+            seconds=_SECONDS,
+        ).speedup
+
+    def _run(self, file: bytes) -> list[Sequence[np.ndarray[Any, Any]]]:
+        session = open_session(file)
+        return [session.run(None, feeds_of(session, inputs)) for inputs in self.batches]
+
+
+def _pays(attempt: _Attempt, exported: bytes) -> bool:
+    """Whether it is faster than the float file, or smaller and not measurably slower."""
+    speedup = attempt.told.speedup
+    return attempt.is_faster or (speedup is not None and speedup.high >= 1 and len(attempt.onnx_bytes) < len(exported))
+
+
+def _unpaid(attempt: _Attempt) -> str:
+    speedup = attempt.told.speedup
+    if speedup is None:
+        return "not timed"
+    return f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}] the speed of float"
+
+
+def _best(standing: Sequence[_Attempt]) -> _Attempt:
+    """The fastest; the smallest of those whose intervals it does not leave."""
+
+    def speed(attempt: _Attempt) -> Estimate:
+        assert attempt.told.speedup is not None  # `_pays` asks for it
+        return attempt.told.speedup
+
+    leader = max(standing, key=lambda attempt: speed(attempt).value)
+    tied = [attempt for attempt in standing if speed(attempt).high >= speed(leader).low]
+    return min(tied, key=lambda attempt: len(attempt.onnx_bytes))
+
+
+def _told(attempt: _Attempt, best: _Attempt) -> TriedForm:
+    if attempt is best:
+        return replace(attempt.told, kept=True, why=_remark(attempt))
+    return (
+        attempt.told
+        if attempt.told.why
+        else replace(attempt.told, why=f"{_unpaid(attempt)}; {best.told.form} is better")
+    )
+
+
+def _remark(best: _Attempt) -> str | None:
+    """What is said of a file that ships and is no faster."""
+    return None if best.is_faster else f"smaller, and not proved faster: {_unpaid(best)}"

@@ -1,0 +1,156 @@
+"""The first form that holds and is faster is taken; what does not hold makes room for the next."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+from torch import nn
+
+from compressor.errors import StageError
+from compressor.estimate import Estimate
+from compressor.measuring.scores import score_rows
+from compressor.measuring.timing import Timing
+from compressor.metrics import Metric
+from compressor.quantization import evidence
+from compressor.quantization.evidence import by_evidence
+from compressor.quantization.placement.forms import ByEvidence
+from compressor.runtime import open_session
+from compressor.stage import Context
+from compressor.stages import Quantize
+from compressor.workload import Workload
+from workbench.onnx_graphs import graph_of
+
+SHAPE = 24
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Times by the order in which files come, 2x the speed of float where nothing else is said."""
+    said: dict[str, Any] = {"speeds": [], "calls": 0}
+
+    def timed(candidate: bytes, reference: bytes, inputs: Any, **_: Any) -> Timing:
+        speeds = said["speeds"]
+        value = speeds[said["calls"]] if said["calls"] < len(speeds) else 2.0
+        said["calls"] += 1
+        one = Estimate(1.0, 1.0, 1.0)
+        return Timing(reference_ms=one, candidate_ms=one, speedup=Estimate(value, 0.97 * value, 1.03 * value))
+
+    monkeypatch.setattr(evidence, "time_interleaved", timed)
+    return said
+
+
+def _network(*, loud: bool) -> bytes:
+    """Two layers, between which values are cut or, with `loud`, raised to the fifth power and bounded."""
+    random = np.random.default_rng(0)
+    weights = {name: random.normal(size=(SHAPE, SHAPE)) / 5 for name in ("first", "last")}
+    power = [
+        helper.make_node("Mul", ["product", "product"], ["square"], "squared"),
+        helper.make_node("Mul", ["square", "square"], ["fourth"], "doubled"),
+        helper.make_node("Mul", ["fourth", "product"], ["fifth"], "raised"),
+        helper.make_node("Tanh", ["fifth"], ["between"], "bounded"),
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["input", "first"], ["product"], "front"),
+        *(power if loud else [helper.make_node("Relu", ["product"], ["between"], "cut")]),
+        helper.make_node("MatMul", ["between", "last"], ["output"], "head"),
+    ]
+    return graph_of(nodes, weights, ["batch", SHAPE], ["batch", SHAPE]).SerializeToString()
+
+
+def _workload(exported: bytes, metric: Metric | str = "accuracy") -> Workload:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(256, SHAPE, generator=generator) * 3
+    targets = torch.from_numpy(open_session(exported).run(None, {"input": inputs.numpy()})[0]).argmax(dim=1)
+    data = inputs, targets
+    return Workload.from_datasets(nn.Identity(), train=data, validation=data, test=data, metric=metric, batch_size=64)
+
+
+def _made(exported: bytes, workload: Workload, **settings: Any) -> tuple[bytes, dict[str, Any]]:
+    context = Context(progress=False)
+    stage = Quantize(form=ByEvidence(**settings))
+    return by_evidence(exported, stage, workload, context), context.details
+
+
+def test_what_holds_and_is_faster_at_once_is_all_that_is_tried(clock: dict[str, Any]) -> None:
+    """A plain network is quantized once and timed once."""
+    exported = _network(loud=False)
+    _, details = _made(exported, _workload(exported), max_drop=0.05)
+    assert details["chosen_form"] == "static"
+    assert [(entry["form"], entry["kept"]) for entry in details["candidates"]] == [("static", True)]
+    assert clock["calls"] == 1
+
+
+def test_what_loses_too_much_is_tried_with_its_harm_in_float(clock: dict[str, Any]) -> None:
+    """Fifth powers break the first attempt; spared, the file keeps its decisions and still has an integer layer."""
+    exported = _network(loud=True)
+    workload = _workload(exported)
+    file, details = _made(exported, workload, max_drop=0.02)
+    first, second = details["candidates"][:2]
+    assert "quantization broke the model" in first["why"]
+    assert details["chosen_form"] == second["form"] == "static, harmful signals spared"
+    assert second["integer_kernels"]
+    assert second["sqnr_db"] > 10
+    assert details["given_back"]
+    assert second["drop"]["value"] <= 0.02
+    rows = [score_rows(each, workload.test, workload.metric).mean() for each in (exported, file)]
+    assert rows[0] - rows[1] <= 0.02
+
+
+def test_of_forms_that_hold_the_fastest_is_taken_and_ties_go_to_the_smallest(clock: dict[str, Any]) -> None:
+    """Where the first is slower than float the others are tried; of two that tie the smaller file ships."""
+    exported = _network(loud=False)
+    clock["speeds"] = [0.5, 0.99, 1.0]
+    file, details = _made(exported, _workload(exported), max_drop=0.05)
+    names = [entry["form"] for entry in details["candidates"]]
+    assert names == ["static", "dynamic products, float convolutions", "weights alone"]
+    sizes = {entry["form"]: entry["size_bytes"] for entry in details["candidates"]}
+    tied = names[1:]
+    assert details["chosen_form"] == min(tied, key=sizes.__getitem__)
+    assert len(file) == min(sizes[name] for name in tied)
+    kept = next(entry for entry in details["candidates"] if entry["kept"])
+    assert kept["why"].startswith("smaller, and not proved faster: ")
+    assert all("the speed of float; " in entry["why"] for entry in details["candidates"] if not entry["kept"])
+
+
+def test_nothing_ships_that_is_slower_or_no_smaller(clock: dict[str, Any]) -> None:
+    """Three forms at half the speed of float: the float file stays, and every form's reason is told."""
+    exported = _network(loud=False)
+    clock["speeds"] = [0.5, 0.5, 0.5]
+    with pytest.raises(
+        StageError, match=r"the float file is the best there is: static: 0\.50x .* weights alone: 0\.50x"
+    ):
+        _made(exported, _workload(exported), max_drop=0.05)
+
+
+def test_nothing_ships_that_does_not_hold(clock: dict[str, Any]) -> None:
+    """No form of eight bits keeps 150 dB: each says what it keeps, and no time is taken."""
+    exported = _network(loud=False)
+    with pytest.raises(StageError, match=r"static: the output that loses most keeps \d+\.\d dB, wanted are 150"):
+        _made(exported, _workload(exported), max_drop=None, min_sqnr_db=150.0)
+    assert clock["calls"] == 0
+
+
+def test_other_outputs_count(clock: dict[str, Any]) -> None:
+    """A second output that eight bits break refuses the first form, though the metric never reads it."""
+    model = onnx.load_from_string(_network(loud=True))
+    model.graph.output.append(helper.make_tensor_value_info("fifth", onnx.TensorProto.FLOAT, ["batch", SHAPE]))
+    exported = model.SerializeToString()
+    unread = Metric(name="nothing", per_sample=lambda outputs, _: torch.ones(len(outputs)))
+    workload = replace(_workload(exported), metric=unread)
+    _, details = _made(exported, workload, min_sqnr_db=40.0)
+    assert "keep" in details["candidates"][0]["why"]
+    kept = next(entry for entry in details["candidates"] if entry["kept"])
+    assert kept["sqnr_db"] >= 40
+
+
+def test_representation_rebuilds_the_choice_and_bad_limits_are_refused() -> None:
+    """eval(repr(x)) == x, for reports; limits are checked where they are given."""
+    assert eval(repr(ByEvidence(max_drop=None))) == ByEvidence(max_drop=None)  # noqa: S307
+    with pytest.raises(ValueError, match="ratio in decibels, above 0; got 0"):
+        ByEvidence(min_sqnr_db=0)
+    with pytest.raises(ValueError, match=r"did you mean 0\.5\?"):
+        ByEvidence(max_drop=50)
