@@ -8,26 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.intervals import paired_drop
+from compressor.measuring.fidelity import fidelity
 from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import time_interleaved
-from compressor.notes.quantization import Coverage, FormChosen, TriedForm
-from compressor.quantization.choice.harm import worst_share
+from compressor.notes.quantization import Coverage, FormChosen, KeptOutput, TriedForm
 from compressor.quantization.choice.spare import Spare
-from compressor.quantization.file.audit import decibels, reported_db
 from compressor.quantization.placement.forms import ByEvidence, ByFamily, Dynamic, WeightOnly
 from compressor.quantization.quantizer import QuantizationSettings, quantized_file
-from compressor.runtime import feeds_of, open_session
 from compressor.stage import Context
 from compressor.workload import Workload, first_batches, resize_batch
 
 # Batches of validation data on which outputs are compared: ranges were made on others.
 _COMPARED_BATCHES = 4
+# Of the decibels that an output must keep, those that each of its channels must.
+_CHANNEL_SHARE = 0.5
 # Of one timing; slow files take longer.
 _SECONDS = 1.0
 _REPEATS = 5
@@ -96,7 +95,6 @@ class _Trial:
         if form.max_drop is not None:
             self.rows = score_rows(exported, workload.validation, workload.metric)
         self.batches = [inputs for inputs, _ in first_batches(workload.validation, _COMPARED_BATCHES)]
-        self.outputs = self._run(exported)
         self.files: dict[bytes, str] = {}
 
     def __call__(self, label: str, settings: QuantizationSettings, spare: Spare | None = None) -> _Attempt:
@@ -108,11 +106,9 @@ class _Trial:
         except (StageError, ValueError) as error:
             return _Attempt(told=replace(told, why=str(error)))
         covered = Coverage.from_json(own.details)
-        kept = worst_share(self.outputs, self._run(file))
         told = replace(
             told,
             size_bytes=len(file),
-            sqnr_db=reported_db(decibels(1.0, kept)),
             integer_kernels=covered.integer_kernels if covered else None,
         )
         if file in self.files:
@@ -125,20 +121,29 @@ class _Trial:
 
     def holds(self, file: bytes) -> bool:
         """Whether outputs and score of `file` are within the limits."""
-        kept = reported_db(decibels(1.0, worst_share(self.outputs, self._run(file))))
-        return self._judged(TriedForm(form="", kept=False, sqnr_db=kept), file).why is None
+        return self._judged(TriedForm(form="", kept=False), file).why is None
 
     def _judged(self, told: TriedForm, file: bytes) -> TriedForm:
-        """`told` with the drop, and why the file does not hold."""
-        least, allowed, metric = self.form.min_sqnr_db, self.form.max_drop, self.workload.metric
-        if told.sqnr_db is not None and told.sqnr_db < least:
-            return replace(told, why=f"the output that loses most keeps {told.sqnr_db:.1f} dB, wanted are {least:g}")
+        """`told` with what outputs and score keep, and why the file does not hold."""
+        allowed, metric = self.form.max_drop, self.workload.metric
+        kept = fidelity(self.exported, file, self.batches)
+        told = replace(told, sqnr_db=min((each.db for each in kept if each.db is not None), default=None))
+        broken = [each.says() for each in kept if self._loses(each)]
+        if broken:
+            return replace(told, why=f"{'; '.join(broken)}: too little, wanted are {self.form.min_sqnr_db:g} dB")
         if allowed is None or self.rows is None:
             return told
         rows = score_rows(file, self.workload.validation, metric)
         drop = paired_drop(rows, self.rows, metric, seed=self.context.seed)
         lost = f"loses {drop.value:.4f} of {metric.name}, at most {allowed:g} is allowed"
         return replace(told, drop=drop, why=lost if drop.value > allowed else None)
+
+    def _loses(self, kept: KeptOutput) -> bool:
+        least, allowed = self.form.min_sqnr_db, self.form.max_drop
+        if kept.equal is not None:
+            return allowed is not None and kept.equal < 1 - allowed
+        limits = ((kept.db, least), (kept.channel_db, least * _CHANNEL_SHARE))
+        return any(value is not None and value < limit for value, limit in limits)
 
     def _timed(self, file: bytes) -> Estimate:
         target = self.context.target
@@ -152,10 +157,6 @@ class _Trial:
             repeats=_REPEATS,
             seconds=_SECONDS,
         ).speedup
-
-    def _run(self, file: bytes) -> list[Sequence[np.ndarray[Any, Any]]]:
-        session = open_session(file)
-        return [session.run(None, feeds_of(session, inputs)) for inputs in self.batches]
 
 
 def _pays(attempt: _Attempt, exported: bytes) -> bool:

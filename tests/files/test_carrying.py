@@ -18,7 +18,7 @@ from compressor.quantization.accuracy.bias_correction import BiasCorrection
 from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.quantization.accuracy.smoothing import SmoothQuant
 from compressor.quantization.grids.schemes import Symmetric
-from compressor.quantization.placement.forms import ByEvidence, Dynamic, Fastest, Float16, Static, WeightOnly
+from compressor.quantization.placement.forms import Dynamic, Fastest, Float16, Static, WeightOnly
 from compressor.running.pipeline import Pipeline
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
@@ -105,7 +105,6 @@ SETTINGS = {
     "weights of 3 bits, packed": Quantize(form=Static(), weights=Symmetric(bits=3)),
     "float16": Quantize(form=Float16()),
     "fastest": Quantize(form=Fastest()),
-    "by_evidence": Quantize(form=ByEvidence(max_drop=None, min_sqnr_db=1)),
     "not checked on other processors": Quantize(portable=None),
     "closed form": Quantize(form=Static(), rounding=GPTQ()),
     "learned rounding": Quantize(form=Static(), rounding=AdaRound(iterations=10)),

@@ -17,9 +17,9 @@ from compressor.checks import check_count
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of, initializers, output_names, readers
 from compressor.files.operators import Fact, facts_of, operator_of
+from compressor.measuring.fidelity import decibels, reported_db
 from compressor.notes.quantization import FloatAgain, GivenBack
 from compressor.quantization.choice.harm import Rounded, worst_share
-from compressor.quantization.file.audit import decibels, reported_db
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.activations import ActivationGrid, activation_grids
 from compressor.quantization.grids.schemes import Scheme

@@ -95,7 +95,8 @@ class ByEvidence:
     float, found by measuring what each does to all outputs; then `Dynamic()`, then `WeightOnly()`. The first that holds
     and is measurably faster than the float file is taken; where none is, the fastest of those that hold and are
     smaller. Validation data decide: `max_drop` is as in `Budget`, None does not look, and every output must keep
-    `min_sqnr_db` (> 0) decibels of its signal around its mean.
+    `min_sqnr_db` (> 0) decibels of its signal around its mean, each of its channels half of them, and of whole numbers
+    all but `max_drop`.
     """
 
     max_drop: float | None = 0.01
