@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from compressor.errors import StageError
-from compressor.quantization.placement.forms import ByFamily, Candidate, Dynamic, Fastest, Float16, WeightOnly
+from compressor.quantization.placement.forms import ByEvidence, ByFamily, Candidate, Dynamic, Fastest, Float16, WeightOnly
 from compressor.quantization.quantizer import QuantizationSettings
 from compressor.stage import Stage, stage_name
 from compressor.stages import Quantize
@@ -40,7 +40,7 @@ def _without_data(stage: Stage) -> Stage:
         raise StageError(f"quantize decides {told} by data, and there are none; leave it out, or {_WAY_OUT}")
     if isinstance(stage.form, _NEEDS_NONE):
         return stage
-    if isinstance(stage.form, ByFamily):
+    if isinstance(stage.form, ByFamily | ByEvidence):
         return replace(stage, form=_FORMS)
     if isinstance(stage.form, Fastest):
         left = tuple(each for each in stage.form.candidates if isinstance(each.form, _NEEDS_NONE))
