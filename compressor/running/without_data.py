@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from compressor.errors import StageError
-from compressor.quantization.placement.forms import ByEvidence, ByFamily, Candidate, Dynamic, Fastest, Float16, WeightOnly
+from compressor.quantization.placement.forms import (
+    ByEvidence,
+    ByFamily,
+    Candidate,
+    Dynamic,
+    Fastest,
+    Float16,
+    WeightOnly,
+)
 from compressor.quantization.quantizer import QuantizationSettings
 from compressor.stage import Stage, stage_name
 from compressor.stages import Quantize
