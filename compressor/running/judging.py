@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_others, judge_values
+from compressor.given.judging import unscored
+from compressor.kept_state import private_copy
 from compressor.measuring.scores import FileScores
 from compressor.notes.training import Trainings
 from compressor.running.folder import State
 from compressor.running.order import needs_recovery
+from compressor.runtime import OnnxModule
 from compressor.stage import Effect, Stage, stage_name
+from compressor.structure.calling.draws import kept_randomness
 from compressor.training.held_values import torn_values
 from compressor.training.held_zeros import held_names
+from compressor.workload import Workload, call_model, output_tensor
 
 # So many more weights that are not zero are no sign of lost zeros: biases come and go as layers are folded.
 _FILLED = 0.02
@@ -125,6 +132,20 @@ def doubts_about_validation(reference: State, scores: FileScores) -> list[str]:
         "Workload.from_datasets(validation=...) data that the model has not seen"
     )
     return [doubt] if known else []
+
+
+def unscored_outputs(workload: Workload) -> list[str]:
+    """A sentence that names the outputs which the metric does not read; none where it reads the only one."""
+    if isinstance(workload.model, OnnxModule) and not workload.metric.scored:
+        return []
+    with kept_randomness(), torch.no_grad():
+        raw = call_model(private_copy(workload.model).eval(), workload.example_inputs)
+    names = unscored(raw, output_tensor(raw))
+    if not names:
+        return []
+    told = f"{', '.join(map(repr, names))} {'are' if len(names) > 1 else 'is'} not scored"
+    way_out = "judge= of the workload says which; how far the others move is told under the stages"
+    return [f"{told}: {workload.metric.name} is of another output alone. {way_out}"]
 
 
 def _unpaid(verdict: Verdict) -> Verdict:

@@ -16,6 +16,7 @@ from compressor.measuring.scores import FileScores
 from compressor.running.applying import Job
 from compressor.running.failures import explained
 from compressor.running.folder import RunFolder
+from compressor.running.judging import unscored_outputs
 from compressor.running.order import doubtful_orders, refuse_for_files, refuse_impossible_orders
 from compressor.running.preflight import check_workload
 from compressor.running.run import Result, run_stages
@@ -87,6 +88,7 @@ class Pipeline:
             stages = self.stages if workload.metric.scored else stages_without_data(self.stages)
             warned = self.order_warnings if workload.metric.scored else [NOT_SCORED, *self.order_warnings]
             workload = check_workload(workload, stages)
+            warned = [*warned, *unscored_outputs(workload)]
             if isinstance(workload.model, OnnxModule):
                 refuse_for_files(stages)
             folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
