@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from compressor.structure.checkpoint import load_checkpoint
     from compressor.target import Isa, Target
     from compressor.workload import Workload
+    from compressor.workloads.unlabelled import workload_of_inputs
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ _HOMES = {
     "compare": "running.comparison",
     "load_checkpoint": "structure.checkpoint",
     "read_onnx": "files.reading",
+    "workload_of_inputs": "workloads.unlabelled",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - the names are strings; ruff cannot see through the dict

@@ -1,5 +1,6 @@
 """What a stage may cost and must bring: the rules by which the pipeline keeps it or rolls it back."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from compressor.checks import check_max_drop, check_positive, explains_settings
 from compressor.estimate import Estimate
 from compressor.metrics import Metric
 from compressor.notes.quantization import KeptOutput
+from compressor.scoring.decibels import decibels, reported_db
 
 
 @explains_settings
@@ -113,10 +115,26 @@ def describe_drop(drop: Estimate, metric: Metric) -> str:
     worse = drop.value >= 0
     verb = "fell" if worse == metric.higher_is_better else "rose"
     low, high = (drop.low, drop.high) if worse else (-drop.high, -drop.low)
+    if not math.isfinite(drop.value):
+        return f"{metric.name} {verb} from nothing"
+    if metric.decibels:
+        share = drop.value
+        return (
+            f"{metric.name} is {_db(share)} [{_db(drop.high)}, {_db(drop.low)}]"
+            if share > 0
+            else (f"{metric.name} is no worse")
+        )
     # Adding zero turns -0.0 into 0.0.
     span = f"[{100 * low + 0:.1f}, {100 * high + 0:.1f}]"
     return f"{metric.name} {verb} {_amount(abs(drop.value), metric)} {span}"
 
 
 def _amount(value: float, metric: Metric) -> str:
+    if metric.decibels:
+        return _db(value)
     return f"{100 * value:.1f} points" if metric.bounded else f"{100 * value:.1f} %"
+
+
+def _db(share: float) -> str:
+    """Noise that is such a share of the signal, in decibels."""
+    return f"{reported_db(decibels(1.0, max(share, 0.0))):.1f} dB"

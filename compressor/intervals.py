@@ -15,6 +15,8 @@ from compressor.metrics import Metric
 from compressor.scoring.means import mean_of_asked
 
 _RESAMPLES = 2000
+# Of rows of so many numbers, sums of many channels, whose scores take a while.
+_FEW_RESAMPLES, _MANY_NUMBERS = 400, 50_000
 # The two-sided 95 % quantile of the normal distribution.
 _Z = 1.959963984540054
 
@@ -64,7 +66,8 @@ def _resampled(samples: list[Tensor], metric: Metric, seed: int) -> NDArray[np.f
     # Means, the default, can be resampled all at once.
     averaged = metric.aggregate in {Metric.aggregate, mean_of_asked}
     if not averaged or (metric.aggregate is mean_of_asked and any(bool(rows.isnan().any()) for rows in samples)):
-        picks = (torch.from_numpy(generator.integers(count, size=count)) for _ in range(_RESAMPLES))
+        resamples = _RESAMPLES if samples[0].numel() < _MANY_NUMBERS else _FEW_RESAMPLES
+        picks = (torch.from_numpy(generator.integers(count, size=count)) for _ in range(resamples))
         return np.array([[metric.aggregate(rows[pick]) for rows in samples] for pick in picks])
     means = np.stack([rows.double().reshape(count, -1).mean(dim=1).numpy() for rows in samples])
     chunk = max(1, 2_000_000 // count)  # some 30 MB of indices at a time
@@ -73,6 +76,8 @@ def _resampled(samples: list[Tensor], metric: Metric, seed: int) -> NDArray[np.f
 
 
 def _percentiles(value: float, resampled: NDArray[np.float64]) -> Estimate:
+    if not np.isfinite(value) or np.isinf(resampled).any():
+        return Estimate(value, value, value)
     # A metric may be undefined on some resamples, a class gone missing for instance.
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return Estimate(value, float(low), float(high))

@@ -1,5 +1,6 @@
 """How good a model's outputs are, sample by sample where the metric allows it."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,8 +15,12 @@ from compressor.checks import check_count
 from compressor.errors import WorkloadError
 from compressor.outputs.kinds import Classes, OutputKind
 from compressor.scoring import boxes, classes, labels, numbers
+from compressor.scoring.agreement import Decisions
 from compressor.scoring.classes import ByClass
+from compressor.scoring.decibels import noise_share
 from compressor.scoring.means import mean_of_asked
+from compressor.scoring.numbers import squares
+from compressor.scoring.relative import Signal
 
 # The name of the metric of a workload without data.
 UNSCORED = "not scored"
@@ -39,7 +44,8 @@ class Metric:
     `bounded` says that the score lies in [0, 1]: budgets then count absolute points, otherwise fractions of the
     reference's score. `classes` says that targets are class indices, one for each position of outputs (batch, classes,
     ...), (batch, ..., classes) or whatever `Workload.output` says; where shapes leave it open, a run finds out by the
-    loss. The metrics below leave out the labels that the loss leaves out, -100 where there is no loss to ask.
+    loss. `decibels` says that the score is signal over noise: budgets then count the noise as a share of the signal,
+    0.01 for 20 dB. The metrics below leave out the labels that the loss leaves out, -100 where there is no loss to ask.
     """
 
     name: str
@@ -49,6 +55,7 @@ class Metric:
     proportion: bool = False
     bounded: bool = True
     classes: bool = False
+    decibels: bool = False
 
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """What `per_sample` gives, checked: (batch,) or (batch, k); arrays become tensors. Raises WorkloadError."""
@@ -68,11 +75,16 @@ class Metric:
         return self.aggregate(self.rows(outputs, targets))
 
     def drop(self, reference: float, score: float) -> float:
-        """How much worse `score` is than `reference`: points for bounded metrics, else a fraction of the reference."""
+        """How much worse `score` is than `reference`: points for bounded metrics, else a fraction of the reference.
+
+        Of decibels the noise, as a share of the signal, that is added; what is worse than 0 is so without measure.
+        """
+        if self.decibels:
+            return noise_share(score) - noise_share(reference)
         worse = reference - score if self.higher_is_better else score - reference
-        if self.bounded:
+        if self.bounded or not worse:
             return worse
-        return worse / abs(reference) if reference else worse
+        return worse / abs(reference) if reference else math.copysign(math.inf, worse)
 
     @property
     def scored(self) -> bool:
@@ -90,12 +102,30 @@ class Metric:
             return replace(self, per_sample=self.per_sample.settled(kind))
         return self
 
+    def settled_on(self, reference: Tensor) -> "Metric":
+        """The metric for outputs like `reference`, (batch, ...), where it leaves open which decisions they hold.
+
+        Raises WorkloadError where they hold none.
+        """
+        if not isinstance(self.per_sample, Decisions):
+            return self
+        per_sample = self.per_sample.settled(torch.as_tensor(reference))
+        single = per_sample.kind == "classes" and reference.ndim == 2
+        aggregate = per_sample.aggregate if per_sample.kind == "order" else mean_of_asked
+        return replace(self, per_sample=per_sample, aggregate=aggregate, proportion=single)
+
+    def says(self) -> str:
+        """What is compared, in words, where that follows from the outputs; "" where the name says it."""
+        return self.per_sample.says() if isinstance(self.per_sample, Decisions) else ""
+
     def usual_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The loss that goes with this metric: cross-entropy over classes or labels, mean squared error otherwise."""
         if self.per_sample is labels.right_labels or self.per_sample is labels.told_labels:
             return labels.label_loss
         if self.per_sample is labels.scores_and_truths:
             return labels.either_loss
+        if isinstance(self.per_sample, Decisions | Signal):
+            return squares
         if isinstance(self.per_sample, boxes.Boxes):
             raise WorkloadError(
                 f"loss must be given with the metric {self.name}: how boxes are learnt is the model's own matter; "
@@ -191,6 +221,29 @@ class Metric:
         return Metric(name=UNSCORED, per_sample=_nothing)
 
     @staticmethod
+    def agreement(axis: int | None = None, *, threshold: float = 0.5) -> "Metric":
+        """The share of decisions that agree with the targets, which are outputs of the reference: no labels are needed.
+
+        Which decisions outputs (batch, ...) hold, the targets tell: the largest of the classes in dimension `axis`, by
+        which probabilities add up to 1 where it is None; which numbers in [0, 1] are above `threshold`, by F1 of every
+        sample; which of two samples has the higher score; whole numbers. Others are refused with WorkloadError.
+        """
+        per_sample = Decisions(kind=None if axis is None else "classes", axis=axis, threshold=threshold)
+        return Metric(name="agreement", per_sample=per_sample, aggregate=per_sample.aggregate)
+
+    @staticmethod
+    def relative(axis: int | None = None) -> "Metric":
+        """The decibels of the targets' signal around its mean over the difference, of the worst channel; at most 200.
+
+        Targets are outputs of the reference; channels lie in dimension `axis`, where None in the last of three
+        dimensions and in the second of others. Budgets count the noise: `max_drop=0.01` is 20 dB.
+        """
+        per_sample = Signal(axis=axis)
+        return Metric(
+            name="relative", per_sample=per_sample, aggregate=per_sample.aggregate, bounded=False, decibels=True
+        )
+
+    @staticmethod
     def auroc() -> "Metric":
         """The area under the ROC curve: of labels, or of class indices (one class against all others), the mean of all.
 
@@ -266,6 +319,8 @@ class Metric:
             "r2": Metric.r2,
             "mse": Metric.mse,
             "mae": Metric.mae,
+            "agreement": Metric.agreement,
+            "relative": Metric.relative,
         }
         if name not in known:
             close = get_close_matches(name, known, 1)

@@ -247,7 +247,7 @@ class Workload:
             validation=sets.validation,
             test=sets.test,
             loss=checked_loss(loss) or metric.usual_loss(),
-            metric=metric,
+            metric=metric.settled_on(judged_target(targets)),
             **cast("Any", {"example_inputs": resize_batch(inputs, getattr(own, "fixed_batch", 0) or 2), **settings}),
         )
 

@@ -56,7 +56,7 @@ def test_unknown_names_are_refused_with_what_there_is():
     """The message lists the metrics and the way to one's own."""
     with pytest.raises(
         ValueError,
-        match=r"accuracy, token_accuracy, .*, macro_f1, .*, mse, mae or top<k>.*got 'acuracy'",
+        match=r"accuracy, token_accuracy, .*, macro_f1, .*, mse, mae, agreement, relative or top<k>.*got 'acuracy'",
     ):
         Metric.named("acuracy")
 

@@ -15,6 +15,7 @@ from compressor.cli.options import (
     BatchSize,
     ExportSeconds,
     FreeSizes,
+    MetricName,
     Quiet,
     Seed,
     Settings,
@@ -77,6 +78,7 @@ def run(
     free_sizes: FreeSizes = None,
     export_seconds: ExportSeconds = None,
     batch: Batch = "free",
+    metric: MetricName = None,
     accept_changes: Accept = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -97,7 +99,7 @@ def run(
 
         warnings.simplefilter("always", PipelineWarning)
         pipeline = used(lambda: Pipeline.from_recipe(plan))
-        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds, batch=batch)
+        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds, batch=batch, metric=metric)
         target = plan.target(batch_size=batch_size, threads=threads)
         chosen = plan.seed if seed is None else seed
         if dry_run:
@@ -129,6 +131,7 @@ def compare(
     free_sizes: FreeSizes = None,
     export_seconds: ExportSeconds = None,
     batch: Batch = "free",
+    metric: MetricName = None,
     accept_changes: Accept = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -149,7 +152,7 @@ def compare(
         warnings.simplefilter("always", PipelineWarning)
         asked = batch_size is not None or threads is not None
         target = Target(batch_size=batch_size or 1, threads=threads or 1) if asked else None
-        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds, batch=batch)
+        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds, batch=batch, metric=metric)
         comparison = compare_recipes(
             plans,
             found,

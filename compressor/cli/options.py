@@ -21,7 +21,8 @@ WorkloadName = Annotated[
         "-w",
         metavar="WORKLOAD",
         help="`digits`, `package.module:function` of yours that returns a compressor.Workload, or an ONNX file with "
-        "arrays `inputs` and `targets`: `model.onnx:data.npz`; `model.onnx` alone is measured, not scored.",
+        "arrays `inputs` and, if there are labels, `targets`: `model.onnx:data.npz`; `model.onnx` alone is measured, "
+        "not scored.",
     ),
 ]
 Settings = Annotated[
@@ -62,6 +63,14 @@ ExportSeconds = Annotated[
         help="CPU time after which the exporter is ended and the sizes are fixed; by default the workload's or 120.",
     ),
 ]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="What an ONNX file is judged by: `accuracy`, `mse` and so on; without labels `agreement` (decisions) or "
+        "`relative` (decibels of its signal), by default whichever its output allows.",
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Shows the traceback of an error.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
 
@@ -74,7 +83,12 @@ def recipe_of(source: str, settings: list[str] | None) -> "Recipe":
 
 
 def workload_of(
-    name: str, *, free_sizes: list[str] | None = None, export_seconds: float | None = None, batch: str = "free"
+    name: str,
+    *,
+    free_sizes: list[str] | None = None,
+    export_seconds: float | None = None,
+    batch: str = "free",
+    metric: str | None = None,
 ) -> "Workload":
     """The workload that the option names, exported as the others say; raises WrongUseError where it cannot be had."""
     from dataclasses import replace
@@ -83,7 +97,7 @@ def workload_of(
     from compressor.workloads import load
 
     try:
-        workload = load(name, batch=batch)
+        workload = load(name, batch=batch, metric=metric)
     except (Exception, SystemExit) as error:  # whatever the user's module raises
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise WrongUseError(f"workload {name!r} cannot be had{place_of(error)}: {kind}{error}") from error

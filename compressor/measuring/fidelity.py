@@ -10,13 +10,9 @@ from numpy.typing import NDArray
 from compressor.batches import Inputs
 from compressor.files.graphs import parse
 from compressor.measuring.output_channels import output_channels
-from compressor.notes.quantization import MOST_DB, KeptOutput
+from compressor.notes.quantization import KeptOutput
 from compressor.runtime import feeds_of, judged_output, open_session
-
-# What does not vary by more than this share of its largest value varies by float32's rounding.
-_ROUNDING = 1e-6
-# A channel of probabilities that never come this far is one of a class that the data do not hold.
-_ABSENT = 0.02
+from compressor.scoring.decibels import MOST_DB, Sums, decibels
 
 Array = NDArray[np.float64]
 
@@ -43,18 +39,6 @@ def sqnr_db(reference: NDArray[Any], output: NDArray[Any]) -> float:
     """Signal to quantization noise in decibels: 10 log10 of the power of `reference` over that of the difference."""
     signal = float(np.square(reference, dtype=np.float64).sum())
     return decibels(signal, float(np.square(reference.astype(np.float64) - output).sum()))
-
-
-def reported_db(value: float) -> float:
-    """A ratio in decibels as reports write it: two decimals, at most 200 and at least -200."""
-    return round(max(-MOST_DB, min(value, MOST_DB)), 2)
-
-
-def decibels(signal: float, noise: float) -> float:
-    """10 log10 of the power `signal` over the power `noise` (both >= 0); infinite without any noise."""
-    if noise == 0:
-        return float("inf")
-    return 10 * float(np.log10(max(signal, np.finfo(np.float64).tiny) / noise))
 
 
 @dataclass(kw_only=True)
@@ -119,30 +103,17 @@ class _Sums:
             return KeptOutput(output=name, judged=judged, equal=self.equal / self.numbers)
         if not self.count.sum():
             return KeptOutput(output=name, judged=judged, why="has no numbers on these data")
-        known = self.count > 0
-        count = np.maximum(self.count, 1)
-        mean = self.center + self.first / count
-        varied = np.maximum(self.second - self.first**2 / count, 0.0)
-        total = float((self.count * mean).sum() / self.count.sum())
-        signal = float((varied + self.count * (mean - total) ** 2).sum())
-        largest = float(np.maximum(np.abs(self.low[known]), np.abs(self.high[known])).max())
-        noise = float(self.noise.sum())
-        floor = self.count.sum() * (_ROUNDING * largest) ** 2
-        if signal <= floor and noise > floor:
-            # A constant: what it is off counts against its own size.
-            signal = float((self.count * mean**2).sum())
-        told = KeptOutput(output=name, judged=judged, db=reported_db(decibels(signal, noise)))
-        if len(self.count) < 2:
-            return told
-        within = (self.low >= 0) & (self.high <= 1)
-        looked = (
-            known & (varied > self.count * (_ROUNDING * largest) ** 2) & ~(within & (self.high - self.low < _ABSENT))
+        sums = Sums(
+            count=self.count,
+            center=self.center,
+            first=self.first,
+            second=self.second,
+            noise=self.noise,
+            low=self.low,
+            high=self.high,
         )
-        if not looked.any():
-            return told
-        each = {place: decibels(varied[place], self.noise[place]) for place in np.flatnonzero(looked).tolist()}
-        worst = min(each, key=each.__getitem__)
-        return KeptOutput(output=name, judged=judged, db=told.db, channel=worst, channel_db=reported_db(each[worst]))
+        channel, channel_db = sums.worst_channel() or (None, None)
+        return KeptOutput(output=name, judged=judged, db=sums.whole_db(), channel=channel, channel_db=channel_db)
 
 
 def _means(rows: Array, alive: NDArray[np.bool_]) -> Array:

@@ -41,11 +41,11 @@ def score_rows(onnx_bytes: bytes, data: Iterable[Any], metric: Metric, *, thread
 class FileScores:
     """Scores of ONNX files on the validation and the test data of `workload`; `seed` draws the intervals.
 
-    What a file scores is computed once.
+    What a file scores is computed once. `based` says that drops can be told as fractions of the reference's score.
     """
 
-    def __init__(self, workload: Workload, *, seed: int) -> None:
-        self.workload, self.seed = workload, seed
+    def __init__(self, workload: Workload, *, seed: int, based: bool = True) -> None:
+        self.workload, self.seed, self.based = workload, seed, based
         self._known: dict[tuple[str, Part], Tensor] = {}
 
     def rows(self, onnx_bytes: bytes, part: Part) -> Tensor:
@@ -66,6 +66,10 @@ class FileScores:
         """How much the file scores below `base`, paired sample by sample."""
         metric = self.workload.metric
         return paired_drop(self.rows(onnx_bytes, part), self.rows(base, part), metric, seed=self.seed)
+
+    def told_drop(self, onnx_bytes: bytes, base: bytes, part: Part) -> Estimate | None:
+        """`drop` for the report; None where the reference's score is no base for it."""
+        return self.drop(onnx_bytes, base, part) if self.based else None
 
     def others(self, onnx_bytes: bytes, base: bytes, part: Part) -> list[KeptOutput]:
         """What the file keeps of `base` in the outputs that the metric does not read, that which keeps least first."""

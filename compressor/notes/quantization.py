@@ -6,9 +6,7 @@ from typing import Any, ClassVar, Self
 
 from compressor.estimate import Estimate
 from compressor.notes.note import Note
-
-# Beyond what float32 can tell apart; JSON has no infinity.
-MOST_DB = 200.0
+from compressor.scoring.decibels import MOST_DB
 
 
 @dataclass(frozen=True, kw_only=True)

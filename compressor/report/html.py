@@ -185,7 +185,7 @@ def _score_tile(report: RunRecord, scale: ScoreScale) -> dict[str, str]:
             name,
             scale.score(last.score.value, digits),
             f"95 % CI {scale.bounds(last.score, digits)}",
-            "as the reference",
+            "as the reference" if scale.based or not report.final else "",
         )
     change = scale.change(drop)
     places = change_decimals(change)

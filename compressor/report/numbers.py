@@ -7,17 +7,24 @@ from typing import Any
 
 from compressor.estimate import Estimate
 from compressor.metrics import UNSCORED
+from compressor.scoring.decibels import noise_share
 
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreScale:
-    """How scores of one metric are shown: bounded ones as percentages and points, others plainly and in percent."""
+    """How scores of one metric are shown: bounded ones as percentages and points, decibels, others plainly.
+
+    Changes are told in points, in percent of noise, or in percent, which needs a reference that is `based`: whose score
+    is more than rounding.
+    """
 
     name: str = "accuracy"
     higher_is_better: bool = True
     bounded: bool = True
+    decibels: bool = False
+    based: bool = True
 
     @classmethod
     def of(cls, workload: Mapping[str, Any]) -> "ScoreScale":
@@ -30,6 +37,8 @@ class ScoreScale:
             name=name,
             higher_is_better=bool(facts.get("higher_is_better", not error)),
             bounded=bool(facts.get("bounded", not error)),
+            decibels=bool(facts.get("decibels")),
+            based=bool(facts.get("based", True)),
         )
 
     @property
@@ -40,12 +49,14 @@ class ScoreScale:
     @property
     def change_unit(self) -> str:
         """The unit of changes, with its space."""
-        return " points" if self.bounded else " %"
+        return " % noise" if self.decibels else " points" if self.bounded else " %"
 
     def score(self, value: float, decimals: int = 1, *, unit: bool = True) -> str:
         """A score, for example "89.4 %" or "0.0123"; `decimals` as of `score_decimals`."""
         if not self.scored:
             return UNSCORED
+        if self.decibels:
+            return f"{value:.1f}" + (" dB" if unit else "")
         if self.bounded:
             return f"{100 * value:.{decimals}f}" + (" %" if unit else "")
         return f"{value:.{decimals}f}" if decimals <= 6 and abs(value) < 1e6 else f"{value:.3e}"
@@ -55,6 +66,7 @@ class ScoreScale:
         if not self.scored:
             return ""
         factor = 100 if self.bounded else 1
+        decimals = 1 if self.decibels else decimals
         return interval(Estimate(factor * score.value, factor * score.low, factor * score.high), decimals)
 
     def score_decimals(self, scores: Iterable[Estimate]) -> int:
@@ -67,14 +79,19 @@ class ScoreScale:
 
     def change(self, drop: Estimate) -> Estimate:
         """The change of the score itself, in points or percent: negative where the score fell, better or not."""
-        sign = -100.0 if self.higher_is_better else 100.0
+        sign = -100.0 if self.higher_is_better and not self.decibels else 100.0
         low, high = sorted((sign * drop.low, sign * drop.high))
         return Estimate(sign * drop.value + 0.0, low + 0.0, high + 0.0)
 
-    def plain_drop(self, reference: float, score: float) -> Estimate:
-        """The drop between two scores as a number without an interval (low = high = value)."""
+    def plain_drop(self, reference: float, score: float) -> Estimate | None:
+        """The drop between two scores as a number without an interval (low = high = value); None without a base."""
+        if self.decibels:
+            drop = noise_share(score) - noise_share(reference)
+            return Estimate(drop, drop, drop)
+        if not self.bounded and not (reference and self.based):
+            return None
         worse = reference - score if self.higher_is_better else score - reference
-        drop = worse if self.bounded or not reference else worse / abs(reference)
+        drop = worse if self.bounded else worse / abs(reference)
         return Estimate(drop, drop, drop)
 
 

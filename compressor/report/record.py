@@ -177,6 +177,8 @@ def describe_workload(workload: Workload) -> dict[str, Any]:
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
         "bounded": metric.bounded,
+        **({"decibels": True} if metric.decibels else {}),
+        **({"compared": metric.says()} if metric.says() else {}),
         "input_shapes": [list(tensor.shape[1:]) for tensor in input_tensors(workload.example_inputs)],
     }
 

@@ -222,6 +222,8 @@ def _cells(step: Step, base: Measurement | None, scale: ScoreScale, *, digits: i
     if not scale.scored:
         return cells
     drop = step.drop or scale.plain_drop(base.score.value, now.score.value)
+    if drop is None:
+        return cells
     change = scale.change(drop)
     places = change_decimals(change)
     unit = " pt" if scale.bounded else " %"

@@ -133,7 +133,7 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
         seconds=seconds,
         measurement=_measured(job, exported.onnx_bytes, reference.onnx_bytes, rows),
         versus_base=versus_base,
-        drop=job.scores.drop(exported.onnx_bytes, reference.onnx_bytes, "test"),
+        drop=job.scores.told_drop(exported.onnx_bytes, reference.onnx_bytes, "test"),
         details=context.details,
         plan=context.plan,
     )

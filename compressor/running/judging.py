@@ -90,7 +90,7 @@ def harm_of_training(
     failed = failed_trainings(state)
     if failed and state.onnx_bytes == base.onnx_bytes:
         return Verdict(keep=False, reason=f"rolled back: {failed}")
-    if budget is not None or needs_recovery(stage):
+    if budget is not None or needs_recovery(stage) or not scores.based:
         return None
     change = scores.drop(state.onnx_bytes, base.onnx_bytes, "validation")
     verdict = judge_values(change, scores.workload.metric)

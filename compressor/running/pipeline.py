@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from compressor.budget import Budget
+from compressor.errors import WorkloadError
 from compressor.files.export_memory import ExportMemory
 from compressor.identity.workload import content, identify
 from compressor.measuring.scores import FileScores
@@ -19,6 +20,7 @@ from compressor.running.folder import RunFolder
 from compressor.running.judging import unscored_outputs
 from compressor.running.order import doubtful_orders, refuse_for_files, refuse_impossible_orders
 from compressor.running.preflight import check_workload
+from compressor.running.reference_base import without_base
 from compressor.running.run import Result, run_stages
 from compressor.running.without_data import NOT_SCORED, stages_without_data
 from compressor.runtime import OnnxModule
@@ -89,6 +91,9 @@ class Pipeline:
             warned = self.order_warnings if workload.metric.scored else [NOT_SCORED, *self.order_warnings]
             workload = check_workload(workload, stages)
             warned = [*warned, *unscored_outputs(workload)]
+            baseless = without_base(workload)
+            if baseless and self.budget is not None and self.budget.max_drop is not None:
+                raise WorkloadError(f"{baseless}. Budget(max_drop=None) does not look at the score")
             if isinstance(workload.model, OnnxModule):
                 refuse_for_files(stages)
             folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
@@ -98,7 +103,7 @@ class Pipeline:
                     target=target or Target(),
                     folder=folder,
                     seed=seed,
-                    scores=FileScores(workload, seed=seed),
+                    scores=FileScores(workload, seed=seed, based=not baseless),
                     identity=identify(workload, stages, progress=progress),
                     exports=ExportMemory(workload=workload, identify=content),
                     progress=progress,
@@ -108,6 +113,6 @@ class Pipeline:
                     stages,
                     budget=self.budget,
                     recipe=self.recipe,
-                    warnings=warned,
+                    warnings=[*warned, *filter(None, [baseless])],
                     accept_changes=accept_changes,
                 )

@@ -203,7 +203,7 @@ class Run:
         for broken in (filled_zeros(base, state), parted_values(base, state)):
             if broken:
                 self.warnings.append(f"{stage_name(stage)}: {broken}")
-        drop = scores.drop(state.onnx_bytes, self.reference.onnx_bytes, "validation")
+        drop = scores.told_drop(state.onnx_bytes, self.reference.onnx_bytes, "validation")
         beside = VersusBase(versus_base=outcome.versus_base).to_json()
         details = {**outcome.details, **_unit_scores(outcome.plan), **beside}
         return Step(
@@ -212,7 +212,10 @@ class Run:
             parameters=stage_parameters(stage),
             kept=verdict.keep,
             reason=verdict.reason,
-            validation={"score": vars(scores.score(state.onnx_bytes, "validation")), "drop": vars(drop)},
+            validation={
+                "score": vars(scores.score(state.onnx_bytes, "validation")),
+                "drop": vars(drop) if drop else None,
+            },
             pays=False if harm else None if pays is None else pays.keep,
         )
 
@@ -240,7 +243,7 @@ class Run:
         if state is self.reference:
             self.warnings.append("no stage was kept: model.onnx is the reference, exported")
         report = Report(
-            workload=describe_workload(self.job.workload),
+            workload=_described(self.job),
             environment=environment(self.job.target),
             target=_target(self.job.target),
             budget=None if self.budget is None else asdict(self.budget),
@@ -254,6 +257,11 @@ class Run:
         )
         write_report(report, folder)
         return Result(report=report, artifact=Artifact(path), model=state.model)
+
+
+def _described(job: Job) -> dict[str, Any]:
+    facts = describe_workload(job.workload)
+    return facts if job.scores.based else {**facts, "based": False}
 
 
 def _asked(job: Job, stages: Sequence[Stage], budget: Budget | None) -> dict[str, Any]:

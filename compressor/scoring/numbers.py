@@ -12,6 +12,14 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return _sample_means((outputs.double() - targets.double()).square())
 
 
+def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean squared difference, one number with a gradient; whole numbers are counted as numbers."""
+    check_same_shape(outputs, targets)
+    if not outputs.is_floating_point():
+        outputs, targets = outputs.double(), targets.double()
+    return (outputs - targets).nan_to_num(0.0, 0.0, 0.0).square().mean()
+
+
 def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """The mean absolute error of each sample, (batch,)."""
     check_same_shape(outputs, targets)

@@ -1,4 +1,4 @@
-"""Ready workloads by name, and those of the user's own: `package.module:function`, or `model.onnx:data.npz`."""
+"""Ready workloads by name, and those of the user's own: `package.module:function`, `model.onnx[:data.npz]`."""
 
 import importlib
 import importlib.util
@@ -18,11 +18,12 @@ _SHOWN = 8
 _READY = {"digits": "compressor.workloads.digits:digits"}
 
 
-def load(name: str, *, batch: str = "free") -> Workload:
+def load(name: str, *, batch: str = "free", metric: str | None = None) -> Workload:
     """The workload that `name` says: `digits`, what `package.module:function` returns, or one or two files.
 
-    `model.onnx:data.npz` is an ONNX file on arrays, as `workload_of_files` reads them; `model.onnx` alone is measured
-    and not scored. `batch` is for these alone, as for `read_onnx`.
+    `model.onnx:data.npz` is an ONNX file on arrays, as `workload_of_files` reads them, and `metric` names another one
+    than is usual for them; `model.onnx` alone is measured and not scored. `batch` is for these alone, as for
+    `read_onnx`.
 
     For `package.module:function` the current folder is importable, so that a file of one's own beside the recipe is
     enough; installed packages go first, whatever files are called there. Raises WorkloadError where there is no such
@@ -32,7 +33,9 @@ def load(name: str, *, batch: str = "free") -> Workload:
     if separator:
         from compressor.workloads.files import workload_of_files
 
-        return workload_of_files(Path(f"{model}.onnx"), Path(data), batch=_batch(batch))
+        return workload_of_files(Path(f"{model}.onnx"), Path(data), batch=_batch(batch), metric=metric)
+    if metric is not None:
+        raise WorkloadError(f"a metric is named for model.onnx:data.npz alone, and the workload is {name[:200]!r}")
     if name.endswith(".onnx"):
         from compressor.workloads.files import workload_of_file
 

@@ -14,40 +14,54 @@ from compressor.files.preparing import Batch, Watcher, made_up
 from compressor.files.reading import read_onnx, read_onnx_on
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Numbers
+from compressor.runtime import OnnxModule
 from compressor.workload import Workload, resize_batch
 from compressor.workloads.arrays import read_arrays
+from compressor.workloads.unlabelled import FEWEST_SAMPLES, answers, metric_without_labels
 
 # The part of the samples that is kept for the report where the file names none for it.
 _TEST_FRACTION = 0.4
 # Of the others: files are quantized, for which some hundred samples do, and seldom trained.
 _VALIDATION_FRACTION = 0.5
-_FEWEST_SAMPLES = 20
 # Samples that are made up where there are no data.
 _MADE_UP = 4
 _CALIBRATION_SAMPLES = 512
+_BATCH = 32
 
 Samples = tuple[Tensor | dict[str, Tensor], Tensor]
 
 
-def workload_of_files(model: Path, data: Path, *, batch: Batch = "free") -> Workload:
+def workload_of_files(model: Path, data: Path, *, batch: Batch = "free", metric: str | None = None) -> Workload:
     """The ONNX file `model` on the arrays of `data`, an .npz file with a sample in every row.
 
     `targets` are classes where they are integers, judged by accuracy, and numbers judged by their mean squared error
-    otherwise. The inputs have the names that the ONNX file gives them; a single one may be called `inputs`. Arrays
-    `test_targets` and `test_` and each input's name are for the report; without them two fifths of the samples are.
-    Half of the others decide, the rest calibrates and trains. A `batch` that is "fixed" stays as the file has it, and
-    data comes in batches of that size: samples beyond the last whole one are left out. Raises FileNotFoundError,
-    OnnxFileError as `read_onnx` does, and WorkloadError for arrays that are missing or do not fit.
+    otherwise. Without any they are what the file itself gives, and the metric is "agreement", or "relative" where its
+    output holds no decisions. `metric` names another one. The inputs have the names that the ONNX file gives them; a
+    single one may be called `inputs`. Arrays `test_targets` and `test_` and each input's name are for the report;
+    without them two fifths of the samples are. Half of the others decide, the rest calibrates and trains. A `batch`
+    that is "fixed" stays as the file has it, and data comes in batches of that size: samples beyond the last whole one
+    are left out. Raises FileNotFoundError, OnnxFileError as `read_onnx` does, and WorkloadError for arrays that are
+    missing or do not fit.
     """
     arrays = read_arrays(data)
     fitting = _Fitting(arrays, data)
     module = read_onnx_on(model, arrays, fitting, batch=batch)
-    train, test = fitting.parts
-    metric = "accuracy" if not train[1].is_floating_point() else "mse"
     size = module.fixed_batch if batch == "fixed" else 0
+    usual = "mse" if fitting.parts[0][1].is_floating_point() else "accuracy"
+    if "targets" not in arrays:
+        whole = size or 1
+        cut = [_rows(part, slice(len(part[1]) // whole * whole)) for part in fitting.parts]
+        fitting.parts = _answered(module, (cut[0], cut[1]), batch_size=size or _BATCH)
+        usual = metric_without_labels(fitting.parts[0][1])
+    train, test = fitting.parts
     if not size:
         return Workload.from_datasets(
-            module, train=train, test=test, metric=metric, validation_fraction=_VALIDATION_FRACTION, name=model.stem
+            module,
+            train=train,
+            test=test,
+            metric=metric or usual,
+            validation_fraction=_VALIDATION_FRACTION,
+            name=model.stem,
         )
     half = round(len(train[1]) * _VALIDATION_FRACTION)
     parts = (_rows(train, slice(half)), _rows(train, slice(half, None)), test)
@@ -57,11 +71,17 @@ def workload_of_files(model: Path, data: Path, *, batch: Batch = "free") -> Work
         train=train,
         validation=validation,
         test=test,
-        metric=metric,
+        metric=metric or usual,
         batch_size=size,
         calibration_samples=_CALIBRATION_SAMPLES // size * size,
         name=model.stem,
     )
+
+
+def _answered(module: OnnxModule, parts: tuple[Samples, Samples], *, batch_size: int) -> tuple[Samples, Samples]:
+    """The parts with the module's own judged outputs as targets."""
+    train, test = ((inputs, answers(module, inputs, count=len(rows), batch_size=batch_size)) for inputs, rows in parts)
+    return train, test
 
 
 def workload_of_file(model: Path, *, batch: Batch = "free") -> Workload:
@@ -106,7 +126,7 @@ class _Fitting(Watcher):
         del outside_bytes
         kinds = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
         samples = _samples(self.arrays, kinds, self.path, prefix="")
-        named = "test_targets" in self.arrays
+        named = any(f"test_{name}" in self.arrays for name in ("targets", "inputs", *kinds))
         self.parts = (
             (samples, _samples(self.arrays, kinds, self.path, prefix="test_")) if named else _parts(samples, self.path)
         )
@@ -116,14 +136,16 @@ def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], p
     names = {name: f"{prefix}{name}" for name in kinds}
     if len(kinds) == 1 and f"{prefix}inputs" in arrays:
         names = dict.fromkeys(kinds, f"{prefix}inputs")
-    missing = [name for name in (*names.values(), f"{prefix}targets") if name not in arrays]
+    labelled = "targets" in arrays
+    wanted = (*names.values(), *([f"{prefix}targets"] if labelled else []))
+    missing = [name for name in wanted if name not in arrays]
     if missing:
         alone = " (or inputs)" if len(kinds) == 1 and not prefix else ""
         raise WorkloadError(
             f"{path} has the arrays {', '.join(sorted(arrays))} and lacks {', '.join(missing)}{alone}: wanted are the "
-            f"inputs of the model, {', '.join(kinds)}, and targets"
+            f"inputs of the model, {', '.join(kinds)}, and targets where there are labels"
         )
-    used = {given: arrays[given] for given in (*names.values(), f"{prefix}targets")}
+    used = {given: arrays[given] for given in wanted}
     for given, values in used.items():
         if values.dtype.kind not in "biuf" or not values.ndim:
             raise WorkloadError(
@@ -135,7 +157,9 @@ def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], p
     except TypeError as error:
         told = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
         raise WorkloadError(f"the inputs of the model are {told}, and torch has no such tensors") from error
-    values = used[f"{prefix}targets"]
+    rows = len(next(iter(tensors.values())))
+    # Without labels only their number is known as yet.
+    values = used[f"{prefix}targets"] if labelled else np.zeros(rows)
     targets = torch.from_numpy(values.astype(np.float32 if values.dtype.kind == "f" else np.int64))
     counts = {name: len(tensor) for name, tensor in (*tensors.items(), ("targets", targets))}
     if len(set(counts.values())) > 1:
@@ -147,9 +171,9 @@ def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], p
 def _parts(samples: Samples, path: Path) -> tuple[Samples, Samples]:
     """(what decisions read, what the report reads), drawn with a fixed seed."""
     count = len(samples[1])
-    if count < _FEWEST_SAMPLES:
+    if count < FEWEST_SAMPLES:
         raise WorkloadError(
-            f"{path} has {count} samples, and at least {_FEWEST_SAMPLES} are needed for calibration, decisions and the "
+            f"{path} has {count} samples, and at least {FEWEST_SAMPLES} are needed for calibration, decisions and the "
             "report; some hundred are better"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))

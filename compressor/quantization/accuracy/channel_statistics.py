@@ -12,8 +12,8 @@ from tqdm import tqdm
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of, inner_graphs, replace_nodes_
-from compressor.measuring.fidelity import decibels, reported_db
 from compressor.runtime import Feeds, feeds_of, open_session
+from compressor.scoring.decibels import decibels, reported_db
 from compressor.workload import batches_of
 
 Array = npt.NDArray[np.float64]

@@ -21,15 +21,16 @@ from tqdm import tqdm
 
 from compressor.batches import Batch, Inputs, target_rows
 from compressor.files.graphs import initializers
-from compressor.measuring.fidelity import reported_db, sqnr_db
+from compressor.measuring.fidelity import sqnr_db
 from compressor.measuring.scores import score_rows
-from compressor.notes.quantization import MOST_DB, LayerSensitivity, Sensitivities
+from compressor.notes.quantization import LayerSensitivity, Sensitivities
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.grids.weights import nearest_grids, weight_positions
 from compressor.quantization.placement.weight_only import fits_float16, place_float16
 from compressor.quantization.post_training import Prepared
 from compressor.runtime import feeds_of, open_session
+from compressor.scoring.decibels import MOST_DB, reported_db
 from compressor.stage import Context
 from compressor.workload import Workload, batch_size_of, batches_of, resize_batch
 

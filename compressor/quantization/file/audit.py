@@ -16,10 +16,11 @@ from compressor.errors import StageError
 from compressor.files.graphs import producers, readers
 from compressor.files.operators import Arithmetic, Fact, Operator, facts_of, operator_of
 from compressor.measuring.fidelity import fidelity
-from compressor.notes.quantization import MOST_DB, Coverage, FloatOperator, OutputNoise
+from compressor.notes.quantization import Coverage, FloatOperator, OutputNoise
 from compressor.quantization.file.compact_graph import optimized_nodes
 from compressor.quantization.placement.policy import Placement
 from compressor.runtime import feeds_of, open_session
+from compressor.scoring.decibels import MOST_DB
 from compressor.workload import Workload, first_batches, resize_batch
 
 # Below this the noise is about as large as the outputs; int8 models that work have 15 dB and more.

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from compressor.errors import StageError
-from compressor.measuring.fidelity import reported_db, sqnr_db
+from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.file.audit import coverage
 from compressor.quantization.file.compact_graph import optimized_nodes, serialize
 from compressor.quantization.grids.activations import activation_grids
@@ -18,6 +18,7 @@ from compressor.quantization.placement.forms import WeightOnly
 from compressor.quantization.placement.policy import Placement, placement_of
 from compressor.quantization.placement.static import place_static
 from compressor.quantization.placement.weight_only import place_weight_only
+from compressor.scoring.decibels import reported_db
 from workbench.onnx_graphs import graph_of
 
 RANGE = (-3.0, 3.0)
