@@ -17,7 +17,6 @@ from compressor.checks import check_count
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of, initializers, output_names, readers
 from compressor.files.operators import Fact, facts_of, operator_of
-from compressor.measuring.fidelity import decibels, reported_db
 from compressor.notes.quantization import FloatAgain, GivenBack
 from compressor.quantization.choice.harm import Rounded, worst_share
 from compressor.quantization.file.compact_graph import serialize
@@ -30,6 +29,7 @@ from compressor.quantization.post_training import Prepared
 from compressor.quantization.ranges.calibration import observe_tensors, sample_slices
 from compressor.quantization.ranges.methods import MSE, Entropy, Percentile
 from compressor.runtime import Feeds, open_session
+from compressor.scoring.decibels import decibels, reported_db
 from compressor.workload import Workload
 
 # A signal whose harm is this share of what is allowed is not worth a range of its own.
