@@ -15,7 +15,7 @@ import onnx
 from compressor.errors import NothingToImproveError, StageError
 from compressor.files.carrying import carried_over
 from compressor.files.converting.precision import is_quantized
-from compressor.files.graphs import opset_of, parse
+from compressor.files.graphs import all_nodes, opset_of, parse
 from compressor.files.operators import heavy_operators
 from compressor.notes.note import Note
 from compressor.notes.quantization import Calibrated, IntegerForm, LeftOut
@@ -116,7 +116,7 @@ class Prepared:
         nodes = frozenset({*placement.static, *followers(self.graph, set(placement.static))}) & self.static
         used = {
             name
-            for node in self.graph.graph.node
+            for node in all_nodes(self.graph.graph)
             if node.name in rounded
             for name in (node.input[position] for position in weight_positions(node))
         }

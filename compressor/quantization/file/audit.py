@@ -13,7 +13,7 @@ import onnx
 from compressor.batches import Inputs
 from compressor.checks import one_of
 from compressor.errors import StageError
-from compressor.files.graphs import producers, readers
+from compressor.files.graphs import all_nodes, producers, readers
 from compressor.files.operators import Arithmetic, Fact, Operator, facts_of, operator_of
 from compressor.measuring.fidelity import fidelity
 from compressor.notes.quantization import Coverage, FloatOperator, OutputNoise
@@ -144,8 +144,9 @@ def _why_island(node: onnx.NodeProto, made: Mapping[str, onnx.NodeProto]) -> str
 def original_name(fused: str, graph: onnx.ModelProto, *, weighted: bool = True) -> str:
     """The name in `graph` of what ONNX Runtime calls `fused`, an operator with weights or not."""
     # It names a fused node after its activation, a convolution in another layout after its output, and adds suffixes.
-    made = producers(graph.graph.node)
-    for node in sorted(graph.graph.node, key=lambda node: -len(node.name)):
+    nodes = [*all_nodes(graph.graph)]
+    made = producers(nodes)
+    for node in sorted(nodes, key=lambda node: -len(node.name)):
         if fused in {node.name, f"{node.output[0]}_nchwc"} or fused.startswith(f"{node.name}/"):
             if operator_of(node.op_type).heavy or not weighted:
                 return str(node.name)

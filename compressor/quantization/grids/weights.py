@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
-from compressor.files.graphs import attribute, initializers
+from compressor.files.graphs import all_nodes, attribute, initializers
 from compressor.files.operators import operator_of
 from compressor.quantization.grids.schemes import PerBlock, PerChannel, Scheme, choose_affine, extremes, integer_bounds
 
@@ -100,7 +100,7 @@ def nearest_grids(
     """
     constants = initializers(graph.graph)
     grids = {}
-    for node in graph.graph.node:
+    for node in all_nodes(graph.graph):
         scheme = scheme_of.get(node.name)
         if scheme is None:
             continue

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
-from compressor.files.graphs import initializers
+from compressor.files.graphs import all_nodes, initializers
 from compressor.files.operators import IntegerForm, operator_of
 from compressor.quantization.grids.weights import WeightGrid, weight_axis, weight_positions
 
@@ -62,7 +62,7 @@ def _multiplied(
 ) -> dict[str, onnx.NodeProto]:
     """{initializer: node} of the weights whose products may saturate."""
     found = {}
-    for node in graph.graph.node:
+    for node in all_nodes(graph.graph):
         row = operator_of(node.op_type)
         if node.name not in nodes or not row.heavy or row.integer_form is IntegerForm.CONVOLUTION:
             continue

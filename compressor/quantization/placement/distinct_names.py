@@ -16,7 +16,7 @@ from compressor.files.graphs import all_graphs, all_nodes, rename_tensors_, set_
 
 _ENDINGS = (
     r"scales?|zero_point|zeros?|quantized?|blocks|bias|DequantizeLinear|QuantizeLinear|dynamic|beta|cast|integers?|"
-    r"product|projected|rows|scaled|wide|by_channel|gate|gates|pad|pads|shift|batch|direction|first\d*|hidden|shape|axis\d+|"
+    r"product|projected|rows|scaled|wide|by_channel|in_steps|gate|gates|pad|pads|shift|batch|direction|first\d*|hidden|shape|axis\d+|"
     r"apart|flat|candidates|sizes|states|last|plain|phases|cut|interleave|whole|half|from|to|of|centred|exact|moved|"
     r"float|smooth|smoothing|kept|nearest|steps|low|high|piece\d*|reshape\d*|split|stored|halves|copy\d*|twin\d*|\d+"
 )

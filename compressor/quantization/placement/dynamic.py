@@ -5,7 +5,7 @@ Runtime fuses into one kernel; layers that read one tensor share its quantizatio
 of their own in ONNX Runtime; GRU and RNN layers are written out as cells (`recurrent_cells`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 from onnx import TensorProto, helper
 
 from compressor.errors import StageError
-from compressor.files.graphs import RUNTIME_DOMAIN, attribute, attributes
+from compressor.files.graphs import RUNTIME_DOMAIN, attribute, attributes, inner_graphs, replace_nodes_
 from compressor.files.operators import IntegerForm, operator_of
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.placement.names import bias_of, integers_of, scale_of, zero_point_of
 from compressor.quantization.placement.recurrent_cells import layer_of, write_layer
-from compressor.quantization.placement.written import Rewriting
+from compressor.quantization.placement.written import Rewriting, Written
 
 
 def place_dynamic(model: onnx.ModelProto, nodes: set[str], weights: Mapping[str, WeightGrid]) -> onnx.ModelProto:
@@ -27,28 +27,45 @@ def place_dynamic(model: onnx.ModelProto, nodes: set[str], weights: Mapping[str,
 
     Raises StageError for grids that no kernel takes: a scale per group in a linear or recurrent layer.
     """
-    placing = _Placing(model=model, weights=weights)
-    for node in placing.model.graph.node:
-        row = operator_of(node.op_type)
-        if node.name not in nodes:
-            placing.written.nodes.append(node)
-        elif row.multiplies_matrices:
-            placing.linear(node)
-        elif node.op_type == "LSTM":
-            placing.lstm(node)
-        elif row.integer_form is IntegerForm.CELLS:
-            placing.cells(node)
-        elif node.op_type == "Gather":
-            placing.embedding(node)
-        else:
-            placing.written.nodes.append(node)
+    placing = _Placing(model=model, weights=weights, nodes=nodes)
+    placing.run(placing.model.graph.node)
     return placing.finished()
 
 
 @dataclass(kw_only=True)
 class _Placing(Rewriting):
+    nodes: set[str]
+    # What names begin with that are made inside of a branch or loop, where those outside are seen.
+    inside: str = ""
     quantized: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     tables: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def run(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Writes `nodes`, in order, those of the graphs inside of them too."""
+        for node in nodes:
+            row = operator_of(node.op_type)
+            if node.name not in self.nodes:
+                for inner in inner_graphs(node):
+                    self._run_inside(node, inner)
+                self.written.nodes.append(node)
+            elif row.multiplies_matrices:
+                self.linear(node)
+            elif node.op_type == "LSTM":
+                self.lstm(node)
+            elif row.integer_form is IntegerForm.CELLS:
+                self.cells(node)
+            elif node.op_type == "Gather":
+                self.embedding(node)
+            else:
+                self.written.nodes.append(node)
+
+    def _run_inside(self, node: onnx.NodeProto, inner: onnx.GraphProto) -> None:
+        name = f"{self.inside}{node.name}.{inner.name}"
+        placing = replace(self, model=onnx.ModelProto(), inside=f"{name}/", written=Written(), quantized={}, tables={})
+        placing.constants = self.constants
+        placing.run(inner.node)
+        replace_nodes_(inner, placing.written.nodes)
+        self.written.initializers += placing.written.initializers
 
     def linear(self, node: onnx.NodeProto) -> None:
         settings = attributes(node)
@@ -85,8 +102,9 @@ class _Placing(Rewriting):
 
     def _activation(self, name: str) -> tuple[str, str, str]:
         if name not in self.quantized:
-            parts = (f"{name}_dynamic", f"{name}_dynamic_scale", f"{name}_dynamic_zero_point")
-            self.written.add("DynamicQuantizeLinear", [name], *parts, name=f"{name}_quantize")
+            own = f"{self.inside}{name}"
+            parts = (f"{own}_dynamic", f"{own}_dynamic_scale", f"{own}_dynamic_zero_point")
+            self.written.add("DynamicQuantizeLinear", [name], *parts, name=f"{own}_quantize")
             self.quantized[name] = parts
         return self.quantized[name]
 

@@ -17,14 +17,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from compressor.files.graphs import attribute, initializers, output_names, producers, readers, replace_nodes_
 from compressor.files.operators import Fact, Family, facts_of, operator_of
+from compressor.quantization.placement.movement import follows
 
 
 def keep_float_(graph: onnx.GraphProto, nodes: set[str]) -> None:
-    """Gives the layers of `graph` that are not among the integer `nodes` inputs with a scale for every channel."""
+    """Keeps what is not among the integer `nodes` of `graph` from becoming integers between those that are.
+
+    Layers read inputs with a scale for every channel; operators whose integer kernel computes something else read
+    inputs that are dequantized step by step.
+    """
     constants = initializers(graph)
     made, read = producers(graph.node), readers(graph.node)
     outputs = output_names(graph)
@@ -46,8 +51,31 @@ def keep_float_(graph: onnx.GraphProto, nodes: set[str]) -> None:
                 added[name] = _by_channel(graph, source, name, _channels(node, weight), constants)
                 written.append(added[name])
             node.input[0] = name
+        elif (
+            Fact.FOLLOWS in facts_of(node.op_type)
+            and not follows(node)
+            and source is not None
+            and source.op_type == "DequantizeLinear"
+            and _is_quantized_behind(node, read, outputs)
+        ):
+            name = f"{source.output[0]}_in_steps"
+            if name not in added:
+                added[name] = source
+                written += _in_steps(source, name)
+            node.input[0] = name
         written.append(node)
     replace_nodes_(graph, written)
+
+
+def _in_steps(source: onnx.NodeProto, name: str) -> list[onnx.NodeProto]:
+    """What `source` dequantizes, computed by operators that no fusion knows."""
+    integers, scale, *zero_point = source.input
+    nodes = [helper.make_node("Cast", [integers], [f"{name}/wide"], f"{name}/wide", to=TensorProto.FLOAT)]
+    if zero_point:
+        nodes.append(helper.make_node("Cast", zero_point, [f"{name}/middle"], f"{name}/middle", to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Sub", [f"{name}/wide", f"{name}/middle"], [f"{name}/left"], f"{name}/left"))
+    nodes.append(helper.make_node("Mul", [nodes[-1].output[0], scale], [name], name))
+    return nodes
 
 
 def _is_quantized_behind(node: onnx.NodeProto, read: dict[str, list[onnx.NodeProto]], outputs: set[str]) -> bool:

@@ -105,7 +105,8 @@ class _Walk:
             hidden = value is not None and pooled and value < 0
             if Fact.JOINS in facts_of(node.op_type) and value != 0.0 and not hidden:
                 return node
-            if not moves(node):
+            # What is homogeneous keeps the scales apart: a ReLU behind the joint changes neither.
+            if not (moves(node) or Fact.HOMOGENEOUS in facts_of(node.op_type)):
                 return None
             pooled = pooled or node.op_type == "MaxPool"
             name = node.input[0]
@@ -133,7 +134,8 @@ class _Walk:
             return ""
         joint = self.joined_in(name)
         assert joint is not None  # it has parts
-        whole = max(widths.values())
+        # What a Split takes out of the joint again may be one signal alone.
+        whole = self.width(name, ranges) if name in ranges else max(widths.values())
         if whole == float("inf"):
             return f"its input holds infinite values (from {joint.name}), which no grid has"
         small = [

@@ -8,7 +8,7 @@ import onnx
 
 from compressor.errors import StageError
 from compressor.files.converting.precision import FLOAT_NAMES
-from compressor.files.graphs import initializers
+from compressor.files.graphs import all_nodes, initializers
 from compressor.files.operators import Fact, Family, operator_of
 from compressor.quantization.placement.forms import (
     ByEvidence,
@@ -20,6 +20,7 @@ from compressor.quantization.placement.forms import (
     Static,
     WeightOnly,
 )
+from compressor.quantization.placement.inner_layers import places_inside, stored_twice
 from compressor.quantization.placement.movement import follows
 from compressor.quantization.placement.recurrent_cells import hidden_units, recurrence_of, why_no_cells
 
@@ -131,17 +132,29 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
                 left[node.name] = "a product of two activations: dynamic quantization needs a constant weight"
             case _:
                 static.append(node.name)
+    for place in places_inside(graph):
+        matched = [pattern for pattern in skip if _matches(place.name, pattern)]
+        used.update(matched)
+        if matched:
+            left[place.name] = f"skipped by the pattern {matched[0]!r}"
+        elif place.unfit:
+            left[place.name] = place.unfit
+        elif isinstance(form, ByFamily | Dynamic):
+            dynamic.append(place.name)
+        else:
+            left[place.name] = f"it is inside of {place.owner}, where {type(form).__name__}() has no form"
     unused = [pattern for pattern in skip if pattern not in used]
     if unused:
-        names = [node.name for node in graph.graph.node if operator_of(node.op_type).heavy]
+        names = [node.name for node in all_nodes(graph.graph) if operator_of(node.op_type).heavy]
         raise StageError(f"skip {unused} matches no node; the nodes are {', '.join(names)}")
-    return Placement(
+    placement = Placement(
         static=tuple(static),
         dynamic=tuple(dynamic),
         weight_only=tuple(weight_only),
         float16=tuple(float16),
         left=left,
     )
+    return placement.without(stored_twice(graph, {*static, *dynamic, *weight_only, *float16}))
 
 
 def _is_sequence_model(graph: onnx.ModelProto, constants: set[str]) -> bool:

@@ -15,6 +15,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from compressor.errors import StageError
 from compressor.files.graphs import initializers, parse
 from compressor.quantization.placement.distinct_names import make_names_distinct_
+from compressor.quantization.placement.inner_layers import hoist_constants_, name_inner_nodes_
 
 
 def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:
@@ -38,6 +39,8 @@ def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:
     del model.metadata_props[:]
     model.metadata_props.extend(parse(onnx_bytes).metadata_props)
     _name_nodes(model)
+    hoist_constants_(model)
+    name_inner_nodes_(model)
     make_names_distinct_(model)
     _unshare_initializers(model)
     return model

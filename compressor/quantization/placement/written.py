@@ -62,7 +62,9 @@ class Rewriting:
     def finished(self) -> onnx.ModelProto:
         """The model with the nodes written, the constants that they read, and ONNX Runtime's own domain where used."""
         graph = self.model.graph
-        graph.initializer.extend([*self.ahead.initializers, *self.written.initializers])
+        # Layers that share a weight, inside of a loop and outside, store one.
+        new = {tensor.name: tensor for tensor in (*self.written.initializers, *self.ahead.initializers)}
+        graph.initializer.extend(tensor for name, tensor in new.items() if name not in self.constants)
         replace_nodes_(graph, [*self.ahead.nodes, *self.written.nodes])
         drop_unused_initializers_(graph)
         missing = all(entry.domain != RUNTIME_DOMAIN for entry in self.model.opset_import)

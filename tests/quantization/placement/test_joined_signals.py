@@ -116,12 +116,15 @@ def test_a_joined_output_that_is_turned_and_cut_keeps_its_steps() -> None:
     assert found.db(slice(None), slice(None), slice(4, None)) > 25
 
 
-def _joined_layers(factor: float, *, dead: bool = False) -> bytes:
+def _joined_layers(factor: float, *, dead: bool = False, behind: str = "") -> bytes:
+    joined = "apart" if behind else "both"
+    pool = {"kernel_shape": [2, 2]} if behind == "AveragePool" else {}
     nodes = [
         _conv("x", "a", "w", pads=SAME),
         _conv("x", "b", "v", pads=SAME),
         _node("Mul", ["a", "factor"], ["large"]),
-        _node("Concat", ["large", "b"], ["both"], "join", axis=1),
+        _node("Concat", ["large", "b"], [joined], "join", axis=1),
+        *([_node(behind, [joined], ["both"], "behind", **pool)] if behind else []),
         helper.make_node("Conv", ["both", "u"], ["y"], "reader"),
     ]
     u = _weight(8, 32, 1, 1)
@@ -130,9 +133,10 @@ def _joined_layers(factor: float, *, dead: bool = False) -> bytes:
     return _model(nodes, {**constants, "factor": _number(factor)}, [3, 12, 12])
 
 
-def test_a_layer_that_reads_signals_of_different_scale_stays_in_float() -> None:
+@pytest.mark.parametrize("behind", ["", "Relu", "AveragePool", "LeakyRelu"])
+def test_a_layer_that_reads_signals_of_different_scale_stays_in_float(behind: str) -> None:
     """A convolution over [500 a, b] would lose b; it stays in float and says why, and the two before it do not."""
-    found = Quantized(_joined_layers(500.0), _images())
+    found = Quantized(_joined_layers(500.0, behind=behind), _images())
     assert found.kernels["QLinearConv"] == 2
     assert "joins signals of different scale (in join)" in found.reasons["reader"]
     assert found.db() > 25
@@ -145,6 +149,22 @@ def test_signals_of_like_scale_are_joined_on_integers() -> None:
         assert found.kernels["QLinearConv"] == 3
         assert found.kernels["QLinearConcat"] == 1
         assert found.db() > 25
+
+
+def test_a_signal_that_is_taken_apart_again_is_read_on_integers() -> None:
+    """Scores that a Split takes out of [640 a, a] have their own grid: both layers run on integers."""
+    nodes = [
+        _conv("x", "c", "w", pads=SAME),
+        _node("Sigmoid", ["c"], ["a"]),
+        _node("Mul", ["a", "factor"], ["boxes"]),
+        _node("Concat", ["boxes", "a"], ["both"], "join", axis=1),
+        _node("Split", ["both"], ["first", "second"], axis=1, num_outputs=2),
+        _conv("second", "y", "v"),
+    ]
+    constants = {"w": _weight(16, 3, 3, 3), "v": _weight(8, 16, 1, 1), "factor": _number(640.0)}
+    found = Quantized(_model(nodes, constants, [3, 12, 12]), _images())
+    assert found.kernels["QLinearConv"] == 2
+    assert found.db() > 25
 
 
 def test_a_layer_with_ranges_found_at_run_time_is_spared_too() -> None:
@@ -272,6 +292,29 @@ def test_resizing_shifts_no_mean(mode: str) -> None:
     assert float(np.abs(error.mean(axis=1) / error.std(axis=1)).max()) < 0.5
     assert found.db() > 30
     assert found.kernels["Resize"] == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1},
+        {"strides": [2, 2], "pads": SAME, "ceil_mode": 1, "count_include_pad": 1},
+        {"strides": [2, 2], "pads": SAME, "ceil_mode": 1},
+        {"dilations": [2, 2]},
+        {"auto_pad": "SAME_UPPER"},
+    ],
+    ids=str,
+)
+def test_windows_of_every_kind_are_averaged_as_in_float(settings: Mapping[str, Any]) -> None:
+    """Where ONNX Runtime's integer pooling is another one, or none, floats are pooled."""
+    nodes = [
+        _conv("x", "a", "w", pads=SAME),
+        _node("AveragePool", ["a"], ["m"], kernel_shape=[3, 3], **settings),
+        _conv("m", "y", "v"),
+    ]
+    found = Quantized(_model(nodes, {"w": _weight(16, 3, 3, 3), "v": _weight(8, 16, 1, 1)}, [3, 12, 12]), _images())
+    assert found.kernels["QLinearConv"] == 2
+    assert found.db() > 25
 
 
 def test_the_places_that_a_max_pool_gives_are_no_values() -> None:
