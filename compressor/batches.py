@@ -83,12 +83,14 @@ def as_tensors(samples: Any) -> Any:
         pair = _tensor(inputs), _tensor(targets)
         sizes = {len(leaf) for leaf in _leaves(pair)}
         if len(sizes) != 1:
-            raise ValueError(f"inputs and targets must have the same number of samples, got {sorted(sizes)}")
+            raise ValueError(
+                f"inputs and targets must have the same number of samples, got {sorted(sizes)}; give one for each"
+            )
         return pair
     if not (hasattr(samples, "__getitem__") and hasattr(samples, "__len__")):
         raise TypeError(
             f"a dataset needs len() and indexing, or must be a pair (inputs, targets); got {type(samples).__name__}. "
-            "For a stream or a loader build Workload(train=..., test=..., ...) by hand"
+            "For a stream or a loader use Workload.from_loaders"
         )
     return samples
 

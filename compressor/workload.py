@@ -111,7 +111,11 @@ class Workload:
                 f"{type(self.other_inputs).__name__}; put them into a tuple: other_inputs=(inputs,)"
             )
         _check_free_sizes(self.free_sizes, self.example_inputs)
-        check_positive(self.export_seconds, "export_seconds is the CPU time that one export may take")
+        check_positive(
+            self.export_seconds,
+            "export_seconds is the CPU time that one export may take",
+            way_out=f"leave it out for {EXPORT_SECONDS:g}",
+        )
         if self.output is not None:
             object.__setattr__(self, "metric", self.metric.settled(self.output))
 
@@ -363,7 +367,9 @@ def _check_free_sizes(asked: Any, example: Inputs) -> None:
     }
     for name, axes in asked.items():
         if name not in shapes:
-            raise WorkloadError(f"free_sizes names the input {name!r}, and the inputs are {', '.join(shapes)}")
+            raise WorkloadError(
+                f"free_sizes names the input {name!r}, and the inputs are {', '.join(shapes)}; name one of them"
+            )
         shape = shapes[name]
         if isinstance(axes, str | int) or not all(
             type(axis) is int and -len(shape) <= axis < len(shape) for axis in axes

@@ -130,7 +130,7 @@ def _parsed(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf and onnx raise errors of their own
         if is_memory(str(error)):
             raise MemoryError from error
-        raise OnnxFileError(f"{path} is no ONNX file, or is damaged: {first_said(error)}") from error
+        raise OnnxFileError(f"{path} is no ONNX file, or is damaged: {first_said(error)}; export it again") from error
     if not model.graph.node:
         raise OnnxFileError(f"{path} is no ONNX file: it has no graph")
     if not model.graph.output:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from compressor.batches import Augment, Batches, all_targets, as_tensors, sample_count, split_batch
+from compressor.checks import check_fraction
 from compressor.errors import WorkloadError
 from compressor.given.loaders import Loaders
 from compressor.given.numbers import as_usual, holds_float64, is_usual, tell_of_float64
@@ -30,10 +31,7 @@ def sets_of_datasets(
     rest = list(range(sample_count(train)))
     strata = strata_of(all_targets(train)) if stratified else None
     if validation is None:
-        if not 0 < validation_fraction < 1:
-            raise ValueError(
-                f"validation_fraction is the fraction of train held out, in (0, 1); got {validation_fraction}"
-            )
+        check_fraction(validation_fraction, "validation_fraction is the fraction of train held out", within="(0, 1)")
         rest, held_out = parted(rest, max(1, round(len(rest) * validation_fraction)), strata, seed)
         validation_batches = Batches(train, indices=held_out, batch_size=batch_size, transform=transform)
     else:
@@ -73,7 +71,9 @@ def usual_samples(given: Mapping[str, Any]) -> list[Any]:
             found.append(None)
             continue
         if sample_count(samples) == 0:
-            raise WorkloadError(f"{name} has no samples; a workload needs data to train, decide and report on")
+            raise WorkloadError(
+                f"{name} has no samples; a workload needs data to train, decide and report on: give it some"
+            )
         example = samples if isinstance(samples, tuple) else samples[0]
         if holds_float64(example):
             converted.append(name)

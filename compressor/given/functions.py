@@ -236,4 +236,4 @@ def _tried(name: str, function: Function, outputs: Tensor, targets: Any) -> Tens
 def _name(function: Function) -> str:
     inner = function.func if isinstance(function, partial) else function
     name: str = getattr(inner, "__name__", type(inner).__name__)
-    return "metric" if name == "<lambda>" else name.strip("_")
+    return "score" if name == "<lambda>" else name.strip("_")

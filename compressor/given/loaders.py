@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 
 from compressor.batches import Batch, Batches, Inputs, split_batch, target_tensors
+from compressor.checks import check_fraction
 from compressor.errors import WorkloadError
 from compressor.given.notices import WorkloadWarning
 from compressor.given.numbers import as_usual, holds_float64, is_usual, tell_of_float64
@@ -172,8 +173,7 @@ def _samples(inputs: Inputs) -> int:
 
 def _held_out(train: Iterable[Any], fraction: float, seed: int) -> tuple[Iterable[Any], Iterable[Any]]:
     """(what is left of train, what is held out for decisions). Raises WorkloadError where that cannot be told apart."""
-    if not 0 < fraction < 1:
-        raise WorkloadError(f"validation_fraction is the fraction of train held out, in (0, 1); got {fraction}")
+    check_fraction(fraction, "validation_fraction is the fraction of train held out", within="(0, 1)")
     if isinstance(train, Batches) or _is_plain(train):
         samples = train.samples if isinstance(train, Batches) else train.dataset  # type: ignore[attr-defined] # a DataLoader
         rest, chosen = _parted(len(samples), fraction, seed, "train", "samples")
@@ -197,7 +197,7 @@ def _held_out(train: Iterable[Any], fraction: float, seed: int) -> tuple[Iterabl
 def _parted(count: int, fraction: float, seed: int, name: str, what: str) -> tuple[list[int], list[int]]:
     size = max(1, round(count * fraction))
     if size >= count:
-        raise WorkloadError(f"{name} has {count} {what}, of which none can be held out; give validation=loader")
+        raise WorkloadError(f"{name} has {count} {what}, and none of them can be held out; give validation=loader")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     return sorted(order[size:]), sorted(order[:size])
 

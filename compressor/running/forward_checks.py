@@ -14,6 +14,7 @@ from compressor.kept_state import private_copy
 from compressor.running.described import described, listed
 from compressor.running.failures import FAULTS, in_short, lacks_memory, layer_of
 from compressor.running.model_checks import COPIES, memory_of
+from compressor.streams.passes import KEEP_TWO
 from compressor.structure.calling.compiled import compiles_again
 from compressor.structure.tensor_ids import tensors_of
 from compressor.training.replay import replayed
@@ -43,6 +44,8 @@ def checked_forward(model: nn.Module, inputs: Inputs, label: str, example: Input
         beside = "" if inputs is example else f"; example_inputs, which it takes, are {described(example)}"
         layer = layer_of(error)
         way_out = "Give inputs of the shape, dtype and device that it was trained with"
+        if isinstance(error, TypeError) and isinstance(inputs, tuple):
+            way_out = f"A batch of {len(inputs) + 1} is taken for {len(inputs)} inputs and a target: {KEEP_TWO}"
         if lacks_memory(error):
             way_out = "The memory did not suffice: give smaller batches"
         raise WorkloadError(

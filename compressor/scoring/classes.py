@@ -60,6 +60,8 @@ def _check_classes(outputs: Tensor, targets: Tensor, kind: Classes) -> None:
     if not known or targets.shape != wanted:
         one_each = "give the model one output for each class"
         way_out = fitting_targets(wanted, targets.shape) if known else one_each
+        if known and targets.shape == outputs.shape:
+            way_out = f"of a share for each class, targets.argmax({kind.axis}) is the index"
         raise WorkloadError(
             f"class indices must have the shape of the outputs without their dimension {kind.axis}, got outputs "
             f"{tuple(outputs.shape)} and targets {tuple(targets.shape)}; {way_out}"

@@ -60,7 +60,10 @@ def load(name: str, *, batch: str = "free", metric: str | None = None) -> Worklo
     module = importlib.import_module(module_name) if name in _READY else _users_module(module_name)
     workload = _function_in(module, function_name)()
     if not isinstance(workload, Workload):
-        raise WorkloadError(f"{name} must return a compressor.Workload, it returned {type(workload).__name__}")
+        raise WorkloadError(
+            f"{name} must return a compressor.Workload, it returned {type(workload).__name__}; let it end with "
+            "return Workload.from_loaders(...), or from_datasets(...)"
+        )
     return workload
 
 
