@@ -22,7 +22,7 @@ _NEVER = {TensorProto.BOOL, TensorProto.STRING, TensorProto.INT64, TensorProto.U
 # constant. Channels of zeros that a Pad adds behind it are no weights.
 _UNPACKING_FROM = {"BitShift", "Cast"}
 _UNPACKING = _UNPACKING_FROM | {
-    *("BitwiseAnd", "BitwiseOr", "Reshape", "Slice", "Sub", "Mul", "Split", "Transpose"),
+    *("BitwiseAnd", "BitwiseOr", "GatherElements", "Reshape", "Slice", "Sub", "Mul", "Split", "Transpose"),
 }
 # By the tensor's identity, which it keeps while it is held here: the tensor, its elements, those that are not zero.
 _Counts = dict[int, tuple[TensorProto, int, int]]

@@ -194,6 +194,22 @@ class SharedValues(Note):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoredCodebook:
+    """A tensor of the file that is stored as numbers into codebooks, of so many values in all, one a weight."""
+
+    tensor: str = "?"
+    values: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebooksStored(Note):
+    """The tensors of the file that are stored as codebooks."""
+
+    codebooks_stored: tuple[StoredCodebook, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class NormsReestimated(Note):
     """How many batch normalizations have new statistics, from how many batches, which none reached or are frozen."""
 

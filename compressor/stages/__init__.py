@@ -46,6 +46,7 @@ from compressor.sparsity.sparse_gpt import SparseGPT
 from compressor.stage import Effect
 from compressor.stages.batch_norm import ReestimateBatchNorm
 from compressor.stages.channel_pruning import PruneChannels
+from compressor.stages.codebook_storing import StoreCodebooks
 from compressor.stages.distillation import Distill
 from compressor.stages.fine_tuning import FineTune
 from compressor.stages.layer_dropping import DropBlocks
@@ -163,6 +164,7 @@ __all__ = [
     "Spatial",
     "Static",
     "Steps",
+    "StoreCodebooks",
     "Symmetric",
     "TaskMetric",
     "Taylor",
@@ -189,6 +191,7 @@ BUILT_IN: tuple[type[Any], ...] = (
     Distill,
     QuantizationAwareTraining,
     Quantize,
+    StoreCodebooks,
 )
 
 for _name in __all__[:-1]:

@@ -69,6 +69,7 @@ from compressor.notes.training import (
     Adapters,
     ChannelOrder,
     ChannelOrders,
+    CodebooksStored,
     Epoch,
     Epochs,
     NormsReestimated,
@@ -78,6 +79,7 @@ from compressor.notes.training import (
     Sparsified,
     SparsityRound,
     SparsityRounds,
+    StoredCodebook,
     Teaching,
     Training,
     Trainings,
@@ -221,6 +223,10 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (
         ChannelOrders(reordered=(ChannelOrder(group="a", before=2.0, kept=2.5),)),
         '{"reordered": [{"group": "a", "before": 2.0, "kept": 2.5, "reason": ""}]}',
+    ),
+    (
+        CodebooksStored(codebooks_stored=(StoredCodebook(tensor="w", values=16, of=64),)),
+        '{"codebooks_stored": [{"tensor": "w", "values": 16, "of": 64}]}',
     ),
     (
         SharedValues(shared_by="ClusterWeights()", shared_values=(ValueCount(layer="a", values=16, of=64, error=0.1),)),
