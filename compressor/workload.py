@@ -20,6 +20,7 @@ from compressor.batches import (
 from compressor.checks import check_positive, explains_settings
 from compressor.errors import WorkloadError
 from compressor.given.datasets import sets_of_datasets
+from compressor.given.free_sizes import check_free_sizes
 from compressor.given.functions import (
     Function,
     answered,
@@ -48,8 +49,6 @@ JUDGED_OUTPUT = (
     "Pass a module that returns the tensor to be judged, for a detector what its head gives before boxes are selected: "
     "`class Judged(torch.nn.Module)` with `def forward(self, x): return self.model.head(self.model.backbone(x))`"
 )
-# Exporters take smaller sizes of an example for constants.
-_LEAST_FREE = 3
 
 
 class Settings(TypedDict, total=False):
@@ -110,12 +109,22 @@ class Workload:
                 "other_inputs holds the inputs of further calls, each as the model takes them, got "
                 f"{type(self.other_inputs).__name__}; put them into a tuple: other_inputs=(inputs,)"
             )
-        _check_free_sizes(self.free_sizes, self.example_inputs)
+        named = zip(input_names(self.example_inputs), input_tensors(self.example_inputs), strict=True)
+        shapes = {name: tuple(tensor.shape) for name, tensor in named if isinstance(tensor, Tensor)}
+        check_free_sizes(self.free_sizes, shapes)
         check_positive(
             self.export_seconds,
             "export_seconds is the CPU time that one export may take",
             way_out=f"leave it out for {EXPORT_SECONDS:g}",
         )
+        known = metric_named(self.metric)
+        if known is None:
+            raise WorkloadError(
+                "metric must be a Metric or a name such as 'accuracy' here, got a function; Workload.from_loaders "
+                "takes one, or write Metric(name=..., per_sample=...)"
+            )
+        object.__setattr__(self, "metric", known)
+        checked_loss(self.loss)
         if self.output is not None:
             object.__setattr__(self, "metric", self.metric.settled(self.output))
 
@@ -350,40 +359,6 @@ def free_axes(workload: Workload) -> tuple[frozenset[int], ...] | None:
         frozenset(axis % tensor.ndim for axis in named.get(name, ()))
         for name, tensor in zip(input_names(example), input_tensors(example), strict=True)
     )
-
-
-def _check_free_sizes(asked: Any, example: Inputs) -> None:
-    if isinstance(asked, str) and asked in {"all", "batch"}:
-        return
-    if not isinstance(asked, Mapping):
-        raise WorkloadError(
-            'free_sizes says which sizes the file leaves free: "all", "batch", or dimensions by input, such as '
-            f'{{"input": (2, 3)}}; got {asked!r}'
-        )
-    shapes = {
-        name: tuple(tensor.shape)
-        for name, tensor in zip(input_names(example), input_tensors(example), strict=True)
-        if isinstance(tensor, Tensor)
-    }
-    for name, axes in asked.items():
-        if name not in shapes:
-            raise WorkloadError(
-                f"free_sizes names the input {name!r}, and the inputs are {', '.join(shapes)}; name one of them"
-            )
-        shape = shapes[name]
-        if isinstance(axes, str | int) or not all(
-            type(axis) is int and -len(shape) <= axis < len(shape) for axis in axes
-        ):
-            raise WorkloadError(
-                f"free_sizes holds a tuple of dimensions from 0 (the batch) to {len(shape) - 1} for {name!r}, whose "
-                f"example has the shape {shape}; got {axes!r}"
-            )
-        short = sorted(axis for axis in axes if axis % len(shape) and shape[axis] < _LEAST_FREE)
-        if short:
-            raise WorkloadError(
-                f"free_sizes leaves dimension {short[0]} of {name!r} free, and the example {shape} has a size below "
-                f"{_LEAST_FREE} there, which exporters take for a constant; give example_inputs that are larger there"
-            )
 
 
 def batch_size_of(inputs: Inputs) -> int:

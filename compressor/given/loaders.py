@@ -76,6 +76,11 @@ def _batches(name: str, data: Any, batch_size: int) -> Iterable[Any]:
     """`data` as an iterable of batches. Raises WorkloadError for anything else."""
     if is_table(data):
         return Batches(TableRows(data, name), batch_size=batch_size, shuffle=name == "train")
+    if hasattr(data, "column_names") and hasattr(data, "features"):
+        raise WorkloadError(
+            f"{name} must be an iterable of batches, and a {type(data).__name__} is a stream of rows; put it into a "
+            f'loader: {name}=DataLoader({name}.with_format("torch"), batch_size=128)'
+        )
     if isinstance(data, Iterator):
         raise WorkloadError(
             f"{name} is a {type(data).__name__}, an iterator, which can be read once, and every stage reads it from "

@@ -165,3 +165,17 @@ def test_wrong_losses_and_metrics_are_refused(given, says):
     model = given.pop("model", nn.Linear(3, 3))
     with pytest.raises(WorkloadError, match=says):
         Workload.from_datasets(model, train=data, test=data, **given)
+
+
+def test_a_workload_by_hand_takes_the_name_of_a_metric():
+    """As the makers of workloads do."""
+    sets = {name: [(OUTPUTS, LABELS)] for name in ("train", "calibration", "validation", "test")}
+    workload = Workload(
+        name="net",
+        model=nn.Linear(3, 3),
+        example_inputs=OUTPUTS[:2],
+        loss=F.cross_entropy,
+        metric="top2",
+        **sets,
+    )
+    assert workload.metric.name == "top2"

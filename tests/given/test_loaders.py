@@ -226,6 +226,15 @@ def test_tables_come_in_batches_without_their_texts():
         check_workload(workload)
 
 
+class TableStream:
+    """What `datasets.IterableDataset` has: rows without a length."""
+
+    column_names, features = ("ids",), None
+
+    def __iter__(self):
+        return iter([{"ids": [1, 2], "label": 0}])
+
+
 @pytest.mark.parametrize(
     ("train", "says"),
     [
@@ -244,6 +253,7 @@ def test_tables_come_in_batches_without_their_texts():
         ([("a", "b")], "and holds str; convert it"),
         ([(X[:0], Y[:0])], "must hold samples, got none"),
         (lambda: 1 / 0, "train cannot be read: ZeroDivisionError"),
+        (TableStream(), r"a TableStream is a stream of rows.*DataLoader\(train.with_format"),
         (Table([]), "must have rows, got a table of none"),
         (Table([{"text": "a"}] * 3), "must have columns of numbers, got 'text'"),
         (table(lengths=(3, 4)), "the column 'ids' must have one shape in all rows"),

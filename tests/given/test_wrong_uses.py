@@ -46,6 +46,13 @@ def datasets(model=NET, data=(X, Y), **given):
     return check_workload(Workload.from_datasets(model, **known), stages)
 
 
+def by_hand(**given):
+    """A workload whose fields are all said."""
+    known = {name: [(X, Y)] for name in ("train", "calibration", "validation", "test")}
+    fields = {"name": "net", "model": NET, "example_inputs": X[:2], "loss": F.cross_entropy, "metric": "accuracy"}
+    return check_workload(Workload(**known, **{**fields, **given}))
+
+
 def typed(*arguments: str) -> None:
     """Raises what the command says where it refuses; a traceback is no message."""
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
@@ -308,6 +315,12 @@ USES = {
         lambda: datasets(loss=lambda outputs, targets: outputs.sum() / 0),
         r"must be finite, got -?inf; check the scale",
     ),
+    "a function for a metric, by hand": (
+        lambda: by_hand(metric=lambda outputs, targets: 1.0),
+        r"must be a Metric or a name such as 'accuracy' here, got a function; Workload.from_loaders takes one",
+    ),
+    "a number for a metric, by hand": (lambda: by_hand(metric=0.9), r"must be a name.*got float 0.9"),
+    "a class for a loss, by hand": (lambda: by_hand(loss=nn.MSELoss), r"got the class MSELoss; make an object of it"),
     "a misspelt output": (
         lambda: datasets(Net(heads), judge="kinds"),
         r"got 'kinds'; it gives 'kind', 'depth'\. Did you mean 'kind'\?",
