@@ -86,6 +86,7 @@ bench-cifar10: $(VENV)/installed-dev  ## ResNet-56 and ResNet-20 by the shipped 
 bench-training: $(VENV)/installed-dev  ## throughput of the training loop; what defaults do to eight kinds of small networks (resumes)
 	$(BIN)/python -m benchmarks.training_throughput
 	$(BIN)/python -m benchmarks.training_harm
+	$(BIN)/python -m benchmarks.soft_weight --images 0
 	$(BIN)/python -m benchmarks.documents
 
 bench-aa: $(VENV)/installed-dev  ## one file measured against itself, 100 times

@@ -1,4 +1,7 @@
-"""Eight kinds of small networks with small data, trained in seconds: what recovery training must do no harm to."""
+"""Eight kinds of small networks with small data, trained in seconds: what recovery training must do no harm to.
+
+A seed says how a network begins, in which order it sees its data, and which samples of its problem those are.
+"""
 
 import math
 from collections.abc import Callable
@@ -13,12 +16,14 @@ from compressor.workload import Workload
 from workbench.data_files import data_file
 
 _TRAIN, _VALIDATION, _TEST = 1280, 1000, 2000
+_COUNT = _TRAIN + _VALIDATION + _TEST
+_DIGITS = 60_000
 _CLASSES, _LETTERS, _LENGTH = 8, 16, 20
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network on its data, and the hand loop that trains it: AdamW or SGD, at which rate, for how many epochs.
+    """A network on its data, and the hand loop that trains it: AdamW or SGD, and at which rate it begins.
 
     `remove` is the part of its channels that a mild pruning takes.
     """
@@ -27,7 +32,6 @@ class Case:
     rate: float
     remove: float
     adaptive: bool = True
-    epochs: int = 16
 
 
 class Plain(nn.Module):
@@ -131,28 +135,29 @@ def autoencoder() -> nn.Module:
     )
 
 
-def images() -> tuple[Tensor, Tensor]:
-    """The first digits of MNIST as (count, 1, 14, 14) in [0, 1], and their classes."""
+def images(seed: int) -> tuple[Tensor, Tensor]:
+    """One of 14 parts of MNIST's digits as (count, 1, 14, 14) in [0, 1], and their classes; no two share a digit."""
     with np.load(data_file("mnist.npz")) as file:
         pixels, targets = file["x_train"], file["y_train"]
-    count = _TRAIN + _VALIDATION + _TEST
-    return F.avg_pool2d(torch.from_numpy(pixels[:count]).float()[:, None] / 255, 2), torch.from_numpy(
-        targets[:count]
+    part = seed % (_DIGITS // _COUNT)
+    taken = slice(part * _COUNT, (part + 1) * _COUNT)
+    return F.avg_pool2d(torch.from_numpy(pixels[taken]).float()[:, None] / 255, 2), torch.from_numpy(
+        targets[taken]
     ).long()
 
 
-def clusters() -> tuple[Tensor, Tensor]:
+def clusters(seed: int) -> tuple[Tensor, Tensor]:
     """Twenty numbers a sample, six classes of four clusters each, a tenth of them labelled at random."""
-    generator = torch.Generator().manual_seed(1)
-    centres = torch.randn(24, 20, generator=generator) * 1.1
-    picks = torch.randint(24, (_TRAIN + _VALIDATION + _TEST,), generator=generator)
+    centres = torch.randn(24, 20, generator=torch.Generator().manual_seed(1)) * 1.1
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(24, (_COUNT,), generator=generator)
     targets = picks % 6
     wrong = torch.rand(len(picks), generator=generator) < 0.1
     targets[wrong] = torch.randint(6, (int(wrong.sum()),), generator=generator)
     return centres[picks] + torch.randn(len(picks), 20, generator=generator), targets
 
 
-def letters() -> tuple[Tensor, Tensor]:
+def letters(seed: int) -> tuple[Tensor, Tensor]:
     """Sequences of letters, each from one of eight sources that say which letter follows which, and the source."""
     generator = torch.Generator().manual_seed(2)
     follows = torch.softmax(
@@ -160,33 +165,34 @@ def letters() -> tuple[Tensor, Tensor]:
         + 0.7 * torch.randn(_CLASSES, 1, _LETTERS, generator=generator),
         dim=-1,
     )
-    targets = torch.randint(_CLASSES, (_TRAIN + _VALIDATION + _TEST,), generator=generator)
+    generator.manual_seed(seed)
+    targets = torch.randint(_CLASSES, (_COUNT,), generator=generator)
     sequence = [torch.randint(_LETTERS, (len(targets),), generator=generator)]
     for _ in range(_LENGTH - 1):
         sequence.append(torch.multinomial(follows[targets, sequence[-1]], 1, generator=generator)[:, 0])
     return torch.stack(sequence, dim=1), targets
 
 
-def _rows() -> tuple[Tensor, Tensor]:
-    inputs, targets = images()
+def _rows(seed: int) -> tuple[Tensor, Tensor]:
+    inputs, targets = images(seed)
     return inputs[:, 0], targets
 
 
-def _same() -> tuple[Tensor, Tensor]:
-    inputs, _ = images()
+def _same(seed: int) -> tuple[Tensor, Tensor]:
+    inputs, _ = images(seed)
     return inputs, inputs
 
 
 def _case(
     name: str,
     model: Callable[[], nn.Module],
-    data: Callable[[], tuple[Tensor, Tensor]],
+    data: Callable[[int], tuple[Tensor, Tensor]],
     seed: int,
     *,
     metric: str = "accuracy",
     **how: float,
 ) -> Case:
-    inputs, targets = data()
+    inputs, targets = data(seed)
     first, second = _TRAIN, _TRAIN + _VALIDATION
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -204,24 +210,20 @@ def _case(
     return Case(workload, **how)  # type: ignore[arg-type] # numbers by name
 
 
-# By name: the network, its data, and how it is trained.
+# By name: the network, its data, and how it is trained. Every seed has samples of its own of the same problem.
 CASES: dict[str, Callable[[int], Case]] = {
     "CNN, BatchNorm": lambda seed: _case(
         "batch_norm", lambda: Plain(nn.BatchNorm2d), images, seed, rate=0.1, remove=0.2, adaptive=False
     ),
     "CNN, GroupNorm": lambda seed: _case("group_norm", Residual, images, seed, rate=1.5e-2, remove=0.3),
     "CNN, no norm": lambda seed: _case(
-        "no_norm", lambda: Plain(lambda _: nn.Identity()), images, seed, rate=1e-2, remove=0.3, epochs=40
+        "no_norm", lambda: Plain(lambda _: nn.Identity()), images, seed, rate=1e-2, remove=0.3
     ),
     "MLP, tabular": lambda seed: _case("mlp", tabular, clusters, seed, rate=1e-2, remove=0.3),
-    "LSTM": lambda seed: _case("lstm", Recurrent, _rows, seed, rate=1.5e-2, remove=0.2, epochs=32),
-    "Transformer, LayerNorm": lambda seed: _case(
-        "layer_norm", RowTransformer, _rows, seed, rate=5e-3, remove=0.3, epochs=40
-    ),
+    "LSTM": lambda seed: _case("lstm", Recurrent, _rows, seed, rate=1.5e-2, remove=0.2),
+    "Transformer, LayerNorm": lambda seed: _case("layer_norm", RowTransformer, _rows, seed, rate=5e-3, remove=0.3),
     "Transformer, RMSNorm": lambda seed: _case("rms_norm", LetterTransformer, letters, seed, rate=5e-3, remove=0.4),
-    "Autoencoder": lambda seed: _case(
-        "autoencoder", autoencoder, _same, seed, metric="mse", rate=2e-3, remove=0.3, epochs=32
-    ),
+    "Autoencoder": lambda seed: _case("autoencoder", autoencoder, _same, seed, metric="mse", rate=2e-3, remove=0.3),
 }
 
 

@@ -40,7 +40,7 @@ def main() -> None:
         write_atomic(DOCS / "architectures.md", architectures_page.page(architectures, load("hub")))
     if (harm := load("training-harm")) is not None:
         training = DOCS / "training.md"
-        write_atomic(training, training_page.page(training.read_text(encoding="utf-8"), harm))
+        write_atomic(training, training_page.page(training.read_text(encoding="utf-8"), harm, load("soft-weight")))
     if (techniques := load("techniques")) is not None:
         write_atomic(DOCS / "techniques.md", techniques_page.page(techniques))
     if (classic := load("classic")) is not None:

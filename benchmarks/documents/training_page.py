@@ -13,21 +13,66 @@ _WAYS = {
 }
 
 
-def page(text: str, result: dict) -> str:
-    """`text`, the page as it is, with the tables of `result` between its marks."""
-    return MARK.sub(lambda found: found[1] + "\n".join(section(result)) + "\n" + found[2], text)
+def page(text: str, result: dict, weights: dict | None) -> str:
+    """`text`, the page as it is, with the tables of `result` and `weights` (None: without) between its marks."""
+    lines = section(result) + (by_weight(weights) if weights else [])
+    return MARK.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
+
+
+def by_weight(result: dict) -> list[str]:
+    """How `Distill` was told how much of its loss is the teacher's."""
+    kinds, chosen = result["networks"], result["decided"]
+    weights = list(chosen["worse"])
+    large = result["large"]
+    return [
+        "### How much the teacher counts",
+        "",
+        (
+            f"`Distill(soft_weight=...)` on validation data of the same kinds with {len(result['seeds'])} other seeds: "
+            "how far it stays below the hand loop of 9 epochs, in points or percent, negative where it is better. "
+            f"Fewest kinds are worse beyond noise, and the average is lowest, by {chosen['best']:g}; a larger network "
+            f"has to agree before a default changes. The default is {chosen['weight']:g}."
+        ),
+        "",
+        f"| network | {' | '.join(weights)} |",
+        f"|---|{'---|' * len(weights)}",
+        *(
+            f"| {kind['name']} | {' | '.join(_drop(kind['drops'][weight], kind['metric']) for weight in weights)} |"
+            for kind in kinds
+        ),
+        f"| worse beyond noise | {' | '.join(str(chosen['worse'][weight]) for weight in weights)} |",
+        f"| on average | {' | '.join(format(100 * chosen['mean_drop'][weight], '+.2f') for weight in weights)} |",
+        "",
+        *(
+            [
+                (
+                    f"{large['name']} after a prune of 30 %, {result['images']} training images, 4 epochs, against "
+                    f"{large['beside']}: "
+                    + "; ".join(f"{weight} {_drop(large['drops'][weight], large['metric'])}" for weight in weights)
+                    + "."
+                ),
+                "",
+            ]
+            if large
+            else []
+        ),
+    ]
 
 
 def section(result: dict) -> list[str]:
     seeds, where = result["seeds"], result["environment"]
     kinds = result["networks"]
+    drops = [drop["high"] for kind in kinds if kind["metric"] == "accuracy" for drop in kind["drops"].values()]
+    measured = f"no drop of accuracy can be larger than {100 * max(drops):.1f} points by the intervals"
     worse = "; ".join(f"{entry['network']} by `{entry['by']}`" for entry in result["worse"])
+    epochs = [told["reference"]["epochs"] for kind in kinds for told in kind["told"]]
     rates = [told[ours]["rate"] for kind in kinds for told in kind["told"] for ours in ("fine_tune", "distill")]
     return [
         "## What the defaults do after a mild prune (`make bench-training`)",
         "",
         (
-            f"Small networks of {len(kinds)} kinds, {len(seeds)} seeds, trained by hand, pruned, and recovered by "
+            f"Small networks of {len(kinds)} kinds, {len(seeds)} seeds with samples of their own, trained by hand "
+            f"until validation stands still, after {min(epochs)} to {max(epochs)} epochs, pruned, and recovered by "
             "defaults or by hand for as many epochs: the loop that trained the network, with a cosine from the best of "
             "its rate, a third and a tenth of it on validation, at its best epoch on validation. Scores of test data "
             "(accuracy in %, or the mean squared error) over the samples of all seeds, with 95 % intervals; drops are "
@@ -36,9 +81,8 @@ def section(result: dict) -> list[str]:
         ),
         "",
         (
-            f"Worse than by hand beyond noise: {worse or 'none'}. `Distill()` aims at what the network said before "
-            "pruning, and labels may lead past it: where more epochs on labels would have made that network better, a "
-            "hand loop on labels, or `FineTune()`, goes further."
+            f"Worse than by hand beyond noise: {worse or 'none'}; {measured}. An interval covers the noise of the "
+            "samples, not that of the trainings themselves."
         ),
         "",
         f"| network | {' | '.join(_WAYS.values())} |",

@@ -1,11 +1,16 @@
 """What the benchmark of small networks counts, on rows that can be added up by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
+from benchmarks import training_harm
 from benchmarks.data.small_networks import CASES, clusters, letters
 from benchmarks.documents import training_page
-from benchmarks.training_harm import summary
+from benchmarks.soft_weight import decided
+from benchmarks.training_harm import summary, until_still_
 from compressor.training.optimizers.composition import suits_sgd
 
 
@@ -15,7 +20,7 @@ def part(**rows: list[float]) -> dict:
         ours: {"optimizer": "AdamW", "rate": 0.01, "rate_from": "", "failed": False}
         for ours in ("fine_tune", "distill")
     }
-    return {"rows": ways, "told": told}
+    return {"rows": ways, "told": told | {"reference": {"epochs": 90, "best": 40}}}
 
 
 def test_drops_are_paired_over_the_samples_of_all_seeds() -> None:
@@ -39,23 +44,67 @@ def test_the_page_names_what_was_worse() -> None:
         "offsets": [{"offset": 100.0, "before": 0.5, "float32": 0.25, "auto": 0.125}],
         "worse": [{"network": "MLP, tabular", "by": "fine_tune"}],
     }
-    page = training_page.page("a\n<!-- results -->\nold\n<!-- /results -->\nb\n", result)
+    page = training_page.page("a\n<!-- results -->\nstale\n<!-- /results -->\nb\n", result, None)
     assert page.startswith("a\n<!-- results -->\n## What")
     assert page.endswith("<!-- /results -->\nb\n")
-    assert "old" not in page
-    assert "beyond noise: MLP, tabular by `fine_tune`. " in page
+    assert "stale" not in page
+    assert "beyond noise: MLP, tabular by `fine_tune`; " in page
     assert "| MLP, tabular | 100.0 [91.2, 100.0] | 0.0 [0.0, 8.8] |" in page
     assert "| 100 | 0.50000 | 0.25000 | 0.12500 |" in page
+    assert "stands still, after 90 to 90 epochs" in page
+
+
+class Scores:
+    """Stands for a network that is trained: its only weight counts its epochs, which have these scores."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores, self.rates = iter(scores), []
+        self.model = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.model.weight)
+
+    def epoch(self, model: nn.Module, _workload: object, _step: object) -> float:
+        with torch.no_grad():
+            model.weight += 1
+        return next(self.scores)
+
+
+def test_a_reference_is_trained_until_validation_stands_still(monkeypatch) -> None:
+    """Two epochs without a better one end a rate; the next goes on from the best, and the best of all is kept."""
+    scores = Scores([0.5, 0.6, 0.6, 0.5, 0.7, 0.1, 0.2, 0.3, 0.3, 0.9])
+    monkeypatch.setattr(training_harm, "PATIENCE", 2)
+    monkeypatch.setattr(training_harm, "epoch_", scores.epoch)
+    case = SimpleNamespace(workload=None, rate=1.0, adaptive=True)
+    # 0.6 is the best at the first rate (two epochs), 0.7 at the second (a third epoch); the third rate finds nothing.
+    assert until_still_(scores.model, case, 0) == {"epochs": 9, "best": 5}
+    assert scores.model.weight.item() == 3.0
+
+
+def kind_of(name: str, **drops: tuple[float, float]) -> dict:
+    return {"name": name, "drops": {weight: {"value": value, "low": low} for weight, (value, low) in drops.items()}}
+
+
+def test_the_weight_that_harms_fewest_kinds_is_taken() -> None:
+    """0.5 is worse on one kind, 0.7 and 0.9 on none, 0.7 better on average; a large network may speak against it."""
+    kinds = [
+        kind_of("a", **{"0.5": (-0.1, -0.2), "0.7": (-0.02, -0.1), "0.9": (0.01, -0.1)}),
+        kind_of("b", **{"0.5": (0.02, 0.01), "0.7": (0.0, -0.1), "0.9": (0.0, -0.1)}),
+    ]
+    assert decided(kinds, None)["best"] == 0.7
+    assert decided(kinds, None)["weight"] == 0.9
+    assert decided(kinds, None)["worse"] == {"0.5": 1, "0.7": 0, "0.9": 0}
+    assert decided(kinds, kind_of("large", **{"0.7": (0.01, 0.002)}))["weight"] == 0.9
+    assert decided(kinds, kind_of("large", **{"0.7": (0.01, -0.002)}))["weight"] == 0.7
 
 
 def test_the_kinds_are_what_their_names_say(monkeypatch) -> None:
-    """One of eight is trained by SGD; the synthetic data are the same in every process, and no class is missing."""
+    """One of eight is trained by SGD; synthetic data follow from the seed, and no class is missing."""
     monkeypatch.setattr(
-        "benchmarks.data.small_networks.images", lambda: (torch.zeros(4280, 1, 14, 14), torch.arange(4280) % 10)
+        "benchmarks.data.small_networks.images", lambda _: (torch.zeros(4280, 1, 14, 14), torch.arange(4280) % 10)
     )
     assert [name for name, make in CASES.items() if suits_sgd(make(0).workload.model)[0]] == ["CNN, BatchNorm"]
     assert len(CASES) == 8
     for data, classes in ((clusters, 6), (letters, 8)):
-        inputs, targets = data()
+        inputs, targets = data(3)
         assert set(targets.tolist()) == set(range(classes))
-        assert torch.equal(inputs, data()[0])
+        assert torch.equal(inputs, data(3)[0])
+        assert not torch.equal(inputs, data(4)[0])
