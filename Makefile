@@ -8,7 +8,7 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks check format docs same-results claims clean bench bench-cifar10 bench-training \
+.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs same-results claims clean bench bench-cifar10 bench-training \
 	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques
 
 help:  ## list the targets
@@ -54,6 +54,9 @@ test-mutations: $(VENV)/installed-dev  ## thousands of damaged files: none is re
 
 test-random-networks: $(VENV)/installed-dev  ## two thousand networks grown at random, pruned and compared
 	$(BIN)/python -m pytest -m random_networks
+
+test-random-graphs: $(VENV)/installed-dev  ## a thousand ONNX graphs grown at random, quantized and held against their reports
+	$(BIN)/python -m pytest -m "random_graphs or not random_graphs" tests/quantization/test_random_graphs.py
 
 # torchvision runs with the torch that it was built for alone, several GB with CUDA: in an environment of its own.
 .venv-hub/installed: pyproject.toml

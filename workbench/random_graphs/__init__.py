@@ -1,0 +1,1 @@
+"""ONNX graphs grown at random, and what quantization has to keep of them."""
