@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.documents.cells import escaped, points, spread
 from benchmarks.quantization import ablation, calibration, filled_widths, integer_speed, never_slower, saturation
+from benchmarks.quantization.files import page as files
 
 
 def section(result: dict) -> list[str]:
@@ -64,6 +65,7 @@ SECTIONS: dict[str, Callable[[dict], list[str]]] = {
     "calibration": calibration.section,
     "saturation": saturation.section,
     "never-slower": never_slower.section,
+    "files": files.section,
 }
 
 
