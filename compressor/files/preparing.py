@@ -20,7 +20,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from compressor.errors import CompressorError, OnnxFileError, first_said
 from compressor.files.carrying import note_reading_
-from compressor.files.converting.batch import freed
+from compressor.files.converting.batch import batched_elsewhere, freed
 from compressor.files.converting.operators import in_opset, without_functions
 from compressor.files.converting.precision import in_single_precision, is_quantized, other_precisions
 from compressor.files.declarations import check_declarations, check_outputs, dtype_of, given_inputs
@@ -263,7 +263,8 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 
 def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: Path, limits: Limits) -> onnx.ModelProto:
     """`model` for any batch, as it is where it takes one. Raises ValueError where it computes one alone."""
-    first = [dim for _, dim in _batches(model)]
+    elsewhere = batched_elsewhere(given_inputs(model))
+    first = [dim for name, dim in _batches(model) if name not in elsewhere]
     fixed = {dim[0].dim_value for dim in first if dim and dim[0].HasField("dim_value")}
     if not fixed:
         return model

@@ -320,6 +320,24 @@ def test_a_batch_of_one_becomes_free(tmp_path: Path, kind: str) -> None:
     assert _quantized(module, torch.from_numpy(values).repeat(8, 1, 1, 1))[1] > 20
 
 
+@pytest.mark.parametrize("scalar", [False, True], ids=["state", "state and rate"])
+def test_states_have_their_batch_elsewhere(tmp_path: Path, *, scalar: bool) -> None:
+    """A first dimension of 1 beside a batch that is free already is one of layers: nothing has to be freed."""
+    nodes = [helper.make_node("GRU", ["x", "W", "R", "", "", "h"], ["", "y"], hidden_size=16)]
+    constants = {"W": _weight(1, 48, 8), "R": _weight(1, 48, 16)}
+    inputs = [_value("x", ["t", "n", 8]), _value("h", [1, "n", 16])]
+    feeds = {"x": np.ones((5, 3, 8), np.float32), "h": np.ones((1, 3, 16), np.float32)}
+    if scalar:
+        nodes[0].output[1] = "last"
+        nodes.append(helper.make_node("Mul", ["last", "rate"], ["y"]))
+        inputs.append(_value("rate", []))
+        feeds["rate"] = np.array(2.0, np.float32)
+    path = _saved(tmp_path, nodes, constants, inputs=inputs, outputs=[_value("y")])
+    module = read_onnx(path)
+    assert [node.shape for node in module.session.get_inputs()][1] == [1, "n", 16]
+    _same(path, module, feeds)
+
+
 def _mixing(folder: Path) -> Path:
     """A file whose outputs mix the samples of its batch of 2."""
     middle = [

@@ -1,6 +1,7 @@
 """A batch that a file fixes, made free: in what it declares, and in the constants that hold it."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -33,6 +34,15 @@ def freed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
             holder.CopyFrom(numpy_helper.from_array(target, holder.name))
     _follow_sizes_(graph, batch)
     return free
+
+
+def batched_elsewhere(inputs: Iterable[onnx.ValueInfoProto]) -> set[str]:
+    """Those of `inputs` whose first dimension is fixed and that share a free one: states (layers, batch, units)."""
+    dims = {value.name: list(value.type.tensor_type.shape.dim) for value in inputs}
+    free = {name: {dim.dim_param for dim in sizes if dim.dim_param} for name, sizes in dims.items()}
+    shared = Counter(name for names in free.values() for name in names)
+    fixed = {name for name, sizes in dims.items() if sizes and sizes[0].HasField("dim_value")}
+    return {name for name in fixed if any(shared[other] > 1 for other in free[name])}
 
 
 def _reshape_targets(graph: onnx.GraphProto) -> Iterator[TensorProto]:
