@@ -140,14 +140,13 @@ def _entry(name: str, kind: type[Any]) -> StageEntry:
 
 def _parameters(kind: type[Any]) -> tuple[Parameter, ...]:
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    about = _text(kind)
     return tuple(
         Parameter(
             name=name,
             type=type_text(hint),
             default=None if _required(fields[name]) else data_of(default_of(fields[name])),
             required=_required(fields[name]),
-            about=_sentences_on(name, about),
+            about=_about(name, kind),
             choices={choice: _parameters(member) for choice, member in options(hint).items()},
         )
         for name, hint in settings(kind).items()
@@ -164,9 +163,15 @@ def _text(kind: type[Any]) -> str:
     return "" if text.startswith(f"{kind.__name__}(") else text
 
 
+def _about(name: str, kind: type[Any]) -> str:
+    """What the text of `kind` says of the parameter `name`, or that of the class from which it has it."""
+    found = (_sentences_on(name, _text(owner)) for owner in kind.__mro__ if dataclasses.is_dataclass(owner))
+    return next(filter(None, found), "")
+
+
 def _sentences_on(name: str, text: str) -> str:
-    """The sentences of `text` that speak of `name` in backticks."""
-    sentences = re.split(r"(?<=[.;])\s+", " ".join(text.split()))
+    """The whole sentences of `text` that speak of `name` in backticks."""
+    sentences = re.split(r"(?<=[.])\s+(?=[A-Z`])", " ".join(text.split()))
     return " ".join(sentence for sentence in sentences if f"`{name}" in sentence)
 
 

@@ -41,7 +41,10 @@ class OneShot:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(_Between):
-    """Equal parts in `steps` (>= 1) steps, with `epochs` (>= 1) of training between them."""
+    """Equal parts in `steps` (>= 1) steps, with `epochs` (>= 1) of training between them.
+
+    `optimizer`, `precision` and `freeze` are those of the training, as in FineTune.
+    """
 
     steps: int = 3
     epochs: int = 1
@@ -63,7 +66,8 @@ class Cubic(_Between):
     """Much at first and less and less later: the share 1 - (1 - t / steps)**3 after step t.
 
     `steps` (>= 1), with `epochs` (>= 1) of training between them. Zhu & Gupta 2017, "To prune,
-    or not to prune", arXiv:1710.01878, eq. 1, from nothing on.
+    or not to prune", arXiv:1710.01878, eq. 1, from nothing on. `optimizer`, `precision` and `freeze` are those of the
+    training, as in FineTune.
     """
 
     steps: int = 3
@@ -83,7 +87,10 @@ class Cubic(_Between):
 
 @dataclass(frozen=True, kw_only=True)
 class Steps(_Between):
-    """The given `fractions`, rising to 1, of what is to go, with `epochs` of training between them."""
+    """The given `fractions`, rising to 1, of what is to go, with `epochs` of training between them.
+
+    `optimizer`, `precision` and `freeze` are those of the training, as in FineTune.
+    """
 
     fractions: tuple[float, ...]
     epochs: int = 1

@@ -124,7 +124,11 @@ class RunFolder:
                 raise RunFolderError(f"{path} is of a former version, which did not look at every input; {way_out}")
             lines = list(changes(read_sealed(path, way_out=way_out), asked))
             if any(line.partition(":")[0] in _DRAWN for line in lines):
-                way_out += ". What is drawn at random is the same again only from a fixed seed"
+                drawn = ", ".join(sorted({line.partition(":")[0] for line in lines} & _DRAWN))
+                way_out += (
+                    f". Where nobody changed {drawn}, it is drawn at random anew in every process: draw it from a "
+                    "fixed seed, as after torch.manual_seed(0). What is drawn is the same again only then"
+                )
             if lines:
                 told = "\n".join(f"  {line}" for line in lines)
                 raise RunFolderError(f"{self.path} holds a run of something else:\n{told}\n{way_out}")

@@ -56,7 +56,7 @@ class Score(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude:
-    """The absolute value of each weight; of rows and blocks their norm, L1 or L2, over the number of their weights.
+    """The absolute value of each weight; of rows and blocks their `norm`, L1 or L2, over the number of their weights.
 
     Han et al. 2015, arXiv:1506.02626, sec. 3; filters by their L1 norm: Li et al. 2017, arXiv:1608.08710, sec. 3.1.
     """

@@ -58,8 +58,8 @@ class PruneChannels:
     the scope Global they are compared across layers: each layer's scores over their mean. Widths that remain are
     multiples of `align` (None: what the target's float kernels are built for, a sixteenth for recurrent units; 1: any;
     heads are never rounded). Layers that match a glob of `ignore`, layers that make the output, and whatever the model
-    does not survive are left alone and listed with the reason. `schedule` spreads the removal over steps with training
-    between them.
+    does not survive are left alone and listed with the reason. `criterion` says by which score channels go, and `scope`
+    among which others each is compared. `schedule` spreads the removal over steps with training between them.
     """
 
     effect: ClassVar[Effect] = Effect.STRUCTURE

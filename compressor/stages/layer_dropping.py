@@ -78,8 +78,9 @@ class DropBlocks:
     and everything else as its outermost module. Recurrent layers are blocks, too, alone or in a stack, where their
     input is as wide as their output: the second layer of the stack `rnn` is called `rnn.layers.1`, and the module keeps
     those that are left. `blocks` are globs of the names that may go. `batches` calibration batches decide the ranking,
-    and after every removal the remaining blocks are ranked again. Training has to follow. A group, in the scope
-    PerGroup, are the blocks of one class and one activation shape.
+    and after every removal the remaining blocks are ranked again. Training has to follow. `rank_by` says
+    by which score blocks go, and `scope` among which others each is compared: a group, in the scope PerGroup, are the
+    blocks of one class and one activation shape.
     """
 
     effect: ClassVar[Effect] = Effect.STRUCTURE

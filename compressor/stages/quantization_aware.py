@@ -59,7 +59,8 @@ _EMULATED_SAMPLES = 256
 class QuantizationAwareTraining(TrainingSettings):
     """The model as an integer graph that was trained as one, for accuracy that `Quantize` does not keep.
 
-    Weights of 2 to 8 bits and activations of 8 or 16, calibrated as by `Quantize`, learn from `workload.model`:
+    `weights` of 2 to 8 bits and `activations` of 8 or 16, whose ranges begin by `calibration` as in `Quantize`, learn
+    from `workload.model`:
     `soft_weight` in [0, 1] is the teacher's part of the loss, `temperature` (> 0, best 1 to 2) divides the logits. The
     file is that of the best epoch by validation. `skip` holds globs of nodes and modules that stay in float. Weights
     that an earlier stage made zero stay zero, and those it made equal stay equal. In the default `form` convolutions

@@ -25,6 +25,8 @@ from compressor.workload import Workload
 class SparseTraining(TrainingSettings):
     """Trains with the workload's loss and a penalty, and keeps the last epoch: the score does not see zeros.
 
+    `penalty` says what is drawn to zero, and how strongly.
+
     After every update the penalty takes off what its proximal operator takes in a step as long as SGD's: the rate over
     one minus momentum. Other optimizers, and one that finds its rate, take the steps of SGD at a rate of 0.01, so that
     a strength means the same everywhere. `layers` are globs of the layers that the penalty acts on. Without a strength

@@ -133,6 +133,14 @@ def test_every_value_object_says_what_it_is() -> None:
     assert chosen <= objects.keys()
 
 
+def test_every_setting_is_explained_in_whole_sentences() -> None:
+    """Of stages and of values that they take, those that come from a class below included."""
+    for entry in [*listing().values(), *value_objects().values()]:
+        for parameter in entry.parameters:
+            assert parameter.about.endswith((".", ")")), f"{entry.name}.{parameter.name}: {parameter.about!r}"
+            assert not parameter.about[0].islower(), f"{entry.name}.{parameter.name}"
+
+
 def test_a_plan_speaks_the_recipes_words(folder: Path) -> None:
     """What --dry-run prints of a stage is YAML that the recipe holds, and it says how long the run will take."""
     (folder / "mine.yaml").write_text(

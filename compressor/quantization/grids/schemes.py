@@ -42,7 +42,10 @@ def _check_bits(bits: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Symmetric:
-    """A range centred on zero. Signed integers then need no zero point; the most negative one is not used."""
+    """A range centred on zero. Signed integers then need no zero point; the most negative one is not used.
+
+    Numbers have `bits` bits; `granularity` says what shares one range.
+    """
 
     bits: int = 8
     granularity: Granularity = field(default_factory=PerChannel)
@@ -53,7 +56,10 @@ class Symmetric:
 
 @dataclass(frozen=True, kw_only=True)
 class Asymmetric:
-    """A range from the lowest to the highest value, extended to contain zero."""
+    """A range from the lowest to the highest value, extended to contain zero.
+
+    Numbers have `bits` bits; `granularity` says what shares one range.
+    """
 
     bits: int = 8
     granularity: Granularity = field(default_factory=PerTensor)

@@ -62,6 +62,7 @@ class SevenBits:
 class Portable:
     """Weights that give the same numbers on x86 CPUs without VNNI, and the check that they do.
 
+    `cure` says how the weights are made so.
     `samples` of the validation data (>= 1) are run as such a CPU would run them.
     """
 

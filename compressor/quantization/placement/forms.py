@@ -62,7 +62,9 @@ class Candidate:
 class Fastest:
     """Whichever candidate is measured to be the fastest, the smallest of those that tie.
 
-    A candidate is out if it loses more than `max_drop` on the validation data (a fraction, as in `Budget`; None does
+    `candidates` are the forms that are tried, each with weights of its own or the stage's.
+
+    One is out if it loses more than `max_drop` on the validation data (a fraction, as in `Budget`; None does
     not look), or keeps fewer than `min_sqnr_db` decibels of the outputs on calibration data.
     """
 
