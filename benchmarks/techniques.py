@@ -3,10 +3,11 @@
     python -m benchmarks.techniques [--rows 2:4 ...] [--epochs 2] [--images 2000] [--clock wall] [--out DIR]
 
 ResNet-20 on CIFAR-10. Every technique is one or two stages, followed by the same distillation: the same images, epochs,
-optimizer and rate. Each becomes a float32 file and, by `Quantize()`, an 8-bit one. The files are stored, one row after
-the other, so that a killed run goes on where it was; in the end all of them are judged on test images that no decision
-has read, and timed in one pass, each interleaved with the dense float32 file. `--clock thread` times by the seconds
-that the calling thread has on the CPU: for a machine that others use meanwhile.
+optimizer and rate. Each becomes a float32 file, by `Quantize()` an 8-bit one, and, where weights share values, a
+float32 one with codebooks. The files are stored, one row after the other, so that a killed run goes on where it was; in
+the end all of them are judged on test images that no decision has read, and timed in one pass, each interleaved with
+the dense float32 file. `--clock thread` times by the seconds that the calling thread has on the CPU: for a machine that
+others use meanwhile.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from torch import nn
 from benchmarks.arms import described, slug
 from benchmarks.data import cifar
 from benchmarks.stored import RESULTS
+from compressor.clustering.codebook_files import with_codebooks
 from compressor.files.export import export_onnx
 from compressor.intervals import paired_drop, score_estimate
 from compressor.machine import environment
@@ -46,7 +48,7 @@ from compressor.workload import Workload, first_batches, resize_batch
 
 RESULT = RESULTS / "techniques.json"
 DENSE, TAUGHT = "dense", "dense, distilled"
-FLOAT, INTEGER = "float32", "int8"
+FLOAT, INTEGER, CODEBOOKS = "float32", "int8", "codebooks"
 SEED = 0
 # Batches of images that decide which epoch is kept.
 JUDGING = 8
@@ -139,10 +141,16 @@ def judged(workload: Workload, out: Path, *, seconds: float) -> dict[str, Any]:
         facts = out / f"{slug(label)}.json"
         if facts.exists():
             rows[label] = read_json(facts)
+    for label, row in rows.items():
+        if row["error"] is not None:
+            continue
+        stored, books = with_codebooks(path_of(out, label, FLOAT).read_bytes())
+        if books:
+            write_atomic(path_of(out, label, CODEBOOKS), stored)
     files = {
         (label, form): path_of(out, label, form).read_bytes()
         for label in rows
-        for form in (FLOAT, INTEGER)
+        for form in (FLOAT, INTEGER, CODEBOOKS)
         if path_of(out, label, form).exists()
     }
     for (label, form), file in files.items():
@@ -172,14 +180,15 @@ def judged(workload: Workload, out: Path, *, seconds: float) -> dict[str, Any]:
 
 def print_table(result: dict[str, Any]) -> None:
     for row in result["rows"]:
-        for form in (FLOAT, INTEGER):
+        if row["error"] is not None:
+            print(f"{row['label']:26s} {row['error']}")
+        for form in (FLOAT, INTEGER, CODEBOOKS):
             if form not in row:
-                print(f"{row['label']:26s} {row['error']}")
                 continue
             found = row[form]
             drop, speedup = found["drop"], found["speedup"]
             print(
-                f"{row['label']:26s} {form:8s} {100 * found['accuracy']['value']:6.2f} %, drop "
+                f"{row['label']:26s} {form:9s} {100 * found['accuracy']['value']:6.2f} %, drop "
                 f"{100 * drop['value']:5.2f} [{100 * drop['low']:.2f}, {100 * drop['high']:.2f}], "
                 f"{found['size_bytes'] / 1024:7.1f} KiB, {found['compressed_bytes'] / 1024:7.1f} after zstd, "
                 f"{speedup['value']:.2f}x [{speedup['low']:.2f}, {speedup['high']:.2f}]"
