@@ -4,6 +4,7 @@ import math
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,8 @@ def first_labelled(workload: Workload, model: nn.Module, form: Form) -> tuple[Te
 def has_loss(workload: Workload, outputs: Tensor, targets: Targets) -> bool:
     """Whether the loss of a batch is finite, which that of one is not whose labels are all ignored."""
     try:
-        return math.isfinite(float(workload.loss(outputs, targets)))
+        with torch.no_grad():  # on copies, for it may write into them
+            return math.isfinite(float(workload.loss(outputs.clone(), map_targets(targets, copied))))
     except Exception:  # noqa: BLE001 - whatever is wrong is said by who asks for more
         return True
 
@@ -64,6 +66,11 @@ def found(workload: Workload, outputs: Tensor, targets: Targets) -> Found:
     metric = workload.metric
     outputs, targets = _together(workload, outputs, targets)
     return kind_of(outputs, *judged_by(workload, targets), classes=metric.classes, axis=metric.class_axis)
+
+
+def copied(value: Any) -> Any:
+    """A copy of `value` where it is a tensor: losses may write into their targets."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _together(workload: Workload, outputs: Tensor, targets: Targets) -> tuple[Tensor, Targets]:

@@ -43,6 +43,8 @@ from compressor.training.validation import Comparison, compare, validation_rows
 from compressor.workload import Workload
 
 MAX_RETRIES = 2
+# How many parameters of a loss are named.
+_NAMED = 4
 
 
 def train(
@@ -99,6 +101,7 @@ def train(
         form.applied(model),
         stream.kept(),
         loss_state.kept(),
+        loss_state.frozen(model, workload.model) as of_loss,
         dense_gradients(model),
     ):
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -107,7 +110,7 @@ def train(
                 "(requires_grad), and leave it out of freeze"
             )
         still = still_modules(part, workload.model, settings.freeze)
-        frozen = frozen_names(part, still)
+        frozen = (*frozen_names(part, still), *_of_loss(of_loss))
         plan = [*context.plan_before, *context.plan]
         zeros = held_parameters(part, held_names(plan))
         clustered = held_parameters(part, clustered_names(plan))
@@ -237,6 +240,13 @@ def _updates(
         before_step=held.even_gradients_,
         after_step=held.after(after_step),
     )
+
+
+def _of_loss(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What is told of the parameters of a loss, which may hold a whole network."""
+    more = len(names) - _NAMED
+    shown = tuple(f"{name} of the loss" for name in names[:_NAMED])
+    return (*shown, f"{more} more of the loss") if more > 0 else shown
 
 
 def _other_rates(updates: Updates, settings: TrainingSettings) -> str:

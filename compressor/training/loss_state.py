@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.streams.own_state import Counters, OwnState
 from compressor.training.snapshots import Tensors
@@ -66,6 +66,27 @@ class LossState:
                 yield
             finally:
                 self.restore_(tensors, numbers)
+
+    @contextmanager
+    def frozen(self, *models: nn.Module) -> Iterator[tuple[str, ...]]:
+        """Its parameters that want gradients want none within, and are named; those of `models` are theirs.
+
+        A training moves the model alone, and must leave no gradients behind in what it does not move.
+        """
+        others = {id(parameter) for model in models for parameter in model.parameters()}
+        found = {
+            f"{path}.{name}".replace("_modules.", "").lstrip("."): parameter
+            for path, module in self.own.modules.items()
+            for name, parameter in vars(module)["_parameters"].items()
+            if parameter is not None and parameter.requires_grad and id(parameter) not in others
+        }
+        for parameter in found.values():
+            parameter.requires_grad_(False)
+        try:
+            yield tuple(found)
+        finally:
+            for parameter in found.values():
+                parameter.requires_grad_()
 
     def _kept(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for path, keeper in (*self.own.counting.items(), *self.own.modules.items()):

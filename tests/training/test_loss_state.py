@@ -14,7 +14,7 @@ from compressor.batches import Batches
 from compressor.metrics import Metric
 from compressor.running.preflight import check_workload
 from compressor.stage import Context
-from compressor.stages import FineTune
+from compressor.stages import Distill, FineTune
 from compressor.training import loop
 from compressor.training.loss_state import LossState
 from compressor.training.optimizers.choices import SGD, AutoOptimizer
@@ -164,3 +164,56 @@ def test_large_tensors_are_data_and_shared_ones_stay_shared(monkeypatch: pytest.
     assert held.sum() == 0
     monkeypatch.setattr("compressor.training.loss_state._MOST", 2)
     assert not state.tensors()
+
+
+class LearntCentres(nn.Module):
+    """Wen et al. 2016: the distance to the centre of one's class, of centres that want gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        self.scale = nn.Linear(3, 3, bias=False)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (self.scale(outputs) - self.centres[targets]).square().mean()
+
+
+def within(loss: nn.Module) -> Any:
+    """A function that holds the loss in its closure."""
+    return lambda outputs, targets: 2 * loss(outputs, targets)
+
+
+def wide() -> nn.Module:
+    """A loss with more parameters than a report wants to name."""
+    loss = LearntCentres()
+    loss.scale = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("make", "wrap", "told"),
+    [
+        (LearntCentres, lambda loss: loss, ["centres of the loss", "scale.weight of the loss"]),
+        (LearntCentres, within, ["loss.centres of the loss", "loss.scale.weight of the loss"]),
+        (wide, lambda loss: loss, ["centres of the loss", "scale.0.weight of the loss", "scale.0.bias of the loss"]),
+    ],
+)
+@pytest.mark.parametrize("stage", [FineTune(), Distill()], ids=["fine_tune", "distill"])
+def test_parameters_of_a_loss_stay_and_keep_no_gradients(make: Any, wrap: Any, told: list[str], stage: Any) -> None:
+    """Outside of a run nothing refuses them: they are as they were, want gradients again, have none, and are named."""
+    torch.manual_seed(0)
+    loss = make()
+    before = [parameter.detach().clone() for parameter in loss.parameters()]
+    inputs = torch.randn(24, 4)
+    data = Batches((inputs, torch.arange(24) % 3), batch_size=8)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    workload = same_data(model, data, inputs[:2], loss=wrap(loss), metric=FLAT)
+    context = Context(progress=False)
+    trained = stage.apply(copy.deepcopy(model), workload, context)
+    assert not all(torch.equal(one, two) for one, two in zip(trained.parameters(), model.parameters(), strict=True))
+    for parameter, value in zip(loss.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+        assert parameter.requires_grad
+        assert parameter.grad is None
+    frozen = context.details["trainings"][0]["frozen"]
+    assert frozen[: len(told)] == told

@@ -12,11 +12,11 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Targets, judged_target, target_rows, with_judged
+from compressor.batches import Targets, judged_target, map_targets, target_rows, with_judged
 from compressor.outputs.finding import Found
 from compressor.outputs.kinds import IGNORED, Classes
 from compressor.structure.calling.draws import kept_randomness
-from compressor.training.judged import first_labelled
+from compressor.training.judged import copied, first_labelled
 from compressor.training.precision import Form, at_least_float32
 from compressor.training.replay import kept_modes, replayed
 from compressor.workload import Workload
@@ -68,7 +68,7 @@ def weighing_of(model: nn.Module, workload: Workload, form: Form, *, seed: int) 
         if first is None or len(first[0]) < 2:
             return Weighing()
         # In main memory, where labels out of range end no process.
-        outputs, targets = at_least_float32(first[0]).cpu(), first[1]
+        outputs, targets = at_least_float32(first[0]).cpu(), map_targets(first[1], copied)
         found = [_fitting(workload, outputs, each) for each in _variants(workload.output, targets)]
     seen = [each for each in found if each is not None]
     # Where all labels count, samples and labels are alike: those that are left out tell them apart.
