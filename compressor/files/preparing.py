@@ -55,6 +55,8 @@ _MEMORY_WORDS = (
 Batch = Literal["free", "fixed"]
 # Inputs by name or in the file's order, a sample in every row.
 Sample = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
+# Names of sizes that say nothing.
+_UNKNOWN = ("?", "-1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,16 @@ def _parsed(path: Path) -> onnx.ModelProto:
         opset_of(model)
     except ValueError as error:
         raise OnnxFileError(f"{path}: {error}") from error
+    _leave_unknown_(model.graph)
     return model
+
+
+def _leave_unknown_(graph: onnx.GraphProto) -> None:
+    """Sizes that are written as -1 or "?", as some converters do, are not known: no two of them are the same size."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            if dim.dim_value == -1 or dim.dim_param in _UNKNOWN:
+                dim.Clear()
 
 
 def _prepared(

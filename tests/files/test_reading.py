@@ -306,3 +306,26 @@ def test_an_old_file_that_was_not_read_says_how(trained: TinyResNet) -> None:
     module = OnnxModule(exported(trained, torch.randn(2, 3, 8, 8), opset=11).SerializeToString())
     with pytest.raises(StageError, match=r"the file has opset 11.*compressor\.read_onnx"):
         Quantize().apply(module, workload_of(module), QUIET)
+
+
+@pytest.mark.parametrize(("batch", "size"), [(-1, "?"), ("?", "?"), ("n", "-1"), (-1, -1)])
+def test_sizes_that_are_written_as_unknown_are_free(batch: int | str, size: int | str, tmp_path: Path) -> None:
+    """Some converters write -1 or "?" for every size that they do not know: no two of them need be the same."""
+    shape = [batch, 3, size, size]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "kernel"], ["map"], "layer"),
+            helper.make_node("GlobalAveragePool", ["map"], ["mean"], "pool"),
+        ],
+        "converted",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("mean", TensorProto.FLOAT, [batch, 4, 1, 1])],
+        [numpy_helper.from_array(np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32), "kernel")],
+        value_info=[helper.make_tensor_value_info("map", TensorProto.FLOAT, [batch, 4, size, size])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=7)
+    module = read_onnx(written(model, tmp_path))
+    for count in (1, 3):
+        image = torch.randn(count, 3, 6, 9)
+        by_torch = nn.functional.conv2d(image, torch.from_numpy(numpy_helper.to_array(graph.initializer[0]).copy()))
+        assert torch.allclose(module(image), by_torch.mean(dim=(2, 3), keepdim=True), atol=1e-5)

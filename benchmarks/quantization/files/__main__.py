@@ -82,7 +82,7 @@ def row_of(case: Case, *, seconds: float) -> dict[str, Any]:
 
 
 def _quantized(case: Case, path: Path, inputs: Arrays, *, seconds: float) -> dict[str, Any]:
-    module = read_onnx(path)
+    module = read_onnx(path, example=_part(inputs, 0, 2))
     exported = module.onnx_bytes
     names = [value.name for value in open_session(exported).get_outputs()]
     wanted = outputs_of(exported, inputs)

@@ -109,7 +109,7 @@ CASES = (
         package="rapidocr-onnxruntime",
         version="1.4.4",
         path="rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
-        samples=(6, 6, 8),
+        samples=(4, 4, 5),
         inputs=lambda _, count: {"x": pictures.pages(count, size=736)},
         decisions={"sigmoid_0.tmp_0": Above(threshold=0.3)},
     ),
