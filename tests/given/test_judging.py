@@ -62,6 +62,9 @@ def test_a_name_says_which_output_is_judged(form) -> None:
     assert torch.equal(predict(workload.model, DATA[0]), expected)
     assert workload.model.state_dict().keys() == model.state_dict().keys()
     assert not model._forward_hooks
+    given = workload.model(DATA[0])
+    assert next(iter(given)) == "judged"
+    assert len(given) == 2  # the judged output has no second name
     check_workload(workload)
 
 
@@ -73,6 +76,8 @@ def test_a_function_makes_one_tensor_of_several() -> None:
     kind = model(DATA[0]).kind
     assert torch.equal(output_tensor(given), kind - kind.mean())
     assert list(given) == ["judged", "depth", "kind"]
+    picked = Workload.from_datasets(model, train=DATA, test=DATA, judge=lambda seen: seen.kind)
+    assert list(picked.model(DATA[0])) == ["judged", "depth"]
 
 
 def test_the_judged_output_goes_through_pruning_and_integers(tmp_path) -> None:
