@@ -1,6 +1,13 @@
 """The documents show the stored results: none is typed."""
 
-from benchmarks.documents import architectures_page, first_page, quantization_page, structure_page, training_page
+from benchmarks.documents import (
+    architectures_page,
+    first_page,
+    quantization_page,
+    structure_page,
+    techniques_page,
+    training_page,
+)
 from benchmarks.stored import load, load_all
 from workbench import ROOT
 from workbench.zoo import ARCHITECTURES
@@ -37,6 +44,14 @@ def test_the_page_of_training_shows_what_is_stored():
     stored = load("training-harm")
     assert stored is not None, "the benchmark's results belong into the repository"
     assert text("docs/training.md") == training_page.page(text("docs/training.md"), stored, load("soft-weight"))
+
+
+def test_the_pages_of_techniques_show_what_is_stored():
+    """docs/techniques.md and the tables of docs/classic.md are what `make docs` makes of the stored results."""
+    rows, classic = load("techniques"), load("classic")
+    assert rows is not None, "the benchmark's results belong into the repository"
+    assert text("docs/techniques.md") == techniques_page.page(rows)
+    assert text("docs/classic.md") == techniques_page.classic_page(text("docs/classic.md"), classic)
 
 
 def test_the_page_of_architectures_shows_what_is_stored():
