@@ -160,6 +160,7 @@ class Workload:
         known = metric_named(metric)
         sets = sets_of_datasets(
             {"train": train, "validation": validation, "test": test},
+            model=model,
             stratified=known is None or known.classes,
             batch_size=batch_size,
             transform=transform,
@@ -290,6 +291,8 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
 
 def raw_output(model: nn.Module, inputs: Inputs) -> Any:
     """What `call_model` gives, where a model may keep what it likes."""
+    # Files may have samples elsewhere than in rows.
+    model = getattr(model, "on_samples", model)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

@@ -19,8 +19,9 @@ from onnx import helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from compressor.errors import CompressorError, OnnxFileError, first_said
-from compressor.files.carrying import note_reading_
-from compressor.files.converting.batch import batched_elsewhere, freed
+from compressor.files.carrying import note_layout_, note_reading_
+from compressor.files.converting.batch import batched_elsewhere
+from compressor.files.converting.layouts import free_layout, why_fixed
 from compressor.files.converting.operators import in_opset, without_functions
 from compressor.files.converting.precision import in_single_precision, is_quantized, other_precisions
 from compressor.files.declarations import check_declarations, check_outputs, dtype_of, given_inputs
@@ -273,28 +274,19 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 
 
 def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: Path, limits: Limits) -> onnx.ModelProto:
-    """`model` for any batch, as it is where it takes one. Raises ValueError where it computes one alone."""
+    """`model` for any batch, with a note of where samples lie. Raises OnnxFileError where it computes one alone."""
     elsewhere = batched_elsewhere(given_inputs(model))
     first = [dim for name, dim in _batches(model) if name not in elsewhere]
     fixed = {dim[0].dim_value for dim in first if dim and dim[0].HasField("dim_value")}
+    found = free_layout(model, feeds, lambda each: _runner(each, limits, path), _difference)
+    if found is not None:
+        free, layout = found
+        note_layout_(free, layout)
+        return free
     if not fixed:
         return model
     sizes = ", ".join(map(str, sorted(fixed)))
-    # Samples with other values behind them: outputs that mix samples would show.
-    turned = {name: np.flip(values).copy() for name, values in feeds.items()}
-    run = _runner(model, limits, path)
-    parts = [run(each) for each in (feeds, turned)]
-    if len(fixed) > 1 or not all(map(len, first)):
-        problem = "its inputs have different ones, or none"
-    elif any(isinstance(part, str) or not all(output.ndim for output in part) for part in parts):
-        problem = "its outputs have none, or not for all inputs"
-    else:
-        twice = {name: np.concatenate([values, turned[name]]) for name, values in feeds.items()}
-        expected = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
-        free = freed(model, *fixed)
-        problem = _difference(_runner(free, limits, path)(twice), expected)
-        if not problem:
-            return free
+    problem = why_fixed(model, feeds, lambda each: _runner(each, limits, path), _difference)
     raise OnnxFileError(
         f"{path} is for batches of {sizes} alone, and the batch could not be made free: {problem}. Keep it with "
         'batch="fixed" (--batch fixed), or export it with a free batch: dynamic_shapes (or dynamic_axes) of '
@@ -322,11 +314,18 @@ def _example(model: onnx.ModelProto, sample: Sample) -> Feeds:
     except ValueError as error:
         raise OnnxFileError(str(error)) from error
     feeds: Feeds = {}
-    for name, dim in _batches(model):
+    declared = {value.name: value.type.tensor_type.shape.dim for value in given_inputs(model)}
+    # What is called like a first dimension varies with it wherever it stands.
+    batches = {dims[0].dim_param for dims in declared.values() if dims and dims[0].dim_param}
+    for name, dims in declared.items():
         values = given[name]
-        feeds[name] = np.ascontiguousarray(
-            values[: dim[0].dim_value or _MOST_SAMPLES] if dim and values.ndim else values
-        )
+        if len(dims) == values.ndim:
+            # Of what a file fixes, it takes no more.
+            ends = [each.dim_value or (_MOST_SAMPLES if each.dim_param in batches else None) for each in dims]
+            if dims and not dims[0].HasField("dim_value"):
+                ends[0] = _MOST_SAMPLES
+            values = values[tuple(map(slice, ends))]
+        feeds[name] = np.ascontiguousarray(values).reshape(values.shape)
     return feeds
 
 

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
+
 from compressor.batches import Augment, Batches, all_targets, as_tensors, sample_count, split_batch
 from compressor.checks import check_fraction
 from compressor.errors import WorkloadError
 from compressor.given.loaders import Loaders
 from compressor.given.numbers import as_usual, holds_float64, is_usual, tell_of_float64
+from compressor.given.rows import in_rows
 from compressor.given.splits import parted, strata_of
 from compressor.streams.passes import Mapped
 
@@ -15,6 +18,7 @@ from compressor.streams.passes import Mapped
 def sets_of_datasets(
     given: Mapping[str, Any],
     *,
+    model: nn.Module,
     stratified: bool,
     batch_size: int,
     transform: Callable[[Any], Any] | None,
@@ -23,11 +27,11 @@ def sets_of_datasets(
     calibration_samples: int,
     seed: int,
 ) -> Loaders:
-    """The sets made of the datasets `given`: train, validation (None: a part of train is held out) and test.
+    """The sets of the datasets `given` for `model`: train, validation (None: a part of train is held out) and test.
 
     Calibration is a part of what trains. Raises ValueError where nothing can be held out.
     """
-    train, validation, test = usual_samples(given)
+    train, validation, test = usual_samples({name: in_rows(model, samples) for name, samples in given.items()})
     rest = list(range(sample_count(train)))
     strata = strata_of(all_targets(train)) if stratified else None
     if validation is None:

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from compressor.batches import Inputs
 from compressor.files.graphs import attribute, inner_graphs, parse
-from compressor.runtime import feeds_of, load_session, session_options
+from compressor.runtime import OnnxModule, feeds_of, load_session, session_options
 from compressor.workload import resize_batch
 
 Shape = list[int]
@@ -33,8 +33,7 @@ def count_macs(onnx_bytes: bytes, inputs: Inputs) -> int:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = load_session(onnx_bytes, options)
-        fixed = session.get_inputs()[0].shape[0] if session.get_inputs() and session.get_inputs()[0].shape else 1
-        samples = fixed if isinstance(fixed, int) else 1
+        samples = OnnxModule(onnx_bytes).fixed_batch or 1
         session.run(None, feeds_of(session, resize_batch(inputs, samples)))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     equations: dict[str, str] | None = None

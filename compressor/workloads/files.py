@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.errors import WorkloadError
+from compressor.errors import OnnxFileError, WorkloadError
 from compressor.files.preparing import Batch, Watcher, made_up
 from compressor.files.reading import read_onnx, read_onnx_on
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Numbers
-from compressor.runtime import OnnxModule
+from compressor.runtime import OnnxModule, layout_of
 from compressor.workload import Workload, resize_batch
 from compressor.workloads.arrays import read_arrays
 from compressor.workloads.unlabelled import FEWEST_SAMPLES, answers, metric_without_labels
@@ -45,7 +45,13 @@ def workload_of_files(model: Path, data: Path, *, batch: Batch = "free", metric:
     """
     arrays = read_arrays(data)
     fitting = _Fitting(arrays, data)
-    module = read_onnx_on(model, arrays, fitting, batch=batch)
+    try:
+        module = read_onnx_on(model, arrays, fitting, batch=batch)
+    except OnnxFileError:
+        if fitting.doubt is not None:
+            raise fitting.doubt from None
+        raise
+    fitting.fit(module)
     size = module.fixed_batch if batch == "fixed" else 0
     usual = "mse" if fitting.parts[0][1].is_floating_point() else "accuracy"
     if "targets" not in arrays:
@@ -120,19 +126,43 @@ class _Fitting(Watcher):
 
     def __init__(self, arrays: dict[str, NDArray[Any]], path: Path) -> None:
         self.arrays, self.path = arrays, path
+        self.doubt: WorkloadError | None = None
 
     def found(self, dtypes: dict[str, str], outside_bytes: int) -> None:
-        """Splits the samples for the report from the others."""
+        """Splits the samples for the report from the others; whether rows agree may depend on the file's layout."""
         del outside_bytes
-        kinds = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
-        samples = _samples(self.arrays, kinds, self.path, prefix="")
-        named = any(f"test_{name}" in self.arrays for name in ("targets", "inputs", *kinds))
-        self.parts = (
-            (samples, _samples(self.arrays, kinds, self.path, prefix="test_")) if named else _parts(samples, self.path)
-        )
+        self.kinds = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
+        try:
+            self.parts = self._parted(None)
+        except _RowsError as error:
+            self.doubt = error
+
+    def fit(self, module: OnnxModule) -> None:
+        """Brings samples into rows where the file `module` has them elsewhere. Raises WorkloadError for others."""
+        if layout_of(module.session).inputs:
+            self.parts = self._parted(module)
+        elif self.doubt is not None:
+            raise self.doubt
+
+    def _parted(self, module: OnnxModule | None) -> tuple[Samples, Samples]:
+        samples = _samples(self.arrays, self.kinds, self.path, prefix="", module=module)
+        if any(f"test_{name}" in self.arrays for name in ("targets", "inputs", *self.kinds)):
+            return samples, _samples(self.arrays, self.kinds, self.path, prefix="test_", module=module)
+        return _parts(samples, self.path)
 
 
-def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], path: Path, *, prefix: str) -> Samples:
+class _RowsError(WorkloadError):
+    """Arrays do not have a sample in every row, as far as is known before the file is."""
+
+
+def _samples(
+    arrays: dict[str, NDArray[Any]],
+    kinds: dict[str, np.dtype[Any]],
+    path: Path,
+    *,
+    prefix: str,
+    module: OnnxModule | None,
+) -> Samples:
     names = {name: f"{prefix}{name}" for name in kinds}
     if len(kinds) == 1 and f"{prefix}inputs" in arrays:
         names = dict.fromkeys(kinds, f"{prefix}inputs")
@@ -147,8 +177,9 @@ def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], p
         )
     used = {given: arrays[given] for given in wanted}
     for given, values in used.items():
-        if values.dtype.kind not in "biuf" or not values.ndim:
-            raise WorkloadError(
+        if values.dtype.kind not in "biuf" or (not values.ndim and module is None):
+            refusal = WorkloadError if values.dtype.kind not in "biuf" else _RowsError
+            raise refusal(
                 f"{path} has in {given} {'one value' if not values.ndim else 'values'} of type {values.dtype}, and "
                 "rows of real numbers are wanted"
             )
@@ -157,6 +188,9 @@ def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], p
     except TypeError as error:
         told = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
         raise WorkloadError(f"the inputs of the model are {told}, and torch has no such tensors") from error
+    if module is not None:
+        labels = used.get(f"{prefix}targets")
+        tensors = module.in_rows(tensors, None if labels is None else len(labels))
     rows = len(next(iter(tensors.values())))
     # Without labels only their number is known as yet.
     values = used[f"{prefix}targets"] if labelled else np.zeros(rows)
@@ -164,7 +198,7 @@ def _samples(arrays: dict[str, NDArray[Any]], kinds: dict[str, np.dtype[Any]], p
     counts = {name: len(tensor) for name, tensor in (*tensors.items(), ("targets", targets))}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise WorkloadError(f"{path} needs as many rows in every array, got {told}")
+        raise _RowsError(f"{path} needs as many rows in every array, got {told}")
     return next(iter(tensors.values())) if len(tensors) == 1 else tensors, targets
 
 

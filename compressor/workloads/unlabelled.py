@@ -12,6 +12,7 @@ from compressor.given.judging import Which, judged_by
 from compressor.given.models import as_usual_model
 from compressor.given.numbers import as_usual
 from compressor.metrics import Metric
+from compressor.runtime import OnnxModule
 from compressor.scoring.agreement import decisions_of
 from compressor.training.replay import kept_modes, replayed
 from compressor.workload import Workload, predict
@@ -41,6 +42,8 @@ def workload_of_inputs(
     `Workload.from_datasets`. Raises WorkloadError where rows differ in number, or outputs in size from batch to batch.
     """
     given = as_usual(inputs)
+    if isinstance(model, OnnxModule):
+        given = model.in_rows(given)
     count = _rows_of(given)
     targets = answers(judged_by(as_usual_model(model), judge), given, count=count, batch_size=batch_size)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))

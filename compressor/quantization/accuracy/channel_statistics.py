@@ -12,7 +12,7 @@ from tqdm import tqdm
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of, inner_graphs, replace_nodes_
-from compressor.runtime import Feeds, feeds_of, open_session
+from compressor.runtime import Feeds, laid_out, layout_of, open_session, samples_of
 from compressor.scoring.decibels import decibels, reported_db
 from compressor.workload import batches_of
 
@@ -86,16 +86,16 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelPr
 
 
 def _slices(session: Any, wanted: list[str], data: Iterable[Any], samples: int) -> Iterator[Feeds]:
-    limit, left = 0, samples
+    limit, left, layout = 0, samples, layout_of(session)
     for inputs, _ in batches_of(data):
-        feeds = feeds_of(session, inputs) if session.get_inputs() else {}
+        feeds = samples_of(session, inputs) if session.get_inputs() else {}
         size = len(next(iter(feeds.values()))) if feeds else 1
         if not limit:
-            values = session.run(wanted, _part(feeds, 0, 1, size)) if wanted else []
+            values = session.run(wanted, laid_out(layout, _part(feeds, 0, 1, size))) if wanted else []
             limit = max(1, _MAX_BYTES // max(1, sum(value.nbytes for value in values)))
         size_used = min(size, left)
         for start in range(0, size_used, limit):
-            yield _part(feeds, start, min(start + limit, size_used), size)
+            yield laid_out(layout, _part(feeds, start, min(start + limit, size_used), size))
         left -= size_used
         if left <= 0:
             return

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
+from compressor.files.carrying import noted_layout
 from compressor.files.graphs import copy_of, producers
 from compressor.files.operators import operator_of
 from compressor.notes.quantization import Calibrated
@@ -29,7 +30,7 @@ from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.ranges.choice import choose_ranges
 from compressor.quantization.ranges.histogram import Observed
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, Method, MinMax, MovingAverage, Percentile
-from compressor.runtime import Feeds, feeds_of, open_session
+from compressor.runtime import Feeds, laid_out, layout_of, open_session, samples_of
 from compressor.workload import batches_of
 
 __all__ = [
@@ -135,7 +136,8 @@ def observe_tensors(
     observed = {name: Observed(binned=binned, averaging=averaging) for name in tensors}
     limit = _MOST_SAMPLES if samples is None else samples
     session = open_session(_shapes_of(model, tensors).SerializeToString(), threads=threads)
-    first: Feeds = next(_slices(_fed(session, data), 1, 1), {})
+    layout = layout_of(session)
+    first: Feeds = laid_out(layout, next(_slices(_fed(session, data), 1, 1), {}))
     check_calibrated(first)
     sizes = _bytes_of(session, tensors, first)
     size = _fixed_batch(model) or (1 if averaging is not None else _slice_size(sum(sizes.values()), max_bytes))
@@ -149,9 +151,9 @@ def observe_tensors(
             batches = tqdm(data, desc="calibration", unit="batch", leave=False, disable=not progress)
             for feeds in _slices(_fed(session, batches), size, limit):
                 count += _samples_in(feeds)
-                values = dict(feeds)
+                values = laid_out(layout, feeds)
                 if computed:
-                    values.update(zip(computed, session.run(computed, feeds), strict=True))
+                    values = {**values, **dict(zip(computed, session.run(computed, values), strict=True))}
                 # Every tensor is counted by one thread, slice after slice: threads do not change the result.
                 list(pool.map(partial(_update, observed, values), shares))
                 # Not held while the next slice is computed.
@@ -186,11 +188,12 @@ def sample_slices(
 ) -> list[Feeds]:
     """The first `samples` of `data` as `model` is fed, `size` at a time."""
     session = open_session(model.SerializeToString(), threads=threads)
-    return list(_slices(_fed(session, data), _fixed_batch(model) or size, samples))
+    layout = layout_of(session)
+    return [laid_out(layout, each) for each in _slices(_fed(session, data), _fixed_batch(model) or size, samples)]
 
 
 def _fed(session: ort.InferenceSession, data: Iterable[Any]) -> Iterator[Feeds]:
-    return (feeds_of(session, inputs) for inputs, _ in batches_of(data))
+    return (samples_of(session, inputs) for inputs, _ in batches_of(data))
 
 
 def _samples_in(feeds: Feeds) -> int:
@@ -264,8 +267,12 @@ def _slice_size(sample_bytes: int, max_bytes: int) -> int:
 
 def _fixed_batch(model: onnx.ModelProto) -> int:
     """The one batch size that the graph runs on, 0 where it takes any."""
-    dimensions = model.graph.input[0].type.tensor_type.shape.dim
-    return int(dimensions[0].dim_value) if dimensions else 0
+    axes = noted_layout(model).inputs
+    for value in model.graph.input:
+        dimensions, axis = value.type.tensor_type.shape.dim, axes.get(value.name, 0)
+        if axis is not None and len(dimensions) > axis:
+            return int(dimensions[axis].dim_value)
+    return 0
 
 
 def _groups(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:

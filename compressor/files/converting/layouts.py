@@ -1,0 +1,210 @@
+"""In which dimension of every input and output samples lie: found by running two batches, and both in one.
+
+A recurrent state has (layers, batch, features), other files put time first, a sampling rate is one number for all. What
+is declared only says where to look first: what counts is that two batches in one give what each gives alone.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from compressor.files.converting.batch import freed
+from compressor.files.declarations import given_inputs
+from compressor.outputs.layout import Layout
+from compressor.sessions import Feeds
+
+Array = NDArray[Any]
+Outputs = list[Array]
+Run = Callable[[onnx.ModelProto], Callable[[Feeds], "Outputs | str"]]
+Axes = dict[str, int | None]
+
+# A batch that a file fixes is sought in these dimensions.
+_FIRST = 2
+# Assignments of dimensions to inputs that are tried.
+_MOST_TRIED = 24
+_USUAL_NAMES = {"batch", "batch_size", "batchsize", "n", "b", "bs", "bsz"}
+
+
+def free_layout(
+    model: onnx.ModelProto, feeds: Feeds, run: Run, difference: Callable[[Outputs, Outputs], str]
+) -> tuple[onnx.ModelProto, Layout] | None:
+    """(`model` for any batch, where samples lie), None where no dimension of its inputs can be the batch.
+
+    `feeds` are a batch that the file takes, `run(model)` gives what computes outputs or says why not, `difference` says
+    how outputs differ, "" where they do not.
+    """
+    alone = run(model)
+    for axes in itertools.islice(_assignments(model, feeds), _MOST_TRIED):
+        sizes = {feeds[name].shape[axis] for name, axis in axes.items() if axis is not None}
+        if len(sizes) != 1:
+            continue
+        single = {name: _one(values, axes[name]) if _is_free(model, axes) else values for name, values in feeds.items()}
+        other = {name: values if axes[name] is None else np.flip(values).copy() for name, values in single.items()}
+        first, second = alone(single), alone(other)
+        if isinstance(first, str) or isinstance(second, str):
+            continue
+        free = model if _is_free(model, axes) else _freed(model, axes, sizes.pop())
+        twice = {
+            name: values if axes[name] is None else np.concatenate([values, other[name]], axis=axes[name] or 0)
+            for name, values in single.items()
+        }
+        both = run(free)(twice)
+        if isinstance(both, str):
+            continue
+        found = _axes_of_outputs(first, second, both, difference)
+        if found is not None:
+            names = [value.name for value in model.graph.output]
+            given = dict(zip(names, found, strict=True))
+            _declare_(free, given)
+            return free, Layout(
+                inputs={name: axis for name, axis in axes.items() if axis != 0},
+                outputs={name: axis for name, axis in given.items() if axis != 0},
+            )
+    return None
+
+
+def why_fixed(model: onnx.ModelProto, feeds: Feeds, run: Run, difference: Callable[[Outputs, Outputs], str]) -> str:
+    """Why the batch cannot be the first dimension of all inputs, which it is in most files."""
+    shapes = [value.type.tensor_type.shape.dim for value in given_inputs(model)]
+    fixed = {dims[0].dim_value for dims in shapes if dims and dims[0].HasField("dim_value")}
+    if len(fixed) > 1 or not all(map(len, shapes)):
+        return "its inputs have different ones, or none"
+    # Samples with other values behind them: outputs that mix samples would show.
+    turned = {name: np.flip(values).copy() for name, values in feeds.items()}
+    first, second = (run(model)(each) for each in (feeds, turned))
+    if isinstance(first, str) or isinstance(second, str) or not all(output.ndim for output in (*first, *second)):
+        return "its outputs have none, or not for all inputs"
+    both = run(freed(model, *fixed))({name: np.concatenate([feeds[name], turned[name]]) for name in feeds})
+    expected = [np.concatenate(pair) for pair in zip(first, second, strict=True)]
+    return both if isinstance(both, str) else difference(both, expected)
+
+
+def _assignments(model: onnx.ModelProto, feeds: Feeds) -> Iterator[Axes]:
+    """Dimensions of the inputs that may be the batch, the likeliest first; None for an input that has none."""
+    declared = {
+        value.name: [
+            dim.dim_param if not dim.HasField("dim_value") else dim.dim_value
+            for dim in value.type.tensor_type.shape.dim
+        ]
+        for value in given_inputs(model)
+    }
+    symbols = [each for dims in declared.values() for each in dims if isinstance(each, str) and each]
+    heads = [dims[0] for dims in declared.values() if dims and isinstance(dims[0], str) and dims[0]]
+    usual = [each for each in symbols if each.lower() in _USUAL_NAMES]
+    symbol = next(iter([*usual, *heads]), None)
+    tried: list[Axes] = []
+    for size in _sizes(feeds):
+        options = [_options(feeds[name], dims, symbol, size) for name, dims in declared.items()]
+        places = [range(len(each)) for each in options]
+        ranked = sorted(itertools.product(*places), key=lambda chosen: (sum(chosen), chosen)) if _few(places) else []
+        for chosen in ranked:
+            picked = (each[place] for each, place in zip(options, chosen, strict=True))
+            axes: Axes = dict(zip(declared, picked, strict=True))
+            if axes not in tried and _plausible(axes, declared):
+                tried.append(axes)
+                yield axes
+
+
+def _sizes(feeds: Feeds) -> list[int]:
+    """The sizes that a fixed batch may have: what most inputs have among their first dimensions comes first."""
+    met = Counter(size for values in feeds.values() for size in set(values.shape[:_FIRST]))
+    return [size for size, _ in met.most_common()] or [0]
+
+
+def _options(values: Array, dims: Sequence[str | int], symbol: str | None, size: int) -> list[int | None]:
+    """The dimensions of one input that may be its batch, the likeliest first, and None."""
+    if values.ndim == 0:
+        return [None]
+    named = [axis for axis, each in enumerate(dims) if symbol is not None and each == symbol]
+    others = [axis for axis, each in enumerate(dims) if isinstance(each, str) and axis not in named]
+    fixed = [axis for axis, each in enumerate(dims) if not isinstance(each, str) and each == size and axis < _FIRST]
+    if symbol is None:
+        return [*fixed, *others, None]
+    # A batch of 1 may be fixed beside a length that is free.
+    return [*named, *others, None, *(fixed if size == 1 and symbol.lower() not in _USUAL_NAMES else [])]
+
+
+def _plausible(axes: Axes, declared: Mapping[str, Sequence[str | int]]) -> bool:
+    """Whether some input has its batch first, unless what stands first is free or differs between inputs."""
+    if all(axis is None for axis in axes.values()):
+        return False
+    if any(axis == 0 for axis in axes.values()):
+        return True
+    heads = {dims[0] for dims in declared.values() if dims}
+    # What computes element by element would take any dimension for the batch.
+    return len(heads) > 1 or any(isinstance(head, str) for head in heads)
+
+
+def _few(places: Sequence[range]) -> bool:
+    total = 1
+    for each in places:
+        total *= len(each)
+    return total <= 1 << 14
+
+
+def _is_free(model: onnx.ModelProto, axes: Mapping[str, int | None]) -> bool:
+    """Whether every dimension that is taken for the batch may have any size."""
+    for value in given_inputs(model):
+        axis, dims = axes[value.name], value.type.tensor_type.shape.dim
+        if axis is not None and axis < len(dims) and dims[axis].HasField("dim_value") and dims[axis].dim_value > 0:
+            return False
+    return True
+
+
+def _one(values: Array, axis: int | None) -> Array:
+    """The first sample."""
+    return values if axis is None else np.take(values, [0], axis=axis)
+
+
+def _freed(model: onnx.ModelProto, axes: Axes, batch: int) -> onnx.ModelProto:
+    free = freed(model, batch)
+    kept = {value.name: value for value in given_inputs(model)}
+    for value in free.graph.input:
+        if value.name not in kept:
+            continue
+        dims, before = value.type.tensor_type.shape.dim, kept[value.name].type.tensor_type.shape.dim
+        for axis, dim in enumerate(dims):
+            # A first dimension of the batch's size need not be the batch.
+            dim.CopyFrom(before[axis])
+            if axis == axes[value.name]:
+                dim.dim_param = "batch"
+    for value in free.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return free
+
+
+def _declare_(model: onnx.ModelProto, outputs: Axes) -> None:
+    """Declares the batch of outputs as free, where they say another."""
+    for value in model.graph.output:
+        dims, axis = value.type.tensor_type.shape.dim, outputs[value.name]
+        if axis is not None and axis < len(dims) and dims[axis].HasField("dim_value"):
+            dims[axis].dim_param = "batch"
+
+
+def _axes_of_outputs(
+    first: Outputs, second: Outputs, both: Outputs, difference: Callable[[Outputs, Outputs], str]
+) -> list[int | None] | None:
+    """The dimension of every output along which both batches lie behind each other, None for an output without."""
+    found: list[int | None] = []
+    for one, other, twice in zip(first, second, both, strict=True):
+        axis = _joint(one.shape, other.shape, twice.shape)
+        expected = one if axis is None else np.concatenate([one, other], axis=axis)
+        if difference([twice], [expected]):
+            return None
+        found.append(axis)
+    return found
+
+
+def _joint(first: Sequence[int], second: Sequence[int], both: Sequence[int]) -> int | None:
+    if tuple(first) == tuple(both) or len(first) != len(both):
+        return None
+    for axis in range(len(both)):
+        rest = [tuple(shape[:axis]) + tuple(shape[axis + 1 :]) for shape in (first, second, both)]
+        if rest[0] == rest[1] == rest[2] and both[axis] == first[axis] + second[axis]:
+            return axis
+    return None

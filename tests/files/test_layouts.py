@@ -1,0 +1,217 @@
+"""Files whose samples lie elsewhere than in rows: found when they are read, and used by everything that runs them."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from compressor.budget import Budget
+from compressor.errors import OnnxFileError, WorkloadError
+from compressor.files.reading import read_onnx
+from compressor.measuring.macs import count_macs
+from compressor.quantization.accuracy.bias_correction import BiasCorrection
+from compressor.quantization.placement.forms import Dynamic, Static
+from compressor.running.pipeline import Pipeline
+from compressor.runtime import OnnxModule, feeds_of, layout_of, predict_batches
+from compressor.stage import Context
+from compressor.stages.quantization import Quantize
+from compressor.workload import Workload, call_model, predict
+from compressor.workloads import load
+from compressor.workloads.unlabelled import workload_of_inputs
+
+H = 24
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def saved(folder: Path, nodes: list, inputs: list, outputs: list, weights: dict[str, np.ndarray]) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*each) for each in inputs],
+        [helper.make_tensor_value_info(*each) for each in outputs],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(folder / "given.onnx"))
+    return folder / "given.onnx"
+
+
+def weights_of(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {name: generator.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def stateful(folder: Path, *, batch: str | int = "batch", scalar: bool = False, state_first: bool = False) -> Path:
+    """One step of an LSTM: (batch, 32) and a state (2, batch, H) in, (batch, 8) and the next state out."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "ax0"], ["xs"]),
+        helper.make_node("Split", ["state"], ["h0", "c0"], axis=0, num_outputs=2),
+        helper.make_node("LSTM", ["xs", "W", "R", "B", "", "h0", "c0"], ["Y", "hn", "cn"], hidden_size=H),
+        helper.make_node("Squeeze", ["hn", "ax0"], ["hq"]),
+        helper.make_node("MatMul", ["hq", "D"], ["output"]),
+        helper.make_node("Concat", ["hn", "cn"], ["stateN"], axis=0),
+    ]
+    inputs = [("x", TensorProto.FLOAT, [batch, 32]), ("state", TensorProto.FLOAT, [2, batch, H])]
+    weights = weights_of(W=(1, 4 * H, 32), R=(1, 4 * H, H), B=(1, 8 * H), D=(H, 8)) | {"ax0": np.array([0])}
+    if state_first:
+        inputs.reverse()
+    if scalar:
+        inputs.insert(0 if state_first else len(inputs), ("sr", TensorProto.INT64, []))
+        nodes[0].input[0] = "scaled"
+        nodes = [
+            helper.make_node("Cast", ["sr"], ["srf"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["srf", "rate"], ["factor"]),
+            helper.make_node("Mul", ["x", "factor"], ["scaled"]),
+            *nodes,
+        ]
+        weights["rate"] = np.float32(16000)
+    outputs = [("output", TensorProto.FLOAT, [batch, 8]), ("stateN", TensorProto.FLOAT, [2, batch, H])]
+    return saved(folder, nodes, inputs, outputs, weights)
+
+
+def time_major(folder: Path, *, batch: str | int = "batch", inputs_too: bool = False) -> Path:
+    """An LSTM over time: (batch, steps, 16), or time first, in; (steps, batch, 10) out, as CTC wants it."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["xt"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["xt", "W", "R", "B"], ["Y"], hidden_size=H),
+        helper.make_node("Squeeze", ["Y", "one"], ["s"]),
+        helper.make_node("MatMul", ["s", "D"], ["y"]),
+    ]
+    shape = [batch, "t", 16]
+    if inputs_too:
+        nodes, shape = nodes[1:], ["t", batch, 16]
+        nodes[0].input[0] = "x"
+    weights = weights_of(W=(1, 4 * H, 16), R=(1, 4 * H, H), B=(1, 8 * H), D=(H, 10)) | {"one": np.array([1])}
+    return saved(
+        folder, nodes, [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, ["t", batch, 10])], weights
+    )
+
+
+@pytest.mark.parametrize("batch", ["batch", "N", "dim_7", 1])
+@pytest.mark.parametrize("scalar", [False, True])
+@pytest.mark.parametrize("state_first", [False, True])
+def test_a_state_and_a_number_for_all_are_found(
+    batch: str | int, *, scalar: bool, state_first: bool, tmp_path: Path
+) -> None:
+    """The state has its batch second, the rate none: whatever the batch is called, fixed or free, in any order."""
+    path = stateful(tmp_path, batch=batch, scalar=scalar, state_first=state_first)
+    size = 1 if batch == 1 else 5
+    example = {"x": drawn(size, 32), "state": drawn(2, size, H)} | ({"sr": torch.tensor(16000)} if scalar else {})
+    model = read_onnx(path, example=example)
+    layout = layout_of(model.session)
+    assert layout.inputs == {"state": 1} | ({"sr": None} if scalar else {})
+    assert layout.outputs == {"stateN": 1}
+    # The file itself is called as it is, and in rows every sample has its own state.
+    x, state = drawn(3, 32, seed=1), drawn(2, 3, H, seed=2)
+    given = {"x": x, "state": state} | ({"sr": torch.tensor(16000)} if scalar else {})
+    output, following = model(**given)
+    rows = model.in_rows(given)
+    assert rows["state"].shape == (3, 2, H)
+    torch.testing.assert_close(predict(model, rows), output)
+    torch.testing.assert_close(call_model(model, rows)[1], following.movedim(1, 0))
+    for row in range(3):
+        alone = {name: value[row : row + 1] for name, value in rows.items()}
+        torch.testing.assert_close(predict(model, alone), output[row : row + 1])
+
+
+@pytest.mark.parametrize("batch", ["batch", 1])
+@pytest.mark.parametrize("inputs_too", [False, True])
+def test_time_first_is_found(batch: str | int, *, inputs_too: bool, tmp_path: Path) -> None:
+    """Steps stand before the batch in outputs, or in inputs as well: samples are those that do not see each other."""
+    model = read_onnx(time_major(tmp_path, batch=batch, inputs_too=inputs_too))
+    layout = layout_of(model.session)
+    assert layout.outputs == {"y": 1}
+    assert layout.inputs == ({"x": 1} if inputs_too else {})
+    x = drawn(4, 7, 16)
+    given = x.movedim(0, 1) if inputs_too else x
+    torch.testing.assert_close(predict(model, x), model(given).movedim(1, 0))
+    assert count_macs(model.onnx_bytes, x) == count_macs(model.onnx_bytes, x[:2])
+
+
+@pytest.mark.parametrize("stage", [Quantize(), Quantize(form=Dynamic()), Quantize(form=Static())])
+def test_a_file_with_a_state_is_quantized_and_judged(stage: Quantize, tmp_path: Path) -> None:
+    """Calibration, comparison, scoring and timing take the state as it lies; targets of a sample are its own."""
+    model = read_onnx(stateful(tmp_path, scalar=True))
+    x, state, rate = drawn(90, 32), drawn(2, 90, H, seed=1), torch.tensor(16000)
+    inputs = {"x": x, "state": state, "sr": rate}
+    y = model(**inputs)[0].argmax(dim=1)
+    workload = Workload.from_datasets(
+        model, train=(inputs, y), validation=(inputs, y), test=(inputs, y), metric="accuracy", batch_size=16
+    )
+    result = Pipeline([stage], budget=None).run(workload, progress=False)
+    assert result.report.steps[0].measurement.score.value == 1.0
+    assert result.report.steps[-1].measurement.score.value > 0.9
+    assert {each["output"] for each in result.report.steps[-1].details["outputs"]} == {"output", "stateN"}
+    # The integer file has the same layout, and notes it.
+    shipped = OnnxModule(result.artifact.path.read_bytes())
+    assert layout_of(shipped.session) == layout_of(model.session)
+    assert float((shipped(**inputs)[0].argmax(1) == y).float().mean()) > 0.9
+
+
+def test_a_file_with_time_first_is_scored_by_samples(tmp_path: Path) -> None:
+    """Rows of the metric are samples, not steps, on every path: reference, integers, corrected biases."""
+    model = read_onnx(time_major(tmp_path))
+    x = drawn(60, 12, 16)
+    workload = workload_of_inputs(model, x, metric="relative")
+    outputs = [output for output, _ in predict_batches(model.onnx_bytes, workload.test)]
+    assert [output.shape[1:] for output in outputs] == [(12, 10)] * len(outputs)
+    assert sum(map(len, outputs)) == 24
+    report = Pipeline([Quantize()], budget=Budget(max_drop=0.2, not_slower=False)).run(workload, progress=False).report
+    assert report.steps[0].measurement.score.value == 200.0
+    assert report.steps[-1].measurement.score.value > 10
+    Quantize(form=Static(), bias_correction=BiasCorrection()).apply(workload.model, workload, Context(progress=False))
+
+
+def test_arrays_come_as_the_file_takes_them_or_in_rows(tmp_path: Path) -> None:
+    """An .npz may hold the state as (layers, samples, features) or as (samples, layers, features), and one rate."""
+    path = stateful(tmp_path, scalar=True)
+    x, state = drawn(60, 32), drawn(2, 60, H, seed=1)
+    y = read_onnx(path)(x, state, torch.tensor(16000))[0].argmax(dim=1)
+    scores = []
+    for held in (state, state.movedim(1, 0)):
+        np.savez(tmp_path / "data.npz", x=x.numpy(), state=held.numpy(), sr=np.int64(16000), targets=y.numpy())
+        if held is not state:
+            # What the file is run on when it is read has its own layout.
+            with pytest.raises((OnnxFileError, WorkloadError)):
+                load(f"{path}:{tmp_path / 'data.npz'}")
+            continue
+        workload = load(f"{path}:{tmp_path / 'data.npz'}")
+        scores = [
+            float((predict(workload.model, inputs).argmax(1) == rows).float().mean()) for inputs, rows in workload.test
+        ]
+    assert scores
+    assert set(scores) == {1.0}
+    in_rows = ({"x": x, "state": state.movedim(1, 0), "sr": torch.tensor(16000)}, y)
+    workload = Workload.from_datasets(read_onnx(path), train=in_rows, test=in_rows)
+    inputs, rows = next(iter(workload.test))
+    assert torch.equal(predict(workload.model, inputs).argmax(1), rows)
+
+
+def test_one_value_for_all_cannot_differ(tmp_path: Path) -> None:
+    """A rate that is 8000 for some samples of a batch and 16000 for others is refused by name."""
+    model = read_onnx(stateful(tmp_path, scalar=True))
+    inputs = {"x": drawn(2, 32), "state": drawn(2, 2, H), "sr": torch.tensor([8000, 16000])}
+    with pytest.raises(ValueError, match="the input 'sr' is one for all samples of a call, and differs"):
+        feeds_of(model.session, inputs)
+
+
+def test_rows_stay_as_they_were(tmp_path: Path) -> None:
+    """A file with its batch first everywhere notes nothing, and one whose samples mix is taken as it is."""
+    weights = weights_of(W=(16, 4))
+    shape = [("x", TensorProto.FLOAT, ["n", 16])], [("y", TensorProto.FLOAT, ["n", 4])]
+    plain = saved(tmp_path, [helper.make_node("MatMul", ["x", "W"], ["y"])], *shape, weights)
+    assert not read_onnx(plain).session.get_modelmeta().custom_metadata_map
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "zero"], ["m"]),
+        helper.make_node("Sub", ["x", "m"], ["c"]),
+        helper.make_node("MatMul", ["c", "W"], ["y"]),
+    ]
+    mixed = saved(tmp_path, nodes, *shape, weights | {"zero": np.array([0])})
+    assert layout_of(read_onnx(mixed).session).inputs == {}
