@@ -87,3 +87,13 @@ def _check_same(side: str, found: Sequence[onnx.ValueInfoProto], wanted: Sequenc
 
 def _type(kind: int) -> str:
     return str(onnx.TensorProto.DataType.Name(kind)).lower()
+
+
+def fixed_batch(model: onnx.ModelProto) -> int:
+    """The one number of samples that the file takes at once, 0 where it takes any."""
+    axes = noted_layout(model).inputs
+    for value in model.graph.input:
+        dimensions, axis = value.type.tensor_type.shape.dim, axes.get(value.name, 0)
+        if axis is not None and len(dimensions) > axis:
+            return int(dimensions[axis].dim_value)
+    return 0

@@ -18,6 +18,7 @@ from compressor.errors import OnnxFileError, StageError
 from compressor.files.carrying import reading_notes
 from compressor.files.export import export_onnx
 from compressor.measuring.fidelity import sqnr_db
+from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.quantization.file.compact_graph import kernels
 from compressor.quantization.quantizer import QuantizationSettings, quantized_file
 from compressor.runtime import OnnxModule, open_session
@@ -370,6 +371,9 @@ def test_a_fixed_batch_of_one_goes_through_the_pipeline(tmp_path: Path) -> None:
     budget = Budget(max_drop=0.05, not_slower=False)
     step = Pipeline([Quantize()], budget=budget).run(workload, progress=False).report.steps[-1]
     assert step.kept, step.reason
+    context = Context(progress=False)
+    quantized_file(module.onnx_bytes, QuantizationSettings(rounding=GPTQ(samples=16)), workload, context)
+    assert context.details["rounding"]["layers"] == 2
 
 
 def test_the_command_line_keeps_a_batch(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ many layers there are.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
+from compressor.files.carrying import fixed_batch
 from compressor.files.graphs import initializers, names_read, output_names, producers
 from compressor.files.operators import IntegerForm, operator_of
 from compressor.quantization.accuracy.layer_rows import has_rows, to_rows
@@ -150,6 +151,7 @@ class Crossing:
     feeds: Values
     exact: Values
     quantized: Values
+    chunk: int = _CHUNK
 
     @property
     def samples(self) -> int:
@@ -166,7 +168,7 @@ class Crossing:
 
     def chunks(self) -> Iterator[tuple[Values, Values]]:
         """`rows` of all samples in order, some at a time."""
-        return (self.rows(slice(start, start + _CHUNK)) for start in range(0, self.samples, _CHUNK))
+        return (self.rows(slice(start, start + self.chunk)) for start in range(0, self.samples, self.chunk))
 
 
 class Walk:
@@ -180,8 +182,12 @@ class Walk:
         widest = max(
             (sum(2 * sizes[name] for name in (*part.inputs, *part.outputs)) for part in self.segments), default=0
         )
-        kept = max(1, min(samples, MAX_BYTES // max(1, widest)))
-        self._start = Crossing(feeds={name: rows[:kept] for name, rows in feeds.items()}, exact={}, quantized={})
+        kept = max(1, min(samples, MAX_BYTES // max(1, widest), len(next(iter(feeds.values())))))
+        # A graph of one batch size takes whole batches alone.
+        chunk = fixed_batch(twins.graph)
+        kept = max(chunk, kept // chunk * chunk) if chunk else kept
+        first = {name: rows[:kept] for name, rows in feeds.items()}
+        self._start = Crossing(feeds=first, exact={}, quantized={}, chunk=chunk or _CHUNK)
 
     @property
     def samples(self) -> int:
@@ -199,7 +205,7 @@ class Walk:
             for ours, theirs in crossing.chunks():
                 exact.append(self.twins.run_float(ours, segment.outputs))
                 quantized.append(self.twins.run_quantized(theirs, segment.outputs, weights))
-            crossing = Crossing(feeds=crossing.feeds, exact=_joined(exact), quantized=_joined(quantized))
+            crossing = replace(crossing, exact=_joined(exact), quantized=_joined(quantized))
 
 
 def _joined(chunks: list[Values]) -> Values:
@@ -225,7 +231,8 @@ def _bytes_per_sample(twins: Twins, feeds: Values) -> dict[str, int]:
     names = list(producers(twins.graph.graph.node))
     sizes: list[dict[str, int]] = []
     # What has two rows for two samples and three for three has its samples in rows.
-    for count in (2, 3):
+    fixed = fixed_batch(twins.graph)
+    for count in (fixed,) if fixed else (2, 3):
         rows = {name: value[torch.arange(count) % len(value)] for name, value in feeds.items()}
         values = twins.run_float(rows, names)
         sizes.append(
@@ -235,7 +242,7 @@ def _bytes_per_sample(twins: Twins, feeds: Values) -> dict[str, int]:
                 if value.dtype == torch.float32 and value.ndim and len(value) == count
             }
         )
-    return {name: size for name, size in sizes[0].items() if name in sizes[1]}
+    return {name: size for name, size in sizes[0].items() if name in sizes[-1]}
 
 
 def _segments(twins: Twins, sampled: set[str]) -> list[Segment]:

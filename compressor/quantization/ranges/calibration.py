@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
-from compressor.files.carrying import noted_layout
+from compressor.files.carrying import fixed_batch
 from compressor.files.graphs import copy_of, producers
 from compressor.files.operators import operator_of
 from compressor.notes.quantization import Calibrated
@@ -140,7 +140,7 @@ def observe_tensors(
     first: Feeds = laid_out(layout, next(_slices(_fed(session, data), 1, 1), {}))
     check_calibrated(first)
     sizes = _bytes_of(session, tensors, first)
-    size = _fixed_batch(model) or (1 if averaging is not None else _slice_size(sum(sizes.values()), max_bytes))
+    size = fixed_batch(model) or (1 if averaging is not None else _slice_size(sum(sizes.values()), max_bytes))
     count = 0
     with ThreadPoolExecutor(threads) as pool:
         for group in _groups(sizes, max_bytes):
@@ -189,7 +189,7 @@ def sample_slices(
     """The first `samples` of `data` as `model` is fed, `size` at a time."""
     session = open_session(model.SerializeToString(), threads=threads)
     layout = layout_of(session)
-    return [laid_out(layout, each) for each in _slices(_fed(session, data), _fixed_batch(model) or size, samples)]
+    return [laid_out(layout, each) for each in _slices(_fed(session, data), fixed_batch(model) or size, samples)]
 
 
 def _fed(session: ort.InferenceSession, data: Iterable[Any]) -> Iterator[Feeds]:
@@ -263,16 +263,6 @@ def _bytes_of(session: ort.InferenceSession, tensors: Sequence[str], sample: Fee
 
 def _slice_size(sample_bytes: int, max_bytes: int) -> int:
     return max(1, min(_MOST_IN_SLICE, min(_SLICE_BYTES, max_bytes) // max(sample_bytes, 1)))
-
-
-def _fixed_batch(model: onnx.ModelProto) -> int:
-    """The one batch size that the graph runs on, 0 where it takes any."""
-    axes = noted_layout(model).inputs
-    for value in model.graph.input:
-        dimensions, axis = value.type.tensor_type.shape.dim, axes.get(value.name, 0)
-        if axis is not None and len(dimensions) > axis:
-            return int(dimensions[axis].dim_value)
-    return 0
 
 
 def _groups(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
