@@ -66,10 +66,12 @@ def by_evidence(exported: bytes, settings: QuantizationSettings, workload: Workl
             break
     standing = [attempt for attempt in made if attempt.holds and _pays(attempt, exported)]
     if not standing:
-        reasons = "; ".join(f"{attempt.told.form}: {attempt.told.why or _unpaid(attempt)}" for attempt in made)
+        reasons = "; ".join(
+            f"{attempt.told.form}: {attempt.told.why or _unpaid(attempt, exported)}" for attempt in made
+        )
         raise StageError(f"no integer form holds and pays, the float file is the best there is: {reasons}")
     best = _best(standing)
-    told = tuple(_told(attempt, best) for attempt in made)
+    told = tuple(_told(attempt, best, exported) for attempt in made)
     context.details.update(best.details or {})
     context.tell(FormChosen(candidates=told, chosen_form=best.told.form))
     return best.onnx_bytes
@@ -81,7 +83,7 @@ def _attempts(trial: "_Trial", settings: QuantizationSettings) -> Iterator[_Atte
     first = trial("static", usual)
     yield first
     if not first.holds:
-        yield trial("static, harmful signals spared", usual, Spare(holds=trial.holds))
+        yield trial("static, harmful signals spared", usual, Spare(missed=trial.missed))
     yield trial("dynamic products, float convolutions", replace(settings, form=Dynamic()))
     yield trial("weights alone", replace(settings, form=WeightOnly()))
 
@@ -119,9 +121,9 @@ class _Trial:
             return _Attempt(told=told, onnx_bytes=file)
         return _Attempt(told=replace(told, speedup=self._timed(file)), onnx_bytes=file, details=own.details)
 
-    def holds(self, file: bytes) -> bool:
-        """Whether outputs and score of `file` are within the limits."""
-        return self._judged(TriedForm(form="", kept=False), file).why is None
+    def missed(self, file: bytes) -> str:
+        """What outputs and score of `file` lose beyond the limits, in words; "" for nothing."""
+        return self._judged(TriedForm(form="", kept=False), file).why or ""
 
     def _judged(self, told: TriedForm, file: bytes) -> TriedForm:
         """`told` with what outputs and score keep, and why the file does not hold."""
@@ -165,11 +167,12 @@ def _pays(attempt: _Attempt, exported: bytes) -> bool:
     return attempt.is_faster or (speedup is not None and speedup.high >= 1 and len(attempt.onnx_bytes) < len(exported))
 
 
-def _unpaid(attempt: _Attempt) -> str:
+def _unpaid(attempt: _Attempt, exported: bytes) -> str:
     speedup = attempt.told.speedup
     if speedup is None:
         return "not timed"
-    return f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}] the speed of float"
+    size = len(attempt.onnx_bytes) / len(exported)
+    return f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}] the speed of float, {size:.2f} of its size"
 
 
 def _best(standing: Sequence[_Attempt]) -> _Attempt:
@@ -184,16 +187,16 @@ def _best(standing: Sequence[_Attempt]) -> _Attempt:
     return min(tied, key=lambda attempt: len(attempt.onnx_bytes))
 
 
-def _told(attempt: _Attempt, best: _Attempt) -> TriedForm:
+def _told(attempt: _Attempt, best: _Attempt, exported: bytes) -> TriedForm:
     if attempt is best:
-        return replace(attempt.told, kept=True, why=_remark(attempt))
+        return replace(attempt.told, kept=True, why=_remark(attempt, exported))
     return (
         attempt.told
         if attempt.told.why
-        else replace(attempt.told, why=f"{_unpaid(attempt)}; {best.told.form} is better")
+        else replace(attempt.told, why=f"{_unpaid(attempt, exported)}; {best.told.form} is better")
     )
 
 
-def _remark(best: _Attempt) -> str | None:
+def _remark(best: _Attempt, exported: bytes) -> str | None:
     """What is said of a file that ships and is no faster."""
-    return None if best.is_faster else f"smaller, and not proved faster: {_unpaid(best)}"
+    return None if best.is_faster else f"smaller, and not proved faster: {_unpaid(best, exported)}"

@@ -49,8 +49,8 @@ _LEAST_COST = 0.01
 _METHODS = (Percentile(percent=99.999), Percentile(), Entropy(), MSE())
 
 
-# Whether a file is good enough.
-Holds = Callable[[bytes], bool]
+# What a file misses, in words; "" where it is good enough.
+Missed = Callable[[bytes], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,11 @@ class Spare:
     """The least in float with which the outputs hold.
 
     `levels` are the decibels of signal around its mean that every output must keep, rising, each at least 3 above what
-    the one before it kept: the first at which `holds` says yes of the file is taken. `samples` (>= 2) of the
+    the one before it kept: the first whose file `missed` has nothing to say of is taken. `samples` (>= 2) of the
     calibration data measure them, fewer where a run takes long.
     """
 
-    holds: Holds
+    missed: Missed
     levels: tuple[float, ...] = (20.0, 26.0, 32.0)
     samples: int = 32
 
@@ -90,12 +90,17 @@ class Spare:
         reached = 0.0
         for level in self.levels:
             # What was judged may keep more than was asked for: the next one keeps more than it.
-            spared, candidate, noise = search.least(max(level, reached + _BETTER_DB))
+            try:
+                spared, candidate, noise = search.least(max(level, reached + _BETTER_DB))
+            except StageError as error:
+                tried.append(str(error))
+                break
             reached = _db(noise)
-            if self.holds(candidate.shipped()):
+            missed = self.missed(candidate.shipped())
+            if not missed:
                 return candidate.noting(GivenBack(given_back=_told(harms, spared, whole, noise)))
-            tried.append(f"{_db(noise):.1f} dB with {len(spared)} of {len(harms)} signals in float")
-        raise StageError(f"too much is lost at each of {', '.join(tried)}")
+            tried.append(f"{reached:.1f} dB with {len(spared)} of {len(harms)} signals in float, {missed}")
+        raise StageError("; ".join(tried))
 
 
 class _Search:

@@ -17,7 +17,10 @@ from compressor.stages import Quantize
 from compressor.workload import Workload
 from workbench.onnx_graphs import calibrated_on, graph_of
 
-ACCEPTS = bool
+
+def accepts(file: bytes) -> str:
+    """Nothing to say of any file."""
+    return "" if file else "no file"
 
 
 def _loud_front() -> tuple[bytes, Workload]:
@@ -63,7 +66,7 @@ def test_a_front_end_stays_float_and_the_layers_behind_it_do_not() -> None:
     exported, workload = _loud_front()
     prepared = _prepared(exported, workload)
     assert _noise(prepared, workload) > 0.1
-    spared = Spare(holds=ACCEPTS).apply(prepared, Asymmetric(), workload)
+    spared = Spare(missed=accepts).apply(prepared, Asymmetric(), workload)
     assert "front" not in spared.placement.static
     assert {"layer", "head"} <= set(spared.placement.static)
     assert spared.placement.left["front"].startswith("spared")
@@ -78,23 +81,25 @@ def test_what_does_not_hold_goes_to_the_next_level() -> None:
     exported, workload = _loud_front()
     seen: list[bytes] = []
 
-    def second(file: bytes) -> bool:
+    def second(file: bytes) -> str:
         seen.append(file)
-        return len(seen) == 2
+        return "" if len(seen) == 2 else "too loud"
 
-    Spare(holds=second, levels=(10.0, 30.0)).apply(_prepared(exported, workload), Asymmetric(), workload)
+    Spare(missed=second, levels=(10.0, 30.0)).apply(_prepared(exported, workload), Asymmetric(), workload)
     assert len({*seen}) == 2
-    with pytest.raises(StageError, match=r"too much is lost at each of \d+\.\d dB with \d+ of \d+ signals in float, "):
-        Spare(holds=lambda _: False, levels=(10.0, 30.0)).apply(_prepared(exported, workload), Asymmetric(), workload)
+    with pytest.raises(StageError, match=r"\d+\.\d dB with \d+ of \d+ signals in float, too loud; \d+\.\d dB with"):
+        Spare(missed=lambda _: "too loud", levels=(10.0, 30.0)).apply(
+            _prepared(exported, workload), Asymmetric(), workload
+        )
 
 
 def test_levels_out_of_reach_and_forms_without_ranges_are_told() -> None:
     """Nothing on integers has 190 dB; what finds its ranges at run time has no signals to spare."""
     exported, workload = _loud_front()
     with pytest.raises(StageError, match="nothing would be left to quantize"):
-        Spare(holds=ACCEPTS, levels=(190.0,)).apply(_prepared(exported, workload), Asymmetric(), workload)
+        Spare(missed=accepts, levels=(190.0,)).apply(_prepared(exported, workload), Asymmetric(), workload)
     with pytest.raises(StageError, match="no layer has calibrated activations"):
-        Spare(holds=ACCEPTS).apply(_prepared(exported, workload, Dynamic()), Asymmetric(), workload)
+        Spare(missed=accepts).apply(_prepared(exported, workload, Dynamic()), Asymmetric(), workload)
 
 
 def test_harm_is_weighed_against_work() -> None:
