@@ -21,6 +21,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from compressor.errors import CompressorError, OnnxFileError, first_said
 from compressor.files.carrying import note_layout_, note_reading_
 from compressor.files.converting.batch import batched_elsewhere
+from compressor.files.converting.comparing import TOLERANCE, difference
 from compressor.files.converting.layouts import free_layout, why_fixed
 from compressor.files.converting.operators import in_opset, without_functions
 from compressor.files.converting.precision import in_single_precision, is_quantized, other_precisions
@@ -32,8 +33,6 @@ from compressor.sessions import Feeds, by_input, by_order, load_session, session
 # The first opset whose DequantizeLinear has scales for every channel, and the last whose QuantizeLinear ONNX Runtime
 # fuses: a file between them that cannot be converted is taken as it is.
 _OPSETS = (13, 22)
-# Outputs may differ by this share of their largest value: other opsets may fuse in another order.
-_TOLERANCE = 1e-4
 # Half precision has 11 bits, and an error of its last in every operator.
 _HALF_TOLERANCE = 2e-2
 # Samples of an example that are compared where the batch is free, and the seconds that one run of them may take.
@@ -173,7 +172,7 @@ def _prepared(
         )
     watcher.ran()
     model = _converted(_with_constants(original), path)
-    problem = _difference(_runner(model, limits, path)(feeds), expected)
+    problem = difference(_runner(model, limits, path)(feeds), expected)
     if problem:
         raise OnnxFileError(f"{path} computes something else in opset {OPSET}: {problem}; export it with that opset")
     model, done = _in_single_precision(model, feeds, expected, limits, path)
@@ -217,8 +216,8 @@ def _in_single_precision(
     told = " and ".join(kinds)
     single = in_single_precision(model)
     # Half precision is as far from the truth as single precision is from it.
-    tolerance = _TOLERANCE if kinds == ("double",) else _HALF_TOLERANCE
-    problem = _difference(_runner(single, limits, path)(feeds), expected, tolerance)
+    tolerance = TOLERANCE if kinds == ("double",) else _HALF_TOLERANCE
+    problem = difference(_runner(single, limits, path)(feeds), expected, tolerance)
     if problem:
         return model, [f"it computes in {told} precision and something else in single precision ({problem}): it stays"]
     return single, [f"computed in {told} precision before, and in single precision now; inputs and outputs keep theirs"]
@@ -278,7 +277,7 @@ def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: Path, limits: L
     elsewhere = batched_elsewhere(given_inputs(model))
     first = [dim for name, dim in _batches(model) if name not in elsewhere]
     fixed = {dim[0].dim_value for dim in first if dim and dim[0].HasField("dim_value")}
-    found = free_layout(model, feeds, lambda each: _runner(each, limits, path), _difference)
+    found = free_layout(model, feeds, lambda each: _runner(each, limits, path), difference)
     if found is not None:
         free, layout = found
         note_layout_(free, layout)
@@ -286,7 +285,7 @@ def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: Path, limits: L
     if not fixed:
         return model
     sizes = ", ".join(map(str, sorted(fixed)))
-    problem = why_fixed(model, feeds, lambda each: _runner(each, limits, path), _difference)
+    problem = why_fixed(model, feeds, lambda each: _runner(each, limits, path), difference)
     raise OnnxFileError(
         f"{path} is for batches of {sizes} alone, and the batch could not be made free: {problem}. Keep it with "
         'batch="fixed" (--batch fixed), or export it with a free batch: dynamic_shapes (or dynamic_axes) of '
@@ -382,20 +381,3 @@ def _session(model: onnx.ModelProto) -> Any:
 def is_memory(text: str) -> bool:
     """Whether a library says that there was no memory left."""
     return any(words in text.lower() for words in _MEMORY_WORDS)
-
-
-def _difference(found: list[NDArray[Any]] | str, expected: list[NDArray[Any]], tolerance: float = _TOLERANCE) -> str:
-    """How the outputs `found` differ from the `expected` ones, "" where they do not."""
-    if isinstance(found, str):
-        return found
-    for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        if ours.shape != theirs.shape:
-            return f"output {index} has shape {ours.shape} instead of {theirs.shape}"
-        if ours.dtype.kind != "f":
-            if not np.array_equal(ours, theirs):
-                return f"output {index} has other values"
-            continue
-        largest = float(np.abs(theirs[np.isfinite(theirs)]).max(initial=0.0))
-        if not np.allclose(ours, theirs, rtol=0.0, atol=tolerance * max(largest, 1e-6), equal_nan=True):
-            return f"output {index} differs by {np.nanmax(np.abs(ours - theirs)):.3g} of {largest:.3g}"
-    return ""
