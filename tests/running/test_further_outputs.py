@@ -123,3 +123,22 @@ def test_both_heads_of_a_model_of_torch_ship(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.md").read_text()
     assert "- output 'embedding' keeps " in page
     assert "- output 'logits' keeps " in page
+
+
+@pytest.mark.parametrize("metric", ["mse", "mae", "agreement", "relative"])
+def test_outputs_of_one_number_a_sample_are_judged(metric: str, tmp_path: Path) -> None:
+    """A regressor whose output is (batch,) is scored row by row, by every metric of numbers, and ships so."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0)).eval()
+    x = torch.randn(80, 32)
+    with torch.no_grad():
+        exact = layers(x)
+    y = exact + 0.3 * torch.randn(80)
+    workload = Workload.from_datasets(layers, train=(x, y), validation=(x, y), test=(x, y), metric=metric)
+    result = Pipeline([Quantize()]).run(workload, out=tmp_path / "run", progress=False)
+    reference, quantized = (step.measurement.score.value for step in result.report.steps)
+    by_hand = {"mse": float((exact - y).square().mean()), "mae": float((exact - y).abs().mean())}
+    assert reference == pytest.approx(by_hand.get(metric, reference), rel=1e-4)
+    assert abs(quantized - reference) < 0.1 * abs(reference)
+    file = read_onnx(tmp_path / "run" / "model.onnx")
+    assert file(x).shape == (80,)
