@@ -3,7 +3,7 @@
 A few tensors can cost a network what all others do not: the cube inside a GELU, powers before a logarithm, the input of
 a Sigmoid. They are found by what their rounding alone does to the outputs, all outputs counted, not by the
 names of operators. Each is first tried with the ranges of other methods, which cost no time; then those that still do
-most harm stay float, as few as leave the noise within the limit, predicted by the sum and measured on the whole.
+most harm stay float, as few as leave the noise of the others within the limit, measured on the whole.
 """
 
 import math
@@ -41,9 +41,11 @@ _RUN_SECONDS = 0.4
 _FEWEST_SAMPLES = 2
 # Decibels by which one attempt is better than the one before it, at least.
 _BETTER_DB = 3.0
-# Of what is allowed, the part that the sum over signals may reach: what is left covers what the sum does not see.
-_PREDICTED = 0.5
+# Of what is allowed, the part that the session may show: what is left covers what kernels round besides.
+_PREDICTED = 0.8
 _TIGHTER = 3.0
+# Below this what is left is not the noise of signals.
+_NO_NOISE = 1e-12
 # The share of the work that a signal costs at least: conversions, and operators that are not counted.
 _LEAST_COST = 0.01
 _METHODS = (Percentile(percent=99.999), Percentile(), Entropy(), MSE())
@@ -109,25 +111,46 @@ class _Search:
     def __init__(
         self, prepared: Prepared, rounded: Rounded, harms: Mapping[str, float], costs: Mapping[str, float]
     ) -> None:
-        self.prepared, self.rounded, self.harms, self.costs = prepared, rounded, harms, costs
+        self.prepared, self.rounded = prepared, rounded
+        # Those first that do much harm for little work.
+        self.order = sorted(harms, key=lambda name: -harms[name] / (costs[name] + _LEAST_COST))
 
     def least(self, level: float) -> tuple[list[str], Prepared, float]:
         """(the signals, the graph without them, its noise). Raises StageError where `level` is out of reach."""
         allowed = 10 ** (-level / 10)
         predicted = _PREDICTED * allowed
         while True:
-            spared = _cheapest(self.harms, self.costs, predicted)
+            spared = self.order[: self._fewest(predicted) if predicted > _NO_NOISE else None]
             candidate = _without(self.prepared, spared)
             noise = self._noise(candidate)
             if noise <= allowed:
                 return spared, candidate, noise
-            if len(spared) == len(self.harms):
+            if len(spared) == len(self.order):
                 raise StageError(
                     f"with all {len(spared)} signals of calibrated layers in float the outputs keep {_db(noise):.1f} "
                     f"dB, wanted are {level:g}"
                 )
-            # Harms that are not small add up to more than their sum; below the least of them all have to go.
-            predicted = predicted / _TIGHTER if predicted > min(self.harms.values()) else -1.0
+            # Kernels may round what the session does not.
+            predicted /= _TIGHTER
+
+    def _fewest(self, allowed: float) -> int:
+        """How many of the first in order have to go for the noise of the others together to be `allowed` at most."""
+        failing, passing = -1, len(self.order)
+        count = 0
+        while passing - failing > 1:
+            if self._rest(count) <= allowed:
+                passing = count
+            else:
+                failing = count
+            # Few do most of the harm: doubled until enough went, then the gap is halved.
+            count = max(1, 2 * failing) if passing == len(self.order) else (failing + passing) // 2
+            count = min(count, passing - 1)
+        return passing
+
+    def _rest(self, count: int) -> float:
+        gone = set(self.order[:count])
+        left = [name for name in self.rounded.order if name not in gone]
+        return self.rounded.noise(left, grids=self.prepared.activations)
 
     def _noise(self, candidate: Prepared) -> float:
         session = open_session(serialize(candidate.place()), threads=1)
@@ -187,23 +210,6 @@ def _with_grids(prepared: Prepared, grids: Mapping[str, ActivationGrid]) -> Prep
     _, same = tensors_to_observe(prepared.graph, set(prepared.static))
     known = {name: grid for name, grid in with_shared(grids, same).items() if name in prepared.activations}
     return replace(prepared, activations={**prepared.activations, **known})
-
-
-def _cheapest(harms: Mapping[str, float], costs: Mapping[str, float], allowed: float) -> list[str]:
-    """Signals whose going leaves `allowed` of the harms at most, those first that do much harm for little work."""
-    order = sorted(harms, key=lambda name: -harms[name] / (costs[name] + _LEAST_COST))
-    rest, taken = sum(harms.values()), []
-    for name in order:
-        if rest <= allowed:
-            break
-        rest -= harms[name]
-        taken.append(name)
-    # What was taken early for little may not be needed beside what came after it.
-    for name in sorted(taken, key=lambda each: harms[each]):
-        if rest + harms[name] <= allowed:
-            rest += harms[name]
-            taken.remove(name)
-    return taken
 
 
 def _costs(prepared: Prepared, signals: Sequence[str], feeds: Feeds) -> dict[str, float]:

@@ -7,7 +7,7 @@ from onnx import helper
 
 from compressor.errors import StageError
 from compressor.quantization.choice.harm import Rounded
-from compressor.quantization.choice.spare import Spare, _cheapest
+from compressor.quantization.choice.spare import Spare
 from compressor.quantization.grids.schemes import Asymmetric
 from compressor.quantization.placement.forms import Dynamic, Static
 from compressor.quantization.post_training import Prepared, prepare
@@ -100,13 +100,3 @@ def test_levels_out_of_reach_and_forms_without_ranges_are_told() -> None:
         Spare(missed=accepts, levels=(190.0,)).apply(_prepared(exported, workload), Asymmetric(), workload)
     with pytest.raises(StageError, match="no layer has calibrated activations"):
         Spare(missed=accepts).apply(_prepared(exported, workload, Dynamic()), Asymmetric(), workload)
-
-
-def test_harm_is_weighed_against_work() -> None:
-    """By hand: of two signals that would do, the one goes that costs no work; what is not needed in the end stays."""
-    harms = {"cheap": 0.5, "dear": 0.6, "small": 0.01}
-    costs = {"cheap": 0.0, "dear": 0.9, "small": 0.0}
-    assert _cheapest(harms, costs, allowed=0.7) == ["cheap"]
-    assert set(_cheapest(harms, costs, allowed=0.1)) == {"cheap", "dear"}
-    assert set(_cheapest(harms, costs, allowed=-1)) == set(harms)
-    assert _cheapest(harms, costs, allowed=2) == []
