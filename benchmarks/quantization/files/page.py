@@ -18,7 +18,7 @@ def section(result: dict[str, Any]) -> list[str]:
         "## Files that packages ship (`make bench-files`)",
         "",
         (
-            "The ONNX files of eight programs, on inputs made as their programs make them, quantized by "
+            "The ONNX files that programs ship, on inputs made as their programs make them, quantized by "
             f"`Quantize(form=ByEvidence())`, without labels, {where.get('cpu')}: of {len(rows)} files {len(kept)} ship "
             f"in integers, {len(holding)} of them with {100 * _GOAL_DECISIONS:g} % of their decisions or more, "
             f"{len(faster)} of these at {_GOAL_SPEED:g}x the speed of float at least. Timed: {result['how_timed']}. "
@@ -32,7 +32,7 @@ def section(result: dict[str, Any]) -> list[str]:
         "",
         "What was tried for each, in turn:",
         "",
-        *(f"- **{row['name']}** (`{row['file']}`): {escaped(_tried(row))}" for row in rows),
+        *(f"- **{row['name']}** (`{row['file']}`{_state(row)}): {escaped(_tried(row))}" for row in rows),
     ]
 
 
@@ -61,6 +61,11 @@ def _tried(row: dict[str, Any]) -> str:
     if row["outcome"] == "float":
         return row["reason"]
     return "; ".join(f"{one['form']}: {one.get('why') or 'taken'}" for one in row["tried"])
+
+
+def _state(row: dict[str, Any]) -> str:
+    """What state of the search made the row, where that is not the present one."""
+    return f", made by {row['search']}" if row.get("search", "the last state") != "the last state" else ""
 
 
 def _decisions(row: dict[str, Any]) -> float:
