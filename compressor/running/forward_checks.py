@@ -220,8 +220,10 @@ def check_training_step(workload: Workload, batch: Batch, stage: str) -> None:
             outputs = predict(model, inputs)
             loss = workload.loss(outputs, targets)
             if isinstance(loss, Tensor) and loss.requires_grad:
-                learning = _learning(loss)
-                _check_strangers(workload, learning, {id(parameter) for parameter in model.parameters()}, stage)
+                # What forward makes and wants gradients of, as networks do whose layers are computed again.
+                made = [tensor for tensor in _learning(outputs) if not isinstance(tensor, nn.Parameter)]
+                own = {id(tensor) for tensor in (*model.parameters(), *made)}
+                _check_strangers(workload, _learning(loss), own, stage)
                 loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
                 _check_gradients(model, loss, stage)
                 return
@@ -243,7 +245,7 @@ def check_training_step(workload: Workload, batch: Batch, stage: str) -> None:
 
 
 def _learning(loss: Tensor) -> list[Tensor]:
-    """The tensors that `loss` gives gradients."""
+    """The tensors that `loss`, or another result, gives gradients."""
     found, met, open_nodes = [], set(), [loss.grad_fn]
     while open_nodes:
         node = open_nodes.pop()

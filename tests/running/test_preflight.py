@@ -265,3 +265,38 @@ def test_other_inputs_are_calls_that_the_model_takes() -> None:
     assert "other_inputs[0] must be a tensor, a tuple" in refusal(other_inputs=(3,))
     with pytest.raises(ValueError, match=r"put them into a tuple: other_inputs=\(inputs,\)"):
         workload(other_inputs=torch.randn(2, 4))
+
+
+class Recomputed(nn.Module):
+    """Wants gradients of what it makes in training, as networks do whose layers are computed again in the backward."""
+
+    def __init__(self, made: str) -> None:
+        super().__init__()
+        self.made, self.first, self.second = made, nn.Linear(4, 8), nn.Linear(8, 3)
+        self.hidden = [nn.Parameter(torch.zeros(8))]  # in a list, where no module sees it
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.made == "input":
+            x = x[:, None].squeeze(1).detach().requires_grad_()
+        y = self.first(x).relu()
+        if self.made == "state":
+            y = y + torch.zeros(8, requires_grad=self.training)
+        if self.made == "hidden":
+            y = y + self.hidden[0]
+        return self.second(y)
+
+
+@pytest.mark.parametrize("made", ["input", "state"])
+def test_gradients_of_what_forward_makes_are_its_own_affair(made: str) -> None:
+    """Neither a part of the loss nor weights: it trains."""
+    from compressor.stages import FineTune
+
+    check_workload(workload(model=Recomputed(made)), [FineTune(epochs=1)])
+
+
+def test_weights_that_no_module_sees_are_refused() -> None:
+    """A parameter in a list would not be trained."""
+    from compressor.stages import FineTune
+
+    with pytest.raises(WorkloadError, match=r"float32 \(8,\)"):
+        check_workload(workload(model=Recomputed("hidden")), [FineTune(epochs=1)])
