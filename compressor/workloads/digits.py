@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from compressor.stage import Context
 from compressor.training.loop import train
 from compressor.training.optimizers.choices import SGD
+from compressor.training.passes.threads import Threads
 from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload
 from compressor.workloads.residual import ResNet
@@ -45,13 +46,17 @@ def digits(*, seed: int = 0, progress: bool = True) -> Workload:
         name="digits",
         seed=seed,
     )
-    train(
-        model,
-        workload,
-        TrainingSettings(epochs=_EPOCHS, optimizer=SGD(rate=0.1)),
-        context=Context(seed=seed, progress=progress),
-        label="training the digits model",
-    )
+    with Threads().kept():
+        # As many threads as are fastest would give other weights beside other processes than alone, and the folder of
+        # a run asks for the same.
+        torch.set_num_threads(1)
+        train(
+            model,
+            workload,
+            TrainingSettings(epochs=_EPOCHS, optimizer=SGD(rate=0.1)),
+            context=Context(seed=seed, progress=progress),
+            label="training the digits model",
+        )
     model.eval()
     return workload
 
