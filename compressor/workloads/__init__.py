@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from compressor.checks import did_you_mean
 from compressor.errors import WorkloadError
 from compressor.workload import Workload
+from compressor.workloads.near_files import check_file, refuse_near_files
 
 # How many functions of a module are listed.
 _SHOWN = 8
@@ -29,14 +31,17 @@ def load(name: str, *, batch: str = "free", metric: str | None = None) -> Worklo
     enough; installed packages go first, whatever files are called there. Raises WorkloadError where there is no such
     module or function, where a module of that name is installed as well, or where it returns something else.
     """
-    model, separator, data = name.partition(".onnx:")
-    if separator:
+    files = re.fullmatch(r"(?is)(.*?\.onnx)(?::(.*))?", name)
+    if files:
+        check_file(Path(files[1]), "the model")
+    if files and files[2] is not None:
         from compressor.workloads.files import workload_of_files
 
-        return workload_of_files(Path(f"{model}.onnx"), Path(data), batch=_batch(batch), metric=metric)
+        check_file(Path(files[2]), "the arrays `inputs` and `targets`")
+        return workload_of_files(Path(files[1]), Path(files[2]), batch=_batch(batch), metric=metric)
     if metric is not None:
         raise WorkloadError(f"a metric is named for model.onnx:data.npz alone, and the workload is {name[:200]!r}")
-    if name.endswith(".onnx"):
+    if files:
         from compressor.workloads.files import workload_of_file
 
         return workload_of_file(Path(name), batch=_batch(batch))
@@ -52,12 +57,13 @@ def load(name: str, *, batch: str = "free", metric: str | None = None) -> Worklo
             f"{dotted + separator + function_name!r}?"
         )
     if not separator or not function_name or not all(map(str.isidentifier, module_name.split("."))):
+        refuse_near_files(name)
         raise WorkloadError(
             f"a workload is one of {', '.join(_READY)}, package.module:function, model.onnx:data.npz, or model.onnx, "
             f"got {name[:200]!r}{did_you_mean(name, _READY)}; the function takes nothing and returns a "
             "compressor.Workload"
         )
-    module = importlib.import_module(module_name) if name in _READY else _users_module(module_name)
+    module = importlib.import_module(module_name) if name in _READY else _users_module(module_name, meant=name)
     workload = _function_in(module, function_name)()
     if not isinstance(workload, Workload):
         raise WorkloadError(
@@ -97,8 +103,8 @@ def _function_in(module: ModuleType, name: str) -> Callable[..., Any]:
     return found
 
 
-def _users_module(name: str) -> ModuleType:
-    """The module `name` of the current folder or of an installed package."""
+def _users_module(name: str, *, meant: str = "") -> ModuleType:
+    """The module `name` of the current folder or of an installed package; `meant` is the workload that names it."""
     folder = str(Path.cwd())
     if folder not in sys.path:
         # Last, and for good: the module may import its neighbours later, in the processes of a DataLoader too.
@@ -117,6 +123,7 @@ def _users_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not name.startswith(error.name):
             raise  # the user's module exists and lacks an import of its own
+        refuse_near_files(meant)
         near = did_you_mean(name, [path.stem for path in Path(folder).glob("*.py")])
         raise WorkloadError(f"no module named {name!r} in {folder} or among the installed packages{near}") from error
 

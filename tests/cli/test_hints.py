@@ -69,6 +69,36 @@ def test_workloads_that_cannot_be_had(folder: Path, name: str, says: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("net.onx:in.npz", r"did you mean 'net.onnx:in.npz'\? net.onnx lies in"),
+        ("net.oxnn:in.npz", r"did you mean 'net.onnx:in.npz'\?"),
+        ("net.onx", r"did you mean 'net.onnx'\?"),
+        ("nett.onx:in.npz", r"did you mean 'net.onnx:in.npz'\?"),
+        ("gone.onx:in.npz", r"did you mean 'gone.onnx:in.npz'\? no such file lies in"),
+        ("odd.onx:in.npz", r"odd.onx is there: is it an ONNX file, rename it to odd.onnx"),
+        ("net:in.npz", r"did you mean 'net.onnx:in.npz'\?"),
+        ("net.onnx:inn.npz", r"no file inn.npz, the arrays `inputs` and `targets`; did you mean 'in.npz'\?"),
+        ("net.onnx:x/in.npz", r"no file x/in.npz, .*: there is no folder x"),
+        ("nett.onnx:in.npz", r"no file nett.onnx, the model; did you mean 'net.onnx'\?"),
+        ("other.onnx", r"no file other.onnx, the model; \S+ has net.onnx"),
+        ("net.pt:in.npz", r"net.pt is weights of torch without their class, .* returns compressor.Workload"),
+        ("net.tflite", r"net.tflite is a model of TensorFlow, .*tf2onnx"),
+        ("my.online:build", r"no module named 'my.online'"),
+        ("my.nn:build", r"no module named 'my.nn'"),
+        ("pt:build", r"no module named 'pt'"),
+    ],
+)
+def test_files_that_are_not_there(folder: Path, name: str, says: str) -> None:
+    """A misspelt file is answered as a file, with the one that is there; a module stays a module."""
+    for file in ("net.onnx", "in.npz", "odd.onx"):
+        (folder / file).write_bytes(b"")
+    code, told = call("run", "int8", "-w", name, "--out", "runs/a")
+    assert code == 2
+    assert re.search(says, told), told
+
+
+@pytest.mark.parametrize(
     ("stage", "settings", "says"),
     [
         (
