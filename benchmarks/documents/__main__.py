@@ -43,6 +43,7 @@ def main() -> None:
         write_atomic(training, training_page.page(training.read_text(encoding="utf-8"), harm, load("soft-weight")))
     if (techniques := load("techniques")) is not None:
         write_atomic(DOCS / "techniques.md", techniques_page.page(techniques))
+        techniques_page.draw(techniques, DOCS / techniques_page.PICTURE)
     if (classic := load("classic")) is not None:
         tutorial = DOCS / "classic.md"
         write_atomic(tutorial, techniques_page.classic_page(tutorial.read_text(encoding="utf-8"), classic))

@@ -1,11 +1,13 @@
 """The tables of docs/techniques.md and docs/classic.md: every technique on one network, and the classic example."""
 
 import re
+from pathlib import Path
 
 from benchmarks.classic import ACROSS, INTEGERS, OURS, THEIRS, TRAINED
 from benchmarks.documents.cells import escaped, points, spread
 from benchmarks.techniques import CODEBOOKS, FLOAT, INTEGER
 
+PICTURE = "techniques.svg"
 MARK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 _ARMS = {
     TRAINED: "trained",
@@ -45,6 +47,8 @@ def page(result: dict) -> str:
             "them, fit codebooks: with `StoreCodebooks()` the file itself is smaller, and as fast."
         ),
         "",
+        f"![Points of accuracy lost against the size after zstd and against the speed-up, for every file]({PICTURE})",
+        "",
         "| technique | form | accuracy, % | drop, points | KiB | KiB after zstd | weights not zero | speed-up |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -63,6 +67,50 @@ def _cells(found: dict) -> str:
     cells = [f"{100 * found['accuracy']['value']:.2f}", points(found["drop"])]
     cells += [f"{found[size] / 1024:.0f}" for size in ("size_bytes", "compressed_bytes")]
     return " | ".join([*cells, f"{found['nonzero_parameters']:,}", spread(found["speedup"])])
+
+
+def draw(result: dict, path: Path) -> None:
+    """Points lost against size after zstd, and against speed-up: a colour for each technique, a shape for each form."""
+    from benchmarks.documents.pictures import plt
+
+    figure, (sizes, speeds) = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True, layout="constrained")
+    rows = [row for row in result["rows"] if row["error"] is None]
+    colours = {row["label"]: f"C{number % 10}" for number, row in enumerate(rows)}
+    for row in rows:
+        for form, marker in ((FLOAT, "o"), (INTEGER, "s"), (CODEBOOKS, "^")):
+            if form not in row:
+                continue
+            found = row[form]
+            drop, speed = found["drop"], found["speedup"]
+            look = {"color": colours[row["label"]], "marker": marker, "markersize": 5, "linestyle": "none"}
+            lost = 100 * drop["value"]
+            up = [[lost - 100 * drop["low"]], [100 * drop["high"] - lost]]
+            across = [[speed["value"] - speed["low"]], [speed["high"] - speed["value"]]]
+            sizes.errorbar(found["compressed_bytes"] / 1024, lost, yerr=up, elinewidth=0.8, **look)
+            speeds.errorbar(speed["value"], lost, xerr=across, yerr=up, elinewidth=0.8, **look)
+    sizes.set_xscale("log")
+    ticks = [60, 100, 200, 400, 800]
+    sizes.set_xticks(ticks, [str(tick) for tick in ticks])
+    sizes.minorticks_off()
+    sizes.set_xlabel("KiB after zstd")
+    sizes.set_ylabel("points of accuracy lost")
+    # Near 0 every tenth of a point counts; the techniques that cost tens stay on the picture.
+    sizes.set_yscale("symlog", linthresh=1)
+    sizes.set_yticks([0, 1, 3, 10, 40], ["0", "1", "3", "10", "40"])
+    sizes.set_ylim(100, -0.6)
+    speeds.set_xlabel("speed-up over dense float32")
+    for axis in (sizes, speeds):
+        axis.axhline(0.0, color="#d1d5db", linewidth=0.8, zorder=0)
+    patches = [
+        plt.Line2D([], [], color=colour, marker="o", linestyle="none", label=label) for label, colour in colours.items()
+    ]
+    shapes = [
+        plt.Line2D([], [], color="#4b5563", marker=marker, linestyle="none", markerfacecolor="none", label=form)
+        for form, marker in ((FLOAT, "o"), (INTEGER, "s"), (CODEBOOKS, "^"))
+    ]
+    figure.legend(handles=[*patches, *shapes], loc="outside right center", fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def classic_page(text: str, result: dict) -> str:

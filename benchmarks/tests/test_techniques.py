@@ -34,6 +34,8 @@ def test_a_row_per_file(trained_workload, tmp_path, capsys, monkeypatch: pytest.
     assert codebooks["size_bytes"] < 0.5 * values["size_bytes"]
     assert "'nothing' matches no module" in by_label["none"]["error"]
     result = {"clock": "wall", "epochs": 1, "images": 256, **found}
+    techniques_page.draw(result, tmp_path / "plot.svg")
+    assert "<svg" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
     page = techniques_page.page(result)
     assert page.count("\n| zeros | ") + page.count("\n| values | ") == 3 + 3 + 2
     assert "| none | failed: StageError: ignore: 'nothing' matches no module" in page
