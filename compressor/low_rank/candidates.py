@@ -5,10 +5,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+import numpy as np
+
 from compressor.latency.operators import RECURRENT, Operator, linear
 from compressor.low_rank.decompositions import Decomposition
 from compressor.low_rank.layers import Layer
-from compressor.structure.factored.chains import SPATIAL, SVD, TUCKER, full_ranks
+from compressor.structure.factored.chains import CP, SPATIAL, SVD, TUCKER, full_ranks
+
+# Ranks of sums of outer products that are looked at: each is a search of its own.
+_MOST_TERMS = 8
+# Multiply-accumulates that such a search may take for each sweep.
+_MOST_WORK = 4e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +49,20 @@ def candidate(layer: Layer, by: str, ranks: tuple[int, ...], taken: Decompositio
 
 
 def rank_options(shape: Sequence[int], by: str, align: int) -> Iterator[tuple[int, ...]]:
-    """The ranks below full ones that are multiples of `align`; on one side of a Tucker kernel the full one, too."""
+    """The ranks below full ones that are multiples of `align`; on one side of a Tucker kernel the full one, too.
+
+    By CP a few of those at which the chain holds less than the layer, in even ratios.
+    """
     limits = full_ranks(shape, by)
+    if by == CP:
+        outputs, inputs, *kernel = shape
+        size = outputs * inputs * prod(kernel)
+        highest = min(limits[0], -(-size // chain_parameters(shape, CP, (1,))), int(_MOST_WORK / (3 * size)) + 1)
+        every = range(align, highest, align)
+        if every:
+            spread = np.geomspace(every[0], every[-1], min(_MOST_TERMS, len(every))) / align
+            yield from ((align * int(step),) for step in dict.fromkeys(spread.round().astype(int).tolist()))
+        return
     sides = [list(range(align, limit, align)) for limit in limits]
     if by != TUCKER:
         yield from itertools.product(*sides)
@@ -59,6 +78,8 @@ def chain_parameters(shape: Sequence[int], by: str, ranks: Sequence[int]) -> int
         return ranks[0] * (inputs * prod(kernel) + outputs)
     if by == SPATIAL:
         return ranks[0] * (inputs * kernel[0] + outputs * kernel[1])
+    if by == CP:
+        return ranks[0] * (inputs + prod(kernel) + outputs)
     made, taken = ranks
     return inputs * taken + made * taken * prod(kernel) + outputs * made
 
@@ -78,6 +99,13 @@ def chain_operators(operator: Operator, shape: Sequence[int], *, by: str, ranks:
     if by == SPATIAL:
         rows = replace(_along(operator, 0), outputs=ranks[0], flags=bare)
         return [rows, replace(_along(operator, 1), inputs=ranks[0], size=rows.output_size)]
+    if by == CP:
+        (rank,) = ranks
+        return [
+            _point(operator, inputs, rank, size=operator.size, flags=bare),
+            replace(operator, inputs=rank, outputs=rank, groups=rank, flags=bare),
+            _point(operator, rank, outputs, size=operator.output_size, flags=operator.flags),
+        ]
     made, taken = ranks
     return [
         _point(operator, inputs, taken, size=operator.size, flags=bare),

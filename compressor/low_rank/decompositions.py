@@ -7,17 +7,21 @@ E||(W - V) x||^2: truncating there loses least (Wang et al. 2024, "SVD-LLM", arX
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from compressor.structure.factored.chains import SPATIAL, SVD
+from compressor.structure.factored.chains import CP, SPATIAL, SVD, TUCKER, full_ranks, unit_values
 
 # Sweeps of the higher-order orthogonal iteration: it settles in a few.
 _SWEEPS = 5
+# Sweeps of alternating least squares, and the part of the error below which another one is not worth its time.
+_ALTERNATIONS, _GAIN = 60, 1e-3
+# Of the mean of the diagonal: keeps terms from growing against each other without bound.
+_RIDGE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,13 +172,85 @@ class TuckerValues:
         return [first, core.reshape(made, taken, *kernel), left.reshape(-1, made, *ones)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CanonicalValues:
+    """A sum of outer products of three vectors (CP), by alternating least squares: Kolda and Bader 2009, fig. 3.3.
+
+    For convolutions Lebedev et al. 2015, arXiv:1412.6553, eq. 4, here with the positions of the kernel as one side. The
+    start is drawn under a fixed seed. A ridge keeps terms from growing against each other (Phan et al. 2020,
+    arXiv:2008.05441, sec. 3, tell what that costs). Each rank is a search of its own, made once.
+    """
+
+    weight: Tensor
+    whitening: Whitening | None
+    _whole: Tensor = field(init=False)
+    _found: dict[int, tuple[float, list[Tensor]]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_whole", _whitened(self.weight, self.whitening).flatten(2))
+
+    def error(self, ranks: Sequence[int]) -> float:
+        return 0.0 if tuple(ranks) == full_ranks(self.weight.shape, CP) else self._at(ranks[0])[0]
+
+    def values(self, ranks: Sequence[int]) -> list[Tensor]:
+        (rank,) = ranks
+        if tuple(ranks) == full_ranks(self.weight.shape, CP):
+            return unit_values(self.weight, CP, ranks)
+        made, taken, moved = self._at(rank)[1]
+        kernel = self.weight.shape[2:]
+        ones = [1] * len(kernel)
+        first = _unwhitened(taken.t().reshape(rank, -1, *ones), self.whitening)
+        return [first, moved.t().reshape(rank, 1, *kernel), made.reshape(-1, rank, *ones)]
+
+    def _at(self, rank: int) -> tuple[float, list[Tensor]]:
+        if rank not in self._found:
+            self._found[rank] = _outer_products(self._whole, rank)
+        return self._found[rank]
+
+
+def _outer_products(whole: Tensor, rank: int) -> tuple[float, list[Tensor]]:
+    """What part of the squares of `whole`, of three sides, a sum of `rank` outer products loses, and its factors.
+
+    Each factor is (side, rank); the three vectors of a term are of one size.
+    """
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randn(side, rank, generator=generator, dtype=whole.dtype) for side in whole.shape]
+    unfolded = [whole.movedim(side, 0).flatten(1) for side in range(3)]
+    total = float(whole.square().sum())
+    unit = torch.eye(rank, dtype=whole.dtype)
+    lost = 1.0
+    if total == 0:
+        return 0.0, [torch.zeros_like(factor) for factor in factors]
+    for _ in range(_ALTERNATIONS):
+        for side in range(3):
+            first, second = (factors[other] for other in range(3) if other != side)
+            # Eq. 3.4: X_(n) (C kr B) (C^T C * B^T B)^-1.
+            gram = (first.t() @ first) * (second.t() @ second)
+            matched = unfolded[side] @ (first[:, None] * second[None]).flatten(0, 1)
+            factors[side] = torch.linalg.solve(gram + _RIDGE * gram.diagonal().mean() * unit, matched.t()).t()
+            if side < 2:
+                factors[side] = factors[side] / factors[side].norm(dim=0).clamp_min(1e-30)
+        held = float(((first.t() @ first) * (second.t() @ second) * (factors[2].t() @ factors[2])).sum())
+        now = max(0.0, (total - 2 * float((matched * factors[2]).sum()) + held) / total)
+        settled = lost - now < _GAIN * lost
+        lost = now
+        if settled:
+            break
+    sizes = torch.stack([factor.norm(dim=0).clamp_min(1e-30) for factor in factors])
+    even = sizes.prod(dim=0).pow(1 / 3)
+    return lost, [factor / size * even for factor, size in zip(factors, sizes, strict=True)]
+
+
 def decomposed(weight: Tensor, by: str, whitening: Whitening | None = None) -> Decomposition:
-    """`weight` (outputs, inputs, *kernel) taken apart `by` "svd", "spatial" or "tucker"."""
+    """`weight` (outputs, inputs, *kernel) taken apart `by` "svd", "spatial", "tucker" or "cp"."""
     exact = weight.detach().to("cpu", torch.float64)
-    if by == SVD:
-        return SingularValues(weight=exact, whitening=whitening)
-    kind = SpatialValues if by == SPATIAL else TuckerValues
-    return kind(weight=exact, whitening=whitening)
+    kinds: dict[str, Callable[..., Decomposition]] = {
+        SVD: SingularValues,
+        SPATIAL: SpatialValues,
+        TUCKER: TuckerValues,
+        CP: CanonicalValues,
+    }
+    return kinds[by](weight=exact, whitening=whitening)
 
 
 def _whitened(weight: Tensor, whitening: Whitening | None) -> Tensor:

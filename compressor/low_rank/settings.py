@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from compressor.checks import check_count, check_fraction
-from compressor.structure.factored.chains import SPATIAL, SVD, TUCKER
+from compressor.structure.factored.chains import CP, SPATIAL, SVD, TUCKER
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,17 @@ class Tucker:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestWay:
-    """For each kernel whichever of the three costs least."""
+class Canonical:
+    """Kernels as 1x1, one kernel a map, and 1x1: a sum of outer products, CP (Lebedev et al. 2015, arXiv:1412.6553)."""
 
-    ways = (SVD, SPATIAL, TUCKER)
+    ways = (CP,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestWay:
+    """For each kernel whichever of the four costs least; with a `Rank`, which means less by CP, of the other three."""
+
+    ways = (SVD, SPATIAL, TUCKER, CP)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,7 +205,7 @@ class FoldedWeights(Note):
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizedLayer:
-    """A layer that became a chain of thinner ones, `by` "svd", "spatial" or "tucker".
+    """A layer that became a chain of thinner ones, `by` "svd", "spatial", "tucker" or "cp".
 
     `ranks` stand beside the `full_ranks` at which nothing is lost; `error` is the part of its squared outputs that the
     chain loses; the weights of the layer were `before` and are `after` in number.

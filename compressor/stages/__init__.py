@@ -7,7 +7,17 @@ from typing import Any
 
 from compressor.checks import explains_settings
 from compressor.clustering.codebooks import DensityCentroids, KMeansPlusPlus, LinearCentroids
-from compressor.low_rank.settings import BestWay, Channelwise, Energy, OutputError, Rank, Spatial, Tucker, WeightError
+from compressor.low_rank.settings import (
+    BestWay,
+    Canonical,
+    Channelwise,
+    Energy,
+    OutputError,
+    Rank,
+    Spatial,
+    Tucker,
+    WeightError,
+)
 from compressor.plugins import STAGES, by_name
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.merging.fed import Calibration, Noise
@@ -91,6 +101,7 @@ __all__ = [
     "ByFamily",
     "Calibration",
     "Candidate",
+    "Canonical",
     "Channelwise",
     "ClusterWeights",
     "Constant",

@@ -1,7 +1,8 @@
 """Low rank: layers become chains of thinner ones, whose product is as near to their weight as the rank allows.
 
 Linear layers and 1x1 convolutions by truncated singular values (Denton et al. 2014, arXiv:1404.0736; Xue et al. 2013),
-kernels as separable ones (Jaderberg et al. 2014, arXiv:1405.3866) or by Tucker-2 (Kim et al. 2016, arXiv:1511.06530).
+kernels as separable ones (Jaderberg et al. 2014, arXiv:1405.3866), by Tucker-2 (Kim et al. 2016, arXiv:1511.06530) or
+as a sum of outer products (CP: Lebedev et al. 2015, arXiv:1412.6553).
 """
 
 from collections.abc import Sequence
@@ -19,14 +20,24 @@ from compressor.low_rank.candidates import Candidate
 from compressor.low_rank.choice import Choice, Decomposed
 from compressor.low_rank.decompositions import Whitening
 from compressor.low_rank.layers import Layer, Layers, changing, find_layers, input_moments
-from compressor.low_rank.settings import BestWay, Channelwise, Energy, OutputError, Rank, Spatial, Tucker, WeightError
+from compressor.low_rank.settings import (
+    BestWay,
+    Canonical,
+    Channelwise,
+    Energy,
+    OutputError,
+    Rank,
+    Spatial,
+    Tucker,
+    WeightError,
+)
 from compressor.notes.structure import FactorizedLayer, FactorizedLayers, LockedLayers
 from compressor.pruning.choice.goals import Goal, LatencyGoal, goal_of, out_of_reach
 from compressor.pruning.choice.measured_choice import Proposal, measured_choice
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
 from compressor.pruning.narrowing import prepare_model_, project_model_
 from compressor.stage import Context, Effect
-from compressor.structure.factored.chains import full_ranks, put_
+from compressor.structure.factored.chains import CP, full_ranks, put_
 from compressor.structure.plan import Entry
 from compressor.structure.preparing.matching import check_modules_match
 from compressor.structure.trials import evaluating, fault, outputs_at
@@ -50,7 +61,7 @@ class FactorizeLayers:
 
     effect: ClassVar[Effect] = Effect.STRUCTURE
     target: Energy | Rank | Latency | Macs | Parameters = field(default_factory=Energy)
-    kernels: BestWay | Channelwise | Spatial | Tucker = field(default_factory=BestWay)
+    kernels: BestWay | Canonical | Channelwise | Spatial | Tucker = field(default_factory=BestWay)
     near: OutputError | WeightError = field(default_factory=OutputError)
     align: int | None = None
     ignore: tuple[str, ...] = ()
@@ -109,12 +120,15 @@ class _Search:
         self.layers: Layers = find_layers(model, workload.example_inputs, timed, ignore=stage.ignore, held=held)
         if not self.layers.free:
             raise self._nothing()
+        allowed: tuple[str, ...] = stage.kernels.ways
         if isinstance(stage.target, Rank):
-            low = choice.too_low(self.layers.free, stage.kernels.ways, stage.target)
+            if isinstance(stage.kernels, BestWay):
+                allowed = tuple(by for by in allowed if by != CP)
+            low = choice.too_low(self.layers.free, allowed, stage.target)
             self.layers = self.layers.without(low)
         whitenings = self._whitenings()
         self.found = {
-            layer.name: choice.take_apart(model, layer, stage.kernels.ways, whitenings.get(layer.name))
+            layer.name: choice.take_apart(model, layer, allowed, whitenings.get(layer.name))
             for layer in self.layers.free
         }
 

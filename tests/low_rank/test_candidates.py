@@ -1,12 +1,14 @@
 """What chains compute and hold, against torch's own layers put one after the other."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 from compressor.latency.operators import operators_of_layer
 from compressor.low_rank.candidates import chain_operators, chain_parameters, rank_options
-from compressor.structure.factored.chains import SPATIAL, SVD, TUCKER, chain_of, unit_values, ways, weight_of
+from compressor.structure.factored.chains import CP, SPATIAL, SVD, TUCKER, chain_of, unit_values, ways, weight_of
 
 LAYERS = [
     (nn.Linear(12, 20), (7, 12)),
@@ -44,3 +46,17 @@ def test_rank_options_are_aligned_and_below_full():
     assert list(rank_options((8, 4, 3, 3), TUCKER, 4)) == [(4, 4)]
     assert list(rank_options((8, 6, 3, 3), TUCKER, 4)) == [(4, 4), (4, 6), (8, 4)]
     assert list(rank_options((8, 8), SVD, 8)) == []
+
+
+def test_terms_are_few_aligned_and_fewer_than_would_hold_more_than_the_layer():
+    """By CP (20 + 12 + 9) r < 20 * 12 * 9 for r below 52.7; of the ranks of a wide layer eight, in even ratios."""
+    assert list(rank_options((20, 12, 3, 3), CP, 16)) == [(16,), (32,), (48,)]
+    ratios = [rank for (rank,) in rank_options((64, 64, 3, 3), CP, 8)]
+    assert (ratios[0], ratios[-1], len(ratios)) == (8, 264, 8)
+    assert all(1.3 < second / first <= 2 for first, second in itertools.pairwise(ratios))
+    assert list(rank_options((4, 4, 3, 3), CP, 16)) == []
+
+
+def test_a_search_that_would_take_minutes_is_left_out():
+    """A sweep over 2048 x 2048 x 9 weights costs three times as many products for every term."""
+    assert list(rank_options((2048, 2048, 3, 3), CP, 16)) == [(16,), (32,)]

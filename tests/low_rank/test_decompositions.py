@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compressor.low_rank.decompositions import Whitening, decomposed
-from compressor.structure.factored.chains import SPATIAL, SVD, TUCKER, chain_of, full_ranks, ways
+from compressor.structure.factored.chains import CP, SPATIAL, SVD, TUCKER, chain_of, full_ranks, ways
 
 
 def kernel_of(chain, shape):
@@ -94,6 +94,59 @@ def test_tucker_against_numpy(ranks):
     said = decomposed(weight, TUCKER).error(ranks)
     assert said == pytest.approx(float((started - weight).square().sum() / weight.square().sum()), abs=1e-12)
     assert lost <= said + 1e-12
+
+
+def test_a_sum_of_outer_products_comes_back():
+    """Three terms drawn at random are unique up to their order (Kruskal 1977): CP at rank 3 finds them again."""
+    generator = torch.Generator().manual_seed(1)
+    made, taken, moved = (torch.randn(side, 3, generator=generator, dtype=torch.float64) for side in (6, 5, 9))
+    weight = torch.einsum("or,ir,pr->oip", made, taken, moved).reshape(6, 5, 3, 3)
+    decomposition = decomposed(weight, CP)
+    assert decomposition.error([3]) < 1e-6
+    torch.testing.assert_close(kernel_of(chain_at(weight, CP, [3]), weight.shape), weight, atol=1e-2, rtol=1e-2)
+    first, kernels, last = (value.flatten(1) for value in decomposition.values([3]))
+    sizes = torch.stack([first.norm(dim=1), kernels.norm(dim=1), last.norm(dim=0)])
+    torch.testing.assert_close(sizes, sizes.mean(dim=0).expand(3, -1))
+    # Of two terms there are less than three hold.
+    assert decomposition.error([2]) > 0.01
+
+
+def test_one_term_is_the_best_one_by_power_iteration():
+    """At rank 1 numpy's power iteration on one term in noise ends in the same product; the error is what it says."""
+    generator = torch.Generator().manual_seed(2)
+    o, i, p = (torch.randn(side, generator=generator, dtype=torch.float64) for side in (6, 4, 9))
+    noise = 0.1 * torch.randn(6, 4, 9, generator=generator, dtype=torch.float64)
+    weight = (torch.einsum("o,i,p->oip", o, i, p) + noise).reshape(6, 4, 3, 3)
+    w, o, i, p = weight.flatten(2).numpy(), o.numpy(), i.numpy(), p.numpy()
+    for _ in range(200):
+        o = np.einsum("oip,i,p->o", w, i, p) / ((i @ i) * (p @ p))
+        i = np.einsum("oip,o,p->i", w, o, p) / ((o @ o) * (p @ p))
+        p = np.einsum("oip,o,i->p", w, o, i) / ((o @ o) * (i @ i))
+    wanted = torch.tensor(np.einsum("o,i,p->oip", o, i, p)).reshape(weight.shape)
+    got = kernel_of(chain_at(weight, CP, [1]), weight.shape)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
+    lost = float((got - weight).square().sum() / weight.square().sum())
+    assert decomposed(weight, CP).error([1]) == pytest.approx(lost, rel=1e-4)
+
+
+def test_outer_products_near_the_outputs_lose_less_of_them():
+    """With inputs of very unequal size the whitened terms have the outputs nearer than those of the weight alone."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(8, 6, 3, 3, generator=generator, dtype=torch.float64)
+    scales = torch.tensor([10.0, 5.0, 1.0, 0.5, 0.1, 0.05], dtype=torch.float64)
+    moments = torch.diag(scales.square())
+
+    def lost(kernel):
+        return float(torch.einsum("oiyx,i->oiyx", kernel - weight, scales).square().sum())
+
+    plain = kernel_of(chain_at(weight, CP, [6]), weight.shape)
+    white = kernel_of(chain_at(weight, CP, [6], Whitening.of(moments)), weight.shape)
+    assert lost(white) < 0.7 * lost(plain)
+
+
+def test_a_weight_of_zeros_stays_one():
+    assert decomposed(torch.zeros(4, 4, 3, 3), CP).error([2]) == 0
+    assert all(torch.isfinite(value).all() for value in decomposed(torch.zeros(4, 4, 3, 3), CP).values([2]))
 
 
 @pytest.mark.parametrize("by", ways((6, 4, 3, 3)))

@@ -3,12 +3,13 @@
     svd      (out, in * kernel) = (out, r) (r, in * kernel): Denton et al. 2014, arXiv:1404.0736; Xue et al. 2013
     spatial  a kernel of rows, then one of columns, r maps between: Jaderberg et al. 2014, arXiv:1405.3866, sec. 2.2
     tucker   1x1 to r_in maps, the kernel to r_out maps, 1x1 to out: Kim et al. 2016, arXiv:1511.06530, sec. 3.1
+    cp       1x1 to r maps, a kernel for each of them, 1x1 to out: Astrid and Lee 2017, arXiv:1701.07148, sec. 3.1
 
 None holds anything between its layers: the chain computes what one layer with the product as its weight computes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ from compressor.structure.factored.recurrent import (
     why_not_recurrent,
 )
 
-SVD, SPATIAL, TUCKER = "svd", "spatial", "tucker"
+SVD, SPATIAL, TUCKER, CP = "svd", "spatial", "tucker", "cp"
 # How many ranks each has.
-RANKS = {SVD: 1, SPATIAL: 1, TUCKER: 2}
+RANKS = {SVD: 1, SPATIAL: 1, TUCKER: 2, CP: 1}
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -111,7 +112,7 @@ def ways(shape: Sequence[int]) -> tuple[str, ...]:
     kernel = shape[2:]
     if math.prod(kernel) == 1:
         return (SVD,)
-    return (SVD, SPATIAL, TUCKER) if len(kernel) == 2 and min(kernel) > 1 else (SVD, TUCKER)
+    return (SVD, SPATIAL, TUCKER, CP) if len(kernel) == 2 and min(kernel) > 1 else (SVD, TUCKER, CP)
 
 
 def full_ranks(shape: Sequence[int], by: str) -> tuple[int, ...]:
@@ -121,6 +122,8 @@ def full_ranks(shape: Sequence[int], by: str) -> tuple[int, ...]:
         return (min(outputs, inputs * math.prod(kernel)),)
     if by == SPATIAL:
         return (min(inputs * kernel[0], outputs * kernel[1]),)
+    if by == CP:
+        return (min(inputs * math.prod(kernel), outputs * math.prod(kernel), outputs * inputs),)
     return outputs, inputs
 
 
@@ -151,11 +154,42 @@ def unit_values(weight: Tensor, by: str, ranks: Sequence[int]) -> list[Tensor]:
             return [rows, weight.flatten(1, 2)[:, :rank].unsqueeze(2)]
         columns = unit(outputs * width, rank).reshape(outputs, width, rank).transpose(1, 2).unsqueeze(2)
         return [weight.permute(0, 3, 1, 2).flatten(0, 1)[:rank].unsqueeze(3), columns]
+    if by == CP:
+        return _unit_terms(weight, ranks[0], unit)
     made, taken = ranks
     return [
         unit(taken, inputs).reshape(taken, inputs, *ones),
         weight[:made, :taken],
         unit(outputs, made).reshape(outputs, made, *ones),
+    ]
+
+
+def _unit_terms(weight: Tensor, rank: int, unit: Callable[[int, int], Tensor]) -> list[Tensor]:
+    """The first `rank` terms of `weight` as a sum: one for every pair of two of its three sides, of which two are unit.
+
+    The sides are the outputs, the inputs and the positions of the kernel; the pair is that of which there are fewest.
+    """
+    outputs, inputs, *kernel = weight.shape
+    flat = weight.flatten(2)
+    positions = flat.shape[2]
+    full = full_ranks(weight.shape, CP)[0]
+    if full == inputs * positions:
+        taken = unit(inputs, inputs).repeat_interleave(positions, dim=0)
+        moved, made = unit(positions, positions).repeat(inputs, 1), flat.flatten(1)
+    elif full == outputs * positions:
+        taken = flat.transpose(1, 2).flatten(0, 1)
+        moved, made = (
+            unit(positions, positions).repeat(outputs, 1),
+            unit(outputs, outputs).repeat_interleave(positions, 1),
+        )
+    else:
+        taken = unit(inputs, inputs).repeat(outputs, 1)
+        moved, made = flat.flatten(0, 1), unit(outputs, outputs).repeat_interleave(inputs, dim=1)
+    ones = [1] * len(kernel)
+    return [
+        taken[:rank].reshape(rank, inputs, *ones),
+        moved[:rank].reshape(rank, 1, *kernel),
+        made[:, :rank].reshape(outputs, rank, *ones),
     ]
 
 
@@ -166,7 +200,7 @@ def chain_of(layer: nn.Module, by: str, values: Sequence[Tensor]) -> Chain | Beh
     known: Any = layer
     # On the meta device nothing is drawn for weights that come from elsewhere.
     made: list[Any] = [
-        _convolution(known, value, _step(known, by, number))
+        _convolution(known, value, _step(known, by, number), groups=len(value) if (by, number) == (CP, 1) else 1)
         if isinstance(layer, _CONVOLUTIONS)
         else nn.Linear(value.shape[1], value.shape[0], device="meta")
         for number, value in enumerate(values)
@@ -194,10 +228,10 @@ def _step(layer: Any, by: str, number: int) -> dict[str, Any]:
     return whole if number == (0 if by == SVD else 1) else {}
 
 
-def _convolution(layer: Any, value: Tensor, step: Mapping[str, Any]) -> Any:
+def _convolution(layer: Any, value: Tensor, step: Mapping[str, Any], *, groups: int) -> Any:
     outputs, inputs, *kernel = value.shape
     mode = layer.padding_mode if step else "zeros"
-    return type(layer)(inputs, outputs, tuple(kernel), padding_mode=mode, device="meta", **step)
+    return type(layer)(groups * inputs, outputs, tuple(kernel), groups=groups, padding_mode=mode, device="meta", **step)
 
 
 def factor_(model: nn.Module, layers: Mapping[str, Any]) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import nn
 from compressor.errors import StorageError
 from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
 from compressor.structure.factored.chains import (
+    CP,
     SPATIAL,
     SVD,
     TUCKER,
@@ -77,14 +78,17 @@ def test_a_recurrent_module_behind_a_projection_of_full_rank_computes_the_same(k
 
 
 def test_which_ways_there_are_and_their_full_ranks():
-    """A matrix has one way, a kernel of several rows and columns three; the full ranks are those of the unfoldings."""
+    """A matrix has one way, a kernel of several rows and columns four; the full ranks are those of the unfoldings."""
     assert ways((8, 4)) == ways((8, 4, 1, 1)) == (SVD,)
-    assert ways((8, 4, 3)) == ways((8, 4, 3, 1)) == (SVD, TUCKER)
-    assert ways((8, 4, 3, 5)) == (SVD, SPATIAL, TUCKER)
+    assert ways((8, 4, 3)) == ways((8, 4, 3, 1)) == (SVD, TUCKER, CP)
+    assert ways((8, 4, 3, 5)) == (SVD, SPATIAL, TUCKER, CP)
     assert full_ranks((8, 4, 3, 5), SVD) == (8,)
     assert full_ranks((80, 4, 3, 5), SVD) == (60,)
     assert full_ranks((8, 4, 3, 5), SPATIAL) == (12,)
     assert full_ranks((8, 4, 3, 5), TUCKER) == (8, 4)
+    assert full_ranks((8, 4, 3, 5), CP) == (32,)
+    assert full_ranks((8, 20, 3), CP) == (24,)
+    assert full_ranks((20, 4, 3), CP) == (12,)
 
 
 @pytest.mark.parametrize(
