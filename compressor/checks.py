@@ -149,6 +149,21 @@ def one_of(ways: Mapping[str, bool]) -> str:
     return " or ".join([", ".join(helpful[:-1]), helpful[-1]] if len(helpful) > 1 else helpful)
 
 
+def told_reasons(reasons: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
+    """Each reason once, after those it holds for, in their order: "a, b: it is frozen; c: softmax runs over it".
+
+    Of more than five the first four are named and the others counted.
+    """
+    pairs = reasons.items() if isinstance(reasons, Mapping) else reasons
+    held: dict[str, list[str]] = {}
+    for name, reason in pairs:
+        held.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{', '.join(names) if len(names) <= 5 else ', '.join(names[:4]) + f' and {len(names) - 4} others'}: {reason}"
+        for reason, names in held.items()
+    )
+
+
 def _kinds(settings: Any) -> dict[str, tuple[type, ...]]:
     """What the fields of a dataclass that take value objects alone may hold."""
     hints = get_type_hints(settings)

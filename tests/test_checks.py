@@ -22,6 +22,7 @@ from compressor.checks import (
     check_one_of,
     check_positive,
     check_tuple,
+    told_reasons,
 )
 from compressor.errors import StageError
 from compressor.outputs.kinds import Classes
@@ -260,3 +261,13 @@ def test_all_that_a_recipe_may_name_explains_its_settings() -> None:
     for name in stages.__all__[:-1]:
         with pytest.raises(TypeError, match=f"{name} has no 'no_such_thing'"):
             getattr(stages, name)(no_such_thing=1)
+
+
+def test_reasons_are_told_once_with_all_they_hold_for():
+    """Layers of one reason stand together, at the place of the first; of many four are named."""
+    assert told_reasons({"a": "it is frozen", "b": "softmax runs over it", "c": "it is frozen"}) == (
+        "a, c: it is frozen; b: softmax runs over it"
+    )
+    assert told_reasons((f"l{number}", "thin") for number in range(7)) == "l0, l1, l2, l3 and 3 others: thin"
+    assert told_reasons([(f"l{number}", "thin") for number in range(5)]) == "l0, l1, l2, l3, l4: thin"
+    assert told_reasons({}) == ""

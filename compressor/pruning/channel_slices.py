@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compressor.batches import Inputs
+from compressor.checks import told_reasons
 from compressor.errors import StageError
 from compressor.pruning.narrowing import reason_to_lock
 from compressor.structure.calling.shown import Shown
@@ -150,7 +151,7 @@ def penalised_groups(model: nn.Module, inputs: Inputs | Shown, layers: tuple[str
     reasons = {group.name: _reason_against(model, group, layers) for group in groups}
     free = [group for group in groups if reasons[group.name] is None]
     if not free:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        listed = told_reasons({name: str(reason) for name, reason in reasons.items()})
         raise StageError(
             f"{type(model).__name__} has no channels that may become zero{': ' + listed if listed else ''}; drive "
             "single weights to zero (l1_penalty) instead"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compressor.checks import check_calibrated
+from compressor.checks import check_calibrated, told_reasons
 from compressor.errors import StageError
 from compressor.pruning.constant_channels import read_inputs
 from compressor.pruning.ranking.scope import PerLayer
@@ -65,7 +65,7 @@ class Sparsifying:
 
     def require_some(self, sparsity: float) -> None:
         """Raises StageError, with the reasons, where `sparsity` makes no weight zero."""
-        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self.left.items())
+        reasons = told_reasons(self.left)
         if not self.weights:
             raise StageError(
                 f"no weight of {type(self.model).__name__} fits {self.pattern!r} and {self.score!r}: {reasons}; take "

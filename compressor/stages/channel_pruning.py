@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.checks import check_count, check_fraction, check_globs, check_kinds, one_of
+from compressor.checks import check_count, check_fraction, check_globs, check_kinds, one_of, told_reasons
 from compressor.errors import BudgetError, StageError
 from compressor.notes.note import Note
 from compressor.notes.structure import ChannelsRemoved, Group, Groups, LockedLayers, UnreachedLayers
@@ -335,7 +335,7 @@ class _Book:
 
     def reasons(self) -> str:
         """Every locked layer with its reason."""
-        return "; ".join(f"{name}: {reason}" for name, reason in self.locked.items())
+        return told_reasons(self.locked)
 
     def notes(self, align: int) -> list[Note]:
         """What the report is told."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from compressor.checks import check_calibrated, check_count, check_globs, check_kinds, one_of
+from compressor.checks import check_calibrated, check_count, check_globs, check_kinds, one_of, told_reasons
 from compressor.errors import BudgetError, StageError
 from compressor.latency.operators import Operator
 from compressor.low_rank import choice
@@ -224,7 +224,7 @@ class _Search:
         return self.layers.locked | {name: found.whole for name, found in self.found.items() if found.whole}
 
     def _locked(self) -> str:
-        return "; ".join(f"{name}: {reason}" for name, reason in self._whole().items())
+        return told_reasons(self._whole())
 
     def _nothing(self) -> StageError:
         return StageError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
-from compressor.checks import check_count, check_fraction, check_globs, check_kinds, one_of
+from compressor.checks import check_count, check_fraction, check_globs, check_kinds, one_of, told_reasons
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
 from compressor.notes.structure import ChannelsRemoved, Group, Groups, LockedLayers, UnreachedLayers
@@ -210,7 +210,7 @@ class _Case:
     def nothing(self) -> str:
         """Why nothing could be merged, and what may help."""
         stage = self.stage
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.locked.items())
+        reasons = told_reasons(self.locked)
         free = ", ".join(f"{group.name} ({group.width})" for group in self.free)
         by_cosine = stage.cosine is not None
         asked = f"remove={stage.remove}" if not by_cosine else f"cosine={stage.cosine}"

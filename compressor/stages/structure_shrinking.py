@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.checks import check_count, check_globs, check_kinds, one_of
+from compressor.checks import check_count, check_globs, check_kinds, one_of, told_reasons
 from compressor.errors import BudgetError, StageError
 from compressor.kept_state import private_copy
 from compressor.notes import structure as notes
@@ -301,7 +301,7 @@ class _Search:
         return found
 
     def _reasons(self) -> str:
-        return "; ".join(f"{name}: {reason}" for name, reason in self.locked.items())
+        return told_reasons(self.locked)
 
 
 def _without_locked(item: Item, locked: set[str], whole: dict[str, int]) -> Item:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.checks import check_count, check_globs, check_kinds
+from compressor.checks import check_count, check_globs, check_kinds, told_reasons
 from compressor.clustering.codebooks import DensityCentroids, KMeansPlusPlus, LinearCentroids, shared_values
 from compressor.errors import StageError
 from compressor.notes.structure import LockedLayers
@@ -77,7 +77,7 @@ class ClusterWeights:
                 chosen.append(weight)
         context.tell(LockedLayers.of(left))
         if not chosen:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
+            reasons = told_reasons(left)
             raise StageError(
                 f"no weights of {type(model).__name__} can share values: {reasons}; lower clusters, take larger "
                 "codebooks (granularity=PerTensor()) or ignore fewer layers"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compressor.batches import Inputs
-from compressor.checks import check_count, check_globs, check_not_negative, one_of
+from compressor.checks import check_count, check_globs, check_not_negative, one_of, told_reasons
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
 from compressor.notes.structure import (
@@ -77,7 +77,7 @@ class RemoveZeroChannels:
         _tell(context, search, done)
         if done is None:
             zeros = sum(len(zero.silent) + len(zero.unread) for zero in search.zeros.values())
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in search.locked)
+            reasons = told_reasons(search.locked)
             way_out = one_of(
                 {
                     "train with sparse_training first or with a larger strength": True,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from compressor.batches import Inputs, map_tensors
 from compressor.errors import ExportError, StageError
 from compressor.files.export import export_onnx
+from compressor.metrics import Metric
 from compressor.pruning.ranking.criteria import L1
 from compressor.pruning.ranking.scope import PerLayer
 from compressor.runtime import OnnxModule
@@ -161,9 +162,17 @@ def randomized_(model: nn.Module) -> nn.Module:
 
 
 def workload_of(architecture: Architecture, model: nn.Module) -> Workload:
-    """`model` with random inputs of its kind; the loss draws its outputs to zero."""
+    """`model` with random inputs of its kind; the loss draws its outputs, of any shape, to zero."""
     data = [(inputs, torch.zeros(4)) for inputs in (architecture.sample(4), architecture.sample(4))]
-    return same_data(model, data, architecture.sample(2), loss=lambda outputs, _: outputs.float().square().mean())
+    metric = Metric(name="size of the outputs", per_sample=_size_of, higher_is_better=False, bounded=False)
+    return same_data(
+        model, data, architecture.sample(2), loss=lambda outputs, _: outputs.float().square().mean(), metric=metric
+    )
+
+
+def _size_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    del targets
+    return outputs.float().square().flatten(1).mean(dim=1)
 
 
 def check_structure(model: nn.Module, pruned: nn.Module, plan: list[Entry], workload: Workload) -> None:

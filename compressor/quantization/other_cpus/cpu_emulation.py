@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.checks import told_reasons
 from compressor.errors import StageError
 from compressor.files.graphs import attributes, initializers, names_read
 from compressor.files.operators import operator_of
@@ -229,7 +230,7 @@ def emulated(onnx_bytes: bytes, *, fused: bool = True) -> SaturatingModel:
     """The file as a `SaturatingModel`. Raises StageError where it holds products that are not emulated."""
     model = SaturatingModel(onnx_bytes, fused=fused)
     if model.not_emulated:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in model.not_emulated.items())
+        reasons = told_reasons(model.not_emulated)
         raise StageError(f"the file cannot be checked for CPUs without VNNI: {reasons}")
     return model
 
