@@ -115,6 +115,10 @@ class StorageError(CompressorError, ValueError):
     """A model that cannot be stored, or a stored file that is damaged or belongs to another model."""
 
 
+class PackError(StorageError):
+    """A file that cannot be packed, or a packed one that is damaged, of another version, or beyond a limit."""
+
+
 class WriteError(StorageError, OSError):
     """A file that cannot be written: the disk is full, or the folder is not one to write in."""
 

@@ -10,11 +10,12 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from compressor.errors import StorageError, WriteError
 
@@ -35,16 +36,26 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     followed. Raises WriteError, naming the file, where it cannot be written; a full disk is found before it is touched.
     """
     raw = data.encode() if isinstance(data, str) else data
+    with written_whole(path, len(raw)) as file:
+        file.write(raw)
+
+
+@contextmanager
+def written_whole(path: Path, size_bytes: int) -> Iterator[BinaryIO]:
+    """A file to write `size_bytes` to, and to read back, that is at `path` once the block ends well, and else nowhere.
+
+    Rights, links and errors are as in `write_atomic`.
+    """
     part = path.parent / temporary_name()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        require_space(path, len(raw))
+        require_space(path, size_bytes)
         try:
             # Not by `tempfile`, whose files are their owner's alone.
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "w+b") as file:
                 if path.is_file() and not path.is_symlink():
                     part.chmod(stat.S_IMODE(path.stat().st_mode))
-                file.write(raw)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
@@ -55,7 +66,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except WriteError:
         raise
     except OSError as error:
-        raise _not_written(path, len(raw), error) from error
+        raise _not_written(path, size_bytes, error) from error
 
 
 def require_space(path: Path, needed_bytes: int) -> None:

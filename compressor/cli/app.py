@@ -1,4 +1,4 @@
-"""The command line: run, compare, doctor, stages; it loads nothing heavier than typer, so that --help is quick."""
+"""The command line: its commands; it loads nothing heavier than typer, so that --help is quick."""
 
 import warnings
 from pathlib import Path
@@ -25,6 +25,7 @@ from compressor.cli.options import (
     recipe_of,
     workload_of,
 )
+from compressor.cli.packing import pack, unpack
 from compressor.errors import WrongUseError
 
 if TYPE_CHECKING:
@@ -268,6 +269,10 @@ def stages(
             _print_json([entry.to_json() for entry in shown] if name is None else shown[0].to_json())
         else:
             print_listing(shown, whole=name is not None)
+
+
+app.command()(pack)
+app.command()(unpack)
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""How small files become packed, and how fast they are unpacked."""

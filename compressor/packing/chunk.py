@@ -1,0 +1,247 @@
+"""One chunk of a packed file: its plan, its symbols and the rest, in the order in which `reader` reads them."""
+
+import lzma
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.packing.classes import Classes, Fitted, fitted
+from compressor.packing.coding import BitWriter, encode, lanes_for, levels_of, write_tables
+from compressor.packing.forms import Form, PlaneOf
+from compressor.packing.reader import MOST_CHUNK, MOST_TABLES, PRECISION, frequencies, weight_of
+
+# How many tables are tried, by the bytes that symbols take without classes: a table has to be paid by them.
+_TRIED = ((300, (1,)), (4_000, (1, 2, 4)), (60_000, (1, 6, 16)), (1_500_000, (4, 16, 32)), (MOST_CHUNK, (32,)))
+_FINENESS = (0, 1, 2)
+# Settings of LZMA (lc, lp, pb): its usual ones, those for text, and those for numbers of four bytes.
+_SETTINGS = ((3, 0, 2), (3, 0, 0), (4, 0, 0), (0, 2, 2))
+_SMALL = 1 << 18
+# So many weights of a chunk have tables of their own, the others share some.
+_MOST_OWN, _JOINED = 48, ("joined",)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A byte range of the file, and how it is written: by `form`, or as a copy of what stands at `copied`."""
+
+    offset: int
+    length: int
+    form: Form | None
+    copied: int | None = None
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The tables of symbols of one kind, as they are told, and what they and the symbols take in bytes, about."""
+
+    fit: Fitted
+    levels: list[list[int]]
+    fineness: int
+    size_bytes: float
+
+
+def chunk_body(data: bytes, start: int, end: int, placed: Sequence[Placed]) -> bytes:
+    """The body of the chunk that holds `data[start:end]`, with `placed` as the weights in it."""
+    placed = _few_kinds(placed)
+    gaps, at = [], start
+    for one in placed:
+        gaps.append(data[at : one.offset])
+        at = one.offset + one.length
+    graph, filters = deflated(b"".join([*gaps, data[at:end]]))
+    pools = _pools([plane for one in placed if one.form for plane in one.form.planes if plane.key is not None])
+    numbers = {key: number for number, key in enumerate(pools)}
+    firsts = dict(zip(pools, np.cumsum([0, *(len(pool.levels) for pool in pools.values())]), strict=False))
+    used = dict.fromkeys(pools, 0)
+    plan, rest = BitWriter(), [graph]
+    symbols, which = [np.empty(0, np.uint8)], [np.empty(0, np.uint8)]
+    for one, gap in zip(placed, gaps, strict=True):
+        plan.number(len(gap), "gap")
+        plan.number(one.length, "length")
+        plan.bit(int(one.form is None), "copy")
+        if one.form is None:
+            plan.number(one.copied or 0, "copied")
+            continue
+        _write_form(plan, one.form)
+        rest.append(one.form.values)
+        for place, plane in enumerate(one.form.planes):
+            if plane.key is None:
+                rest.append(plane.symbols.tobytes())
+                own = None
+            else:
+                own = _tables_of(plane, pools[plane.key].fit, used)
+                symbols.append(plane.symbols)
+                which.append((own[1] + firsts[plane.key]).astype(np.uint8))
+            if place == 0:
+                _write_classes(plan, plane, own[0] if own else ())
+            if place == 1 and one.form.bare:
+                plan.number(plane.symbols.size, "full")
+            plan.number(0 if plane.key is None else numbers[plane.key] + 1, "lower" if place else "pool")
+    plan.number(len(pools), "pools")
+    for pool in pools.values():
+        plan.number(len(pool.levels[0]) - 1, "alphabet")
+        plan.number(len(pool.levels) - 1, "tables")
+        write_tables(plan, pool.levels, pool.fineness)
+    late = b"".join(rest)
+    coded = np.concatenate(symbols)
+    rows = [row for pool in pools.values() for row in _frequencies(pool)]
+    lanes = lanes_for(coded.size, sum(pool.size_bytes for pool in pools.values())) if coded.size else 0
+    states, words = encode(coded, np.concatenate(which), rows, lanes, late[: 2 * lanes])
+    told = plan.finish()
+    return b"".join(
+        [
+            _number(end - start),
+            _number(len(late)),
+            _number(len(graph)),
+            bytes([filters]),
+            _number(len(placed)),
+            _number(len(told)),
+            told,
+            _number(lanes),
+            _number(len(words)),
+            states.tobytes(),
+            words.tobytes(),
+            late[2 * lanes :],
+        ]
+    )
+
+
+def deflated(data: bytes) -> tuple[bytes, int]:
+    """(`data` by LZMA, its settings as one number), by the settings that suit it best."""
+    if not data:
+        return b"", 0
+    found = []
+    for lc, lp, pb in _SETTINGS if len(data) <= _SMALL else _SETTINGS[:1]:
+        chosen = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": MOST_CHUNK}]
+        chosen[0] |= {"lc": lc, "lp": lp, "pb": pb}
+        found.append((lzma.compress(data, lzma.FORMAT_RAW, filters=chosen), lc + 9 * lp + 45 * pb))
+    return min(found, key=lambda one: len(one[0]))
+
+
+def _few_kinds(placed: Sequence[Placed]) -> list[Placed]:
+    """The same with the smallest weights that have tables of their own sharing some, so that there are few kinds."""
+    sizes: dict[Any, int] = {}
+    for plane in (plane for one in placed if one.form for plane in one.form.planes if plane.key is not None):
+        sizes[plane.key] = sizes.get(plane.key, 0) + plane.symbols.size
+    own = sorted((key for key in sizes if "own" in key), key=sizes.__getitem__, reverse=True)
+    joined = set(own[_MOST_OWN:])
+    found = []
+    for one in placed:
+        if one.form is not None and any(plane.key in joined for plane in one.form.planes):
+            planes = tuple(replace(plane, key=_JOINED) if plane.key in joined else plane for plane in one.form.planes)
+            found.append(replace(one, form=replace(one.form, planes=planes)))
+        else:
+            found.append(one)
+    return found
+
+
+def _pools(planes: Sequence[PlaneOf]) -> dict[Any, _Pool]:
+    """The tables of every kind of symbols, at most as many in all as a chunk may have."""
+    by_key: dict[Any, list[PlaneOf]] = {}
+    for plane in planes:
+        by_key.setdefault(plane.key, []).append(plane)
+    pools = {key: _pool(own, MOST_TABLES) for key, own in by_key.items()}
+    while sum(len(pool.levels) for pool in pools.values()) > MOST_TABLES:
+        widest = max(pools, key=lambda key: len(pools[key].levels))
+        pools[widest] = _pool(by_key[widest], max(1, len(pools[widest].levels) // 2))
+    return pools
+
+
+def _pool(planes: Sequence[PlaneOf], most: int) -> _Pool:
+    """The tables of symbols of one kind: as many, and told as finely, as pays."""
+    parts = [part for plane in planes for part in _parts(plane)]
+    alphabet = max(plane.alphabet for plane in planes)
+    if not any(plane.shapes for plane in planes):
+        most = 1
+    one = fitted(parts, alphabet, most=1)
+    used = int(np.flatnonzero(one.counts[0]).max()) + 1 if one.counts.any() else 1
+    tried = next((counts for size, counts in _TRIED if one.bits / 8 <= size), (32,))
+    found = []
+    for count in sorted({min(count, most) for count in tried}):
+        fit = one if count == 1 else fitted(parts, alphabet, most=count)
+        fit = Fitted(fit.classes, fit.counts[:, :used])
+        side = _classes_size(fit)
+        found += [_told(fit, fineness, side) for fineness in _FINENESS]
+    return min(found, key=lambda pool: pool.size_bytes)
+
+
+def _classes_size(fit: Fitted) -> int:
+    """The bytes that the classes take."""
+    side = BitWriter()
+    for classes in fit.classes if len(fit.counts) > 1 else ():
+        for axis, own in enumerate(classes):
+            _write_axis(side, axis, own)
+    return len(side.finish())
+
+
+def _told(fit: Fitted, fineness: int, side_bytes: int) -> _Pool:
+    levels = levels_of(fit.counts, fineness)
+    side = BitWriter()
+    write_tables(side, levels, fineness)
+    pool = _Pool(fit, levels, fineness, 0.0)
+    rows = np.array(_frequencies(pool), np.float64)
+    bits = -(fit.counts * np.log2(np.maximum(rows, 1) / (1 << PRECISION))).sum()
+    return _Pool(fit, levels, fineness, float(bits) / 8 + len(side.finish()) + side_bytes)
+
+
+def _frequencies(pool: _Pool) -> list[list[int]]:
+    return [frequencies([weight_of(level, pool.fineness) for level in row]) for row in pool.levels]
+
+
+def _parts(plane: PlaneOf) -> list[NDArray[np.uint8]]:
+    """The symbols of a plane as its parts, (rows, columns, places) each."""
+    found, at = [], 0
+    for shape in plane.shapes or ((1, 1, plane.symbols.size),):
+        size = shape[0] * shape[1] * shape[2]
+        found.append(plane.symbols[at : at + size].reshape(shape))
+        at += size
+    return found
+
+
+def _tables_of(plane: PlaneOf, fit: Fitted, used: dict[Any, int]) -> tuple[tuple[Classes, ...], NDArray[np.int64]]:
+    """(the classes of a plane's parts, the table in its pool of every symbol); `used` counts the parts of each pool."""
+    first = used[plane.key]
+    used[plane.key] = last = first + max(1, len(plane.shapes))
+    tables = [fit.tables(part).reshape(-1) for part in range(first, last)]
+    return fit.classes[first:last], np.concatenate(tables)
+
+
+def _write_form(plan: BitWriter, form: Form) -> None:
+    plan.number(form.width.bit_length() - 1, "width")
+    count = len(form.values) // form.width
+    plan.number(count, "values")
+    if count == 0 and form.width == 1:
+        plan.number(form.fold.bit_length() - 1, "fold")
+    elif count == 0:
+        plan.bit(int(form.turned), "turned")
+        plan.number(form.bare, "bare")
+
+
+def _write_classes(plan: BitWriter, plane: PlaneOf, classes: tuple[Classes, ...]) -> None:
+    classed = any(own.any() for part in classes for own in part)
+    plan.bit(int(classed), "classed")
+    if not classed:
+        return
+    for shape, part in zip(plane.shapes, classes, strict=True):
+        for axis, size in enumerate(shape):
+            plan.number(size - 1, ("size", axis))
+        for axis, own in enumerate(part):
+            _write_axis(plan, axis, own)
+
+
+def _write_axis(plan: BitWriter, axis: int, classes: NDArray[np.int64]) -> None:
+    plan.number(int(classes[0]), ("first", axis))
+    context = 0
+    for change in np.diff(classes).tolist():
+        plan.signed(change, ("class", axis, context))
+        context = min(abs(change), 2)
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])

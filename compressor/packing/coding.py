@@ -1,0 +1,117 @@
+"""Symbols and numbers into bytes: the other direction of what `reader.py` decodes, where the sources stand."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.packing.reader import MOST_LANES, PRECISION, learn, level_guess, weight_of
+
+_MASK = (1 << PRECISION) - 1
+# A state costs about a byte more than it carries: this keeps all of them to a part in some hundreds of the symbols.
+_BYTES_PER_LANE = 512
+_LEAST_STEPS = 8
+
+
+class BitWriter:
+    """What `Bits` reads: numbers by bits, each with the probability that its context has learned."""
+
+    def __init__(self) -> None:
+        self._low, self._range, self._cache, self._pending = 0, 0xFFFFFFFF, 0, 0
+        self._out = bytearray()
+        self._contexts: dict[object, list[int]] = {}
+
+    def bit(self, bit: int, context: object) -> None:
+        """Appends `bit`."""
+        known = [32768, 0] if context is None else self._contexts.setdefault(context, [32768, 0])
+        bound = (self._range >> 16) * known[0]
+        if bit == 0:
+            self._range = bound
+        else:
+            self._low, self._range = self._low + bound, self._range - bound
+        learn(known, bit)
+        while self._range < 1 << 24:
+            self._range <<= 8
+            self._shift()
+
+    def number(self, value: int, context: object) -> None:
+        """Appends `value` (>= 0)."""
+        length = (value + 1).bit_length() - 1
+        for place in range(length):
+            self.bit(1, (context, place))
+        self.bit(0, (context, length))
+        for place in range(length):
+            above = (value + 1) >> (length - place)
+            self.bit((value + 1) >> (length - place - 1) & 1, (context, length, above) if place < 3 else None)
+
+    def signed(self, value: int, context: object) -> None:
+        """Appends `value` of either sign."""
+        self.number(2 * value if value >= 0 else -2 * value - 1, context)
+
+    def finish(self) -> bytes:
+        """All bytes; up to four zeros at the end, which a reader adds, are left out."""
+        for _ in range(5):
+            self._shift()
+        out = bytes(self._out[1:])  # the first is what a carry out of the very first number would go to: none can
+        return out[:-4] + out[-4:].rstrip(b"\0")
+
+    def _shift(self) -> None:
+        # A carry goes through all bytes of 255 that are not written yet.
+        if self._low < 0xFF000000 or self._low > 0xFFFFFFFF:
+            carry = self._low >> 32
+            self._out.append(self._cache + carry & 255)
+            self._out += bytes([255 + carry & 255]) * self._pending
+            self._cache, self._pending = self._low >> 24 & 255, 0
+        else:
+            self._pending += 1
+        self._low = (self._low & 0x00FFFFFF) << 8
+
+
+def levels_of(counts: NDArray[np.int64], fineness: int) -> list[list[int]]:
+    """The level of every count, (tables, alphabet): the one whose weight is nearest, by the scale that it is on."""
+    scale = 1 << fineness + 1
+    weights = np.array([weight_of(level, fineness) for level in range(1, (40 << fineness) + 1)], np.float64)
+    bounds = np.sqrt(weights[1:] * weights[:-1])
+    found = np.searchsorted(bounds, counts * scale) + 1
+    return [[int(level) for level in row] for row in np.where(counts > 0, found, 0)]
+
+
+def write_tables(bits: BitWriter, levels: list[list[int]], fineness: int) -> None:
+    """Appends tables by their levels."""
+    bits.number(fineness, "fineness")
+    above = [0] * len(levels[0])
+    for number, row in enumerate(levels):
+        for place, level in enumerate(row):
+            guess, context = level_guess(row[:place], above, place, number)
+            bits.signed(level - guess, ("level", context))
+        above = row
+
+
+def lanes_for(count: int, size_bytes: float) -> int:
+    """How many states `count` symbols of `size_bytes` in all are spread over."""
+    return int(min(max(1, size_bytes // _BYTES_PER_LANE), MOST_LANES, max(1, count // _LEAST_STEPS)))
+
+
+def encode(
+    symbols: NDArray[np.uint8], which: NDArray[np.uint8], frequencies: list[list[int]], lanes: int, inside: bytes
+) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+    """(the states, the words) of which `reader.decode` makes `symbols`, with `inside`, 2 bytes for each lane.
+
+    `which` is the table of every symbol, a row of `frequencies`.
+    """
+    counts = np.zeros((len(frequencies), 256), np.int64)
+    for row, found in zip(counts, frequencies, strict=True):
+        row[: len(found)] = found
+    firsts = (np.cumsum(counts, axis=1) - counts).reshape(-1)
+    key = which.astype(np.int64) << 8 | symbols
+    frequency, first = counts.reshape(-1)[key], firsts[key]
+    state = np.frombuffer(inside.ljust(2 * lanes, b"\0"), "<u2").astype(np.int64) + (1 << 16)
+    groups = []
+    for start in reversed(range(0, len(symbols), max(1, lanes))):
+        now = slice(start, min(start + lanes, len(symbols)))
+        x, f = state[: now.stop - start], frequency[now]
+        full = np.flatnonzero(x >= f << 32 - PRECISION)
+        groups.append((x[full] & 0xFFFF).astype(np.uint16))
+        x[full] >>= 16
+        whole, over = np.divmod(x, f)
+        x[:] = (whole << PRECISION) + first[now] + over
+    words = np.concatenate(groups[::-1]) if groups else np.empty(0, np.uint16)
+    return state.astype("<u4"), words.astype("<u2")

@@ -1,0 +1,134 @@
+"""The coders of packed files against their decoders, and against the entropy that bounds them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor.packing.classes import entropy_bits, fitted, plain
+from compressor.packing.coding import BitWriter, encode, lanes_for, levels_of, write_tables
+from compressor.packing.reader import Bits, Tables, UnpackError, decode, frequencies, read_tables, weight_of
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 2**38), st.integers(0, 3)), max_size=60))
+def test_numbers_come_back(numbers) -> None:
+    """Any numbers in any contexts, the very large among them, with carries through bytes of 255."""
+    writer = BitWriter()
+    for value, context in numbers:
+        writer.number(value, context)
+        writer.signed(-value, context)
+    reader = Bits(writer.finish())
+    for value, context in numbers:
+        assert reader.number(context) == value
+        assert reader.signed(context) == -value
+
+
+def test_likely_bits_take_little() -> None:
+    """A thousand bits of which one in fifty is set take about their entropy, 141 bits, and what learning costs."""
+    rng = np.random.default_rng(0)
+    bits = (rng.random(1000) < 0.02).astype(int).tolist()
+    writer = BitWriter()
+    for bit in bits:
+        writer.bit(bit, "same")
+    data = writer.finish()
+    assert len(data) < 40
+    reader = Bits(data)
+    assert [reader.bit("same") for _ in bits] == bits
+
+
+def test_a_plan_without_an_end_is_refused() -> None:
+    """Reading on and on behind the last byte ends in an error, not in zeros for ever."""
+    reader = Bits(b"\xff\xff\xff")
+    with pytest.raises(UnpackError, match="ends too early"):
+        [reader.number("any") for _ in range(1000)]
+
+
+def test_frequencies_sum_and_keep_the_rare() -> None:
+    """2^14 in all, none of those that occur at 0: by hand for three, and with 255 rare ones beside a frequent one."""
+    assert frequencies([1, 2, 1]) == [4096, 8192, 4096]
+    assert frequencies([0, 5, 0]) == [0, 16384, 0]
+    crowded = frequencies([10**9, *[1] * 255])
+    assert sum(crowded) == 16384
+    assert crowded[0] == 16384 - 255
+    assert min(frequencies([3] * 256)) == 64
+
+
+def test_levels_are_powers_and_steps_between_them() -> None:
+    """With one step between powers: 2, 3, 4, 6, 8, 12; counts come back to within a quarter of themselves."""
+    assert [weight_of(level, 1) for level in range(7)] == [0, 2, 3, 4, 6, 8, 12]
+    counts = np.array([[0, 1, 2, 5, 17, 900, 123_456]])
+    for fineness, error in ((0, 0.42), (1, 0.23), (2, 0.13)):
+        found = np.array([weight_of(level, fineness) for level in levels_of(counts, fineness)[0]])
+        assert found[0] == 0
+        scale = 2 << fineness
+        assert np.abs(found[1:] / (counts[0, 1:] * scale) - 1).max() <= error
+
+
+@pytest.mark.parametrize("fineness", [0, 1, 2])
+def test_tables_come_back(fineness) -> None:
+    """What is read are the frequencies of the levels that were written."""
+    counts = np.random.default_rng(1).poisson(3.0, (5, 37))
+    levels = levels_of(counts, fineness)
+    writer = BitWriter()
+    write_tables(writer, levels, fineness)
+    wanted = [frequencies([weight_of(level, fineness) for level in row]) for row in levels]
+    assert read_tables(Bits(writer.finish()), 37, 5) == wanted
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_symbols_come_back(count, lanes, tables, seed) -> None:
+    """Any number of symbols on any number of states, with what the first states held."""
+    rng = np.random.default_rng(seed)
+    rows = [frequencies(rng.integers(0, 9, 20).tolist()) for _ in range(tables)]
+    which = rng.integers(0, tables, count).astype(np.uint8)
+    symbols = np.array([rng.choice(np.flatnonzero(rows[table])) for table in which], np.uint8)
+    inside = rng.bytes(2 * lanes)
+    states, words = encode(symbols, which, rows, lanes, inside)
+    found, held = decode(states.astype(np.int64), words.astype(np.int64), Tables.of(rows), which)
+    assert (found == symbols).all()
+    assert held.tobytes() == inside
+
+
+def test_symbols_take_their_entropy() -> None:
+    """100,000 symbols of a known distribution, with 256 states: within 1 % of their entropy, less what those hold."""
+    rng = np.random.default_rng(0)
+    symbols = np.clip(np.rint(rng.normal(20, 4, 100_000)), 0, 40).astype(np.uint8)
+    counts = np.bincount(symbols, minlength=41)
+    rows = [frequencies(counts.tolist())]
+    states, words = encode(symbols, np.zeros(len(symbols), np.uint8), rows, 256, b"")
+    size = states.nbytes + words.nbytes - 2 * 256
+    assert size <= 1.01 * entropy_bits(counts) / 8
+
+
+def test_a_word_too_few_or_too_many_is_refused() -> None:
+    """The stream has to end exactly where the first states are reached again."""
+    rows = [frequencies([1, 1, 1, 1])]
+    symbols = np.tile(np.arange(4, dtype=np.uint8), 64)
+    which = np.zeros(256, np.uint8)
+    states, words = (array.astype(np.int64) for array in encode(symbols, which, rows, 4, b""))
+    for damaged in (words[:-1], np.append(words, 0)):
+        with pytest.raises(UnpackError):
+            decode(states, damaged, Tables.of(rows), which)
+
+
+def test_lanes_follow_the_size() -> None:
+    """One state for few symbols, a state for every 512 bytes of many."""
+    assert lanes_for(5, 3.0) == 1
+    assert lanes_for(1_000_000, 512_000.0) == 1000
+
+
+def test_classes_find_rows_and_columns_of_other_scales() -> None:
+    """Rows and columns of other scales: with classes they take less than with one table, and near what truth would."""
+    rng = np.random.default_rng(0)
+    rows, columns = 2.0 ** rng.integers(0, 4, 64), 2.0 ** rng.integers(0, 3, 96)
+    scales = rows[:, None, None] * columns[None, :, None] * np.ones(9)
+    symbols = np.clip(np.rint(rng.normal(0, 1, scales.shape) * scales), -127, 127).astype(np.int64) + 127
+    part = symbols.astype(np.uint8)
+    known = sum(entropy_bits(np.bincount(part[scales == scale])) for scale in np.unique(scales))
+    found, one = fitted([part], 255, most=32), plain([part], 255)
+    assert found.bits < 0.9 * one.bits
+    assert found.bits < 1.01 * known
+    assert found.counts.sum() == part.size
+    assert found.tables(0).max() < len(found.counts)
