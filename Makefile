@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs same-results claims clean bench bench-cifar10 bench-training \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-latency bench-structure bench-recovery bench-recurrent bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -78,7 +78,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-training bench-aa bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-classic bench-structure bench-recurrent bench-architectures bench-quantization \
+bench: bench-training bench-aa bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -110,6 +110,10 @@ bench-recovery: $(VENV)/installed-dev  ## ResNet-56 pruned and recovered beside 
 
 bench-recurrent: $(VENV)/installed-dev  ## spoken digits by GRU and LSTM, MNIST by an autoencoder: prune, recover, quantize
 	$(BIN)/python -m benchmarks.structure.recurrent
+	$(BIN)/python -m benchmarks.documents
+
+bench-dense-outputs: $(VENV)/installed-dev  ## a U-Net on street scenes and a detector of blood cells: prune, distill, quantize (half an hour; resumes)
+	$(BIN)/python -m benchmarks.structure.dense_outputs
 	$(BIN)/python -m benchmarks.documents
 
 bench-pruning-time: $(VENV)/installed-dev  ## seconds and memory of pruning, beside Torch-Pruning

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from benchmarks.data import cifar, digit_images, networks, sentences, speech
+from benchmarks.data import blood_cells, cifar, dense_networks, digit_images, networks, sentences, speech, street_scenes
 from compressor.training.optimizers.choices import SGD, AdamW
 from compressor.workload import Workload
 
@@ -60,3 +60,18 @@ def transformer() -> Workload:
 def autoencoder() -> Workload:
     workload = digit_images.reconstruction(networks.seeded(networks.Autoencoder), "mnist-autoencoder")
     return networks.trained(workload, epochs=6, optimizer=SGD(rate=0.1), folder=REFERENCES)
+
+
+def segmenter() -> Workload:
+    """CamVid with a small U-Net."""
+    model = networks.seeded(lambda: dense_networks.UNet(street_scenes.CLASSES))
+    workload = street_scenes.street_scenes(model, "camvid-unet")
+    return networks.trained(workload, epochs=30, optimizer=AdamW(rate=3e-3), folder=REFERENCES)
+
+
+def detector() -> Workload:
+    """BCCD with a small anchor-free detector."""
+    sides = {"height": blood_cells.HEIGHT, "width": blood_cells.WIDTH}
+    model = networks.seeded(lambda: dense_networks.Detector(blood_cells.CLASSES, **sides))
+    workload = blood_cells.blood_cells(model, "bccd-detector")
+    return networks.trained(workload, epochs=40, optimizer=AdamW(rate=2e-3), folder=REFERENCES)
