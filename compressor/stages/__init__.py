@@ -70,6 +70,13 @@ from compressor.stages.weight_clustering import ClusterWeights
 from compressor.stages.weight_sparsifying import SparsifyWeights
 from compressor.stages.zero_removal import RemoveZeroChannels
 from compressor.training.hints import Hint
+from compressor.training.objectives.answers import (
+    Correlation,
+    Decoupled,
+    Relational,
+    SoftTargets,
+    StandardizedLogits,
+)
 from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
 from compressor.training.optimizers.schedules import Constant, Cosine, OneCycle
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
@@ -105,9 +112,11 @@ __all__ = [
     "Channelwise",
     "ClusterWeights",
     "Constant",
+    "Correlation",
     "Cosine",
     "CrossLayerEqualization",
     "Cubic",
+    "Decoupled",
     "DensityCentroids",
     "Distill",
     "DropBlocks",
@@ -161,6 +170,7 @@ __all__ = [
     "Random",
     "Rank",
     "ReestimateBatchNorm",
+    "Relational",
     "RemoveZeroChannels",
     "Rows",
     "SafePairs",
@@ -169,10 +179,12 @@ __all__ = [
     "ShrinkStructure",
     "SlimmingPenalty",
     "SmoothQuant",
+    "SoftTargets",
     "SparseGPT",
     "SparseTraining",
     "SparsifyWeights",
     "Spatial",
+    "StandardizedLogits",
     "Static",
     "Steps",
     "StoreCodebooks",

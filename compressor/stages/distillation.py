@@ -24,6 +24,13 @@ from compressor.training.hints import Hint, Hinted, hinted, tapped
 from compressor.training.judged import output_kind, settled
 from compressor.training.lessons import Lessons
 from compressor.training.loop import train
+from compressor.training.objectives.answers import (
+    Correlation,
+    Decoupled,
+    Relational,
+    SoftTargets,
+    StandardizedLogits,
+)
 from compressor.training.other_outputs import Others
 from compressor.training.passes.losses import Position
 from compressor.training.precision import Form
@@ -50,7 +57,8 @@ class Distill(TrainingSettings):
     `features` names modules, present in teacher and student, or pairs of them, `Hint(student=..., teacher=...)`, whose
     outputs are to agree, with weight `feature_weight` (>= 0); where sizes differ, the student's are averaged or
     interpolated and a linear map learns to fit, which is thrown away. A teacher of other classes teaches by features
-    alone, with `soft_weight` 0. `loss` replaces the distance to the teacher: a function of (student, teacher, targets),
+    alone, with `soft_weight` 0. `objectives` replace the divergence at `temperature`: their distances add up, each with
+    its weight. `loss` replaces the distance to the teacher: a function of (student, teacher, targets),
     the judged outputs, or its name, "package.module:function". `teacher_inputs`, given in the same ways, makes the
     teacher's inputs of the workload's. Outputs that no loss sees are drawn to the teacher's, too.
 
@@ -67,6 +75,7 @@ class Distill(TrainingSettings):
     views: int = 4
     features: tuple[str | Hint, ...] = ()
     feature_weight: float = 1.0
+    objectives: tuple[SoftTargets | StandardizedLogits | Decoupled | Correlation | Relational, ...] = ()
     loss: Callable[[Tensor, Tensor, Any], Tensor] | str | None = field(default=None, repr=False, compare=False)
     teacher_inputs: Callable[[Inputs], Inputs] | str | None = field(default=None, repr=False, compare=False)
     teacher: nn.Module | None = field(default=None, repr=False, compare=False)
@@ -79,8 +88,22 @@ class Distill(TrainingSettings):
         check_count(self.views, "views counts the augmented passes that are replayed")
         check_tuple(self.features, "features is a tuple of module names")
         check_not_negative(self.feature_weight, "feature_weight is a factor")
+        self._check_objectives()
         # Found here, so that a name that is wrong is refused before any work, and their code is part of the stage.
         object.__setattr__(self, "functions", (_function(self.loss, _LOSS), _function(self.teacher_inputs, _INPUTS)))
+
+    def _check_objectives(self) -> None:
+        check_tuple(self.objectives, "objectives is a tuple of value objects such as (Decoupled(),)")
+        known = (SoftTargets, StandardizedLogits, Decoupled, Correlation, Relational)
+        for objective in self.objectives:
+            if not isinstance(objective, known):
+                raise ValueError(
+                    f"objectives are {', '.join(kind.__name__ + '()' for kind in known)}, got {objective!r}; a "
+                    "function of your own goes into loss="
+                )
+        if self.objectives and (self.loss is not None or not self.soft_weight):
+            other = "loss replaces them" if self.loss is not None else "soft_weight is 0"
+            raise ValueError(f"objectives would not be used: {other}; leave one of the two out")
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         context = knowing(context, workload, self)
@@ -99,8 +122,14 @@ class Distill(TrainingSettings):
             temperature=self.temperature,
         )
         lessons = Lessons(
-            workload=workload, kind=kind, soft_weight=self.soft_weight, temperature=self.temperature, own=own
+            workload=workload,
+            kind=kind,
+            soft_weight=self.soft_weight,
+            temperature=self.temperature,
+            own=own,
+            objectives=self.objectives,
         )
+        lessons.check()
         with teacher.form.applied(teacher.asked), others.applied(teacher):
             taught = hinted(model, teacher, hints, workload, seed=context.seed) if hints else model
             form, before = Form.of(model), private_copy(model) if others else model

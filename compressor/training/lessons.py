@@ -1,7 +1,7 @@
 """The loss of a student on what its teacher says: by the kind of output, where it counts, and besides the task's loss.
 
 loss = soft_weight * distance to the teacher + (1 - soft_weight) * task loss (Hinton et al. 2015, arXiv:1503.02531, sec.
-2); the distances are those of `outputs.kinds`.
+2); the distances are those of `outputs.kinds`, or those of `training.objectives`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +15,16 @@ from compressor.batches import Inputs, Targets, judged_target
 from compressor.errors import StageError
 from compressor.outputs.finding import Found, adds_up
 from compressor.outputs.kinds import Classes, Labels
+from compressor.training.objectives.answers import (
+    NEEDS_LABELS,
+    AnswerObjective,
+    Answers,
+    Decoupled,
+    Relational,
+    SoftTargets,
+    needs_classes,
+    summed,
+)
 from compressor.training.precision import at_least_float32
 from compressor.workload import Workload
 
@@ -28,8 +38,8 @@ MASK = "attention_mask"
 class Lessons:
     """What a student is taught on its judged output, which says `kind`, in addition to the loss of `workload`.
 
-    `own` replaces the distance of that kind. Positions whose labels the task's loss leaves out, and those that
-    `attention_mask` among the inputs leaves out, are not taught.
+    `own` replaces the distance of that kind, and so do `objectives`, which add up. Positions whose labels the task's
+    loss leaves out, and those that `attention_mask` among the inputs leaves out, are not taught.
     """
 
     workload: Workload
@@ -37,6 +47,7 @@ class Lessons:
     soft_weight: float
     temperature: float
     own: OwnLoss | None = None
+    objectives: tuple[AnswerObjective, ...] = ()
 
     def loss(self, outputs: Tensor, references: Tensor, inputs: Inputs, targets: Targets) -> Tensor:
         """The loss of a batch; `references` are the teacher's outputs. Raises StageError where shapes differ."""
@@ -53,17 +64,46 @@ class Lessons:
                 "give a teacher of the same task, or let this one teach inner features alone: soft_weight=0.0 and "
                 "features"
             )
-        counted = self._counted(outputs, inputs, targets)
-        distance = self.kind.distance(
-            outputs, in_form_of(self.kind, references), temperature=self.temperature, counted=counted
+        answers = Answers(
+            student=outputs,
+            teacher=in_form_of(self.kind, references),
+            kind=self.kind,
+            labels=self._labels(outputs, targets),
+            counted=self._counted(outputs, inputs, targets),
         )
-        return loss + self.soft_weight * distance
+        return loss + self.soft_weight * summed(
+            self.objectives or (SoftTargets(temperature=self.temperature),), answers
+        )
+
+    def check(self) -> None:
+        """Raises StageError where an objective does not fit what the outputs say: before any work."""
+        for objective in self.objectives:
+            if not isinstance(self.kind, Classes) and not isinstance(objective, SoftTargets | Relational):
+                raise StageError(needs_classes(type(objective).__name__, self.kind))
+            if isinstance(objective, Decoupled) and isinstance(self.kind, Classes) and not self.kind.labelled:
+                raise StageError(NEEDS_LABELS)
 
     def says(self) -> str:
         """How judged outputs are compared, for the report."""
         if not self.soft_weight:
             return "not compared: soft_weight is 0"
-        return "by a loss of one's own" if self.own is not None else self.kind.says()
+        if self.own is not None:
+            return "by a loss of one's own"
+        return (
+            f"{self.kind.says()}; by {', '.join(map(repr, self.objectives))}" if self.objectives else self.kind.says()
+        )
+
+    def _labels(self, outputs: Tensor, targets: Targets) -> Tensor | None:
+        """The class of every position, of the shape of the outputs without their classes; None where there is none."""
+        kind, labels = self.kind, judged_target(targets)
+        if not isinstance(kind, Classes) or kind.counted(outputs, labels) is None or labels is None:
+            return None
+        if not isinstance(labels, Tensor):
+            return None
+        if not kind.shift:
+            return labels
+        # The last positions have no label, and are not asked.
+        return torch.cat([labels[:, kind.shift :], labels[:, : kind.shift]], dim=1)
 
     def _own_distance(self, own: OwnLoss, outputs: Tensor, references: Tensor, targets: Targets) -> Tensor:
         value = own(outputs, references, targets)
