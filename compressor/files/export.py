@@ -15,13 +15,13 @@ from compressor.errors import ExportError
 from compressor.files.carrying import note_layout_, noted_layout, reading_notes
 from compressor.files.child_process import Limit, LimitError
 from compressor.files.export_memory import Exported, ExportMemory
-from compressor.files.exported_outputs import judge_of
+from compressor.files.exported_outputs import TOLERANCE, judge_of
 from compressor.files.exporters import Exporter, condensed, failing_module, write
 from compressor.files.graph_cleaning import pool_globally_, rename_, strip_
 from compressor.files.graphs import opset_of, parse
 from compressor.files.limits import MAX_BYTES
 from compressor.files.shape_cleaning import simplify_shapes_
-from compressor.files.verification import ExportTask, export_task, verified_bytes
+from compressor.files.verification import NUDGE, ExportTask, export_task, verified_bytes
 from compressor.kept_state import as_before
 from compressor.outputs.layout import Layout, judged_name
 from compressor.runtime import OnnxModule
@@ -216,6 +216,13 @@ def _refusal(kind: str, tries: _Tries) -> str:
         return (
             f"{kind} could not be exported in the time and memory that an export may take. Tried {tried}. Give it "
             "longer with Workload(export_seconds=...), or leave fewer sizes free with free_sizes='batch'"
+        )
+    differs = any("differs from torch" in message for message in tries.errors.values())
+    if differs and (change := tries.task.amplification()) > TOLERANCE:
+        return (
+            f"{kind} amplifies rounding: inputs that grow by {NUDGE:g} of themselves change its output by {change:.2g} "
+            f"of its scale, so that no two computations of it agree, and no file of it can be checked. Tried {tried}. "
+            "Untrained networks without norms do so; train it, or bring its inputs to the scale it was trained with"
         )
     culprit = failing_module(tries.task, tries.limit)
     where = f" The error arose in the submodule {culprit}." if culprit else ""

@@ -27,6 +27,8 @@ from compressor.workload import (
 BATCH_SIZES = (1, 3, 5)
 # Samples shown one by one, so that a branch on the values of an input gets the chance to differ.
 SINGLE_SAMPLES = 8
+# By this part of themselves inputs are changed to see what rounding does to a model.
+NUDGE = 1e-6
 # Larger calibration batches are cut: verification shall not need more memory than training does.
 LARGEST_BATCH = 16
 
@@ -69,6 +71,26 @@ class ExportTask:
             )
             found[name] = frozenset(varying)
         return found
+
+    def amplification(self) -> float:
+        """By how much outputs change, of their scale, where the inputs of the first probe grow by `NUDGE` of them.
+
+        0 where no input is a fraction, and where the model fails on them.
+        """
+        probe = self.probes[0]
+        nudged = tuple(value * (1 + NUDGE) if value.is_floating_point() else value for value in probe.inputs)
+        try:
+            given = self.model(*nudged)
+        except Exception:  # noqa: BLE001 - a model that takes these very inputs alone has another fault than this
+            return 0.0
+        changes = [0.0]
+        for value, expected in zip(given, probe.expected, strict=True):
+            if value.shape == expected.shape and expected.is_floating_point() and expected.numel():
+                change = (value.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(
+                    min=1e-6
+                )
+                changes.append(float(change) if change.isfinite() else 0.0)
+        return max(changes)
 
     def with_outputs(self, outputs: OutputNames) -> "ExportTask":
         """The same for some of the outputs."""

@@ -370,6 +370,29 @@ def test_a_wrong_file_is_not_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
         export_onnx(model, workload_of(model, torch.randn(10, 4)))
 
 
+class Chaotic(nn.Module):
+    """Rounding grows to all of the output: the logistic map, again and again."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sigmoid()
+        for _ in range(self.steps):
+            y = 3.99 * y * (1 - y)
+        return y
+
+
+def test_a_model_that_amplifies_rounding_is_told_so() -> None:
+    """The refusal names the cause where the model itself answers otherwise for all but the same inputs."""
+    with pytest.raises(
+        ExportError, match=r"Chaotic amplifies rounding: inputs that grow by 1e-06 of themselves change"
+    ):
+        export_onnx(Chaotic(60), workload_of(Chaotic(60), torch.randn(10, 4)))
+    assert export_onnx(Chaotic(3), workload_of(Chaotic(3), torch.randn(10, 4))).onnx_bytes
+
+
 def test_the_other_exporter_steps_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torch's current exporter fails, the TorchScript one is tried, and the note says why."""
 
