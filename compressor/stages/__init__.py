@@ -77,6 +77,7 @@ from compressor.training.objectives.answers import (
     SoftTargets,
     StandardizedLogits,
 )
+from compressor.training.objectives.features import AttentionMaps, FeatureValues
 from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
 from compressor.training.optimizers.schedules import Constant, Cosine, OneCycle
 from compressor.training.precision import AutoPrecision, BFloat16, Float32
@@ -96,6 +97,7 @@ __all__ = [
     "AdamW",
     "Adaptive",
     "Asymmetric",
+    "AttentionMaps",
     "Auto",
     "AutoOptimizer",
     "AutoPrecision",
@@ -125,6 +127,7 @@ __all__ = [
     "Entropy",
     "FactorizeLayers",
     "Fastest",
+    "FeatureValues",
     "FineTune",
     "FirstOrder",
     "Float16",

@@ -31,6 +31,7 @@ from compressor.training.objectives.answers import (
     SoftTargets,
     StandardizedLogits,
 )
+from compressor.training.objectives.features import AttentionMaps, FeatureValues
 from compressor.training.other_outputs import Others
 from compressor.training.passes.losses import Position
 from compressor.training.precision import Form
@@ -57,10 +58,11 @@ class Distill(TrainingSettings):
     `features` names modules, present in teacher and student, or pairs of them, `Hint(student=..., teacher=...)`, whose
     outputs are to agree, with weight `feature_weight` (>= 0); where sizes differ, the student's are averaged or
     interpolated and a linear map learns to fit, which is thrown away. A teacher of other classes teaches by features
-    alone, with `soft_weight` 0. `objectives` replace the divergence at `temperature`: their distances add up, each with
-    its weight. `loss` replaces the distance to the teacher: a function of (student, teacher, targets),
-    the judged outputs, or its name, "package.module:function". `teacher_inputs`, given in the same ways, makes the
-    teacher's inputs of the workload's. Outputs that no loss sees are drawn to the teacher's, too.
+    alone, with `soft_weight` 0. `compare` says how features are compared. `objectives` replace the divergence at
+    `temperature`: their distances add up, each with its weight. `loss` replaces the distance to the teacher: a function
+    of (student, teacher, targets), the judged outputs, or its name, "package.module:function". `teacher_inputs`, given
+    in the same ways, makes the teacher's inputs of the workload's. Outputs that no loss sees are drawn to the
+    teacher's, too.
 
     `precision` is that of student and teacher; the other settings are those of every training (`TrainingSettings`).
     """
@@ -75,6 +77,7 @@ class Distill(TrainingSettings):
     views: int = 4
     features: tuple[str | Hint, ...] = ()
     feature_weight: float = 1.0
+    compare: FeatureValues | AttentionMaps = field(default_factory=FeatureValues)
     objectives: tuple[SoftTargets | StandardizedLogits | Decoupled | Correlation | Relational, ...] = ()
     loss: Callable[[Tensor, Tensor, Any], Tensor] | str | None = field(default=None, repr=False, compare=False)
     teacher_inputs: Callable[[Inputs], Inputs] | str | None = field(default=None, repr=False, compare=False)
@@ -131,7 +134,9 @@ class Distill(TrainingSettings):
         )
         lessons.check()
         with teacher.form.applied(teacher.asked), others.applied(teacher):
-            taught = hinted(model, teacher, hints, workload, seed=context.seed) if hints else model
+            taught = model
+            if hints:
+                taught = hinted(model, teacher, hints, workload, seed=context.seed, compare=self.compare)
             form, before = Form.of(model), private_copy(model) if others else model
             ours, theirs = tuple(hint.student for hint in hints), tuple(hint.teacher for hint in hints)
 

@@ -1,6 +1,6 @@
 """Hints: inner features of a student are drawn to those of its teacher, through maps that learn to fit and then go.
 
-Romero et al. 2015, arXiv:1412.6550, eq. 3.
+Romero et al. 2015, arXiv:1412.6550, eq. 3; by which distance, `objectives.features` says.
 """
 
 import difflib
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.errors import StageError
+from compressor.training.objectives.features import AttentionMaps, FeatureValues
 from compressor.training.precision import Form, at_least_float32
 from compressor.training.replay import kept_modes, replayed
 from compressor.training.teaching import Teacher
@@ -42,23 +43,32 @@ class Hint:
 class Hinted(nn.Module):
     """A student with the maps that compare its features to the teacher's, so that one loop trains and saves both."""
 
-    def __init__(self, student: nn.Module, hints: tuple[Hint, ...], adapters: nn.ModuleList) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        hints: tuple[Hint, ...],
+        adapters: nn.ModuleList,
+        *,
+        axes: tuple[int, ...],
+        compare: FeatureValues | AttentionMaps,
+    ) -> None:
         super().__init__()
         self.student, self.adapters = student, adapters
-        self.hints = hints
+        self.hints, self.axes, self.compare = hints, axes, compare
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.student(*args, **kwargs)
 
     def distance(self, own: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
-        """The sum over hints of the mean squared distance between the student's mapped features and the teacher's."""
+        """The sum over hints of the distance between the student's mapped features and the teacher's."""
         return torch.stack(
             [
-                F.mse_loss(
+                self.compare.distance(
                     adapter(at_least_float32(own[hint.student])),
                     at_least_float32(wanted[hint.teacher]).to(own[hint.student].device, torch.float32),
+                    axis,
                 )
-                for hint, adapter in zip(self.hints, self.adapters, strict=True)
+                for hint, adapter, axis in zip(self.hints, self.adapters, self.axes, strict=True)
             ]
         ).sum()
 
@@ -116,7 +126,15 @@ def tapped(model: nn.Module, names: tuple[str, ...]) -> Iterator[Mapping[str, Te
             handle.remove()
 
 
-def hinted(model: nn.Module, teacher: Teacher, hints: tuple[Hint, ...], workload: Workload, *, seed: int) -> Hinted:
+def hinted(
+    model: nn.Module,
+    teacher: Teacher,
+    hints: tuple[Hint, ...],
+    workload: Workload,
+    *,
+    seed: int,
+    compare: FeatureValues | AttentionMaps,
+) -> Hinted:
     """`model` with a map for each hint, whose sizes are those of the example inputs.
 
     Raises StageError for modules that are not there or do not run, and for features that no map here fits.
@@ -137,33 +155,41 @@ def hinted(model: nn.Module, teacher: Teacher, hints: tuple[Hint, ...], workload
                     raise StageError(
                         f"features: {name!r} does not run in the {side}; name a module that every input meets"
                     )
+        shapes = [(ours[hint.student].shape, theirs[hint.teacher].shape) for hint in hints]
+        second = [isinstance(model.get_submodule(hint.student), _CHANNELS_SECOND) for hint in hints]
         adapters = [
-            _adapter(
-                hint,
-                ours[hint.student].shape,
-                theirs[hint.teacher].shape,
-                second=isinstance(model.get_submodule(hint.student), _CHANNELS_SECOND),
-            )
-            for hint in hints
+            _adapter(hint, *both, second=channels, widths=compare.maps_widths)
+            for hint, both, channels in zip(hints, shapes, second, strict=True)
         ]
-    return Hinted(model, hints, nn.ModuleList(adapters).to(form.device))
+        axes = tuple(_axis(own, second=channels) for (own, _), channels in zip(shapes, second, strict=True))
+    return Hinted(model, hints, nn.ModuleList(adapters).to(form.device), axes=axes, compare=compare)
 
 
-def _adapter(hint: Hint, ours: torch.Size, theirs: torch.Size, *, second: bool) -> nn.Module:
+def _axis(shape: torch.Size, *, second: bool) -> int:
+    """The dimension of channels: the second of maps, and of signals where a module says so, else the last."""
+    return 1 if len(shape) > 3 or (len(shape) == 3 and second) else -1
+
+
+def _adapter(hint: Hint, ours: torch.Size, theirs: torch.Size, *, second: bool, widths: bool) -> nn.Module:
+    if not widths and min(len(ours), len(theirs)) < 3:
+        raise StageError(
+            f"features: {hint.says()} gives {tuple(ours)} in the student and {tuple(theirs)} in the teacher, which has "
+            "no places to attend to; name modules that give maps or sequences, or compare by FeatureValues()"
+        )
     if ours == theirs:
         return nn.Identity()
     if len(ours) == len(theirs) and len(ours) in {2, 3, 4, 5} and ours[0] == theirs[0]:
         dimensions = len(ours) - 2
-        maps = len(ours) > 3 or (len(ours) == 3 and second)
-        axis = 1 if maps else -1
+        axis = _axis(ours, second=second)
+        maps = axis == 1
         sizes = (ours[2:], theirs[2:]) if maps else (ours[1:-1], theirs[1:-1])
         resized = [] if sizes[0] == sizes[1] else [Resized(tuple(sizes[1]), last=not maps)]
         own, other = ours[axis], theirs[axis]
         fitted: list[nn.Module] = []
-        if own != other:
+        if own != other and widths:
             fitted = [_MAPS[dimensions](own, other, 1) if maps else nn.Linear(own, other)]
         parts = [*resized, *fitted]
-        return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+        return parts[0] if len(parts) == 1 else nn.Sequential(*parts) if parts else nn.Identity()
     raise StageError(
         f"features: {hint.says()} gives {tuple(ours)} in the student and {tuple(theirs)} in the teacher; only sizes "
         "may differ, not the number of dimensions; name another module"

@@ -17,6 +17,7 @@ from compressor.stage import Context
 from compressor.stages.distillation import Distill
 from compressor.training.hints import Hint, Resized, hinted
 from compressor.training.judged import settled
+from compressor.training.objectives.features import FeatureValues
 from compressor.training.optimizers.choices import SGD
 from compressor.training.passes.losses import Position
 from compressor.training.precision import Float32
@@ -106,7 +107,7 @@ def test_features_of_other_dimensions(ours: nn.Module, theirs: nn.Module, maps: 
     )
     workload = settled(workload)
     teacher = Teacher(Around(theirs), workload, Float32(), seed=0, remember=False)
-    student = hinted(Around(ours), teacher, (Hint.of("inner"),), workload, seed=0)
+    student = hinted(Around(ours), teacher, (Hint.of("inner"),), workload, seed=0, compare=FeatureValues())
     assert student.adapted() == {"inner": maps}
     student.distance({"inner": ours(x)}, {"inner": theirs(x)}).backward()
     assert all(parameter.grad is not None for parameter in student.adapters.parameters())
