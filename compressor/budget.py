@@ -43,10 +43,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether something may stay, and why in a sentence."""
+    """Whether something may stay, and why in a sentence; `way_out` is what would keep it, "" where nothing is known."""
 
     keep: bool
     reason: str
+    way_out: str = ""
 
 
 _NOT_SCORED = Verdict(keep=True, reason="not scored: there were no data")
@@ -61,7 +62,11 @@ def judge_gain(speedup: Estimate, size_bytes: int, base_size_bytes: int) -> Verd
     shrink = base_size_bytes / size_bytes
     times = f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
     if speedup.high < 1:
-        return Verdict(keep=False, reason=f"slower: {times} the speed of the model before it")
+        reason = f"slower: {times} the speed of the model before it"
+        if round(shrink, 2) <= 1:
+            return Verdict(keep=False, reason=reason)
+        way_out = "`not_slower: false` in the budget would keep it"
+        return Verdict(keep=False, reason=f"{reason}, though the file is {shrink:.2f}x smaller", way_out=way_out)
     if round(speedup.low, 2) > 1:  # what reads as 1.00 is not told as faster
         return Verdict(keep=True, reason=f"{times} faster, file {shrink:.2f}x smaller")
     if size_bytes < base_size_bytes:

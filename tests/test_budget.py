@@ -14,6 +14,9 @@ def test_a_file_that_is_slower_beyond_its_interval_is_refused():
     verdict = judge_gain(Estimate(0.8, 0.75, 0.85), 50, 100)
     assert not verdict.keep
     assert verdict.reason.startswith("slower: 0.80x")
+    assert verdict.reason.endswith("though the file is 2.00x smaller")
+    assert "not_slower: false" in verdict.way_out
+    assert judge_gain(Estimate(0.8, 0.75, 0.85), 100, 100).way_out == ""
 
 
 def test_no_difference_in_time_is_paid_by_size_alone():

@@ -36,6 +36,22 @@ def copy_of(model: ModelProto) -> ModelProto:
     return copy
 
 
+def same_structure(one: bytes, other: bytes) -> bool:
+    """Whether two ONNX files differ in the values of their weights alone: nodes, names, shapes and types are equal.
+
+    Weights inside of branches and loops count as part of the structure.
+    """
+    return one == other or _without_values(one) == _without_values(other)
+
+
+def _without_values(onnx_bytes: bytes) -> bytes:
+    model = parse(onnx_bytes)
+    for tensor in model.graph.initializer:
+        bare = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        tensor.CopyFrom(bare)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 def opset_of(model: ModelProto) -> int:
     """The version of ONNX's own operators in the file. Raises ValueError where it names none."""
     found = next((int(item.version) for item in model.opset_import if item.domain in {"", "ai.onnx"}), None)

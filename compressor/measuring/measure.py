@@ -14,7 +14,7 @@ from compressor.files.weights import count_parameters
 from compressor.intervals import score_estimate
 from compressor.measuring.macs import count_macs
 from compressor.measuring.scores import score_rows
-from compressor.measuring.timing import time_interleaved
+from compressor.measuring.timing import Timing, time_interleaved
 from compressor.metrics import Metric
 from compressor.target import Target
 from compressor.workload import resize_batch
@@ -76,10 +76,14 @@ def speedup_over(
     are timed again, for longer.
     """
     inputs = resize_batch(example_inputs, target.batch_size)
+    return _timed(onnx_bytes, base, inputs, target=target, seed=seed, decides=decides).speedup
+
+
+def _timed(onnx_bytes: bytes, base: bytes, inputs: Inputs, *, target: Target, seed: int, decides: bool) -> Timing:
     timed = partial(time_interleaved, onnx_bytes, base, inputs, threads=target.threads)
-    found = timed(seed=seed).speedup
-    if decides and found.low < 1 < found.high:
-        return timed(seed=seed + 1, seconds=_SECONDS_WHERE_OPEN).speedup
+    found = timed(seed=seed)
+    if decides and found.speedup.low < 1 < found.speedup.high:
+        return timed(seed=seed + 1, seconds=_SECONDS_WHERE_OPEN)
     return found
 
 
@@ -98,17 +102,19 @@ def measure(
     target: Target,
     seed: int = 0,
     rows: Tensor | None = None,
+    decides: bool = False,
 ) -> Measurement:
     """The numbers of an ONNX file: its score on `data`, its speed against the file `reference` as `target` runs them.
 
     `example_inputs` are repeated or cut to the target's batch size. `seed` decides the resampling and the order of
-    timing. `rows`, where they are at hand, are what `score_rows` gave for this file and `data`.
+    timing. `rows`, where they are at hand, are what `score_rows` gave for this file and `data`. `decides` is as for
+    `speedup_over`, where the speed-up over the reference is what decides.
     """
     if rows is None:
         rows = score_rows(onnx_bytes, data, metric, threads=target.threads)
     parameters, nonzero = count_parameters(onnx_bytes)
     inputs = resize_batch(example_inputs, target.batch_size)
-    timing = time_interleaved(onnx_bytes, reference, inputs, threads=target.threads, seed=seed)
+    timing = _timed(onnx_bytes, reference, inputs, target=target, seed=seed, decides=decides)
     return Measurement(
         score=score_estimate(rows, metric, seed=seed),
         parameters=parameters,

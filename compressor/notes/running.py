@@ -26,6 +26,20 @@ class VersusBase(Note):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SameStructure(Note):
+    """The stage's file differs from the one before it in the values of weights alone, so that both take one time."""
+
+    same_structure: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedAfter(Note):
+    """The later stage, by name, after which this one is judged with it: until then it is kept for now."""
+
+    judged_after: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loaders(Note):
     """What the loaders of the data keep themselves, by set, and what is done about it in every pass."""
 

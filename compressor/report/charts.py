@@ -18,7 +18,7 @@ _LABEL_CHARACTERS = 22
 class Item:
     """One row of a chart before it has a place; `value` is None where nothing was measured.
 
-    `focus` marks the rows that a cut axis must show well.
+    `focus` marks the rows that a cut axis must show well; `as_before` those that differ from the row before by noise.
     """
 
     label: str
@@ -29,6 +29,7 @@ class Item:
     low: float | None = None
     high: float | None = None
     focus: bool = False
+    as_before: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,11 +150,11 @@ def _rows(
                 x=_clamp(x),
                 low=_clamp(place(item.low)),
                 high=_clamp(place(item.high)),
-                before=before,
+                before=None if item.as_before else before,
                 beyond=beyond,
             )
         )
-        if item.state not in {"rolled_back", "skipped"} and x is not None:
+        if item.state not in {"rolled_back", "skipped"} and x is not None and not item.as_before:
             before = _clamp(x)
     return Chart(
         title=title,

@@ -13,13 +13,15 @@ from compressor.report.numbers import (
     duration,
     interval,
     printable,
+    ratio_interval,
     signed,
     size,
     smaller,
+    times,
 )
 from compressor.report.scatter import HEIGHT, WIDTH, Panel, Point, panel
 from compressor.report.text import markdown_table, print_rows
-from compressor.report.view import COLUMNS, Cell, Row, change_decimals
+from compressor.report.view import COLUMNS, Cell, Row, change_decimals, speed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +34,7 @@ class ComparisonRow:
     `drop` is how much worse its score is than the reference's, None for the reference itself. `seconds` is what its
     making took. `pareto` says that no other row beats it (`pareto_front`). `report` is where its own report lies, a
     path relative to the comparison's page. `scale` says how the score is to be read; all rows share one.
+    `budget_met` is None where nothing is known of a budget.
     """
 
     name: str
@@ -45,6 +48,7 @@ class ComparisonRow:
     pareto: bool
     report: str | None
     scale: ScoreScale = field(default_factory=ScoreScale)
+    budget_met: bool | None = None
 
 
 def pareto_front(points: Sequence[tuple[float, float, float]]) -> list[bool]:
@@ -55,11 +59,85 @@ def pareto_front(points: Sequence[tuple[float, float, float]]) -> list[bool]:
     return [not any(_beats(other, point) for other in points) for point in points]
 
 
-def print_comparison(rows: Sequence[ComparisonRow], console: "Console | None" = None) -> None:
-    """Prints the table to `console`, by default the terminal; a star marks the Pareto front."""
+def conclusions(rows: Sequence[ComparisonRow]) -> list[str]:
+    """What to ship, in sentences: the fastest file whose budget is met, and which ones cannot be told apart from it.
+
+    Two files cannot be told apart in speed where their intervals overlap; the smallest of them is then the one named.
+    """
+    made = [row for row in rows if not _is_reference(row)]
+    allowed = [row for row in made if row.budget_met is not False]
+    if not made:
+        return []
+    if not allowed:
+        return [f"Ship none of them yet: {_names(made)} missed the budget. Ease it, or try other recipes."]
+    gains = [row for row in allowed if claim(row.speedup) == "faster" or _is_smaller(row, rows)]
+    if not gains:
+        return ["Ship the reference: no recipe gave a file that is faster or smaller."]
+    fastest = max(gains, key=lambda row: row.speedup.value)
+    equals = [row for row in gains if _meet(row.speedup, fastest.speedup)]
+    best = min(equals, key=lambda row: row.size_bytes)
+    told = [f"Ship {printable(best.name)}: {_gain(best, rows)}."]
+    others = [row for row in equals if row is not best]
+    if others:
+        told.append(
+            f"Its speed cannot be told apart from that of {_names(others)} (the intervals overlap); its file is the "
+            "smallest of them."
+            if all(row.size_bytes > best.size_bytes for row in others)
+            else f"Its speed cannot be told apart from that of {_names(others)} (the intervals overlap)."
+        )
+    near = [row for row in gains if row is not best and _meet(row.score, best.score)]
+    if near and best.scale.scored:
+        name = printable(best.scale.name)
+        told.append(f"On these test data its {name} cannot be told apart from that of {_names(near)}.")
+    missed = [row for row in made if row.budget_met is False]
+    if missed:
+        told.append(f"{_names(missed)} missed the budget.")
+    return told
+
+
+def _meet(one: Estimate, other: Estimate) -> bool:
+    return one.high >= other.low and other.high >= one.low
+
+
+def _is_smaller(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> bool:
+    base = next((one for one in rows if _is_reference(one)), None)
+    return base is not None and row.size_bytes < base.size_bytes
+
+
+def _gain(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
+    """The row in words: "6.1x faster [5.9, 6.3], 11.8x smaller, accuracy -0.5 points, within its budget"."""
+    base = next((one for one in rows if _is_reference(one)), None)
+    parts = [speed(row.speedup)]
+    if base is not None:
+        parts.append(smaller(base.size_bytes, row.size_bytes))
+    if row.drop is not None and row.scale.scored:
+        change = row.scale.change(row.drop)
+        places = change_decimals(change)
+        told = f"{signed(change.value, places)}{row.scale.change_unit} {interval(change, places)}".strip()
+        parts.append(f"{printable(row.scale.name)} {told}")
+    return ", ".join([*parts, *(["within its budget"] if row.budget_met else [])])
+
+
+def _names(rows: Sequence[ComparisonRow]) -> str:
+    names = [printable(row.name) for row in rows]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def print_comparison(rows: Sequence[ComparisonRow], console: "Console | None" = None, *, busy: str = "") -> None:
+    """Prints what to ship and the table to `console`, by default the terminal; a star marks the Pareto front.
+
+    `busy` is a sentence about the machine, "" for none.
+    """
     from rich.console import Console as Terminal
 
     console = console or Terminal()
+    for text in conclusions(rows):
+        console.print(text, markup=False, highlight=False)
+    if busy:
+        console.print(busy, style="yellow", markup=False, highlight=False)
+    if not rows:
+        return
+    console.print()
     star = "*" if console.options.ascii_only else "★"
     print_rows(console, _table(rows), [star if row.pareto else " " for row in rows], title="  recipe")
     console.print(f"\n{star} on the Pareto front: no other is as fast, as small and as good at once.", markup=False)
@@ -75,10 +153,11 @@ def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
     return f"{markdown_table(_table(rows), outcomes, title='recipe')}\n\n{note}\n"
 
 
-def comparison_html(rows: Sequence[ComparisonRow], title: str, failures: Sequence[str] = ()) -> str:
+def comparison_html(rows: Sequence[ComparisonRow], title: str, failures: Sequence[str] = (), *, busy: str = "") -> str:
     """One page with the picture and the table, without other files or network; everything in it is escaped.
 
-    `failures` are sentences about recipes that gave no row; they stand below the table.
+    What to ship comes first. `failures` are sentences about recipes that gave no row; they stand below the table.
+    `busy` is a sentence about the machine, "" for none.
     """
     table = _table(rows)
     columns = [column for column in COLUMNS if column != "stage" and any(row.cells.get(column) for row in table)]
@@ -87,6 +166,9 @@ def comparison_html(rows: Sequence[ComparisonRow], title: str, failures: Sequenc
         .get_template("comparison.html.j2")
         .render(
             title=printable(title),
+            conclusions=conclusions(rows),
+            busy=busy,
+            decibels=bool(rows) and rows[0].scale.decibels,
             panels=_panels(rows),
             rows=list(zip(table, rows, strict=True)),
             links=[None if row.report is None else _link(row.report) for row in rows],
@@ -146,7 +228,7 @@ def _cells(
     verdict = claim(row.speedup)
     tone = {"faster": "good", "slower": "bad"}.get(verdict, "")
     mark = "~" if verdict == "same" else ""
-    cells["speedup"] = Cell(text=f"{mark}{row.speedup.value:.2f}x", note=interval(row.speedup, 2), tone=tone)
+    cells["speedup"] = Cell(text=mark + times(row.speedup.value), note=ratio_interval(row.speedup), tone=tone)
     cells["seconds"] = Cell(text=duration(row.seconds))
     if row.drop is not None and scale.scored:
         change = scale.change(row.drop)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from compressor.estimate import Estimate
 from compressor.notes.training import Epochs
@@ -9,7 +10,7 @@ from compressor.report.charts import Chart, Item, LineChart, bar_chart, dot_char
 from compressor.report.details import curves, noted
 from compressor.report.numbers import ScoreScale, decimals_for, interval, printable, size
 from compressor.report.record import RunRecord, Step
-from compressor.report.view import plain_reason, step_state
+from compressor.report.view import leaves_structure, plain_reason, step_state
 
 
 def waterfall(report: RunRecord, scale: ScoreScale) -> list[Chart]:
@@ -31,7 +32,9 @@ def waterfall(report: RunRecord, scale: ScoreScale) -> list[Chart]:
                 items.append(Item(label=step.stage, state=state, text="not measured", title=plain_reason(step)))
             continue
         time = now.latency_ms
-        latency.append(_item(step, state, time, f"{time.value:.{ms}f} ms", interval(time, ms)))
+        again = leaves_structure(step)
+        text = f"{time.value:.{ms}f} ms{', as before' if again else ''}"
+        latency.append(replace(_item(step, state, time, text, interval(time, ms)), as_before=again))
         exact = Estimate(*[now.size_bytes / unit] * 3)
         files.append(_item(step, state, exact, size(now.size_bytes, reference=largest), f"{now.size_bytes:,} bytes"))
         bounds = scale.bounds(now.score, digits)

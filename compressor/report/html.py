@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compressor.report.figures import waterfall
 from compressor.report.numbers import (
+    DECIBEL_SCALE,
     ScoreScale,
     claim,
     decimals_for,
@@ -26,7 +27,10 @@ from compressor.report.sections import ON_THE_PAGE, Section, other_details
 from compressor.report.view import (
     COLUMNS,
     budget_lines,
+    budget_verdict,
+    busy_sentence,
     change_decimals,
+    outcome,
     plain_reason,
     recipe_yaml,
     score_drop,
@@ -54,7 +58,7 @@ def html(report: RunRecord) -> str:
             summary=summary(report),
             verdict=_verdict(report),
             tiles=_tiles(report, scale),
-            warnings=[*map(printable, report.warnings), *_load_warning(report)],
+            warnings=[*map(printable, report.warnings), *filter(None, [busy_sentence(report.environment)])],
             charts=waterfall(report, scale),
             rows=rows,
             columns={column: COLUMNS[column] for column in columns},
@@ -64,6 +68,7 @@ def html(report: RunRecord) -> str:
             ],
             others=[(printable(step.stage), other) for step in report.steps if (other := _other(step))],
             budget=budget_lines(report.budget, scale),
+            budget_verdict=budget_verdict(report) if report.budget else "",
             recipe=recipe_yaml(report),
             environment=data["environment"],
             facts={
@@ -91,6 +96,7 @@ def templates() -> Environment:
     loaded.filters["minus_numbers"] = _minus
     loaded.filters["times_sign"] = _times_sign
     loaded.filters["plain"] = printable
+    loaded.globals["decibel_scale"] = DECIBEL_SCALE
     return loaded
 
 
@@ -118,6 +124,8 @@ def _subtitle(report: RunRecord, scale: ScoreScale) -> str:
 def _verdict(report: RunRecord) -> dict[str, str]:
     if report.budget is None:
         return {"tone": "", "text": "No budget set", "mark": "–"}  # noqa: RUF001 - a dash is meant
+    if report.budget_met and report.final == 0 and len(report.steps) > 1:
+        return {"tone": "", "text": "Nothing kept, budget met", "mark": "–"}  # noqa: RUF001 - a dash is meant
     if report.budget_met:
         return {"tone": "good", "text": "Budget met", "mark": "✓"}
     return {"tone": "bad", "text": "Budget not met", "mark": "✗"}
@@ -198,22 +206,16 @@ def _score_tile(report: RunRecord, scale: ScoreScale) -> dict[str, str]:
     )
 
 
-def _load_warning(report: RunRecord) -> list[str]:
-    if not report.environment.get("busy"):
-        return []
-    load = report.environment.get("load_average")
-    shown = load[0] if isinstance(load, list) and load else load
-    text = (
-        f"The machine was busy: a load of {shown} on {report.environment.get('cores')} cores when the report was "
-        "written. Timings are interleaved with the reference's, so ratios suffer less than milliseconds do."
-    )
-    return [text]
-
-
 def _cards(section: Section, report: RunRecord, scale: ScoreScale) -> list[dict[str, Any]]:
     """The cards of one section: a step each, with what its inside is drawn from."""
     return [
-        {"stage": printable(step.stage), "state": step_state(index, step), "reason": plain_reason(step), **inside}
+        {
+            "stage": printable(step.stage),
+            "state": step_state(index, step),
+            "outcome": outcome(report, index),
+            "reason": plain_reason(step),
+            **inside,
+        }
         for index, step in enumerate(report.steps)
         if (inside := section.card(step, scale))
     ]

@@ -9,6 +9,11 @@ from compressor.estimate import Estimate
 from compressor.metrics import UNSCORED
 from compressor.scoring.decibels import noise_share
 
+# Noise is told in parts of the signal's power: 10 dB are a tenth, and every 10 more a tenth of that.
+DECIBEL_SCALE = (
+    "Decibels (dB): how far noise lies below the signal. At 10 dB it has a tenth of the signal's power, at 20 dB a "
+    "hundredth, at 40 dB a ten-thousandth: differences of 1 in 100 of the signal's size. Every 6 dB halve that size."
+)
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 

@@ -88,7 +88,8 @@ class RunRecord:
     """A whole run as data. `steps[0]` is the reference, `steps[final]` the one whose file ships as `artifact`.
 
     `workload` is as `describe_workload` gives it, `environment` as `environment` does; `target`, `budget` and `recipe`
-    are the fields of those objects. `to_json`'s layout is docs/report_schema.json.
+    are the fields of those objects; `use` is what a program must know to run the file, as `Interface.to_json` gives it.
+    `to_json`'s layout is docs/report_schema.json.
     """
 
     workload: dict[str, Any]
@@ -102,6 +103,7 @@ class RunRecord:
     final: int
     warnings: tuple[str, ...] = ()
     artifact: str = "model.onnx"
+    use: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -133,6 +135,7 @@ class RunRecord:
             "final": self.final,
             "warnings": [str(warning) for warning in self.warnings],
             "artifact": self.artifact,
+            "use": json_safe(self.use),
             "steps": [step.to_json() for step in self.steps],
         }
 
@@ -165,6 +168,7 @@ class RunRecord:
             final=int(value["final"]),
             warnings=tuple(value.get("warnings") or ()),
             artifact=str(value.get("artifact") or "model.onnx"),
+            use=dict(value.get("use") or {}),
         )
 
 

@@ -90,6 +90,9 @@ def panel(title: str, points: Sequence[Point], *, x_title: str, y_label: Callabl
     pixels = [(across(point.x[0]), upward(point.y[0])) for point in points]
     whiskers = [(across(point.x[0]) - 1, *sorted((upward(point.y[1]), upward(point.y[2])))) for point in points]
     bars = [(left, top, left + 2, bottom) for left, top, bottom in whiskers]
+    bars += [
+        (across(point.x[1]), y - 1, across(point.x[2]), y + 1) for point, (_, y) in zip(points, pixels, strict=True)
+    ]
     labels = [shorten(printable(point.name), 26) for point in points]
     x_values = _log_ticks(*x_range) if logarithmic else nice_ticks(*x_range, 6)
     decimals = tick_decimals(x_values)
@@ -110,7 +113,7 @@ def panel(title: str, points: Sequence[Point], *, x_title: str, y_label: Callabl
                 label_x=label_x,
                 label_y=label_y,
                 anchor=anchor,
-                leader=_leader(_area(label_x, label_y, anchor, label), (x, y)),
+                leader=_leader(label_area(label_x, label_y, anchor, label), (x, y)),
             )
             for point, label, (x, y), (label_x, label_y, anchor) in zip(
                 points, labels, pixels, place_labels(pixels, labels, bars), strict=True
@@ -141,29 +144,30 @@ def staircase(pixels: Sequence[tuple[float, float]]) -> str:
 def place_labels(
     pixels: Sequence[tuple[float, float]], labels: Sequence[str], obstacles: Sequence[Area] = ()
 ) -> list[tuple[float, float, str]]:
-    """(x, y, anchor) for each label: beside its point, where it covers the fewest points, `obstacles` and other labels.
+    """(x, y, anchor) for each label: beside its point, where it covers no point, no obstacle and no other label.
 
-    A place that lies as near to another point costs too: the reader must see whose label it is.
+    A place that lies as near to another point costs too: the reader must see whose label it is. Where every place
+    beside the point covers something, the nearest free one of the whole plot is taken, else the least bad one.
     """
     dots = [(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in pixels]
     taken: list[Area] = []
     places = []
     for number, ((x, y), label) in enumerate(zip(pixels, labels, strict=True)):
         others = [point for index, point in enumerate(pixels) if index != number and point != (x, y)]
-        choices: list[tuple[float, int, tuple[float, float, str], Area]] = []
-        for dx, dy, anchor in _OFFSETS:
-            at, base = x + dx, y + dy
-            area = _area(at, base, anchor, label)
-            crossed = 2 * sum(_overlap(area, other) for other in taken)
-            crossed += 15 * sum(_overlap(area, other) for other in [*dots[:number], *dots[number + 1 :]])
-            crossed += 6 * sum(_overlap(area, bar) for bar in obstacles)
+        solid = [*taken, *dots[:number], *dots[number + 1 :], *obstacles]
+        choices: list[tuple[bool, float, int, tuple[float, float, str], Area]] = []
+        for at, base, anchor in [*((x + dx, y + dy, anchor) for dx, dy, anchor in _OFFSETS), *_ANYWHERE]:
+            if len(choices) == len(_OFFSETS) and not min(choices)[0]:
+                break
+            area = label_area(at, base, anchor, label)
             outside = max(0.0, _LEFT - area[0]) + max(0.0, area[2] - WIDTH) + max(0.0, _TOP - 14 - area[1])
             outside += max(0.0, area[3] - _BOTTOM)
+            covered = sum(overlap(area, other) for other in solid)
             own = _distance(area, (x, y))
             unclear = sum(max(0.0, own + 6 - _distance(area, other)) for other in others)
-            far = 4 * own
-            choices.append((crossed + 40 * outside + 15 * unclear + far, len(choices), (at, base, anchor), area))
-        _, _, place, area = min(choices)
+            cost = 15 * covered + 40 * outside + 15 * unclear + 4 * own
+            choices.append((covered > 0 or outside > 0, cost, len(choices), (at, base, anchor), area))
+        *_, place, area = min(choices)
         taken.append(area)
         places.append((round(place[0], 1), round(place[1], 1), place[2]))
     return places
@@ -180,7 +184,14 @@ _OFFSETS = tuple(
 )  # fmt: skip
 
 
-def _area(at: float, base: float, anchor: str, label: str) -> Area:
+# Every place of the plot, for labels that find none beside their point.
+_ANYWHERE = tuple(
+    (float(at), float(base), "start") for base in range(_TOP, _BOTTOM, 8) for at in range(_LEFT + 4, _RIGHT, 12)
+)
+
+
+def label_area(at: float, base: float, anchor: str, label: str) -> Area:
+    """What a label covers whose text stands at (at, base) with that anchor, generously."""
     length = len(label) * _CHARACTER
     start = {"start": at, "middle": at - length / 2, "end": at - length}[anchor]
     return (start, base - _LINE + 3, start + length, base + 3)
@@ -200,7 +211,8 @@ def _distance(area: Area, point: tuple[float, float]) -> float:
     return math.hypot(across, along)
 
 
-def _overlap(one: Area, other: Area) -> float:
+def overlap(one: Area, other: Area) -> float:
+    """The pixels that two areas share."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, width) * max(0.0, height)

@@ -9,6 +9,7 @@ from typing import Any
 
 from compressor.notes.quantization import Coverage, MixedWidths, OutputNoise
 from compressor.notes.training import SharedValues
+from compressor.report.asked import asked_and_got, ranking_of_blocks
 from compressor.report.details import (
     block_strips,
     channel_groups,
@@ -78,6 +79,8 @@ def _removed_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     if not (groups or blocks or locked or unreached or plots or zeros or single):
         return {}
     return {
+        "asked": asked_and_got(step),
+        "ranking": ranking_of_blocks(step),
         "groups": groups,
         "narrowed": [group for group in groups if group.before != group.after],
         "widest": max((group.before for group in groups), default=1),
@@ -104,6 +107,7 @@ def _removed_text(step: Step) -> list[str]:
     groups, blocks = channel_groups(step), [block for strip in block_strips(step).values() for block in strip]
     rows = removals(step)
     scored = any(row.kept_from or row.removed_to for row in rows)
+    asked = [f"- {escape(line)}" for line in (*asked_and_got(step), *filter(None, [ranking_of_blocks(step)]))]
     lines = [] if scored else [f"- {code(row.layer)}: {row.before} to {row.after} channels" for row in rows]
     unchanged = sum(group.after == group.before for group in groups)
     if unchanged:
@@ -124,8 +128,10 @@ def _removed_text(step: Step) -> list[str]:
         f"- left alone, {escape(lock.reason)}: {', '.join(map(code, lock.names))}" for lock in locked_layers(step)
     ]
     if not scored:
-        return lines
+        return [*asked, *lines]
     return [
+        *asked,
+        *([""] if asked else []),
         f"| group ({escape(criteria(step) or 'score')}) | before | after | lowest kept | highest removed |",
         "|---|--:|--:|--:|--:|",
         *(f"| {code(row.layer)} | {row.before} | {row.after} | {row.kept_from} | {row.removed_to} |" for row in rows),

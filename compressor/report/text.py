@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from compressor.report.asked import asked_and_got, ranking_of_blocks
 from compressor.report.details import given_back, kept_outputs, locked_layers, unreached_layers
 from compressor.report.markdown import bullets, escape, facts, fenced, headed, titled
-from compressor.report.numbers import ScoreScale, duration, printable, shorten
+from compressor.report.numbers import DECIBEL_SCALE, ScoreScale, duration, printable, shorten
 from compressor.report.record import RunRecord, Step
 from compressor.report.scores import criteria, removals
 from compressor.report.sections import IN_MARKDOWN, Section
@@ -20,21 +21,16 @@ from compressor.report.view import (
     Cell,
     Row,
     budget_lines,
+    budget_verdict,
+    busy_sentence,
     recipe_yaml,
     summary,
     table,
     total_seconds,
 )
 
-_MARKS = {"reference": "•", "kept": "✓", "no_gain": "~", "rolled_back": "✗", "skipped": "✗"}
-_ASCII_MARKS = {"reference": "-", "kept": "+", "no_gain": "~", "rolled_back": "x", "skipped": "x"}
-_WORDS = {
-    "reference": "",
-    "kept": "kept",
-    "no_gain": "kept, does not pay",
-    "rolled_back": "rolled back",
-    "skipped": "not applied",
-}
+_MARKS = {"reference": "•", "kept": "✓", "for_now": "…", "no_gain": "~", "rolled_back": "✗", "skipped": "✗"}
+_ASCII_MARKS = {"reference": "-", "kept": "+", "for_now": ".", "no_gain": "~", "rolled_back": "x", "skipped": "x"}
 _TONES = {"good": "green", "bad": "red", "warn": "yellow", "": ""}
 _GAP = 2
 # A terminal shows the first groups, and their scores where names still have room beside them.
@@ -60,10 +56,12 @@ def print_report(report: RunRecord, console: Console | None = None) -> None:
             _print_widths(console, step)
     for warning in report.warnings:
         console.print(Text(f"warning: {printable(warning)}", style="yellow"))
-    if report.environment.get("busy"):
-        console.print(Text(_busy(report), style="yellow"))
+    if busy_sentence(report.environment):
+        console.print(Text(busy_sentence(report.environment), style="yellow"))
     console.print(Text(summary(report), style="bold"))
-    verdict = _verdict(report)
+    if ScoreScale.of(report.workload).decibels:
+        console.print(Text(DECIBEL_SCALE, style="dim"))
+    verdict = budget_verdict(report)
     console.print(
         Text(f"{verdict} {duration(total_seconds(report))} in all.", style="" if report.budget_met else "red")
     )
@@ -71,7 +69,13 @@ def print_report(report: RunRecord, console: Console | None = None) -> None:
 
 def _print_removed(console: Console, step: Step) -> None:
     """Prints which groups a step narrowed, with the scores on both sides of the border, and what it left alone."""
-    rows = removals(step)
+    rows, asked = removals(step), [*asked_and_got(step), *filter(None, [ranking_of_blocks(step)])]
+    if asked:
+        console.print(Text(printable(f"{step.stage}: asked and got"), style="bold"), no_wrap=True, overflow="ellipsis")
+        for told in asked:
+            console.print(Padding(Text(told), (0, 0, 0, 2)))
+        if not rows:
+            console.print()
     if not rows:
         return
     arrow = "->" if console.options.ascii_only else "→"
@@ -129,14 +133,17 @@ def print_rows(console: Console, rows: Sequence[Row], marks: Sequence[str], *, t
             text = _columns(cells, widths, part)
             if text.plain.strip():
                 _line(console, text, "dim" if undone or part == "note" else "")
+        told = [row.outcome] if row.state == "for_now" else []
         if row.reason and (undone or row.state == "no_gain"):
-            reason = Text(f"{_WORDS[row.state]}: {row.reason}", style="dim italic")
-            console.print(Padding(reason, (0, 0, 0, 2)))
+            told = [f"{row.outcome}: {row.reason}"]
+        for line in told:
+            console.print(Padding(Text(line, style="dim italic"), (0, 0, 0, 2)))
 
 
-def outcome(row: Row) -> str:
-    """What became of a row, in words."""
-    return ", ".join(filter(None, [_WORDS[row.state], "**ships**" if row.ships else ""]))
+def _last_cell(row: Row) -> str:
+    """What became of a row, as Markdown."""
+    outcome = "" if row.state == "reference" else escape(row.outcome)
+    return ", ".join(filter(None, [outcome, "**ships**" if row.ships else ""]))
 
 
 def markdown_table(rows: Sequence[Row], outcomes: Sequence[str], *, title: str = "stage") -> str:
@@ -159,9 +166,9 @@ def markdown(report: RunRecord) -> str:
     parts = [
         f"# Compression report: {escape(str(report.workload.get('name', 'model')))}",
         f"**{escape(summary(report))}**",
-        _verdict(report),
-        headed("Warnings", bullets([*report.warnings, *([_busy(report)] if report.environment.get("busy") else [])])),
-        headed("Stage by stage", markdown_table(rows, [outcome(row) for row in rows])),
+        budget_verdict(report),
+        headed("Warnings", bullets(filter(None, [*report.warnings, busy_sentence(report.environment)]))),
+        headed("Stage by stage", markdown_table(rows, [_last_cell(row) for row in rows])),
         headed("Reasons", bullets(f"{step.stage}: {step.reason}" for step in report.steps[1:] if step.reason)),
         *(headed(section.heading, _told(section, report)) for section in IN_MARKDOWN),
         headed("Budget", bullets(budget_lines(report.budget, ScoreScale.of(report.workload)))),
@@ -206,18 +213,6 @@ def _line(console: Console, text: Text, style: str) -> None:
     if style:
         text.stylize_before(style)
     console.print(text, no_wrap=True, overflow="crop", crop=True)
-
-
-def _verdict(report: RunRecord) -> str:
-    if report.budget is None:
-        return "No budget was set."
-    return "The budget is met." if report.budget_met else "The budget is NOT met."
-
-
-def _busy(report: RunRecord) -> str:
-    load, cores = report.environment.get("load_average"), report.environment.get("cores")
-    shown = load[0] if isinstance(load, list) and load else load
-    return f"The machine was busy (load average {shown} on {cores} cores): timings deserve less trust."
 
 
 def _told(section: Section, report: RunRecord) -> str:

@@ -1,5 +1,6 @@
 """The table of a run in words: the same rows and the same claims for terminal, Markdown and HTML."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,8 @@ import yaml
 
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
+from compressor.notes.running import JudgedAfter, SameStructure, VersusBase
+from compressor.report.details import noted
 from compressor.report.numbers import (
     ScoreScale,
     claim,
@@ -37,7 +40,7 @@ COLUMNS = {
     "parameters": "parameters",
     "seconds": "time",
 }
-DROPPED_FIRST = ("macs", "parameters", "zstd", "seconds", "change", "latency")
+DROPPED_FIRST = ("macs", "parameters", "zstd", "seconds", "latency", "score", "change")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +54,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One step. `state` is as `step_state` gives it; `ships` marks the final file."""
+    """One step. `state` is as `step_state` gives it, `outcome` says it in words; `ships` marks the final file."""
 
     stage: str
     state: str
     reason: str
     ships: bool
+    outcome: str = ""
     cells: dict[str, Cell] = field(default_factory=dict)
 
 
@@ -73,6 +77,7 @@ def table(report: RunRecord) -> list[Row]:
             state=step_state(index, step),
             reason=plain_reason(step),
             ships=index == report.final,
+            outcome=outcome(report, index),
             cells=_cells(step, base if index else None, scale, digits=digits, ms=ms),
         )
         for index, step in enumerate(report.steps)
@@ -80,12 +85,45 @@ def table(report: RunRecord) -> list[Row]:
 
 
 def step_state(index: int, step: Step) -> str:
-    """What became of a step: reference, kept, no_gain (kept, does not pay), rolled_back, or skipped (no file)."""
+    """What became of a step.
+
+    reference, kept, for_now (kept until it is judged with a later one), no_gain (kept, does not pay), rolled_back, or
+    skipped (no file).
+    """
     if index == 0:
         return "reference"
     if not step.kept:
         return "skipped" if step.measurement is None else "rolled_back"
-    return "no_gain" if step.pays is False else "kept"
+    if step.pays is False:
+        return "no_gain"
+    return "for_now" if noted(step, JudgedAfter) else "kept"
+
+
+_OUTCOMES = {
+    "reference": "reference",
+    "kept": "kept",
+    "no_gain": "kept, does not pay",
+    "rolled_back": "rolled back",
+    "skipped": "not applied",
+}
+
+
+def outcome(report: RunRecord, index: int) -> str:
+    """What became of a step, in words."""
+    step = report.steps[index]
+    state = step_state(index, step)
+    later = noted(step, JudgedAfter)
+    if state != "for_now" or later is None:
+        return _OUTCOMES[state]
+    if report.budget is None:
+        return f"kept, {later.judged_after} follows"
+    return f"kept for now, judged after {later.judged_after}"
+
+
+def leaves_structure(step: Step) -> bool:
+    """Whether a step changed values alone, and its time differs from that of the step before by noise at most."""
+    same, beside = noted(step, SameStructure), noted(step, VersusBase)
+    return bool(same and same.same_structure and (beside is None or claim(beside.versus_base) == "same"))
 
 
 def plain_reason(step: Step) -> str:
@@ -168,13 +206,39 @@ def budget_lines(budget: dict[str, Any] | None, scale: ScoreScale) -> list[str]:
     lines = []
     for key, value in budget.items():
         if key == "not_slower":
-            if value:
-                lines.append("no stage may make the file slower")
+            lines.append(
+                "no stage may make the file slower"
+                if value
+                else "stages that make the file slower may stay (not_slower: false): bytes count, time does not"
+            )
         elif key in phrases and isinstance(value, int | float):
             lines.append(phrases[key](value))
         elif value is not None:
             lines.append(printable(f"{key}: {value}"))
     return lines
+
+
+def busy_sentence(environment: Mapping[str, Any]) -> str:
+    """That the machine was busy, and what that means for times; "" where it was not."""
+    if not environment.get("busy"):
+        return ""
+    load, cores = environment.get("load_average"), environment.get("cores")
+    shown = load[0] if isinstance(load, list) and load else load
+    return (
+        f"The machine was busy (load average {shown} on {cores} cores): timings deserve less trust. They are "
+        "interleaved with the reference's, so ratios suffer less than milliseconds do."
+    )
+
+
+def budget_verdict(report: RunRecord) -> str:
+    """Whether the budget is met, and by what, in a sentence."""
+    if report.budget is None:
+        return "No budget was set."
+    if not report.budget_met:
+        return "The budget is NOT met."
+    if report.final == 0 and len(report.steps) > 1:
+        return "The budget is met by the reference as it is: no stage was kept, so nothing is gained."
+    return "The budget is met."
 
 
 def recipe_yaml(report: RunRecord) -> str:
@@ -208,10 +272,13 @@ def _cells(step: Step, base: Measurement | None, scale: ScoreScale, *, digits: i
         return cells
     verdict = claim(now.speedup)
     cells["speedup"] = Cell(
-        text=("~" if verdict == "same" else "") + f"{now.speedup.value:.2f}x",
-        note=interval(now.speedup, 2),
+        text=("~" if verdict == "same" else "") + times(now.speedup.value),
+        note=ratio_interval(now.speedup),
         tone={"faster": "good", "slower": "bad"}.get(verdict, ""),
     )
+    if leaves_structure(step):
+        # Measured again, it is another number by noise alone, which is no merit of the stage.
+        cells["speedup"] = Cell(text=times(now.speedup.value), note="as before")
     cells["size"] = Cell(
         text=cells["size"].text,
         note=smaller(base.size_bytes, now.size_bytes),

@@ -1,6 +1,8 @@
 """One stage applied: what it makes of a model, exported, timed and scored, or taken from disk where it is finished."""
 
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.export import export_onnx
 from compressor.files.export_memory import Exported, ExportMemory
+from compressor.files.graphs import same_structure
 from compressor.identity.workload import Identity
 from compressor.kept_state import private_copy
 from compressor.measuring.measure import Measurement, measure, speedup_over
@@ -48,7 +51,19 @@ class Job:
     def say(self, text: str) -> None:
         """Shows a line of progress where it is wanted."""
         if self.progress:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(wrapped(text), file=sys.stderr)
+
+
+def wrapped(text: str) -> str:
+    """`text` as a terminal shows it without breaking a word; as it is where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        return text
+    indent = text[: len(text) - len(text.lstrip())] + "  "
+    width = max(shutil.get_terminal_size().columns, 2 * len(indent) + 1)
+    lines = textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
+    return "\n".join(lines)
 
 
 def reference_state(job: Job, key: str) -> State:
@@ -119,19 +134,28 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
     model.eval()
     exported = export_onnx(model, job.workload, memory=job.exports)
     seconds = time.perf_counter() - started
-    versus_base = speedup_over(
-        exported.onnx_bytes,
-        base.onnx_bytes,
-        example_inputs=job.workload.example_inputs,
-        target=job.target,
-        seed=context.seed,
-        decides=decides,
+    rows = job.scores.rows(exported.onnx_bytes, "test")
+    first = base.onnx_bytes == reference.onnx_bytes
+    measurement = _measured(job, exported.onnx_bytes, reference.onnx_bytes, rows, decides=decides and first)
+    # One number for one fact: what is compared with the reference is timed against it once.
+    versus_base = (
+        measurement.speedup
+        if first
+        else speedup_over(
+            exported.onnx_bytes,
+            base.onnx_bytes,
+            example_inputs=job.workload.example_inputs,
+            target=job.target,
+            seed=context.seed,
+            decides=decides,
+        )
     )
     context.tell(_told(exported))
-    rows = job.scores.rows(exported.onnx_bytes, "test")
+    if same_structure(exported.onnx_bytes, base.onnx_bytes):
+        context.tell(notes.SameStructure(same_structure=True))
     outcome = Outcome(
         seconds=seconds,
-        measurement=_measured(job, exported.onnx_bytes, reference.onnx_bytes, rows),
+        measurement=measurement,
         versus_base=versus_base,
         drop=job.scores.told_drop(exported.onnx_bytes, reference.onnx_bytes, "test"),
         details=context.details,
@@ -177,7 +201,7 @@ def _remember(job: Job, state: State) -> None:
         job.exports.keep(key, Exported(onnx_bytes=state.onnx_bytes, **vars(told)))
 
 
-def _measured(job: Job, onnx_bytes: bytes, reference: bytes, rows: Tensor) -> Measurement:
+def _measured(job: Job, onnx_bytes: bytes, reference: bytes, rows: Tensor, *, decides: bool = False) -> Measurement:
     workload = job.workload
     return measure(
         onnx_bytes,
@@ -188,6 +212,7 @@ def _measured(job: Job, onnx_bytes: bytes, reference: bytes, rows: Tensor) -> Me
         target=job.target,
         seed=job.seed,
         rows=rows,
+        decides=decides,
     )
 
 

@@ -1,30 +1,39 @@
 """Several recipes on one workload, each run and resumed like a single one: one table and one picture of them."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from compressor.errors import RunFolderError, StorageError
 from compressor.estimate import Estimate
+from compressor.machine import environment
+from compressor.measuring.timing import Timing, time_interleaved
 from compressor.recipe.recipe import Recipe
 from compressor.report.comparison import (
     ComparisonRow,
     comparison_html,
     comparison_markdown,
     comparison_svg,
+    conclusions,
     pareto_front,
     print_comparison,
 )
+from compressor.report.markdown import escape
 from compressor.report.numbers import ScoreScale
 from compressor.report.record import Step
 from compressor.report.report import Report
+from compressor.report.view import busy_sentence
+from compressor.running.folder import MODEL_FILE
 from compressor.running.pipeline import Pipeline
 from compressor.running.preflight import check_workload
 from compressor.stage import stage_name
 from compressor.storage import json_safe, read_json, write_atomic, write_json
 from compressor.target import Target
-from compressor.workload import Workload
+from compressor.workload import Workload, resize_batch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,12 +46,16 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare` gives. `rows` begin with the reference; `reports` and `failures` (error texts) are by name."""
+    """What `compare` gives. `rows` begin with the reference; `reports` and `failures` (error texts) are by name.
+
+    `busy` is a sentence where the machine was, "" else.
+    """
 
     workload: str
     rows: tuple[ComparisonRow, ...]
     reports: dict[str, Report]
     failures: dict[str, str]
+    busy: str = ""
 
     @property
     def any_budget_met(self) -> bool:
@@ -68,13 +81,20 @@ class Comparison:
             for row in self.rows
         ]
         found: dict[str, Any] = json_safe(
-            {"schema_version": SCHEMA_VERSION, "workload": self.workload, "rows": rows, "failures": self.failures}
+            {
+                "schema_version": SCHEMA_VERSION,
+                "workload": self.workload,
+                "conclusions": conclusions(self.rows),
+                "busy": self.busy,
+                "rows": rows,
+                "failures": self.failures,
+            }
         )
         return found
 
     def print(self, console: "Console | None" = None) -> None:
-        """Prints the table to `console`, by default the terminal."""
-        print_comparison(self.rows, console)
+        """Prints what to ship and the table to `console`, by default the terminal."""
+        print_comparison(self.rows, console, busy=self.busy)
 
 
 def compare(
@@ -105,7 +125,9 @@ def compare(
     failures: dict[str, str] = {}
     # An order of stages that cannot work is refused before any recipe has taken hours.
     pipelines = {name: Pipeline.from_recipe(plan) if isinstance(plan, Recipe) else plan for name, plan in plans.items()}
-    for name, plan in plans.items():
+    for number, (name, plan) in enumerate(plans.items(), start=1):
+        if progress:
+            tqdm.write(f"recipe {number} of {len(plans)}: {name}", file=sys.stderr)
         own_seed = plan.seed if isinstance(plan, Recipe) else 0
         try:
             result = pipelines[name].run(
@@ -120,7 +142,15 @@ def compare(
             failures[name] = f"{type(error).__name__}: {error}"
         else:
             reports[name] = result.report
-    comparison = Comparison(workload=workload.name, rows=_rows(reports), reports=reports, failures=failures)
+    timings = _timed_together(folder, list(reports), workload, target)
+    busy = [environment(target), *(report.environment for report in reports.values() if not timings)]
+    comparison = Comparison(
+        workload=workload.name,
+        rows=_rows(reports, timings),
+        reports=reports,
+        failures=failures,
+        busy=next(filter(None, map(busy_sentence, busy)), ""),
+    )
     _write(comparison, folder)
     return comparison
 
@@ -148,17 +178,45 @@ def _common_target(plans: Sequence[Recipe | Pipeline]) -> Target:
     return targets.pop()
 
 
-def _rows(reports: dict[str, Report]) -> tuple[ComparisonRow, ...]:
+def _timed_together(folder: Path, names: Sequence[str], workload: Workload, target: Target) -> dict[str, Timing]:
+    """The files of the recipes against the reference's, timed one after another in this session.
+
+    Each run has timed its own file, maybe on another day: only times of one session compare. Nothing for one recipe.
+    """
+    files = {name: folder / name / MODEL_FILE for name in names}
+    references = [folder / name / "stages" / "00-reference" / MODEL_FILE for name in names]
+    if len(files) < 2 or not all(path.is_file() for path in [*files.values(), *references]):
+        return {}
+    inputs = resize_batch(workload.example_inputs, target.batch_size)
+    reference = references[0].read_bytes()
+    return {
+        name: time_interleaved(path.read_bytes(), reference, inputs, threads=target.threads)
+        for name, path in files.items()
+    }
+
+
+def _rows(reports: dict[str, Report], timings: dict[str, Timing]) -> tuple[ComparisonRow, ...]:
     """The reference and every final file, with those marked that no other beats in every respect."""
     rows = [_row(name, report, report.final) for name, report in reports.items()]
+    rows = [_retimed(row, timings[row.name]) if row.name in timings else row for row in rows]
     if reports:
         # The reference is the same model in every run; the first run's timing stands for it.
-        first = _row(REFERENCE, next(iter(reports.values())), 0)
-        rows.insert(0, replace(first, drop=None, speedup=Estimate(1.0, 1.0, 1.0), seconds=0.0, report=None))
+        name = next(iter(reports))
+        first = _row(REFERENCE, reports[name], 0)
+        latency = timings[name].reference_ms if name in timings else first.latency_ms
+        unchanged = Estimate(1.0, 1.0, 1.0)
+        rows.insert(
+            0,
+            replace(first, drop=None, latency_ms=latency, speedup=unchanged, seconds=0.0, report=None, budget_met=None),
+        )
     # Errors are better where smaller: with a minus sign, as scores.
     goodness = [row.score.value if row.scale.higher_is_better else -row.score.value for row in rows]
     points = [(row.latency_ms.value, row.size_bytes, good) for row, good in zip(rows, goodness, strict=True)]
     return tuple(replace(row, pareto=pareto) for row, pareto in zip(rows, pareto_front(points), strict=True))
+
+
+def _retimed(row: ComparisonRow, timing: Timing) -> ComparisonRow:
+    return replace(row, latency_ms=timing.candidate_ms, speedup=timing.speedup)
 
 
 def _row(name: str, report: Report, index: int) -> ComparisonRow:
@@ -177,6 +235,8 @@ def _row(name: str, report: Report, index: int) -> ComparisonRow:
         pareto=False,
         report=f"{name}/report.html",
         scale=ScoreScale.of(report.workload),
+        # Without a budget nothing can be within it.
+        budget_met=report.budget_met if report.budget is not None or not report.budget_met else None,
     )
 
 
@@ -193,11 +253,15 @@ def _write(comparison: Comparison, folder: Path) -> None:
     title = f"{comparison.workload}: {len(comparison.reports)} recipes compared"
     failed = [f"{name} failed: {_one_line(error)}" for name, error in comparison.failures.items()]
     notes = "".join(f"- {text}\n" for text in failed)
+    first = "".join(
+        f"- {text}\n" for text in filter(None, [*map(escape, conclusions(comparison.rows)), comparison.busy])
+    )
     write_json(folder / _DATA, comparison.to_json())
     write_atomic(
-        folder / "comparison.md", f"# {title}\n\n{comparison_markdown(comparison.rows)}\n{notes}".rstrip() + "\n"
+        folder / "comparison.md",
+        f"# {title}\n\n{first}\n{comparison_markdown(comparison.rows)}\n{notes}".rstrip() + "\n",
     )
-    write_atomic(folder / "comparison.html", comparison_html(comparison.rows, title, failed))
+    write_atomic(folder / "comparison.html", comparison_html(comparison.rows, title, failed, busy=comparison.busy))
     write_atomic(folder / "comparison.svg", comparison_svg(comparison.rows))
 
 

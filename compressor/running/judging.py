@@ -42,8 +42,9 @@ def after_gain(verdict: Verdict | None, budget: Budget | None) -> Verdict:
     if verdict.keep:
         return verdict
     if budget is not None and budget.not_slower:
-        return Verdict(keep=False, reason=f"rolled back: {verdict.reason}")
-    return _unpaid(verdict)
+        told = "; ".join(filter(None, [verdict.reason, verdict.way_out]))
+        return Verdict(keep=False, reason=f"rolled back: {told}")
+    return _unpaid(verdict, "the budget says not_slower: false" if budget is not None else "no budget forbids it")
 
 
 def failed_trainings(state: State) -> str:
@@ -94,7 +95,7 @@ def harm_of_training(
         return None
     change = scores.drop(state.onnx_bytes, base.onnx_bytes, "validation")
     verdict = judge_values(change, scores.workload.metric)
-    return None if verdict.keep else _unpaid(verdict)
+    return None if verdict.keep else _unpaid(verdict, "no budget forbids it")
 
 
 def judge_segment(
@@ -148,5 +149,5 @@ def unscored_outputs(workload: Workload) -> list[str]:
     return [f"{told}: {workload.metric.name} is of another output alone. {way_out}"]
 
 
-def _unpaid(verdict: Verdict) -> Verdict:
-    return Verdict(keep=True, reason=f"does not pay: {verdict.reason}; kept because no budget forbids it")
+def _unpaid(verdict: Verdict, why: str) -> Verdict:
+    return Verdict(keep=True, reason=f"does not pay: {verdict.reason}; kept because {why}")

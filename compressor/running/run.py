@@ -12,7 +12,7 @@ from compressor.budget import Budget, Verdict, unmet_goals
 from compressor.errors import CompressorError
 from compressor.machine import environment
 from compressor.metrics import Metric
-from compressor.notes.running import Loaders, VersusBase
+from compressor.notes.running import JudgedAfter, Loaders, VersusBase
 from compressor.notes.structure import Scores
 from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
@@ -77,6 +77,9 @@ def run_stages(
     job.folder.begin(asked, accept_changes=accept_changes)
     given = [asked["target"], asked["versions"], job.identity.reference]
     with explained("reference", 0):
+        job.say(
+            f"recipe {(recipe or {}).get('name') or 'of your own'}: {', '.join(map(stage_name, stages)) or 'no stage'}"
+        )
         reference = reference_state(job, sha256(json.dumps(given, sort_keys=True).encode()))
         run = Run(job=job, stages=tuple(stages), budget=budget, reference=reference, trainable=reference)
         run.warnings += [*warnings, *job.identity.warnings, *doubts_about_validation(reference, job.scores)]
@@ -118,8 +121,8 @@ class Run:
                 self.trainable = state
         return state
 
-    def record(self, step: Step) -> None:
-        """Adds the step of the next stage, and says so."""
+    def record(self, step: Step, *, later: str = "") -> None:
+        """Adds the step of the next stage, and says so; `later` is the stage after which it is judged, where one is."""
         self.steps.append(step)
         measured = step.measurement
         if measured is None:
@@ -129,6 +132,7 @@ class Run:
                 f"  {_scored(self.job.workload.metric, measured.score.value)}, {measured.latency_ms.value:.3f} ms "
                 f"({measured.speedup.value:.2f}x), {measured.size_bytes / 1024:.0f} KiB, {step.seconds:.1f} s"
                 + (f"; {step.reason}" if step.reason else "")
+                + (f"; kept for now, judged after {later}" if later and self.budget is not None else "")
             )
 
     def _segment(self, indices: list[int], entry: State) -> State:
@@ -153,14 +157,23 @@ class Run:
                 if takes_away(stage):
                     removed.append(stage_name(stage))
                 continue
-            self.record(step)
+            later = stage_name(self.stages[indices[-1]]) if step.kept and index != indices[-1] else ""
+            self.record(step, later=later)
             if step.kept:
                 state = new
             elif takes_away(stage):
                 removed.append(stage_name(stage))
-        if state is entry or self.budget is None:
+        if state is entry:
             return state
-        return self._judge(indices, entry, state, self.budget)
+        self._note_when_judged([index for index in indices if self.steps[index + 1].kept])
+        return state if self.budget is None else self._judge(indices, entry, state, self.budget)
+
+    def _note_when_judged(self, standing: list[int]) -> None:
+        """Notes in every step of a segment but the last of those that stand that it is judged with that one."""
+        note = JudgedAfter(judged_after=stage_name(self.stages[standing[-1]])).to_json()
+        for index in standing[:-1]:
+            step = self.steps[index + 1]
+            self.steps[index + 1] = replace(step, details={**step.details, **note})
 
     def _judge(self, indices: list[int], entry: State, state: State, budget: Budget) -> State:
         """Judges the accuracy of a whole segment and notes the verdict in every step of it that still stands."""

@@ -39,7 +39,7 @@ from compressor.notes.quantization import (
     TriedInFloat,
     TriedWidths,
 )
-from compressor.notes.running import Exported, Loaders, VersusBase
+from compressor.notes.running import Exported, JudgedAfter, Loaders, SameStructure, VersusBase
 from compressor.notes.structure import (
     Block,
     Blocks,
@@ -253,6 +253,8 @@ NOTES: tuple[tuple[Note, str], ...] = (
         Exported(exporter="dynamo", opset=18, notes=("a", "b")),
         '{"export": {"exporter": "dynamo", "opset": 18, "notes": ["a", "b"]}}',
     ),
+    (SameStructure(same_structure=True), '{"same_structure": true}'),
+    (JudgedAfter(judged_after="distill"), '{"judged_after": "distill"}'),
     (VersusBase(versus_base=Estimate(1.5, 1.4, 1.6)), '{"versus_base": {"value": 1.5, "low": 1.4, "high": 1.6}}'),
     (
         Smoothed(smoothed=("a",), smoothed_by_mul=(), float_sqnr_db=120.5),

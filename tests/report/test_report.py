@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,35 +17,43 @@ from rich.console import Console
 from compressor.errors import StorageError
 from compressor.estimate import Estimate
 from compressor.machine import environment
+from compressor.report.asked import asked_and_got, ranking_of_blocks
 from compressor.report.charts import BAR_WIDTH, Item, dot_chart, nice_ticks
 from compressor.report.comparison import (
     ComparisonRow,
     comparison_html,
     comparison_markdown,
     comparison_svg,
+    conclusions,
     pareto_front,
     print_comparison,
 )
+from compressor.report.figures import waterfall
 from compressor.report.html import html
 from compressor.report.numbers import ScoreScale, claim, duration, si, size, smaller
 from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
-from compressor.report.scatter import place_labels, staircase
+from compressor.report.scatter import Point, label_area, overlap, panel, place_labels, staircase
 from compressor.report.sections import other_details
 from compressor.report.text import markdown
-from compressor.report.view import summary, table
+from compressor.report.view import budget_lines, summary, table
 from compressor.storage import json_safe
 from compressor.target import Isa, Target
 from workbench import ROOT
 from workbench.report_samples import (
     ALL,
+    DISTILL,
+    DROP,
     ENVIRONMENT,
+    PRUNE,
     QUANTIZE,
     REFERENCE,
     SHARED,
+    SPARSE,
     THINNER,
     WORKLOAD,
     hostile,
+    measurement,
     nothing_kept,
     regression,
     rollback,
@@ -216,8 +225,131 @@ def test_narrow_terminals_lose_columns_not_digits() -> None:
     narrow, wide = printed(rollback(), 100), printed(rollback(), 200)
     assert "MACs" in wide
     assert "MACs" not in narrow
-    for part in ("[88.9, 89.9]", "0.538 ms", "[5.91, 6.31]", "11.8x smaller"):
+    for part in ("[88.9, 89.9]", "0.538 ms", "[5.9, 6.3]", "11.8x smaller"):
         assert part in narrow
+
+
+@pytest.mark.parametrize("width", [80, 72, 60])
+def test_the_change_of_the_score_is_the_last_column_to_go(width: int) -> None:
+    """At 80 columns score, change, speed-up and size are there, and at 60 the score has gone before its change."""
+    shown = printed(rollback(), width)
+    assert "[-0.9, 0.0]" in shown
+    assert "[5.9, 6.3]" in shown
+    assert ("[88.9, 89.9]" in shown) == (width >= 72)
+
+
+def test_one_number_a_fact() -> None:
+    """The speed-up of the file that ships is the same, digit for digit, in its row, in the sentence and on the page."""
+    report = rollback()
+    row = table(report)[-1].cells["speedup"]
+    assert (row.text, row.note) == ("6.1x", "[5.9, 6.3]")
+    assert "6.1x faster [5.9, 6.3]" in summary(report)
+    assert "6.10" not in report.to_html() + report.to_markdown() + printed(report, 200)
+
+
+def test_a_stage_that_changes_values_alone_gets_no_credit_for_time() -> None:
+    """Its time was measured again: "as before" in the row, no ghost of a bar in the chart, and none is left to others.
+
+    The bar before quantize reaches to what drop_blocks left, 1.36 ms, not to the 1.34 that were measured after distill.
+    """
+    report = rollback()
+    row = table(report)[3]
+    assert row.stage == "distill"
+    assert (row.cells["speedup"].text, row.cells["speedup"].note) == ("2.44x", "as before")
+    marks = waterfall(report, ScoreScale())[0].marks
+    assert marks[3].before is None
+    assert marks[3].text == "1.340 ms, as before"
+    assert marks[4].before == marks[1].x
+    proved = replace(DISTILL, details={**DISTILL.details, "versus_base": {"value": 1.2, "low": 1.1, "high": 1.3}})
+    other = table(replace(report, steps=(*report.steps[:3], proved, report.steps[4])))[3]
+    assert other.cells["speedup"].note == "[2.38, 2.50]"
+
+
+def test_what_was_asked_stands_beside_what_was_got() -> None:
+    """remove=0.4 and 12 % removed, with the reason: in terminal, Markdown and HTML."""
+    kept = replace(PRUNE, kept=True, reason="", pays=True)
+    report = Report(workload=WORKLOAD, environment=ENVIRONMENT, steps=(REFERENCE, DROP, kept), final=2)
+    sentence = "sked for 40 % of the channels, removed 12 %: widths stay multiples of 4 (align), and `align: 1` rounds"
+    for text in (
+        report.to_markdown().replace("\\", ""),
+        Page(report.to_html()).text,
+        " ".join(printed(report, 200).split()),
+    ):
+        assert sentence in text.replace("\\`", "`")
+        assert "sked for 50 % of the blocks, dropped 1 of 2 (50 %)" in text
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (replace(PRUNE, parameters={"remove": 0.125}), "asked for 12 % of the channels, removed 12 %"),
+        (replace(PRUNE, parameters={"target": {"latency": {"fraction": 0.5}}}), ""),
+        (replace(PRUNE, parameters={"remove": True}), ""),
+        (
+            replace(SPARSE, details={"zero_weights": [], "zero_weights_fraction": 0.7}, parameters={"sparsity": 0.8}),
+            "asked for 80 % of the weights, made 70 % zero",
+        ),
+        (
+            replace(
+                PRUNE,
+                parameters={},
+                details={
+                    "target": {"target": "Latency(0.5)", "unit": "ms", "reference": 2.0, "start": 2.0, "limit": 1.0}
+                    | {"predicted": 0.98, "measured": 1.1, "measured_low": 1.0, "measured_high": 1.2}
+                    | {"fraction_of_reference": 0.55}
+                },
+            ),
+            "asked for at most 1 ms, got 1.1 ms (55 % of the reference's)",
+        ),
+    ],
+)
+def test_amounts_of_every_kind(step: Step, said: str) -> None:
+    """Channels, weights and targets; where nothing is asked as a number, nothing is said."""
+    assert "; ".join(asked_and_got(step)) == said
+
+
+def test_blocks_of_several_groups_say_how_they_are_ranked() -> None:
+    """Scores of two groups do not compare where each has a ranking of its own, and do in the scope Global."""
+    blocks = [
+        {"block": f"{group}.{index}", "score": 0.1, "kept": bool(index), "group": group}
+        for group in ("layer1", "layer2")
+        for index in range(3)
+    ]
+    within = replace(DROP, parameters={"remove": 0.5, "scope": {"per_group": {}}}, details={"blocks": blocks})
+    across = replace(within, parameters={"remove": 0.5, "scope": {"global": {}}})
+    assert ranking_of_blocks(within) == "Blocks are ranked within a group: scores of different groups do not compare."
+    assert "across all groups" in ranking_of_blocks(across)
+    assert ranking_of_blocks(DROP) == ""
+    assert asked_and_got(within) == [
+        "asked for 50 % of the blocks, dropped 2 of 6 (33 %): whole blocks go, within each group"
+    ]
+    report = Report(workload=WORKLOAD, environment=ENVIRONMENT, steps=(REFERENCE, within), final=1)
+    for text in (report.to_markdown(), Page(report.to_html()).text, printed(report, 200)):
+        assert "scores of different groups do not compare" in text
+
+
+def test_what_is_judged_later_is_no_success_yet() -> None:
+    """A model just cut, at 25 % accuracy, is kept for now and judged after distill; without a budget nothing judges."""
+    report = rollback()
+    assert (table(report)[1].state, table(report)[1].outcome) == ("for_now", "kept for now, judged after distill")
+    for text in (report.to_markdown(), Page(report.to_html()).text, printed(report, 100)):
+        assert "kept for now, judged after distill" in text
+    assert 'class="chip for_now"' in report.to_html()
+    assert table(replace(report, budget=None))[1].outcome == "kept, distill follows"
+
+
+def test_a_budget_met_by_the_reference_says_so() -> None:
+    """Where nothing was kept, no form says merely that the budget is met."""
+    report = replace(nothing_kept(), budget={"max_drop": 0.01}, budget_met=True)
+    for text in (report.to_markdown(), Page(report.to_html()).text, " ".join(printed(report, 100).split())):
+        assert "met by the reference as it is: no stage was kept, so nothing is gained" in text
+    assert "Nothing kept, budget met" in report.to_html()
+
+
+def test_bytes_thrown_away_for_time_name_the_setting_that_keeps_them() -> None:
+    """A budget with not_slower: false says what that means."""
+    lines = budget_lines({"not_slower": False}, ScoreScale())
+    assert lines == ["stages that make the file slower may stay (not_slower: false): bytes count, time does not"]
 
 
 @pytest.mark.parametrize(
@@ -484,8 +616,118 @@ def test_comparison_tables_agree() -> None:
     text = comparison_markdown(comparison())
     for shown in (stream.getvalue(), text):
         assert "int8" in shown
-        assert "6.10x" in shown
+        assert "6.1x" in shown
     assert r"\<b\>\|x" in text
+
+
+def row(name: str, speedup: tuple[float, float, float], kib: int, *, score: float = 0.9, **more: Any) -> ComparisonRow:
+    """A row whose score has an interval of half a point on both sides."""
+    return ComparisonRow(
+        name=name,
+        score=Estimate(score, score - 0.005, score + 0.005),
+        drop=None if name == "reference" else Estimate(0.005, 0.0, 0.01),
+        latency_ms=Estimate(1 / speedup[0], 1 / speedup[2], 1 / speedup[1]),
+        speedup=Estimate(*speedup),
+        size_bytes=kib * 1024,
+        compressed_bytes=kib * 1000,
+        seconds=1.0,
+        pareto=True,
+        report=None,
+        **more,
+    )
+
+
+BASE = row("reference", (1.0, 1.0, 1.0), 1000)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], []),
+        ([BASE], []),
+        (
+            [BASE, row("a", (6.0, 5.9, 6.1), 100, budget_met=True), row("b", (2.0, 1.9, 2.1), 90, score=0.8)],
+            ["Ship a: 6.0x faster [5.9, 6.1], 10.0x smaller, accuracy -0.5 points [-1.0, 0.0], within its budget."],
+        ),
+        (
+            [BASE, row("a", (6.0, 5.9, 6.1), 100), row("b", (5.95, 5.8, 6.0), 90)],
+            [
+                "Ship b: 6.0x faster [5.8, 6.0], 11.1x smaller, accuracy -0.5 points [-1.0, 0.0].",
+                (
+                    "Its speed cannot be told apart from that of a (the intervals overlap); its file is the smallest "
+                    "of them."
+                ),
+                "On these test data its accuracy cannot be told apart from that of a.",
+            ],
+        ),
+        (
+            [BASE, row("a", (6.0, 5.9, 6.1), 100, budget_met=False), row("b", (2.0, 1.9, 2.1), 90, score=0.8)],
+            [
+                "Ship b: 2.00x faster [1.90, 2.10], 11.1x smaller, accuracy -0.5 points [-1.0, 0.0].",
+                "a missed the budget.",
+            ],
+        ),
+        (
+            [BASE, row("a", (6.0, 5.9, 6.1), 100, budget_met=False)],
+            ["Ship none of them yet: a missed the budget. Ease it, or try other recipes."],
+        ),
+        (
+            [BASE, row("a", (1.0, 0.9, 1.1), 1000, budget_met=True)],
+            ["Ship the reference: no recipe gave a file that is faster or smaller."],
+        ),
+    ],
+)
+def test_a_comparison_begins_with_what_to_ship(rows: list[ComparisonRow], said: list[str]) -> None:
+    """The fastest within the budget, the smallest of those whose intervals overlap; and what misses the budget."""
+    assert conclusions(rows) == said
+    page = Page(comparison_html(rows, "tiny", busy="The machine was busy (9).")).text
+    stream = io.StringIO()
+    print_comparison(rows, Console(file=stream, width=200), busy="The machine was busy (9).")
+    shown = stream.getvalue()
+    for text in said:
+        assert text[:9] in page
+        assert shown.index(text) < shown.index("recipe  " if rows else "Pareto")
+    for told in (page, shown):
+        assert "The machine was busy (9)." in told
+
+
+def test_decibels_have_a_scale() -> None:
+    """Reports that speak of decibels say what 10 and 40 of them are; others in the terminal do not."""
+    report = Report(
+        workload={"metric": "relative", "bounded": False, "decibels": True},
+        environment={},
+        steps=(
+            replace(REFERENCE, measurement=replace(measurement(0.9, 1.0, 10, (1, 1, 1)), score=Estimate(40, 39, 41))),
+        ),
+        final=0,
+    )
+    assert "At 10 dB it has a tenth" in " ".join(printed(report, 200).split())
+    assert "At 10 dB it has a tenth" in report.to_html()
+    assert "At 10 dB" not in printed(rollback(), 200)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_never_cross_whiskers(seed: int) -> None:
+    """Eight points at random, each with whiskers on both axes: no label meets a whisker, a point or another label."""
+    draw = random.Random(seed)  # noqa: S311 - no secret
+    points = []
+    for number in range(8):
+        x, y = draw.uniform(0.2, 4), draw.uniform(80, 95)
+        points.append(
+            Point(name=f"recipe_number_{number}", x=(x, 0.9 * x, 1.1 * x), y=(y, y - 1.5, y + 1.5), best=False)
+        )
+    placed = panel("p", points, x_title="ms", y_label=str, up=True).points
+    areas = [label_area(one.label_x, one.label_y, one.anchor, one.label) for one in placed]
+    bars = [
+        bar
+        for one in placed
+        for bar in (
+            (one.x - 0.5, one.y_high, one.x + 0.5, one.y_low),
+            (one.x_low, one.y - 0.5, one.x_high, one.y + 0.5),
+        )
+    ]
+    assert [(area, bar) for area in areas for bar in bars if overlap(area, bar)] == []
+    assert [(a, b) for n, a in enumerate(areas) for b in areas[n + 1 :] if overlap(a, b)] == []
 
 
 def test_an_empty_comparison_is_a_page_too() -> None:

@@ -27,7 +27,12 @@ class Train:
     ("gain", "budget", "keep", "reason"),
     [
         (SLOWER, Budget(), False, "rolled back: slower: 0.50x"),
-        (SLOWER, Budget(not_slower=False), True, "does not pay: slower: 0.50x; kept because no budget forbids it"),
+        (
+            SLOWER,
+            Budget(not_slower=False),
+            True,
+            "does not pay: slower: 0.50x; kept because the budget says not_slower: false",
+        ),
         (SLOWER, None, True, "does not pay: slower: 0.50x; kept because no budget forbids it"),
         (FASTER, Budget(), True, "2.00x faster"),
         (None, None, True, "kept: no budget"),

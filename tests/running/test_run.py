@@ -1,6 +1,7 @@
 """One run on its way: what stands is known by its place among the stages, and the state is there from the start."""
 
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from torch import nn
 from compressor import Budget, Effect, Pipeline
 from compressor.batches import Batches
 from compressor.estimate import Estimate
+from compressor.measuring.measure import measure
 from compressor.report.view import step_state
 from compressor.running import applying
 from compressor.running.run import Run
 from compressor.stage import stage_name
-from compressor.stages import ClusterWeights, FineTune, QuantizationAwareTraining
+from compressor.stages import ClusterWeights, FineTune, QuantizationAwareTraining, Quantize
 from compressor.training.optimizers.choices import SGD
 
 
@@ -32,8 +34,26 @@ def stage_called(name: str, effect: Effect, *, factor: float = 1.0, **attributes
 
 @pytest.fixture
 def never_faster(monkeypatch):
-    """Every stage is measured to halve the speed."""
-    monkeypatch.setattr(applying, "speedup_over", lambda *_, **__: Estimate(0.5, 0.4, 0.6))
+    """Every stage is measured to halve the speed, of the reference and of the model before it."""
+    halved = Estimate(0.5, 0.4, 0.6)
+    monkeypatch.setattr(applying, "speedup_over", lambda *_, **__: halved)
+    monkeypatch.setattr(applying, "measure", lambda *given, **more: replace(measure(*given, **more), speedup=halved))
+
+
+@pytest.mark.parametrize("budget", [None, Budget(max_drop=None, not_slower=False)])
+def test_what_a_step_tells_of_its_time(trained_workload, tmp_path, budget):
+    """One measurement against the reference is one number: in the reason of the first stage and in its row.
+
+    Stages that leave the structure alone say so, and all but the last of a segment say after which they are judged.
+    """
+    stages = [stage_called("First", Effect.STRUCTURE), stage_called("Second", Effect.VALUES, factor=0.5), Quantize()]
+    result = Pipeline(stages, budget=budget).run(trained_workload, out=tmp_path, progress=False)
+    _, first, second, last = result.report.steps
+    measured = first.measurement.speedup
+    assert first.details["versus_base"] == vars(measured)
+    assert f"{measured.value:.2f}x" in first.reason
+    assert [step.details.get("same_structure") for step in (first, second, last)] == [True, True, None]
+    assert [step.details.get("judged_after") for step in (first, second, last)] == ["second", None, None]
 
 
 def test_two_stages_of_one_name_are_told_apart(trained_workload, tmp_path, never_faster):
@@ -146,3 +166,18 @@ def test_a_failed_training_inside_a_stage_that_stands_is_a_warning(trained_workl
     assert step.kept
     assert "quantization-aware training failed: no epoch was better" in step.reason
     assert any("quantization_aware_training: quantization-aware training failed" in w for w in result.report.warnings)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_lines_of_progress_break_between_words(monkeypatch, width: int):
+    """No word is parted where a terminal is narrow, further lines are indented, and a file gets one line."""
+    told = "  validation accuracy 0.8940, 0.538 ms (6.10x), 283 KiB, 18.4 s; 2.53x [2.45, 2.61] faster-than-before"
+    monkeypatch.setattr(applying.shutil, "get_terminal_size", lambda: SimpleNamespace(columns=width))
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True))
+    first, *others = applying.wrapped(told).splitlines()
+    assert first.startswith("  validation")
+    assert others
+    assert all(line.startswith("    ") and len(line) <= width for line in others)
+    assert " ".join(applying.wrapped(told).split()) == " ".join(told.split())
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: False))
+    assert applying.wrapped(told) == told

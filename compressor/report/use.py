@@ -1,0 +1,141 @@
+"""What a program must know to run the file that ships: names, types, sizes, opset, and what comes before its inputs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from compressor.files.graphs import opset_of, parse
+from compressor.report.numbers import printable
+from compressor.runtime import feeds_of, open_session
+from compressor.workload import Workload
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{f"tensor({kind}{bits})": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """An input or output of a file: `shape` holds numbers, and names where a size may vary.
+
+    `example` is a shape that works, with one sample where the batch is free; `low` and `high` are the least and the
+    largest value of the workload's example. Outputs have none of these.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    example: tuple[int, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def sizes(self) -> str:
+        """The shape as people write it: "(batch, 3, 32, 32)"."""
+        return f"({', '.join(printable(str(size)) for size in self.shape)}{',' if len(self.shape) == 1 else ''})"
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The names of the sizes that may vary."""
+        return tuple(printable(size) for size in self.shape if isinstance(size, str))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """What a file takes and gives; `preprocessing` is what the workload knows of how its inputs are made."""
+
+    file: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    opset: int
+    preprocessing: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], file: str) -> "Interface | None":
+        """The interface of `to_json`; None where a report of another version tells none, or an odd one."""
+        try:
+            ports = {key: tuple(_port(entry) for entry in value[key]) for key in ("inputs", "outputs")}
+            opset = int(value["opset"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        if not (ports["inputs"] and ports["outputs"]):
+            return None
+        told = printable(str(value.get("preprocessing") or ""))
+        return cls(file=file, inputs=ports["inputs"], outputs=ports["outputs"], opset=opset, preprocessing=told)
+
+
+def interface_of(onnx_bytes: bytes, workload: Workload, file: str) -> Interface:
+    """The interface of the ONNX file, called `file`, with the example of `workload`, which fits it."""
+    session = open_session(onnx_bytes)
+    feeds = feeds_of(session, workload.example_inputs)
+    inputs = []
+    for node in session.get_inputs():
+        values = np.asarray(feeds[node.name])
+        known = values.dtype != bool and values.size > 0
+        inputs.append(
+            Port(
+                name=node.name,
+                dtype=_dtype(node.type),
+                shape=_shape(node.shape),
+                example=_example(node.shape, values.shape),
+                low=float(values.min()) if known else None,
+                high=float(values.max()) if known else None,
+            )
+        )
+    outputs = [
+        Port(name=node.name, dtype=_dtype(node.type), shape=_shape(node.shape)) for node in session.get_outputs()
+    ]
+    return Interface(
+        file=file,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        opset=opset_of(parse(onnx_bytes)),
+        preprocessing=_preprocessing(workload),
+    )
+
+
+def _preprocessing(workload: Workload) -> str:
+    """What the workload knows of how its inputs are made."""
+    transform = getattr(workload.test, "transform", None)
+    if transform is None:
+        return (
+            "none that the workload knows: the file takes what its batches hold, so do whatever the loaders do before"
+        )
+    module, name = getattr(transform, "__module__", ""), getattr(transform, "__qualname__", type(transform).__name__)
+    return f"{module}:{name}, the workload's transform, which the file does not hold: apply it to every batch before"
+
+
+def _port(entry: Mapping[str, Any]) -> Port:
+    return Port(
+        name=printable(str(entry["name"])),
+        dtype=printable(str(entry["dtype"])),
+        shape=tuple(size if isinstance(size, int) else printable(str(size)) for size in entry["shape"]),
+        example=tuple(int(size) for size in entry.get("example") or ()),
+        low=entry.get("low"),
+        high=entry.get("high"),
+    )
+
+
+def _dtype(kind: str) -> str:
+    return _DTYPES.get(kind, kind)
+
+
+def _shape(shape: list[int | str | None]) -> tuple[int | str, ...]:
+    return tuple("?" if size is None else size for size in shape)
+
+
+def _example(shape: list[int | str | None], values: tuple[int, ...]) -> tuple[int, ...]:
+    """The example's shape with one sample in the first dimension where that may vary."""
+    if not shape or isinstance(shape[0], int):
+        return values
+    return (1, *values[1:])
