@@ -38,6 +38,17 @@ def measurement(score: float, ms: float, kib: int, speedup: tuple[float, float, 
     )
 
 
+USE = {
+    "file": "model.onnx",
+    "inputs": [
+        {"name": "pixels", "dtype": "float32", "shape": ["batch", 3, "height", 32], "example": [1, 3, 32, 32]}
+        | {"low": -1.5, "high": 2.0},
+        {"name": "attention.mask", "dtype": "int64", "shape": ["batch", 7], "example": [1, 7], "low": 0, "high": 1},
+    ],
+    "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
+    "opset": 20,
+    "preprocessing": "mine:normalize, the workload's transform, which the file does not hold",
+}
 REFERENCE = Step(stage="reference", kept=True, seconds=3.0, measurement=measurement(0.899, 3.28, 3342, (1, 1, 1)))
 DROP = Step(
     stage="drop_blocks",
@@ -222,6 +233,7 @@ def rollback() -> Report:
         steps=(REFERENCE, DROP, PRUNE, DISTILL, QUANTIZE),
         final=4,
         warnings=("prune_channels is followed by quantize",),
+        use=USE,
     )
 
 
@@ -303,6 +315,12 @@ def hostile() -> Report:
         final=4,
         warnings=(SCRIPT, ATTACK),
         artifact=SCRIPT,
+        use={
+            "inputs": [{"name": SCRIPT, "dtype": "float32", "shape": [ATTACK, 3], "example": [1, 3]}],
+            "outputs": [{"name": ATTACK, "dtype": SCRIPT, "shape": []}],
+            "opset": 20,
+            "preprocessing": SCRIPT,
+        },
     )
 
 

@@ -24,6 +24,8 @@ from compressor.report.numbers import (
 )
 from compressor.report.record import RunRecord, Step
 from compressor.report.sections import ON_THE_PAGE, Section, other_details
+from compressor.report.snippets import netron, snippets
+from compressor.report.use import Interface
 from compressor.report.view import (
     COLUMNS,
     budget_lines,
@@ -49,6 +51,7 @@ def html(report: RunRecord) -> str:
     rows = table(report)
     columns = [column for column in COLUMNS if column != "stage" and any(row.cells.get(column) for row in rows)]
     data = report.to_json()
+    interface = Interface.from_json(report.use, report.artifact)
     return (
         templates()
         .get_template("report.html.j2")
@@ -79,6 +82,9 @@ def html(report: RunRecord) -> str:
                 "schema version": data["schema_version"],
             },
             scale=scale,
+            interface=interface,
+            snippets=snippets(interface) if interface else [],
+            netron=netron(interface) if interface else "",
         )
     )
 

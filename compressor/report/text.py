@@ -9,12 +9,14 @@ from rich.text import Text
 
 from compressor.report.asked import asked_and_got, ranking_of_blocks
 from compressor.report.details import given_back, kept_outputs, locked_layers, unreached_layers
-from compressor.report.markdown import bullets, escape, facts, fenced, headed, titled
+from compressor.report.markdown import bullets, code, escape, facts, fenced, headed, titled
 from compressor.report.numbers import DECIBEL_SCALE, ScoreScale, duration, printable, shorten
 from compressor.report.record import RunRecord, Step
 from compressor.report.scores import criteria, removals
 from compressor.report.sections import IN_MARKDOWN, Section
 from compressor.report.sensitivity import widths_summary
+from compressor.report.snippets import netron, snippets
+from compressor.report.use import Interface
 from compressor.report.view import (
     COLUMNS,
     DROPPED_FIRST,
@@ -65,6 +67,20 @@ def print_report(report: RunRecord, console: Console | None = None) -> None:
     console.print(
         Text(f"{verdict} {duration(total_seconds(report))} in all.", style="" if report.budget_met else "red")
     )
+    _print_use(console, report)
+
+
+def _print_use(console: Console, report: RunRecord) -> None:
+    """Prints how the file is used: what it takes and gives, and where programs for it stand."""
+    interface = Interface.from_json(report.use, report.artifact)
+    if interface is None:
+        return
+    console.print(Text("\nUse it", style="bold"))
+    for name, told in interface.facts():
+        console.print(Padding(Text(f"{name}: {told}"), (0, 0, 0, 2)))
+    names = ", ".join(snippet.language for snippet in snippets(interface))
+    console.print(Padding(Text(f"programs that run it ({names}): report.md, under Use it"), (0, 0, 0, 2)))
+    console.print(Padding(Text(f"to look at its graph: {netron(interface)}"), (0, 0, 0, 2)))
 
 
 def _print_removed(console: Console, step: Step) -> None:
@@ -176,8 +192,23 @@ def markdown(report: RunRecord) -> str:
         headed("Target", facts(data["target"])),
         headed("Environment", facts(data["environment"])),
         _NOTE,
+        headed("Use it", _use(report)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _use(report: RunRecord) -> str:
+    """What the file takes and gives, and a program for every language."""
+    interface = Interface.from_json(report.use, report.artifact)
+    if interface is None:
+        return ""
+    parts = [
+        "\n".join(f"- **{escape(name)}**: {escape(told)}" for name, told in interface.facts()),
+        f"To look at the graph: {code(netron(interface))}",
+    ]
+    for snippet in snippets(interface):
+        parts += [f"### {snippet.language}", f"{escape(snippet.before)}:", fenced(snippet.code, snippet.fence)]
+    return "\n\n".join(parts)
 
 
 def _fitting(rows: Sequence[Row], available: int) -> list[str]:

@@ -41,6 +41,12 @@ class Port:
         return f"({', '.join(printable(str(size)) for size in self.shape)}{',' if len(self.shape) == 1 else ''})"
 
     @property
+    def values(self) -> str:
+        """What the example's values lie between, in words; "" where it is not known."""
+        known = [bound for bound in (self.low, self.high) if isinstance(bound, int | float)]
+        return f"values from {known[0]:.4g} to {known[1]:.4g} in the example" if len(known) == 2 else ""
+
+    @property
     def free(self) -> tuple[str, ...]:
         """The names of the sizes that may vary."""
         return tuple(printable(size) for size in self.shape if isinstance(size, str))
@@ -59,6 +65,17 @@ class Interface:
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What there is to know, as (name, text): a line for every input and output, then opset and preprocessing."""
+        told = []
+        for kind, ports in (("input", self.inputs), ("output", self.outputs)):
+            for port in ports:
+                free = f"may vary: {', '.join(port.free)}" if port.free else "every size is fixed"
+                told.append(
+                    (f"{kind} {port.name}", "; ".join(filter(None, [f"{port.dtype} {port.sizes}", free, port.values])))
+                )
+        return [*told, ("opset", str(self.opset)), ("preprocessing", self.preprocessing or "not known")]
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], file: str) -> "Interface | None":

@@ -16,6 +16,7 @@ from compressor.notes.running import JudgedAfter, Loaders, VersusBase
 from compressor.notes.structure import Scores
 from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
+from compressor.report.use import interface_of
 from compressor.running.applying import Job, applied, reference_state
 from compressor.running.failures import ends_the_run, explained, reason
 from compressor.running.folder import MODEL_FILE, State, versions
@@ -267,6 +268,7 @@ class Run:
             final=max(number for number, step in enumerate(self.steps) if step.kept),
             warnings=tuple(self.warnings),
             artifact=path.name,
+            use=interface_of(state.onnx_bytes, self.job.workload, path.name).to_json(),
         )
         write_report(report, folder)
         return Result(report=report, artifact=Artifact(path), model=state.model)
