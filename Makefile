@@ -8,7 +8,7 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs same-results claims clean bench bench-cifar10 bench-training \
+.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs docs-site same-results claims clean bench bench-cifar10 bench-training \
 	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques
 
 help:  ## list the targets
@@ -194,6 +194,15 @@ bench-files: $(VENV)/installed-dev  ## ONNX files that packages ship, quantized 
 same-results: $(VENV)/installed-dev  ## do OLD=<commit> and the working tree (or NEW=<commit>) give the same files and reports? (resumes)
 	$(BIN)/python -m benchmarks.same_results $(OLD) $(NEW)
 
+# The tools of the site stay out of the project's environment.
+.venv-docs:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check mkdocs-material "mkdocstrings[python]" || { rm -rf $@; exit 1; }
+
+docs-site: .venv-docs  ## the docs as a site, in build/site; it opens from the disk
+	.venv-docs/bin/python -m mkdocs build --strict --quiet
+	.venv-docs/bin/python -m benchmarks.documents.site build/site
+
 docs: $(VENV)/installed-dev  ## tables and plots in docs/ from the stored results
 	$(BIN)/python -m benchmarks.documents
 
@@ -201,4 +210,4 @@ claims: $(VENV)/installed-dev  ## figures in the texts against the stored result
 	$(BIN)/python -m benchmarks.claims
 
 clean:
-	rm -rf $(VENV) .venv-hub build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-hub .venv-docs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

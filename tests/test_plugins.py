@@ -1,5 +1,6 @@
 """What other packages add by entry points: what works is there, what does not is told and stops nothing else."""
 
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from compressor.plugins import CRITERIA, STAGES, PluginWarning
 from compressor.pruning.ranking.criteria import criteria
 from compressor.recipe.recipe import Recipe
 from compressor.stages import BUILT_IN, catalogue
+from workbench import ROOT
 
 HEAD = """\
 from __future__ import annotations
@@ -206,3 +208,22 @@ def test_a_plugin_that_refuses_its_settings_in_its_own_way_is_a_recipe_error(ins
     with pytest.raises(RecipeError, match=r"r\.yaml:1: KeyError: 5"):
         Recipe.loads("stages: [{mine: {x: 5}}]", source="r.yaml")
     assert "mine" not in criteria()
+
+
+def test_the_page_on_adding_a_stage_works_as_it_is_written(install: Install) -> None:
+    """Modules, entry points and lines of recipes are taken from docs/adding_a_stage.md letter by letter."""
+    page = (ROOT / "docs" / "adding_a_stage.md").read_text(encoding="utf-8")
+    for group, package, named in ((STAGES, "clipping", "clip_weights"), (CRITERIA, "largest", "largest_weight")):
+        source = re.search(rf"```python\n(# {package}\.py\n.*?)```", page, re.DOTALL)
+        entry = re.search(rf'\[project\.entry-points\."{re.escape(group)}"\]\n(\w+) = "(.*?)"', page)
+        assert source is not None
+        assert entry is not None
+        assert entry[1] == named
+        install(package, source[1], f"{entry[1]} = {entry[2]}", group)
+    lines = re.findall(r"`(- \w+: \{.*?\})`", page)
+    assert len(lines) == 2
+    clip, prune = Recipe.loads("stages:\n" + "".join(f"  {line}\n" for line in lines)).stages
+    assert clip.deviations == 3
+    assert prune.criterion.power == 2.0
+    listed = CliRunner().invoke(app, ["stages", "clip_weights"])
+    assert (listed.exit_code, "deviations" in listed.stdout) == (0, True)

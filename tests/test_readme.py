@@ -1,12 +1,16 @@
 """What the documents tell people to type works."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from benchmarks.documents.site import remote_parts
 from compressor.testing import check_stage
 from workbench import ROOT
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def python_blocks(path: Path) -> list[str]:
@@ -16,7 +20,7 @@ def python_blocks(path: Path) -> list[str]:
 def test_readme_example_runs(trained_workload, tmp_path, monkeypatch, capsys):
     """The README's example compresses a user's own model and prints where the file is."""
     monkeypatch.chdir(tmp_path)
-    (block,) = python_blocks(ROOT / "README.md")
+    block, use = python_blocks(ROOT / "README.md")
     images, labels = trained_workload.train.samples
     test_images, test_labels = trained_workload.test.samples
     names = {
@@ -30,6 +34,8 @@ def test_readme_example_runs(trained_workload, tmp_path, monkeypatch, capsys):
     exec(compile(block.replace("epochs=8", "epochs=1, tail_epochs=0"), "README.md", "exec"), names)
     assert Path("runs/mine/model.onnx").stat().st_size > 1000
     assert str(Path("runs/mine/model.onnx")) in capsys.readouterr().out
+    exec(compile(use, "README.md", "exec"), names)
+    assert capsys.readouterr().out == "(1, 4)\n"
 
 
 def test_the_documented_stage_keeps_the_contract(trained_workload):
@@ -41,10 +47,39 @@ def test_the_documented_stage_keeps_the_contract(trained_workload):
         names["ClipWeights"](deviations=-1)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md", "docs/adding_a_stage.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in PAGES)])
 def test_links_lead_somewhere(name):
     """Every relative link of the document exists."""
     path = ROOT / name
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
     missing = [link for link in links if not (path.parent / link).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", ["budgets.md", "target.md"])
+def test_lines_of_the_guides_run(name):
+    """Every value that the page shows can be made."""
+    for block in python_blocks(ROOT / "docs" / name):
+        exec(compile(block, name, "exec"), {})
+
+
+def test_every_page_stands_in_the_menu_of_the_site():
+    """The site has all pages that docs/ has, and no other; every object of the API page exists."""
+    menu = re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2])
+    assert sorted(menu) == [path.name for path in PAGES]
+    for line in re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE):
+        module, _, name = line.rpartition(".")
+        assert line == "compressor.errors" or hasattr(import_module(module), name), line
+
+
+def test_a_site_that_asks_a_network_is_refused(tmp_path):
+    """A script, style or picture of another host is named; a link that a person may follow is none."""
+    (tmp_path / "a.html").write_text('<a href="https://example.org">there</a><script src="local.js"></script>')
+    assert remote_parts(tmp_path) == []
+    (tmp_path / "b.html").write_text(
+        '<link rel="stylesheet" href="https://fonts.example/x.css"><img src="//cdn.example/y.png">'
+    )
+    (tmp_path / "c.css").write_text("@import url(https://fonts.example/z.css); a { background: url('http://x/y') }")
+    assert [part.partition(": ")[2] for part in remote_parts(tmp_path)] == [
+        "https://fonts.example/x.css", "//cdn.example/y.png", "https://fonts.example/z.css", "http://x/y",
+    ]  # fmt: skip
