@@ -200,7 +200,7 @@ same-results: $(VENV)/installed-dev  ## do OLD=<commit> and the working tree (or
 	$@/bin/python -m pip install --quiet --disable-pip-version-check mkdocs-material "mkdocstrings[python]" || { rm -rf $@; exit 1; }
 
 docs-site: .venv-docs  ## the docs as a site, in build/site; it opens from the disk
-	.venv-docs/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
 	.venv-docs/bin/python -m benchmarks.documents.site build/site
 
 docs: $(VENV)/installed-dev  ## tables and plots in docs/ from the stored results
