@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
+from compressor.report.comparison import ComparisonRow
 from compressor.report.record import Step
 from compressor.report.report import Report
 
@@ -332,6 +333,35 @@ def narrowed() -> Report:
 def mixed() -> Report:
     """A run whose layers got widths of their own, one of them float again."""
     return Report(workload=WORKLOAD, environment=ENVIRONMENT, steps=(REFERENCE, MIXED), final=1)
+
+
+def four_recipes() -> list[ComparisonRow]:
+    """A reference and four recipes, two of which lie so near together that their labels have to part."""
+    rows = []
+    for name, times, kib, score, met in (
+        ("reference", 1.0, 3342, 0.899, None),
+        ("int8", 2.1, 881, 0.898, True),
+        ("prune_distill_int8", 6.1, 283, 0.894, True),
+        ("drop_blocks_distill_int8", 6.0, 277, 0.893, True),
+        ("prune_only", 2.2, 1434, 0.87, False),
+    ):
+        first, drop, ms = met is None, 0.899 - score, 3.2 / times
+        rows.append(
+            ComparisonRow(
+                name=name,
+                score=Estimate(score, score - 0.012, score + 0.012),
+                drop=None if first else Estimate(drop, drop - 0.02, drop + 0.02),
+                latency_ms=Estimate(ms, 0.96 * ms, 1.04 * ms),
+                speedup=Estimate(1.0, 1.0, 1.0) if first else Estimate(times, 0.96 * times, 1.04 * times),
+                size_bytes=kib * 1024,
+                compressed_bytes=kib * 900,
+                seconds=0.0 if first else 123.0,
+                pareto=not first,
+                report=None if first else f"{name}/report.html",
+                budget_met=met,
+            )
+        )
+    return rows
 
 
 ALL = (rollback, nothing_kept, regression, hostile, narrowed, mixed)

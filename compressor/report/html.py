@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from compressor.report.figures import waterfall
 from compressor.report.numbers import (
@@ -102,6 +103,7 @@ def templates() -> Environment:
     loaded.filters["minus_numbers"] = _minus
     loaded.filters["times_sign"] = _times_sign
     loaded.filters["plain"] = printable
+    loaded.filters["breakable"] = _breakable
     loaded.globals["decibel_scale"] = DECIBEL_SCALE
     return loaded
 
@@ -109,6 +111,11 @@ def templates() -> Environment:
 # HTML has the characters that a terminal may not have; only numbers get them, names stay as they are.
 def _minus(text: str) -> str:
     return re.sub(r"(?<![\w.)])-(?=\d)", "\N{MINUS SIGN}", text)
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may break after its underscores, and needs not do so within a word."""
+    return Markup("_<wbr>").join(text.split("_"))
 
 
 def _times_sign(text: str) -> str:

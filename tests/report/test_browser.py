@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.report_samples import ALL, hostile, rollback
+from compressor.report.comparison import comparison_html
+from workbench.report_samples import ALL, four_recipes, hostile, rollback
 
 pytestmark = pytest.mark.browser
 
@@ -61,6 +62,28 @@ def test_labels_in_charts_do_not_collide(browser, sample) -> None:
     """No two texts of a chart overlap."""
     page, _ = show(browser, sample().to_html(), width=1280)
     assert page.evaluate(_OVERLAPS) == []
+    page.close()
+
+
+_CROSSED = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const bars = [...svg.querySelectorAll('.plot-whisker')].map(node => node.getBoundingClientRect())
+  return [...svg.querySelectorAll('.plot-label')].flatMap(text => { const a = text.getBoundingClientRect()
+    return bars.filter(b => Math.min(a.right, b.right) > Math.max(a.left, b.left)
+                         && Math.min(a.bottom, b.bottom) > Math.max(a.top, b.top)).map(() => text.textContent) })
+})"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1300, 800, 390])
+def test_the_comparison_is_whole(browser, width: int, scheme: str) -> None:
+    """Nothing is cut, no two labels meet, no label crosses a whisker, and what to ship stands above the picture."""
+    page, seen = show(browser, comparison_html(four_recipes(), "four", busy="busy"), width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(_CUT) == []
+    assert page.evaluate(_OVERLAPS) == []
+    assert page.evaluate(_CROSSED) == []
+    assert page.locator(".lede").bounding_box()["y"] < page.locator("figure").first.bounding_box()["y"]
+    assert seen == []
     page.close()
 
 
