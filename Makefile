@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs docs-site same-results claims clean bench bench-cifar10 bench-training \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -191,6 +191,15 @@ bench-files: $(VENV)/installed-dev  ## ONNX files that packages ship, quantized 
 	$(BIN)/python -m benchmarks.quantization.files
 	$(BIN)/python -m benchmarks.documents
 
+# Peers that are installed nowhere else: general coders to compare with.
+.venv-pack: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ brotli || { rm -rf $@; exit 1; }
+
+bench-pack: $(VENV)/installed-dev .venv-pack  ## packed files beside zlib, LZMA, zstd, brotli and order-0 entropy; LeNets on MNIST (resumes)
+	PYTHONPATH=.venv-pack $(BIN)/python -m benchmarks.packing.coder
+	$(BIN)/python -m benchmarks.packing.lenets
+	$(BIN)/python -m benchmarks.documents
+
 same-results: $(VENV)/installed-dev  ## do OLD=<commit> and the working tree (or NEW=<commit>) give the same files and reports? (resumes)
 	$(BIN)/python -m benchmarks.same_results $(OLD) $(NEW)
 
@@ -210,4 +219,4 @@ claims: $(VENV)/installed-dev  ## figures in the texts against the stored result
 	$(BIN)/python -m benchmarks.claims
 
 clean:
-	rm -rf $(VENV) .venv-hub .venv-docs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-hub .venv-docs build *.egg-info .mypy_cache .ruff_cache .pytest_cache bench-pack

@@ -8,6 +8,7 @@ Nothing in them is typed.
 from benchmarks.documents import (
     architectures_page,
     first_page,
+    packing_page,
     quantization_page,
     structure_page,
     techniques_page,
@@ -47,6 +48,9 @@ def main() -> None:
     if (classic := load("classic")) is not None:
         tutorial = DOCS / "classic.md"
         write_atomic(tutorial, techniques_page.classic_page(tutorial.read_text(encoding="utf-8"), classic))
+    if (packing := load("packing")) is not None:
+        packed = DOCS / "packing.md"
+        write_atomic(packed, packing_page.page(packed.read_text(encoding="utf-8"), packing))
     write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 

@@ -9,18 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.packing.classes import Classes, Fitted, fitted
-from compressor.packing.coding import BitWriter, encode, lanes_for, levels_of, write_tables
+from compressor.packing.coding import BitWriter, encode, followed, lanes_for, levels_of, write_tables
 from compressor.packing.forms import Form, PlaneOf
 from compressor.packing.reader import MOST_CHUNK, MOST_TABLES, PRECISION, frequencies, weight_of
 
 # How many tables are tried, by the bytes that symbols take without classes: a table has to be paid by them.
 _TRIED = ((300, (1,)), (4_000, (1, 2, 4)), (60_000, (1, 6, 16)), (1_500_000, (4, 16, 32)), (MOST_CHUNK, (32,)))
 _FINENESS = (0, 1, 2)
+# What lies this part of the symbols or farther from the middle says most of the next one.
+_OUTER = 0.27
 # Settings of LZMA (lc, lp, pb): its usual ones, those for text, and those for numbers of four bytes.
 _SETTINGS = ((3, 0, 2), (3, 0, 0), (4, 0, 0), (0, 2, 2))
 _SMALL = 1 << 18
 # So many weights of a chunk have tables of their own, the others share some.
-_MOST_OWN, _JOINED = 48, ("joined",)
+_MOST_OWN, _JOINED = 24, ("joined",)
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,20 @@ class Placed:
 
 @dataclass(frozen=True)
 class _Pool:
-    """The tables of symbols of one kind, as they are told, and what they and the symbols take in bytes, about."""
+    """How symbols of one kind are coded: their classes, `bounds` where the symbol before them is a context as well.
+
+    `size_bytes` is about what they take, with their tables at this `fineness`.
+    """
 
     fit: Fitted
-    levels: list[list[int]]
     fineness: int
     size_bytes: float
+    bounds: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def tables(self) -> int:
+        """How many tables it has, for one context."""
+        return len(self.fit.counts)
 
 
 def chunk_body(data: bytes, start: int, end: int, placed: Sequence[Placed]) -> bytes:
@@ -53,7 +63,7 @@ def chunk_body(data: bytes, start: int, end: int, placed: Sequence[Placed]) -> b
     graph, filters = deflated(b"".join([*gaps, data[at:end]]))
     pools = _pools([plane for one in placed if one.form for plane in one.form.planes if plane.key is not None])
     numbers = {key: number for number, key in enumerate(pools)}
-    firsts = dict(zip(pools, np.cumsum([0, *(len(pool.levels) for pool in pools.values())]), strict=False))
+    firsts = dict(zip(pools, np.cumsum([0, *(pool.tables for pool in pools.values())]), strict=False))
     used = dict.fromkeys(pools, 0)
     plan, rest = BitWriter(), [graph]
     symbols, which = [np.empty(0, np.uint8)], [np.empty(0, np.uint8)]
@@ -79,16 +89,10 @@ def chunk_body(data: bytes, start: int, end: int, placed: Sequence[Placed]) -> b
             if place == 1 and one.form.bare:
                 plan.number(plane.symbols.size, "full")
             plan.number(0 if plane.key is None else numbers[plane.key] + 1, "lower" if place else "pool")
-    plan.number(len(pools), "pools")
-    for pool in pools.values():
-        plan.number(len(pool.levels[0]) - 1, "alphabet")
-        plan.number(len(pool.levels) - 1, "tables")
-        write_tables(plan, pool.levels, pool.fineness)
-    late = b"".join(rest)
-    coded = np.concatenate(symbols)
-    rows = [row for pool in pools.values() for row in _frequencies(pool)]
+    late, coded, base = b"".join(rest), np.concatenate(symbols), np.concatenate(which)
     lanes = lanes_for(coded.size, sum(pool.size_bytes for pool in pools.values())) if coded.size else 0
-    states, words = encode(coded, np.concatenate(which), rows, lanes, late[: 2 * lanes])
+    rows, tables = _write_pools(plan, list(pools.values()), coded, base, lanes)
+    states, words = encode(coded, tables, rows, lanes, late[: 2 * lanes])
     told = plan.finish()
     return b"".join(
         [
@@ -137,15 +141,55 @@ def _few_kinds(placed: Sequence[Placed]) -> list[Placed]:
     return found
 
 
+def _write_pools(
+    plan: BitWriter, pools: Sequence[_Pool], coded: NDArray[np.uint8], base: NDArray[np.uint8], lanes: int
+) -> tuple[list[list[int]], NDArray[np.int64]]:
+    """(the frequencies of all tables, the table of every symbol), once the pools are told to `plan`."""
+    plan.number(len(pools), "pools")
+    if not lanes:
+        return [], np.empty(0, np.int64)
+    bounds = [bound for pool in pools for bound in pool.bounds or ((0, 255),) * pool.tables]
+    contexts = 3 if any(pool.bounds for pool in pools) else 1
+    each = len(bounds)
+    context = followed(coded, base, bounds, lanes) if contexts > 1 else np.zeros(coded.size, np.int64)
+    tables = base + context * each
+    counts = np.bincount(tables << 8 | coded, minlength=contexts * each << 8).reshape(contexts, each, 256)
+    rows: list[list[list[int]]] = [[] for _ in range(contexts)]
+    first = 0
+    for pool in pools:
+        own = counts[:, first : first + pool.tables, : pool.fit.counts.shape[1]]
+        own = own if pool.bounds else own.sum(axis=0, keepdims=True)
+        first += pool.tables
+        plan.number(own.shape[2] - 1, "alphabet")
+        plan.number(pool.tables - 1, "tables")
+        plan.bit(int(pool.bounds is not None), "contexts")
+        _write_bounds(plan, pool.bounds or ())
+        levels = levels_of(own.reshape(-1, own.shape[2]), pool.fineness)
+        write_tables(plan, levels, pool.fineness)
+        told = _frequencies(levels, pool.fineness)
+        for number in range(contexts):
+            at = number * pool.tables if pool.bounds else 0
+            rows[number] += told[at : at + pool.tables]
+    return [row for found in rows for row in found], tables
+
+
+def _write_bounds(plan: BitWriter, bounds: Sequence[tuple[int, int]]) -> None:
+    low, high = 0, 0
+    for bound in bounds:
+        plan.signed(bound[0] - low, "low")
+        plan.signed(bound[1] - high, "high")
+        low, high = bound
+
+
 def _pools(planes: Sequence[PlaneOf]) -> dict[Any, _Pool]:
     """The tables of every kind of symbols, at most as many in all as a chunk may have."""
     by_key: dict[Any, list[PlaneOf]] = {}
     for plane in planes:
         by_key.setdefault(plane.key, []).append(plane)
     pools = {key: _pool(own, MOST_TABLES) for key, own in by_key.items()}
-    while sum(len(pool.levels) for pool in pools.values()) > MOST_TABLES:
-        widest = max(pools, key=lambda key: len(pools[key].levels))
-        pools[widest] = _pool(by_key[widest], max(1, len(pools[widest].levels) // 2))
+    while sum(pool.tables for pool in pools.values()) > MOST_TABLES:
+        widest = max(pools, key=lambda key: pools[key].tables)
+        pools[widest] = _pool(by_key[widest], max(1, pools[widest].tables // 2))
     return pools
 
 
@@ -163,8 +207,28 @@ def _pool(planes: Sequence[PlaneOf], most: int) -> _Pool:
         fit = one if count == 1 else fitted(parts, alphabet, most=count)
         fit = Fitted(fit.classes, fit.counts[:, :used])
         side = _classes_size(fit)
-        found += [_told(fit, fineness, side) for fineness in _FINENESS]
-    return min(found, key=lambda pool: pool.size_bytes)
+        found += [_Pool(fit, fineness, _size(fit.counts, fineness) + side) for fineness in _FINENESS]
+    best = min(found, key=lambda pool: pool.size_bytes)
+    return min([best, *_with_contexts(best, parts)], key=lambda pool: pool.size_bytes)
+
+
+def _with_contexts(pool: _Pool, parts: Sequence[NDArray[np.uint8]]) -> list[_Pool]:
+    """The same with the symbol before each as a context: below, among or above the middle half of its table."""
+    counts = pool.fit.counts
+    middle = (np.cumsum(counts, axis=1) - counts / 2) / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    low = (middle < _OUTER).sum(axis=1)
+    high = np.maximum((middle <= 1 - _OUTER).sum(axis=1), low) - 1
+    bounds = tuple((int(first), int(last)) for first, last in zip(low, high, strict=True))
+    found = np.zeros((3 * len(counts), counts.shape[1]), np.int64)
+    for number, part in enumerate(parts):
+        which, symbols = pool.fit.tables(number).reshape(-1).astype(np.uint8), part.reshape(-1)
+        context = followed(symbols, which, bounds, 1)
+        key = (which + context * len(counts)) * counts.shape[1] + symbols
+        found += np.bincount(key, minlength=found.size).reshape(found.shape)
+    side = BitWriter()
+    _write_bounds(side, bounds)
+    more = len(side.finish()) + _classes_size(pool.fit)
+    return [_Pool(pool.fit, fineness, _size(found, fineness) + more, bounds) for fineness in _FINENESS]
 
 
 def _classes_size(fit: Fitted) -> int:
@@ -176,18 +240,17 @@ def _classes_size(fit: Fitted) -> int:
     return len(side.finish())
 
 
-def _told(fit: Fitted, fineness: int, side_bytes: int) -> _Pool:
-    levels = levels_of(fit.counts, fineness)
+def _size(counts: NDArray[np.int64], fineness: int) -> float:
+    """The bytes of symbols that occur so often, (tables, alphabet), and of the tables that they are coded by."""
+    levels = levels_of(counts, fineness)
     side = BitWriter()
     write_tables(side, levels, fineness)
-    pool = _Pool(fit, levels, fineness, 0.0)
-    rows = np.array(_frequencies(pool), np.float64)
-    bits = -(fit.counts * np.log2(np.maximum(rows, 1) / (1 << PRECISION))).sum()
-    return _Pool(fit, levels, fineness, float(bits) / 8 + len(side.finish()) + side_bytes)
+    rows = np.array(_frequencies(levels, fineness), np.float64)
+    return float(-(counts * np.log2(np.maximum(rows, 1) / (1 << PRECISION))).sum()) / 8 + len(side.finish())
 
 
-def _frequencies(pool: _Pool) -> list[list[int]]:
-    return [frequencies([weight_of(level, pool.fineness) for level in row]) for row in pool.levels]
+def _frequencies(levels: list[list[int]], fineness: int) -> list[list[int]]:
+    return [frequencies([weight_of(level, fineness) for level in row]) for row in levels]
 
 
 def _parts(plane: PlaneOf) -> list[NDArray[np.uint8]]:
@@ -214,6 +277,7 @@ def _write_form(plan: BitWriter, form: Form) -> None:
     plan.number(count, "values")
     if count == 0 and form.width == 1:
         plan.number(form.fold.bit_length() - 1, "fold")
+        plan.bit(int(form.signed), "signed")
     elif count == 0:
         plan.bit(int(form.turned), "turned")
         plan.number(form.bare, "bare")

@@ -1,5 +1,7 @@
 """Symbols and numbers into bytes: the other direction of what `reader.py` decodes, where the sources stand."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -90,28 +92,42 @@ def lanes_for(count: int, size_bytes: float) -> int:
     return int(min(max(1, size_bytes // _BYTES_PER_LANE), MOST_LANES, max(1, count // _LEAST_STEPS)))
 
 
+def followed(
+    symbols: NDArray[np.uint8], which: NDArray[np.uint8], bounds: Sequence[tuple[int, int]], lanes: int
+) -> NDArray[np.int64]:
+    """The context of every symbol, 0 to 2, by the one before it in the run of its state; `bounds` are by table."""
+    low, high = np.array(bounds, np.int64).T
+    own = np.where(symbols < low[which], 0, np.where(symbols > high[which], 2, 1))
+    found = np.ones(len(symbols), np.int64)
+    found[1:] = own[:-1]
+    steps = len(symbols) // lanes
+    found[: steps * lanes : max(1, steps)] = 1
+    found[steps * lanes :] = 1
+    return found
+
+
 def encode(
-    symbols: NDArray[np.uint8], which: NDArray[np.uint8], frequencies: list[list[int]], lanes: int, inside: bytes
+    symbols: NDArray[np.uint8], tables: NDArray[np.int64], frequencies: list[list[int]], lanes: int, inside: bytes
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
     """(the states, the words) of which `reader.decode` makes `symbols`, with `inside`, 2 bytes for each lane.
 
-    `which` is the table of every symbol, a row of `frequencies`.
+    `tables` is the table of every symbol, a row of `frequencies`.
     """
     counts = np.zeros((len(frequencies), 256), np.int64)
     for row, found in zip(counts, frequencies, strict=True):
         row[: len(found)] = found
     firsts = (np.cumsum(counts, axis=1) - counts).reshape(-1)
-    key = which.astype(np.int64) << 8 | symbols
-    frequency, first = counts.reshape(-1)[key], firsts[key]
+    steps = len(symbols) // max(1, lanes)
+    whole = steps * lanes
+    key = tables.astype(np.int64) << 8 | symbols
+    keys = [key[whole:], *np.ascontiguousarray(key[:whole].reshape(lanes, steps).T)[::-1]] if lanes else []
     state = np.frombuffer(inside.ljust(2 * lanes, b"\0"), "<u2").astype(np.int64) + (1 << 16)
-    groups = []
-    for start in reversed(range(0, len(symbols), max(1, lanes))):
-        now = slice(start, min(start + lanes, len(symbols)))
-        x, f = state[: now.stop - start], frequency[now]
+    groups = [np.empty(0, np.uint16)]
+    for now in keys:
+        x, f = state[: len(now)], counts.reshape(-1)[now]
         full = np.flatnonzero(x >= f << 32 - PRECISION)
         groups.append((x[full] & 0xFFFF).astype(np.uint16))
         x[full] >>= 16
-        whole, over = np.divmod(x, f)
-        x[:] = (whole << PRECISION) + first[now] + over
-    words = np.concatenate(groups[::-1]) if groups else np.empty(0, np.uint16)
-    return state.astype("<u4"), words.astype("<u2")
+        whole_, over = np.divmod(x, f)
+        x[:] = (whole_ << PRECISION) + firsts[now] + over
+    return state.astype("<u4"), np.concatenate(groups[::-1]).astype("<u2")

@@ -26,6 +26,7 @@ _WIDTHS: dict[int, tuple[int, bool]] = {
 _NIBBLES = {TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1}
 # What a symbol means is the same in all tensors of these kinds, and they are coded by the same tables.
 _SHARED = {*_NIBBLES, TensorProto.INT8}
+_SIGNED = {TensorProto.INT4, TensorProto.INT8}
 # Bytes of no sign may hold anything: two numbers of 4 bits too.
 _HALVES = {*_NIBBLES, TensorProto.UINT8, TensorProto.UNDEFINED}
 _MOST_VALUES = 256
@@ -59,6 +60,7 @@ class Form:
     turned: bool = False
     bare: int = 0
     fold: int = 1
+    signed: bool = False
     values: bytes = b""
 
     @property
@@ -91,15 +93,16 @@ def _forms(data: bytes, kind: int, shape: tuple[int, ...], own: int, inner: tupl
         symbols = np.frombuffer(data, np.uint8)
         # Integers of two signs are told in their order: tables of neighbours are alike then.
         key: tuple[Any, ...] = ("bytes", kind) if kind in _SHARED else ("bytes", kind, "own", own)
-        for fold in (1, 2, 4, 8):
-            held = 0 <= fold * count - _total(inner) < fold
-            if not (held or (fold == 1 and kind not in _NIBBLES) or (fold == 2 and kind in _HALVES)):
-                continue
+        usual = (2,) if kind in _NIBBLES else (1, 2) if kind in _HALVES else (1,)
+        told = tuple(fold for fold in (1, 2, 4, 8) if 0 <= fold * count - _total(inner) < fold)
+        for fold in told or usual:
             bits = 8 // fold
             shifts = np.arange(0, 8, bits, dtype=np.uint8)
             folded = (symbols[:, None] >> shifts & (2**bits - 1)).reshape(-1) if fold > 1 else symbols
-            shapes = _filled(inner, folded.size) if held else shapes_of(shape, folded.size)
-            yield Form(1, (PlaneOf((*key, fold), folded, shapes, 2**bits),), fold=fold)
+            signed = kind in _SIGNED
+            folded = folded ^ np.uint8(1 << bits - 1) if signed else folded
+            shapes = _filled(inner, folded.size) if told else shapes_of(shape, folded.size)
+            yield Form(1, (PlaneOf((*key, fold), folded, shapes, 2**bits),), fold=fold, signed=signed)
         return
     numbers = np.frombuffer(data, f"<u{width}")
     shapes = shapes_of(shape, count)

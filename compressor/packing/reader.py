@@ -33,12 +33,14 @@ MOST_CHUNK = 1 << 23
 MOST_TOTAL = 1 << 31
 PRECISION = 14
 SHORTEST = 1 << 16
-MOST_TABLES, MOST_LANES = 256, 1 << 14
+MOST_TABLES, MOST_LANES = 80, 1 << 14
 _ONE = 1 << PRECISION
 # A chunk that gained nothing is a little longer than what it holds.
 _MOST_BODY = MOST_CHUNK + (1 << 16)
 # 40 bits: no number of a plan needs more.
 _MOST_BITS = 40
+# How fast a context learns, by how often it was used.
+_RATES = tuple((used + 1).bit_length() + 1 for used in range(15))
 
 Bytes = NDArray[np.uint8]
 
@@ -80,7 +82,7 @@ class Bits:
         else:
             self._code, self._range, bit = self._code - bound, self._range - bound, 1
         learn(known, bit)
-        while self._range < 1 << 24:
+        while self._range < 0x1000000:
             if self._at > len(self._data) + 8:
                 raise UnpackError("the plan of a chunk ends too early")
             self._code = (self._code << 8 | (self._data[self._at] if self._at < len(self._data) else 0)) & 0xFFFFFFFF
@@ -106,11 +108,16 @@ class Bits:
 
 
 def learn(known: list[int], bit: int) -> None:
-    """Moves the probability of a 0, of 65536, towards what came: by a half first, by a 32nd after some dozens."""
-    known[1] += 1
-    rate = min(known[1].bit_length() + 1, 5)
-    known[0] += ((65536 - known[0]) >> rate) if bit == 0 else -(known[0] >> rate)
-    known[0] = min(max(known[0], 64), 65536 - 64)
+    """Moves the probability of a 0, of 65536, towards what came: by a fourth first, by a 32nd after some."""
+    probability, used = known
+    rate = _RATES[used] if used < len(_RATES) else 5
+    if bit:
+        probability -= probability >> rate
+        known[0] = probability if probability > 64 else 64  # noqa: FURB136  # a call takes as long as all the rest
+    else:
+        probability += 65536 - probability >> rate
+        known[0] = probability if probability < 65472 else 65472  # noqa: FURB136
+    known[1] = used + 1
 
 
 def weight_of(level: int, fineness: int) -> int:
@@ -138,21 +145,46 @@ def frequencies(weights: list[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """The tables of symbols of one kind: `rows[context][table]` are frequencies, for one context or for three.
+
+    Which of three a symbol has follows from the symbol before it: 0 where that is below the first of `bounds` of its
+    own table, 2 where it is above the second, else 1.
+    """
+
+    rows: tuple[list[list[int]], ...]
+    bounds: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class Tables:
-    """All tables of a chunk: the symbol of every slot, and of every symbol its frequency and first slot."""
+    """All tables of a chunk: the symbol of every slot, and of every symbol its frequency, first slot and what follows.
+
+    Those of the first context come first, then those of the second and of the third, as many each. `usual` is how far
+    the tables are from the first ones where no symbol came before.
+    """
 
     symbols: Bytes  # (tables * 2^14,)
-    steps: NDArray[np.int64]  # (tables * 256,): (frequency - 1) << 14 | first slot
+    steps: NDArray[np.int64]  # (tables * 256,): how far the next one's tables are << 28 | (frequency - 1) << 14 | slot
+    usual: int
 
     @classmethod
-    def of(cls, rows: list[list[int]]) -> "Tables":
-        """Those of `rows`: of every table, the frequencies of its symbols."""
+    def of(cls, pools: list[Pool]) -> "Tables":
+        """Those of `pools`, one behind the other."""
+        contexts = max(len(pool.rows) for pool in pools)
+        rows = [row for context in range(contexts) for pool in pools for row in pool.rows[context % len(pool.rows)]]
         counts = np.zeros((len(rows), 256), np.int64)
         for row, found in zip(counts, rows, strict=True):
             row[: len(found)] = found
+        each = len(rows) // contexts
+        next_ = np.full((each, 256), each if contexts > 1 else 0)
+        for row, (low, high) in zip(next_, (bound for pool in pools for bound in pool.bounds), strict=True):
+            if contexts > 1:
+                row[:low], row[high + 1 :] = 0, 2 * each
         first = np.cumsum(counts, axis=1) - counts
         symbols = np.concatenate([np.repeat(np.arange(256, dtype=np.uint8), row) for row in counts])
-        return cls(symbols, (np.maximum(counts - 1, 0) << PRECISION | first).reshape(-1))
+        steps = np.tile(next_, (contexts, 1)) << 2 * PRECISION | np.maximum(counts - 1, 0) << PRECISION | first
+        return cls(symbols, steps.reshape(-1), each if contexts > 1 else 0)
 
 
 def read_tables(bits: Bits, alphabet: int, count: int) -> list[list[int]]:
@@ -190,23 +222,33 @@ def level_guess(row: list[int], above: list[int], place: int, number: int) -> tu
 def decode(states: NDArray[np.int64], words: NDArray[np.int64], tables: Tables, which: Bytes) -> tuple[Bytes, Bytes]:
     """(the symbol of every place, the bytes that the first states of the encoder held).
 
-    `which` is the table of every place; the place i belongs to the state i mod (number of states).
+    `which` is the table of every place in the first context. Each state has a run of symbols, all as long, so that the
+    symbol before one is known when it is decoded; what is left in the end is one symbol more for the first states.
     """
     lanes, count = len(states), len(which)
+    steps = count // lanes
+    whole = steps * lanes
     found = np.empty(count, np.uint8)
     x, at = states.copy(), 0
-    which = which.astype(np.int64)  # a conversion of all is quicker than one in every step
-    slot_base, step_base = which << PRECISION, which << 8
+    runs = np.empty((steps, lanes), np.uint8)
+    # A conversion of all is quicker than one in every step.
+    rows = np.ascontiguousarray(which[:whole].reshape(lanes, steps).T).astype(np.int64)
+    context: NDArray[np.int64] | int = tables.usual
     mask = _ONE - 1
-    for start in range(0, count, lanes):
-        now = slice(start, min(start + lanes, count))
-        state = x[: now.stop - start]
+    for number in range(steps + (whole < count)):
+        last = number == steps
+        state = x[: count - whole] if last else x
+        row = which[whole:].astype(np.int64) + tables.usual if last else rows[number] + context
         slot = state & mask
-        symbol = tables.symbols.take(slot_base[now] + slot)
-        found[now] = symbol
-        step = tables.steps.take(step_base[now] + symbol)
+        symbol = tables.symbols.take((row << PRECISION) + slot)
+        if last:
+            found[whole:] = symbol
+        else:
+            runs[number] = symbol
+        step = tables.steps.take((row << 8) + symbol)
+        context = step >> 2 * PRECISION
         state >>= PRECISION
-        state *= (step >> PRECISION) + 1
+        state *= (step >> PRECISION & mask) + 1
         state += slot
         state -= step & mask
         short = np.flatnonzero(state < SHORTEST)
@@ -216,6 +258,7 @@ def decode(states: NDArray[np.int64], words: NDArray[np.int64], tables: Tables, 
         at += len(short)
     if at != len(words) or (x >> 16 != 1).any():
         raise UnpackError("the symbols of a chunk do not end where they should")
+    found[:whole] = runs.T.reshape(-1)
     return found, (x & 0xFFFF).astype("<u2").view(np.uint8)
 
 
@@ -233,7 +276,8 @@ class Segment:
     """A byte range that is no part of the graph: `gap` bytes behind the one before it, `length` bytes long.
 
     It is a copy of what stands at `copied` in the file, or elements of `width` bytes, each of which is told by its
-    `planes`: a number of one of `values` values; `fold` symbols in a byte; or its bytes from the highest to the lowest,
+    `planes`: a number of one of `values` values; `fold` symbols in a byte, in the order of numbers of two signs where
+    `signed`; or its bytes from the highest to the lowest,
     rotated by one bit to the left where `turned`. Where `bare` is not 0, elements whose highest byte is 0 are 0 and
     have no lower ones; where it is 2, those whose highest byte is 255 have none either and are -0.0.
     """
@@ -245,11 +289,12 @@ class Segment:
     turned: bool = False
     bare: int = 0
     fold: int = 1
+    signed: bool = False
     values: int = 0
     planes: tuple[Plane, ...] = ()
 
 
-def read_plan(bits: Bits, size: int, count: int) -> tuple[list[Segment], list[list[list[int]]]]:
+def read_plan(bits: Bits, size: int, count: int) -> tuple[list[Segment], list[Pool]]:
     """(the `count` segments of a chunk of `size` bytes, the tables of each pool)."""
     segments, at = [], 0
     for _ in range(count):
@@ -261,11 +306,22 @@ def read_plan(bits: Bits, size: int, count: int) -> tuple[list[Segment], list[li
             segments.append(Segment(gap, length, copied=bits.number("copied")))
             continue
         segments.append(_read_segment(bits, gap, length))
-    pools = []
-    for _ in range(_least(bits.number("pools"), MOST_TABLES, "pools")):
-        alphabet = _least(bits.number("alphabet") + 1, 256, "symbols")
-        pools.append(read_tables(bits, alphabet, _least(bits.number("tables") + 1, MOST_TABLES, "tables")))
-    return segments, pools
+    return segments, [_read_pool(bits) for _ in range(_least(bits.number("pools"), MOST_TABLES, "pools"))]
+
+
+def _read_pool(bits: Bits) -> Pool:
+    alphabet = _least(bits.number("alphabet") + 1, 256, "symbols")
+    count = _least(bits.number("tables") + 1, MOST_TABLES, "tables")
+    if not bits.bit("contexts"):
+        return Pool((read_tables(bits, alphabet, count),), [(0, 255)] * count)
+    bounds, low, high = [], 0, 0
+    for _ in range(count):
+        low, high = low + bits.signed("low"), high + bits.signed("high")
+        if not 0 <= low <= high + 1 <= alphabet:
+            raise UnpackError("a table has bounds that none can have")
+        bounds.append((low, high))
+    rows = read_tables(bits, alphabet, 3 * count)
+    return Pool((rows[:count], rows[count : 2 * count], rows[2 * count :]), bounds)
 
 
 def _read_segment(bits: Bits, gap: int, length: int) -> Segment:
@@ -273,9 +329,9 @@ def _read_segment(bits: Bits, gap: int, length: int) -> Segment:
     if length % width:
         raise UnpackError("a weight is no whole number of elements")
     count, values = length // width, _least(bits.number("values"), 256, "values")
-    turned, bare, fold = False, 0, 1
+    turned, bare, fold, signed = False, 0, 1, False
     if values == 0 and width == 1:
-        fold = 1 << _least(bits.number("fold"), 3, "symbols in a byte")
+        fold, signed = 1 << _least(bits.number("fold"), 3, "symbols in a byte"), bool(bits.bit("signed"))
     elif values == 0:
         turned, bare = bool(bits.bit("turned")), _least(bits.number("bare"), 2, "kinds of zeros")
     symbols = count * fold
@@ -285,7 +341,17 @@ def _read_segment(bits: Bits, gap: int, length: int) -> Segment:
     if bare:
         symbols = _least(bits.number("full"), symbols, "elements")
     planes += [Plane(bits.number("lower") - 1, symbols, None) for _ in range(lower)]
-    return Segment(gap, length, width=width, turned=turned, bare=bare, fold=fold, values=values, planes=tuple(planes))
+    return Segment(
+        gap,
+        length,
+        width=width,
+        turned=turned,
+        bare=bare,
+        fold=fold,
+        signed=signed,
+        values=values,
+        planes=tuple(planes),
+    )
 
 
 def _read_classes(bits: Bits, symbols: int) -> Bytes | None:
@@ -384,8 +450,8 @@ def read_chunk(body: bytes, fetch: Callable[[int, int], bytes], start: int, most
     return bytes(out)
 
 
-def _read_symbols(cursor: Cursor, segments: list[Segment], pools: list[list[list[int]]]) -> tuple[Bytes, bytes]:
-    first = np.cumsum([0, *map(len, pools)])
+def _read_symbols(cursor: Cursor, segments: list[Segment], pools: list[Pool]) -> tuple[Bytes, bytes]:
+    first = np.cumsum([0, *(len(pool.bounds) for pool in pools)])
     if first[-1] > MOST_TABLES:
         raise UnpackError(f"a chunk has {first[-1]} tables, and at most {MOST_TABLES} are possible")
     which = []
@@ -393,7 +459,7 @@ def _read_symbols(cursor: Cursor, segments: list[Segment], pools: list[list[list
         if plane.pool >= len(pools):
             raise UnpackError("a weight is coded by tables that are not there")
         own = np.zeros(plane.count, np.uint8) if plane.which is None else plane.which
-        if own.size and own.max() >= len(pools[plane.pool]):
+        if own.size and own.max() >= len(pools[plane.pool].bounds):
             raise UnpackError("a weight is coded by a table that is not there")
         which.append(own + np.uint8(first[plane.pool]))
     lanes, words = _least(cursor.number(), MOST_LANES, "lanes"), cursor.number()
@@ -405,8 +471,7 @@ def _read_symbols(cursor: Cursor, segments: list[Segment], pools: list[list[list
         return np.empty(0, np.uint8), b""
     if (states < SHORTEST).any():
         raise UnpackError("a chunk has a state that none can have")
-    rows = [row for pool in pools for row in pool]
-    found, inside = decode(states, stream, Tables.of(rows), np.concatenate(which))
+    found, inside = decode(states, stream, Tables.of(pools), np.concatenate(which))
     return found, inside.tobytes()
 
 
@@ -417,10 +482,12 @@ def _joined(segment: Segment, planes: list[Bytes], values: bytes) -> bytes:
         if top.size and int(top.max()) >= segment.values:
             raise UnpackError("a weight is a value that is not there")
         return bytes(np.frombuffer(values, f"V{segment.width}")[top].tobytes())
+    width = 8 // segment.fold
+    if top.size and int(top.max()) >> width:
+        raise UnpackError("a weight has more bits than it should")
+    if segment.signed:
+        top = top ^ np.uint8(1 << width - 1)
     if segment.fold > 1:
-        width = 8 // segment.fold
-        if top.size and int(top.max()) >> width:
-            raise UnpackError("a weight has more bits than it should")
         shifts = np.arange(0, 8, width, dtype=np.uint8)
         return bytes(np.bitwise_or.reduce(top.reshape(-1, segment.fold) << shifts, axis=1).astype(np.uint8).tobytes())
     if segment.width == 1:

@@ -22,6 +22,8 @@ _SAMPLE = 1 << 16
 # LZMA is tried where deflate, which is quick and finds what repeats as well, comes below this part of what a weight
 # takes as symbols, or of what a whole chunk does: on noise LZMA is no better.
 _NEAR, _WORSE = 0.98, 1.1
+# So many bytes are quick by LZMA.
+_SMALL = 1 << 20
 # What is computed with as a rule: indices and shapes, in which LZMA finds more than their frequencies tell.
 _NOT_WEIGHTS = {TensorProto.BOOL, TensorProto.INT64, TensorProto.UINT64, TensorProto.COMPLEX64, TensorProto.COMPLEX128}
 
@@ -100,7 +102,7 @@ def _chunk(
         if not _repeats(raw, form.bits / 8):
             placed.append(Placed(weight.offset, weight.length, form))
     body = chunk_body(data, start, end, placed)
-    if placed and len(zlib.compress(data[start:end], 6)) < _WORSE * len(body):
+    if placed and (end - start <= _SMALL or len(zlib.compress(data[start:end], 6)) < _WORSE * len(body)):
         return min(body, chunk_body(data, start, end, []), key=len)
     return body
 

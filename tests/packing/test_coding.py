@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.packing.classes import entropy_bits, fitted, plain
-from compressor.packing.coding import BitWriter, encode, lanes_for, levels_of, write_tables
-from compressor.packing.reader import Bits, Tables, UnpackError, decode, frequencies, read_tables, weight_of
+from compressor.packing.coding import BitWriter, encode, followed, lanes_for, levels_of, write_tables
+from compressor.packing.reader import Bits, Pool, Tables, UnpackError, decode, frequencies, read_tables, weight_of
 
 
 @settings(deadline=None, max_examples=60)
@@ -77,16 +77,26 @@ def test_tables_come_back(fineness) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1))
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_symbols_come_back(count, lanes, tables, seed) -> None:
-    """Any number of symbols on any number of states, with what the first states held."""
+    """Any number of symbols on any number of states, in contexts and without, with what the first states held."""
     rng = np.random.default_rng(seed)
-    rows = [frequencies(rng.integers(0, 9, 20).tolist()) for _ in range(tables)]
-    which = rng.integers(0, tables, count).astype(np.uint8)
-    symbols = np.array([rng.choice(np.flatnonzero(rows[table])) for table in which], np.uint8)
+    rows = [[frequencies([1, *rng.integers(0, 9, 19)]) for _ in range(tables)] for _ in range(3)]
+    alone = frequencies([1, *rng.integers(0, 9, 19)])
+    bounds = [(int(low), int(low + more)) for low, more in rng.integers(0, 9, (tables, 2))]
+    pools = [Pool((*rows,), bounds), Pool(([alone],), [(0, 255)])]
+    which = rng.integers(0, tables + 1, count).astype(np.uint8)
+    symbols, context = np.zeros(count, np.uint8), np.zeros(count, np.int64)
+    for at in range(count):  # one after the other: what may come depends on what came
+        context[at] = followed(symbols[: at + 1], which[: at + 1], [*bounds, (0, 255)], 1)[at]
+        begins = at % max(1, count // lanes) == 0 or at >= count // lanes * lanes
+        context[at] = 1 if begins else context[at]
+        symbols[at] = rng.choice(np.flatnonzero(alone if which[at] == tables else rows[context[at]][which[at]]))
     inside = rng.bytes(2 * lanes)
-    states, words = encode(symbols, which, rows, lanes, inside)
-    found, held = decode(states.astype(np.int64), words.astype(np.int64), Tables.of(rows), which)
+    assert (followed(symbols, which, [*bounds, (0, 255)], lanes) == context).all()
+    every = [row for found in rows for row in [*found, alone]]
+    states, words = encode(symbols, which + context * (tables + 1), every, lanes, inside)
+    found, held = decode(states.astype(np.int64), words.astype(np.int64), Tables.of(pools), which)
     assert (found == symbols).all()
     assert held.tobytes() == inside
 
@@ -110,7 +120,7 @@ def test_a_word_too_few_or_too_many_is_refused() -> None:
     states, words = (array.astype(np.int64) for array in encode(symbols, which, rows, 4, b""))
     for damaged in (words[:-1], np.append(words, 0)):
         with pytest.raises(UnpackError):
-            decode(states, damaged, Tables.of(rows), which)
+            decode(states, damaged, Tables.of([Pool((rows,), [(0, 255)])]), which)
 
 
 def test_lanes_follow_the_size() -> None:
@@ -132,3 +142,11 @@ def test_classes_find_rows_and_columns_of_other_scales() -> None:
     assert found.bits < 1.01 * known
     assert found.counts.sum() == part.size
     assert found.tables(0).max() < len(found.counts)
+
+
+def test_the_symbol_before_is_a_context() -> None:
+    """By hand: below 2, from 2 to 4, above 4; the first of a run, and what is left over, have none before them."""
+    symbols = np.array([1, 3, 5, 0, 4, 9, 2], np.uint8)
+    bounds = [(2, 4)]
+    assert followed(symbols, np.zeros(7, np.uint8), bounds, 1).tolist() == [1, 0, 1, 2, 0, 1, 2]
+    assert followed(symbols, np.zeros(7, np.uint8), bounds, 2).tolist() == [1, 0, 1, 1, 0, 1, 1]

@@ -186,6 +186,15 @@ def test_packed_is_smaller_than_by_general_coders() -> None:
     assert size < -(some * np.log2(some / weight.size)).sum() / 8
 
 
+def test_neighbours_that_go_together_are_used() -> None:
+    """Filters in which neighbours are alike, as trained ones are: below the entropy of order 0 by a good part."""
+    noise = _RNG.normal(0, 24, (96, 96, 11))
+    weight = np.clip(np.rint(noise[:, :, :9] + noise[:, :, 1:10] + noise[:, :, 2:]), -127, 127).astype(np.int8)
+    counts = np.bincount(weight.reshape(-1).astype(np.int64) + 128)
+    some = counts[counts > 0]
+    assert packed_size(_file(weight), most=10**9) < -0.98 * (some * np.log2(some / weight.size)).sum() / 8
+
+
 def test_what_repeats_is_no_longer_than_by_lzma() -> None:
     """A weight in which everything repeats goes to LZMA, which finds it."""
     import lzma
