@@ -219,4 +219,4 @@ claims: $(VENV)/installed-dev  ## figures in the texts against the stored result
 	$(BIN)/python -m benchmarks.claims
 
 clean:
-	rm -rf $(VENV) .venv-hub .venv-docs build *.egg-info .mypy_cache .ruff_cache .pytest_cache bench-pack
+	rm -rf $(VENV) .venv-hub .venv-docs .venv-pack build *.egg-info .mypy_cache .ruff_cache .pytest_cache
