@@ -255,15 +255,21 @@ def zeroed_(model: nn.Module, plan: list[Entry]) -> nn.Module:
 
 
 def check_export(pruned: nn.Module, workload: Workload, architecture: Architecture) -> str:
-    """The exporter whose file gives torch's outputs for fresh inputs of another batch size; else raises WrongError."""
+    """The exporter whose file gives torch's outputs for fresh inputs of another batch size; else raises WrongError.
+
+    Random weights may amplify rounding: a file may be as far from double precision as three times torch itself is.
+    """
     exported = export_onnx(pruned, workload)
     session = OnnxModule(exported.onnx_bytes)
     fresh = architecture.sample(3)
     with torch.no_grad():
-        expected = predict(pruned, fresh)
+        expected, exact = predict(pruned, fresh), predict(copy.deepcopy(pruned).double(), _double(fresh))
         given = output_tensor(session(**fresh) if isinstance(fresh, dict) else session(*_positional(fresh)))
-    difference = _difference([given.double()], [expected.double()])
-    _require(difference <= RUNTIME_SAME, f"ONNX Runtime differs from torch by {difference:.2g} of the output")
+    difference, own = (_difference([found.double()], [exact]) for found in (given, expected))
+    _require(
+        difference <= max(RUNTIME_SAME, 3 * own),
+        f"ONNX Runtime is {difference:.2g} of the output from double precision, torch in single precision {own:.2g}",
+    )
     return exported.exporter
 
 
