@@ -1,7 +1,7 @@
 """Several recipes on one workload, each run and resumed like a single one: one table and one picture of them."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,6 +199,7 @@ def _rows(reports: dict[str, Report], timings: dict[str, Timing]) -> tuple[Compa
     """The reference and every final file, with those marked that no other beats in every respect."""
     rows = [_row(name, report, report.final) for name, report in reports.items()]
     rows = [_retimed(row, timings[row.name]) if row.name in timings else row for row in rows]
+    rows = [row if reports[row.name].final else _as_the_reference(row, rows, timings) for row in rows]
     if reports:
         # The reference is the same model in every run; the first run's timing stands for it.
         name = next(iter(reports))
@@ -213,6 +214,15 @@ def _rows(reports: dict[str, Report], timings: dict[str, Timing]) -> tuple[Compa
     goodness = [row.score.value if row.scale.higher_is_better else -row.score.value for row in rows]
     points = [(row.latency_ms.value, row.size_bytes, good) for row, good in zip(rows, goodness, strict=True)]
     return tuple(replace(row, pareto=pareto) for row, pareto in zip(rows, pareto_front(points), strict=True))
+
+
+def _as_the_reference(
+    row: ComparisonRow, rows: Sequence[ComparisonRow], timings: Mapping[str, Timing]
+) -> ComparisonRow:
+    """The row of a run that kept nothing: its file is the reference, and another time of it would be noise."""
+    first = rows[0].name
+    latency = timings[first].reference_ms if first in timings else row.latency_ms
+    return replace(row, drop=Estimate(0.0, 0.0, 0.0), latency_ms=latency, speedup=Estimate(1.0, 1.0, 1.0))
 
 
 def _retimed(row: ComparisonRow, timing: Timing) -> ComparisonRow:

@@ -1,6 +1,7 @@
 """Several recipes side by side: names, rows, the Pareto front, failures and files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ from compressor.budget import Budget
 from compressor.errors import RecipeError, RunFolderError, StageError, WorkloadError
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
+from compressor.measuring.timing import Timing
 from compressor.recipe.recipe import Recipe
 from compressor.report.record import Step
 from compressor.report.report import Report
+from compressor.running import comparison as comparing
 from compressor.running.comparison import Comparison, compare
 from compressor.running.pipeline import Pipeline
 from compressor.stages import FineTune, Quantize
@@ -206,6 +209,41 @@ def test_an_impossible_order_is_refused_before_the_first_recipe_has_run(tiny_wor
     with pytest.raises(ValueError, match="quantize"):
         compare([named("a"), wrong], tiny_workload, out=tmp_path)
     assert fake_run.asked == {}
+
+
+def test_a_run_that_kept_nothing_is_the_reference(tiny_workload, tmp_path, fake_run) -> None:
+    """Its file is the reference's, byte for byte: the same score, no drop, a speed-up of exactly 1, beaten by none."""
+    nothing = replace(report_of(measured(0.9, 0.5, 500, 2.0)), final=0)
+    fake_run.ends = {"a": nothing, "b": nothing}
+    comparison = compare([named("a"), named("b")], tiny_workload, out=tmp_path)
+    for row in comparison.rows[1:]:
+        assert (row.drop, row.speedup) == (Estimate(0.0, 0.0, 0.0), Estimate(1.0, 1.0, 1.0))
+        assert row.latency_ms == comparison.rows[0].latency_ms
+    assert {row.pareto for row in comparison.rows} == {True}
+    told = "Ship the reference: no recipe gave a file that is faster or smaller."
+    assert json.loads((tmp_path / "comparison.json").read_text())["conclusions"] == [told]
+    assert told in (tmp_path / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_times_are_of_one_session(tiny_workload, tmp_path, fake_run, monkeypatch, known) -> None:
+    """With all files at hand each is timed again against one reference, whatever its own run measured."""
+    fake_run.ends = {"a": report_of(measured(0.8, 0.2, 300, 5.0)), "b": report_of(measured(0.9, 0.5, 500, 2.0))}
+    for name in fake_run.ends if known else ():
+        for path in (tmp_path / name, tmp_path / name / "stages" / "00-reference"):
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "model.onnx").write_bytes(str(path.relative_to(tmp_path)).encode())
+    timed: list[tuple[bytes, bytes]] = []
+
+    def fake(candidate, reference, *_, **__):
+        timed.append((candidate, reference))
+        return Timing(reference_ms=about(4.0), candidate_ms=about(1.0), speedup=about(4.0))
+
+    monkeypatch.setattr(comparing, "time_interleaved", fake)
+    rows = compare([named("a"), named("b")], tiny_workload, out=tmp_path).rows
+    assert timed == ([(b"a", b"a/stages/00-reference"), (b"b", b"a/stages/00-reference")] if known else [])
+    assert [row.latency_ms.value for row in rows] == ([4.0, 1.0, 1.0] if known else [1.0, 0.2, 0.5])
+    assert [row.speedup.value for row in rows] == ([1.0, 4.0, 4.0] if known else [1.0, 5.0, 2.0])
 
 
 def test_printing(tiny_workload, tmp_path, fake_run, capsys) -> None:
