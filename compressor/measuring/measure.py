@@ -1,7 +1,7 @@
 """The only place numbers come from: the score, size, work and speed of an ONNX file, with their uncertainty."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from compressor.measuring.macs import count_macs
 from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import Timing, time_interleaved
 from compressor.metrics import Metric
+from compressor.packing.files import packed_size
 from compressor.target import Target
 from compressor.workload import resize_batch
 
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 _ZSTD_LEVEL = 19
+# Packing takes about half a second of computing a megabyte: larger files would hold a run up.
+_MOST_PACKED = 16 << 20
 # Three times as long as the first timing: intervals are then about as narrow as timing can tell files apart.
 _SECONDS_WHERE_OPEN = 6.0
 
@@ -37,8 +40,9 @@ _SECONDS_WHERE_OPEN = 6.0
 class Measurement:
     """An ONNX file in numbers: `macs` are those of one sample, `latency_ms` and `speedup` those of one call.
 
-    `compressed_bytes` is the file through zstandard, where zeros and repeated weights show. `speedup` is the
-    reference's latency over this file's.
+    `compressed_bytes` is the file through zstandard, where zeros and repeated weights show, and `packed_bytes` what
+    `compressor pack` makes of it (None: too large to be packed for a report). `speedup` is the reference's latency over
+    this file's.
     """
 
     score: Estimate
@@ -49,20 +53,22 @@ class Measurement:
     compressed_bytes: int
     latency_ms: Estimate
     speedup: Estimate
+    packed_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values: numbers, and {"value", "low", "high"} for estimates."""
-        return asdict(self)
+        """JSON values: numbers, and {"value", "low", "high"} for estimates; what is None is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Measurement":
         """The measurement that `to_json` wrote. Raises ValueError where a field is missing."""
-        missing = [field.name for field in fields(cls) if field.name not in value]
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        missing = [name for name in needed if name not in value]
         if missing:
-            raise ValueError(f"a measurement needs {[field.name for field in fields(cls)]}, got none of {missing}")
+            raise ValueError(f"a measurement needs {needed}, got none of {missing}")
         known: dict[str, Any] = {
             name: Estimate(**entry) if isinstance(entry, Mapping) else entry
-            for name, entry in ((field.name, value[field.name]) for field in fields(cls))
+            for name, entry in ((field.name, value.get(field.name)) for field in fields(cls))
         }
         return cls(**known)
 
@@ -124,4 +130,5 @@ def measure(
         compressed_bytes=compressed_size(onnx_bytes),
         latency_ms=timing.candidate_ms,
         speedup=timing.speedup,
+        packed_bytes=packed_size(onnx_bytes, most=_MOST_PACKED),
     )

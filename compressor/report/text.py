@@ -41,7 +41,7 @@ _WIDTH_FOR_SCORES = 70
 _NOTE = (
     "Intervals are 95 %. Scores are of the exported file on test data; a speed-up is the ratio of interleaved "
     "runs against the reference's file in ONNX Runtime, and `~` marks one whose interval contains 1: no "
-    "difference was measured. zstd is the same file compressed."
+    "difference was measured. zstd is the same file compressed, packed what `compressor pack` makes of it."
 )
 
 

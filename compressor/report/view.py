@@ -36,11 +36,12 @@ COLUMNS = {
     "speedup": "speed-up",
     "size": "file",
     "zstd": "zstd",
+    "packed": "packed",
     "macs": "MACs",
     "parameters": "parameters",
     "seconds": "time",
 }
-DROPPED_FIRST = ("macs", "parameters", "zstd", "seconds", "latency", "score", "change")
+DROPPED_FIRST = ("packed", "macs", "parameters", "zstd", "seconds", "latency", "score", "change")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +269,9 @@ def _cells(step: Step, base: Measurement | None, scale: ScoreScale, *, digits: i
     reference = base or now
     cells["size"] = Cell(text=size(now.size_bytes, reference=reference.size_bytes))
     cells["zstd"] = Cell(text=size(now.compressed_bytes, reference=reference.size_bytes))
+    if now.packed_bytes is not None:
+        note = smaller(base.packed_bytes, now.packed_bytes) if base is not None and base.packed_bytes else ""
+        cells["packed"] = Cell(text=size(now.packed_bytes, reference=reference.size_bytes), note=note)
     if base is None:
         return cells
     verdict = claim(now.speedup)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from compressor.measuring.measure import (
 )
 from compressor.measuring.timing import Timing
 from compressor.metrics import Metric
+from compressor.packing.files import packed_size
 from compressor.target import Target
 from compressor.workload import resize_batch
 
@@ -315,7 +317,12 @@ def test_measurement_has_every_number_and_survives_json() -> None:
         "compressed_bytes",
         "latency_ms",
         "speedup",
+        "packed_bytes",
     ]
+    assert value["packed_bytes"] == packed_size(file, most=10**9)
+    assert Measurement.from_json({name: entry for name, entry in value.items() if name != "packed_bytes"}) == replace(
+        found, packed_bytes=None
+    )
     assert Measurement.from_json(value) == found
 
 
