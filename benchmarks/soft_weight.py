@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.data import cifar
 from benchmarks.data.small_networks import CASES
 from benchmarks.stored import RESULTS
-from benchmarks.training_harm import pruned_of, rows, swept, trained
+from benchmarks.training_harm import code, pruned_of, rows, swept, trained
 from compressor.intervals import paired_drop, score_estimate
 from compressor.kept_state import private_copy
 from compressor.machine import environment
@@ -50,7 +50,7 @@ def distilled(pruned: nn.Module, workload: Workload, seed: int, stage: Distill) 
 
 def small(name: str, seed: int, out: Path) -> dict[str, list[float]]:
     """The rows on validation of one small network and seed, by way."""
-    path = out / f"{name.replace(' ', '_').replace(',', '')}-{seed}-weights.json"
+    path = out / f"{name.replace(' ', '_').replace(',', '')}-{seed}-weights{code()}.json"
     if not path.exists():
         case, _ = trained(name, seed, out)
         pruned, stage = pruned_of(case, seed), Distill()
@@ -64,7 +64,7 @@ def small(name: str, seed: int, out: Path) -> dict[str, list[float]]:
 
 def resnet(seed: int, out: Path, images: int) -> dict[str, list[float]]:
     """The rows on validation of ResNet-20 after a prune and short distillations."""
-    path = out / f"resnet20-{images}-{seed}-weights.json"
+    path = out / f"resnet20-{images}-{seed}-weights{code()}.json"
     found = read_json(path) if path.exists() else {}
     workload = cifar.around(cifar.resnet20().model, "cifar10-resnet20", train_images=images)
     pruned = PruneChannels(remove=0.3).apply(private_copy(workload.model), workload, Context(seed=seed, progress=False))

@@ -12,7 +12,7 @@ The rule by which a network is trained, whatever it is: a constant rate; where P
 on validation than the best before, on from the best epoch at a third of the rate; the best epoch after the last of
 DESCENT, or after MOST epochs. It was fixed before any of the seeds of the table was used, and no test score is read.
 A second part trains regressions whose targets lie around an offset, in the number format that is chosen by itself and
-in float32. A killed run goes on where it was.
+in float32. A killed run goes on where it was; what is ours is computed again where the code that trains is another.
 """
 
 import argparse
@@ -34,10 +34,11 @@ from compressor.kept_state import private_copy
 from compressor.machine import environment
 from compressor.stage import Context
 from compressor.stages import Distill, FineTune, Float32, PruneChannels
-from compressor.storage import read_json, write_json
+from compressor.storage import read_json, sha256, write_json
 from compressor.target import Target
 from compressor.training.replay import replayed
 from compressor.workload import Workload, batches_of, predict
+from workbench import ROOT
 
 RESULT = RESULTS / "training-harm.json"
 SEEDS = (200, 201, 202)
@@ -171,13 +172,20 @@ def our_part(case: Case, seed: int) -> dict[str, Any]:
 def one(name: str, seed: int, out: Path) -> dict[str, Any]:
     """All rows of one network and one seed; `out` keeps what is done."""
     (case, how_long), parts = trained(name, seed, out), []
-    for part in (hand_part, our_part):
-        path = out / f"{_file(name, seed)}-{part.__name__}.json"
+    for part, state in ((hand_part, ""), (our_part, code())):
+        path = out / f"{_file(name, seed)}-{part.__name__}{state}.json"
         if not path.exists():
             write_json(path, part(case, seed))
         parts.append(read_json(path))
     told = {"reference": how_long} | parts[0]["told"] | parts[1]["told"]
     return {"told": told, "rows": parts[0]["rows"] | parts[1]["rows"]}
+
+
+def code() -> str:
+    """A name for the state of the code that trains: rows of two states do not belong into one table."""
+    files = [*sorted((ROOT / "compressor" / "training").rglob("*.py"))]
+    files += [ROOT / "compressor" / "stages" / f"{stage}.py" for stage in ("fine_tuning", "distillation")]
+    return f"-{sha256(b''.join(file.read_bytes() for file in files))[:12]}"
 
 
 def _file(name: str, seed: int) -> str:
@@ -234,7 +242,7 @@ def main() -> None:
         print_row(kinds[-1])
     offsets = []
     for offset in arguments.offsets:
-        path = arguments.out / f"offset-{offset:g}.json"
+        path = arguments.out / f"offset-{offset:g}{code()}.json"
         if not path.exists():
             row = offset_row(offset, 0)
             write_json(path, {"offset": offset, **row, "ratio": row["auto"] / row["float32"]})

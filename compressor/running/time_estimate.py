@@ -11,6 +11,8 @@ from compressor.kept_state import private_copy
 from compressor.report.numbers import duration
 from compressor.stage import Stage, stage_name
 from compressor.structure.calling.draws import kept_randomness
+from compressor.training.passes.rate_trials import PARTS, tries_rates
+from compressor.training.settings import TrainingSettings
 from compressor.training.streams import said_length
 from compressor.workload import Workload, first_batches, predict
 
@@ -46,13 +48,20 @@ def estimated(workload: Workload, stages: Sequence[Stage]) -> str:
 
 
 def _updates(stage: Any, length: int | None) -> int | None:
-    """How many updates a training makes; None where its data say no length."""
+    """How many updates a training makes, with those of its trials; None where its data say no length."""
     steps = getattr(stage, "steps", None)
     if steps is not None:
-        return int(steps)
+        return int(steps) * _times(stage, int(steps))
     if length is None:
         return None
-    return length * (int(getattr(stage, "epochs", None) or 1) + int(getattr(stage, "tail_epochs", None) or 0))
+    updates = length * (int(getattr(stage, "epochs", None) or 1) + int(getattr(stage, "tail_epochs", None) or 0))
+    return updates * _times(stage, updates)
+
+
+def _times(stage: Any, updates: int) -> int:
+    """How often a training is run: trials of its rate come before it."""
+    tries = isinstance(stage, TrainingSettings) and not getattr(stage, "keeps_last", False)
+    return 1 + len(PARTS) if tries and tries_rates(stage, updates) else 1
 
 
 def _step_seconds(workload: Workload) -> float:

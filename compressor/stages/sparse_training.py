@@ -39,6 +39,7 @@ class SparseTraining(TrainingSettings):
 
     effect: ClassVar[Effect] = Effect.VALUES
     trains: ClassVar[bool] = True
+    keeps_last: ClassVar[bool] = True
     prepares_structure: ClassVar[bool] = True
 
     penalty: L1Penalty | L2Penalty | GroupLasso | SlimmingPenalty = field(default_factory=GroupLasso)
@@ -71,7 +72,7 @@ class SparseTraining(TrainingSettings):
             label="sparse_training",
             identity=repr(self),
             after_step=lambda fraction: shrinkage.step_(fraction * self.optimizer.step_length),
-            keep_last=True,
+            keep_last=self.keeps_last,
         )
         context.tell(epochs_note(logs, None, context.details))
         context.tell(shrinkage.zeros())

@@ -3,14 +3,10 @@
 import math
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from operator import itemgetter
-from time import perf_counter
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from compressor.errors import StageError
@@ -23,26 +19,25 @@ from compressor.training.freezing import freezing, frozen_names, still_modules
 from compressor.training.held_values import Held, HeldValues, clustered_names
 from compressor.training.held_zeros import HeldZeros, held_names, held_parameters
 from compressor.training.loss_state import LossState
-from compressor.training.optimizers.averaging import Average
 from compressor.training.optimizers.choices import Known, OwnOptimizer
 from compressor.training.optimizers.dense_gradients import dense_gradients
 from compressor.training.optimizers.groups import optimizer_for
-from compressor.training.optimizers.schedules import Course
-from compressor.training.optimizers.stepping import AfterStep, DivergedError, Updates, check_finite
+from compressor.training.optimizers.stepping import AfterStep, DivergedError, Updates
 from compressor.training.passes.losses import Objective, Passes, workload_loss
 from compressor.training.passes.range_test import found_for
+from compressor.training.passes.rate_trials import best_of, tries_rates
 from compressor.training.passes.rounds import Rounds
 from compressor.training.passes.threads import Threads
 from compressor.training.passes.weighing import Weighing, weighing_of
-from compressor.training.progress import EpochLog, Progress, best_epoch
-from compressor.training.replay import kept_modes, replayed
+from compressor.training.progress import EpochLog, Progress
+from compressor.training.replay import kept_modes
+from compressor.training.running.epochs import MAX_RETRIES, Epochs
 from compressor.training.settings import TrainingSettings
-from compressor.training.snapshots import Saved, Tensors, capture, digest, restore_, restore_optimizer_
+from compressor.training.snapshots import Saved, capture, digest, restore_
 from compressor.training.streams import Stream
-from compressor.training.validation import Comparison, compare, validation_rows
+from compressor.training.validation import Comparison, compare
 from compressor.workload import Workload
 
-MAX_RETRIES = 2
 # How many parameters of a loss are named.
 _NAMED = 4
 
@@ -154,63 +149,45 @@ def train(
                 tqdm.write(f"  {refused}", file=sys.stderr)
             if not progress.is_done(rounds.count, settings.patience, workload.metric):
                 progress.require_space(path, model, rounds.count - len(progress.logs))
+        epochs = Epochs(
+            passes=passes,
+            workload=workload,
+            choice=choice,
+            settings=settings,
+            make=partial(_updates, model, settings, held, after_step, divides=weighing.divides),
+            seed=context.seed,
+            views=rounds.views(views),
+            label=label,
+            shown=context.progress,
+            keep_last=keep_last,
+            held=held,
+            threads=threads,
+        )
         if not (progress.logs or keep_last):
-            progress.before = validation_rows(model, workload, form)
+            progress.before = epochs.rows()
         if progress.found is None:
-            with loss_state.kept():
+            with loss_state.kept(), stream.kept():
                 progress.found = found_for(part, passes, settings, seed=context.seed)
-        make = partial(_updates, model, progress.found.optimizer, settings, held, after_step, divides=weighing.divides)
-        updates = make()
-        restore_optimizer_(updates.optimizer, resumed)
-        if settings.averaging is not None and progress.average is None:
-            progress.average = Average.of(model, settings.averaging)
-        with tqdm(
-            total=rounds.count * rounds.batches,
-            initial=len(progress.logs) * rounds.batches,
-            desc=label,
-            unit="batch",
-            leave=False,
-            disable=not context.progress,
-        ) as bar:
-            loop = _Loop(
-                passes=passes,
-                workload=workload,
-                choice=choice,
-                course=rounds.course(),
-                seed=context.seed,
-                views=rounds.views(views),
-                bar=bar,
-                held=held,
-                threads=threads,
-            )
-            while not progress.is_done(rounds.count, settings.patience, workload.metric):
-                epoch = len(progress.logs)
-                try:
-                    log, rows, averaged = loop.epoch_(updates, progress)
-                except DivergedError as trouble:
-                    restore_(model, progress.best)
-                    rate = progress.found.optimizer.rate * progress.rate_scale
-                    if progress.retries == MAX_RETRIES:
-                        raise StageError(
-                            f"{label} does not converge: {trouble}, after halving the rate {MAX_RETRIES} times to "
-                            f"{rate:g}; set optimizer to {type(progress.found.optimizer).__name__} with a rate below "
-                            f"{rate:g} or look for bad values in the training data"
-                        ) from trouble
-                    progress.retries, progress.rate_scale = progress.retries + 1, progress.rate_scale / 2
-                    # Momentum points to where it diverged.
-                    updates = make()
-                    if settings.averaging is not None:
-                        progress.average = Average.of(model, settings.averaging)
-                    bar.update(epoch * rounds.batches - bar.n)
-                    continue
-                progress.logs.append(log)
-                if keep_last or best_epoch(progress.logs, workload.metric) == epoch:
-                    progress.best, progress.best_rows = averaged or capture(model), rows
-                if path is not None:
-                    done = progress.is_done(rounds.count, settings.patience, workload.metric)
-                    progress.counters = stream.counters()
-                    progress.loss_tensors, progress.loss_numbers = loss_state.tensors(), loss_state.numbers()
-                    progress.save(path, identified, model, updates.optimizer, done=done)
+            if tries_rates(settings, rounds.total) and not keep_last:
+                tried = partial(epochs.tried, progress, loss_state)
+                progress.found = best_of(progress.found, tried, workload.metric)
+
+        def save(updates: Updates) -> None:
+            if path is not None:
+                progress.counters = stream.counters()
+                progress.loss_tensors, progress.loss_numbers = loss_state.tensors(), loss_state.numbers()
+                progress.save(path, identified, model, updates.optimizer, done=epochs.is_done(progress))
+
+        try:
+            updates = epochs.run_(progress, resumed, save)
+        except DivergedError as trouble:
+            optimizer = progress.found.optimizer
+            rate = optimizer.rate * progress.rate_scale
+            raise StageError(
+                f"{label} does not converge: {trouble}, after halving the rate {MAX_RETRIES} times to "
+                f"{rate:g}; set optimizer to {type(optimizer).__name__} with a rate below "
+                f"{rate:g} or look for bad values in the training data"
+            ) from trouble
         came = compare(progress.before, progress.best_rows, workload.metric, seed=context.seed)
         restore_(model, start if came is not None and came.failed else progress.best)
     before = Trainings.from_json(context.details)
@@ -224,10 +201,10 @@ def train(
 
 def _updates(
     model: nn.Module,
-    choice: Known,
     settings: TrainingSettings,
     held: Held,
     after_step: AfterStep | None,
+    choice: Known,
     *,
     divides: bool,
 ) -> Updates:
@@ -284,90 +261,3 @@ def _told(
         data="; ".join(remarks) or None,
         **({} if found is None else asdict(found)),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Loop:
-    passes: Passes
-    workload: Workload
-    choice: Choice
-    course: Course
-    seed: int
-    views: int
-    bar: Any
-    held: Held
-    threads: Threads
-
-    def epoch_(self, updates: Updates, progress: Progress) -> tuple[EpochLog, Tensor | None, Tensors | None]:
-        """Trains one epoch and scores it: its log, the metric's rows, and the average where that is what has them.
-
-        Raises DivergedError at the first number that is not finite.
-        """
-        started, epoch = perf_counter(), len(progress.logs)
-        if epoch and self._in_bfloat16(progress):
-            found = self.choice.still_agrees(self.passes.model, self.workload, self.seed)
-            if found.objection:
-                progress.gave_up_bfloat16 = f"float32 from epoch {epoch} on: {found.objection}"
-        with replayed(self.seed, epoch % self.views):
-            loss = self._batches_(updates, progress)
-            updates.rest_()
-            self.held.restore_()
-        rows, score = self._scored(epoch)
-        averaged = None
-        if progress.average is not None:
-            with progress.average.stands_in(self.passes.model):
-                average_rows, average_score = self._scored(epoch)
-            if average_score > score if self.workload.metric.higher_is_better else average_score < score:
-                rows, score, averaged = average_rows, average_score, progress.average.copy()
-        log = EpochLog(
-            epoch=epoch, loss=loss, score=score, learning_rate=updates.rate, seconds=perf_counter() - started
-        )
-        return log, rows, averaged
-
-    def _scored(self, epoch: int) -> tuple[Tensor | None, float]:
-        metric = self.workload.metric
-        rows = validation_rows(self.passes.model, self.workload, self.choice.form)
-        score = math.nan if rows is None else metric.aggregate(rows)
-        return rows, check_finite(score, f"validation {metric.name} after epoch {epoch}")
-
-    def _batches_(self, updates: Updates, progress: Progress) -> float:
-        epoch, form, rounds = len(progress.logs), self.choice.form, self.passes.rounds
-        score = f"{progress.logs[-1].score:.4f}" if progress.logs else "-"
-        total, count, made, limit = 0.0, 0, 0, rounds.limit(epoch)
-
-        def step_(add: Callable[[float, str], bool], batch: int) -> None:
-            nonlocal made
-            at = rounds.updates_before(epoch) + made
-            if add(self.course.fraction(at) * progress.rate_scale, f"epoch {epoch}, batch {batch}"):
-                made += 1
-                if progress.average is not None:
-                    progress.average.update_(self.passes.model)
-
-        updates.forget_()
-        self.held.read()
-        updates.learn_()
-        batch = 0
-        computed_in = form.autocast if self._in_bfloat16(progress) else form.exact
-        losses = self.passes.losses(epoch, epoch % self.views, computed_in)
-        for batch, loss, counts in self.threads.over(losses, itemgetter(2)):
-            self.bar.update()
-            value = check_finite(float(loss.detach()), f"loss in epoch {epoch}, batch {batch}")
-            step_(partial(updates.add_, loss, counts), batch)
-            total, count = total + value, count + 1
-            self.bar.set_postfix(loss=f"{total / count:.4f}", score=score, refresh=False)
-            if made == limit:
-                break
-        step_(updates.step_, batch)
-        if not count:
-            raise StageError(
-                f"epoch {epoch} had no batch to train on{self._left_out()}; the training data must be iterable again "
-                "and again, with batches of at least 2 samples for BatchNorm, and labels that count"
-            )
-        return total / count
-
-    def _left_out(self) -> str:
-        remarks = self.passes.rounds.stream.remarks
-        return f" ({'; '.join(remarks)})" if remarks else ""
-
-    def _in_bfloat16(self, progress: Progress) -> bool:
-        return self.choice.form.bfloat16 and not progress.gave_up_bfloat16

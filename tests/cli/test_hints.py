@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from compressor.cli.app import app
 from compressor.cli.stage_listing import listing, value_objects
 from compressor.running.time_estimate import estimated
-from compressor.stages import FineTune, Quantize
+from compressor.stages import SGD, FineTune, Quantize, SparseTraining
 from workbench import ROOT
 from workbench.tiny import TinyResNet, make_workload
 
@@ -196,6 +196,11 @@ def test_estimates_count_updates() -> None:
     text = estimated(workload, [FineTune(epochs=2, tail_epochs=1), FineTune(steps=7)])
     assert f"fine_tune {3 * length} updates, fine_tune 7 updates" in text
     assert "no training, and about" in estimated(workload, [Quantize()])
+    # Short ones that find their rate are run three times more before; not by a rate that is named, nor for zeros.
+    tried = [FineTune(steps=40), FineTune(epochs=10, tail_epochs=0), FineTune(steps=400)]
+    text = estimated(workload, [*tried, FineTune(steps=40, optimizer=SGD(rate=0.1)), SparseTraining(steps=40)])
+    told = [40 * 4, 10 * length * 4, 400, 40, 40]
+    assert re.findall(r"(\d+) updates", text) == [str(updates) for updates in told]
 
 
 def test_estimates_leave_random_numbers_alone() -> None:

@@ -87,7 +87,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(trained_workload, tmp_path, 
     """Killed in its second epoch and started again, the training ends with the very weights of an undisturbed one."""
     penalty = GroupLasso(strength=0.1)
     whole, _ = trained(penalty, trained_workload, epochs=3)
-    from compressor.training import loop as training
+    from compressor.training.running import epochs as training
 
     score = training.validation_rows
     calls = []

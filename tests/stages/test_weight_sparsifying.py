@@ -187,7 +187,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(trained_workload, tmp_path, 
     """Killed in the middle of the decay and started again, it ends with the very weights of an undisturbed one."""
     stage = SparsifyWeights(sparsity=0.8, schedule=Polynomial(epochs=3, tail_epochs=1))
     whole, _ = sparse(stage, trained_workload)
-    from compressor.training import loop as training
+    from compressor.training.running import epochs as training
 
     score, calls = training.validation_rows, []
 

@@ -15,11 +15,11 @@ from compressor.metrics import Metric
 from compressor.running.preflight import check_workload
 from compressor.stage import Context
 from compressor.stages import Distill, FineTune
-from compressor.training import loop
 from compressor.training.loss_state import LossState
 from compressor.training.optimizers.choices import SGD, AutoOptimizer
 from compressor.training.optimizers.schedules import Constant
 from compressor.training.precision import Float32
+from compressor.training.running.epochs import Epochs
 from compressor.workload import Workload
 from workbench.comparison import same_weights
 from workbench.same_data import same_data
@@ -137,14 +137,14 @@ def test_a_killed_training_goes_on_with_what_its_loss_kept(
     stage = FineTune(epochs=5, optimizer=optimizer, **AS_SAID)
     workload = workload_of(LOSSES[name]())
     steady = stage.apply(copy.deepcopy(workload.model), workload, Context(progress=False))
-    context, scored = Context(progress=False, folder=tmp_path), loop._Loop._scored
+    context, scored = Context(progress=False, folder=tmp_path), Epochs._scored
 
     def dying(self: Any, epoch: int) -> Any:
         if epoch == 2:
             raise KeyboardInterrupt
         return scored(self, epoch)
 
-    monkeypatch.setattr(loop._Loop, "_scored", dying)
+    monkeypatch.setattr(Epochs, "_scored", dying)
     with pytest.raises(KeyboardInterrupt):
         stage.apply(copy.deepcopy(workload.model), workload_of(LOSSES[name]()), context)
     monkeypatch.undo()

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from compressor.training.loop import train
 from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
 from compressor.training.optimizers.composition import suits_sgd
 from compressor.training.optimizers.schedules import Constant, Cosine, Course, OneCycle
-from compressor.training.passes.range_test import batches_of_test, judged
+from compressor.training.passes.range_test import Found, batches_of_test, judged
+from compressor.training.passes.rate_trials import PARTS, best_of, tries_rates
 from compressor.training.settings import TrainingSettings
 from compressor.training.snapshots import capture, read_snapshot
 from compressor.workload import Workload, predict
@@ -707,10 +709,10 @@ def test_what_is_found_is_told_and_used_again(tmp_path: Path) -> None:
     assert same_weights(first, second)
     assert "range test of 16 batches" in said["rate_from"]
     assert 3e-5 < said["rate"] <= 0.1
-    assert len(calls) == 2 * (3 * 24 + 2 * 16)
-    # Killed in the second epoch: 16 + 16 of the test, 24 of the first epoch, and some of the second.
+    assert len(calls) == 2 * (2 * 16 + 3 * 72 + 72)
+    # Killed in the second epoch: after 32 of the test, three trials of 72, 24 of the first epoch, and some more.
     calls.clear()
-    dies_at, context = 60, Context(progress=False, folder=tmp_path)
+    dies_at, context = 32 + 216 + 28, Context(progress=False, folder=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         train(mlp(), noisy_classes(mlp()), settings, context=context, objective=objective)
     calls.clear()
@@ -734,6 +736,105 @@ def test_a_range_test_leaves_nothing_behind() -> None:
     rate = told(context)["rate"]
     train(by_hand, noisy_classes(model), TrainingSettings(epochs=2, optimizer=SGD(rate=rate)), context=QUIET)
     assert same_weights(found, by_hand)
+
+
+class Scripted:
+    """Scores of trainings by the rates that they are tried at, which it remembers."""
+
+    def __init__(self, *scores: float | None) -> None:
+        self.scores, self.rates = list(scores), []
+
+    def __call__(self, optimizer: Any) -> float | None:
+        self.rates.append(optimizer.rate)
+        return self.scores[len(self.rates) - 1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "rate"),
+    [
+        (Metric.accuracy(), (0.7, 0.9, 0.8), 0.3),
+        (Metric.mse(), (0.7, 0.9, 0.8), 0.9),
+        (Metric.mse(), (0.7, 0.6, 0.5), 0.1),
+        # Of equals the first, and one that does not converge is none.
+        (Metric.accuracy(), (0.5, 0.9, 0.9), 0.3),
+        (Metric.accuracy(), (0.9, 0.9, 0.9), 0.9),
+        (Metric.mse(), (None, 0.9, 0.8), 0.1),
+        (Metric.accuracy(), (None, None, None), 0.9),
+    ],
+)
+def test_the_best_of_three_rates_by_validation_is_taken(metric: Metric, scores: Any, rate: float) -> None:
+    """What was found, a third and a ninth of it are tried, once each; the words name all three."""
+    tried = Scripted(*scores)
+    found = best_of(Found(optimizer=AdamW(rate=0.9, betas=(0.8, 0.9)), why="so"), tried, metric)
+    assert tried.rates == pytest.approx([0.9, 0.3, 0.1])
+    assert found.optimizer.rate == pytest.approx(rate)
+    assert found.optimizer.betas == (0.8, 0.9)
+    if any(score is not None for score in scores):
+        assert found.why.startswith("so; the whole training was tried on copies")
+        assert "0.1 gives" in found.why
+
+
+def test_trials_are_for_short_trainings_that_find_their_rate() -> None:
+    """None below 24 updates, nor above 256, nor where the user names the rate."""
+    assert [tries_rates(TrainingSettings(), updates) for updates in (23, 24, 256, 257)] == [False, True, True, False]
+    assert not tries_rates(TrainingSettings(optimizer=AdamW(rate=1e-3)), 100)
+
+
+class LearnsByHeart(nn.Module):
+    """Sums its inputs by weights of which the first alone says something; many more fit noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(24, 96), nn.Linear(96, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)))
+
+
+def few_samples(model: nn.Module) -> Workload:
+    """48 samples to learn from, a third of their labels wrong, and 600 to be judged by."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(648, 24, generator=generator)
+    targets = (inputs[:, 0] > 0).long()
+    noisy = torch.where(torch.rand(48, generator=generator) < 0.3, 1 - targets[:48], targets[:48])
+    learned, judged_by = Batches((inputs[:48], noisy), batch_size=8), Batches((inputs[48:], targets[48:]))
+    return replace(same_data(model, learned, inputs[:2]), validation=judged_by, test=judged_by)
+
+
+def test_few_samples_are_not_learned_by_heart() -> None:
+    """The rate that lowers the training loss fastest is not taken where a lower one is better on validation.
+
+    Each of the three scores is that of the training at this rate by itself.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LearnsByHeart()
+    workload, context = few_samples(model), Context(progress=False)
+    with torch.no_grad():
+        # What pruning leaves of a trained network: right, and not by much.
+        model.up.weight.mul_(0.3)
+        model.up.weight[0], model.up.weight[1] = torch.eye(24)[0], -torch.eye(24)[0]
+        model.down.weight.mul_(0.1)
+        model.down.weight[:, 0], model.down.weight[:, 1] = torch.tensor([-0.3, 0.3]), torch.tensor([0.3, -0.3])
+    settings = TrainingSettings(epochs=8)
+    trained = copy.deepcopy(model)
+    logs = train(trained, workload, settings, context=context)
+    said = told(context)
+    found = float(said["rate_from"].split("(accuracy) ")[1].split(" gives")[0])
+    assert said["rate"] < 0.5 * found
+    own = {}
+    for part in PARTS:
+        at = replace(settings, optimizer=AdamW(rate=3 * said["rate"] * part))
+        own[part] = max(log.score for log in train(copy.deepcopy(model), workload, at, context=QUIET))
+    assert max(log.score for log in logs) == own[1 / 3]
+
+
+def test_a_training_for_zeros_is_not_chosen_by_its_score() -> None:
+    """What keeps its last epoch aims at what no score sees: no trials, and the rate of the range test."""
+    model, context = mlp(), Context(progress=False)
+    train(model, noisy_classes(model), TrainingSettings(epochs=2), context=context, keep_last=True)
+    assert "range test" in told(context)["rate_from"]
+    assert "tried" not in told(context)["rate_from"]
 
 
 def test_short_trainings_take_a_usual_rate() -> None:

@@ -15,9 +15,9 @@ from compressor.notes.training import Training, Trainings
 from compressor.pruning.schedules import Linear
 from compressor.stage import Context
 from compressor.stages import Distill, FineTune, PruneChannels, QuantizationAwareTraining, SparseTraining
-from compressor.training import loop
 from compressor.training.loop import train
 from compressor.training.optimizers.choices import SGD
+from compressor.training.running import epochs
 from compressor.training.settings import TrainingSettings
 from compressor.training.validation import compare
 from compressor.workload import Workload, predict
@@ -134,13 +134,13 @@ def test_shuffled_validation_data_is_paired_sample_by_sample() -> None:
 def test_a_killed_training_that_failed_ends_the_same(tmp_path: Path, monkeypatch) -> None:
     """The scores before the training are in the snapshot: they are not computed again, and the verdict is the same."""
     torch.manual_seed(0)
-    workload, passes, rows = solved(convolutions()), [], loop.validation_rows
+    workload, passes, rows = solved(convolutions()), [], epochs.validation_rows
 
     def counted(*arguments):
         passes.append(1)
         return rows(*arguments)
 
-    monkeypatch.setattr(loop, "validation_rows", counted)
+    monkeypatch.setattr(epochs, "validation_rows", counted)
 
     def run(context, objective=None):
         model = copy.deepcopy(workload.model)
@@ -199,8 +199,8 @@ def test_training_between_pruning_steps_and_of_integers_does_no_harm_either(stag
 
 def test_one_validation_pass_more_is_the_cost(tiny_workload, monkeypatch) -> None:
     """Two epochs read the validation data three times."""
-    passes, rows = [], loop.validation_rows
-    monkeypatch.setattr(loop, "validation_rows", lambda *arguments: passes.append(1) or rows(*arguments))
+    passes, rows = [], epochs.validation_rows
+    monkeypatch.setattr(epochs, "validation_rows", lambda *arguments: passes.append(1) or rows(*arguments))
     train(
         copy.deepcopy(tiny_workload.model),
         tiny_workload,

@@ -1,0 +1,1 @@
+"""A training while it runs: its epochs, and trials of them."""
