@@ -1,16 +1,18 @@
 """Whether a model computes the same twice, in a copy too, and whether it can be trained: tried before any work."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.batches import Batch, Inputs, map_tensors
 from compressor.errors import WorkloadError
-from compressor.kept_state import private_copy
+from compressor.kept_state import as_before, private_copy
 from compressor.running.described import described, listed
 from compressor.running.failures import FAULTS, in_short, lacks_memory, layer_of
 from compressor.running.model_checks import COPIES, memory_of
@@ -26,6 +28,7 @@ from compressor.workload import (
     input_tensors,
     output_tensor,
     predict,
+    raw_output,
     resize_batch,
 )
 
@@ -61,6 +64,11 @@ def checked_forward(model: nn.Module, inputs: Inputs, label: str, example: Input
         raise WorkloadError(
             f"the output must have one row for each of the {batch_size_of(inputs)} samples of {label}, got shape "
             f"{tuple(output.shape)}; batches come first in every input and output"
+        )
+    if output.is_complex():
+        raise WorkloadError(
+            f"the output must be real numbers, which ONNX Runtime has, got {described(output)} for {label}; let "
+            "forward() return torch.view_as_real() of it, or .abs()"
         )
     if bool(output.isnan().any()):
         raise WorkloadError(
@@ -206,9 +214,11 @@ class _Readers(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch does
 
 
 def check_training_step(workload: Workload, batch: Batch, stage: str) -> None:
-    """Nothing where `batch` gives the weights of a copy of the model gradients, as `stage` needs. Raises "
-    "WorkloadError.
+    """Nothing where `batch` gives the weights of a copy of the model gradients, as `stage` needs.
+
+    Raises WorkloadError where it does not, or where the loss reads what forward leaves in the original.
     """
+    _check_left_behind(workload, batch, stage)
     model, (inputs, targets) = private_copy(workload.model).train(), batch
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise WorkloadError(
@@ -278,6 +288,66 @@ def _check_strangers(workload: Workload, learning: list[Tensor], own: set[int], 
             "them: loss.requires_grad_(False); what is to be learned with the model, make a part of it, and let "
             f"forward() return what the loss needs; or leave {stage} out"
         )
+
+
+def _check_left_behind(workload: Workload, batch: Batch, stage: str) -> None:
+    """Raises WorkloadError where the loss reads what forward leaves in attributes of workload.model.
+
+    A term that a mixture of experts adds for its balance, for instance, or a divergence: a training runs a copy, whose
+    attributes the loss does not see, and what it reads is that of some earlier batch and has no gradient.
+    """
+    model, (inputs, targets) = workload.model, batch
+    before = {(path, name): _leaves(value) for path, name, value in _attributes(model)}
+    with replayed(0, 0), torch.no_grad(), as_before(model):
+        outputs = output_tensor(raw_output(model, inputs))
+        for path, name, value in _attributes(model):
+            former, now = before.get((path, name), []), _leaves(value)
+            if len(former) == len(now) and all(one is other for one, other in zip(former, now, strict=True)):
+                continue
+            if _is_read(partial(workload.loss, outputs, targets), vars(model.get_submodule(path)), name):
+                raise WorkloadError(
+                    f"{stage} trains, and the loss reads {f'{path}.{name}' if path else name}, which forward() leaves "
+                    "in workload.model: stages train copies, whose attributes it does not see. Let forward() return "
+                    "what it is computed from beside the output, with a row for each sample, and name its loss: "
+                    f"Workload(others={{...: OtherOutput(loss=...)}}); or leave {stage} out"
+                )
+
+
+def _is_read(function: Callable[[], Any], holder: dict[str, Any], name: str) -> bool:
+    """Whether `function` gives another number where the numbers of an attribute are none."""
+    value, found = holder[name], []
+    for given in (value, value, tree_map(_spoiled, value)):
+        try:
+            holder[name] = given
+            with replayed(0, 0):
+                found.append(function())
+        except FAULTS:  # whatever is wrong with the loss is another check's to say
+            return False
+        finally:
+            holder[name] = value
+    if not all(isinstance(one, Tensor) for one in found) or not torch.equal(found[0], found[1]):
+        return False  # it says another number at every call
+    return not torch.equal(found[1], found[2])
+
+
+def _attributes(model: nn.Module) -> list[tuple[str, str, Any]]:
+    """(path, name, value) of what modules hold beside parameters, buffers and modules."""
+    own = set(vars(nn.Module()))
+    return [
+        (path, name, value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if name not in own
+    ]
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    """The tensors of fractions that lie in `value`; none where it is no container that torch knows."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _spoiled(leaf: Any) -> Any:
+    return torch.full_like(leaf, math.nan) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _check_gradients(model: nn.Module, loss: Tensor, stage: str) -> None:

@@ -49,7 +49,7 @@ def check_judged(name: str, outputs: Tensor, given: Targets, workload: Workload,
         with _sizes_differ(outputs, targets) as differing:
             value = _value(label, function, outputs, targets)
         if not math.isfinite(value):
-            raise WorkloadError(f"{label}, must be finite, got {value}; check the scale")
+            raise WorkloadError(f"{label}, must be finite, got {value}; {_way_to_a_number(function, outputs, targets)}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they were passed on the first time
             found = Crossing.ACCIDENT if differing else _crossing(judged, outputs, targets)
@@ -82,7 +82,7 @@ def _value(label: str, function: Callable[[Tensor, Tensor], Any], outputs: Tenso
         raise WorkloadError(f"{label}: {error}") from error
     except FAULTS as error:  # user code may raise anything
         helps = _differ_by_ones(outputs, targets) and _works(function, outputs, targets.reshape(outputs.shape))
-        way_out = f"; {fitting(outputs.shape, targets.shape)}" if helps else ""
+        way_out = f"; {fitting(outputs.shape, targets.shape)}" if helps else _other_type(function, outputs, targets)
         raise WorkloadError(
             f"{label}, fails: {type(error).__name__}: {str(error).strip() or 'no message'}. It must take "
             f"(outputs, targets) of these shapes and types{way_out}"
@@ -125,6 +125,33 @@ def _works(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: 
         return math.isfinite(float(function(outputs, targets)))
     except FAULTS:  # user code may raise anything
         return False
+
+
+def _other_type(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> str:
+    """A type of numbers in which the targets do work, "" where there is none."""
+    for written, dtype in (("float", torch.float32), ("long", torch.int64)):
+        if targets.dtype != dtype and _works(function, outputs, targets.to(dtype)):
+            return f"; with targets.{written}() it works: convert them in the dataset, or in the loss"
+    return ""
+
+
+def _way_to_a_number(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> str:
+    """What makes a number of a value that is infinite or none."""
+    with torch.enable_grad():
+        found = function(outputs.detach().requires_grad_(), targets)
+    open_nodes, met = [getattr(found, "grad_fn", None)], set()
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in met:
+            continue
+        if "ctc" in type(node).__name__.lower():
+            return (
+                "a label that is longer than its outputs, with what stands between equal neighbours, has no path in "
+                "CTC: take zero_infinity=True, or leave such samples out"
+            )
+        met.add(node)
+        open_nodes += [following for following, _ in node.next_functions]
+    return "check the scale"
 
 
 def _every_pair(label: str, outputs: Tensor, targets: Tensor) -> str:

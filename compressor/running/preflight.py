@@ -323,16 +323,16 @@ def _check_trainable(batches: list[Batch], outputs: Tensor, workload: Workload) 
                 f"train holds the class {present.pop()} alone, and the model has {outputs.shape[kind.axis]} outputs; a "
                 "score of one class says nothing. Give samples of every class"
             )
-    single = next((inputs for inputs, _ in batches if batch_size_of(inputs) == 1), None)
-    if single is None:
+    # One among larger ones is left out by a training, and said there.
+    if any(batch_size_of(inputs) > 1 for inputs, _ in batches):
         return
     try:
-        call_model(private_copy(workload.model).train(), single)
+        call_model(private_copy(workload.model).train(), batches[0][0])
     except ValueError as error:
         # BatchNorm over features has no variance in a batch of one.
         raise WorkloadError(
-            f"train has a batch of 1 sample, which the model cannot be trained on: {error}. Set drop_last=True, or "
-            "another batch_size"
+            f"the batches of train have 1 sample each, which the model cannot be trained on: {error}. Set another "
+            "batch_size"
         ) from error
 
 

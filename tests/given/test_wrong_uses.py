@@ -246,8 +246,8 @@ USES = {
         r"does not take example_inputs: int64 \(2, 3\).*Give inputs",
     ),
     "batches of one for BatchNorm": (
-        lambda: loaders(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), train=[(X[:8], Y[:8]), (X[:1], Y[:1])]),
-        r"a batch of 1 sample.*Set drop_last=True",
+        lambda: loaders(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), train=[(X[:1], Y[:1]), (X[:1], Y[:1] + 1)]),
+        r"have 1 sample each.*Set another batch_size",
     ),
     "a misspelt metric": (
         lambda: datasets(metric="acuracy"),

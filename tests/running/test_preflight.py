@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from compressor.errors import WorkloadError
 from compressor.metrics import Metric
 from compressor.running.preflight import BATCHES_READ, check_workload
+from compressor.stages import FineTune
 from compressor.workload import Workload, predict
 from workbench.same_data import same_data
 
@@ -162,12 +163,32 @@ def test_one_class_alone_is_refused() -> None:
     assert message.startswith("train holds the class 1 alone, and the model has 3 outputs")
 
 
-def test_a_training_batch_of_one_is_refused_with_batch_norm() -> None:
-    """BatchNorm over features cannot train on one sample: the last batch of 5 samples in fours is found."""
-    message = refusal(train=[*batches(1), (torch.randn(1, 4), torch.tensor([1]))])
-    assert "train has a batch of 1 sample" in message
+def test_training_batches_of_one_are_refused_with_batch_norm() -> None:
+    """BatchNorm over features cannot train on one sample; one among larger batches is left out by the training."""
+    single, other = [(torch.randn(1, 4), torch.tensor([label])) for label in (1, 2)]
+    message = refusal(train=[single, other])
+    assert "the batches of train have 1 sample each" in message
     assert "Expected more than 1 value per channel" in message
-    assert "drop_last=True" in message
+    assert "Set another batch_size" in message
+    for data in ([*batches(1), single], [single, *batches(1)]):
+        check_workload(workload(train=data), [FineTune()])
+
+
+def test_complex_outputs_are_refused() -> None:
+    """ONNX Runtime has no complex numbers, and no distance to a teacher is one number then."""
+
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft(self.layer(x))
+
+    message = refusal(model=Spectrum().eval())
+    assert "the output must be real numbers" in message
+    assert "got complex64 (" in message
+    assert "torch.view_as_real()" in message
 
 
 def test_broken_weights_are_named() -> None:

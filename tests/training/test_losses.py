@@ -232,6 +232,16 @@ CASES = {
     "one argument": Case(loss=lambda o: o.mean(), refused=r"TypeError.*It must take \(outputs, targets\)"),
     "written into targets": Case(loss=in_place, refused=r"writes into its targets.*targets = targets.clone\(\)"),
     "a gradient that is not finite": Case(loss=rooted, refused="while its gradient is not finite.*clamp"),
+    "truth values against logits": Case(
+        loss=nn.BCEWithLogitsLoss(), targets=SEVERAL > 0, refused=r"with targets.float\(\) it works: convert them"
+    ),
+    "32-bit labels": Case(loss=nn.CrossEntropyLoss(), targets=LABELS.int(), refused=r"targets.long\(\) it works"),
+    "CTC of labels that do not fit": Case(
+        loss=ctc,
+        targets={"labels": torch.ones(64, 4, dtype=torch.long), "lengths": torch.tensor([1, 4] * 32)},
+        outputs=(5, 4),
+        refused="has no path in CTC: take zero_infinity=True",
+    ),
     "a column against a row": Case(loss=nn.MSELoss(), targets=VALUES[:, 0], outputs=(1,), refused=r"unsqueeze\(1\)"),
 }  # fmt: skip
 
