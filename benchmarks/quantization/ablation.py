@@ -60,6 +60,7 @@ EQUALIZING = {"equalization": EQUALIZED, "equalization, analytic bias correction
 LEARNED = {
     "GPTQ": {"rounding": GPTQ()},
     "GPTQ, analytic bias correction": {"rounding": GPTQ()} | ANALYTIC,
+    "GPTQ, biases beside": {"rounding": GPTQ()} | EMPIRICAL,
     "AdaRound": {"rounding": AdaRound()},
     "AdaRound, analytic bias correction": {"rounding": AdaRound()} | ANALYTIC,
 }
@@ -134,7 +135,8 @@ def run(setting: str, workload: Workload, shared: dict, rows: dict[str, dict], f
     for label, fields in tqdm(rows.items(), desc=setting, unit="row"):
         path = folder / f"{slug(label)}.json"
         if not path.exists():
-            write_json(path, measured(workload, exported, Quantize(**shared, **fields), reference, target))
+            stage = Quantize(**{"bias_correction": None, **shared, **fields})
+            write_json(path, measured(workload, exported, stage, reference, target))
         done[label] = read_json(path)
     return {
         "environment": environment(target),

@@ -7,13 +7,15 @@ on them, what goes back to float, and the biases, which make up for what roundin
 from dataclasses import dataclass, field, replace
 
 from compressor.errors import NothingToImproveError, StageError
-from compressor.notes.quantization import Equalized
+from compressor.notes.quantization import BiasesCorrected, Equalized
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
+from compressor.quantization.accuracy.channel_scaling import with_weights
 from compressor.quantization.accuracy.channel_statistics import output_sqnr_db
 from compressor.quantization.accuracy.equalization import CrossLayerEqualization
 from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.quantization.accuracy.layer_rounding import round_layers
+from compressor.quantization.accuracy.linear_layers import LinearLayer
 from compressor.quantization.accuracy.smoothing import SmoothQuant
 from compressor.quantization.choice.give_back import GiveBack
 from compressor.quantization.choice.mixed_precision import MixedPrecision
@@ -45,7 +47,7 @@ class QuantizationSettings(IntegerSettings):
     smoothing: SmoothQuant | None = None
     mixed: MixedPrecision | None = None
     rounding: Nearest | GPTQ | AdaRound = field(default_factory=Nearest)
-    bias_correction: BiasCorrection | None = None
+    bias_correction: BiasCorrection | None = field(default_factory=BiasCorrection)
     give_back: GiveBack | None = None
     portable: Portable | None = field(default_factory=Portable)
 
@@ -72,19 +74,37 @@ def quantized_file(
     portable = None if context.target.signed_activations else settings.portable
     if portable is not None:
         prepared = made_portable(prepared, portable, workload, context)
+    correction = settings.bias_correction
+    if correction is not None and correction.method == "auto" and not prepared.placement.static:
+        # Ranges of every call, and none at all, were not seen to shift means.
+        correction = None
     if not isinstance(settings.rounding, Nearest):
-        prepared = _rounded(prepared, settings.rounding, workload, context)
-        if portable is not None:
-            weights = repaired_grids(prepared.graph, prepared.weights, integer_nodes(prepared))
-            prepared = replace(prepared, weights=weights)
+        # A layer in float again needs its own bias: where layers go back, it is found after that.
+        together = correction is not None and correction.method != "analytic" and settings.give_back is None
+        prepared = _rounded(
+            prepared,
+            settings.rounding,
+            workload,
+            context,
+            correction=correction if together else None,
+            safe=portable is not None,
+        )
+        if BiasesCorrected.from_json(prepared.details) is not None:
+            correction = None
 
     def corrected(candidate: Prepared) -> Prepared:
-        if settings.bias_correction is None:
+        if correction is None:
             return candidate
         try:
-            graph, told = settings.bias_correction.apply(candidate.graph, candidate.place, workload, context)
+            graph, told = correction.apply(candidate.graph, candidate.place, workload, context)
         except NothingToImproveError as found:
-            return candidate.leaving_out(found)
+            return candidate if correction.method == "auto" else candidate.leaving_out(found)
+        except Exception as error:
+            # What nobody asked for must not be what fails. A kernel may refuse alone what it takes fused, as it is
+            # where tensors inside are looked at, and ONNX Runtime's errors share no base class below Exception.
+            if correction.method != "auto":
+                raise
+            return candidate.leaving_out(NothingToImproveError("bias_correction", str(error)))
         return replace(candidate, graph=graph).noting(told)
 
     if settings.give_back is None:
@@ -119,18 +139,41 @@ def _prepared(exported: bytes, settings: QuantizationSettings, workload: Workloa
     return (equalized if after > before else plain).noting(told)
 
 
-def _rounded(prepared: Prepared, rounding: AdaRound | GPTQ, workload: Workload, context: Context) -> Prepared:
+def _rounded(
+    prepared: Prepared,
+    rounding: AdaRound | GPTQ,
+    workload: Workload,
+    context: Context,
+    *,
+    correction: BiasCorrection | None,
+    safe: bool,
+) -> Prepared:
+    """`prepared` with learned integers, `safe` ones where asked, and biases that `correction` lets make up for them."""
+    plain, layers, nodes = prepared, list[LinearLayer](), integer_nodes(prepared)
+    if correction is not None:
+        graph, layers = correction.biased(prepared.graph, prepared.place())
+        prepared = replace(prepared, graph=graph)
     try:
-        grids, told = round_layers(
+        grids, biases, told = round_layers(
             rounding,
             prepared.graph,
             prepared.weights,
             place=lambda weights: prepared.place(weights=weights),
             workload=workload,
             context=context,
+            corrected=layers,
+            repaired=(lambda grids: repaired_grids(prepared.graph, grids, nodes)) if safe else dict,
         )
     except StageError as error:
         # Calibration has seen the data by now: what is left is an operator that cannot be run alone.
         reason = f"every weight is rounded to nearest: {error}"
-        return prepared.leaving_out(NothingToImproveError("rounding", reason))
-    return replace(prepared, weights=grids).noting(told)
+        return plain.leaving_out(NothingToImproveError("rounding", reason))
+    rounded = replace(plain, weights=grids).noting(told)
+    if correction is None or not biases:
+        return rounded
+    changed = with_weights(prepared.graph, {name: value.numpy() for name, value in biases.items()})
+    missing = [layer.name for layer in layers if layer.bias not in biases]
+    graph, note = correction.judged(
+        plain.graph, changed, rounded.place, workload, layers=len(layers), missing=missing, learned=True
+    )
+    return replace(rounded, graph=graph).noting(note)

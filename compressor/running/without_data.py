@@ -46,6 +46,8 @@ def _without_data(stage: Stage) -> Stage:
     if asked:
         told = ", ".join(asked)
         raise StageError(f"quantize decides {told} by data, and there are none; leave it out, or {_WAY_OUT}")
+    # Biases are corrected by default, but not on made-up inputs.
+    stage = replace(stage, bias_correction=None)
     if isinstance(stage.form, _NEEDS_NONE):
         return stage
     if isinstance(stage.form, ByFamily | ByEvidence):

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from compressor import Pipeline, Recipe, Workload
+from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound
@@ -28,7 +29,7 @@ from workbench.onnx_graphs import calibrated_on
 ALL = {
     "equalization": CrossLayerEqualization(),
     "smoothing": SmoothQuant(),
-    "bias_correction": BiasCorrection(),
+    "bias_correction": BiasCorrection(method="analytic"),
     "give_back": GiveBack(slower=False, min_sqnr_db=10.0),
 }
 
@@ -103,6 +104,33 @@ def test_improvements_with_nothing_to_improve_are_noted(kind: type[nn.Module], l
     assert decibels > 20
     assert set(details["left_out"]) == left_out
     assert all(reason.startswith(("nothing to", "no bias to")) for reason in details["left_out"].values())
+
+
+def test_biases_are_corrected_unasked_and_never_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions get biases by default; a recurrent network gets none and no note; what fails unasked is noted."""
+    model = SmoothActivations().eval()
+    inputs = _inputs(model)
+    workload = Workload.from_datasets(model, train=(inputs, inputs), test=(inputs, inputs), metric="mse")
+    exported = export_onnx(model, workload).onnx_bytes
+    _, details = _quantized(exported, inputs)
+    assert (details["bias_correction"]["method"], details["bias_correction"]["kept"]) == ("analytic", True)
+    assert details["bias_correction"]["layers"] == 3
+    _, details = _quantized(exported, inputs, bias_correction=None)
+    assert "bias_correction" not in details
+
+    def fails(*_: object) -> None:
+        raise StageError("cannot be run alone")
+
+    monkeypatch.setattr(BiasCorrection, "apply", fails)
+    _, details = _quantized(exported, inputs)
+    assert details["left_out"] == {"bias_correction": "cannot be run alone"}
+    with pytest.raises(StageError, match="cannot be run alone"):
+        _quantized(exported, inputs, bias_correction=BiasCorrection(method="analytic"))
+    recurrent = Recurrent().eval()
+    inputs = _inputs(recurrent)
+    workload = Workload.from_datasets(recurrent, train=(inputs, inputs), test=(inputs, inputs), metric="mse")
+    _, details = _quantized(export_onnx(recurrent, workload).onnx_bytes, inputs)
+    assert not {"bias_correction", "left_out"} & details.keys()
 
 
 @pytest.mark.slow

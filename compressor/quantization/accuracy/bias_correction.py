@@ -5,12 +5,13 @@ al. 2019, arXiv:1906.04721, section 4.2).
 
 - empirical (appendix D there): layer by layer in graph order, the mean over calibration data of the float output minus
   that of the quantized one, with all earlier layers corrected already, so that nothing is corrected twice.
+  Beside rounding that learns, `layer_rounding` does the same on its way, so that the weights behind see it.
 - analytic (equations 16 to 19): (W - W~) E[x], all layers at once. Behind a ReLU or ReLU6, E[x] is the mean of a
   clipped normal distribution; its mean and deviation in front of the activation are measured, because BatchNorm's own
   are folded away in an exported graph. Other inputs have their measured mean. Padding counts as if it held E[x].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +33,13 @@ from compressor.quantization.accuracy.channel_statistics import (
     probed,
     with_outputs,
 )
-from compressor.quantization.accuracy.linear_layers import LinearLayer, linear_layers, with_biases
+from compressor.quantization.accuracy.linear_layers import (
+    LinearLayer,
+    linear_layers,
+    node_in_placed,
+    tensor_in_placed,
+    with_biases,
+)
 from compressor.quantization.placement.movement import cut_at
 from compressor.runtime import open_session
 from compressor.stage import Context
@@ -47,14 +54,16 @@ class BiasCorrection:
 
     `method` "analytic" computes the error from the weights and the mean inputs, "empirical" runs the quantized network
     up to every layer in turn. With 8-bit weights both help alike; with 4 bits matching the means alone does harm where
-    rounding has also narrowed the distributions. Means come from `samples` calibration samples.
+    rounding has also narrowed the distributions. "auto" is empirical where rounding learns, which then leaves the means
+    to the biases, and analytic where weights go to the nearest; it is for graphs with calibrated ranges alone, and says
+    nothing where there is nothing to correct. Means come from `samples` calibration samples.
     """
 
-    method: Literal["empirical", "analytic"] = "analytic"
-    samples: int = 256
+    method: Literal["auto", "empirical", "analytic"] = "auto"
+    samples: int = 128
 
     def __post_init__(self) -> None:
-        check_one_of(self.method, "method is how the shift is found", ("empirical", "analytic"))
+        check_one_of(self.method, "method is how the shift is found", ("auto", "empirical", "analytic"))
         check_count(self.samples, "samples is the number of samples that are looked at")
 
     def apply(
@@ -66,20 +75,42 @@ class BiasCorrection:
         correction that does not bring the outputs on calibration data closer to those of the float graph is not kept:
         `graph` comes back. Raises NothingToImproveError where no layer with a bias is quantized.
         """
-        start = place(graph)
-        layers = [layer for layer in linear_layers(graph) if _is_quantized(start, layer)]
+        biased, layers = self.biased(graph, place(graph))
         if not layers:
             raise NothingToImproveError(
                 "bias_correction", "no bias to correct: no Conv, Gemm or MatMul with a bias is quantized"
             )
-        biased, layers = with_biases(graph, layers)
         correct = self._empirical if self.method == "empirical" else self._analytic
         corrected, missing = correct(biased, layers, place, workload, context)
-        data, samples = workload.calibration, self.samples
-        before, after = (output_sqnr_db(graph, model, data, samples=samples) for model in (start, place(corrected)))
+        return self.judged(graph, corrected, place, workload, layers=len(layers), missing=missing)
+
+    def biased(self, graph: onnx.ModelProto, placed: onnx.ModelProto) -> tuple[onnx.ModelProto, list[LinearLayer]]:
+        """The float graph with a bias for every layer that `placed`, its quantized graph, has quantized; these."""
+        return with_biases(graph, [layer for layer in linear_layers(graph) if _is_quantized(placed, layer)])
+
+    def judged(
+        self,
+        graph: onnx.ModelProto,
+        corrected: onnx.ModelProto,
+        place: Place,
+        workload: Workload,
+        *,
+        layers: int,
+        missing: Sequence[str] = (),
+        learned: bool = False,
+    ) -> tuple[onnx.ModelProto, BiasesCorrected]:
+        """`corrected`, or `graph` where that leaves more signal, and what the report is told; `learned` with rounding.
+
+        `missing` of the `layers` could not be corrected.
+        """
+        before, after = (
+            output_sqnr_db(graph, place(each), workload.calibration, samples=self.samples)
+            for each in (graph, corrected)
+        )
+        method = ("empirical" if learned else "analytic") if self.method == "auto" else self.method
         note = BiasesCorrected(
-            method=self.method,
-            layers=len(layers) - len(missing),
+            method=method,
+            layers=layers - len(missing),
             missing=tuple(missing),
             sqnr_db_before=before,
             sqnr_db_after=after,
@@ -94,7 +125,7 @@ class BiasCorrection:
         wanted = self._statistics(graph, axes, workload, context)
         weights, placed, missing = read_weights(graph), place(graph), []
         for layer in tqdm(layers, desc="bias correction", unit="layer", leave=False, disable=not context.progress):
-            tensor = _in_placed(placed, layer)
+            tensor = tensor_in_placed(placed, layer)
             if tensor is None:
                 missing.append(layer.name)
                 continue
@@ -116,7 +147,7 @@ class BiasCorrection:
         axes |= {bounds[layer.input][0]: layer.input_axis for layer in layers if layer.input in bounds}
         seen = self._statistics(graph, axes, workload, context)
         for layer in layers:
-            node = _named(placed, layer)
+            node = node_in_placed(placed, layer)
             value = integer_weight(placed, layer.output) if node is None else constant_value(placed, node.input[1])
             if value is None or value.shape != weights[layer.weight].shape:
                 missing.append(layer.name)
@@ -204,30 +235,11 @@ def integer_weight(model: onnx.ModelProto, tensor: str) -> Array | None:
     return None
 
 
-def _named(placed: onnx.ModelProto, layer: LinearLayer) -> onnx.NodeProto | None:
-    """The layer's node, unless placement made others of it, to the last of which the name may have gone."""
-    return next((node for node in placed.graph.node if node.name == layer.name and node.op_type == layer.kind), None)
-
-
 def _is_quantized(placed: onnx.ModelProto, layer: LinearLayer) -> bool:
-    node = _named(placed, layer)
+    node = node_in_placed(placed, layer)
     floats = {tensor.name for tensor in placed.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     # A layer that is gone by its name was replaced by an integer operator.
     return node is None or node.input[1] not in floats
-
-
-def _in_placed(placed: onnx.ModelProto, layer: LinearLayer) -> str | None:
-    """The tensor of the placed graph that the layer computes, before it is rounded."""
-    made = producers(placed.graph.node)
-    # Placement drops a ReLU whose bound the integers enforce; the layer then writes what the ReLU wrote.
-    named = _named(placed, layer)
-    if named is not None:
-        return str(named.output[0])
-    last = made.get(layer.output)
-    if last is None:
-        return None
-    source = made.get(last.input[0]) if last.op_type == "DequantizeLinear" else None
-    return str(source.input[0]) if source is not None and source.op_type == "QuantizeLinear" else layer.output
 
 
 def _patch_(placed: onnx.ModelProto, layer: LinearLayer, change: Array) -> bool:
@@ -237,7 +249,7 @@ def _patch_(placed: onnx.ModelProto, layer: LinearLayer, change: Array) -> bool:
     if own is not None and own.data_type == TensorProto.FLOAT:
         own.CopyFrom(numpy_helper.from_array(_added(numpy_helper.to_array(own), change), own.name))
         return True
-    node = _named(placed, layer)
+    node = node_in_placed(placed, layer)
     if node is None or len(node.input) < 3:
         return False
     source = next((item for item in placed.graph.node if node.input[2] in item.output), None)

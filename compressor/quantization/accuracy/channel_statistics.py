@@ -20,6 +20,8 @@ Array = npt.NDArray[np.float64]
 
 # What the probed tensors of one call may take; a batch is cut into slices below it.
 _MAX_BYTES = 256 * 2**20
+# Numbers that are looked at once: a MiB of float64 stays in the cache for all that is asked of them.
+_BLOCK = 2**17
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,11 +115,15 @@ class _Sums:
     def update(self, values: npt.NDArray[Any], name: str) -> None:
         if values.size == 0:
             return
-        low, high = values.min(axis=1).astype(np.float64), values.max(axis=1).astype(np.float64)
+        low, high, first, second = np.empty((4, len(values)))
+        step = max(1, _BLOCK // values.shape[1])
+        for start in range(0, len(values), step):
+            rows = slice(start, start + step)
+            wide = values[rows].astype(np.float64)
+            low[rows], high[rows], first[rows] = wide.min(axis=1), wide.max(axis=1), wide.sum(axis=1)
+            second[rows] = np.einsum("ij,ij->i", wide, wide)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise StageError(f"tensor {name!r} holds NaN or infinite values; check the model and the calibration data")
-        wide = values.astype(np.float64)
-        first, second = wide.sum(axis=1), np.einsum("ij,ij->i", wide, wide)
         if self.count:
             self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
             self.first, self.second = self.first + first, self.second + second

@@ -8,6 +8,13 @@ by column, the one with the largest diagonal of H first, the weight q is rounded
 
 Inputs come from the network whose earlier layers are rounded already. What that changed, x - x', is made up for first:
 the row of least squares for the float output is w + w E[(x - x') x'^T] (E[x' x'^T])^-1.
+
+A layer of many inputs that few samples show, such as the classifier behind a pool, has a singular H, and what fits
+these samples does harm on others: H is shrunk towards the mean of its diagonal, by as much as a prior worth one
+position an input would (Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices").
+
+Where the layer's bias makes up for the means, the squared error is least around them: X and both expectations are then
+those of x' - E[x'], and the weights are free to keep what varies.
 """
 
 from dataclasses import dataclass
@@ -23,14 +30,16 @@ from compressor.quantization.grids.weights import WeightGrid
 
 # Columns that are rounded before their changes are passed on to the columns behind, in one product instead of many.
 _BLOCK = 128
+# Positions for every input with which H is known: first layers that read photographs have thousands a sample.
+_POSITIONS_AN_INPUT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTQ:
     """Rounds column by column and lets the remaining weights make up for it, in closed form.
 
-    `damping` is added to the diagonal of H as a fraction of its mean (>= 0), `samples` is how many samples H is the
-    sum of.
+    `damping` is added to the diagonal of H as a fraction of its mean (>= 0), or inputs over positions where that is
+    more. `samples` is how many samples H is the sum of; fewer where they have 256 positions for every input.
     """
 
     damping: float = 0.01
@@ -44,7 +53,7 @@ class GPTQ:
     def rounded(self, layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> WeightGrid:
         """The layer's grid with the integers that `gptq` finds; nothing is random."""
         del generator
-        hessian, drift = _second_moments(layer, crossing, twins)
+        hessian, drift, positions = _second_moments(layer, crossing, twins)
         grid = twins.grids[layer.weight]
         rows, scale, zero_point = twins.rows_of(layer)
         integers = gptq(
@@ -54,22 +63,39 @@ class GPTQ:
             hessian,
             drift,
             bounds=integer_bounds(grid.bits, signed=True),
-            damping=self.damping,
+            # The diagonal counts as many positions as there are inputs: of few, H sees but what these have in common.
+            damping=max(self.damping, rows.shape[-1] / positions),
         )
         return grid.with_integers(to_weight(layer.node, integers, grid.integers.shape))
 
 
-def _second_moments(layer: Layer, crossing: Crossing, twins: Twins) -> tuple[Tensor, Tensor]:
-    """The sums of x' x'^T and of (x - x') x'^T over all positions, float64 (groups, inputs, inputs)."""
+def _second_moments(layer: Layer, crossing: Crossing, twins: Twins) -> tuple[Tensor, Tensor, int]:
+    """The sums of x' x'^T and of (x - x') x'^T over all positions, float64 (groups, inputs, inputs), and these counted.
+
+    Around the means where the layer's bias is corrected.
+    """
     shape = twins.weights[layer.weight].shape
     groups, _, inputs = to_rows(layer.node, twins.weights[layer.weight]).shape
     hessian = torch.zeros(groups, inputs, inputs, dtype=torch.float64)
     drift = torch.zeros_like(hessian)
+    moved, read = torch.zeros(2, groups, inputs, 1, dtype=torch.float64)
+    count, origin = 0, torch.zeros(())
     for exact, quantized in twins.inputs_of(layer, crossing):
         for ours, theirs in paired_columns(layer.node, exact, quantized, shape):
-            hessian += theirs @ theirs.mT
-            drift += (ours - theirs) @ theirs.mT
-    return hessian, drift
+            if layer.linear is not None and not count:
+                # Sums around a point near the mean lose no digits to it; any point gives the same in the end.
+                origin = theirs.mean(dim=-1, keepdim=True)
+            change, near = ours - theirs, theirs - origin
+            hessian += near @ near.mT
+            drift += change @ near.mT
+            moved += change.double().sum(dim=-1, keepdim=True)
+            read += near.double().sum(dim=-1, keepdim=True)
+            count += near.shape[-1]
+        if count >= _POSITIONS_AN_INPUT * inputs:
+            break
+    if layer.linear is None:
+        return hessian, drift, count
+    return hessian - read @ read.mT / count, drift - moved @ read.mT / count, count
 
 
 def gptq(

@@ -22,6 +22,7 @@ from compressor.files.carrying import fixed_batch
 from compressor.files.graphs import initializers, names_read, output_names, producers
 from compressor.files.operators import IntegerForm, operator_of
 from compressor.quantization.accuracy.layer_rows import has_rows, to_rows
+from compressor.quantization.accuracy.linear_layers import LinearLayer, tensor_in_placed
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.placement.names import dequantized
 from compressor.quantization.torch_graph.graph import TorchGraph
@@ -39,10 +40,14 @@ _CHUNK = 32
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """A node whose weight is to be rounded, and the initializer that holds it."""
+    """A node whose weight is to be rounded, and the initializer that holds it.
+
+    `linear` tells of its bias where that is to make up for what rounding shifts in the mean.
+    """
 
     node: onnx.NodeProto
     weight: str
+    linear: LinearLayer | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,21 +64,33 @@ def _is_rounded(node: onnx.NodeProto, grids: Mapping[str, WeightGrid]) -> bool:
     # `layer_rows` has no form for a transposed convolution.
     if not row.linear or row.integer_form is not IntegerForm.KERNEL or node.input[1] not in grids:
         return False
-    return has_rows(grids[node.input[1]].integers.shape)
+    return has_rows(node, grids[node.input[1]].integers.shape)
 
 
 class Twins:
     """The float network and its quantized twin in torch; `grids` stand in for the twin's weights and may be exchanged.
 
     Activations go by the float graph's names. Where torch has no form for the quantized graph (ranges found at run
-    time, packed weights), the twin has quantized weights alone.
+    time, packed weights), the twin has quantized weights alone. The biases of `corrected` layers may be exchanged too:
+    `biases` has those that were.
     """
 
-    def __init__(self, graph: onnx.ModelProto, grids: Mapping[str, WeightGrid], place: Place) -> None:
+    def __init__(
+        self,
+        graph: onnx.ModelProto,
+        grids: Mapping[str, WeightGrid],
+        place: Place,
+        *,
+        corrected: Iterable[LinearLayer] = (),
+    ) -> None:
         self.graph, self.grids = graph, dict(grids)
+        self.biases: Values = {}
         self.float_net = TorchGraph(graph, foreign=True).requires_grad_(requires_grad=False)
+        linear = {layer.name: layer for layer in corrected}
         self.layers = [
-            Layer(node=node, weight=node.input[1]) for node in graph.graph.node if _is_rounded(node, self.grids)
+            Layer(node=node, weight=node.input[1], linear=linear.get(node.name))
+            for node in graph.graph.node
+            if _is_rounded(node, self.grids)
         ]
         weights = {layer.weight for layer in self.layers}
         self.weights: Values = {
@@ -81,7 +98,9 @@ class Twins:
             for tensor in graph.graph.initializer
             if tensor.name in weights
         }
-        self.quantized_net, self.names = self._twin(place(self.grids))
+        placed = place(self.grids)
+        self.quantized_net, self.names = self._twin(placed)
+        self._placed = self.graph if self.quantized_net is self.float_net else placed
 
     def _twin(self, placed: onnx.ModelProto) -> tuple[TorchGraph, dict[str, str]]:
         names = _twin_names(self.graph, placed)
@@ -93,8 +112,26 @@ class Twins:
         return self.float_net, _twin_names(self.graph, self.graph)
 
     def stand_ins(self) -> Values:
-        """The weights as the grids have them now, under the twin's names."""
-        return {self.names[name]: self.grids[name].values() for name in self.weights}
+        """The weights as the grids have them now, and the biases that were exchanged, under the twin's names."""
+        weights = {self.names[name]: self.grids[name].values() for name in self.weights}
+        return weights | {self.names[name]: value for name, value in self.biases.items()}
+
+    def correct_mean_(self, layer: Layer, crossing: "Crossing") -> bool:
+        """Adds to the layer's bias what the twin's output lacks of the float one in the mean; whether it could."""
+        linear = layer.linear
+        tensor = None if linear is None else tensor_in_placed(self._placed, linear)
+        if linear is None or tensor is None or linear.bias not in self.names:
+            return False
+        total, count, weights = torch.zeros(1, dtype=torch.float64), 0, self.stand_ins()
+        for exact, quantized in crossing.chunks():
+            wanted = self.run_float(exact, [linear.output])[linear.output]
+            with torch.no_grad():
+                (got,) = self.quantized_net.run(self._given(quantized) | weights, [tensor])
+            lacking = (wanted - got).movedim(linear.output_axis, 0).flatten(1)
+            total, count = total + lacking.double().sum(dim=1), count + lacking.shape[1]
+        bias = self.biases.get(linear.bias, self.float_net.constant(linear.bias))
+        self.biases[linear.bias] = (bias.double() + (total / count).reshape(bias.shape)).float()
+        return True
 
     def rows_of(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
         """(weight, scale, zero point) of the layer as the products see them, each (groups, outputs, inputs)."""
@@ -111,12 +148,14 @@ class Twins:
     def run_quantized(self, values: Values, wanted: Iterable[str], weights: Values) -> Values:
         """The `wanted` activations of the twin with `weights` (under its names), from `values` that cut it."""
         names = list(wanted)
+        with torch.no_grad():
+            found = self.quantized_net.run(self._given(values) | weights, [self.names[name] for name in names])
+        return dict(zip(names, found, strict=True))
+
+    def _given(self, values: Values) -> Values:
         # What comes into the network is rounded there; what crosses a border was.
         inputs = self.quantized_net.input_names
-        given = {name if name in inputs else self.names.get(name, name): value for name, value in values.items()}
-        with torch.no_grad():
-            found = self.quantized_net.run(given | weights, [self.names[name] for name in names])
-        return dict(zip(names, found, strict=True))
+        return {name if name in inputs else self.names.get(name, name): value for name, value in values.items()}
 
     def inputs_of(self, layer: Layer, crossing: "Crossing") -> Iterator[tuple[Tensor, Tensor]]:
         """(float, quantized) input of the layer, some samples at a time."""

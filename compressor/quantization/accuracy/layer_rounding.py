@@ -1,17 +1,22 @@
 """A network rounded layer by layer, each layer on what it reads once the layers before it are rounded.
 
-The order is that of Nagel et al. 2020, arXiv:2004.10568, section 3.3; how one layer is rounded is the method's.
+The order is that of Nagel et al. 2020, arXiv:2004.10568, section 3.3; how one layer is rounded is the method's. On the
+same way biases can be corrected: what the mean of a layer's output lacks once it is rounded goes into its bias, before
+anything behind it is looked at (Nagel et al. 2019, arXiv:1906.04721, appendix D). One walk does both, however many
+layers there are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import onnx
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from compressor.notes.quantization import RoundingLearned
 from compressor.quantization.accuracy.layer_data import Crossing, Layer, Place, Twins, Walk
+from compressor.quantization.accuracy.linear_layers import LinearLayer
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.stage import Context
 from compressor.workload import Workload
@@ -36,21 +41,28 @@ def round_layers(
     place: Place,
     workload: Workload,
     context: Context,
-) -> tuple[dict[str, WeightGrid], RoundingLearned]:
-    """(`grids` with other integers for the Conv, Gemm and MatMul nodes of `graph`, what the report is told).
+    corrected: Iterable[LinearLayer] = (),
+    repaired: Callable[[Mapping[str, WeightGrid]], dict[str, WeightGrid]] = dict,
+) -> tuple[dict[str, WeightGrid], dict[str, Tensor], RoundingLearned]:
+    """(`grids` with other integers for the Conv, Gemm and MatMul nodes of `graph`, biases, what the report is told).
 
-    `place` gives the integer graph of any such grids. Raises StageError where calibration data is empty.
+    `place` gives the integer graph of any such grids. Every layer of `corrected` gets a bias that keeps the means of
+    its outputs, before the layers behind it are rounded; {initializer: bias} has those that others take the place of.
+    `repaired` gives the grids that may stand where the method's must not.
+    Raises StageError where calibration data is empty.
     """
-    twins = Twins(graph, grids, place)
+    twins = Twins(graph, grids, place, corrected=corrected)
     walk = Walk(twins, workload, samples=method.samples, seed=context.seed)
     generator = torch.Generator().manual_seed(context.seed)
     name = type(method).__name__
     with tqdm(total=len(twins.layers), desc=name, unit="layer", leave=False, disable=not context.progress) as bar:
         for segment, crossing in walk:
             for layer in segment.layers:
-                twins.grids[layer.weight] = method.rounded(layer, crossing, twins, generator)
+                found = method.rounded(layer, crossing, twins, generator)
+                twins.grids |= repaired({layer.weight: found})
+                twins.correct_mean_(layer, crossing)
                 bar.update()
-    return twins.grids, _told(method, twins, grids, walk.samples)
+    return twins.grids, twins.biases, _told(method, twins, grids, walk.samples)
 
 
 def _told(method: LayerRounding, twins: Twins, before: Mapping[str, WeightGrid], samples: int) -> RoundingLearned:

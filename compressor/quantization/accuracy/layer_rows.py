@@ -23,8 +23,13 @@ def to_rows(node: onnx.NodeProto, weight: Tensor) -> Tensor:
     return rows.reshape(-1, *rows.shape[-2:])
 
 
-def has_rows(shape: Sequence[int]) -> bool:
-    """Whether a weight of this shape is a product of rows and columns: no vector, and no stack along a 1."""
+def has_rows(node: onnx.NodeProto, shape: Sequence[int]) -> bool:
+    """Whether a weight of this shape is a product of rows and columns: no vector, and no stack of matrices along a 1.
+
+    A convolution always is, of one input channel, as every depthwise one, too.
+    """
+    if node.op_type == "Conv":
+        return True
     return len(shape) > 1 and (len(shape) == 2 or all(size > 1 for size in shape[:-2]))
 
 

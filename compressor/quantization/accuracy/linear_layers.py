@@ -8,7 +8,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from compressor.files.graphs import attributes, copy_of, ranks, readers
+from compressor.files.graphs import attributes, copy_of, producers, ranks, readers
 from compressor.files.operators import operator_of
 
 Array = npt.NDArray[Any]
@@ -115,3 +115,22 @@ def with_biases(graph: onnx.ModelProto, layers: list[LinearLayer]) -> tuple[onnx
         node.input[:] = [node.input[0], node.input[1], bias]
         given.append(replace(layer, bias=bias))
     return changed, given
+
+
+def node_in_placed(placed: onnx.ModelProto, layer: LinearLayer) -> onnx.NodeProto | None:
+    """The layer's node, unless placement made others of it, to the last of which the name may have gone."""
+    return next((node for node in placed.graph.node if node.name == layer.name and node.op_type == layer.kind), None)
+
+
+def tensor_in_placed(placed: onnx.ModelProto, layer: LinearLayer) -> str | None:
+    """The tensor of the placed graph that the layer computes, before it is rounded."""
+    made = producers(placed.graph.node)
+    # Placement drops a ReLU whose bound the integers enforce; the layer then writes what the ReLU wrote.
+    named = node_in_placed(placed, layer)
+    if named is not None:
+        return str(named.output[0])
+    last = made.get(layer.output)
+    if last is None:
+        return None
+    source = made.get(last.input[0]) if last.op_type == "DequantizeLinear" else None
+    return str(source.input[0]) if source is not None and source.op_type == "QuantizeLinear" else layer.output

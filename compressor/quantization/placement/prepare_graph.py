@@ -43,6 +43,7 @@ def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:
     name_inner_nodes_(model)
     make_names_distinct_(model)
     _unshare_initializers(model)
+    _write_bounds_as_numbers_(model)
     return model
 
 
@@ -84,3 +85,17 @@ def _unshare_initializers(model: onnx.ModelProto) -> None:
                 model.graph.initializer.append(copy)
                 node.input[position] = copy.name
             uses[name] += 1
+
+
+def _write_bounds_as_numbers_(model: onnx.ModelProto) -> None:
+    """Arrays of one as bounds of Clip become numbers: ONNX Runtime takes arrays where it fuses the node, else not.
+
+    Asking for the tensor in front of it, as calibration does, keeps it from being fused.
+    """
+    constants = initializers(model.graph)
+    for node in model.graph.node:
+        for name in node.input[1:] if node.op_type == "Clip" else ():
+            tensor = constants.get(name)
+            # Other types may be shared with nodes that need the shape.
+            if tensor is not None and tensor.data_type == TensorProto.FLOAT and all(size == 1 for size in tensor.dims):
+                del tensor.dims[:]

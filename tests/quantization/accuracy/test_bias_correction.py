@@ -233,7 +233,7 @@ def test_float_graphs_have_nothing_to_correct() -> None:
 
 def test_unknown_methods_are_refused() -> None:
     """Anything but the two methods is refused with what was given."""
-    with pytest.raises(ValueError, match="one of empirical, analytic; got 'learned'"):
+    with pytest.raises(ValueError, match="one of auto, empirical, analytic; got 'learned'"):
         BiasCorrection(method="learned")
 
 
