@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.documents.cells import escaped, points, spread
-from benchmarks.quantization import ablation, calibration, filled_widths, integer_speed, never_slower, saturation
+from benchmarks.quantization import (
+    ablation,
+    calibration,
+    filled_widths,
+    integer_speed,
+    never_slower,
+    photographs,
+    saturation,
+)
 from benchmarks.quantization.files import page as files
 
 
@@ -59,6 +67,7 @@ def cells(row: dict, fp32_bytes: int) -> str:
 # What makes the section of every stored result, in the order of the page.
 SECTIONS: dict[str, Callable[[dict], list[str]]] = {
     "quantization": section,
+    "imagenet": photographs.section,
     "integer-speed": integer_speed.section,
     "filled-widths": filled_widths.section,
     "quantization-ablation": ablation.section,
