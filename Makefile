@@ -191,6 +191,10 @@ bench-files: $(VENV)/installed-dev  ## ONNX files that packages ship, quantized 
 	$(BIN)/python -m benchmarks.quantization.files
 	$(BIN)/python -m benchmarks.documents
 
+bench-imagenet: $(VENV)/installed-dev .venv-nncf .venv-aimet  ## EfficientNet-Lite1 in 8 and 4 bits on photographs, beside other quantizers (half an hour; resumes)
+	$(BIN)/python -m benchmarks.quantization.photographs
+	$(BIN)/python -m benchmarks.documents
+
 # Peers that are installed nowhere else: general coders to compare with.
 .venv-pack: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ brotli || { rm -rf $@; exit 1; }
