@@ -8,7 +8,7 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs docs-site same-results claims clean bench bench-cifar10 bench-training \
+.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
 	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack
 
 help:  ## list the targets
@@ -33,8 +33,9 @@ $(VENV)/installed-dev: pyproject.toml $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[dev,bench]"
 	@touch $@ $(VENV)/installed
 
+# Shorter than the recipe trains, for a first look.
 demo: $(VENV)/installed  ## compress the embedded default, into runs/demo
-	$(BIN)/compressor run drop_blocks_distill_int8 --workload digits --out $(OUT)
+	$(BIN)/compressor run drop_blocks_distill_int8 --set stages.1.epochs=8 --workload digits --out $(OUT)
 	@echo "Look at $(OUT)/report.html"
 
 test: $(VENV)/installed-dev  ## the test suite
@@ -78,9 +79,18 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-training bench-aa bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
+bench: bench-demo bench-threads bench-training bench-aa bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet \
 	bench-cifar10 bench-recovery  ## every benchmark
+
+digits-weights: $(VENV)/installed-dev  ## train the network of the demo anew, into the package
+	$(BIN)/python -m benchmarks.digits_weights
+
+bench-demo: $(VENV)/installed-dev  ## seconds of make demo, alone and beside eight busy processes (minutes; wants a quiet machine)
+	$(BIN)/python -m benchmarks.demo
+
+bench-threads: $(VENV)/installed-dev  ## training beside 0 to 4 busy processes: threads by timing against each fixed number (half an hour; wants a quiet machine)
+	$(BIN)/python -m benchmarks.training_threads
 
 bench-cifar10: $(VENV)/installed-dev  ## ResNet-56 and ResNet-20 by the shipped recipes, beside today's chains (hours; resumes)
 	$(BIN)/python -m benchmarks.cifar10
