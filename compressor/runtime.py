@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.batches import Inputs, judged_target
+from compressor.batches import Inputs, Targets, judged_target
 from compressor.outputs.layout import Layout, NamedOutputs, judged_name
 from compressor.sessions import Feeds, by_input, by_order, load_session, open_session, session_options
 from compressor.workload import batches_of
@@ -24,6 +24,7 @@ __all__ = [
     "load_session",
     "open_session",
     "predict_batches",
+    "predicted",
     "samples_first",
     "samples_of",
     "session_options",
@@ -199,11 +200,13 @@ def judged_output(session: ort.InferenceSession) -> str:
 def predict_batches(onnx_bytes: bytes, data: Iterable[Any], *, threads: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
     """(judged output, targets) of every batch of `data`."""
     session = open_session(onnx_bytes, threads=threads)
-    judged = judged_output(session)
-    axis = layout_of(session).outputs.get(judged, 0)
     for inputs, targets in batches_of(data):
-        given = session.run([judged], feeds_of(session, inputs))[0]
-        yield (
-            torch.from_numpy(samples_first(given, axis)),
-            torch.as_tensor(judged_target(targets)),
-        )
+        yield predicted(session, inputs, targets)
+
+
+def predicted(session: ort.InferenceSession, inputs: Inputs, targets: Targets) -> tuple[Tensor, Tensor]:
+    """(judged output, targets) of one batch."""
+    judged = judged_output(session)
+    given = session.run([judged], feeds_of(session, inputs))[0]
+    axis = layout_of(session).outputs.get(judged, 0)
+    return torch.from_numpy(samples_first(given, axis)), torch.as_tensor(judged_target(targets))

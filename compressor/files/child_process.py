@@ -27,6 +27,8 @@ from pathlib import Path
 
 import torch
 
+from compressor.progress.bars import progress_bar
+
 # Seconds between two looks at the child's memory: it cannot fill more than some hundred megabytes in between.
 _LOOK = 0.05
 # Seconds without any CPU time after which a child waits for a lock that nobody will open: a busy machine gives some.
@@ -95,7 +97,8 @@ def _in_child(work: Callable[[], bytes], limit: Limit) -> bytes:
         raise
     try:
         os.close(writing)
-        received = _received(pid, reading, limit)
+        with progress_bar(desc="exporting") as bar:
+            received = _received(pid, reading, limit, bar.refresh)
         if received is not None:
             return received
         _, status = os.waitpid(pid, 0)
@@ -152,8 +155,10 @@ def _prepare_child(limit: Limit, parent: int) -> None:
     signal.setitimer(signal.ITIMER_PROF, limit.seconds)
 
 
-def _received(pid: int, reading: int, limit: Limit) -> bytes | None:
-    """The child's result, None where it ended without one. Raises LimitError and _StalledError."""
+def _received(pid: int, reading: int, limit: Limit, tick: Callable[[], object]) -> bytes | None:
+    """The child's result, None where it ended without one; `tick` is called now and then. Raises LimitError and
+    _StalledError.
+    """
     poller = select.poll()
     poller.register(reading, select.POLLIN)
     parts, held = bytearray(), _resident(pid)
@@ -168,6 +173,7 @@ def _received(pid: int, reading: int, limit: Limit) -> bytes | None:
             (length,) = _LENGTH.unpack_from(parts)
             if len(parts) == _LENGTH.size + length:
                 return bytes(memoryview(parts)[_LENGTH.size :])
+        tick()
         if _resident(pid) - held > limit.memory:
             raise LimitError(f"{limit.memory / 1e9:.2g} GB of memory")
         used = _cpu_seconds(pid)

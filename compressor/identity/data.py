@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
-from tqdm import tqdm
 
 from compressor.batches import Batches
 from compressor.errors import WorkloadError
 from compressor.identity.values import Digest, Identifier
+from compressor.progress.bars import progress_bar
 from compressor.storage import sha256
 from compressor.streams.own_state import OwnState
 from compressor.training.replay import replayed
@@ -88,7 +88,7 @@ class DataIdentifier:
         with replayed(0, 0), own.kept():
             own.begin_(0)
             items = _items(name, samples, batches=batches)
-            for item in tqdm(items, desc=f"reading {name}", unit="item", leave=False, disable=not self._progress):
+            for item in progress_bar(items, desc=f"reading {name}", unit="item", shown=self._progress):
                 found = self._identifier.passing(item)
                 if found.unknown:
                     return Digest("", found.unknown)

@@ -17,11 +17,11 @@ from time import perf_counter
 from typing import Any
 
 import onnxruntime as ort
-from tqdm import tqdm
 
 from compressor.latency.cache import cache_folder, read_times, write_times
 from compressor.latency.operator_graphs import operator_graph, runnable
 from compressor.latency.operators import CONVOLUTIONS, PRODUCTS, RECURRENT, Operator
+from compressor.progress.bars import progress_bar
 from compressor.runtime import load_session, session_options
 from compressor.target import Target, cpu_name
 
@@ -86,7 +86,7 @@ class LatencyTable:
 
     def _measure(self, missing: Sequence[Operator]) -> None:
         quiet = not self.progress or len(missing) < _SEEN_FROM
-        bar = tqdm(missing, desc="timing operators", unit="op", leave=False, disable=quiet)
+        bar = progress_bar(missing, desc="timing operators", unit="op", shown=not quiet)
         saved = perf_counter()
         try:
             for operator in bar:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
 from compressor.batches import Batch
 from compressor.errors import StageError
@@ -20,6 +19,7 @@ from compressor.low_rank.candidates import Candidate, candidate, rank_options
 from compressor.low_rank.decompositions import Decomposition, Whitening, decomposed
 from compressor.low_rank.layers import Layer
 from compressor.low_rank.settings import Energy, Rank
+from compressor.progress.bars import progress_bar
 from compressor.pruning.choice.loss_probe import batch_statistics, loss_of
 from compressor.structure.factored.chains import SVD, chain_of, full_ranks, put_, ways, weight_of
 from compressor.workload import Loss
@@ -206,7 +206,7 @@ def measured_losses(
     total = sum(map(len, probes.values()))
     with (
         batch_statistics(model),
-        tqdm(total=total, desc="measuring losses", unit="probe", leave=False, disable=not progress) as bar,
+        progress_bar(total=total, desc="measuring losses", unit="probe", shown=progress) as bar,
     ):
         base = loss_of(model, list(data), loss)
         for one in found:

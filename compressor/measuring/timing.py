@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from compressor.batches import Inputs
 from compressor.checks import check_count, check_positive
 from compressor.estimate import Estimate
+from compressor.progress.bars import progress_bar
 from compressor.runtime import feeds_of, open_session
 
 # Blocks of calls in a row last about this long: short against the seconds over which a shared machine speeds up and
@@ -76,7 +77,7 @@ def _repeats(
     """For every repeat the seconds per call of both files, (2, blocks)."""
     generator = np.random.default_rng(seed)
     found = []
-    for _ in range(repeats):
+    for _ in progress_bar(range(repeats), desc="timing", unit="session"):
         start = perf_counter()
         padding, calls, typical = [], {}, []
         for which in generator.permutation(2).tolist():

@@ -40,6 +40,13 @@ class JudgedAfter(Note):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankingThreads(Note):
+    """With how many threads a ranking was computed, in words; None where torch's own number stayed."""
+
+    ranking_threads: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loaders(Note):
     """What the loaders of the data keep themselves, by set, and what is done about it in every pass."""
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from compressor.errors import StageError
 from compressor.estimate import Estimate
@@ -17,6 +16,7 @@ from compressor.intervals import paired_drop
 from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.notes.quantization import Coverage, FormChosen, OutputNoise, TriedForm
+from compressor.progress.bars import progress_bar
 from compressor.quantization.placement.forms import Candidate, Fastest
 from compressor.quantization.quantizer import QuantizationSettings, quantized_file
 from compressor.stage import Context
@@ -41,7 +41,7 @@ def fastest(exported: bytes, settings: QuantizationSettings, workload: Workload,
     tried: list[TriedForm] = []
     left: dict[int, _File] = {}
     reference = None if form.max_drop is None else score_rows(exported, workload.validation, workload.metric)
-    bar = tqdm(form.candidates, desc="forms", leave=False, disable=not context.progress)
+    bar = progress_bar(form.candidates, desc="forms", shown=context.progress)
     for index, candidate in enumerate(bar):
         folder = None if context.folder is None else context.folder / f"form{index}"
         own = replace(context, details={}, folder=folder)

@@ -14,6 +14,7 @@ from compressor.notes.quantization import (
     OutputNoise,
     Sensitivities,
 )
+from compressor.notes.running import RankingThreads
 from compressor.notes.structure import (
     Block,
     Blocks,
@@ -220,6 +221,9 @@ def trainings(step: Step) -> list[str]:
             lines.append(f"{training.training}: training data: {training.data}")
         if training.threads:
             lines.append(f"{training.training}: {training.threads}")
+    ranked = noted(step, RankingThreads)
+    if ranked is not None and ranked.ranking_threads:
+        lines.append(f"ranking: {ranked.ranking_threads}")
     teaching = noted(step, Teaching)
     if teaching is not None and teaching.taught:
         lines.append(f"the teacher's judged output: {teaching.taught}")

@@ -1,8 +1,5 @@
 """One stage applied: what it makes of a model, exported, timed and scored, or taken from disk where it is finished."""
 
-import shutil
-import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from compressor.errors import StageError
 from compressor.estimate import Estimate
@@ -22,6 +18,7 @@ from compressor.kept_state import private_copy
 from compressor.measuring.measure import Measurement, measure, speedup_over
 from compressor.measuring.scores import FileScores
 from compressor.notes import running as notes
+from compressor.progress.bars import say
 from compressor.running.failures import explained
 from compressor.running.folder import Outcome, RunFolder, State
 from compressor.runtime import OnnxModule
@@ -50,20 +47,7 @@ class Job:
 
     def say(self, text: str) -> None:
         """Shows a line of progress where it is wanted."""
-        if self.progress:
-            tqdm.write(wrapped(text), file=sys.stderr)
-
-
-def wrapped(text: str) -> str:
-    """`text` as a terminal shows it without breaking a word; as it is where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        return text
-    indent = text[: len(text) - len(text.lstrip())] + "  "
-    width = max(shutil.get_terminal_size().columns, 2 * len(indent) + 1)
-    lines = textwrap.wrap(
-        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-    )
-    return "\n".join(lines)
+        say(text, shown=self.progress)
 
 
 def reference_state(job: Job, key: str) -> State:

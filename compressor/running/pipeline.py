@@ -14,6 +14,8 @@ from compressor.errors import WorkloadError
 from compressor.files.export_memory import ExportMemory
 from compressor.identity.workload import content, identify
 from compressor.measuring.scores import FileScores
+from compressor.progress.bars import showing
+from compressor.progress.events import Listener, listening
 from compressor.running.applying import Job
 from compressor.running.failures import explained
 from compressor.running.folder import RunFolder
@@ -76,17 +78,25 @@ class Pipeline:
         seed: int = 0,
         progress: bool = True,
         accept_changes: bool = False,
+        on_event: Listener | None = None,
     ) -> Result:
         """Compresses `workload.model` (which stays as it is) and writes model.onnx and the report to the folder `out`.
 
         `out` defaults to a new temporary folder. A run that was killed goes on when called again with the same `out`.
+        `on_event` is called with every event of `compressor.progress.events`; what it raises ends no run.
         Raises CompressorError alone: WorkloadError for a workload that cannot work (an ONNX file where a stage needs
         layers), RunFolderError where `out` holds another run, and, without a budget, StageError or ExportError, which
         name the stage, where a stage cannot do its work or a stage, the workload's code or a library raises anything;
         with a budget, that stage is rolled back, the report says why, and the next one is applied.
         """
         # A script that only evaluates is often under no_grad, inference_mode or autocast.
-        with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        with (
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            showing(progress),
+            listening(on_event),
+        ):
             stages = self.stages if workload.metric.scored else stages_without_data(self.stages)
             warned = self.order_warnings if workload.metric.scored else [NOT_SCORED, *self.order_warnings]
             workload = check_workload(workload, stages)

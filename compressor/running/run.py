@@ -14,9 +14,11 @@ from compressor.machine import environment
 from compressor.metrics import Metric
 from compressor.notes.running import JudgedAfter, Loaders, VersusBase
 from compressor.notes.structure import Scores
+from compressor.progress.events import RolledBack, RunFinished, RunStarted, StageFinished, StageStarted, emit
 from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
 from compressor.report.use import interface_of
+from compressor.report.view import summary
 from compressor.running.applying import Job, applied, reference_state
 from compressor.running.failures import ends_the_run, explained, reason
 from compressor.running.folder import MODEL_FILE, State, versions
@@ -59,6 +61,16 @@ class Result:
     artifact: Artifact
     model: nn.Module
 
+    def __repr__(self) -> str:
+        return f"<Result in {self.artifact.path.parent}: {summary(self.report)}>"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+    def to_frame(self) -> Any:
+        """The steps as a pandas DataFrame, as `Report.to_frame` gives them."""
+        return self.report.to_frame()
+
 
 def run_stages(
     job: Job,
@@ -76,6 +88,8 @@ def run_stages(
     """
     asked = _asked(job, stages, budget)
     job.folder.begin(asked, accept_changes=accept_changes)
+    names = tuple(map(stage_name, stages))
+    emit(RunStarted(workload=job.workload.name, stages=names, seed=job.seed, out=str(job.folder.path)))
     given = [asked["target"], asked["versions"], job.identity.reference]
     with explained("reference", 0):
         job.say(
@@ -126,6 +140,7 @@ class Run:
         """Adds the step of the next stage, and says so; `later` is the stage after which it is judged, where one is."""
         self.steps.append(step)
         measured = step.measurement
+        emit(_finished(len(self.steps) - 1, step))
         if measured is None:
             self.job.say(f"  {step.reason}")
         else:
@@ -146,6 +161,7 @@ class Run:
                 self._skip(stage, f"skipped: it would recover {', '.join(removed)}, which was rolled back")
                 continue
             self.job.say(f"stage {index + 1}/{len(self.stages)}: {stage_name(stage)}")
+            emit(StageStarted(number=index + 1, stage=stage_name(stage)))
             decides = decides_by_gain(self.budget, stage)
             try:
                 new = applied(self.job, index, stage, state, reference=self.reference, decides=decides)
@@ -202,6 +218,7 @@ class Run:
             return state
         for index in standing:
             self.steps[index + 1] = replace(self.steps[index + 1], kept=False, reason=f"rolled back: {verdict.reason}")
+        emit(RolledBack(numbers=tuple(index + 1 for index in standing), reason=verdict.reason))
         self.job.say(f"  rolled back: {verdict.reason}")
         return entry
 
@@ -258,7 +275,7 @@ class Run:
             self.warnings.append("no stage was kept: model.onnx is the reference, exported")
         report = Report(
             workload=_described(self.job),
-            environment=environment(self.job.target),
+            environment={**environment(self.job.target), **_scoring_threads(self.job)},
             target=_target(self.job.target),
             budget=None if self.budget is None else asdict(self.budget),
             budget_met=not missed,
@@ -271,12 +288,41 @@ class Run:
             use=interface_of(state.onnx_bytes, self.job.workload, path.name).to_json(),
         )
         write_report(report, folder)
+        emit(
+            RunFinished(
+                artifact=str(path),
+                budget_met=report.budget_met,
+                score=measured.score.value,
+                latency_ms=measured.latency_ms.value,
+                speedup=measured.speedup.value,
+                size_bytes=measured.size_bytes,
+            )
+        )
         return Result(report=report, artifact=Artifact(path), model=state.model)
+
+
+def _finished(number: int, step: Step) -> StageFinished:
+    measured = step.measurement
+    told = StageFinished(number=number, stage=step.stage, kept=step.kept, reason=step.reason, seconds=step.seconds)
+    if measured is None:
+        return told
+    return replace(
+        told,
+        score=measured.score.value,
+        latency_ms=measured.latency_ms.value,
+        speedup=measured.speedup.value,
+        size_bytes=measured.size_bytes,
+    )
 
 
 def _described(job: Job) -> dict[str, Any]:
     facts = describe_workload(job.workload)
     return facts if job.scores.based else {**facts, "based": False}
+
+
+def _scoring_threads(job: Job) -> dict[str, str]:
+    told = job.scores.threads.told
+    return {"scoring_threads": told} if told else {}
 
 
 def _asked(job: Job, stages: Sequence[Stage], budget: Budget | None) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from compressor.budget import judge_drop
 from compressor.checks import check_count, check_fraction, check_positive
 from compressor.errors import StageError
 from compressor.intervals import paired_drop
 from compressor.notes.training import SparsityRound, SparsityRounds
+from compressor.progress.bars import progress_bar
 from compressor.pruning.choice.loss_probe import batch_statistics, loss_of
 from compressor.sparsity.sparsifying import Sparsifying
 from compressor.structure.trials import evaluating
@@ -172,7 +172,7 @@ class _Search:
         named = [weight for weight in work.weights if weight.name in wanted]
         with evaluating(work.model), batch_statistics(work.model):
             before = loss_of(work.model, data, work.workload.loss)
-            for weight in tqdm(named, desc="harm of layers", leave=False, disable=not work.context.progress):
+            for weight in progress_bar(named, desc="harm of layers", shown=work.context.progress):
                 whole = [(one, one.detach().clone()) for one in (weight.parameter, *weight.constants.values())]
                 weight.zero_(masks[weight.name])
                 harms[weight.name] = loss_of(work.model, data, work.workload.loss) - before

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from compressor.notes.training import ChannelOrder
+from compressor.progress.bars import progress_bar
 from compressor.sparsity.layers import SparseWeight
 from compressor.sparsity.patterns import SemiStructured
 from compressor.sparsity.permutation import best_order
@@ -38,7 +38,7 @@ def reorder_(
     with evaluating(model):
         groups = trace_structure(model, shown_by(workload), settled=False).groups
         wanted = outputs_at(model, inputs, sizes)
-        for group in tqdm(groups, desc="channel order", leave=False, disable=not context.progress):
+        for group in progress_bar(groups, desc="channel order", shown=context.progress):
             reason = _fixed(group)
             lines = [] if reason else _readers(group, weights, pattern)
             if not lines:

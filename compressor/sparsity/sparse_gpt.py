@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from compressor.batches import Batch
 from compressor.checks import check_count, check_not_negative
+from compressor.progress.bars import progress_bar
 from compressor.pruning.ranking.scope import PerLayer
 from compressor.sparsity.layer_inputs import unwatched, watch_inputs
 from compressor.sparsity.layers import SparseWeight
@@ -64,7 +64,7 @@ class SparseGPT:
         What is zero stays zero. Weights whose layer `batches` do not reach stay whole.
         """
         called = _as_called(model, weights, batches)
-        for weight in tqdm(called, desc="SparseGPT", disable=not progress, leave=False):
+        for weight in progress_bar(called, desc="SparseGPT", shown=progress):
             hessian = second_moments(model, weight, batches)
             rows = weight.arranged(weight.parameter.detach()).flatten(1)
             grouped = rows.reshape(len(hessian), -1, rows.shape[1]).double().cpu()

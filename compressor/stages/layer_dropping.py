@@ -17,6 +17,8 @@ from compressor.batches import Batch
 from compressor.checks import check_count, check_fraction, check_globs, check_kinds, one_of
 from compressor.errors import StageError
 from compressor.notes import structure as notes
+from compressor.notes.running import RankingThreads
+from compressor.progress.bars import progress_bar
 from compressor.pruning.choice.loss_probe import loss_increases
 from compressor.pruning.narrowing import fold_model_
 from compressor.pruning.ranking.scope import Global, PerGroup
@@ -36,6 +38,7 @@ from compressor.structure.plan import apply_plan_
 from compressor.structure.preparing.matching import check_modules_match
 from compressor.structure.recurrent_layers import layer_activations, plain, stack_and_layer
 from compressor.structure.trials import evaluating, outputs_at
+from compressor.training.passes.threads import Threads
 from compressor.workload import Loss, Workload, first_batches, free_axes, predict
 
 
@@ -99,10 +102,11 @@ class DropBlocks:
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """`model` with the least important blocks replaced by identity. Raises StageError where there is none."""
         check_modules_match("blocks", self.blocks, model, workload.model)
+        threads = Threads()
         data = first_batches(workload.calibration, self.batches)
         example = workload.example_inputs
         stacks = tuple(name for name, part in model.named_modules() if isinstance(part, nn.RNNBase))
-        with evaluating(model):
+        with evaluating(model), threads.kept():
             # The layers of a stack go with their weights, which have to be there; other blocks go as they are.
             fold_model_(model, workload, context, layers=stacks)
             try:
@@ -116,7 +120,9 @@ class DropBlocks:
 
             locked = {name: reason for name in found if (reason := fault_without([name])) is not None}
             free = {name: block for name, block in found.items() if name not in locked}
-            scores, dropped = self._rank(model, free, self._quota(free, locked, model, workload), data, workload.loss)
+            quota = self._quota(free, locked, model, workload)
+            with progress_bar(desc="ranking blocks", total=0, shown=context.progress) as bar:
+                scores, dropped = self._rank(model, free, quota, data, loss=workload.loss, threads=threads, bar=bar)
             dropped = _together(dropped, fault_without, locked)
         for entry, names in entries_without(model, {name: found[name] for name in found if name in dropped}):
             entry["why"] = {"criterion": repr(self.rank_by), "scores": {name: _short(scores[name]) for name in names}}
@@ -128,6 +134,7 @@ class DropBlocks:
         )
         context.tell(notes.Blocks(blocks=blocks, dropped_in_order=tuple(dropped)))
         context.tell(notes.LockedLayers.of(locked))
+        context.tell(RankingThreads(ranking_threads=threads.told))
         return model
 
     def _quota(
@@ -151,16 +158,29 @@ class DropBlocks:
         return block.group if self.scope == PerGroup() else "all"
 
     def _rank(
-        self, model: nn.Module, free: dict[str, Block], quota: dict[str, int], data: list[Batch], loss: Loss
+        self,
+        model: nn.Module,
+        free: dict[str, Block],
+        quota: dict[str, int],
+        data: list[Batch],
+        *,
+        loss: Loss,
+        threads: Threads,
+        bar: Any,
     ) -> tuple[dict[str, float], list[str]]:
-        """The score of each block when it was last judged, and the blocks to drop in order."""
+        """The score of each block when it was last judged, and the blocks to drop in order; `bar` counts losses."""
         left, gone, scores = dict(quota), dict[str, Block](), dict[str, float]()
         while pool := {name: b for name, b in free.items() if name not in gone and left[self._group(b)] > 0}:
+            # Every round has a block less; a group that has lost its share is out before.
+            rounds = range(len(pool), len(pool) - sum(left.values()), -1)
+            bar.total = bar.n + sum(rounds) * len(data)
             with skipped(model, gone):
                 if self.rank_by == Influence():
-                    scores |= measure_influence(model, {name: free[name] for name in free if name not in gone}, data)
+                    standing = {name: free[name] for name in free if name not in gone}
+                    scores |= measure_influence(model, standing, threads.timed(data))
+                    bar.update(len(pool) * len(data))
                 else:
-                    scores |= loss_increases(model, pool, data, loss)
+                    scores |= loss_increases(model, pool, data, loss, threads=threads, step=bar.update)
             least = min(pool, key=lambda name: _rank_key(scores[name]))
             gone[least] = free[least]
             left[self._group(free[least])] -= 1

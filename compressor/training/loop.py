@@ -2,15 +2,15 @@
 
 import math
 import re
-import sys
 from dataclasses import asdict, replace
 from functools import partial
 
 from torch import nn
-from tqdm import tqdm
 
 from compressor.errors import StageError
 from compressor.notes.training import Training, Trainings
+from compressor.progress.bars import say
+from compressor.progress.events import EpochFinished, emit
 from compressor.stage import Context
 from compressor.structure.calling.draws import kept_randomness
 from compressor.structure.preparing.emptied_caches import empty_caches_
@@ -145,8 +145,8 @@ def train(
             refused, resumed = progress.resume_(path, identified, model, settings)
             stream.go_on_(progress.counters)
             loss_state.restore_(progress.loss_tensors, progress.loss_numbers)
-            if refused and context.progress:
-                tqdm.write(f"  {refused}", file=sys.stderr)
+            if refused:
+                say(f"  {refused}", shown=context.progress)
             if not progress.is_done(rounds.count, settings.patience, workload.metric):
                 progress.require_space(path, model, rounds.count - len(progress.logs))
         epochs = Epochs(
@@ -173,6 +173,7 @@ def train(
                 progress.found = best_of(progress.found, tried, workload.metric)
 
         def save(updates: Updates) -> None:
+            emit(EpochFinished(training=label, **asdict(progress.logs[-1])))
             if path is not None:
                 progress.counters = stream.counters()
                 progress.loss_tensors, progress.loss_numbers = loss_state.tensors(), loss_state.numbers()

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.estimate import Estimate
 from compressor.intervals import score_estimate
 from compressor.measuring import measure as measure_module
+from compressor.measuring import scores
 from compressor.measuring.measure import (
     Measurement,
     count_macs,
@@ -21,7 +23,9 @@ from compressor.measuring.measure import (
 from compressor.measuring.timing import Timing
 from compressor.metrics import Metric
 from compressor.packing.files import packed_size
+from compressor.sessions import open_session
 from compressor.target import Target
+from compressor.training.passes.threads import Threads
 from compressor.workload import resize_batch
 
 FLOAT = TensorProto.FLOAT
@@ -378,3 +382,22 @@ def test_estimates_refuse_reversed_intervals() -> None:
     """An interval whose ends are swapped cannot exist."""
     with pytest.raises(ValueError, match="low <= high"):
         Estimate(1.0, 2.0, 0.0)
+
+
+def test_scores_take_the_threads_that_are_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside busy processes numbers of threads are tried on the batches, each in a session of its own."""
+    opened: list[int] = []
+
+    def opening(file: bytes, *, threads: int) -> Any:
+        opened.append(threads)
+        return open_session(file, threads=threads)
+
+    monkeypatch.setattr(scores, "open_session", opening)
+    data = [(torch.randn(4, 4, 8, 8), torch.arange(4) % 2) for _ in range(9)]
+    file = small_conv()
+    wanted = score_rows(file, data, Metric.accuracy())
+    chosen = Threads(most=4, cores=4, fixed=False, clock=lambda: 0.0, others=lambda: 1, wait=lambda _: None)
+    assert torch.equal(score_rows(file, data, Metric.accuracy(), threads=chosen), wanted)
+    assert opened == [1, 1, 2, 4]
+    assert chosen.told is not None
+    assert "4, 1 from batch 9 on" in chosen.told

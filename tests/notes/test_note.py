@@ -39,7 +39,7 @@ from compressor.notes.quantization import (
     TriedInFloat,
     TriedWidths,
 )
-from compressor.notes.running import Exported, JudgedAfter, Loaders, SameStructure, VersusBase
+from compressor.notes.running import Exported, JudgedAfter, Loaders, RankingThreads, SameStructure, VersusBase
 from compressor.notes.structure import (
     Block,
     Blocks,
@@ -244,6 +244,10 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (
         Agreement(torch_to_file=0.002, unfused_to_fused=0.001),
         '{"agreement": {"torch_to_file": 0.002, "unfused_to_fused": 0.001}}',
+    ),
+    (
+        RankingThreads(ranking_threads="threads by timing: 2, 1 from batch 3 on"),
+        '{"ranking_threads": "threads by timing: 2, 1 from batch 3 on"}',
     ),
     (
         Loaders(loaders={"train": "random generators of its own (rng) are seeded for every pass"}),

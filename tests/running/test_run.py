@@ -1,7 +1,6 @@
 """One run on its way: what stands is known by its place among the stages, and the state is there from the start."""
 
 from dataclasses import dataclass, fields, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,18 +165,3 @@ def test_a_failed_training_inside_a_stage_that_stands_is_a_warning(trained_workl
     assert step.kept
     assert "quantization-aware training failed: no epoch was better" in step.reason
     assert any("quantization_aware_training: quantization-aware training failed" in w for w in result.report.warnings)
-
-
-@pytest.mark.parametrize("width", [40, 80])
-def test_lines_of_progress_break_between_words(monkeypatch, width: int):
-    """No word is parted where a terminal is narrow, further lines are indented, and a file gets one line."""
-    told = "  validation accuracy 0.8940, 0.538 ms (6.10x), 283 KiB, 18.4 s; 2.53x [2.45, 2.61] faster-than-before"
-    monkeypatch.setattr(applying.shutil, "get_terminal_size", lambda: SimpleNamespace(columns=width))
-    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True))
-    first, *others = applying.wrapped(told).splitlines()
-    assert first.startswith("  validation")
-    assert others
-    assert all(line.startswith("    ") and len(line) <= width for line in others)
-    assert " ".join(applying.wrapped(told).split()) == " ".join(told.split())
-    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: False))
-    assert applying.wrapped(told) == told

@@ -143,3 +143,37 @@ def test_a_pass_that_is_left_early_and_one_that_fails_give_the_threads_back() ->
         failing.pass_over(threads, 9)
     assert failing.used == [1]
     assert torch.get_num_threads() == 4
+
+
+def test_what_is_done_aside_is_no_part_of_a_batch() -> None:
+    """A session that is opened for a number of threads takes long once, and does not make that number slow."""
+    machine = Machine(crowded, 1)
+    threads = machine.threads()
+    used, opened = [], set()
+    with threads.kept():
+        for _ in threads.over(range(12), lambda _: 10):
+            number = threads.number
+            assert number == torch.get_num_threads()
+            used.append(number)
+            if number not in opened:
+                with threads.aside():
+                    machine.now += 100.0
+                opened.add(number)
+            machine.now += machine.seconds(number)
+    assert used == [1] * 3 + [2] * 3 + [4] + [1] * 5
+
+
+def test_a_list_of_batches_is_timed_in_every_pass() -> None:
+    """What a ranking goes over again and again chooses as a training does."""
+    machine = Machine(crowded, 1)
+    threads = machine.threads()
+    batches = threads.timed([(torch.zeros(10, 1), None)] * 4)
+    assert len(batches) == 4
+    used = []
+    with threads.kept():
+        for _ in range(3):
+            for inputs, _ in batches:
+                assert inputs.shape == (10, 1)
+                used.append(torch.get_num_threads())
+                machine.now += machine.seconds(used[-1])
+    assert used == [1] * 3 + [2] * 3 + [4] + [1] * 5

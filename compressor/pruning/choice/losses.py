@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from compressor.batches import Batch
+from compressor.progress.bars import progress_bar
 from compressor.pruning.choice.costs import block_key
 from compressor.pruning.choice.knapsack_choice import Choice, Item, State
 from compressor.pruning.choice.loss_probe import batch_statistics, loss_of, masked
@@ -83,7 +84,7 @@ class StructureLosses:
         jobs = [(name, inside) for name, inside in self._inside.items()]
         probes = sum(min(_MEASURED_WIDTHS, len(self._options[group.name])) for group in self.groups) + len(jobs)
         found = []
-        with tqdm(total=probes, desc=label, unit="probe", leave=False, disable=not self._progress) as bar:
+        with progress_bar(total=probes, desc=label, unit="probe", shown=self._progress) as bar:
             now = self.of(here)
             for name, inside in jobs:
                 standing = here | {block_key(name): 1}
@@ -100,7 +101,7 @@ class StructureLosses:
             found += [Item(parts=(self._choices(group, here, now, bar),)) for group in self._outside]
         return self._never_free(found)
 
-    def _choices(self, group: Coupled, state: State, base: float, bar: tqdm) -> tuple[Choice, ...]:
+    def _choices(self, group: Coupled, state: State, base: float, bar: Any) -> tuple[Choice, ...]:
         options = self._options[group.name]
         spread = np.linspace(0, len(options) - 1, min(_MEASURED_WIDTHS + 1, len(options))).round().astype(int)
         # The width at hand is known already.

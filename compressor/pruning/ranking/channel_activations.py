@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from tqdm import tqdm
 
 from compressor.batches import Batch
+from compressor.progress.bars import progress_bar
 from compressor.structure.couplings import Coupled, Part
 from compressor.structure.tensor_ids import tensors_of
 from compressor.workload import call_model
@@ -73,7 +73,7 @@ def mean_activations(
                 else module.register_forward_hook(_writer(meter))
             )
             hooks.callback(handle.remove)
-        for inputs, _ in tqdm(batches, desc="activations", leave=False, disable=not progress):
+        for inputs, _ in progress_bar(batches, desc="activations", shown=progress):
             call_model(model, inputs)
     means = {}
     for group in groups:

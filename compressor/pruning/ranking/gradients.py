@@ -7,9 +7,9 @@ from typing import ParamSpec
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from compressor.batches import Inputs, Targets, map_tensors, target_rows
+from compressor.progress.bars import progress_bar
 from compressor.structure.calling.draws import seeded
 from compressor.training.optimizers.dense_gradients import dense_gradients
 from compressor.workload import Workload, batch_size_of, batches_of, first_batches, predict
@@ -62,7 +62,7 @@ def empirical_fisher(
     """
     sums: dict[str, Tensor] = {}
     count = 0
-    with _differentiable(model, seed), tqdm(total=samples, desc="gradients", leave=False, disable=not progress) as bar:
+    with _differentiable(model, seed), progress_bar(total=samples, desc="gradients", shown=progress) as bar:
         for inputs, targets in _micro_batches(workload, samples, micro_batch):
             size = batch_size_of(inputs)
             torch.autograd.backward(workload.loss(predict(model, inputs), targets) * size)

@@ -19,12 +19,12 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
-from tqdm import tqdm
 
 from compressor.checks import check_count, check_one_of
 from compressor.errors import NothingToImproveError
 from compressor.files.graphs import initializers, producers
 from compressor.notes.quantization import BiasesCorrected
+from compressor.progress.bars import progress_bar
 from compressor.quantization.accuracy.channel_scaling import Array, read_weights, with_weights
 from compressor.quantization.accuracy.channel_statistics import (
     ChannelStatistics,
@@ -124,7 +124,7 @@ class BiasCorrection:
         axes = {layer.output: layer.output_axis for layer in layers}
         wanted = self._statistics(graph, axes, workload, context)
         weights, placed, missing = read_weights(graph), place(graph), []
-        for layer in tqdm(layers, desc="bias correction", unit="layer", leave=False, disable=not context.progress):
+        for layer in progress_bar(layers, desc="bias correction", unit="layer", shown=context.progress):
             tensor = tensor_in_placed(placed, layer)
             if tensor is None:
                 missing.append(layer.name)

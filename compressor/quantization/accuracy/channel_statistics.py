@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from tqdm import tqdm
 
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of, inner_graphs, replace_nodes_
+from compressor.progress.bars import progress_bar
 from compressor.runtime import Feeds, laid_out, layout_of, open_session, samples_of
 from compressor.scoring.decibels import decibels, reported_db
 from compressor.workload import batches_of
@@ -57,7 +57,7 @@ def probed(
     inputs = {value.name for value in session.get_inputs()}
     wanted = [name for name in tensors if name not in inputs]
     slices = _slices(session, wanted, data, samples)
-    for feeds in tqdm(slices, desc="channels", unit="slice", leave=False, disable=not progress):
+    for feeds in progress_bar(slices, desc="channels", unit="slice", shown=progress):
         values = dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}
         yield values | {name: feeds[name] for name in tensors if name in inputs}
 

@@ -12,9 +12,9 @@ from typing import Protocol
 import onnx
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from compressor.notes.quantization import RoundingLearned
+from compressor.progress.bars import progress_bar
 from compressor.quantization.accuracy.layer_data import Crossing, Layer, Place, Twins, Walk
 from compressor.quantization.accuracy.linear_layers import LinearLayer
 from compressor.quantization.grids.weights import WeightGrid
@@ -55,7 +55,7 @@ def round_layers(
     walk = Walk(twins, workload, samples=method.samples, seed=context.seed)
     generator = torch.Generator().manual_seed(context.seed)
     name = type(method).__name__
-    with tqdm(total=len(twins.layers), desc=name, unit="layer", leave=False, disable=not context.progress) as bar:
+    with progress_bar(total=len(twins.layers), desc=name, unit="layer", shown=context.progress) as bar:
         for segment, crossing in walk:
             for layer in segment.layers:
                 found = method.rounded(layer, crossing, twins, generator)

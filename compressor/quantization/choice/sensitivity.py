@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from torch import Tensor
-from tqdm import tqdm
 
 from compressor.batches import Batch, Inputs, target_rows
 from compressor.files.graphs import initializers
 from compressor.measuring.fidelity import sqnr_db
 from compressor.measuring.scores import score_rows
 from compressor.notes.quantization import LayerSensitivity, Sensitivities
+from compressor.progress.bars import progress_bar
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.grids.weights import nearest_grids, weight_positions
@@ -110,9 +110,7 @@ def sensitivities(
     reference = output_values(plain, batches)
     rows = score_rows(plain, data, workload.metric) if isinstance(criterion, TaskMetric) else None
     found: dict[str, tuple[Sensitivity, ...]] = {}
-    with tqdm(
-        total=len(nodes) * len(bits), desc="sensitivity", unit="width", leave=False, disable=not context.progress
-    ) as bar:
+    with progress_bar(total=len(nodes) * len(bits), desc="sensitivity", unit="width", shown=context.progress) as bar:
         for name, node in nodes.items():
             entries = []
             for width in bits:
@@ -146,9 +144,7 @@ def reliefs(
     nodes = (*placement.static, *placement.dynamic, *placement.weight_only)
     whole = noise_db(reference, output_values(serialize(prepared.place()), batches))
     found: dict[str, float] = {}
-    bar = tqdm(
-        nodes if len(nodes) > 1 else (), desc="giving back", unit="layer", leave=False, disable=not context.progress
-    )
+    bar = progress_bar(nodes if len(nodes) > 1 else (), desc="giving back", unit="layer", shown=context.progress)
     for name in bar:
         rest = prepared.without({name: "tried in float"})
         found[name] = noise_db(reference, output_values(serialize(rest.place()), batches))

@@ -8,8 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tqdm import tqdm
-
 from compressor.budget import describe_drop, judge_drop
 from compressor.errors import StageError
 from compressor.intervals import paired_drop
@@ -18,6 +16,7 @@ from compressor.measuring.node_times import kernel_times
 from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.notes.quantization import TriedWidths
+from compressor.progress.bars import progress_bar
 from compressor.quantization.choice.layer_times import layer_ms
 from compressor.quantization.choice.sensitivity import FLOAT_BITS, Sensitivity, reason_of, scheme_of_width
 from compressor.quantization.file.compact_graph import serialize
@@ -64,7 +63,7 @@ def timed(found: Found, prepared: Prepared, workload: Workload, context: Context
         return sum(kernel_times(file, inputs, threads=threads, seconds=_PROFILE_SECONDS).values())
 
     extra: dict[str, float] = {}
-    for name in tqdm(found, desc="layers in float", unit="layer", leave=False, disable=not context.progress):
+    for name in progress_bar(found, desc="layers in float", unit="layer", shown=context.progress):
         alone = prepared.without({name: "timed in float"}).shipped()
         # The integer file anew for every layer: other work on the machine comes and goes.
         extra[name] = total_ms(alone) - total_ms(integers)
@@ -123,7 +122,7 @@ def within_time(prepared: Prepared, found: Found, latency: float, workload: Work
             f"the fastest choice of widths takes {share:.2f} of the float file's time, wanted are {latency:g} at most; "
             "ask for more time, or compress the structure first"
         )
-    for _ in tqdm(range(_STEPS), desc="widths", unit="step", leave=False, disable=not context.progress):
+    for _ in progress_bar(range(_STEPS), desc="widths", unit="step", shown=context.progress):
         middle = (low + high) / 2
         chosen, candidate, share = judged(least_loss(middle))
         if share > latency:
@@ -159,7 +158,7 @@ def fewest_bytes(prepared: Prepared, found: Found, max_drop: float, workload: Wo
         )
     # More bytes lose less: of the choices in between, each that is scored rules out half.
     scored = math.ceil(math.log2(max(1, passing - failing)))
-    with tqdm(total=scored, desc="widths", unit="choice", leave=False, disable=not context.progress) as bar:
+    with progress_bar(total=scored, desc="widths", unit="choice", shown=context.progress) as bar:
         while passing - failing > 1:
             middle = (failing + passing) // 2
             candidate, lost = judged(middle)

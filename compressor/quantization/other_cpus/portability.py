@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from compressor.batches import judged_target
 from compressor.checks import check_count, check_fraction
@@ -20,6 +19,7 @@ from compressor.files.carrying import OURS
 from compressor.files.graphs import parse
 from compressor.intervals import paired_drop
 from compressor.notes.quantization import CheckedCpus, MadePortable
+from compressor.progress.bars import progress_bar
 from compressor.quantization.file.audit import original_name
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.weights import nearest_grids
@@ -97,7 +97,7 @@ def _outputs(
     judged = [value.name for value in session.get_outputs()].index(judged_output(session))
     axis = layout_of(session).outputs.get(judged_output(session), 0)
     outputs, targets = [], []
-    with tqdm(total=samples, desc="emulating", unit="sample", leave=False, disable=not progress) as bar:
+    with progress_bar(total=samples, desc="emulating", unit="sample", shown=progress) as bar:
         for inputs, labels in _first(data, samples):
             outputs.append(torch.from_numpy(samples_first(run(feeds_of(session, inputs))[judged], axis)))
             targets.append(torch.as_tensor(labels))

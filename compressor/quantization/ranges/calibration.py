@@ -18,7 +18,6 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
-from tqdm import tqdm
 
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
@@ -26,6 +25,7 @@ from compressor.files.carrying import fixed_batch
 from compressor.files.graphs import copy_of, producers
 from compressor.files.operators import operator_of
 from compressor.notes.quantization import Calibrated
+from compressor.progress.bars import progress_bar
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.ranges.choice import choose_ranges
 from compressor.quantization.ranges.histogram import Observed
@@ -148,7 +148,7 @@ def observe_tensors(
             computed = [name for name in group if name not in first]
             shares = [group[start::threads] for start in range(threads)]
             count = 0
-            batches = tqdm(data, desc="calibration", unit="batch", leave=False, disable=not progress)
+            batches = progress_bar(data, desc="calibration", unit="batch", shown=progress)
             for feeds in _slices(_fed(session, batches), size, limit):
                 count += _samples_in(feeds)
                 values = laid_out(layout, feeds)

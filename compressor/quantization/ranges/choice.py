@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
-from tqdm import tqdm
 
 from compressor.files.graphs import copy_of
+from compressor.progress.bars import progress_bar
 from compressor.quantization.grids.schemes import Scheme, choose_affine, integer_bounds
 from compressor.runtime import Feeds, open_session
 
@@ -40,7 +40,7 @@ def choose_ranges(
     grids = {name: _grids(ranges, names, scheme, signed=signed) for name, ranges in candidates.items()}
     noise = dict.fromkeys(candidates, 0.0)
     power = 0.0
-    for feeds in tqdm(slices, desc="ranges", unit="slice", leave=False, disable=not progress):
+    for feeds in progress_bar(slices, desc="ranges", unit="slice", shown=progress):
         expected = [value.astype(np.float64) for value in plain.run(None, feeds) if value.dtype.kind == "f"]
         power += sum(float(np.square(value).sum()) for value in expected)
         for name, numbers in grids.items():

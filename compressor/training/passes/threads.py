@@ -1,8 +1,8 @@
-"""How many threads torch computes a pass over data with: chosen by timing its batches where others want the cores.
+"""How many threads compute a pass over data: chosen by timing its batches where others want the cores.
 
 Threads of one operator wait for one another at its end. Where another process keeps a core busy they wait for the one
 that is not running: with two threads on two cores, a network can train at a tenth of what a single thread does. Which
-number is best changes with what else the machine does, so it is found out in the training itself, whose batches are
+number is best changes with what else the machine does, so it is found out in the pass itself, whose batches are
 computed anyway.
 """
 
@@ -16,7 +16,9 @@ from typing import TypeVar
 
 import torch
 
+from compressor.batches import Batch
 from compressor.machine import core_count, others_running
+from compressor.workload import batch_size_of
 
 Item = TypeVar("Item")
 
@@ -39,7 +41,9 @@ _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(kw_only=True)
 class Threads:
-    """The number of threads of the passes of one training, at most `most`, which is torch's number at the start.
+    """The number of threads of the passes of one training, one ranking or all scores of a run.
+
+    It is at most `most`, which is torch's number at the start.
 
     Where nobody else wants the cores it is `most`, so that equal runs give equal bits; where others do, it is found out
     by trying. Where the environment sets a number (OMP_NUM_THREADS, MKL_NUM_THREADS) it stays. `clock` tells seconds,
@@ -59,6 +63,7 @@ class Threads:
     _costs: dict[int, float] = field(default_factory=dict)
     _since: float = 0.0
     _batches: int = 0
+    _aside: float = 0.0
     _said: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -73,6 +78,24 @@ class Threads:
         finally:
             if torch.get_num_threads() != before:
                 torch.set_num_threads(before)
+
+    @property
+    def number(self) -> int:
+        """With how many threads the present batch is to be computed."""
+        return self._waiting[0] if self._waiting else self._current
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done within is no part of a batch's time: it is done once, whatever comes after."""
+        started = self.clock()
+        try:
+            yield
+        finally:
+            self._aside += self.clock() - started
+
+    def timed(self, batches: Iterable[Batch]) -> list[Batch]:
+        """The `batches` as a list, every pass over which is one of `over`."""
+        return _Timed(batches, self)
 
     def over(self, items: Iterable[Item], size: Callable[[Item], float]) -> Iterator[Item]:
         """The items, batches of `size` samples (or labels); what is done until the next one is asked for is timed."""
@@ -91,13 +114,13 @@ class Threads:
                 self._try()
         passing = iter(items)
         while True:
-            started = self.clock()
+            started, self._aside = self.clock(), 0.0
             try:
                 item = next(passing)
             except StopIteration:
                 return
             yield item
-            self._took(self.clock() - started, size(item))
+            self._took(self.clock() - started - self._aside, size(item))
 
     @property
     def told(self) -> str | None:
@@ -160,6 +183,17 @@ class Threads:
     def _use(self, number: int) -> None:
         if torch.get_num_threads() != number:
             torch.set_num_threads(number)
+
+
+class _Timed(list[Batch]):
+    """Batches that are computed by as many threads as `threads` chooses, in every pass over them."""
+
+    def __init__(self, batches: Iterable[Batch], threads: Threads) -> None:
+        super().__init__(batches)
+        self._threads = threads
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._threads.over(super().__iter__(), lambda batch: batch_size_of(batch[0]))
 
 
 def _candidates(most: int) -> list[int]:

@@ -9,9 +9,9 @@ from time import perf_counter
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from compressor.errors import StageError
+from compressor.progress.bars import progress_bar
 from compressor.training.agreement import Choice
 from compressor.training.held_values import Held
 from compressor.training.loss_state import LossState
@@ -77,13 +77,12 @@ class Epochs:
         restore_optimizer_(updates.optimizer, resumed or {})
         if averaging is not None and progress.average is None:
             progress.average = Average.of(model, averaging)
-        with tqdm(
+        with progress_bar(
             total=rounds.count * rounds.batches,
             initial=len(progress.logs) * rounds.batches,
             desc=self.label,
             unit="batch",
-            leave=False,
-            disable=not self.shown,
+            shown=self.shown,
         ) as bar:
             shown = replace(self, bar=bar)
             while not self.is_done(progress):
