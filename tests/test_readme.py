@@ -47,6 +47,13 @@ def test_the_documented_stage_keeps_the_contract(trained_workload):
         names["ClipWeights"](deviations=-1)
 
 
+def test_a_run_is_followed_as_documented(trained_workload, tmp_path):
+    """The first example of docs/tracking.md, as it stands there."""
+    names = {"workload": trained_workload, "out": tmp_path}
+    exec(compile(python_blocks(ROOT / "docs" / "tracking.md")[0], "tracking.md", "exec"), names)
+    assert len(names["losses"]) >= 2
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in PAGES)])
 def test_links_lead_somewhere(name):
     """Every relative link of the document exists."""

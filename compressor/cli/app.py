@@ -23,6 +23,7 @@ from compressor.cli.options import (
     Verbose,
     WorkloadName,
     recipe_of,
+    recipes_like,
     workload_of,
 )
 from compressor.cli.packing import pack, unpack
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
     from compressor.workload import Workload
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="""Makes PyTorch models smaller and faster, and measures what came of it as the ONNX file you would ship.
 
 Try it: `compressor run int8 --workload digits --out runs/first`
+
+Completion of the shell: `compressor --install-completion`.
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 3 budget not met, 130 interrupted.""",
 )
@@ -66,7 +68,12 @@ def _options(
 @app.command()
 def run(
     *,
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe such as int8 or prune_distill_int8.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or a shipped recipe such as int8 or prune_distill_int8.", autocompletion=recipes_like
+        ),
+    ],
     workload: WorkloadName,
     out: Annotated[Path | None, typer.Option(help="Folder of the result: model.onnx, report.html, .md, .json.")] = None,
     settings: Settings = None,
@@ -82,6 +89,7 @@ def run(
     metric: MetricName = None,
     accept_changes: Accept = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Compresses a workload by a recipe.
@@ -92,9 +100,11 @@ def run(
 
     `compressor run int8 -w model.onnx:data.npz --out runs/file`
 
+    `compressor run int8 -w digits --out runs/first --json`, the report on stdout for programs
+
     A run that was stopped goes on where it was when the same command is given again.
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, out=None if dry_run else out):
         plan = recipe_of(recipe, settings)
         from compressor.running.pipeline import Pipeline, PipelineWarning
 
@@ -104,6 +114,8 @@ def run(
         target = plan.target(batch_size=batch_size, threads=threads)
         chosen = plan.seed if seed is None else seed
         if dry_run:
+            if as_json:
+                raise WrongUseError("--json is about results, and --dry-run has none; leave one of both out")
             _print_plan(plan, found, chosen)
             return
         if out is None:
@@ -111,9 +123,12 @@ def run(
         result = pipeline.run(
             found, target=target, out=out, seed=chosen, progress=not quiet, accept_changes=accept_changes
         )
-        if not quiet:
-            result.report.print()
-        typer.echo(str(result.artifact.path))
+        if as_json:
+            _print_json(result.report.to_json())
+        else:
+            if not quiet:
+                result.report.print()
+            typer.echo(str(result.artifact.path))
         if not result.report.budget_met:
             typer.secho("the budget is not met; the report says by how much", err=True, fg="yellow")
             raise typer.Exit(BUDGET_NOT_MET)
@@ -122,7 +137,9 @@ def run(
 @app.command()
 def compare(
     *,
-    recipes: Annotated[list[str], typer.Argument(help="YAML files or names of shipped recipes.")],
+    recipes: Annotated[
+        list[str], typer.Argument(help="YAML files or names of shipped recipes.", autocompletion=recipes_like)
+    ],
     workload: WorkloadName,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; every recipe gets a folder in it.")],
     settings: Settings = None,
@@ -135,6 +152,7 @@ def compare(
     metric: MetricName = None,
     accept_changes: Accept = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Runs several recipes on one workload: one table and one picture, accuracy against latency and size.
@@ -144,7 +162,7 @@ def compare(
     A recipe that fails is shown with its error and the others go on. Exit code 1 where one failed, 3 where none met its
     budget.
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, out=out):
         plans = [recipe_of(name, settings) for name in recipes]
         from compressor.running.comparison import compare as compare_recipes
         from compressor.running.pipeline import PipelineWarning
@@ -163,9 +181,12 @@ def compare(
             progress=not quiet,
             accept_changes=accept_changes,
         )
-        if not quiet:
-            comparison.print()
-        typer.echo(str(out / "comparison.html"))
+        if as_json:
+            _print_json(comparison.to_json())
+        else:
+            if not quiet:
+                comparison.print()
+            typer.echo(str(out / "comparison.html"))
         if comparison.failures:
             for name, error in comparison.failures.items():
                 typer.secho(f"{name} failed: {error}", err=True, fg="red")

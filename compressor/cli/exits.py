@@ -5,29 +5,33 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
 
 from compressor.cli.interrupts import Terminated
+from compressor.cli.kept import kept_in
 from compressor.errors import CompressorError, StageError, WrongUseError
 from compressor.machine import unreadable_packages
 
 FAILED, WRONG_USE, BUDGET_NOT_MET = 1, 2, 3
 
 _Result = TypeVar("_Result")
-_KEPT = "finished stages are kept, and of a training its finished epochs; the rest is done again, to the same bits."
 
 
 @contextmanager
-def reported(*, verbose: bool) -> Iterator[None]:
-    """Turns what goes wrong into a line on stderr and an exit code, and warnings into lines on stderr."""
+def reported(*, verbose: bool, out: Path | None = None) -> Iterator[None]:
+    """Turns what goes wrong into a line on stderr and an exit code, and warnings into lines on stderr.
+
+    `out` is the folder that the command writes to; what it holds of unfinished work is told when it is stopped.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
             yield
     except KeyboardInterrupt as error:
-        typer.secho(f"\nstopped: {_KEPT} To go on: {_command()}", err=True, fg="yellow")
+        typer.secho(f"\nstopped: {_kept(out)}: {_command()}", err=True, fg="yellow")
         raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
     except (typer.Exit, typer.Abort):
         raise
@@ -44,6 +48,11 @@ def reported(*, verbose: bool) -> Iterator[None]:
         hint = "" if verbose or expected or lists else " (run again with -v for the traceback)"
         typer.secho(f"error: {lists or _text(error)}{hint}", err=True, fg="red")
         raise typer.Exit(code) from None
+
+
+def _kept(out: Path | None) -> str:
+    kept = kept_in(out)
+    return f"{kept}; the rest is done again. To go on" if kept else "nothing is kept yet. To begin again"
 
 
 def _text(error: Exception) -> str:

@@ -23,6 +23,7 @@ WorkloadName = Annotated[
         help="`digits`, `package.module:function` of yours that returns a compressor.Workload, or an ONNX file with "
         "arrays `inputs` and, if there are labels, `targets`: `model.onnx:data.npz`; `model.onnx` alone is measured, "
         "not scored.",
+        autocompletion=lambda incomplete: ["digits"] if "digits".startswith(incomplete) else [],
     ),
 ]
 Settings = Annotated[
@@ -80,6 +81,13 @@ def recipe_of(source: str, settings: list[str] | None) -> "Recipe":
     from compressor.recipe.recipe import Recipe
 
     return Recipe.load(source, overrides=settings or ())
+
+
+def recipes_like(incomplete: str) -> list[str]:
+    """The shipped recipes whose names begin so, for the shell's completion; it completes files by itself."""
+    from compressor.recipe.shipped import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
 def workload_of(

@@ -133,14 +133,14 @@ def _bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | Non
     if quiet:
         yield None
         return
-    from tqdm import tqdm
+    from compressor.progress.bars import progress_bar
 
     bar: Any = None
 
     def told(done: int, total: int) -> None:
         nonlocal bar
         if bar is None and total >= _LONG:
-            bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False)
+            bar = progress_bar(total=total, desc=what, shown=True)
         if bar is not None:
             bar.update(done)
 

@@ -36,6 +36,7 @@ from compressor.recipe.models import (
 )
 from compressor.recipe.overrides import override_
 from compressor.recipe.problems import explain
+from compressor.recipe.shipped import shipped_recipes
 from compressor.recipe.text import LARGEST_BYTES, Document, Place, leading_comment, parse, to_yaml
 from compressor.stage import Stage, stage_name
 from compressor.stages import catalogue
@@ -167,18 +168,6 @@ class Recipe:
         given.setdefault("name", _name_of(source))
         given.setdefault("description", document.comment)
         return cls(**{**given, "stages": tuple(given["stages"])})
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(_folder().glob("*.yaml"))}
-
-
-def _folder() -> Path:
-    # A wheel carries them inside the package; in a source tree they stand at the top, where people look for them.
-    package = Path(__file__).parent.parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def _find(source: str | Path) -> Path:

@@ -139,7 +139,7 @@ def print_comparison(rows: Sequence[ComparisonRow], console: "Console | None" = 
         return
     console.print()
     star = "*" if console.options.ascii_only else "★"
-    print_rows(console, _table(rows), [star if row.pareto else " " for row in rows], title="  recipe")
+    print_rows(console, comparison_table(rows), [star if row.pareto else " " for row in rows], title="  recipe")
     console.print(f"\n{star} on the Pareto front: no other is as fast, as small and as good at once.", markup=False)
 
 
@@ -150,7 +150,7 @@ def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
         for row in rows
     ]
     note = "★: on the Pareto front, no other is as fast, as small and as good at once. Brackets are 95 % intervals."
-    return f"{markdown_table(_table(rows), outcomes, title='recipe')}\n\n{note}\n"
+    return f"{markdown_table(comparison_table(rows), outcomes, title='recipe')}\n\n{note}\n"
 
 
 def comparison_html(rows: Sequence[ComparisonRow], title: str, failures: Sequence[str] = (), *, busy: str = "") -> str:
@@ -159,7 +159,7 @@ def comparison_html(rows: Sequence[ComparisonRow], title: str, failures: Sequenc
     What to ship comes first. `failures` are sentences about recipes that gave no row; they stand below the table.
     `busy` is a sentence about the machine, "" for none.
     """
-    table = _table(rows)
+    table = comparison_table(rows)
     columns = [column for column in COLUMNS if column != "stage" and any(row.cells.get(column) for row in table)]
     return (
         templates()
@@ -194,7 +194,8 @@ def _is_reference(row: ComparisonRow) -> bool:
     return row.drop is None and row.speedup == Estimate(1.0, 1.0, 1.0)
 
 
-def _table(rows: Sequence[ComparisonRow]) -> list[Row]:
+def comparison_table(rows: Sequence[ComparisonRow]) -> list[Row]:
+    """The rows as text, with the same digits down each column."""
     if not rows:
         return []
     scale = rows[0].scale
@@ -251,7 +252,7 @@ def _panels(rows: Sequence[ComparisonRow]) -> list[Panel]:
 
     def points(of: str) -> list[Point]:
         placed = []
-        for row, text in zip(rows, _table(rows), strict=True):
+        for row, text in zip(rows, comparison_table(rows), strict=True):
             time, file = row.latency_ms, row.size_bytes / unit
             title = ", ".join(f"{cell.text} {cell.note}".strip() for cell in text.cells.values())
             placed.append(

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compressor.report.html import html
+from compressor.report.notebook import frame, outcomes, step_rows, table_html
 from compressor.report.record import RunRecord
 from compressor.report.text import markdown, print_report
+from compressor.report.view import summary, table
 from compressor.storage import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -16,6 +18,21 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Report(RunRecord):
     """A whole run: the record, and the record as people read it."""
+
+    def __repr__(self) -> str:
+        return f"<Report of {self.workload.get('name', 'a model')}: {summary(self)}>"
+
+    def _repr_html_(self) -> str:
+        rows = table(self)
+        return table_html(rows, outcomes(rows), title="stage", caption=summary(self))
+
+    def to_frame(self) -> Any:
+        """The steps as a pandas DataFrame, a row each: name, what became of it, and every number that was measured.
+
+        Estimates have three columns, such as `speedup`, `speedup_low` and `speedup_high`. Raises WrongUseError where
+        pandas is not installed; the extra `frame` brings it along.
+        """
+        return frame(step_rows(self))
 
     def to_markdown(self) -> str:
         """The report as a Markdown page."""

@@ -1,28 +1,30 @@
 """Several recipes on one workload, each run and resumed like a single one: one table and one picture of them."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape as html_escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from compressor.errors import RunFolderError, StorageError
 from compressor.estimate import Estimate
 from compressor.machine import environment
 from compressor.measuring.timing import Timing, time_interleaved
+from compressor.progress.bars import say
+from compressor.progress.events import Listener
 from compressor.recipe.recipe import Recipe
 from compressor.report.comparison import (
     ComparisonRow,
     comparison_html,
     comparison_markdown,
     comparison_svg,
+    comparison_table,
     conclusions,
     pareto_front,
     print_comparison,
 )
 from compressor.report.markdown import escape
+from compressor.report.notebook import flat, frame, table_html
 from compressor.report.numbers import ScoreScale
 from compressor.report.record import Step
 from compressor.report.report import Report
@@ -56,6 +58,24 @@ class Comparison:
     reports: dict[str, Report]
     failures: dict[str, str]
     busy: str = ""
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"<Comparison on {self.workload} of {', '.join(self.reports) or 'nothing'}{failed}>"
+
+    def _repr_html_(self) -> str:
+        caption = f"{self.workload}: {len(self.reports)} recipes; ★ no other is as fast, as small and as good at once"
+        failed = "".join(f"<p>{html_escape(f'{name} failed: {error}')}</p>" for name, error in self.failures.items())
+        marks = ["★" if row.pareto else "" for row in self.rows]
+        return table_html(comparison_table(self.rows), marks, title="recipe", caption=caption) + failed
+
+    def to_frame(self) -> Any:
+        """The rows as a pandas DataFrame, the reference first.
+
+        Estimates have three columns, such as `speedup`, `speedup_low` and `speedup_high`. Raises WrongUseError where
+        pandas is not installed; the extra `frame` brings it along.
+        """
+        return frame([{name: value for name, value in flat(vars(row)).items() if name != "scale"} for row in self.rows])
 
     @property
     def any_budget_met(self) -> bool:
@@ -106,13 +126,15 @@ def compare(
     seed: int | None = None,
     progress: bool = True,
     accept_changes: bool = False,
+    on_event: Listener | None = None,
 ) -> Comparison:
     """Runs every recipe into `out/<its name>` and writes comparison.json, .md, .html and .svg into `out`.
 
-    Recipes may be given as objects, files, or names of shipped ones; pipelines take part as well. `seed` and `target`
-    default to the recipes' own; all must be measured under the same load. A recipe that fails is listed with its error
-    and the others go on; a killed comparison goes on where it was when called again. Raises RecipeError for a recipe
-    that cannot be read, WorkloadError for a workload that cannot work.
+    Recipes may be given as objects, files, or names of shipped ones; pipelines take part as well. `seed` and
+    `target` default to the recipes' own; `on_event` is told of every run; all must be measured under the same load.
+    A recipe that fails is listed with its error and the others go on; a killed comparison goes on where it was when
+    called again. Raises RecipeError for a recipe that cannot be read, WorkloadError for a workload that cannot
+    work.
     """
     if not recipes:
         raise ValueError("compare needs at least one recipe, such as 'int8'")
@@ -126,8 +148,7 @@ def compare(
     # An order of stages that cannot work is refused before any recipe has taken hours.
     pipelines = {name: Pipeline.from_recipe(plan) if isinstance(plan, Recipe) else plan for name, plan in plans.items()}
     for number, (name, plan) in enumerate(plans.items(), start=1):
-        if progress:
-            tqdm.write(f"recipe {number} of {len(plans)}: {name}", file=sys.stderr)
+        say(f"recipe {number} of {len(plans)}: {name}", shown=progress)
         own_seed = plan.seed if isinstance(plan, Recipe) else 0
         try:
             result = pipelines[name].run(
@@ -137,6 +158,7 @@ def compare(
                 seed=own_seed if seed is None else seed,
                 progress=progress,
                 accept_changes=accept_changes,
+                on_event=on_event,
             )
         except Exception as error:  # noqa: BLE001  # a user's stage may raise anything, and the others must go on
             failures[name] = f"{type(error).__name__}: {error}"

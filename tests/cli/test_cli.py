@@ -296,8 +296,23 @@ def test_a_stopped_run_prints_how_to_go_on(folder: Path, number: int, code: int,
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == code
-    assert err.endswith("To go on: compressor run recipe.yaml -w slow:slow --out 'runs/my folder'\n")
+    # The workload was not even there.
+    again = "compressor run recipe.yaml -w slow:slow --out 'runs/my folder'"
+    assert err.endswith(f"stopped: nothing is kept yet. To begin again: {again}\n")
     assert "Traceback" not in err
+
+
+def test_a_result_as_json(folder: Path) -> None:
+    """`--json` prints the report that lies in the folder, alone on stdout; there is none of a dry run."""
+    code, out, _ = call("run", "recipe.yaml", "-w", "mine:tiny", "--out", "runs/first", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((folder / "runs/first/report.json").read_text())
+    code, _, err = call("run", "recipe.yaml", "-w", "mine:tiny", "--json", "--dry-run")
+    assert code == 2
+    assert "--json is about results, and --dry-run has none" in err
+    code, out, _ = call("compare", "recipe.yaml", "-w", "mine:tiny", "--out", "runs/compared", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((folder / "runs/compared/comparison.json").read_text())
 
 
 def test_the_handler_of_sigterm_is_put_back() -> None:
