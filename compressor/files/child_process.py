@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from compressor.progress.bars import progress_bar
+from compressor.progress.bars import tick
 
 # Seconds between two looks at the child's memory: it cannot fill more than some hundred megabytes in between.
 _LOOK = 0.05
@@ -97,8 +97,7 @@ def _in_child(work: Callable[[], bytes], limit: Limit) -> bytes:
         raise
     try:
         os.close(writing)
-        with progress_bar(desc="exporting") as bar:
-            received = _received(pid, reading, limit, bar.refresh)
+        received = _received(pid, reading, limit)
         if received is not None:
             return received
         _, status = os.waitpid(pid, 0)
@@ -155,10 +154,8 @@ def _prepare_child(limit: Limit, parent: int) -> None:
     signal.setitimer(signal.ITIMER_PROF, limit.seconds)
 
 
-def _received(pid: int, reading: int, limit: Limit, tick: Callable[[], object]) -> bytes | None:
-    """The child's result, None where it ended without one; `tick` is called now and then. Raises LimitError and
-    _StalledError.
-    """
+def _received(pid: int, reading: int, limit: Limit) -> bytes | None:
+    """The child's result, None where it ended without one. Raises LimitError and _StalledError."""
     poller = select.poll()
     poller.register(reading, select.POLLIN)
     parts, held = bytearray(), _resident(pid)

@@ -24,6 +24,7 @@ from compressor.files.shape_cleaning import simplify_shapes_
 from compressor.files.verification import NUDGE, ExportTask, export_task, verified_bytes
 from compressor.kept_state import as_before
 from compressor.outputs.layout import Layout, judged_name
+from compressor.progress.bars import waiting
 from compressor.runtime import OnnxModule
 from compressor.workload import Workload, input_names
 
@@ -73,7 +74,7 @@ def export_onnx(model: nn.Module, workload: Workload, *, memory: ExportMemory | 
         return known
     # Caches in classes and closures are those of all copies.
     unchanged = as_before(model, in_training_too=True)
-    with _quietly(), torch.no_grad(), torch.random.fork_rng(devices=[]), unchanged:
+    with waiting("exporting"), _quietly(), torch.no_grad(), torch.random.fork_rng(devices=[]), unchanged:
         task = export_task(model, workload)
         limit = Limit(seconds=workload.export_seconds, memory=_MEMORY + _COPIES * size)
         tries = _Tries(task=task, limit=limit, ended=memory.ended if memory is not None else "")

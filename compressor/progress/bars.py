@@ -3,7 +3,7 @@
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -18,6 +18,7 @@ _KNOWN = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} to go{postfix
 _UNKNOWN = "{desc} {n_fmt} {unit}, {elapsed}{postfix}"
 _WAITING = "{desc} {elapsed}"
 _shown: ContextVar[bool] = ContextVar("progress of a run is shown", default=False)
+_waiting: ContextVar[Callable[[], object]] = ContextVar("the clock of what is waited for", default=lambda: None)
 
 
 @contextmanager
@@ -63,6 +64,23 @@ def progress_bar(
         bar_format=form,
         disable=not (_wanted(shown) and sys.stderr.isatty()),
     )
+
+
+@contextmanager
+def waiting(desc: str) -> Iterator[None]:
+    """Within it, `tick` shows how long the work called `desc` has taken, also where stderr is taken away meanwhile."""
+    with progress_bar(desc=desc) as bar:
+        token = _waiting.set(bar.refresh)
+        try:
+            tick()
+            yield
+        finally:
+            _waiting.reset(token)
+
+
+def tick() -> None:
+    """Moves the clock of the work that is waited for, if there is any."""
+    _waiting.get()()
 
 
 def say(text: str, *, shown: bool | None = None) -> None:

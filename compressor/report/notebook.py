@@ -7,8 +7,7 @@ from typing import Any
 from compressor.errors import WrongUseError
 from compressor.estimate import Estimate
 from compressor.report.record import RunRecord
-from compressor.report.text import outcome
-from compressor.report.view import COLUMNS, Row
+from compressor.report.view import COLUMNS, Row, outcome
 
 # What fits beside code; the page of the report has the rest.
 _SHOWN = ("score", "change", "latency", "speedup", "size")
@@ -29,9 +28,10 @@ def table_html(rows: Sequence[Row], outcomes: Sequence[str], *, title: str, capt
     )
 
 
-def outcomes(rows: Sequence[Row]) -> list[str]:
-    """What became of each row, in words without markup."""
-    return [outcome(row).replace("**", "") for row in rows]
+def outcomes(report: RunRecord) -> list[str]:
+    """What became of each step, in words, and which of them ships."""
+    told = [outcome(report, index) for index in range(len(report.steps))]
+    return [", ".join(filter(None, [text, "ships" * (index == report.final)])) for index, text in enumerate(told)]
 
 
 def step_rows(report: RunRecord) -> list[dict[str, Any]]:

@@ -23,8 +23,7 @@ class Report(RunRecord):
         return f"<Report of {self.workload.get('name', 'a model')}: {summary(self)}>"
 
     def _repr_html_(self) -> str:
-        rows = table(self)
-        return table_html(rows, outcomes(rows), title="stage", caption=summary(self))
+        return table_html(table(self), outcomes(self), title="stage", caption=summary(self))
 
     def to_frame(self) -> Any:
         """The steps as a pandas DataFrame, a row each: name, what became of it, and every number that was measured.

@@ -3,11 +3,12 @@
 import io
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 
-from compressor.progress.bars import progress_bar, say, showing, wrapped
+from compressor.progress.bars import progress_bar, say, showing, tick, waiting, wrapped
 
 
 class Terminal(io.StringIO):
@@ -95,6 +96,16 @@ def test_what_a_run_wants_holds_for_what_asks_nobody(monkeypatch: pytest.MonkeyP
             say("quiet")
     say("after")
     assert _lines(terminal) == ["inside"]
+
+
+def test_a_wait_is_shown_where_stderr_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporters write what they like, and are not heard meanwhile."""
+    terminal = opened(monkeypatch)
+    tick()
+    with showing(True), waiting("exporting"), redirect_stderr(io.StringIO()):
+        tick()
+    tick()
+    assert _lines(terminal) == ["exporting 00:00"] * 2
 
 
 def test_lines_break_between_words() -> None:

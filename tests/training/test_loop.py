@@ -4,6 +4,7 @@ import copy
 import math
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from compressor.batches import Batches
 from compressor.errors import StageError, StorageError, WriteError
 from compressor.metrics import Metric
+from compressor.progress import bars
 from compressor.stage import Context
 from compressor.training import precision
 from compressor.training.loop import train
@@ -459,8 +461,8 @@ def test_a_transformer_with_dict_inputs_trains() -> None:
     assert logs[-1].score > 0.7
 
 
-def test_progress_goes_to_stderr_only_when_asked(tiny_workload, capsys) -> None:
-    """With progress a bar with loss and score is written to stderr; without, nothing is."""
+def test_progress_goes_to_stderr_only_when_asked(tiny_workload, capsys, monkeypatch) -> None:
+    """With progress a bar with loss and score is written to stderr, where that is a terminal; without, nothing is."""
     train(
         copy.deepcopy(tiny_workload.model),
         tiny_workload,
@@ -468,12 +470,16 @@ def test_progress_goes_to_stderr_only_when_asked(tiny_workload, capsys) -> None:
         context=QUIET,
     )
     assert capsys.readouterr() == ("", "")
-    train(
-        copy.deepcopy(tiny_workload.model),
-        tiny_workload,
-        TrainingSettings(epochs=1, optimizer=SGD(rate=0.01)),
-        context=Context(),
-    )
+    monkeypatch.setattr(bars, "_DELAY", 0.0)
+    for terminal in (False, True):
+        assert capsys.readouterr() == ("", "")
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        train(
+            copy.deepcopy(tiny_workload.model),
+            tiny_workload,
+            TrainingSettings(epochs=1, optimizer=SGD(rate=0.01)),
+            context=Context(),
+        )
     out, err = capsys.readouterr()
     assert out == ""
     assert "training" in err
