@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 _ZSTD_LEVEL = 19
-# Packing takes about half a second of computing a megabyte: larger files would hold a run up.
-_MOST_PACKED = 16 << 20
+# Packing takes a second or so of computing a megabyte: larger files would hold a run up.
+_MOST_PACKED = 8 << 20
 # Three times as long as the first timing: intervals are then about as narrow as timing can tell files apart.
 _SECONDS_WHERE_OPEN = 6.0
 

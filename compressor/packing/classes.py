@@ -19,7 +19,8 @@ Classes = tuple[NDArray[np.int64], ...]
 # One class is this factor in the mean information of a row's symbols.
 _STEP = 0.5
 _MOST_CLASSES = 48
-_ROUNDS = 3
+# Of so many symbols one round fewer, for time.
+_ROUNDS, _MANY = 3, 1 << 20
 # So many weights have a class in common at least.
 _LEAST = 8
 # So many symbols of a row tell its class.
@@ -77,9 +78,10 @@ def fitted(parts: Sequence[Symbols], alphabet: int, *, most: int) -> Fitted:
     information -= information.min()
     spread = _STEP * max(1.0, 16 / most)
     classes = [_by_means(information[part], spread) for part in parts]
-    for round_ in range(_ROUNDS):
+    rounds = _ROUNDS if total < _MANY else 1 + _ROUNDS // 2
+    for round_ in range(rounds):
         classes, counts = _numbered(parts, classes, alphabet, most)
-        if round_ + 1 < _ROUNDS:
+        if round_ + 1 < rounds:
             costs = _costs(counts)
             classes = [_better(part, own, costs) for part, own in zip(parts, classes, strict=True)]
     return Fitted(*_compact(classes, counts))
