@@ -36,7 +36,10 @@ def test_many_random_graphs_lose_no_more_than_their_reports_say(first: int) -> N
 
 def test_graphs_have_all_that_files_have() -> None:
     """Among the first hundred are inner graphs, several outputs, states beside an input, concats and odd names."""
-    graphs = [RandomGraph(seed=seed).model.graph for seed in range(100)]
+    grown = [RandomGraph(seed=seed) for seed in range(100)]
+    graphs = [each.model.graph for each in grown]
+    assert sum(each.state is not None for each in grown) > 5
+    assert sum(each.single for each in grown) > 5
     kinds = {node.op_type for graph in graphs for node in graph.node}
     assert {"If", "Loop", "Concat", "Pad", "Conv", "Gemm", "MatMul", "Softmax", "ArgMax"} <= kinds
     assert sum(len(graph.output) > 1 for graph in graphs) > 30
@@ -60,5 +63,5 @@ def test_a_report_that_is_too_good_is_noticed() -> None:
         files.append(model.SerializeToString())
     samples = {"x": np.random.default_rng(0).normal(size=(4000, 4)).astype(np.float32)}
     honest, boasting = ([{"output": "y", "db": value, "channel_db": None}] for value in (19.9, 30.0))
-    assert faults(*files, samples, honest) == []
-    assert "'y' keeps 20.0" in faults(*files, samples, boasting)[0]
+    assert faults(*files, [samples], honest) == []
+    assert "'y' keeps 20.0" in faults(*files, [samples], boasting)[0]

@@ -1,5 +1,6 @@
 """Random ONNX graphs: branches, concatenated scales, several outputs, inner graphs, states and odd names."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -26,7 +27,11 @@ Shape = tuple[int, ...]
 
 @dataclass(kw_only=True)
 class RandomGraph:
-    """The graph that `seed` stands for: `model`, checked, whose inputs and outputs have a free batch first."""
+    """The graph that `seed` stands for: `model`, checked, whose inputs and outputs have a free batch first.
+
+    Some carry a `state`, (its input, its output), (1, batch, width), noted as a stream's; some are `single`, without a
+    batch that one could give several samples in.
+    """
 
     seed: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -36,6 +41,10 @@ class RandomGraph:
     whole: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        # Apart from what grows, so that a seed keeps its graph.
+        kind = Random(f"{self.seed} kind").random()  # noqa: S311 - the same
+        self.single = kind < 0.1
+        self.state: tuple[str, str] | None = None
         self.random = Random(self.seed)  # noqa: S311 - a graph, no secret
         self.numbers = np.random.default_rng(self.seed)
         self.count = 0
@@ -43,6 +52,8 @@ class RandomGraph:
         self._layer()
         for _ in range(self.random.randint(2, 9)):
             self._grow()
+        if kind > 0.85:
+            self._carry()
         self.model = self._model()
 
     def samples(self, count: int, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -225,6 +236,24 @@ class RandomGraph:
         always = self._constant(np.array(True))
         self._node("Loop", [turns, always, source], (width,), body=body)
 
+    def _carry(self) -> None:
+        """A state that the graph reads with its width, and gives anew: tanh(state @ weight + what is read)."""
+        source = self._read(rank=1)
+        if source is None:
+            return
+        (width,) = self.live[source]
+        given, before, product, total, after, out = (self._name() for _ in range(6))
+        axis = self._constant(np.array([0], dtype=np.int64))
+        self.nodes += [
+            helper.make_node("Squeeze", [given, axis], [before], self._name()),
+            helper.make_node("MatMul", [before, self._weight(width, width)], [product], self._name()),
+            helper.make_node("Add", [product, source], [total], self._name()),
+            helper.make_node("Tanh", [total], [after], self._name()),
+            helper.make_node("Unsqueeze", [after, axis], [out], self._name()),
+        ]
+        self.live[after] = (width,)
+        self.state, self.width = (given, out), width
+
     def _softmax(self) -> None:
         source = self._read(rank=1)
         if source is not None:
@@ -250,13 +279,27 @@ class RandomGraph:
         self.random.shuffle(chosen)
         outputs = [helper.make_tensor_value_info(name, _FLOAT, ["n", *self.live[name]]) for name in chosen]
         outputs += [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", 1]) for name in self.whole]
+        inputs = [helper.make_tensor_value_info(name, _FLOAT, ["n", *shape]) for name, shape in self.inputs.items()]
+        noted: dict[str, object] = {}
+        if self.state is not None:
+            given, out = self.state
+            shape = [1, "n", self.width]
+            inputs.append(helper.make_tensor_value_info(given, _FLOAT, shape))
+            outputs.append(helper.make_tensor_value_info(out, _FLOAT, shape))
+            noted = {"inputs": {given: 1}, "outputs": {out: 1}, "streams": {out: given}}
+        elif self.single:
+            noted = {"single": True}
+            for value in (*inputs, *outputs):
+                value.type.tensor_type.shape.dim[0].dim_value = 1
         graph = helper.make_graph(
             self.nodes,
             "grown",
-            [helper.make_tensor_value_info(name, _FLOAT, ["n", *shape]) for name, shape in self.inputs.items()],
+            inputs,
             outputs,
             [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        if noted:
+            helper.set_model_props(model, {"compressor.layout": json.dumps(noted)})
         onnx.checker.check_model(model, full_check=True)
         return model
