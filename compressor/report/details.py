@@ -11,6 +11,7 @@ from compressor.notes.quantization import (
     GiveBackTried,
     GivenBack,
     LayerSensitivity,
+    LeftOut,
     OutputNoise,
     Sensitivities,
 )
@@ -190,6 +191,12 @@ def kept_outputs(step: Step) -> list[str]:
     note = noted(step, OutputNoise)
     kept = (note.outputs if note else None) or ()
     return [each.says() for each in kept] if len(kept) > 1 or any(each.channel is not None for each in kept) else []
+
+
+def left_out(step: Step) -> list[str]:
+    """The improvements that had nothing to work on, a sentence each."""
+    note = noted(step, LeftOut)
+    return [f"{setting} left out: {reason}" for setting, reason in note.left_out.items()] if note else []
 
 
 def curves(step: Step) -> list[Curve]:

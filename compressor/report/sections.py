@@ -18,6 +18,7 @@ from compressor.report.details import (
     has_records,
     kept_outputs,
     left_in_float,
+    left_out,
     locked_layers,
     missed_before,
     noted,
@@ -201,7 +202,8 @@ def _float_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     coverage, noise, floats = noted(step, Coverage), noted(step, OutputNoise), left_in_float(step)
     count = coverage.quantized if coverage else None
     left = sum(len(entry.names) for entry in floats)
-    if count is None and not floats:
+    missed = left_out(step)
+    if count is None and not floats and not missed:
         return {}
     return {
         "floats": floats,
@@ -210,6 +212,7 @@ def _float_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
         "coverage": count / (count + left) if count and count + left else None,
         "sqnr_db": noise.sqnr_db if noise else None,
         "outputs": kept_outputs(step),
+        "left_out": missed,
     }
 
 
@@ -218,6 +221,7 @@ def _float_text(step: Step) -> list[str]:
     count = coverage.quantized if coverage else None
     lines = [] if count is None else [f"- {count} operators quantized"]
     lines += [f"- output {escape(text)}" for text in kept_outputs(step)]
+    lines += [f"- {escape(text)}" for text in left_out(step)]
     return lines + [
         f"- {len(left.names)} {escape(left.kind)}, {escape(left.reason)}: {', '.join(map(code, left.names))}"
         for left in left_in_float(step)
@@ -300,7 +304,7 @@ _FLOAT = Section(
     heading="What stayed in float",
     text=_float_text,
     shows=("left_in_float",),
-    says=("quantized", "sqnr_db", "outputs"),
+    says=("quantized", "sqnr_db", "outputs", "left_out"),
     counts=("left_in_float",),
 )
 _SENSITIVITY = Section(

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from compressor.report.asked import asked_and_got, ranking_of_blocks
-from compressor.report.details import given_back, kept_outputs, locked_layers, unreached_layers
+from compressor.report.details import given_back, kept_outputs, left_out, locked_layers, unreached_layers
 from compressor.report.markdown import bullets, code, escape, facts, fenced, headed, titled
 from compressor.report.numbers import DECIBEL_SCALE, ScoreScale, duration, printable, shorten
 from compressor.report.record import RunRecord, Step
@@ -122,6 +122,7 @@ def _print_widths(console: Console, step: Step) -> None:
     """Prints how many layers got each width, what went back to float, and what each of several outputs keeps."""
     lines = [f"weights: {widths_summary(step)}"] if widths_summary(step) else []
     lines += [f"output {kept}" for kept in kept_outputs(step)]
+    lines += left_out(step)
     gone = [layer.node for layer in given_back(step)]
     if gone:
         more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
