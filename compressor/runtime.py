@@ -1,23 +1,26 @@
 """ONNX Runtime sessions, and an ONNX file as a torch module."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.batches import Inputs, Targets, judged_target
-from compressor.outputs.layout import Layout, NamedOutputs, judged_name
-from compressor.sessions import Feeds, by_input, by_order, load_session, open_session, session_options
+from compressor.batches import Batch, Inputs, Targets, judged_target, map_targets, split_batch
+from compressor.calls.running import calls, feeds_of, first_step, is_stream, run_on_samples, unrolled
+from compressor.calls.samples import filled, fixed_batch, in_rows, judged_output, laid_out, layout_of, samples_of
+from compressor.outputs.layout import NamedOutputs
+from compressor.sessions import Feeds, by_order, load_session, open_session, session_options
 from compressor.workload import batches_of
 
 __all__ = [
     "Feeds",
     "OnnxModule",
+    "calls",
     "feeds_of",
+    "filled",
+    "fixed_batch",
     "judged_output",
     "laid_out",
     "layout_of",
@@ -25,13 +28,10 @@ __all__ = [
     "open_session",
     "predict_batches",
     "predicted",
-    "samples_first",
+    "run_on_samples",
     "samples_of",
     "session_options",
 ]
-
-# The floats of ONNX Runtime's inputs that numpy has.
-_FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 
 
 class OnnxModule(nn.Module):
@@ -58,35 +58,39 @@ class OnnxModule(nn.Module):
 
     @property
     def fixed_batch(self) -> int:
-        """The one number of samples that the file takes at once, 0 where it takes any."""
-        layout = layout_of(self.session).inputs
-        for node in self.session.get_inputs():
-            axis = layout.get(node.name, 0)
-            if node.shape and axis is not None:
-                return node.shape[axis] if isinstance(node.shape[axis], int) else 0
-        return 0
+        """The one number of samples that the file takes at once, 0 where it takes any; 1 without a batch."""
+        return fixed_batch(self.session)
+
+    @property
+    def streams(self) -> dict[str, str]:
+        """The input that the next step of a stream is given each of these outputs for."""
+        return dict(layout_of(self.session).streams)
 
     def in_rows(self, inputs: Any, count: int | None = None) -> Any:
         """`inputs` of `count` samples as the file takes them, or with samples first: a sample in every row of each.
 
         An input that is one for all samples of a call is repeated. Without a `count` it is that of the file's layout.
         """
-        layout = layout_of(self.session).inputs
-        if not layout:
-            return inputs
-        nodes = self.session.get_inputs()
-        names = [node.name for node in nodes]
-        if not isinstance(inputs, Mapping):
-            inputs = by_order(names, inputs if isinstance(inputs, tuple) else (inputs,))
-        values = {name: torch.as_tensor(value) for name, value in inputs.items()}
-        if count is None:
-            sized = [(values[name], layout.get(name, 0)) for name in names if name in values]
-            count = next(value.shape[axis] for value, axis in sized if axis is not None)
-        ranks = {node.name: len(node.shape) for node in nodes}
-        return {
-            name: _in_rows(value, layout.get(name, 0), ranks.get(name, value.ndim), count)
-            for name, value in values.items()
-        }
+        return in_rows(self.session, inputs, count)
+
+    def one_step(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The first step of streams, a sample in every row, with the states that they begin with."""
+        return {name: torch.from_numpy(values) for name, values in first_step(self.session, inputs).items()}
+
+    def unrolled(self, batch: Any) -> Batch:
+        """A batch of streams as one of their steps, with the states and targets that each has; others as they are."""
+        inputs, targets = split_batch(batch)
+        if not is_stream(self.session, inputs):
+            return inputs, targets
+        found = unrolled(self.session, inputs)
+        steps = max(found.steps) + 1
+
+        def of_steps(values: Any) -> Any:
+            stepwise = getattr(values, "ndim", 0) > 1 and values.shape[1] == steps
+            return values[found.of, found.steps] if stepwise else values[found.of]
+
+        rows = {name: torch.from_numpy(values) for name, values in found.samples.items()}
+        return rows, map_targets(targets, of_steps)
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The outputs for a batch, on the CPU."""
@@ -118,87 +122,8 @@ class OnnxModule(nn.Module):
         return f"{len(self.onnx_bytes)} bytes, inputs: {names}"
 
 
-def feeds_of(session: ort.InferenceSession, inputs: Inputs) -> Feeds:
-    """What `session` is fed for `inputs`, which have samples first: as its file lays them out.
-
-    By name for a dict, by order otherwise; only inputs that the graph has. Raises ValueError where the graph has an
-    input that `inputs` lacks, and where one that is the same for all samples of a call is not.
-    """
-    return laid_out(layout_of(session), samples_of(session, inputs))
-
-
-def laid_out(layout: Layout, samples: Feeds) -> Feeds:
-    """The `samples` of every input, first in each, in the dimensions in which a file has them.
-
-    An input without a batch is given once. Raises ValueError where it would have several values.
-    """
-    if not layout.inputs:
-        return samples
-    return {name: _turned(name, values, layout.inputs.get(name, 0)) for name, values in samples.items()}
-
-
-def _turned(name: str, values: NDArray[Any], axis: int | None) -> NDArray[Any]:
-    if axis is not None:
-        return np.ascontiguousarray(np.moveaxis(values, 0, axis))
-    if len(values) and not (values == values[:1]).all():
-        raise ValueError(
-            f"the input {name!r} is one for all samples of a call, and differs between those of a batch; give batches "
-            "in which it is the same"
-        )
-    return np.ascontiguousarray(values[0]).reshape(values.shape[1:])
-
-
-def run_on_samples(session: ort.InferenceSession, inputs: Inputs) -> list[NDArray[Any]]:
-    """All outputs of the file for `inputs`, samples first in both; an output without a batch is as it is."""
-    outputs = layout_of(session).outputs
-    given = session.run(None, feeds_of(session, inputs))
-    names = [node.name for node in session.get_outputs()]
-    return [samples_first(values, outputs.get(name, 0)) for name, values in zip(names, given, strict=True)]
-
-
-def samples_first(values: NDArray[Any], axis: int | None) -> NDArray[Any]:
-    """An output whose samples lie in dimension `axis` of it, samples first; as it is where they lie in none."""
-    return np.ascontiguousarray(np.moveaxis(values, axis, 0)) if axis else values
-
-
-def samples_of(session: ort.InferenceSession, inputs: Inputs) -> Feeds:
-    """`inputs` as arrays by the names of the session's inputs, laid out as they are.
-
-    Raises ValueError where the graph has an input that `inputs` lacks.
-    """
-    names = [node.name for node in session.get_inputs()]
-    types = {node.name: _FLOATS.get(node.type) for node in session.get_inputs()}
-    given = (
-        inputs if isinstance(inputs, Mapping) else by_order(names, inputs if isinstance(inputs, tuple) else (inputs,))
-    )
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in by_input(names, given).items()}
-    return {
-        # A lone number would become a row of one.
-        name: np.ascontiguousarray(array, dtype=types[name] if array.dtype.kind == "f" else None).reshape(array.shape)
-        for name, array in arrays.items()
-    }
-
-
-def _in_rows(value: Tensor, axis: int | None, rank: int, count: int) -> Tensor:
-    if axis is None:
-        # One for all samples, or one for each already.
-        given = value.ndim == rank + 1 and len(value) == count
-        return value if given else value.expand(count, *value.shape)
-    return value.movedim(axis, 0) if axis and value.ndim > axis and value.shape[axis] == count else value
-
-
-def layout_of(session: ort.InferenceSession) -> Layout:
-    """The layout that the session's file notes in its metadata."""
-    return Layout.of_metadata(session.get_modelmeta().custom_metadata_map)
-
-
-def judged_output(session: ort.InferenceSession) -> str:
-    """The name of the output that metrics read."""
-    return judged_name([node.name for node in session.get_outputs()], layout_of(session))
-
-
 def predict_batches(onnx_bytes: bytes, data: Iterable[Any], *, threads: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-    """(judged output, targets) of every batch of `data`."""
+    """(judged output, targets) of every batch of `data`, of streams (samples, steps, ...)."""
     session = open_session(onnx_bytes, threads=threads)
     for inputs, targets in batches_of(data):
         yield predicted(session, inputs, targets)
@@ -206,7 +131,5 @@ def predict_batches(onnx_bytes: bytes, data: Iterable[Any], *, threads: int = 1)
 
 def predicted(session: ort.InferenceSession, inputs: Inputs, targets: Targets) -> tuple[Tensor, Tensor]:
     """(judged output, targets) of one batch."""
-    judged = judged_output(session)
-    given = session.run([judged], feeds_of(session, inputs))[0]
-    axis = layout_of(session).outputs.get(judged, 0)
-    return torch.from_numpy(samples_first(given, axis)), torch.as_tensor(judged_target(targets))
+    place = [node.name for node in session.get_outputs()].index(judged_output(session))
+    return torch.from_numpy(run_on_samples(session, inputs)[place]), torch.as_tensor(judged_target(targets))

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, TypedDict, Unpack, cast
 
@@ -37,7 +37,7 @@ from compressor.kept_state import as_before
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Classes, Labels, Numbers, OtherOutput
 from compressor.outputs.layout import NamedOutputs
-from compressor.streams.passes import one_pass
+from compressor.streams.passes import Mapped, one_pass
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 FreeSizes = Literal["all", "batch"] | Mapping[str, Sequence[int]]
@@ -248,6 +248,8 @@ class Workload:
         check_settings(settings, Settings.__annotations__)
         own = judged_by(as_usual_model(model), judge)
         inputs, targets = sets.first
+        sets = _stepwise(own, sets)
+        example, _ = sets.first
         try_judge(own, judge, lambda: call_model(own, inputs))
         if not isinstance(metric, Metric):
             outputs = answered(own, lambda: output_tensor(call_model(own, inputs)))
@@ -262,8 +264,21 @@ class Workload:
             test=sets.test,
             loss=checked_loss(loss) or metric.usual_loss(),
             metric=metric.settled_on(judged_target(targets)),
-            **cast("Any", {"example_inputs": resize_batch(inputs, getattr(own, "fixed_batch", 0) or 2), **settings}),
+            **cast("Any", {"example_inputs": resize_batch(example, getattr(own, "fixed_batch", 0) or 2), **settings}),
         )
+
+
+def _stepwise(model: nn.Module, sets: Loaders) -> Loaders:
+    """`sets` of streams, where `model` is a file that runs in steps, with single steps to calibrate and to train on."""
+    if not getattr(model, "streams", None):
+        return sets
+    unrolled = cast("Any", model).unrolled
+    return replace(
+        sets,
+        train=Mapped(sets.train, unrolled),
+        calibration=Mapped(sets.calibration, unrolled),
+        first=unrolled(sets.first),
+    )
 
 
 def batches_of(data: Iterable[Any]) -> Iterable[Batch]:

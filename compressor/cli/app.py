@@ -19,6 +19,7 @@ from compressor.cli.options import (
     Quiet,
     Seed,
     Settings,
+    Streams,
     Threads,
     Verbose,
     WorkloadName,
@@ -86,6 +87,7 @@ def run(
     free_sizes: FreeSizes = None,
     export_seconds: ExportSeconds = None,
     batch: Batch = "free",
+    streams: Streams = None,
     metric: MetricName = None,
     accept_changes: Accept = False,
     quiet: Quiet = False,
@@ -110,7 +112,14 @@ def run(
 
         warnings.simplefilter("always", PipelineWarning)
         pipeline = used(lambda: Pipeline.from_recipe(plan))
-        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds, batch=batch, metric=metric)
+        found = workload_of(
+            workload,
+            free_sizes=free_sizes,
+            export_seconds=export_seconds,
+            batch=batch,
+            streams=streams,
+            metric=metric,
+        )
         target = plan.target(batch_size=batch_size, threads=threads)
         chosen = plan.seed if seed is None else seed
         if dry_run:
@@ -149,6 +158,7 @@ def compare(
     free_sizes: FreeSizes = None,
     export_seconds: ExportSeconds = None,
     batch: Batch = "free",
+    streams: Streams = None,
     metric: MetricName = None,
     accept_changes: Accept = False,
     quiet: Quiet = False,
@@ -171,7 +181,14 @@ def compare(
         warnings.simplefilter("always", PipelineWarning)
         asked = batch_size is not None or threads is not None
         target = Target(batch_size=batch_size or 1, threads=threads or 1) if asked else None
-        found = workload_of(workload, free_sizes=free_sizes, export_seconds=export_seconds, batch=batch, metric=metric)
+        found = workload_of(
+            workload,
+            free_sizes=free_sizes,
+            export_seconds=export_seconds,
+            batch=batch,
+            streams=streams,
+            metric=metric,
+        )
         comparison = compare_recipes(
             plans,
             found,

@@ -57,6 +57,15 @@ Batch = Annotated[
         help="What becomes of a batch that an ONNX file fixes: it becomes free, or stays `fixed` as it is.",
     ),
 ]
+Streams = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--streams",
+        metavar="OUTPUT=INPUT",
+        help="A state of an ONNX file: the output of a step that the next one is given as this input, such as "
+        "`--streams stateN=state`. Samples in data.npz are then (samples, steps, ...), and scored as they run.",
+    ),
+]
 ExportSeconds = Annotated[
     float | None,
     typer.Option(
@@ -96,6 +105,7 @@ def workload_of(
     free_sizes: list[str] | None = None,
     export_seconds: float | None = None,
     batch: str = "free",
+    streams: list[str] | None = None,
     metric: str | None = None,
 ) -> "Workload":
     """The workload that the option names, exported as the others say; raises WrongUseError where it cannot be had."""
@@ -104,8 +114,9 @@ def workload_of(
     from compressor.runtime import OnnxModule
     from compressor.workloads import load
 
+    pairs = parsed_streams(streams or [])
     try:
-        workload = load(name, batch=batch, metric=metric)
+        workload = load(name, batch=batch, metric=metric, streams=pairs)
     except (Exception, SystemExit) as error:  # whatever the user's module raises
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise WrongUseError(f"workload {name!r} cannot be had{place_of(error)}: {kind}{error}") from error
@@ -117,6 +128,19 @@ def workload_of(
         return workload if export_seconds is None else replace(workload, export_seconds=export_seconds)
     except ValueError as error:
         raise WrongUseError(str(error)) from error
+
+
+def parsed_streams(pairs: list[str]) -> dict[str, str]:
+    """{output: input} of texts "output=input"; raises WrongUseError for others."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        output, separator, state = pair.rpartition("=")
+        if not separator or not output or not state:
+            raise WrongUseError(f"--streams is OUTPUT=INPUT, such as stateN=state, got {pair[:200]!r}")
+        if output in found:
+            raise WrongUseError(f"--streams names the output {output!r} twice; each goes to one input")
+        found[output] = state
+    return found
 
 
 def place_of(error: BaseException) -> str:

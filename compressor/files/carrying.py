@@ -90,10 +90,12 @@ def _type(kind: int) -> str:
 
 
 def fixed_batch(model: onnx.ModelProto) -> int:
-    """The one number of samples that the file takes at once, 0 where it takes any."""
-    axes = noted_layout(model).inputs
+    """The one number of samples that the file takes at once, 0 where it takes any; 1 for a file without a batch."""
+    layout = noted_layout(model)
+    if layout.single:
+        return 1
     for value in model.graph.input:
-        dimensions, axis = value.type.tensor_type.shape.dim, axes.get(value.name, 0)
+        dimensions, axis = value.type.tensor_type.shape.dim, layout.axis_of(value.name)
         if axis is not None and len(dimensions) > axis:
             return int(dimensions[axis].dim_value)
     return 0

@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import LONGEST_REASON, OnnxFileError, bounded, plain
+from compressor.files.converting.inputs import Sample
 from compressor.files.limits import MAX_BYTES, Limits, regular_size
-from compressor.files.preparing import Batch, Prepared, Sample, Watcher, is_memory, prepare
+from compressor.files.preparing import Batch, Prepared, Watcher, is_memory, prepare
 
 # Bytes of an example's input that are handed over: more are needed only where a file fixes a larger batch.
 _ROW_BYTES = 64 << 20
-# Where computing is limited, the clock only ends what waits for something: machines are busy.
-_CLOCK = 5.0
+# Where computing is limited, the clock only ends what waits for something: on busy machines a second takes twenty.
+_CLOCK = 24.0
 # Times the limit that a file may take once it was run: from then on it is known to end.
 _PATIENCE = 50.0
 _START = (
@@ -48,6 +49,7 @@ def open_file(
     cast: bool = False,
     watcher: Watcher | None = None,
     batch: Batch = "free",
+    streams: Mapping[str, str] | None = None,
 ) -> Prepared:
     """What `prepare` makes of the file, in a process with limits unless the same bytes were opened before.
 
@@ -57,8 +59,9 @@ def open_file(
     given = None if sample is None else _first_rows(sample)
     digest = _digest(path)
     if digest in _known or not sys.executable:
-        return prepare(path, given, limits=limits, cast=cast, watcher=watcher, batch=batch)
-    prepared = _in_a_process(path, given, limits, cast=cast, watcher=watcher, batch=batch)
+        return prepare(path, given, limits=limits, cast=cast, watcher=watcher, batch=batch, streams=streams)
+    asked = {"cast": cast, "batch": batch, "streams": dict(streams or {})}
+    prepared = _in_a_process(path, given, limits, watcher, asked)
     if digest is not None and not prepared.outside_bytes:
         _known.add(digest)
     return prepared
@@ -84,7 +87,7 @@ def _first_rows(sample: Sample) -> Sample:
 
 
 def _in_a_process(
-    path: Path, sample: Sample | None, limits: Limits, *, cast: bool, watcher: Watcher, batch: Batch
+    path: Path, sample: Sample | None, limits: Limits, watcher: Watcher, asked: Mapping[str, Any]
 ) -> Prepared:
     # With the path of this process, not the current folder that Python would put first.
     command = [sys.executable, "-P", "-W", "ignore", "-c", _START, json.dumps([*filter(None, sys.path), _root()])]
@@ -100,7 +103,7 @@ def _in_a_process(
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            _hand_over(process.stdin, path, sample, limits, cast=cast, batch=batch)
+            _hand_over(process.stdin, path, sample, limits, asked)
             prepared = _answer(process.stdout, watcher, lambda: clock.reset(limits.seconds * _PATIENCE))
             if prepared is not None:
                 return prepared
@@ -138,15 +141,14 @@ class _Clock:
         self.process.kill()
 
 
-def _hand_over(pipe: IO[bytes], path: Path, sample: Sample | None, limits: Limits, *, cast: bool, batch: Batch) -> None:
+def _hand_over(pipe: IO[bytes], path: Path, sample: Sample | None, limits: Limits, settings: Mapping[str, Any]) -> None:
     arrays = [] if sample is None else [*(sample.values() if isinstance(sample, Mapping) else sample)]
     asked = {
         "path": str(path),
         "seconds": limits.seconds,
         "memory_bytes": limits.memory_bytes,
         "patience": _PATIENCE,
-        "cast": cast,
-        "batch": batch,
+        "settings": settings,
         "names": list(sample) if isinstance(sample, Mapping) else None,
         "arrays": None if sample is None else len(arrays),
     }

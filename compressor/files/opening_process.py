@@ -10,8 +10,9 @@ from typing import IO, Any
 from numpy.lib import format as npy
 
 from compressor.errors import OnnxFileError
+from compressor.files.converting.inputs import Sample
 from compressor.files.limits import MAX_BYTES, Limits
-from compressor.files.preparing import Sample, Watcher, prepare
+from compressor.files.preparing import Watcher, prepare
 
 try:
     import resource
@@ -33,7 +34,7 @@ def main() -> None:
     path = Path(asked["path"])
     watcher = _Limited(answers, limits, path, asked["patience"])
     try:
-        prepared = prepare(path, sample, limits=limits, cast=asked["cast"], watcher=watcher, batch=asked["batch"])
+        prepared = prepare(path, sample, limits=limits, watcher=watcher, **asked["settings"])
     except FileNotFoundError as error:
         watcher.say("missing", text=str(error))
     except OnnxFileError as error:

@@ -5,42 +5,38 @@ changed has to give the outputs of the file as it was. Importing this loads no t
 (`opening.py`), for a file may be anything.
 """
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from compressor.errors import CompressorError, OnnxFileError, first_said
-from compressor.files.carrying import note_layout_, note_reading_
+from compressor.files.carrying import note_layout_, note_reading_, noted_layout
 from compressor.files.converting.batch import batched_elsewhere
 from compressor.files.converting.comparing import TOLERANCE, difference
-from compressor.files.converting.layouts import free_layout, why_fixed
+from compressor.files.converting.inputs import MOST_SAMPLES, Sample, example_feeds, made_up
+from compressor.files.converting.layouts import free_layout, kept_layout, why_fixed
 from compressor.files.converting.operators import in_opset, without_functions
 from compressor.files.converting.precision import in_single_precision, is_quantized, other_precisions
+from compressor.files.converting.streams import check_streams
 from compressor.files.declarations import check_declarations, check_outputs, dtype_of, given_inputs
 from compressor.files.graphs import OPSET, copy_of, opset_of
 from compressor.files.limits import MAX_BYTES, Limits, regular_size
-from compressor.sessions import Feeds, by_input, by_order, load_session, session_options
+from compressor.sessions import Feeds, load_session, session_options
 
 # The first opset whose DequantizeLinear has scales for every channel, and the last whose QuantizeLinear ONNX Runtime
 # fuses: a file between them that cannot be converted is taken as it is.
 _OPSETS = (13, 22)
 # Half precision has 11 bits, and an error of its last in every operator.
 _HALF_TOLERANCE = 2e-2
-# Samples of an example that are compared where the batch is free, and the seconds that one run of them may take.
-_MOST_SAMPLES = 16
+# Seconds that one run of the samples that are compared may take.
 _RUN_SECONDS = 2.0
-# What free dimensions other than the batch are in made-up inputs.
-_FREE_LENGTH = 8
-_MOST_MADE_UP_BYTES = 256 << 20
 # What libraries say where memory ends.
 _MEMORY_WORDS = (
     "bad_alloc",
@@ -53,8 +49,6 @@ _MEMORY_WORDS = (
 
 # What becomes of a batch that the file fixes.
 Batch = Literal["free", "fixed"]
-# Inputs by name or in the file's order, a sample in every row.
-Sample = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
 # Names of sizes that say nothing.
 _UNKNOWN = ("?", "-1")
 
@@ -86,11 +80,13 @@ def prepare(
     cast: bool = False,
     watcher: Watcher | None = None,
     batch: Batch = "free",
+    streams: Mapping[str, str] | None = None,
 ) -> Prepared:
     """The ONNX file at `path`, checked on `sample`, or on made-up inputs without one.
 
     With `cast` the sample takes the types of the inputs, and a single input may be called "inputs" in it; a `batch`
-    that is "fixed" stays as the file has it. Raises FileNotFoundError, and OnnxFileError for everything else: what is
+    that is "fixed" stays as the file has it. `streams` are noted, and of a stream the first step is run. Raises
+    FileNotFoundError, and OnnxFileError for everything else: what is
     no ONNX file, is too large, or could not be changed so that it computes the same.
     """
     watcher = watcher or Watcher()
@@ -103,7 +99,8 @@ def prepare(
         if sample is not None and cast:
             sample = _cast(sample, dtypes)
         check_outputs(original, path)
-        onnx_bytes = _prepared(original, path, sample, limits, watcher=watcher, batch=batch)
+        check_streams(original, streams or {}, path)
+        onnx_bytes = _prepared(original, path, sample, limits, watcher=watcher, batch=batch, streams=streams or {})
     except (CompressorError, FileNotFoundError):
         raise
     except MemoryError as error:
@@ -154,13 +151,20 @@ def _leave_unknown_(graph: onnx.GraphProto) -> None:
 
 
 def _prepared(
-    original: onnx.ModelProto, path: Path, sample: Sample | None, limits: Limits, *, watcher: Watcher, batch: Batch
+    original: onnx.ModelProto,
+    path: Path,
+    sample: Sample | None,
+    limits: Limits,
+    *,
+    watcher: Watcher,
+    batch: Batch,
+    streams: Mapping[str, str],
 ) -> bytes:
     given = "example" if sample is not None else "made-up inputs"
-    whole = _example(original, sample) if sample is not None else made_up(original, path)
+    tried = [example_feeds(original, sample, streams)] if sample is not None else made_up(original, path)
     original, notices = _runnable(original)
     run = _runner(original, limits, path)
-    feeds, expected = _first_run(run, original, whole)
+    feeds, expected = _first_run(run, original, tried)
     if isinstance(expected, str):
         try:
             _session(original)
@@ -168,7 +172,8 @@ def _prepared(
             # No inputs help such a file.
             raise OnnxFileError(f"{path} cannot be run: {first_said(error)}") from error
         raise OnnxFileError(
-            f"{path} cannot be run on {given}: {expected}. Pass example=, a batch of inputs that the file takes"
+            f"{path} cannot be run on {given}: {expected}. Pass example=, a batch of inputs that the file takes; on "
+            "the command line, model.onnx:data.npz with some"
         )
     watcher.ran()
     model = _converted(_with_constants(original), path)
@@ -179,8 +184,12 @@ def _prepared(
     notices += done
     if is_quantized(model):
         notices.append("it is quantized already: it can be measured, and not be quantized again")
-    if batch == "free":
-        model = _with_free_batch(model, feeds, path, limits)
+    model, done = _with_layout(model, feeds, expected, path, limits, keep=batch == "fixed")
+    notices += done
+    if streams:
+        note_layout_(model, replace(noted_layout(model), streams=dict(streams)))
+        told = ", ".join(f"{output} as {state}" for output, state in streams.items())
+        notices.append(f"samples are streams of steps, and the next step is given {told}")
     note_reading_(model, notices)
     onnx_bytes: bytes = model.SerializeToString(deterministic=True)
     return onnx_bytes
@@ -223,7 +232,18 @@ def _in_single_precision(
     return single, [f"computed in {told} precision before, and in single precision now; inputs and outputs keep theirs"]
 
 
-def _first_run(run: "_Run", model: onnx.ModelProto, feeds: Feeds) -> tuple[Feeds, list[NDArray[Any]] | str]:
+def _first_run(run: "_Run", model: onnx.ModelProto, tried: Iterable[Feeds]) -> tuple[Feeds, list[NDArray[Any]] | str]:
+    """(the first of the feeds `tried` that runs, what to compare on, its outputs, or why the first of all failed)."""
+    failed: list[tuple[Feeds, str]] = []
+    for feeds in tried:
+        few, expected = _run_of(run, model, feeds)
+        if not isinstance(expected, str):
+            return few, expected
+        failed.append((few, expected))
+    return failed[0]
+
+
+def _run_of(run: "_Run", model: onnx.ModelProto, feeds: Feeds) -> tuple[Feeds, list[NDArray[Any]] | str]:
     """(what to compare on, the outputs for it, or the reason why there are none).
 
     One sample goes first where the batch is free, so that a file that never ends is found out by little, and a slow one
@@ -237,7 +257,7 @@ def _first_run(run: "_Run", model: onnx.ModelProto, feeds: Feeds) -> tuple[Feeds
     alone = run({name: values[:1] for name, values in feeds.items()})
     seconds = max(time.process_time() - started, 1e-6)
     if not isinstance(alone, str):
-        count = max(2, min(_MOST_SAMPLES, int(_RUN_SECONDS / seconds)))
+        count = max(2, min(MOST_SAMPLES, int(_RUN_SECONDS / seconds)))
         feeds = {name: values[:count] for name, values in feeds.items()}
     return feeds, run(feeds)
 
@@ -272,25 +292,36 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         ) from error
 
 
-def _with_free_batch(model: onnx.ModelProto, feeds: Feeds, path: Path, limits: Limits) -> onnx.ModelProto:
-    """`model` for any batch, with a note of where samples lie. Raises OnnxFileError where it computes one alone."""
+def _with_layout(
+    model: onnx.ModelProto, feeds: Feeds, expected: list[NDArray[Any]], path: Path, limits: Limits, *, keep: bool
+) -> tuple[onnx.ModelProto, list[str]]:
+    """(`model` for any batch, with a note of where samples lie, what was done).
+
+    What computes one number of samples alone keeps that, and a file whose inputs have none in common is called sample
+    by sample; so is one that is to `keep` its batch.
+    """
+
+    def run(each: onnx.ModelProto) -> _Run:
+        return _runner(each, limits, path)
+
     elsewhere = batched_elsewhere(given_inputs(model))
     first = [dim for name, dim in _batches(model) if name not in elsewhere]
     fixed = {dim[0].dim_value for dim in first if dim and dim[0].HasField("dim_value")}
-    found = free_layout(model, feeds, lambda each: _runner(each, limits, path), difference)
-    if found is not None:
-        free, layout = found
-        note_layout_(free, layout)
-        return free
-    if not fixed:
-        return model
-    sizes = ", ".join(map(str, sorted(fixed)))
-    problem = why_fixed(model, feeds, lambda each: _runner(each, limits, path), difference)
-    raise OnnxFileError(
-        f"{path} is for batches of {sizes} alone, and the batch could not be made free: {problem}. Keep it with "
-        'batch="fixed" (--batch fixed), or export it with a free batch: dynamic_shapes (or dynamic_axes) of '
-        "torch.onnx.export"
-    )
+    if not (keep and fixed):
+        found = free_layout(model, feeds, run, difference)
+        if found is not None:
+            free, layout = found
+            note_layout_(free, layout)
+            return free, []
+    layout = kept_layout(model, feeds, expected, run, difference, asked=keep)
+    note_layout_(model, layout)
+    if keep or not (fixed or layout.single):
+        return model, []
+    problem = why_fixed(model, feeds, run, difference) if fixed else "samples are told apart in no dimension"
+    if layout.single:
+        return model, [f"it has no batch that could be found ({problem}): every call is one sample"]
+    (size,) = fixed
+    return model, [f"its batch of {size} could not be made free ({problem}): it stays, and samples come {size} a call"]
 
 
 def _batches(model: onnx.ModelProto) -> list[tuple[str, Any]]:
@@ -304,50 +335,6 @@ def _cast(sample: Sample, dtypes: Mapping[str, str]) -> Sample:
         return sample
     named = {name: "inputs" if len(dtypes) == 1 and name not in sample else name for name in dtypes}
     return {name: sample[given].astype(dtypes[name]) for name, given in named.items() if given in sample}
-
-
-def _example(model: onnx.ModelProto, sample: Sample) -> Feeds:
-    names = [value.name for value in given_inputs(model)]
-    try:
-        given = by_input(names, sample if isinstance(sample, Mapping) else by_order(names, sample))
-    except ValueError as error:
-        raise OnnxFileError(str(error)) from error
-    feeds: Feeds = {}
-    declared = {value.name: value.type.tensor_type.shape.dim for value in given_inputs(model)}
-    # What is called like a first dimension varies with it wherever it stands.
-    batches = {dims[0].dim_param for dims in declared.values() if dims and dims[0].dim_param}
-    for name, dims in declared.items():
-        values = given[name]
-        if len(dims) == values.ndim:
-            # Of what a file fixes, it takes no more.
-            ends = [each.dim_value or (_MOST_SAMPLES if each.dim_param in batches else None) for each in dims]
-            if dims and not dims[0].HasField("dim_value"):
-                ends[0] = _MOST_SAMPLES
-            values = values[tuple(map(slice, ends))]
-        feeds[name] = np.ascontiguousarray(values).reshape(values.shape)
-    return feeds
-
-
-def made_up(model: onnx.ModelProto, path: Path) -> Feeds:
-    """Values of the shapes that the file declares."""
-    generator = np.random.default_rng(0)
-    sizes: dict[str, int] = {}
-    feeds: Feeds = {}
-    for value in given_inputs(model):
-        shape = []
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            free = sizes.setdefault(dim.dim_param or f"{value.name} {axis}", 2 if axis == 0 else _FREE_LENGTH)
-            shape.append(dim.dim_value if dim.HasField("dim_value") else free)
-        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        needed = math.prod(shape) * max(kind.itemsize, 8)
-        if needed > _MOST_MADE_UP_BYTES:
-            raise OnnxFileError(
-                f"the input {value.name!r} of {path} has the shape {str(tuple(shape))[:80]}, and {needed:,} bytes of "
-                "values are not made up; pass example=, a batch of inputs that the file takes"
-            )
-        drawn = generator.normal(size=shape) if kind.kind == "f" else generator.integers(0, 2, shape)
-        feeds[value.name] = drawn.astype(kind)
-    return feeds
 
 
 _Run = Callable[[Feeds], "list[NDArray[Any]] | str"]

@@ -11,39 +11,59 @@ from compressor.batches import Inputs
 from compressor.checks import check_one_of
 from compressor.errors import OnnxFileError
 from compressor.files.carrying import note_layout_, noted_layout
+from compressor.files.converting.inputs import Sample
 from compressor.files.graphs import parse
 from compressor.files.opening import open_file
-from compressor.files.preparing import Batch, Sample, Watcher
+from compressor.files.preparing import Batch, Watcher
 from compressor.runtime import OnnxModule
 
 
 def read_onnx(
-    path: str | Path, *, example: Inputs | None = None, judged: str | None = None, batch: Batch = "free"
+    path: str | Path,
+    *,
+    example: Inputs | None = None,
+    judged: str | None = None,
+    batch: Batch = "free",
+    streams: Mapping[str, str] | None = None,
 ) -> OnnxModule:
     """The ONNX file at `path` as a model for `Workload.from_datasets`, to be quantized and measured.
 
-    A fixed batch becomes free, unless `batch` is "fixed" and says that it stays. Weights that are listed as inputs
-    become constants, functions of the file's own are written out, double and half precision become single (inputs and
-    outputs keep their types), and the opset the one that is written here; what was done stands in the report. The
+    A fixed batch becomes free where it can, unless `batch` is "fixed" and says that it stays. Weights that are listed
+    as inputs become constants, functions of the file's own are written out, double and half precision become single
+    (inputs and outputs keep their types), and the opset the one that is written here; what was done stands in the
+    report. The
     outputs are compared with those of the file as it was, on the first of `example` (inputs, a sample in every row) or
     on made-up ones. Weights in files of their own, in the same folder, are read, too. All of it is done in a process
     with limits of time and memory, which the environment variables COMPRESSOR_OPEN_SECONDS and COMPRESSOR_OPEN_MIB
     raise. `judged` names the output that loss and metric read; the usual one is called "output" or "logits", or is the
-    first. Raises FileNotFoundError, and OnnxFileError for what is no ONNX file, is beyond the limits, or could not be
-    changed so that it computes the same.
+    first. A batch that cannot be free stays, and a file without one is called sample by sample.
+
+    `streams` names outputs that carry a state, and for each the input that the next step is given it as:
+    {"state_out": "state_in"}. A sample is then a sequence, (samples, steps, ...) in all other inputs, its state begins
+    with zeros or with what is given for it, and it is scored as it runs, with the file's own states. Steps are
+    calibrated on with the states that the float file comes to.
+
+    Raises FileNotFoundError, and OnnxFileError for what is no ONNX file, is beyond the limits, or could not be changed
+    so that it computes the same, and for names in `streams` that it does not have.
     """
     check_one_of(batch, "batch is what becomes of a batch that the file fixes", ("free", "fixed"))
-    onnx_bytes = open_file(Path(path), None if example is None else _arrays(example), batch=batch).onnx_bytes
+    sample = None if example is None else _arrays(example)
+    onnx_bytes = open_file(Path(path), sample, batch=batch, streams=streams).onnx_bytes
     return OnnxModule(onnx_bytes if judged is None else _judging(onnx_bytes, judged, path))
 
 
 def read_onnx_on(
-    path: Path, arrays: Mapping[str, NDArray[Any]], watcher: Watcher, *, batch: Batch = "free"
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    watcher: Watcher,
+    *,
+    batch: Batch = "free",
+    streams: Mapping[str, str] | None = None,
 ) -> OnnxModule:
     """The same on `arrays` by the names of the inputs, "inputs" where there is one, in types that the file need not
     have; `watcher` is told the types of the file's inputs before they are used. Raises as `read_onnx` does.
     """
-    return OnnxModule(open_file(path, arrays, cast=True, watcher=watcher, batch=batch).onnx_bytes)
+    return OnnxModule(open_file(path, arrays, cast=True, watcher=watcher, batch=batch, streams=streams).onnx_bytes)
 
 
 def _judging(onnx_bytes: bytes, judged: str, path: str | Path) -> bytes:

@@ -11,7 +11,7 @@ from compressor.batches import Inputs
 from compressor.files.graphs import parse
 from compressor.measuring.output_channels import output_channels
 from compressor.notes.quantization import KeptOutput
-from compressor.runtime import feeds_of, judged_output, open_session
+from compressor.runtime import calls, judged_output, open_session
 from compressor.scoring.decibels import MOST_DB, Sums, decibels
 
 Array = NDArray[np.float64]
@@ -24,13 +24,14 @@ def fidelity(reference: bytes, onnx_bytes: bytes, batches: Iterable[Inputs]) -> 
     whose values vary by rounding alone, and probabilities that never reach 0.02, have no decibels of their own.
     """
     before, after = open_session(reference), open_session(onnx_bytes)
-    names = [value.name for value in before.get_outputs()]
+    names, given = ([value.name for value in session.get_outputs()] for session in (before, after))
     axes = output_channels(parse(reference))
     sums = {name: _Sums(axis=axes.get(name)) for name in names}
     for inputs in batches:
-        feeds = feeds_of(before, inputs)
-        for name, wanted, found in zip(names, before.run(names, feeds), after.run(names, feeds), strict=True):
-            sums[name].add(np.asarray(wanted), np.asarray(found))
+        for theirs, ours in zip(calls(before, inputs), calls(after, inputs), strict=True):
+            found = dict(zip(given, ours.outputs, strict=True))
+            for name, wanted in zip(names, theirs.outputs, strict=True):
+                sums[name].add(np.asarray(wanted), np.asarray(found[name]))
     judged = judged_output(before)
     return tuple(entry.told(name, judged=name == judged) for name, entry in sums.items())
 

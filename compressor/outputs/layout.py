@@ -20,12 +20,16 @@ _USUAL = ("output", "logits")
 class Layout:
     """In which dimension of each input and output samples lie, where that is not the first; None where in none.
 
-    `judged` is the output that metrics read, None for the usual one.
+    `judged` is the output that metrics read, None for the usual one. A file that is `single` has no batch: every call
+    is one sample. `streams` names the input that the next step of a stream is given each of these outputs for: a
+    sample is then a sequence of steps.
     """
 
     judged: str | None = None
     inputs: Mapping[str, int | None] = field(default_factory=dict)
     outputs: Mapping[str, int | None] = field(default_factory=dict)
+    single: bool = False
+    streams: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, str]) -> "Layout":
@@ -35,12 +39,22 @@ class Layout:
 
     def noted(self) -> str:
         """The note, as `of_metadata` reads it."""
-        said = {"judged": self.judged, "inputs": dict(self.inputs), "outputs": dict(self.outputs)}
+        said: dict[str, Any] = {"judged": self.judged, "inputs": dict(self.inputs), "outputs": dict(self.outputs)}
+        said |= {"single": self.single, "streams": dict(self.streams)}
         return json.dumps({name: value for name, value in said.items() if value}, sort_keys=True)
 
     def judging(self, judged: str | None) -> "Layout":
         """The same with another judged output."""
         return replace(self, judged=judged)
+
+    @property
+    def plain(self) -> bool:
+        """Whether samples come first in every input and output, each a call's."""
+        return not (self.inputs or self.outputs or self.single or self.streams)
+
+    def axis_of(self, name: str) -> int | None:
+        """The dimension of the input `name` in which samples lie."""
+        return None if self.single else self.inputs.get(name, 0)
 
 
 def judged_name(names: Sequence[str], layout: Layout | None = None) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from compressor.workload import Workload, batch_size_of, call_model, input_tenso
 
 # Batches read from each set: enough to meet wrong labels, little against one epoch of training.
 BATCHES_READ = 64
+_SETS = ("train", "calibration", "validation", "test")
+# What is scored goes first where it has steps: it says what outputs are.
+_SETS_OF_STREAMS = ("validation", "test", "train", "calibration")
 _DTYPES = {
     torch.float32, torch.float64, torch.float16, torch.bool,
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -58,7 +61,7 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> Workload
                 checked_forward(model, inputs, f"other_inputs[{number}]", example)
             check_repeatable(model, example)
             check_copy(model, example)
-            for name in ("train", "calibration", "validation", "test"):
+            for name in _SETS_OF_STREAMS if _is_stream(model) else _SETS:
                 workload = _check_set(name, getattr(workload, name), workload, _trainer(stages))
                 _check_end(name, getattr(workload, name), stages)
     except CompressorError:
@@ -165,8 +168,12 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
             "it again. Pass a DataLoader, a list of batches, or an object whose __iter__ starts anew"
         )
     for inputs, _ in batches:
-        _check_form(name, inputs, workload.example_inputs)
+        _check_form(name, _one_step(workload.model, inputs), workload.example_inputs)
     inputs, targets = batches[0]
+    if _is_stream(workload.model) and name in ("train", "calibration"):
+        # Single steps, of which the judged output has a dimension less.
+        checked_forward(workload.model, inputs, f"the first batch of {name}", workload.example_inputs)
+        return workload
     outputs = checked_forward(workload.model, inputs, f"the first batch of {name}", workload.example_inputs)
     if not has_loss(workload, outputs, targets):
         # All of its labels may be ignored: it says nothing then of what outputs are.
@@ -188,6 +195,16 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
         if trainer is not None and several is not None:
             check_training_step(workload, several, trainer)
     return workload
+
+
+def _is_stream(model: nn.Module) -> bool:
+    return bool(getattr(model, "streams", None))
+
+
+def _one_step(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The first step of `inputs` where they are streams."""
+    step = getattr(model, "one_step", None)
+    return cast("Inputs", step(inputs)) if step is not None and _is_stream(model) else inputs
 
 
 def _check_end(name: str, data: Iterable[Any], stages: Sequence[Stage]) -> None:

@@ -32,7 +32,7 @@ from compressor.quantization.placement.forms import ByFamily, Dynamic, Static, W
 from compressor.quantization.post_training import finish, prepare
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, MinMax, MovingAverage, Percentile
 from compressor.quantization.settings import IntegerSettings
-from compressor.runtime import OnnxModule, feeds_of, judged_output, open_session
+from compressor.runtime import OnnxModule, judged_output, layout_of, open_session, run_on_samples
 from compressor.stage import Context, Effect
 from compressor.training.freezing import freezing
 from compressor.training.judged import output_kind, settled
@@ -100,6 +100,11 @@ class QuantizationAwareTraining(TrainingSettings):
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the trained integer graph. Raises StageError where nothing can be quantized or trained."""
+        if isinstance(model, OnnxModule) and not layout_of(model.session).plain:
+            raise StageError(
+                "QuantizationAwareTraining trains files with a batch of samples that comes first in every input and "
+                "output, and this one has them elsewhere, or in steps; use Quantize, with rounding=GPTQ() for accuracy"
+            )
         context = knowing(context, workload, self)
         # Pairs of 7-bit products cannot saturate, whatever the steps that training finds. MatMulNBits never does.
         pairs = not isinstance(self.form, WeightOnly) and self.weights.bits == 8
@@ -178,7 +183,7 @@ def agreement(learner: FakeQuantizedGraph, placed: onnx.ModelProto, workload: Wo
     rows: list[list[npt.NDArray[Any]]] = [[], [], []]
     with torch.no_grad():
         for inputs, _ in first_batches(workload.calibration, _COMPARED_BATCHES):
-            outputs = [run(feeds_of(session, inputs))[place] for run in runs]
+            outputs = [run_on_samples(session, inputs, run)[place] for run in runs]
             for row, output in zip(rows, [*outputs, predict(learner, inputs).numpy()], strict=True):
                 row.append(output.reshape(-1))
     fused, plain, ours = (np.concatenate(row) for row in rows)

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -20,12 +20,14 @@ _SHOWN = 8
 _READY = {"digits": "compressor.workloads.digits:digits"}
 
 
-def load(name: str, *, batch: str = "free", metric: str | None = None) -> Workload:
+def load(
+    name: str, *, batch: str = "free", metric: str | None = None, streams: Mapping[str, str] | None = None
+) -> Workload:
     """The workload that `name` says: `digits`, what `package.module:function` returns, or one or two files.
 
     `model.onnx:data.npz` is an ONNX file on arrays, as `workload_of_files` reads them, and `metric` names another one
-    than is usual for them; `model.onnx` alone is measured and not scored. `batch` is for these alone, as for
-    `read_onnx`.
+    than is usual for them; `model.onnx` alone is measured and not scored. `batch` and `streams` are for these alone,
+    as for `read_onnx`.
 
     For `package.module:function` the current folder is importable, so that a file of one's own beside the recipe is
     enough; installed packages go first, whatever files are called there. Raises WorkloadError where there is no such
@@ -38,13 +40,17 @@ def load(name: str, *, batch: str = "free", metric: str | None = None) -> Worklo
         from compressor.workloads.files import workload_of_files
 
         check_file(Path(files[2]), "the arrays `inputs` and `targets`")
-        return workload_of_files(Path(files[1]), Path(files[2]), batch=_batch(batch), metric=metric)
+        return workload_of_files(Path(files[1]), Path(files[2]), batch=_batch(batch), metric=metric, streams=streams)
     if metric is not None:
         raise WorkloadError(f"a metric is named for model.onnx:data.npz alone, and the workload is {name[:200]!r}")
     if files:
         from compressor.workloads.files import workload_of_file
 
-        return workload_of_file(Path(name), batch=_batch(batch))
+        return workload_of_file(Path(name), batch=_batch(batch), streams=streams)
+    if streams:
+        raise WorkloadError(
+            f"streams are outputs and inputs of an ONNX file, model.onnx or model.onnx:data.npz; got {name[:200]!r}"
+        )
     if _batch(batch) == "fixed":
         raise WorkloadError(
             f"batch is about the batch that an ONNX file fixes, model.onnx or model.onnx:data.npz; got {name[:200]!r}"

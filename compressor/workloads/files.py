@@ -1,5 +1,6 @@
 """A workload of files: a model in ONNX, and arrays to judge it on, or none."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import OnnxFileError, WorkloadError
-from compressor.files.preparing import Batch, Watcher, made_up
+from compressor.files.converting.inputs import made_up
+from compressor.files.preparing import Batch, Watcher
 from compressor.files.reading import read_onnx, read_onnx_on
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Numbers
-from compressor.runtime import OnnxModule, layout_of
+from compressor.runtime import Feeds, OnnxModule, layout_of
 from compressor.workload import Workload, resize_batch
 from compressor.workloads.arrays import read_arrays
 from compressor.workloads.unlabelled import FEWEST_SAMPLES, answers, metric_without_labels
@@ -31,7 +33,14 @@ _BATCH = 32
 Samples = tuple[Tensor | dict[str, Tensor], Tensor]
 
 
-def workload_of_files(model: Path, data: Path, *, batch: Batch = "free", metric: str | None = None) -> Workload:
+def workload_of_files(
+    model: Path,
+    data: Path,
+    *,
+    batch: Batch = "free",
+    metric: str | None = None,
+    streams: Mapping[str, str] | None = None,
+) -> Workload:
     """The ONNX file `model` on the arrays of `data`, an .npz file with a sample in every row.
 
     `targets` are classes where they are integers, judged by accuracy, and numbers judged by their mean squared error
@@ -39,20 +48,22 @@ def workload_of_files(model: Path, data: Path, *, batch: Batch = "free", metric:
     output holds no decisions. `metric` names another one. The inputs have the names that the ONNX file gives them; a
     single one may be called `inputs`. Arrays `test_targets` and `test_` and each input's name are for the report;
     without them two fifths of the samples are. Half of the others decide, the rest calibrates and trains. A `batch`
-    that is "fixed" stays as the file has it, and data comes in batches of that size: samples beyond the last whole one
-    are left out. Raises FileNotFoundError, OnnxFileError as `read_onnx` does, and WorkloadError for arrays that are
-    missing or do not fit.
+    that is "fixed" stays as the file has it, as one does that cannot be free, and data comes in batches of that size:
+    samples beyond the last whole one are left out. With `streams`, as for `read_onnx`, samples are sequences of steps,
+    (samples, steps, ...), and states may be missing: they begin with zeros. Raises FileNotFoundError, OnnxFileError
+    as `read_onnx` does, and WorkloadError for arrays that are missing or do not fit.
     """
     arrays = read_arrays(data)
-    fitting = _Fitting(arrays, data)
+    fitting = _Fitting(arrays, data, streams or {})
     try:
-        module = read_onnx_on(model, arrays, fitting, batch=batch)
+        module = read_onnx_on(model, arrays, fitting, batch=batch, streams=streams)
     except OnnxFileError:
-        if fitting.doubt is not None:
+        # A lone number may be what the file takes.
+        if fitting.doubt is not None and not fitting.lone:
             raise fitting.doubt from None
         raise
     fitting.fit(module)
-    size = module.fixed_batch if batch == "fixed" else 0
+    size = 0 if streams or module.fixed_batch == 1 else module.fixed_batch
     usual = "mse" if fitting.parts[0][1].is_floating_point() else "accuracy"
     if "targets" not in arrays:
         whole = size or 1
@@ -90,18 +101,17 @@ def _answered(module: OnnxModule, parts: tuple[Samples, Samples], *, batch_size:
     return train, test
 
 
-def workload_of_file(model: Path, *, batch: Batch = "free") -> Workload:
+def workload_of_file(model: Path, *, batch: Batch = "free", streams: Mapping[str, str] | None = None) -> Workload:
     """The ONNX file `model` without data: sizes and times are measured on made-up inputs, and nothing is scored.
 
-    A `batch` that is "fixed" stays as the file has it. Raises FileNotFoundError, and OnnxFileError as `read_onnx` does.
+    A `batch` that is "fixed" stays as the file has it. Of `streams` one step is measured. Raises FileNotFoundError, and
+    OnnxFileError as `read_onnx` does.
     """
-    module = read_onnx(model, batch=batch)
-    feeds = made_up(onnx.load_from_string(module.onnx_bytes), model)
-    tensors = {name: torch.from_numpy(values) for name, values in feeds.items()}
-    inputs = resize_batch(
-        next(iter(tensors.values())) if len(tensors) == 1 else tensors, module.fixed_batch or _MADE_UP
-    )
-    batches = [(inputs, torch.zeros(module.fixed_batch or _MADE_UP))]
+    module = read_onnx(model, batch=batch, streams=streams)
+    size = module.fixed_batch or _MADE_UP
+    rows = module.in_rows({name: torch.from_numpy(values) for name, values in _running(module, model).items()})
+    inputs = resize_batch(next(iter(rows.values())) if len(rows) == 1 else rows, size)
+    batches = [(inputs, torch.zeros(size))]
     return Workload(
         name=model.stem,
         model=module,
@@ -116,6 +126,19 @@ def workload_of_file(model: Path, *, batch: Batch = "free") -> Workload:
     )
 
 
+def _running(module: OnnxModule, path: Path) -> Feeds:
+    """Made-up inputs that the file runs on, as it takes them. Raises OnnxFileError where none is found."""
+    for feeds in made_up(onnx.load_from_string(module.onnx_bytes), path):
+        try:
+            module.session.run(None, feeds)
+        except Exception:  # noqa: BLE001, S112  # ONNX Runtime's errors share no base class; others are tried
+            continue
+        return feeds
+    raise OnnxFileError(
+        f"{path} does not run on made-up inputs of more than one sample; give it some: model.onnx:data.npz"
+    )
+
+
 def _no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     del targets
     return 0 * outputs.nan_to_num().double().sum()
@@ -124,14 +147,16 @@ def _no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 class _Fitting(Watcher):
     """Fits the arrays to the inputs of the file: what lacks is said before the file is run without it."""
 
-    def __init__(self, arrays: dict[str, NDArray[Any]], path: Path) -> None:
-        self.arrays, self.path = arrays, path
+    def __init__(self, arrays: dict[str, NDArray[Any]], path: Path, streams: Mapping[str, str]) -> None:
+        self.arrays, self.path, self.states = arrays, path, set(streams.values())
         self.doubt: WorkloadError | None = None
+        self.lone = any(not values.ndim for values in arrays.values())
 
     def found(self, dtypes: dict[str, str], outside_bytes: int) -> None:
         """Splits the samples for the report from the others; whether rows agree may depend on the file's layout."""
         del outside_bytes
-        self.kinds = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
+        kept = {name for name in dtypes if name not in self.states or name in self.arrays}
+        self.kinds = {name: np.dtype(dtype) for name, dtype in dtypes.items() if name in kept}
         try:
             self.parts = self._parted(None)
         except _RowsError as error:
@@ -139,7 +164,8 @@ class _Fitting(Watcher):
 
     def fit(self, module: OnnxModule) -> None:
         """Brings samples into rows where the file `module` has them elsewhere. Raises WorkloadError for others."""
-        if layout_of(module.session).inputs:
+        layout = layout_of(module.session)
+        if layout.inputs or layout.single:
             self.parts = self._parted(module)
         elif self.doubt is not None:
             raise self.doubt

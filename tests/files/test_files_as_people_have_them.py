@@ -21,7 +21,7 @@ from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.quantization.file.compact_graph import kernels
 from compressor.quantization.quantizer import QuantizationSettings, quantized_file
-from compressor.runtime import OnnxModule, open_session
+from compressor.runtime import OnnxModule, layout_of, open_session
 from compressor.stage import Context
 from compressor.stages import Quantize
 from workbench.onnx_graphs import calibrated_on
@@ -349,10 +349,9 @@ def _mixing(folder: Path) -> Path:
 
 
 def test_a_batch_that_cannot_be_free_stays_where_that_is_asked_for(tmp_path: Path) -> None:
-    """A file that mixes samples is refused with the switch in the message, and read as it is with it."""
+    """A batch of 2 that mixes is one sample, unless the switch says that it is a batch: then it is read as it is."""
     path = _mixing(tmp_path)
-    with pytest.raises(OnnxFileError, match=r'for batches of 2 alone.*batch="fixed" \(--batch fixed\)'):
-        read_onnx(path)
+    assert layout_of(read_onnx(path).session).single
     module = read_onnx(path, batch="fixed")
     assert module.session.get_inputs()[0].shape == [2, 3, 12, 12]
     _same(path, module, {"x": np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)})

@@ -1,6 +1,7 @@
 """ONNX files from elsewhere: read, made ready, quantized, and refused with what to do."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from compressor.errors import OnnxFileError, StageError, WorkloadError
+from compressor.files.carrying import reading_notes
 from compressor.files.reading import read_onnx
 from compressor.inspection.inspection import inspect
 from compressor.measuring.scores import score_rows
@@ -21,7 +23,7 @@ from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.target import Target
-from compressor.workload import Workload
+from compressor.workload import Workload, predict
 from compressor.workloads import load
 from workbench.tiny import TinyResNet, synthetic_images
 
@@ -121,28 +123,32 @@ def test_reshapes_to_a_fixed_batch_are_freed(tmp_path: Path) -> None:
         torch.testing.assert_close(read_onnx(path)(x), expected(x))
 
 
-def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
-    """A file that mixes its samples, or counts them, is not for batches; the way out is named."""
+def test_a_batch_of_one_that_cannot_be_freed_stays(tmp_path: Path) -> None:
+    """A file that mixes its samples is called on one at a time, and says why."""
 
     class Mixing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x - x.mean(dim=0)
 
     path = written(exported(Mixing(), torch.randn(1, 5), free=False), tmp_path)
-    with pytest.raises(ValueError, match=r"is for batches of 1 alone.*output 0 differs.*dynamic_shapes"):
-        read_onnx(path)
+    module = read_onnx(path)
+    assert module.fixed_batch == 1
+    (told,) = reading_notes(onnx.load_from_string(module.onnx_bytes))
+    assert re.search(r"its batch of 1 could not be made free \(output 0 differs.*\): it stays", told)
+    torch.testing.assert_close(predict(module, torch.randn(4, 5)), torch.zeros(4, 5))
 
 
-def test_a_file_without_a_batch_of_outputs_is_refused(tmp_path: Path) -> None:
-    """One number for all samples of a fixed batch cannot be told apart."""
+def test_a_file_without_a_batch_of_outputs_is_called_sample_by_sample(tmp_path: Path) -> None:
+    """One number for all samples of a fixed batch is that of one sample."""
 
     class Total(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.sum()
 
     path = written(exported(Total(), torch.randn(1, 5), free=False), tmp_path)
-    with pytest.raises(ValueError, match=r"for batches of 1 alone.*its outputs have none"):
-        read_onnx(path)
+    module = read_onnx(path)
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(predict(module, module.in_rows(x)), x.sum(dim=1))
 
 
 def test_weights_in_a_file_of_their_own_are_read(trained: TinyResNet, tmp_path: Path) -> None:
@@ -190,9 +196,9 @@ def test_what_no_inputs_could_help_asks_for_none(tmp_path: Path, nodes, outputs,
 
 
 def test_inputs_that_cannot_be_made_up_are_asked_for(tmp_path: Path) -> None:
-    """A file that looks up row 20 or later of nothing fails on made-up numbers, and is read with an example."""
+    """A file that looks up row 700 or later of nothing fails on made-up numbers, and is read with an example."""
     table = numpy_helper.from_array(np.eye(4, dtype=np.float32), "table")
-    far = numpy_helper.from_array(np.array(7, np.int64), "far")
+    far = numpy_helper.from_array(np.array(700, np.int64), "far")
     nodes = [helper.make_node("Sub", ["words", "far"], ["row"]), helper.make_node("Gather", ["table", "row"], ["y"])]
     graph = helper.make_graph(
         nodes,
@@ -204,7 +210,7 @@ def test_inputs_that_cannot_be_made_up_are_asked_for(tmp_path: Path) -> None:
     path = written(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path)
     with pytest.raises(ValueError, match=r"cannot be run on made-up inputs: .*Pass example="):
         read_onnx(path)
-    words = torch.tensor([[7, 8, 9], [10, 7, 8]])
+    words = torch.tensor([[700, 701, 702], [703, 700, 701]])
     assert read_onnx(path, example=words)(words)[1, 0].tolist() == [0, 0, 0, 1]
 
 
@@ -289,9 +295,9 @@ def test_arrays_that_do_not_fit_are_refused(
 def test_files_that_are_missing_or_no_arrays_are_refused(trained: TinyResNet, tmp_path: Path) -> None:
     """Either path is named; text is no archive of arrays."""
     path = written(exported(trained, torch.randn(1, 3, 8, 8)), tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no file none\.npz"):
+    with pytest.raises(WorkloadError, match=r"no file none\.npz"):
         load(f"{path}:none.npz")
-    with pytest.raises(FileNotFoundError, match=r"no file none\.onnx"):
+    with pytest.raises(WorkloadError, match=r"no file none\.onnx"):
         load(f"none.onnx:{arrays(tmp_path, inputs=np.zeros(30), targets=np.zeros(30))}")
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(OnnxFileError, match=r"text\.onnx is no ONNX file"):

@@ -68,6 +68,36 @@ def free_layout(
     return None
 
 
+def kept_layout(
+    model: onnx.ModelProto,
+    feeds: Feeds,
+    outputs: Outputs,
+    run: Run,
+    difference: Callable[[Outputs, Outputs], str],
+    *,
+    asked: bool,
+) -> Layout:
+    """Where samples lie in a file whose batch stays as it is: first in every input and output, or in none.
+
+    They lie first where every input and output has as many rows, and no row depends on another one; where the caller
+    `asked` for the batch to stay, rows alone decide.
+    """
+    shapes = [values.shape for values in (*feeds.values(), *outputs)]
+    heads = {shape[0] if shape else 0 for shape in shapes}
+    if len(heads) != 1 or heads == {0}:
+        return Layout(single=True)
+    rows = heads.pop()
+    free = not any(dims and dims[0].HasField("dim_value") for dims in map(_dims, given_inputs(model)))
+    # Rows of a free number belong to whoever chose it; a lone one depends on no other.
+    if asked or free or rows == 1:
+        return Layout()
+    changed = {name: np.concatenate([values[:1], np.flip(values)[1:]]) for name, values in feeds.items()}
+    others = run(model)(changed)
+    if isinstance(others, str) or difference([each[:1] for each in others], [each[:1] for each in outputs]):
+        return Layout(single=True)
+    return Layout()
+
+
 def why_fixed(model: onnx.ModelProto, feeds: Feeds, run: Run, difference: Callable[[Outputs, Outputs], str]) -> str:
     """Why the batch cannot be the first dimension of all inputs, which it is in most files."""
     shapes = [value.type.tensor_type.shape.dim for value in given_inputs(model)]
@@ -82,6 +112,10 @@ def why_fixed(model: onnx.ModelProto, feeds: Feeds, run: Run, difference: Callab
     both = run(freed(model, *fixed))({name: np.concatenate([feeds[name], turned[name]]) for name in feeds})
     expected = [np.concatenate(pair) for pair in zip(first, second, strict=True)]
     return both if isinstance(both, str) else difference(both, expected)
+
+
+def _dims(value: onnx.ValueInfoProto) -> Any:
+    return value.type.tensor_type.shape.dim
 
 
 def _assignments(model: onnx.ModelProto, feeds: Feeds) -> Iterator[Axes]:

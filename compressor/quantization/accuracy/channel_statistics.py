@@ -12,7 +12,7 @@ from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of, inner_graphs, replace_nodes_
 from compressor.progress.bars import progress_bar
-from compressor.runtime import Feeds, laid_out, layout_of, open_session, samples_of
+from compressor.runtime import Feeds, filled, fixed_batch, laid_out, layout_of, open_session, samples_of
 from compressor.scoring.decibels import decibels, reported_db
 from compressor.workload import batches_of
 
@@ -88,16 +88,17 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelPr
 
 
 def _slices(session: Any, wanted: list[str], data: Iterable[Any], samples: int) -> Iterator[Feeds]:
-    limit, left, layout = 0, samples, layout_of(session)
+    limit, left, layout, fixed = 0, samples, layout_of(session), fixed_batch(session)
     for inputs, _ in batches_of(data):
         feeds = samples_of(session, inputs) if session.get_inputs() else {}
         size = len(next(iter(feeds.values()))) if feeds else 1
         if not limit:
-            values = session.run(wanted, laid_out(layout, _part(feeds, 0, 1, size))) if wanted else []
-            limit = max(1, _MAX_BYTES // max(1, sum(value.nbytes for value in values)))
+            one = filled(_part(feeds, 0, 1, size), fixed)
+            values = session.run(wanted, laid_out(layout, one)) if wanted else []
+            limit = fixed or max(1, _MAX_BYTES // max(1, sum(value.nbytes for value in values)))
         size_used = min(size, left)
         for start in range(0, size_used, limit):
-            yield laid_out(layout, _part(feeds, start, min(start + limit, size_used), size))
+            yield laid_out(layout, filled(_part(feeds, start, min(start + limit, size_used), size), fixed))
         left -= size_used
         if left <= 0:
             return

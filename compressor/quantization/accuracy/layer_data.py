@@ -23,6 +23,7 @@ from compressor.files.graphs import initializers, names_read, output_names, prod
 from compressor.files.operators import IntegerForm, operator_of
 from compressor.quantization.accuracy.layer_rows import has_rows, to_rows
 from compressor.quantization.accuracy.linear_layers import LinearLayer, tensor_in_placed
+from compressor.quantization.accuracy.sample_axes import SampleAxes, Values, find_sample_axes
 from compressor.quantization.grids.weights import WeightGrid
 from compressor.quantization.placement.names import dequantized
 from compressor.quantization.torch_graph.graph import TorchGraph
@@ -30,7 +31,6 @@ from compressor.training.replay import replayed
 from compressor.workload import Workload, batches_of
 
 Place = Callable[[dict[str, WeightGrid]], onnx.ModelProto]
-Values = dict[str, Tensor]
 
 # What crosses the borders of a segment is held for all samples: of larger activations fewer samples are taken.
 MAX_BYTES = 1 << 30
@@ -185,8 +185,9 @@ def _twin_names(graph: onnx.ModelProto, placed: onnx.ModelProto) -> dict[str, st
 
 @dataclass(kw_only=True, eq=False)
 class Crossing:
-    """What crosses one border for all samples, as either network has it, and the network's inputs."""
+    """What crosses one border for all samples, as either network has it, and the network's inputs; samples in rows."""
 
+    axes: SampleAxes
     feeds: Values
     exact: Values
     quantized: Values
@@ -200,7 +201,7 @@ class Crossing:
     def rows(self, chosen: Any) -> tuple[Values, Values]:
         """(float, quantized) values of the `chosen` samples with the network's inputs, for `run_float` and its twin."""
         feeds, exact, quantized = (
-            {name: value[chosen] for name, value in values.items()}
+            self.axes.placed({name: value[chosen] for name, value in values.items()})
             for values in (self.feeds, self.exact, self.quantized)
         )
         return feeds | exact, feeds | quantized
@@ -216,7 +217,8 @@ class Walk:
     def __init__(self, twins: Twins, workload: Workload, *, samples: int, seed: int) -> None:
         self.twins = twins
         feeds = _first_samples(twins.float_net, workload, samples, seed)
-        sizes = _bytes_per_sample(twins, feeds)
+        names = list(producers(twins.graph.graph.node))
+        self.axes, sizes = find_sample_axes(twins.graph, lambda values: twins.run_float(values, names), feeds)
         self.segments = _segments(twins, set(sizes))
         widest = max(
             (sum(2 * sizes[name] for name in (*part.inputs, *part.outputs)) for part in self.segments), default=0
@@ -226,7 +228,7 @@ class Walk:
         chunk = fixed_batch(twins.graph)
         kept = max(chunk, kept // chunk * chunk) if chunk else kept
         first = {name: rows[:kept] for name, rows in feeds.items()}
-        self._start = Crossing(feeds=first, exact={}, quantized={}, chunk=chunk or _CHUNK)
+        self._start = Crossing(axes=self.axes, feeds=first, exact={}, quantized={}, chunk=chunk or _CHUNK)
 
     @property
     def samples(self) -> int:
@@ -242,8 +244,8 @@ class Walk:
             weights = self.twins.stand_ins()
             exact, quantized = [], []
             for ours, theirs in crossing.chunks():
-                exact.append(self.twins.run_float(ours, segment.outputs))
-                quantized.append(self.twins.run_quantized(theirs, segment.outputs, weights))
+                exact.append(self.axes.in_rows(self.twins.run_float(ours, segment.outputs)))
+                quantized.append(self.axes.in_rows(self.twins.run_quantized(theirs, segment.outputs, weights)))
             crossing = replace(crossing, exact=_joined(exact), quantized=_joined(quantized))
 
 
@@ -263,25 +265,6 @@ def _first_samples(net: TorchGraph, workload: Workload, samples: int, seed: int)
                 break
     check_calibrated(kept)
     return {name: torch.cat([batch[name] for batch in kept])[:samples] for name in kept[0]}
-
-
-def _bytes_per_sample(twins: Twins, feeds: Values) -> dict[str, int]:
-    """The bytes that a sample has in each float activation; what carries no samples, such as a shape, is left out."""
-    names = list(producers(twins.graph.graph.node))
-    sizes: list[dict[str, int]] = []
-    # What has two rows for two samples and three for three has its samples in rows.
-    fixed = fixed_batch(twins.graph)
-    for count in (fixed,) if fixed else (2, 3):
-        rows = {name: value[torch.arange(count) % len(value)] for name, value in feeds.items()}
-        values = twins.run_float(rows, names)
-        sizes.append(
-            {
-                name: value[0].numel() * value.element_size()
-                for name, value in values.items()
-                if value.dtype == torch.float32 and value.ndim and len(value) == count
-            }
-        )
-    return {name: size for name, size in sizes[0].items() if name in sizes[-1]}
 
 
 def _segments(twins: Twins, sampled: set[str]) -> list[Segment]:

@@ -29,7 +29,7 @@ from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.grids.weights import nearest_grids, weight_positions
 from compressor.quantization.placement.weight_only import fits_float16, place_float16
 from compressor.quantization.post_training import Prepared
-from compressor.runtime import feeds_of, open_session
+from compressor.runtime import calls, open_session
 from compressor.scoring.decibels import MOST_DB, reported_db
 from compressor.stage import Context
 from compressor.workload import Workload, batch_size_of, batches_of, resize_batch
@@ -219,7 +219,7 @@ def first_samples(data: Iterable[Any], samples: int) -> list[Batch]:
 def output_values(onnx_bytes: bytes, batches: Sequence[Inputs]) -> tuple[npt.NDArray[Any], ...]:
     """The values of every output of real numbers over all of `batches`, each in one row."""
     session = open_session(onnx_bytes)
-    given = [session.run(None, feeds_of(session, inputs)) for inputs in batches]
+    given = [call.outputs for inputs in batches for call in calls(session, inputs)]
     return tuple(
         np.concatenate([values.reshape(-1) for values in output])
         for output in zip(*given, strict=True)

@@ -27,7 +27,7 @@ from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel, Sa
 from compressor.quantization.other_cpus.pair_safety import safe_grids
 from compressor.quantization.other_cpus.saturation import SATURATING
 from compressor.quantization.post_training import Prepared
-from compressor.runtime import Feeds, feeds_of, judged_output, layout_of, open_session, samples_first
+from compressor.runtime import Feeds, judged_output, open_session, run_on_samples
 from compressor.stage import Context
 from compressor.target import Isa
 from compressor.workload import Workload, batches_of
@@ -95,11 +95,10 @@ def _outputs(
 ) -> tuple[Tensor, Tensor]:
     session = open_session(onnx_bytes)
     judged = [value.name for value in session.get_outputs()].index(judged_output(session))
-    axis = layout_of(session).outputs.get(judged_output(session), 0)
     outputs, targets = [], []
     with progress_bar(total=samples, desc="emulating", unit="sample", shown=progress) as bar:
         for inputs, labels in _first(data, samples):
-            outputs.append(torch.from_numpy(samples_first(run(feeds_of(session, inputs))[judged], axis)))
+            outputs.append(torch.from_numpy(run_on_samples(session, inputs, run)[judged]))
             targets.append(torch.as_tensor(labels))
             bar.update(len(outputs[-1]))
     if not outputs:

@@ -30,7 +30,7 @@ from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.ranges.choice import choose_ranges
 from compressor.quantization.ranges.histogram import Observed
 from compressor.quantization.ranges.methods import MSE, Auto, Entropy, Method, MinMax, MovingAverage, Percentile
-from compressor.runtime import Feeds, laid_out, layout_of, open_session, samples_of
+from compressor.runtime import Feeds, filled, laid_out, layout_of, open_session, samples_of
 from compressor.workload import batches_of
 
 __all__ = [
@@ -137,10 +137,11 @@ def observe_tensors(
     limit = _MOST_SAMPLES if samples is None else samples
     session = open_session(_shapes_of(model, tensors).SerializeToString(), threads=threads)
     layout = layout_of(session)
-    first: Feeds = laid_out(layout, next(_slices(_fed(session, data), 1, 1), {}))
+    fixed = fixed_batch(model)
+    first: Feeds = laid_out(layout, filled(next(_slices(_fed(session, data), 1, 1), {}), fixed))
     check_calibrated(first)
     sizes = _bytes_of(session, tensors, first)
-    size = fixed_batch(model) or (1 if averaging is not None else _slice_size(sum(sizes.values()), max_bytes))
+    size = fixed or (1 if averaging is not None else _slice_size(sum(sizes.values()), max_bytes))
     count = 0
     with ThreadPoolExecutor(threads) as pool:
         for group in _groups(sizes, max_bytes):
@@ -151,7 +152,7 @@ def observe_tensors(
             batches = progress_bar(data, desc="calibration", unit="batch", shown=progress)
             for feeds in _slices(_fed(session, batches), size, limit):
                 count += _samples_in(feeds)
-                values = laid_out(layout, feeds)
+                values = laid_out(layout, filled(feeds, fixed))
                 if computed:
                     values = {**values, **dict(zip(computed, session.run(computed, values), strict=True))}
                 # Every tensor is counted by one thread, slice after slice: threads do not change the result.
@@ -188,8 +189,8 @@ def sample_slices(
 ) -> list[Feeds]:
     """The first `samples` of `data` as `model` is fed, `size` at a time."""
     session = open_session(model.SerializeToString(), threads=threads)
-    layout = layout_of(session)
-    return [laid_out(layout, each) for each in _slices(_fed(session, data), fixed_batch(model) or size, samples)]
+    layout, fixed = layout_of(session), fixed_batch(model)
+    return [laid_out(layout, filled(each, fixed)) for each in _slices(_fed(session, data), fixed or size, samples)]
 
 
 def _fed(session: ort.InferenceSession, data: Iterable[Any]) -> Iterator[Feeds]:

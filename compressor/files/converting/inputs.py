@@ -1,0 +1,177 @@
+"""What a file is run on when it is read: samples of an example as it takes them, or values that are made up."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from compressor.errors import OnnxFileError
+from compressor.files.carrying import noted_layout
+from compressor.files.declarations import given_inputs
+from compressor.sessions import Feeds, by_input, by_order
+
+# Inputs by name or in the file's order, a sample in every row.
+Sample = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
+# Samples of an example that are compared where the batch is free.
+MOST_SAMPLES = 16
+_MADE_UP = 2
+# What free dimensions other than the batch are in made-up inputs: halved five times and joined again, sizes must agree.
+_FREE_LENGTHS = (8, 32, 64, 256, 512, 640)
+# What one whole number for all samples may be besides 0, 1 and a length: a sampling rate.
+_RATE = 16000
+_MOST_MADE_UP_BYTES = 256 << 20
+
+
+def example_feeds(model: onnx.ModelProto, sample: Sample, streams: Mapping[str, str]) -> Feeds:
+    """The first samples of `sample` as `model` takes them; of a stream the first step, from zeros.
+
+    Raises OnnxFileError where inputs are missing.
+    """
+    declared = {value.name: value.type.tensor_type.shape.dim for value in given_inputs(model)}
+    names = [name for name in declared if name not in streams.values()]
+    given = dict(sample) if isinstance(sample, Mapping) else by_order(_fitting(names, declared, sample), sample)
+    try:
+        values = by_input(names, given)
+    except ValueError as error:
+        raise OnnxFileError(str(error)) from error
+    # A stream has a dimension more than its steps, and so have rows of samples of a file without a batch.
+    more = [name for name in names if values[name].ndim > len(declared[name])]
+    for name in more:
+        values[name] = values[name][:, 0] if streams and values[name].ndim > 1 else values[name][0]
+    sizes = _sizes(declared, values)
+    values |= {name: given[name] if name in given else _zeros(model, name, sizes) for name in streams.values()}
+    # One sample is whole, whatever is free in it.
+    whole = () if streams else more
+    return {name: values[name].copy() if name in whole else _first(values[name], declared, name) for name in declared}
+
+
+def _fitting(names: Sequence[str], declared: Mapping[str, Any], sample: Sequence[Any]) -> list[str]:
+    return list(names if len(sample) <= len(names) else declared)
+
+
+def _sizes(declared: Mapping[str, Any], values: Feeds) -> dict[str, int]:
+    """{name of a dimension: its size} in `values`; "" for the batch, as far as it is run."""
+    known: dict[str, int] = {}
+    for name, array in values.items():
+        if array.ndim and declared[name]:
+            known.setdefault("", min(len(array), declared[name][0].dim_value or MOST_SAMPLES))
+        if array.ndim == len(declared[name]):
+            for dim, size in zip(declared[name], array.shape, strict=True):
+                if dim.dim_param:
+                    known.setdefault(dim.dim_param, size)
+    return known
+
+
+def _zeros(model: onnx.ModelProto, name: str, sizes: Mapping[str, int]) -> NDArray[Any]:
+    (value,) = (each for each in given_inputs(model) if each.name == name)
+    kind = value.type.tensor_type
+    shape = [
+        dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param, sizes.get("", 1))
+        for dim in kind.shape.dim
+    ]
+    return np.zeros(shape, dtype=helper.tensor_dtype_to_np_dtype(kind.elem_type))
+
+
+def _first(values: NDArray[Any], declared: Mapping[str, Any], name: str) -> NDArray[Any]:
+    dims = declared[name]
+    # What is called like a first dimension varies with it wherever it stands.
+    batches = {each[0].dim_param for each in declared.values() if each and each[0].dim_param}
+    if len(dims) == values.ndim:
+        # Of what a file fixes, it takes no more.
+        ends = [each.dim_value or (MOST_SAMPLES if each.dim_param in batches else None) for each in dims]
+        if dims and not dims[0].HasField("dim_value"):
+            ends[0] = MOST_SAMPLES
+        values = values[tuple(map(slice, ends))]
+    return np.ascontiguousarray(values).reshape(values.shape)
+
+
+def made_up(model: onnx.ModelProto, path: Path) -> Iterator[Feeds]:
+    """Values of the shapes that the file declares, in several lengths: a file need not run on the first.
+
+    Whole numbers are 0 and 1, then 1 alone, then what the length is. Raises OnnxFileError for shapes that are too
+    large.
+    """
+    for values in _values(given_inputs(model)):
+        yield values.of(model, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MadeUp:
+    """What free dimensions, whole numbers from `numbers` and a `lone` one for all samples are in made-up inputs.
+
+    With `signals` a lone free dimension of floats is the length of a signal, not a batch.
+    """
+
+    length: int
+    numbers: tuple[int, int] = (0, 2)
+    lone: int | None = None
+    signals: bool = False
+
+    def of(self, model: onnx.ModelProto, path: Path) -> Feeds:
+        generator = np.random.default_rng(0)
+        layout = noted_layout(model)
+        inputs = given_inputs(model)
+        heads = [_dims(value)[0] for value in inputs if _dims(value)]
+        unnamed = any(not head.HasField("dim_value") and not head.dim_param for head in heads)
+        sizes: dict[str, int] = {}
+        feeds: Feeds = {}
+        for value in inputs:
+            dims, batch = _dims(value), layout.axis_of(value.name)
+            if self.signals and _is_signal(value):
+                batch = None
+            # A state (layers, ?, units) beside an input (?, ...) has its batch there.
+            state = unnamed and bool(dims) and dims[0].HasField("dim_value")
+            shape = []
+            for axis, dim in enumerate(dims):
+                size = _MADE_UP if axis == batch or (state and not dim.dim_param) else self.length
+                free = sizes.setdefault(dim.dim_param or f"{value.name} {axis}", size)
+                shape.append(dim.dim_value if dim.HasField("dim_value") else free)
+            kind = _kind(value)
+            needed = math.prod(shape) * max(kind.itemsize, 8)
+            if needed > _MOST_MADE_UP_BYTES:
+                raise OnnxFileError(
+                    f"the input {value.name!r} of {path} has the shape {str(tuple(shape))[:80]}, and {needed:,} bytes "
+                    "of values are not made up; pass example=, a batch of inputs that the file takes"
+                )
+            drawn: Any = generator.integers(*self.numbers, size=shape)
+            if kind.kind == "f":
+                drawn = generator.normal(size=shape)
+            elif self.lone is not None and not dims:
+                drawn = self.lone
+            feeds[value.name] = np.asarray(drawn).astype(kind)
+        return feeds
+
+
+def _values(inputs: Sequence[onnx.ValueInfoProto]) -> Iterator[_MadeUp]:
+    free = any(not dim.HasField("dim_value") for value in inputs for dim in _dims(value))
+    whole = [value for value in inputs if _kind(value).kind in "iu"]
+    for length in _FREE_LENGTHS if free else _FREE_LENGTHS[:1]:
+        yield _MadeUp(length=length)
+        if any(map(_is_signal, inputs)):
+            yield _MadeUp(length=length, signals=True)
+        if whole:
+            yield _MadeUp(length=length, numbers=(1, 2))
+            yield _MadeUp(length=length, numbers=(length, length + 1))
+        if any(not _dims(value) for value in whole):
+            yield _MadeUp(length=length, lone=1)
+            yield _MadeUp(length=length, lone=_RATE)
+
+
+def _is_signal(value: onnx.ValueInfoProto) -> bool:
+    """Whether an input may be one signal of any length instead of lone numbers of any number of samples."""
+    dims = _dims(value)
+    return len(dims) == 1 and not dims[0].HasField("dim_value") and _kind(value).kind == "f"
+
+
+def _dims(value: onnx.ValueInfoProto) -> Any:
+    return value.type.tensor_type.shape.dim
+
+
+def _kind(value: onnx.ValueInfoProto) -> np.dtype[Any]:
+    return helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
