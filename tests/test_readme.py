@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.documents.site import remote_parts
 from compressor.testing import check_stage
 from workbench import ROOT
 
@@ -77,16 +76,3 @@ def test_every_page_stands_in_the_menu_of_the_site():
     for line in re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE):
         module, _, name = line.rpartition(".")
         assert line == "compressor.errors" or hasattr(import_module(module), name), line
-
-
-def test_a_site_that_asks_a_network_is_refused(tmp_path):
-    """A script, style or picture of another host is named; a link that a person may follow is none."""
-    (tmp_path / "a.html").write_text('<a href="https://example.org">there</a><script src="local.js"></script>')
-    assert remote_parts(tmp_path) == []
-    (tmp_path / "b.html").write_text(
-        '<link rel="stylesheet" href="https://fonts.example/x.css"><img src="//cdn.example/y.png">'
-    )
-    (tmp_path / "c.css").write_text("@import url(https://fonts.example/z.css); a { background: url('http://x/y') }")
-    assert [part.partition(": ")[2] for part in remote_parts(tmp_path)] == [
-        "https://fonts.example/x.css", "//cdn.example/y.png", "https://fonts.example/z.css", "http://x/y",
-    ]  # fmt: skip

@@ -23,7 +23,11 @@ def remote_parts(folder: Path) -> list[str]:
     return found
 
 
-if __name__ == "__main__":
+def main() -> None:
     remote = remote_parts(Path(sys.argv[1]))
     print("\n".join(remote) or "nothing of the site comes from another host")
     sys.exit(1 if remote else 0)
+
+
+if __name__ == "__main__":
+    main()

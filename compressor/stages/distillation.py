@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, Targets
-from compressor.checks import check_count, check_fraction, check_not_negative, check_positive, check_tuple
+from compressor.checks import check_count, check_fraction, check_kinds, check_not_negative, check_positive, check_tuple
 from compressor.errors import WorkloadError
 from compressor.identity.values import Identifier
 from compressor.identity.workload import knowing
@@ -86,6 +86,7 @@ class Distill(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_kinds(self)
         check_positive(self.temperature, "temperature divides the logits, usually by 1 to 5")
         check_fraction(self.soft_weight, "soft_weight is the teacher's fraction of the loss", within="[0, 1]")
         check_count(self.views, "views counts the augmented passes that are replayed")

@@ -167,8 +167,28 @@ class _Fitting(Watcher):
         layout = layout_of(module.session)
         if layout.inputs or layout.single:
             self.parts = self._parted(module)
+            if layout.single:
+                self._check_single(module)
         elif self.doubt is not None:
             raise self.doubt
+
+    def _check_single(self, module: OnnxModule) -> None:
+        """Raises WorkloadError where a row is no whole input of a file that takes one sample at a time."""
+        given = self.parts[0][0]
+        tensors = given if isinstance(given, dict) else {next(iter(self.kinds)): given}
+        for node in module.session.get_inputs():
+            if node.name not in tensors:
+                continue
+            row = tuple(tensors[node.name].shape[1:])
+            known = len(row) == len(node.shape) and all(
+                not isinstance(size, int) or size < 0 or size == own for own, size in zip(row, node.shape, strict=True)
+            )
+            if not known:
+                raise WorkloadError(
+                    f"the file takes {node.name!r} of shape {tuple(node.shape)} at once, as one sample, and a row of "
+                    f"{self.path} is {row}; give rows of that shape, or, where its first size is a batch whose samples "
+                    'it mixes, keep that: --batch fixed, or read_onnx(path, batch="fixed")'
+                )
 
     def _parted(self, module: OnnxModule | None) -> tuple[Samples, Samples]:
         samples = _samples(self.arrays, self.kinds, self.path, prefix="", module=module)
