@@ -7,17 +7,14 @@ did to score, size and time. The detector is distilled on its raw answers, logit
 distance of its own. A killed run goes on where it was.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks.data import blood_cells, references
 from benchmarks.stored import RESULTS
-from benchmarks.structure.recurrent import print_table, run
+from benchmarks.structure.recurrent import run_all
 from compressor.pruning.choice.targets import Macs
 from compressor.stage import Stage
 from compressor.stages import Distill, PruneChannels, Quantize
-from compressor.storage import read_json, write_json
 from compressor.training.optimizers.choices import AdamW
 from compressor.workload import Workload
 
@@ -39,17 +36,7 @@ def stages(network: str) -> list[Stage]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/dense_outputs"))
-    arguments = parser.parse_args()
-    stored = read_json(RESULT)["networks"] if RESULT.exists() else {}
-    for network in arguments.networks:
-        stored[network] = run(WORKLOADS[network](), stages(network), arguments.out / network)
-        ordered = {name: stored[name] for name in WORKLOADS if name in stored}
-        write_json(RESULT, {"benchmark": "dense outputs", "networks": ordered})
-        print_table(network, stored[network])
-    print(f"stored in {RESULT}")
+    run_all(__doc__, WORKLOADS, stages, RESULT, name="dense outputs")
 
 
 if __name__ == "__main__":

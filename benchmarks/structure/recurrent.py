@@ -39,17 +39,29 @@ def stages(network: str) -> list[Stage]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/recurrent"))
+    run_all(__doc__, WORKLOADS, stages, RESULT, name="recurrent")
+
+
+def run_all(
+    doc: str,
+    workloads: dict[str, Callable[[], Workload]],
+    stages: Callable[[str], list[Stage]],
+    result: Path,
+    *,
+    name: str,
+) -> None:
+    """The command line of such a benchmark: each network by its stages, stored in `result` as it is done."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=list(workloads), default=list(workloads))
+    parser.add_argument("--out", type=Path, default=Path("runs/bench") / name.replace(" ", "_"))
     arguments = parser.parse_args()
-    stored = read_json(RESULT)["networks"] if RESULT.exists() else {}
+    stored = read_json(result)["networks"] if result.exists() else {}
     for network in arguments.networks:
-        stored[network] = run(WORKLOADS[network](), stages(network), arguments.out / network)
-        ordered = {name: stored[name] for name in WORKLOADS if name in stored}
-        write_json(RESULT, {"benchmark": "recurrent", "networks": ordered})
+        stored[network] = run(workloads[network](), stages(network), arguments.out / network)
+        ordered = {each: stored[each] for each in workloads if each in stored}
+        write_json(result, {"benchmark": name, "networks": ordered})
         print_table(network, stored[network])
-    print(f"stored in {RESULT}")
+    print(f"stored in {result}")
 
 
 def run(workload: Workload, stages: Sequence[Stage], out: Path) -> dict:
