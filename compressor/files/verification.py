@@ -14,6 +14,7 @@ from compressor.errors import ExportError, first_said
 from compressor.files.exported_outputs import NamedModel, OutputNames, compare, names_of_outputs
 from compressor.kept_state import private_copy
 from compressor.runtime import load_session, session_options
+from compressor.structure.preparing.bounded_rows import bound_rows_
 from compressor.structure.preparing.preparation import fold_
 from compressor.workload import (
     Workload,
@@ -112,6 +113,7 @@ def export_task(model: nn.Module, workload: Workload) -> ExportTask:
     fold_(own, map_tensors(workload.example_inputs, torch.Tensor.cpu))
     keywords = tuple(workload.example_inputs) if isinstance(workload.example_inputs, Mapping) else None
     own.requires_grad_(requires_grad=False)
+    bound_rows_(own)
     tensors = tuple(tensor.detach().cpu() for tensor in input_tensors(workload.example_inputs))
     batch = tensors[0].shape[0]
     if batch < 2:

@@ -47,7 +47,8 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> Workload
     again, that the model takes them, and that loss and metric are finite on them and judge every output by its own
     target. Where one of `stages` trains, one step of training is tried on a copy. Labels and targets are checked in the
     first 64 batches (BATCHES_READ) of each set; what stands later in a larger set is not read. All other forwards run
-    in eval mode without gradients; the model's modes and buffers and all random generators are as before afterwards.
+    in eval mode without gradients; the model's modes, weights and buffers and all random generators are as before
+    afterwards.
     """
     model, example = workload.model, workload.example_inputs
     try:
@@ -355,9 +356,13 @@ def _check_trainable(batches: list[Batch], outputs: Tensor, workload: Workload) 
 
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; modes, buffers and random generators are put back afterwards."""
+    """Eval mode without gradients; modes, weights, buffers and random generators are put back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    # Embeddings with max_norm write into their weights, in eval mode too.
+    tensors = [
+        (tensor, tensor._version, tensor.detach().clone())  # noqa: SLF001 - torch has no public name for it
+        for tensor in (*model.parameters(), *model.buffers())
+    ]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002 - user datasets draw from it
     model.eval()
     try:
@@ -367,8 +372,9 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for tensor, version, before in tensors:
+                if tensor._version != version:  # noqa: SLF001 - the same
+                    tensor.copy_(before)
         torch.set_rng_state(states[0])
         random.setstate(states[1])
         np.random.set_state(states[2])  # noqa: NPY002 - the same
