@@ -32,6 +32,7 @@ __all__ = [
 _ZSTD_LEVEL = 19
 # Packing takes a second or so of computing a megabyte: larger files would hold a run up.
 _MOST_PACKED = 8 << 20
+_SECONDS_ALONE = 0.7
 # Three times as long as the first timing: intervals are then about as narrow as timing can tell files apart.
 _SECONDS_WHERE_OPEN = 6.0
 
@@ -87,6 +88,8 @@ def speedup_over(
 
 def _timed(onnx_bytes: bytes, base: bytes, inputs: Inputs, *, target: Target, seed: int, decides: bool) -> Timing:
     timed = partial(time_interleaved, onnx_bytes, base, inputs, threads=target.threads)
+    if onnx_bytes == base:  # there is no ratio to resolve
+        return timed(seed=seed, seconds=_SECONDS_ALONE)
     found = timed(seed=seed)
     if decides and found.speedup.low < 1 < found.speedup.high:
         return timed(seed=seed + 1, seconds=_SECONDS_WHERE_OPEN)

@@ -17,6 +17,7 @@ from compressor.measuring.fidelity import fidelity
 from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.notes.quantization import Coverage, FormChosen, KeptOutput, TriedForm
+from compressor.quantization.choice.give_back import GiveBack
 from compressor.quantization.choice.spare import Spare
 from compressor.quantization.placement.forms import ByEvidence, ByFamily, Dynamic, WeightOnly
 from compressor.quantization.quantizer import QuantizationSettings, quantized_file
@@ -80,10 +81,16 @@ def by_evidence(exported: bytes, settings: QuantizationSettings, workload: Workl
 def _attempts(trial: "_Trial", settings: QuantizationSettings) -> Iterator[_Attempt]:
     """What is tried, in turn, each where those before it leave a reason to."""
     usual = replace(settings, form=ByFamily())
-    first = trial("static", usual)
-    yield first
-    if not first.holds:
-        yield trial("static, harmful signals spared", usual, Spare(missed=trial.missed))
+    label, spare = "static", None
+    last = trial(label, usual)
+    yield last
+    if not last.holds:
+        label, spare = "static, harmful signals spared", Spare(missed=trial.missed)
+        last = trial(label, usual, spare)
+        yield last
+    if last.holds:
+        # Conversions between integers and float can cost more than the integers win.
+        yield trial(f"{label}, slow layers in float", replace(usual, give_back=GiveBack(max_drop=None)), spare)
     yield trial("dynamic products, float convolutions", replace(settings, form=Dynamic()))
     yield trial("weights alone", replace(settings, form=WeightOnly()))
 

@@ -16,6 +16,7 @@ from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import Timing
 from compressor.metrics import Metric
 from compressor.quantization import evidence
+from compressor.quantization.choice import give_back
 from compressor.quantization.evidence import by_evidence
 from compressor.quantization.placement.forms import ByEvidence
 from compressor.runtime import open_session
@@ -29,8 +30,11 @@ SHAPE = 24
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Times by the order in which files come, 2x the speed of float where nothing else is said."""
-    said: dict[str, Any] = {"speeds": [], "calls": 0}
+    """Times by the order in which files come, 2x the speed of float where nothing else is said.
+
+    Of layers, those named in "slow" are slower in integers.
+    """
+    said: dict[str, Any] = {"speeds": [], "calls": 0, "slow": []}
 
     def timed(candidate: bytes, reference: bytes, inputs: Any, **_: Any) -> Timing:
         speeds = said["speeds"]
@@ -39,7 +43,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         one = Estimate(1.0, 1.0, 1.0)
         return Timing(reference_ms=one, candidate_ms=one, speedup=Estimate(value, 0.97 * value, 1.03 * value))
 
-    monkeypatch.setattr(evidence, "time_interleaved", timed)
+    def layer_ms(file: bytes, graph: onnx.ModelProto, inputs: Any, **_: Any) -> dict[str, float]:
+        integers = b"QuantizeLinear" in file
+        return {node.name: 2.0 if integers and node.name in said["slow"] else 1.0 for node in graph.graph.node}
+
+    for module in (evidence, give_back):
+        monkeypatch.setattr(module, "time_interleaved", timed)
+    monkeypatch.setattr(give_back, "layer_ms", layer_ms)
     return said
 
 
@@ -106,14 +116,29 @@ def test_of_forms_that_hold_the_fastest_is_taken_and_ties_go_to_the_smallest(clo
     clock["speeds"] = [0.5, 0.99, 1.0]
     file, details = _made(exported, _workload(exported), max_drop=0.05)
     names = [entry["form"] for entry in details["candidates"]]
-    assert names == ["static", "dynamic products, float convolutions", "weights alone"]
+    again = "static, slow layers in float"
+    assert names == ["static", again, "dynamic products, float convolutions", "weights alone"]
+    assert details["candidates"].pop(1)["why"] == "the same file as static"
     sizes = {entry["form"]: entry["size_bytes"] for entry in details["candidates"]}
-    tied = names[1:]
+    tied = names[2:]
     assert details["chosen_form"] == min(tied, key=sizes.__getitem__)
     assert len(file) == min(sizes[name] for name in tied)
     kept = next(entry for entry in details["candidates"] if entry["kept"])
     assert kept["why"].startswith("smaller, and not proved faster: ")
     assert all(" of its size; " in entry["why"] for entry in details["candidates"] if not entry["kept"])
+
+
+@pytest.mark.parametrize("loud", [False, True])
+def test_slow_layers_go_back_to_float_where_what_holds_is_no_faster(clock: dict[str, Any], *, loud: bool) -> None:
+    """The first layer is slower in integers: with it in float the file is faster, also where signals are spared."""
+    exported = _network(loud=loud)
+    clock |= {"slow": ["front"], "speeds": [0.5, 1.2, 1.2]}
+    _, details = _made(exported, _workload(exported), max_drop=0.05)
+    label = "static, harmful signals spared" if loud else "static"
+    assert details["chosen_form"] == f"{label}, slow layers in float"
+    assert [entry["node"] for entry in details["given_back"] if entry["why"].startswith("slower")] == ["front"]
+    assert any(not entry["why"].startswith("slower") for entry in details["given_back"]) == loud
+    assert clock["calls"] == 3
 
 
 def test_nothing_ships_that_is_slower_or_no_smaller(clock: dict[str, Any]) -> None:

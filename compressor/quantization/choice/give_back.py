@@ -78,7 +78,8 @@ class GiveBack:
         if self.slower:
             prepared = _faster(prepared, workload, context, told)
         prepared = self._close_enough(prepared, workload, context, correct, told) if self._judges else correct(prepared)
-        gone = GivenBack(given_back=tuple(told.layers))
+        before = GivenBack.from_json(prepared.details)
+        gone = GivenBack(given_back=(*(before.given_back if before else ()), *told.layers))
         return prepared.noting(gone).noting(GiveBackTried(tried=tuple(told.tried), before=told.before))
 
     def _close_enough(
