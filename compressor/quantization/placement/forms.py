@@ -96,9 +96,9 @@ class ByEvidence:
     First `ByFamily()`; where that keeps too little, the same with the signals that do most harm on better ranges or in
     float, found by measuring what each does to all outputs; then what holds with its slow layers in float too; then
     `Dynamic()`, then `WeightOnly()`. The first that holds and is measurably faster than the float file is taken; where
-    none is, the fastest of those that hold and are smaller. Validation data decide: `max_drop` is as in `Budget`, None does not look, and every output must keep
-    `min_sqnr_db` (> 0) decibels of its signal around its mean, each of its channels half of them, and of whole numbers
-    all but `max_drop`.
+    none is, the fastest of those that hold and are smaller. Validation data decide: `max_drop` is as in `Budget`, None
+    does not look, and every output must keep `min_sqnr_db` (> 0) decibels of its signal around its mean, each of its
+    channels half of them, and of whole numbers all but `max_drop`.
     """
 
     max_drop: float | None = 0.01
