@@ -1,9 +1,11 @@
 """The text and the picture of docs/benchmarks.md, and the README's table, from the stored results."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.data.cifar import WORKLOADS
+from benchmarks.documents.conclusions import concluded
 from benchmarks.stored import load
 from workbench import ROOT
 
@@ -23,9 +25,9 @@ def page(networks: dict[str, dict]) -> str:
         "",
         "Written by `make docs` from `benchmarks/results/*.json`. Timings hold for the machine named; compare ratios.",
         "",
-        *(cifar_section(networks) if networks else []),
-        *training_section(load("training-throughput")),
-        *aa_section(load("aa")),
+        *(concluded(cifar_section(networks), "cifar10", networks) if networks else []),
+        *_concluded(training_section, "training-throughput"),
+        *_concluded(aa_section, "aa"),
     ]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -129,9 +131,13 @@ def draw(results: dict[str, dict], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def training_section(result: dict | None) -> list[str]:
-    if result is None:
-        return []
+def _concluded(section: Callable[[dict], list[str]], name: str) -> list[str]:
+    """The section of the stored result `name`, [] where it is not stored."""
+    result = load(name)
+    return [] if result is None else concluded(section(result), name, result)
+
+
+def training_section(result: dict) -> list[str]:
     where = result["environment"]
     rows = [
         f"| {label} | {values['median']:.{digits}f} | {values['low']:.{digits}f} | {values['high']:.{digits}f} |"
@@ -156,9 +162,7 @@ def training_section(result: dict | None) -> list[str]:
     ]
 
 
-def aa_section(result: dict | None) -> list[str]:
-    if result is None:
-        return []
+def aa_section(result: dict) -> list[str]:
     rows = [
         f"| {label} | {claim['count']} of {result['tries']} | {claim['low']:.1%} to {claim['high']:.1%} |"
         for label, claim in (

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.documents.cells import escaped, points, spread
+from benchmarks.documents.conclusions import concluded
 from benchmarks.quantization import (
     ablation,
     calibration,
@@ -88,7 +89,7 @@ def page(results: dict[str, dict]) -> str:
     ]
     for name, lines in SECTIONS.items():
         if name in results:
-            parts += [*lines(results[name]), ""]
+            parts += [*concluded(lines(results[name]), name, results[name]), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 

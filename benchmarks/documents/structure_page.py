@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.documents.cells import escaped, points, spread
+from benchmarks.documents.conclusions import concluded
 from benchmarks.structure.efficiency import DENSE, asked_and_achieved
 
 FORMS = {"float32": "fp32", "int8": "int8"}
@@ -338,7 +339,7 @@ def page(results: dict[str, dict]) -> str:
     ]
     for name, section in SECTIONS.items():
         if name in results:
-            parts += section(results[name])
+            parts += concluded(section(results[name]), name, results[name])
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -8,6 +8,7 @@ from benchmarks.documents import (
     techniques_page,
     training_page,
 )
+from benchmarks.documents.conclusions import CONCLUSIONS, concluded
 from benchmarks.stored import load, load_all
 from workbench import ROOT
 from workbench.zoo import ARCHITECTURES
@@ -70,3 +71,23 @@ def test_the_page_has_the_error_of_predictions():
     page = structure_page.page({"latency_table": result})
     assert "| fp32 | absolute time | 4.0 | 12.5 |" in page
     assert "Models: 2, of families: 1;" in page
+
+
+def test_pages_of_results_say_first_what_their_tables_show():
+    """Every section that has a conclusion has it below its heading, before any table."""
+    pages = {"docs/structure.md": structure_page.SECTIONS, "docs/benchmarks.md": ("training-throughput", "aa")}
+    for page, stored in pages.items():
+        sections = text(page).split("\n## ")[1:]
+        found = [section.split("\n")[2] for section in sections]
+        concluded = [line for line in found if line.startswith("**") and line.endswith(".**")]
+        wanted = [name for name in stored if name in CONCLUSIONS and load(name) is not None]
+        assert len(concluded) >= len(wanted) > 0
+
+
+def test_a_conclusion_counts_what_its_table_shows():
+    """Two pairs, of which one is proved faster and one ties."""
+    pairs = [{"latency_over_energy": {"value": 1.1, "low": low, "high": 1.2}} for low in (1.05, 0.9)]
+    lines = concluded(["## Ranks", "", "text"], "low-rank", {"networks": {"transformer": {"pairs": pairs}}})
+    assert lines[:2] == ["## Ranks", ""]
+    assert "in 1 of 2 pairs, slower in 0, and tie in the others" in lines[2]
+    assert lines[3:] == ["", "text"]
