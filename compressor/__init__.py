@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from compressor.errors import (
         CompressorError,
         ExportError,
+        FoldsError,
         OnnxFileError,
         RecipeError,
         RunFolderError,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from compressor.outputs.kinds import Classes, Labels, Numbers, OtherOutput
     from compressor.recipe.recipe import Recipe
     from compressor.running.comparison import compare
+    from compressor.running.folds.fold import Fold
     from compressor.running.pipeline import Pipeline
     from compressor.running.run import Result
     from compressor.stage import Context, Effect, Stage
@@ -37,6 +39,8 @@ _HOMES = {
     "Context": "stage",
     "Effect": "stage",
     "ExportError": "errors",
+    "Fold": "running.folds.fold",
+    "FoldsError": "errors",
     "Isa": "target",
     "Labels": "outputs.kinds",
     "Metric": "metrics",

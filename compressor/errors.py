@@ -76,6 +76,10 @@ class WorkloadError(WrongUseError, ValueError):
     """A workload that no stage could work with; the message says what was wanted, what was got, and the way out."""
 
 
+class FoldsError(WrongUseError, ValueError):
+    """A cross-validation that would give no number, or one that says something else than it seems to."""
+
+
 class StageError(CompressorError, RuntimeError):
     """A stage that could not do its work: nothing to compress, nothing that the model survives, or a fault in its way.
 

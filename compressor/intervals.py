@@ -1,9 +1,11 @@
 """Scores of samples with their 95 % intervals, and the paired drop between two models on the same samples.
 
-Wilson 1927 for proportions; the bootstrap of Efron and Tibshirani 1993 otherwise, paired where two are compared.
+Wilson 1927 for proportions; the bootstrap of Efron and Tibshirani 1993 otherwise, paired where two are compared. Means
+over the folds of a cross-validation have the interval of Nadeau and Bengio 2003.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -48,6 +50,25 @@ def paired_drop(rows: Tensor, reference_rows: Tensor, metric: Metric, *, seed: i
     value = metric.drop(_finite(metric.aggregate(reference_rows), metric), _finite(metric.aggregate(rows), metric))
     scores = _resampled([reference_rows, rows], metric, seed)
     return _percentiles(value, np.array([metric.drop(reference, score) for reference, score in scores.tolist()]))
+
+
+def mean_over_folds(values: Sequence[float], *, tested: float, rest: float) -> Estimate:
+    """The mean of one finite value a fold with its 95 % interval, where folds share the samples that made their models.
+
+    C. Nadeau, Y. Bengio, Inference for the Generalization Error, Machine Learning 52, 239-281, 2003: the corrected
+    resampled t-test. Of J values with the sample variance S^2 the variance of the mean is taken for
+    (1/J + n2/n1) S^2, n2 being the number of samples that a fold is `tested` on and n1 that of the `rest`, which made
+    its model; quantiles are those of Student's t with J - 1 degrees of freedom. Raises ValueError for one value alone.
+    """
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # scipy ships no types
+
+    count = len(values)
+    if count < 2:
+        raise ValueError(f"an interval over folds needs the values of at least 2, got {count}")
+    mean = math.fsum(values) / count
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    half = float(stdtrit(count - 1, 0.975)) * math.sqrt((1 / count + tested / rest) * variance)
+    return Estimate(mean, mean - half, mean + half)
 
 
 def _wilson(proportion: float, count: int) -> Estimate:

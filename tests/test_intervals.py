@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from compressor.intervals import paired_drop, score_estimate
+from compressor.estimate import Estimate
+from compressor.intervals import mean_over_folds, paired_drop, score_estimate
 from compressor.metrics import Metric
 
 
@@ -77,3 +78,29 @@ def test_nan_outputs_are_refused() -> None:
     """A model that gives NaN has no score."""
     with pytest.raises(ValueError, match="NaN or infinities"):
         score_estimate(torch.tensor([1.0, math.nan]), Metric.mse())
+
+
+def test_the_mean_over_folds_by_hand() -> None:
+    """Nadeau and Bengio 2003: of 1, 2, 3, 4, 5 with 20 tested beside 80 the variance is (1/5 + 1/4) 2.5 = 1.125.
+
+    The 97.5 % quantile of Student's t with 4 degrees of freedom is 2.776445: 3 +- 2.776445 * 1.060660.
+    """
+    found = mean_over_folds([1.0, 2.0, 3.0, 4.0, 5.0], tested=20, rest=80)
+    assert found.value == 3.0
+    assert found.high - 3 == pytest.approx(2.944864, abs=1e-6)
+    assert 3 - found.low == pytest.approx(2.944864, abs=1e-6)
+
+
+def test_the_mean_over_folds_is_wider_than_of_independent_values() -> None:
+    """Ten times two-fold: of independent values the half-width is 2.093024 sqrt(S^2 / 20); it is sqrt(21) wider."""
+    values = [0.0, 1.0] * 10
+    plain = 2.093024 * (sum((value - 0.5) ** 2 for value in values) / 19 / 20) ** 0.5
+    found = mean_over_folds(values, tested=50, rest=50)
+    assert found.high - found.value == pytest.approx(plain * 21**0.5, rel=1e-6)
+
+
+def test_equal_folds_have_no_width_and_one_fold_no_interval() -> None:
+    """Without scatter there is none to tell; one value has none."""
+    assert mean_over_folds([0.25, 0.25], tested=1, rest=1) == Estimate(0.25, 0.25, 0.25)
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        mean_over_folds([0.25], tested=1, rest=1)

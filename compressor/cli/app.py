@@ -1,12 +1,15 @@
 """The command line: its commands; it loads nothing heavier than typer, so that --help is quick."""
 
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from compressor.cli.dry_run import print_plan
 from compressor.cli.exits import BUDGET_NOT_MET, FAILED, reported, used
+from compressor.cli.folds import Folds, FoldsReference, Repeats, tell_folds, workload_of_folds
 from compressor.cli.interrupts import interruptible
 from compressor.cli.options import (
     Accept,
@@ -29,10 +32,6 @@ from compressor.cli.options import (
 )
 from compressor.cli.packing import pack, unpack
 from compressor.errors import WrongUseError
-
-if TYPE_CHECKING:
-    from compressor.recipe.recipe import Recipe
-    from compressor.workload import Workload
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,6 +88,9 @@ def run(
     batch: Batch = "free",
     streams: Streams = None,
     metric: MetricName = None,
+    folds: Folds = None,
+    repeats: Repeats = None,
+    reference: FoldsReference = None,
     accept_changes: Accept = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -104,6 +106,8 @@ def run(
 
     `compressor run int8 -w digits --out runs/first --json`, the report on stdout for programs
 
+    `compressor run int8 -w digits --out runs/folds --folds 5`, cross-validated: five runs, one table of them
+
     A run that was stopped goes on where it was when the same command is given again.
     """
     with reported(verbose=verbose, out=None if dry_run else out):
@@ -112,7 +116,10 @@ def run(
 
         warnings.simplefilter("always", PipelineWarning)
         pipeline = used(lambda: Pipeline.from_recipe(plan))
-        found = workload_of(
+        target = plan.target(batch_size=batch_size, threads=threads)
+        chosen = plan.seed if seed is None else seed
+        load = partial(
+            workload_of,
             workload,
             free_sizes=free_sizes,
             export_seconds=export_seconds,
@@ -120,12 +127,29 @@ def run(
             streams=streams,
             metric=metric,
         )
-        target = plan.target(batch_size=batch_size, threads=threads)
-        chosen = plan.seed if seed is None else seed
+        if folds is not None:
+            if dry_run or out is None:
+                raise WrongUseError("--folds needs --out, the folder of all runs, and has no --dry-run")
+            crossed = pipeline.cross_validate(
+                workload_of_folds(workload, load, reference=reference),
+                folds=folds,
+                repeats=1 if repeats is None else repeats,
+                seed=chosen,
+                reference="given" if reference == "given" else "anew",
+                target=target,
+                out=out,
+                progress=not quiet,
+                accept_changes=accept_changes,
+            )
+            tell_folds(crossed, out, quiet=quiet, as_json=as_json)
+            return
+        if repeats is not None or reference is not None:
+            raise WrongUseError("--repeats and --reference are about --folds, which is missing")
+        found = load()
         if dry_run:
             if as_json:
                 raise WrongUseError("--json is about results, and --dry-run has none; leave one of both out")
-            _print_plan(plan, found, chosen)
+            print_plan(plan, found, chosen)
             return
         if out is None:
             raise WrongUseError("--out is missing: the folder for model.onnx and the report, such as --out runs/first")
@@ -343,46 +367,6 @@ def _inspect(name: str, *, recipe: Path | None, threads: int | None, batch_size:
     if recipe is not None and recommended is not None:
         write_atomic(recipe, recommended.text)
         typer.secho(f"wrote {recipe}; to run it: compressor run {recipe} -w {name} --out runs/{recipe.stem}", err=True)
-
-
-def _print_plan(recipe: "Recipe", workload: "Workload", seed: int) -> None:
-    import yaml
-
-    from compressor.running.order import segments
-    from compressor.running.preflight import check_workload
-    from compressor.running.time_estimate import estimated
-    from compressor.running.without_data import NOT_SCORED, stages_without_data
-
-    data = yaml.safe_load(recipe.dump())
-    limits = {} if recipe.budget is None else vars(recipe.budget)
-    known = {key: value for key, value in limits.items() if value is not None}
-    budget = f"budget {_flow(known)}" if known else "no budget"
-    lines = [f"{recipe.name}: {recipe.description}".rstrip(": "), f"seed {seed}, {budget}"]
-    groups = segments(recipe.stages)
-    for number, group in enumerate(groups, start=1):
-        judged = "judged together" if len(group) > 1 else "judged alone"
-        lines.append(f"segment {number} of {len(groups)}, {judged}")
-        lines += [f"  stages.{index} {_in_words(data['stages'][index])}" for index in group]
-    typer.echo("\n".join(lines))
-    stages = recipe.stages if workload.metric.scored else stages_without_data(recipe.stages)
-    checked = check_workload(workload, stages)
-    if not workload.metric.scored:
-        typer.secho(NOT_SCORED, err=True, fg="yellow")
-    typer.echo(
-        f"workload {workload.name}: {type(workload.model).__name__}, judged by {workload.metric.name}; checks passed"
-    )
-    typer.echo(estimated(checked, recipe.stages))
-
-
-def _in_words(stage: Any) -> str:
-    """A stage in a recipe's own words, on one line."""
-    return stage if isinstance(stage, str) else _flow(stage)[1:-1]
-
-
-def _flow(value: Any) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)).strip()
 
 
 def _print_json(value: Any) -> None:

@@ -7,19 +7,24 @@ from typing import Any
 
 # Some hundred bytes for each tensor, and the log of every epoch.
 _MOST_HEADER_BYTES = 16 << 20
+# What a fold of a cross-validation trains first.
+_REFERENCE = "reference.safetensors"
 
 
 def kept_in(out: Path | None) -> str:
-    """What the folder `out` of a run or a comparison keeps, as a sentence's beginning; "" where it keeps nothing."""
+    """What the folder `out` of a run, or of several, keeps, as a sentence's beginning; "" where it keeps nothing."""
     if out is None:
         return ""
-    runs = [out] if (out / "run.json").is_file() else sorted(path.parent for path in out.glob("*/run.json"))
+    begun = {path.parent for name in ("run.json", _REFERENCE) for path in out.glob(f"*/{name}")}
+    runs = [out] if (out / "run.json").is_file() else sorted(begun)
     told = {run: ", ".join(_kept_of(run)) for run in runs}
     return "; ".join(f"{run} keeps {text}" for run, text in told.items() if text)
 
 
 def _kept_of(run: Path) -> Iterator[str]:
-    """The stages of one run, by name."""
+    """The stages of one run, by name; of a fold the reference that was trained for it, before."""
+    if (run / _REFERENCE).is_file():
+        yield "a trained model"
     for folder in sorted((run / "stages").glob("[0-9][0-9]-*")):
         name = folder.name[3:]
         if (folder / "outcome.json").is_file():

@@ -1,7 +1,18 @@
-"""Samples parted in two, the same way for the same seed, with every class on both sides where there are some of it."""
+"""Samples parted in two or in folds, the same way for the same seed, with every class in all parts if there are some.
 
+Folds are those of scikit-learn: stratified where targets are classes (R. Kohavi, A Study of Cross-Validation and
+Bootstrap for Accuracy Estimation and Model Selection, IJCAI 1995, sec. 2.3), plain ones otherwise.
+"""
+
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from compressor.batches import judged_target
+from compressor.errors import FoldsError
 
 
 def strata_of(targets: Tensor) -> list[int] | None:
@@ -25,3 +36,73 @@ def parted(indices: list[int], size: int, strata: list[int] | None, seed: int) -
         labels = None
     rest, held_out = train_test_split(indices, test_size=size, random_state=seed, stratify=labels)
     return sorted(rest), sorted(held_out)
+
+
+def labels_of(targets: Any) -> NDArray[Any]:
+    """What a split goes by, as an array: of a list an entry a sample, else what metrics judge by.
+
+    Raises FoldsError without any.
+    """
+    found = targets if isinstance(targets, list) else judged_target(targets)
+    if found is None:
+        raise FoldsError("folds need the targets of all samples, got none; give the labels, or the numbers to predict")
+    if isinstance(found, list) and not all(map(_is_plain, found)):
+        # Of any lengths: what they are does not matter, as they are no classes.
+        return np.arange(len(found), dtype=np.float64)
+    return np.asarray(found)
+
+
+def _is_plain(entry: Any) -> bool:
+    return isinstance(entry, str | int | float | np.generic) or (isinstance(entry, Tensor) and entry.ndim == 0)
+
+
+def in_fold(targets: Any, *, folds: int, number: int, seed: int, stratified: bool | None) -> NDArray[np.int64]:
+    """The samples of fold `number` (from 1) of `folds`, in order; `seed` decides which samples share a fold.
+
+    `targets` hold one entry a sample. Stratified (None: where `targets` are integers or texts in one dimension) every
+    fold has its share of every class. Raises FoldsError where a fold would be empty or lack a class, where the rest
+    would hold fewer than two samples of one, and without targets.
+    """
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    labels = labels_of(targets)
+    if labels.ndim == 0:
+        raise FoldsError(f"folds need one target a sample, got a single {labels.dtype}; give those of all samples")
+    if len(labels) < folds:
+        raise FoldsError(
+            f"{folds} folds need at least as many samples, got {len(labels)}; ask for fewer folds, or give more samples"
+        )
+    places = np.zeros(len(labels))
+    if stratified is None:
+        stratified = labels.ndim == 1 and labels.dtype.kind in "biuUSO"
+    if not stratified:
+        parts = KFold(folds, shuffle=True, random_state=seed).split(places)
+        return np.sort(list(parts)[number - 1][1])
+    if labels.ndim != 1:
+        raise FoldsError(
+            f"stratified folds need one class a sample, got targets of shape {labels.shape}; leave stratified out"
+        )
+    _check_classes(labels, folds)
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(places, labels)
+    return np.sort(list(parts)[number - 1][1])
+
+
+def _check_classes(labels: NDArray[Any], folds: int) -> None:
+    """Raises FoldsError where a fold, or what is left beside one, would lack a class."""
+    names, counts = np.unique(labels, return_counts=True)
+    if len(names) < 2:
+        raise FoldsError(
+            f"all {len(labels)} targets are {names.tolist()[0]!r}, which nothing can be right or wrong about; give "
+            "samples of at least two classes"
+        )
+    # Beside a fold the class must be there to be trained on and to decide by.
+    least = max(folds, 4 if folds == 2 else 3)
+    rare = [(name, int(count)) for name, count in zip(names.tolist(), counts, strict=True) if count < least]
+    if rare:
+        told = ", ".join(f"{name!r} has {count}" for name, count in rare[:4])
+        more = f" and {len(rare) - 4} others fewer than that" if len(rare) > 4 else ""
+        raise FoldsError(
+            f"{folds} stratified folds need at least {least} samples of every class, or a fold would lack it, and "
+            f"class {told}{more}; ask for fewer folds, leave the class out, or say stratified=False where targets are "
+            "no classes"
+        )

@@ -6,7 +6,6 @@ from html import escape as html_escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import RunFolderError, StorageError
 from compressor.estimate import Estimate
 from compressor.machine import environment
 from compressor.measuring.timing import Timing, time_interleaved
@@ -29,11 +28,11 @@ from compressor.report.numbers import ScoreScale
 from compressor.report.record import Step
 from compressor.report.report import Report
 from compressor.report.view import busy_sentence
-from compressor.running.folder import MODEL_FILE
+from compressor.running.folder import MODEL_FILE, refuse_files_of_others
 from compressor.running.pipeline import Pipeline
 from compressor.running.preflight import check_workload
 from compressor.stage import stage_name
-from compressor.storage import json_safe, read_json, write_atomic, write_json
+from compressor.storage import json_safe, write_atomic, write_json
 from compressor.target import Target
 from compressor.workload import Workload, resize_batch
 
@@ -142,7 +141,7 @@ def compare(
     target = target or _common_target(list(plans.values()))
     check_workload(workload)
     folder = Path(out)
-    _refuse_files_of_others(folder)
+    refuse_files_of_others(folder, _DATA, _PAGES, keys={"schema_version", "rows", "failures"})
     reports: dict[str, Report] = {}
     failures: dict[str, str] = {}
     # An order of stages that cannot work is refused before any recipe has taken hours.
@@ -295,22 +294,6 @@ def _write(comparison: Comparison, folder: Path) -> None:
     )
     write_atomic(folder / "comparison.html", comparison_html(comparison.rows, title, failed, busy=comparison.busy))
     write_atomic(folder / "comparison.svg", comparison_svg(comparison.rows))
-
-
-def _refuse_files_of_others(folder: Path) -> None:
-    """Raises RunFolderError where the comparison would replace files that none has written."""
-    try:
-        before = read_json(folder / _DATA) if (folder / _DATA).exists() else None
-    except StorageError:
-        before = None
-    if isinstance(before, dict) and {"schema_version", "rows", "failures"} <= before.keys():
-        return
-    found = [name for name in (_DATA, *_PAGES) if (folder / name).exists() or (folder / name).is_symlink()]
-    if found:
-        raise RunFolderError(
-            f"{folder} holds {', '.join(found)}, which no comparison wrote there and this one would replace; move "
-            f"{'it' if len(found) == 1 else 'them'} away, or give another folder"
-        )
 
 
 def _one_line(text: str) -> str:

@@ -16,9 +16,11 @@ from compressor.identity.workload import content, identify
 from compressor.measuring.scores import FileScores
 from compressor.progress.bars import showing
 from compressor.progress.events import Listener, listening
+from compressor.report.report import Report
 from compressor.running.applying import Job
 from compressor.running.failures import explained
 from compressor.running.folder import RunFolder
+from compressor.running.folds.crossing import CrossValidation, OfFold, Reference, cross_validated
 from compressor.running.judging import unscored_outputs
 from compressor.running.order import doubtful_orders, refuse_for_files, refuse_impossible_orders
 from compressor.running.preflight import check_workload
@@ -26,7 +28,7 @@ from compressor.running.reference_base import without_base
 from compressor.running.run import Result, run_stages
 from compressor.running.without_data import NOT_SCORED, stages_without_data
 from compressor.runtime import OnnxModule
-from compressor.stage import Stage
+from compressor.stage import Stage, stage_name
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -126,3 +128,57 @@ class Pipeline:
                     warnings=[*warned, *filter(None, [baseless])],
                     accept_changes=accept_changes,
                 )
+
+    def cross_validate(
+        self,
+        workload: Workload | OfFold,
+        *,
+        folds: int,
+        repeats: int = 1,
+        seed: int = 0,
+        run_seed: int | None = None,
+        reference: Reference = "anew",
+        target: Target | None = None,
+        out: Path | str | None = None,
+        progress: bool = True,
+        accept_changes: bool = False,
+        on_event: Listener | None = None,
+    ) -> CrossValidation:
+        """Runs the pipeline once for each of `folds` (>= 2) parts of the samples, which tests it; `repeats` times.
+
+        `workload` is a function of the fold: it asks `fold.split(labels)` for its samples, trains the reference on
+        those that train (`fold.trained`), and returns the workload. With `reference="given"` one trained model stands
+        in all folds: a workload of `from_datasets` will do then, of which folds part what the model was not trained on,
+        validation and test. `seed` decides how samples are parted, `run_seed` (None: as `seed`) is the seed of the
+        first run; every further one adds 1. Each fold is a run in a folder of its own in `out`, by default a new
+        temporary one; folds.html, .md and .json stand beside them. A cross-validation that was killed goes on where it
+        was when called again with the same `out`.
+
+        Raises FoldsError, before any work, for what would give no number or a wrong one: one fold, more folds than
+        samples, a fold without a class, no labels, a reference that has seen what tests it; else as `run` does.
+        """
+
+        def run(own: Workload, own_seed: int, folder: Path) -> Report:
+            return self.run(
+                own,
+                target=target,
+                out=folder,
+                seed=own_seed,
+                progress=progress,
+                accept_changes=accept_changes,
+                on_event=on_event,
+            ).report
+
+        return cross_validated(
+            run,
+            workload,
+            folds=folds,
+            repeats=repeats,
+            seed=seed,
+            run_seed=seed if run_seed is None else run_seed,
+            reference=reference,
+            out=Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")),
+            progress=progress,
+            budgeted=self.budget is not None,
+            stages=tuple(map(stage_name, self.stages)),
+        )

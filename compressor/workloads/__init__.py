@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from compressor.workloads.near_files import check_file, refuse_near_files
 # How many functions of a module are listed.
 _SHOWN = 8
 _READY = {"digits": "compressor.workloads.digits:digits"}
+_READY_FOLDS = {"digits": "compressor.workloads.digits:folded_digits"}
 
 
 def load(
@@ -70,13 +72,46 @@ def load(
             "compressor.Workload"
         )
     module = importlib.import_module(module_name) if name in _READY else _users_module(module_name, meant=name)
-    workload = _function_in(module, function_name)()
+    function = _function_in(module, function_name)
+    if name not in _READY and _takes_a_fold(function):
+        raise WorkloadError(
+            f"{name} must be given an argument, as functions of a fold are in a cross-validation (--folds 5); any "
+            "other takes nothing and returns a compressor.Workload"
+        )
+    workload = function()
     if not isinstance(workload, Workload):
         raise WorkloadError(
             f"{name} must return a compressor.Workload, it returned {type(workload).__name__}; let it end with "
             "return Workload.from_loaders(...), or from_datasets(...)"
         )
     return workload
+
+
+def load_of_fold(name: str) -> Callable[..., Workload] | None:
+    """The function of the fold that `name` says, as for `load`; None where it is a function without a fold, or files.
+
+    Raises WorkloadError where there is no such module or function.
+    """
+    module, separator, function = _READY_FOLDS.get(name, name).partition(":")
+    if not separator or not all(map(str.isidentifier, [*module.split("."), function])):
+        return None
+    home = importlib.import_module(module) if name in _READY_FOLDS else _users_module(module, meant=name)
+    found = _function_in(home, function)
+    return found if name in _READY_FOLDS or _takes_a_fold(found) else None
+
+
+def _takes_a_fold(function: Callable[..., Any]) -> bool:
+    """Whether `function` must be given one argument: those that need none are workloads of their own."""
+    try:
+        signature = inspect.signature(function)
+        signature.bind(None)
+    except (TypeError, ValueError):
+        return False
+    try:
+        signature.bind()
+    except TypeError:
+        return True
+    return False
 
 
 def _batch(wanted: str) -> Literal["free", "fixed"]:

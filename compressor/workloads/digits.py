@@ -5,6 +5,7 @@ E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998; 1,7
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,9 +22,13 @@ from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload
 from compressor.workloads.residual import ResNet
 
+if TYPE_CHECKING:
+    from compressor.running.folds.fold import Fold
+
 # What `make digits-weights` wrote: the tensors of `trained_digits()`, in half precision.
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 _EPOCHS = 12
+_Part = tuple[Tensor, Tensor]
 
 
 def digits(*, seed: int = 0, progress: bool = True) -> Workload:
@@ -47,20 +52,25 @@ def trained_digits(*, seed: int = 0, progress: bool = True) -> Workload:
     Weights and statistics are rounded to half precision at the end, in which those of seed 0 are shipped.
     """
     workload = _untrained(seed)
-    with Threads().kept():
-        # As many threads as are fastest would give other weights beside other processes than alone, and the folder of
-        # a run asks for the same.
-        torch.set_num_threads(1)
-        train(
-            workload.model,
-            workload,
-            TrainingSettings(epochs=_EPOCHS, optimizer=SGD(rate=0.1)),
-            context=Context(seed=seed, progress=progress),
-            label="training the digits model",
-        )
+    _train(workload.model, workload, seed, progress=progress)
     workload.model.load_state_dict(halved(workload.model))
     workload.model.eval()
     return workload
+
+
+def folded_digits(fold: "Fold") -> Workload:
+    """The digits as `fold` parts them, with a residual CNN that was trained on its own part alone."""
+    table = torch.from_numpy(_table()).float()
+    images, targets = table[:, :-1].reshape(-1, 1, 8, 8) / 16, table[:, -1].long()
+    parts = fold.split(targets, validation=0.2)
+
+    def workload(model: nn.Module) -> Workload:
+        return _workload(model, *((images[part], targets[part]) for part in parts), seed=fold.seed)
+
+    def train_(model: nn.Module) -> None:
+        _train(model, workload(model), fold.index, progress=True)
+
+    return workload(fold.trained(_network, train_))
 
 
 def halved(model: nn.Module) -> dict[str, Tensor]:
@@ -80,12 +90,35 @@ def _untrained(seed: int) -> Workload:
     train_part, validation, test = turn < 3, turn == 3, turn == 4
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ResNet(blocks=[2, 2, 2], widths=[64, 64, 64], channels=1, classes=10)
+        model = _network()
+    parts = [(images[part], targets[part]) for part in (train_part, validation, test)]
+    return _workload(model, *parts, seed=seed)
+
+
+def _network() -> nn.Module:
+    return ResNet(blocks=[2, 2, 2], widths=[64, 64, 64], channels=1, classes=10)
+
+
+def _train(model: nn.Module, workload: Workload, seed: int, *, progress: bool) -> None:
+    with Threads().kept():
+        # As many threads as are fastest would give other weights beside other processes than alone, and the folder of
+        # a run asks for the same.
+        torch.set_num_threads(1)
+        train(
+            model,
+            workload,
+            TrainingSettings(epochs=_EPOCHS, optimizer=SGD(rate=0.1)),
+            context=Context(seed=seed, progress=progress),
+            label="training the digits model",
+        )
+
+
+def _workload(model: nn.Module, train: _Part, validation: _Part, test: _Part, *, seed: int) -> Workload:
     return Workload.from_datasets(
         model,
-        train=(images[train_part], targets[train_part]),
-        validation=(images[validation], targets[validation]),
-        test=(images[test], targets[test]),
+        train=train,
+        validation=validation,
+        test=test,
         augment=shift,
         batch_size=64,
         calibration_samples=256,

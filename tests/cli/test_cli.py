@@ -448,3 +448,71 @@ def test_doctor_refuses(folder: Path) -> None:
         code, _, err = call("doctor", *option)
         assert code == 2
         assert "name one with --workload" in err
+
+
+FOLDED = """\
+
+def of_fold(fold):
+    fold.split([0, 1] * 10)
+    return tiny()
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("mine:of_fold", "--folds", "1"), "at least 2; got 1"),
+        (("mine:of_fold", "--folds", "30"), "30 folds need at least as many samples, got 20"),
+        (("mine:tiny", "--folds", "3"), "was trained on its own training samples"),
+        (("mine:tiny", "--folds", "3", "--reference", "old"), "anew or given"),
+        (("mine:of_fold", "--folds", "3", "--metric", "mse"), "--metric has no say"),
+        (("mine:of_fold", "--folds", "3", "--dry-run"), "has no --dry-run"),
+        (("mine:tiny", "--repeats", "3"), "about --folds, which is missing"),
+        (("mine:of_fold",), "--folds 5"),
+        (("mine:nothing", "--folds", "3"), "no function 'nothing'"),
+    ],
+)
+def test_folds_that_cannot_be_are_wrong_uses(folder: Path, options, says) -> None:
+    """Each is answered with what to do and exit code 2, and leaves no run behind."""
+    (folder / "mine.py").write_text(WORKLOAD + FOLDED)
+    ended = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", "out", "-w", *options])
+    assert ended.exit_code == 2
+    assert says in ended.stderr
+    assert not list(folder.glob("out/*/run.json"))
+
+
+def test_folds_are_asked_for_and_told(folder: Path, monkeypatch) -> None:
+    """The options reach the pipeline; a budget that a fold missed is exit code 3; --json is the record."""
+    asked = {}
+
+    def cross_validate(self, workload, **settings):
+        asked.update(settings, workload=workload)
+        return SimpleNamespace(budgets_met=2, rows=[1, 2, 3], to_json=lambda: {"folds": 3}, print=lambda: None)
+
+    monkeypatch.setattr(Pipeline, "cross_validate", cross_validate)
+    (folder / "mine.py").write_text(WORKLOAD + FOLDED)
+    command = [
+        "run",
+        "recipe.yaml",
+        "--out",
+        "out",
+        "-w",
+        "mine:of_fold",
+        "--folds",
+        "3",
+        "--repeats",
+        "2",
+        "--seed",
+        "7",
+    ]
+    ended = CliRunner().invoke(app, [*command, "--json"])
+    assert ended.exit_code == 3
+    assert json.loads(ended.stdout) == {"folds": 3}
+    assert "met in 2 of 3 folds" in ended.stderr
+    assert asked["workload"].__name__ == "of_fold"
+    assert {name: asked[name] for name in ("folds", "repeats", "seed", "reference")} == {
+        "folds": 3,
+        "repeats": 2,
+        "seed": 7,
+        "reference": "anew",
+    }

@@ -52,3 +52,13 @@ def test_a_damaged_snapshot_counts_as_nothing(tmp_path: Path) -> None:
     for content in (b"", b"\xff" * 64, path.read_bytes()[:40]):
         path.write_bytes(content)
         assert kept_in(run) == f"{run} keeps reference"
+
+
+def test_a_fold_tells_of_its_reference(tmp_path: Path) -> None:
+    """A model that was trained for a fold is kept, before its run has begun and after."""
+    _run(tmp_path / "fold-1", finished=("reference",))
+    (tmp_path / "fold-2").mkdir()
+    for fold in ("fold-1", "fold-2"):
+        (tmp_path / fold / "reference.safetensors").touch()
+    told = [f"{tmp_path / 'fold-1'} keeps a trained model, reference", f"{tmp_path / 'fold-2'} keeps a trained model"]
+    assert kept_in(tmp_path) == "; ".join(told)

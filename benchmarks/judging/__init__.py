@@ -1,0 +1,1 @@
+"""Benchmarks of verdicts: how often a difference is claimed that is not there."""
