@@ -36,7 +36,8 @@ class Context:
     may also add JSON values of its own. `plan` collects what structure stages decided, entries as in
     `compressor.structure.plan`; `plan_before` is what the stages before this one decided. `exports` is what the run
     remembers of its exports, for `export_onnx(model, workload, memory=context.exports)`: no state of a model is
-    exported twice. `known` says by digests what the stage's inputs are, so that a snapshot of other ones is not
+    exported twice. `origin` is the model that the plan leads from where a student has taken the place of the
+    workload's. `known` says by digests what the stage's inputs are, so that a snapshot of other ones is not
     continued: a run fills it, and `compressor.identity.workload.knowing` does elsewhere.
     """
 
@@ -48,7 +49,12 @@ class Context:
     plan: list[dict[str, Any]] = field(default_factory=list)
     plan_before: tuple[dict[str, Any], ...] = ()
     exports: "ExportMemory | None" = None
+    origin: nn.Module | None = None
     known: Mapping[str, str] = field(default_factory=dict)
+
+    def began_with(self, workload: Workload) -> nn.Module:
+        """The model that the plan leads from, in its user's modes: the workload's, or a student in its place."""
+        return workload.model if self.origin is None else self.origin
 
     def tell(self, note: Note) -> None:
         """Adds `note` to what the report is told; it takes the place of another of its kind."""
@@ -67,6 +73,15 @@ class Stage(Protocol):
     effect: ClassVar[Effect]
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module: ...
+
+
+def replacement(stage: Stage) -> nn.Module | None:
+    """The model that goes on in place of the one that `stage` is given, from which plans lead then; None for none.
+
+    A stage says so with an attribute `replacement`.
+    """
+    found: nn.Module | None = getattr(stage, "replacement", None)
+    return found
 
 
 def stage_name(stage: Stage | type) -> str:

@@ -23,6 +23,7 @@ from compressor.cli.options import (
     Seed,
     Settings,
     Streams,
+    Student,
     Threads,
     Verbose,
     WorkloadName,
@@ -77,6 +78,7 @@ def run(
     workload: WorkloadName,
     out: Annotated[Path | None, typer.Option(help="Folder of the result: model.onnx, report.html, .md, .json.")] = None,
     settings: Settings = None,
+    student: Student = None,
     seed: Seed = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
@@ -104,6 +106,8 @@ def run(
 
     `compressor run int8 -w model.onnx:data.npz --out runs/file`
 
+    `compressor run student_int8 -w digits --student my_models:small --out runs/small`
+
     `compressor run int8 -w digits --out runs/first --json`, the report on stdout for programs
 
     `compressor run int8 -w digits --out runs/folds --folds 5`, cross-validated: five runs, one table of them
@@ -111,7 +115,7 @@ def run(
     A run that was stopped goes on where it was when the same command is given again.
     """
     with reported(verbose=verbose, out=None if dry_run else out):
-        plan = recipe_of(recipe, settings)
+        plan = recipe_of(recipe, settings, student)
         from compressor.running.pipeline import Pipeline, PipelineWarning
 
         warnings.simplefilter("always", PipelineWarning)

@@ -34,6 +34,14 @@ Settings = Annotated[
         help="Replaces a value of the recipe; stages count from 0: `--set stages.0.remove=0.3 --set seed=3`.",
     ),
 ]
+Student = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:FUNCTION",
+        help="A function of yours that makes a small network: it goes on in place of the model, which teaches it in "
+        "the first `distill` of the recipe.",
+    ),
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Decides every random choice; by default the recipe's.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="ONNX Runtime threads; by default the recipe's or 1.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples per call; by default the recipe's or 1.")]
@@ -85,11 +93,24 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Shows the traceb
 AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
 
 
-def recipe_of(source: str, settings: list[str] | None) -> "Recipe":
-    """The recipe of a file or a shipped name, with the values of `--set`; raises RecipeError."""
-    from compressor.recipe.recipe import Recipe
+def recipe_of(source: str, settings: list[str] | None, student: str | None = None) -> "Recipe":
+    """The recipe of a file or a shipped name, with the values of `--set`, and with `student` in its first distill.
 
-    return Recipe.load(source, overrides=settings or ())
+    Raises RecipeError, and WrongUseError where there is none to teach the student.
+    """
+    from compressor.recipe.recipe import Recipe
+    from compressor.stage import stage_name
+
+    recipe = Recipe.load(source, overrides=settings or ())
+    if student is None:
+        return recipe
+    names = list(map(stage_name, recipe.stages))
+    if "distill" not in names:
+        raise WrongUseError(
+            f"--student is taught by the first distill of a recipe, and {recipe.name} has {', '.join(names)}; take "
+            "student_int8, or write one with distill"
+        )
+    return recipe.with_overrides([f"stages.{names.index('distill')}.student={student}"])
 
 
 def recipes_like(incomplete: str) -> list[str]:

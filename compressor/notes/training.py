@@ -67,12 +67,15 @@ class Trainings(Note):
 class Teaching(Note):
     """The class of the teacher, where it may be another than the original, and what came of remembering its outputs.
 
-    `taught` says in words how the judged outputs were compared.
+    `taught` says in words how the judged outputs were compared. `student` is the class of a network that took the place
+    of the model, and `student_from` the function that made it.
     """
 
     teacher: str | None = None
     teacher_cache: str
     taught: str | None = None
+    student: str | None = None
+    student_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

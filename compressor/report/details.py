@@ -232,6 +232,12 @@ def trainings(step: Step) -> list[str]:
     if ranked is not None and ranked.ranking_threads:
         lines.append(f"ranking: {ranked.ranking_threads}")
     teaching = noted(step, Teaching)
+    if teaching is not None and teaching.student:
+        made = teaching.student_from or "its class or the function that made it"
+        lines.append(
+            f"{teaching.student} goes on in place of the model, taught by {teaching.teacher}; load_checkpoint takes "
+            f"{made} to load its weights"
+        )
     if teaching is not None and teaching.taught:
         lines.append(f"the teacher's judged output: {teaching.taught}")
     others = noted(step, OtherOutputs)

@@ -22,7 +22,7 @@ from compressor.progress.bars import say
 from compressor.running.failures import explained
 from compressor.running.folder import Outcome, RunFolder, State
 from compressor.runtime import OnnxModule
-from compressor.stage import Context, Stage, stage_name
+from compressor.stage import Context, Stage, replacement, stage_name
 from compressor.structure.calling.draws import seeded
 from compressor.structure.extra_state import as_tensors, extra_states, from_tensors, set_extra_states_
 from compressor.structure.preparing.emptied_caches import empty_caches_
@@ -86,7 +86,10 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
     name, seed = stage_name(stage), job.seed + 1000 * (index + 1)
     folder = job.folder.stage(index + 1, name)
     key = base.next_key(job.identity.stages[index], seed)
-    found = job.folder.load(folder, key, job.workload)
+    # What a student takes the place of is not built upon.
+    origin = replacement(stage)
+    before = base if origin is None else replace(base, origin=origin, plan=[])
+    found = job.folder.load(folder, key, job.workload, before.origin)
     if found is not None:
         job.say("  finished earlier, taken from disk")
         return found
@@ -97,12 +100,13 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
         progress=job.progress,
         details={},
         plan=[],
-        plan_before=tuple(base.plan),
+        plan_before=tuple(before.plan),
+        origin=before.origin,
         exports=job.exports,
         known={"run": key},
     )
     with explained(name, index + 1):
-        state = _made(job, stage, base, reference=reference, context=context, key=key, decides=decides)
+        state = _made(job, stage, before, reference=reference, context=context, key=key, decides=decides)
         job.folder.save(folder, state)
     return state
 
@@ -145,7 +149,14 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
         details=context.details,
         plan=context.plan,
     )
-    return State(model=model, onnx_bytes=exported.onnx_bytes, plan=base.plan + context.plan, key=key, outcome=outcome)
+    return State(
+        model=model,
+        onnx_bytes=exported.onnx_bytes,
+        plan=base.plan + context.plan,
+        key=key,
+        outcome=outcome,
+        origin=base.origin,
+    )
 
 
 @contextmanager

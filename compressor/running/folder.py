@@ -68,7 +68,8 @@ class Outcome(Work):
 class State:
     """A model on its way: as torch sees it, as a file, the structure plan that leads to it, and the last work on it.
 
-    `key` identifies how it came about: equal keys mean equal models.
+    `key` identifies how it came about: equal keys mean equal models. `origin` is the model that the plan leads from
+    where that is a student, None for the workload's.
     """
 
     model: nn.Module
@@ -76,6 +77,7 @@ class State:
     plan: list[dict[str, Any]]
     key: str
     outcome: Outcome
+    origin: nn.Module | None = None
 
     def next_key(self, stage: str, seed: int) -> str:
         """The key of what the stage that is known by `stage` makes of this state."""
@@ -143,8 +145,10 @@ class RunFolder:
         """Where the stage in `folder` keeps what lets it go on after a kill: a place for this `key` alone."""
         return folder / "snapshots" / key[:16]
 
-    def load(self, folder: Path, key: str, workload: Workload) -> State | None:
+    def load(self, folder: Path, key: str, workload: Workload, origin: nn.Module | None = None) -> State | None:
         """The finished stage in `folder`, if it is the one that `key` means; another's files are cleared away.
+
+        Its plan leads from `origin`, or from the workload's model.
 
         Raises RunFolderError where its files are not as they were written, or written in another layout than this, and
         where a folder of that name holds files that a stage would replace, and that none has written.
@@ -153,7 +157,7 @@ class RunFolder:
             self._refuse_stage_of_others(folder)
             try:
                 if _key_in(folder / _MARKER) == key:
-                    return self._finished(folder, workload)
+                    return self._finished(folder, workload, origin)
             except StorageError as error:
                 # Not what a budget may pass over by leaving the stage out.
                 raise RunFolderError(str(error)) from error
@@ -164,7 +168,7 @@ class RunFolder:
             write_atomic(started, key)
         return None
 
-    def _finished(self, folder: Path, workload: Workload) -> State:
+    def _finished(self, folder: Path, workload: Workload, origin: nn.Module | None) -> State:
         marker, way_out = folder / _MARKER, f"delete {folder} to run the stage again"
         saved = read_sealed(marker, way_out=way_out)
         outcome = _outcome(saved, marker)
@@ -173,8 +177,9 @@ class RunFolder:
             contents[name] = read_bytes(folder / name, way_out=way_out)
             if sha256(contents[name]) != digest:
                 raise RunFolderError(f"{folder / name} is not the file that was written; {way_out}")
+        began = workload.model if origin is None else origin
         model = (
-            load_checkpoint(folder, lambda: empty_caches_(private_copy(workload.model), workload.example_inputs))
+            load_checkpoint(folder, lambda: empty_caches_(private_copy(began), workload.example_inputs))
             if WEIGHTS_FILE in contents
             else OnnxModule(contents[MODEL_FILE])
         )
@@ -184,6 +189,7 @@ class RunFolder:
             plan=saved["whole_plan"],
             key=saved["key"],
             outcome=outcome,
+            origin=origin,
         )
 
     def require_space(self, folder: Path, model: nn.Module) -> None:

@@ -57,7 +57,7 @@ def failed_trainings(state: State) -> str:
 def filled_zeros(base: State, state: State) -> str:
     """That weights are no longer zero in `state` which a stage before `base` made zero for good; "" where none is."""
     before, now = (one.outcome.measurement.nonzero_parameters for one in (base, state))
-    if not held_names(base.plan) or now <= before * (1 + _FILLED):
+    if state.origin is not base.origin or not held_names(base.plan) or now <= before * (1 + _FILLED):
         return ""
     return (
         f"its file has {now} weights that are not zero, and the one before it {before}: zeros that were made for good "
@@ -67,7 +67,7 @@ def filled_zeros(base: State, state: State) -> str:
 
 def parted_values(base: State, state: State) -> str:
     """That weights of `state` differ which a stage before `base` made equal for good; "" where none do."""
-    torn = torn_values(base.model, state.model, base.plan)
+    torn = torn_values(base.model, state.model, base.plan) if state.origin is base.origin else {}
     if not torn:
         return ""
     name, (had, has) = next(iter(torn.items()))

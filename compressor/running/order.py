@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 from compressor.errors import WorkloadError
-from compressor.stage import Effect, Stage, stage_name
+from compressor.stage import Effect, Stage, replacement, stage_name
 
 
 def segments(stages: Sequence[Stage]) -> list[list[int]]:
     """The indices of the stages that are judged together: structure with the training that recovers it.
 
     Consecutive structure stages share the training that follows them, and the sparse training that prepares them; so
-    do stages that make weights zero. Other stages stand alone.
+    do stages that make weights zero. Other stages stand alone; a student, which is trained already, begins anew.
     """
     groups: list[list[int]] = []
     recovering = False
@@ -19,7 +19,8 @@ def segments(stages: Sequence[Stage]) -> list[list[int]]:
         takes = takes_away(stage)
         before = stages[index - 1] if groups else None
         joins = before is not None and (
-            (takes_away(before) or prepares_structure(before))
+            ((takes_away(before) and replacement(before) is None) or prepares_structure(before))
+            and replacement(stage) is None
             if takes
             else stage.effect is Effect.VALUES and recovering
         )
@@ -75,6 +76,8 @@ def refuse_impossible_orders(stages: Sequence[Stage]) -> None:
 def refuse_for_files(stages: Sequence[Stage]) -> None:
     """Raises WorkloadError where something trains or reshapes a model that is an ONNX file."""
     for stage in stages:
+        if replacement(stage) is not None:
+            return  # a file can teach, and what comes after works on the student
         if stage.effect is not Effect.ENCODING:
             raise WorkloadError(
                 f"{stage_name(stage)} needs the layers of a torch model, and this one is an ONNX file; quantize and "
@@ -89,7 +92,7 @@ def doubtful_orders(stages: Sequence[Stage]) -> tuple[str, ...]:
         f"{'structure' if before.effect is Effect.STRUCTURE else 'weights'} is not won back, and quantization takes "
         "some more; put distill or fine_tune between them"
         for before, after in pairwise(stages)
-        if takes_away(before) and after.effect is Effect.ENCODING
+        if takes_away(before) and replacement(before) is None and after.effect is Effect.ENCODING
     )
     return (*unrecovered, *(text for before, after in combinations(stages, 2) if (text := _lost(before, after))))
 
@@ -102,6 +105,11 @@ def _lost(before: Stage, after: Stage) -> str:
     `moves_single_weights`, the settings by which equal weights would be moved apart.
     """
     moving = getattr(after, "moves_single_weights", ())
+    if replacement(after) is not None:
+        return (
+            f"{stage_name(after)} goes on with a student in place of the model that {stage_name(before)} works on, and "
+            f"nothing of that work is left; put {stage_name(before)} behind it, or leave it out"
+        )
     if getattr(before, "shares_values", False) and moving:
         return (
             f"{stage_name(after)} moves single weights, by {' and '.join(moving)}, so that those which "

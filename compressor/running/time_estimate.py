@@ -1,6 +1,7 @@
 """How long a run will take, from one step of training and one pass forward on this machine, now."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from compressor.kept_state import private_copy
 from compressor.report.numbers import duration
-from compressor.stage import Stage, stage_name
+from compressor.stage import Stage, replacement, stage_name
 from compressor.structure.calling.draws import kept_randomness
 from compressor.training.passes.rate_trials import PARTS, tries_rates
 from compressor.training.settings import TrainingSettings
@@ -26,6 +27,9 @@ def estimated(workload: Workload, stages: Sequence[Stage]) -> str:
     What searches, ranks or calibrates is not in it: the sentence says so.
     """
     trained = [stage for stage in stages if getattr(stage, "trains", False)]
+    student = next(filter(None, map(replacement, trained)), None)
+    if student is not None:
+        workload = replace(workload, model=student)
     files = len(stages) + 1
     rest = f"and about {duration(files * _FILE_SECONDS)} for {files} files to export, score and time"
     if not trained:

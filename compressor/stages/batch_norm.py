@@ -51,7 +51,8 @@ class ReestimateBatchNorm:
             raise StageError(
                 f"{type(model).__name__} has no BatchNorm with running statistics; leave re-estimation out for it"
             )
-        still = {part for outer in still_modules(model, workload.model).values() for part in outer.modules()}
+        outermost = still_modules(model, context.began_with(workload)).values()
+        still = {part for outer in outermost for part in outer.modules()}
         norms = {name: norm for name, norm in found.items() if norm not in still}
         if not norms:
             raise StageError(

@@ -87,7 +87,7 @@ class PruneChannels:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The narrowed model. Raises StageError, with the reason for every layer, where no channel can go."""
-        check_modules_match("ignore", self.ignore, model, workload.model)
+        check_modules_match("ignore", self.ignore, model, context.began_with(workload))
         with evaluating(model):
             goal = None if self.target is None else goal_of(self.target, model, workload, context)
             prepare_model_(model, workload, context, ignore=self.ignore)

@@ -3,23 +3,27 @@
 loss = soft_weight * T^2 KL(teacher_T || student_T) + (1 - soft_weight) * task loss, p_T = softmax(logits / T)
 (Hinton et al. 2015, arXiv:1503.02531, sec. 2), with the distance that fits what outputs say, and optionally the
 distance between inner features of both (FitNets: Romero et al. 2015, arXiv:1412.6550, eq. 3). Training replays a fixed
-set of augmented views, so that the teacher computes each of them once.
+set of augmented views, so that the teacher computes each of them once. A student that is a network of its own takes the
+place of the model: with one of the reference's own class this is born-again training (Furlanello et al. 2018,
+arXiv:1805.04770, sec. 3).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, Targets
 from compressor.checks import check_count, check_fraction, check_kinds, check_not_negative, check_positive, check_tuple
-from compressor.errors import WorkloadError
+from compressor.errors import WorkloadError, first_said
+from compressor.given.models import as_usual_model
 from compressor.identity.values import Identifier
 from compressor.identity.workload import knowing
 from compressor.kept_state import private_copy
 from compressor.notes.training import Adapters, Teaching
 from compressor.stage import Context, Effect
+from compressor.structure.calling.draws import seeded
 from compressor.training.hints import Hint, Hinted, hinted, tapped
 from compressor.training.judged import output_kind, settled
 from compressor.training.lessons import Lessons
@@ -38,11 +42,13 @@ from compressor.training.precision import Form
 from compressor.training.progress import epochs_note
 from compressor.training.settings import TrainingSettings
 from compressor.training.snapshots import digest
+from compressor.training.students.fitting import check_student
 from compressor.training.teaching import Teacher
 from compressor.workload import Workload, call_model, output_tensor
 from compressor.workloads import function_named
 
 _LOSS = "loss is a function of (student, teacher, targets)"
+_STUDENT = "student is a torch.nn.Module that goes on in place of the model"
 _INPUTS = "teacher_inputs is a function of the workload's inputs"
 
 
@@ -64,6 +70,11 @@ class Distill(TrainingSettings):
     in the same ways, makes the teacher's inputs of the workload's. Outputs that no loss sees are drawn to the
     teacher's, too.
 
+    `student`, a network of one's own or the name of a function that makes one, "package.module:function" (called under
+    one seed), goes on in place of the model, with a plan and a checkpoint that begin with it: `load_checkpoint` takes
+    that function. Its outputs are as many and as large as the reference's, which stays what all is compared with.
+    `effect` is STRUCTURE then: its time is judged as that of a model that was cut.
+
     `precision` is that of student and teacher; the other settings are those of every training (`TrainingSettings`).
     """
 
@@ -82,6 +93,8 @@ class Distill(TrainingSettings):
     loss: Callable[[Tensor, Tensor, Any], Tensor] | str | None = field(default=None, repr=False, compare=False)
     teacher_inputs: Callable[[Inputs], Inputs] | str | None = field(default=None, repr=False, compare=False)
     teacher: nn.Module | None = field(default=None, repr=False, compare=False)
+    student: nn.Module | str | None = field(default=None, repr=False, compare=False)
+    replacement: nn.Module | None = field(init=False, repr=False, compare=False)
     functions: tuple[Callable[..., Any] | None, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +108,9 @@ class Distill(TrainingSettings):
         self._check_objectives()
         # Found here, so that a name that is wrong is refused before any work, and their code is part of the stage.
         object.__setattr__(self, "functions", (_function(self.loss, _LOSS), _function(self.teacher_inputs, _INPUTS)))
+        object.__setattr__(self, "replacement", _student(self.student))
+        if self.replacement is not None:
+            object.__setattr__(self, "effect", Effect.STRUCTURE)
 
     def _check_objectives(self) -> None:
         check_tuple(self.objectives, "objectives is a tuple of value objects such as (Decoupled(),)")
@@ -112,6 +128,10 @@ class Distill(TrainingSettings):
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         context = knowing(context, workload, self)
         workload = settled(workload)
+        if self.replacement is not None:
+            check_student(self.replacement, workload)
+            context = replace(context, origin=self.replacement, plan_before=())
+            model = private_copy(self.replacement)
         original = workload.model if self.teacher is None else self.teacher
         own, adapt = self.functions
         hints = tuple(map(Hint.of, self.features))
@@ -171,6 +191,8 @@ class Distill(TrainingSettings):
                 teacher=type(original).__name__,
                 teacher_cache=teacher.summary(),
                 taught=lessons.says(),
+                student=None if self.replacement is None else type(model).__name__,
+                student_from=self.student if isinstance(self.student, str) else None,
             )
         )
         if others or others.left:
@@ -190,3 +212,28 @@ def _function(given: Callable[..., Any] | str | None, wanted: str) -> Callable[.
         except WorkloadError as error:
             raise ValueError(str(error)) from error
     raise ValueError(f"{wanted}, or its name, package.module:function; got {given!r}")
+
+
+def _student(given: nn.Module | str | None) -> nn.Module | None:
+    """The network that is given, or that the function of that name makes, always with the same random numbers.
+
+    Raises ValueError for what is no module, and for a function that makes none.
+    """
+    if given is None:
+        return None
+    found: Any = given
+    if isinstance(given, str):
+        try:
+            make = function_named(given, _STUDENT)
+            with seeded(0):
+                found = make()
+        except WorkloadError as error:
+            raise ValueError(str(error)) from error
+        except Exception as error:  # it is the user's own code
+            raise ValueError(f"student: {given} raised {type(error).__name__}: {first_said(error)}") from error
+    if isinstance(found, nn.Module):
+        return as_usual_model(found)
+    if isinstance(given, str):
+        raise ValueError(f"student: {given} gave {type(found).__name__}; let it return a torch.nn.Module")
+    way_out = f"; call it, as in {found.__name__}()" if callable(found) and hasattr(found, "__name__") else ""
+    raise ValueError(f"{_STUDENT}, or the name of a function that makes one; got {found!r}{way_out}")

@@ -101,7 +101,7 @@ class DropBlocks:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """`model` with the least important blocks replaced by identity. Raises StageError where there is none."""
-        check_modules_match("blocks", self.blocks, model, workload.model)
+        check_modules_match("blocks", self.blocks, model, context.began_with(workload))
         threads = Threads()
         data = first_batches(workload.calibration, self.batches)
         example = workload.example_inputs

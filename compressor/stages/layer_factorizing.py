@@ -81,7 +81,7 @@ class FactorizeLayers:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The model with chains. Raises StageError, with the reason for every layer, where none can be factorised."""
-        check_modules_match("ignore", self.ignore, model, workload.model)
+        check_modules_match("ignore", self.ignore, model, context.began_with(workload))
         with evaluating(model):
             goal = None
             if isinstance(self.target, Latency | Macs | Parameters):

@@ -79,7 +79,7 @@ class MergeSimilar:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The narrowed model. Raises StageError, with the reason for every layer, where nothing can be merged."""
-        check_modules_match("ignore", self.ignore, model, workload.model)
+        check_modules_match("ignore", self.ignore, model, context.began_with(workload))
         batches = self.on.inputs(workload, context.seed)
         if not batches:
             raise StageError(

@@ -57,7 +57,7 @@ class SparseTraining(TrainingSettings):
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The trained model, with its zeros. Raises StageError where the penalty finds nothing to act on."""
         context = knowing(context, workload, self)
-        check_modules_match("layers", self.layers, model, workload.model)
+        check_modules_match("layers", self.layers, model, context.began_with(workload))
         # A norm takes back whatever a penalty takes off the weights that it is computed from.
         fold_model_(model, workload, context, layers=self.layers)
         rounds = Rounds.of(self, Stream.of(workload.train, context.seed, counted=self.steps is None))

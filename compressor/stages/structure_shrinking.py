@@ -86,8 +86,8 @@ class ShrinkStructure:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The smaller model. Raises StageError, with what is locked and why, where the target is out of reach."""
-        check_modules_match("blocks", self.blocks, model, workload.model)
-        check_modules_match("ignore", self.ignore, model, workload.model)
+        check_modules_match("blocks", self.blocks, model, context.began_with(workload))
+        check_modules_match("ignore", self.ignore, model, context.began_with(workload))
         with evaluating(model):
             goal = goal_of(self.target, model, workload, context)
             prepare_model_(model, workload, context, ignore=self.ignore)

@@ -60,8 +60,8 @@ class ClusterWeights:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The model with shared weights. Raises StageError, with the reasons, where no layer can share any."""
-        check_modules_match("layers", self.layers, model, workload.model)
-        check_modules_match("ignore", self.ignore, model, workload.model)
+        check_modules_match("layers", self.layers, model, context.began_with(workload))
+        check_modules_match("ignore", self.ignore, model, context.began_with(workload))
         fold_model_(model, workload, context, layers=self.layers, ignore=self.ignore)
         weights, left = sparse_weights(model, layers=self.layers, ignore=self.ignore)
         zeros = held_names([*context.plan_before, *context.plan])

@@ -134,8 +134,8 @@ class SparsifyWeights:
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The model with its zeros. Raises StageError, with the reasons, where no weight can become zero."""
         context = knowing(context, workload, self)
-        check_modules_match("layers", self.layers, model, workload.model)
-        check_modules_match("ignore", self.ignore, model, workload.model)
+        check_modules_match("layers", self.layers, model, context.began_with(workload))
+        check_modules_match("ignore", self.ignore, model, context.began_with(workload))
         fold_model_(model, workload, context, layers=self.layers, ignore=self.ignore)
         work = self._begun(model, workload, context)
         final = self._final

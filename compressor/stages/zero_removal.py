@@ -60,7 +60,7 @@ class RemoveZeroChannels:
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The narrowed model. Raises StageError, with the reasons, where no channel is zero or none of them can go."""
-        check_modules_match("ignore", self.ignore, model, workload.model)
+        check_modules_match("ignore", self.ignore, model, context.began_with(workload))
         multiple = context.target.channel_multiple
         batches = first_batches(workload.calibration, 1)
         inputs = batches[0][0] if batches else workload.example_inputs

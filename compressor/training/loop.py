@@ -104,7 +104,7 @@ def train(
                 f"nothing to train: all parameters of {type(part).__name__} are frozen; unfreeze what may change "
                 "(requires_grad), and leave it out of freeze"
             )
-        still = still_modules(part, workload.model, settings.freeze)
+        still = still_modules(part, context.began_with(workload), settings.freeze)
         frozen = (*frozen_names(part, still), *_of_loss(of_loss))
         plan = [*context.plan_before, *context.plan]
         zeros = held_parameters(part, held_names(plan))

@@ -202,6 +202,10 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (Teaching(teacher_cache="not used"), '{"teacher_cache": "not used"}'),
     (Teaching(teacher="ResNet", teacher_cache="not used"), '{"teacher": "ResNet", "teacher_cache": "not used"}'),
     (
+        Teaching(teacher="ResNet", teacher_cache="not used", student="Small", student_from="mine:small"),
+        '{"teacher": "ResNet", "teacher_cache": "not used", "student": "Small", "student_from": "mine:small"}',
+    ),
+    (
         Teaching(teacher_cache="not used", taught="classes in dimension 1"),
         '{"teacher_cache": "not used", "taught": "classes in dimension 1"}',
     ),

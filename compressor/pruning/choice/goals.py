@@ -63,7 +63,7 @@ class CountGoal(_OneCost):
     def of(cls, target: Macs | Parameters, model: nn.Module, workload: Workload, context: Context) -> "CountGoal":
         """The goal that `target` sets for `model`."""
         kind = type(target)
-        reference = _count(kind, workload.model, workload, context)
+        reference = _count(kind, context.began_with(workload), workload, context)
         return cls(
             kind=kind,
             workload=workload,
@@ -97,7 +97,7 @@ class LatencyGoal(_OneCost):
     @classmethod
     def of(cls, target: Latency, model: nn.Module, workload: Workload, context: Context) -> "LatencyGoal":
         """The goal that `target` sets for `model`: exports it and the reference, and times both."""
-        reference = private_copy(workload.model).eval()
+        reference = private_copy(context.began_with(workload)).eval()
         reference_file = _shipped(reference, workload, context, target.form)
         same = _sizes(reference) == _sizes(model)
         file = reference_file if same else _shipped(model, workload, context, target.form)
@@ -333,7 +333,7 @@ def _inputs(workload: Workload, context: Context) -> Inputs:
 def _count(kind: type[Macs | Parameters], model: nn.Module, workload: Workload, context: Context) -> float:
     if kind is Parameters:
         return float(sum(parameter.numel() for parameter in model.parameters()))
-    judged = model if model is not workload.model else private_copy(model)
+    judged = model if model is not context.began_with(workload) else private_copy(model)
     with evaluating(judged):
         return StructureCosts(judged, _inputs(workload, context)).macs([{}])[0]
 
