@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -79,7 +79,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-demo bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
+bench: bench-demo bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -151,6 +151,10 @@ bench-mutations: $(VENV)/installed-dev  ## counts of damaged files, read or refu
 
 bench-techniques: $(VENV)/installed-dev  ## one network by every technique: accuracy, size, size after zstd, latency (an hour; resumes)
 	$(BIN)/python -m benchmarks.techniques
+	$(BIN)/python -m benchmarks.documents
+
+bench-teachers: $(VENV)/installed-dev  ## ResNet-20's structure taught by ResNet-56: every objective, three seeds, equal minutes (five hours; resumes)
+	$(BIN)/python -m benchmarks.teaching.teachers
 	$(BIN)/python -m benchmarks.documents
 
 bench-classic: $(VENV)/installed-dev .venv-tfmot  ## MNIST pruned to 90 % beside tensorflow_model_optimization (half an hour; resumes)

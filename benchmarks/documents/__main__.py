@@ -11,6 +11,7 @@ from benchmarks.documents import (
     packing_page,
     quantization_page,
     structure_page,
+    teachers_page,
     techniques_page,
     training_page,
 )
@@ -51,6 +52,9 @@ def main() -> None:
     if (packing := load("packing")) is not None:
         packed = DOCS / "packing.md"
         write_atomic(packed, packing_page.page(packed.read_text(encoding="utf-8"), packing))
+    if (teachers := load("teachers")) is not None:
+        losses = DOCS / "losses.md"
+        write_atomic(losses, teachers_page.page(losses.read_text(encoding="utf-8"), teachers))
     write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 

@@ -1,0 +1,1 @@
+"""Which way of being taught is worth its minutes."""
