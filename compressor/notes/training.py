@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from compressor.estimate import Estimate
 from compressor.notes.note import Note
 
 
@@ -76,6 +77,29 @@ class Teaching(Note):
     taught: str | None = None
     student: str | None = None
     student_from: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learnt(Note):
+    """What a training on new data brought, by `metric`, on what was held out of them and on the old validation data.
+
+    `replay` is the part of old batches among those that it read.
+    """
+
+    metric: str
+    replay: float
+    new_before: float | None = None
+    new_after: float | None = None
+    old_before: float | None = None
+    old_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgotten(Note):
+    """How much worse than the model before it a training on new data is on the old test data, and that in words."""
+
+    forgotten: Estimate | None
+    forgotten_says: str
 
 
 @dataclass(frozen=True, kw_only=True)

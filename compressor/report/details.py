@@ -30,6 +30,8 @@ from compressor.notes.structure import (
 from compressor.notes.structure import Scores as ScoresNote
 from compressor.notes.training import (
     Epochs,
+    Forgotten,
+    Learnt,
     OtherOutputs,
     OutputChange,
     SharedValues,
@@ -240,8 +242,28 @@ def trainings(step: Step) -> list[str]:
         )
     if teaching is not None and teaching.taught:
         lines.append(f"the teacher's judged output: {teaching.taught}")
+    lines += _new_data(step)
     others = noted(step, OtherOutputs)
     return lines + [_other_output(change) for change in (others.other_outputs if others else ())]
+
+
+def _new_data(step: Step) -> list[str]:
+    """What a training on new data brought, and what it forgot."""
+    learnt, forgotten = noted(step, Learnt), noted(step, Forgotten)
+    lines = []
+    if learnt is not None:
+        moves = [
+            f"from {before:.4g} to {after:.4g} on {which}"
+            for which, before, after in (
+                ("what was held out of the new data", learnt.new_before, learnt.new_after),
+                ("the old validation data", learnt.old_before, learnt.old_after),
+            )
+            if before is not None and after is not None
+        ]
+        lines.append(f"new data, {learnt.replay:.0%} of the batches old: {learnt.metric} {', '.join(moves)}")
+    if forgotten is not None:
+        lines.append(f"forgotten of the old test data, against the model before: {forgotten.forgotten_says}")
+    return lines
 
 
 def _other_output(change: OutputChange) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from compressor.budget import describe_drop
 from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.export import export_onnx
@@ -18,6 +19,7 @@ from compressor.kept_state import private_copy
 from compressor.measuring.measure import Measurement, measure, speedup_over
 from compressor.measuring.scores import FileScores
 from compressor.notes import running as notes
+from compressor.notes.training import Forgotten
 from compressor.progress.bars import say
 from compressor.running.failures import explained
 from compressor.running.folder import Outcome, RunFolder, State
@@ -139,6 +141,10 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
         )
     )
     context.tell(_told(exported))
+    if getattr(stage, "new_data", None) is not None:
+        lost = job.scores.told_drop(exported.onnx_bytes, base.onnx_bytes, "test")
+        says = "not scored" if lost is None else describe_drop(lost, job.workload.metric)
+        context.tell(Forgotten(forgotten=lost, forgotten_says=says))
     if same_structure(exported.onnx_bytes, base.onnx_bytes):
         context.tell(notes.SameStructure(same_structure=True))
     outcome = Outcome(

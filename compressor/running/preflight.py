@@ -3,7 +3,6 @@
 import contextlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Batch, Inputs, judged_target, split_batch, target_tensors
-from compressor.errors import CompressorError, StageError, WorkloadError
+from compressor.errors import CompressorError, WorkloadError
 from compressor.kept_state import private_copy
 from compressor.outputs.kinds import Classes
 from compressor.outputs.returned import returned_by_name
+from compressor.running.brought.checking import check_brought
 from compressor.running.described import described
 from compressor.running.doubtful_outputs import warn_of_outputs
-from compressor.running.failures import FAULTS, explained, in_short, layer_of
+from compressor.running.failures import FAULTS, in_short, layer_of
 from compressor.running.forward_checks import check_copy, check_repeatable, check_training_step, checked_forward
 from compressor.running.loss_and_metric import check_judged
 from compressor.running.model_checks import check_model
@@ -27,8 +27,7 @@ from compressor.streams.passes import KEEP_TWO, one_pass
 from compressor.training.judged import found, has_loss, settled
 from compressor.training.loss_state import LossState
 from compressor.training.streams import LONGEST, PATIENCE_SECONDS, ends
-from compressor.training.students.fitting import check_student
-from compressor.workload import Workload, batch_size_of, call_model, first_batches, input_tensors
+from compressor.workload import Workload, batch_size_of, call_model, input_tensors
 
 # Batches read from each set: enough to meet wrong labels, little against one epoch of training.
 BATCHES_READ = 64
@@ -67,9 +66,7 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> Workload
             for name in _SETS_OF_STREAMS if _is_stream(model) else _SETS:
                 workload = _check_set(name, getattr(workload, name), workload, _trainer(stages))
                 _check_end(name, getattr(workload, name), stages)
-            for place, stage in enumerate(stages, start=1):
-                with explained(stage_name(stage), place):
-                    _check_student(replacement(stage), workload, stage_name(stage))
+            check_brought(stages, workload, _check_set)
     except CompressorError:
         raise
     except FAULTS as error:  # a model, data and settings of somebody else may raise anything
@@ -79,21 +76,6 @@ def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> Workload
             "eval(), train() and its own inputs, again and again"
         ) from error
     return workload
-
-
-def _check_student(student: nn.Module | None, workload: Workload, stage: str) -> None:
-    """Raises StageError where `student`, which `stage` is to teach, cannot be worked with or answers otherwise."""
-    if student is None:
-        return
-    try:
-        check_model(student)
-        check_student(student, workload)
-        own = replace(workload, model=private_copy(student).eval())
-        check_repeatable(own.model, workload.example_inputs)
-        check_copy(own.model, workload.example_inputs)
-        check_training_step(own, first_batches(workload.train, 1)[0], stage)
-    except WorkloadError as error:
-        raise StageError(f"the student {type(student).__name__}: {error.sentence}") from error
 
 
 def _trainer(stages: Sequence[Stage]) -> str | None:

@@ -74,6 +74,7 @@ from compressor.training.objectives.answers import (
     Correlation,
     Decoupled,
     Relational,
+    SelfDistillation,
     SoftTargets,
     StandardizedLogits,
 )
@@ -177,6 +178,7 @@ __all__ = [
     "RemoveZeroChannels",
     "Rows",
     "SafePairs",
+    "SelfDistillation",
     "SemiStructured",
     "SevenBits",
     "ShrinkStructure",

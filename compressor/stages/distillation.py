@@ -9,6 +9,7 @@ arXiv:1805.04770, sec. 3).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -28,10 +29,12 @@ from compressor.training.hints import Hint, Hinted, hinted, tapped
 from compressor.training.judged import output_kind, settled
 from compressor.training.lessons import Lessons
 from compressor.training.loop import train
+from compressor.training.new_data.going_on import GoesOn
 from compressor.training.objectives.answers import (
     Correlation,
     Decoupled,
     Relational,
+    SelfDistillation,
     SoftTargets,
     StandardizedLogits,
 )
@@ -40,7 +43,6 @@ from compressor.training.other_outputs import Others
 from compressor.training.passes.losses import Position
 from compressor.training.precision import Form
 from compressor.training.progress import epochs_note
-from compressor.training.settings import TrainingSettings
 from compressor.training.snapshots import digest
 from compressor.training.students.fitting import check_student
 from compressor.training.teaching import Teacher
@@ -53,7 +55,7 @@ _INPUTS = "teacher_inputs is a function of the workload's inputs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(TrainingSettings):
+class Distill(GoesOn):
     """Trains on the teacher's outputs and keeps the epoch that is best on validation.
 
     The teacher is `workload.model` unless another is given. `soft_weight` in [0, 1] is the teacher's part of the loss:
@@ -75,6 +77,9 @@ class Distill(TrainingSettings):
     that function. Its outputs are as many and as large as the reference's, which stays what all is compared with.
     `effect` is STRUCTURE then: its time is judged as that of a model that was cut.
 
+    With `data` the model goes on learning from new data beside a share `replay` of the old ones (`GoesOn`), and the
+    teacher is what it was before, unless another is given: Learning without Forgetting.
+
     `precision` is that of student and teacher; the other settings are those of every training (`TrainingSettings`).
     """
 
@@ -89,7 +94,9 @@ class Distill(TrainingSettings):
     features: tuple[str | Hint, ...] = ()
     feature_weight: float = 1.0
     compare: FeatureValues | AttentionMaps = field(default_factory=FeatureValues)
-    objectives: tuple[SoftTargets | StandardizedLogits | Decoupled | Correlation | Relational, ...] = ()
+    objectives: tuple[
+        SoftTargets | StandardizedLogits | Decoupled | Correlation | Relational | SelfDistillation, ...
+    ] = ()
     loss: Callable[[Tensor, Tensor, Any], Tensor] | str | None = field(default=None, repr=False, compare=False)
     teacher_inputs: Callable[[Inputs], Inputs] | str | None = field(default=None, repr=False, compare=False)
     teacher: nn.Module | None = field(default=None, repr=False, compare=False)
@@ -108,13 +115,14 @@ class Distill(TrainingSettings):
         self._check_objectives()
         # Found here, so that a name that is wrong is refused before any work, and their code is part of the stage.
         object.__setattr__(self, "functions", (_function(self.loss, _LOSS), _function(self.teacher_inputs, _INPUTS)))
+        self.read_data_(function_named)
         object.__setattr__(self, "replacement", _student(self.student))
         if self.replacement is not None:
             object.__setattr__(self, "effect", Effect.STRUCTURE)
 
     def _check_objectives(self) -> None:
         check_tuple(self.objectives, "objectives is a tuple of value objects such as (Decoupled(),)")
-        known = (SoftTargets, StandardizedLogits, Decoupled, Correlation, Relational)
+        known = (SoftTargets, StandardizedLogits, Decoupled, Correlation, Relational, SelfDistillation)
         for objective in self.objectives:
             if not isinstance(objective, known):
                 raise ValueError(
@@ -124,6 +132,16 @@ class Distill(TrainingSettings):
         if self.objectives and (self.loss is not None or not self.soft_weight):
             other = "loss replaces them" if self.loss is not None else "soft_weight is 0"
             raise ValueError(f"objectives would not be used: {other}; leave one of the two out")
+        if self.student is not None and self._by_itself():
+            raise ValueError(
+                "SelfDistillation holds the model where it was when the stage began, and a student was nowhere yet; "
+                "leave one of the two out, or let its teacher teach it by SoftTargets()"
+            )
+
+    def _by_itself(self, *, alone: bool = False) -> bool:
+        """Whether the model is taught by what it was, or by that `alone`."""
+        own = [isinstance(objective, SelfDistillation) for objective in self.objectives]
+        return bool(own) and all(own) and not self.features if alone else any(own)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         context = knowing(context, workload, self)
@@ -133,10 +151,19 @@ class Distill(TrainingSettings):
             context = replace(context, origin=self.replacement, plan_before=())
             model = private_copy(self.replacement)
         original = workload.model if self.teacher is None else self.teacher
+        held_on = self.new_data is not None and self.teacher is None and self.student is None
+        if held_on or self._by_itself(alone=True):
+            original = private_copy(model)
+        self.hold(context, model)
+        before_training, old = self.scores(model, workload), workload
+        workload = self.on_new_data(workload)
         own, adapt = self.functions
         hints = tuple(map(Hint.of, self.features))
         kind = output_kind(workload)
         teacher = Teacher(original, workload, self.precision, seed=context.seed, remember=not hints, adapt=adapt)
+        former: Teacher | None = None
+        if self._by_itself() and not self._by_itself(alone=True):
+            former = Teacher(private_copy(model), workload, self.precision, seed=context.seed, remember=True)
         others = Others.of(
             model,
             workload,
@@ -154,7 +181,11 @@ class Distill(TrainingSettings):
             objectives=self.objectives,
         )
         lessons.check()
-        with teacher.form.applied(teacher.asked), others.applied(teacher):
+        with (
+            teacher.form.applied(teacher.asked),
+            others.applied(teacher),
+            nullcontext() if former is None else former.form.applied(former.asked),
+        ):
             taught = model
             if hints:
                 taught = hinted(model, teacher, hints, workload, seed=context.seed, compare=self.compare)
@@ -166,8 +197,9 @@ class Distill(TrainingSettings):
                     raw = call_model(student, inputs)
                 with tapped(teacher.model, theirs) as wanted:
                     answer = teacher.answer(inputs, targets, position)
+                was = answer.judged if former is None else former.outputs(inputs, targets, position)
                 with form.exact():
-                    loss = lessons.loss(output_tensor(raw), answer.judged, inputs, targets)
+                    loss = lessons.loss(output_tensor(raw), answer.judged, inputs, targets, was)
                     if others:
                         loss = loss + others.loss(raw, inputs, targets, position, answer.others)
                     if isinstance(taught, Hinted):
@@ -188,7 +220,7 @@ class Distill(TrainingSettings):
         context.tell(epochs_note(logs, workload.metric, context.details))
         context.tell(
             Teaching(
-                teacher=type(original).__name__,
+                teacher=type(original).__name__ + (", as it was" if held_on or self._by_itself(alone=True) else ""),
                 teacher_cache=teacher.summary(),
                 taught=lessons.says(),
                 student=None if self.replacement is None else type(model).__name__,
@@ -197,6 +229,7 @@ class Distill(TrainingSettings):
         )
         if others or others.left:
             context.tell(others.note(before, model))
+        self.tell(context, old, before_training, model)
         if isinstance(taught, Hinted):
             context.tell(Adapters(adapters=taught.adapted()))
         return model

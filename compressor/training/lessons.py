@@ -16,11 +16,11 @@ from compressor.errors import StageError
 from compressor.outputs.finding import Found, adds_up
 from compressor.outputs.kinds import Classes, Labels
 from compressor.training.objectives.answers import (
+    ANY_KIND,
     NEEDS_LABELS,
     AnswerObjective,
     Answers,
     Decoupled,
-    Relational,
     SoftTargets,
     needs_classes,
     summed,
@@ -49,8 +49,13 @@ class Lessons:
     own: OwnLoss | None = None
     objectives: tuple[AnswerObjective, ...] = ()
 
-    def loss(self, outputs: Tensor, references: Tensor, inputs: Inputs, targets: Targets) -> Tensor:
-        """The loss of a batch; `references` are the teacher's outputs. Raises StageError where shapes differ."""
+    def loss(
+        self, outputs: Tensor, references: Tensor, inputs: Inputs, targets: Targets, former: Tensor | None = None
+    ) -> Tensor:
+        """The loss of a batch; `references` are the teacher's outputs, `former` the student's before the training.
+
+        Raises StageError where shapes differ.
+        """
         outputs = at_least_float32(outputs)
         loss: Tensor = (1 - self.soft_weight) * self.workload.loss(outputs, targets)
         if not self.soft_weight:
@@ -70,6 +75,7 @@ class Lessons:
             kind=self.kind,
             labels=self._labels(outputs, targets),
             counted=self._counted(outputs, inputs, targets),
+            former=None if former is None else at_least_float32(former).to(outputs.device),
         )
         return loss + self.soft_weight * summed(
             self.objectives or (SoftTargets(temperature=self.temperature),), answers
@@ -78,7 +84,7 @@ class Lessons:
     def check(self) -> None:
         """Raises StageError where an objective does not fit what the outputs say: before any work."""
         for objective in self.objectives:
-            if not isinstance(self.kind, Classes) and not isinstance(objective, SoftTargets | Relational):
+            if not isinstance(self.kind, Classes) and not isinstance(objective, ANY_KIND):
                 raise StageError(needs_classes(type(objective).__name__, self.kind))
             if isinstance(objective, Decoupled) and isinstance(self.kind, Classes) and not self.kind.labelled:
                 raise StageError(NEEDS_LABELS)

@@ -72,6 +72,8 @@ from compressor.notes.training import (
     CodebooksStored,
     Epoch,
     Epochs,
+    Forgotten,
+    Learnt,
     NormsReestimated,
     OtherOutputs,
     OutputChange,
@@ -198,6 +200,14 @@ NOTES: tuple[tuple[Note, str], ...] = (
             '{"trainings": [{"training": "fine_tune", "inner_layers": "float32", "why": "asked for", "before": 0.5, '
             '"failed": false, "says": "", "frozen": []}]}'
         ),
+    ),
+    (
+        Learnt(metric="accuracy", replay=0.5, new_before=0.25, new_after=0.75),
+        '{"metric": "accuracy", "replay": 0.5, "new_before": 0.25, "new_after": 0.75}',
+    ),
+    (
+        Forgotten(forgotten=Estimate(0.5, 0.25, 0.75), forgotten_says="accuracy fell"),
+        '{"forgotten": {"value": 0.5, "low": 0.25, "high": 0.75}, "forgotten_says": "accuracy fell"}',
     ),
     (Teaching(teacher_cache="not used"), '{"teacher_cache": "not used"}'),
     (Teaching(teacher="ResNet", teacher_cache="not used"), '{"teacher": "ResNet", "teacher_cache": "not used"}'),

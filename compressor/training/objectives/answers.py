@@ -1,4 +1,4 @@
-"""Distances between what student and teacher answer: softened, standardized, decoupled, correlated, relational.
+"""Distances between what student and teacher answer: softened, standardized, decoupled, correlated, relational, former.
 
     SoftTargets           T^2 KL(p_T || q_T): Hinton et al. 2015, arXiv:1503.02531, sec. 2
     StandardizedLogits    the same of logits less their mean, over their deviation: Sun et al. 2024, arXiv:2403.01683
@@ -6,6 +6,8 @@
     Correlation           beta (1 - Pearson) of rows + gamma (1 - Pearson) of columns: Huang et al. 2022,
                           arXiv:2205.10536
     Relational            how samples lie to each other: Park et al. 2019, arXiv:1904.05068, eq. 5 to 12
+    SelfDistillation      T^2 KL(p_T of the network as it was || q_T): Yuan et al. 2020, arXiv:1909.11723, the loss of
+                          Tf-KD by self-training, (1 - alpha) H(y, q) + alpha KL(p_T || q_T)
 
 p is the teacher's softmax, q the student's. Of positions that carry no answer nothing is asked.
 """
@@ -37,7 +39,8 @@ _LEAST = 1e-12
 class Answers:
     """What both say of one batch: outputs as the models give them, what they say, and where they are asked.
 
-    `labels` hold a class for each position (None: there are none); `counted` is as `Classes.counted` gives it.
+    `labels` hold a class for each position (None: there are none); `counted` is as `Classes.counted` gives it. `former`
+    is what the student answered before the training, where an objective asks for it.
     """
 
     student: Tensor
@@ -45,6 +48,7 @@ class Answers:
     kind: Found
     labels: Tensor | None = None
     counted: Tensor | None = None
+    former: Tensor | None = None
 
     def rows(self, objective: str) -> tuple[Tensor, Tensor, Tensor | None]:
         """(positions, classes) logits of both and (positions,) labels, of those that count.
@@ -216,8 +220,32 @@ class Relational:
         return apart + self.angles * F.smooth_l1_loss(_angles(own), _angles(wanted))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SelfDistillation:
+    """The divergence from what the network itself answered when the stage began: no teacher but its own former state.
+
+    Alone it needs no other teacher; beside other objectives it holds what is known already. By the kind of output, as
+    SoftTargets.
+    """
+
+    temperature: float = 4.0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.temperature, self.weight)
+
+    def distance(self, answers: Answers) -> Tensor:
+        """Yuan et al. 2020, Tf-KD by self-training: T^2 KL(former_T || student_T)."""
+        assert answers.former is not None  # who trains by it gives it
+        return answers.kind.distance(
+            answers.student, answers.former, temperature=self.temperature, counted=answers.counted
+        )
+
+
+# Those that compare outputs of any kind.
+ANY_KIND = (SoftTargets, Relational, SelfDistillation)
 # What `Distill(objectives=...)` takes.
-AnswerObjective = SoftTargets | StandardizedLogits | Decoupled | Correlation | Relational
+AnswerObjective = SoftTargets | StandardizedLogits | Decoupled | Correlation | Relational | SelfDistillation
 
 
 def needs_classes(objective: str, kind: Found) -> str:

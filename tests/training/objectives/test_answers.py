@@ -11,10 +11,12 @@ from compressor.metrics import Metric
 from compressor.outputs.kinds import Classes, Labels, Numbers
 from compressor.stage import Context
 from compressor.stages import (
+    SGD,
     Correlation,
     Decoupled,
     Distill,
     Relational,
+    SelfDistillation,
     SoftTargets,
     StandardizedLogits,
 )
@@ -59,6 +61,37 @@ def test_soft_targets_are_the_divergence_at_the_temperature():
     wanted = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
     assert float(SoftTargets(temperature=1.0).distance(answers(student, teacher))) == pytest.approx(wanted)
     assert float(SoftTargets(temperature=2.0).distance(answers(student, 2 * teacher))) == pytest.approx(4 * wanted)
+
+
+def test_self_distillation_is_the_divergence_from_the_former_answers():
+    """Chances 3/4 and 1/4 of old against halves now; what another teacher says plays no part."""
+    former = torch.tensor([[3.0, 1.0]], dtype=torch.float64).log()
+    student = torch.zeros(1, 2, dtype=torch.float64)
+    found = SelfDistillation(temperature=1.0).distance(answers(student, 9 * drawn(1, 2), former=former))
+    assert float(found) == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5))
+
+
+def slopes(*objectives, teacher=3.0, former=1.0):
+    """The slope that a line through 0 learns without labels, from a teacher and from its own `former` slope."""
+    taught, student = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.constant_(taught.weight, teacher)
+    nn.init.constant_(student.weight, former)
+    x = torch.linspace(-1, 1, 16).unsqueeze(1)
+    # Every slope is as good by the metric, so that the last epoch is kept.
+    same = Metric(name="same", per_sample=lambda outputs, _: torch.ones(len(outputs)))
+    workload = same_data(taught, [(x, -x)], x[:2], loss=F.mse_loss, metric=same)
+    settings = {"epochs": 40, "tail_epochs": 0, "optimizer": SGD(rate=0.3), "weight_decay": 0.0, "soft_weight": 1.0}
+    context = Context(progress=False)
+    stage = Distill(**settings, views=1, objectives=objectives)
+    return float(stage.apply(student, workload, context).weight.detach()), context.details["teacher"]
+
+
+def test_a_network_holds_on_to_itself_and_to_its_teacher_by_weight():
+    """Squared distances: alone nothing moves from 1; beside a teacher of 3 as strong 2; at three to one 1.5."""
+    assert slopes(SelfDistillation()) == (1.0, "Linear, as it was")
+    both, name = slopes(SoftTargets(), SelfDistillation())
+    assert (both, name) == (pytest.approx(2.0, abs=1e-3), "Linear")
+    assert slopes(SoftTargets(), SelfDistillation(weight=3.0))[0] == pytest.approx(1.5, abs=1e-3)
 
 
 def test_standardized_logits_ask_for_proportions_alone():
@@ -206,6 +239,7 @@ def test_masked_classes_are_refused_where_all_are_compared():
         ({"objectives": (F.mse_loss,)}, "a function of your own goes into loss="),
         ({"objectives": (Decoupled(),), "soft_weight": 0.0}, "would not be used: soft_weight is 0"),
         ({"objectives": (Decoupled(),), "loss": F.mse_loss}, "would not be used: loss replaces them"),
+        ({"objectives": (SelfDistillation(),), "student": nn.Linear(2, 2)}, "and a student was nowhere yet"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):

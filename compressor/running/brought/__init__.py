@@ -1,0 +1,1 @@
+"""What stages bring along, looked at before any work."""
