@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+import compressor.cli as command_line
 from compressor import __version__
 from compressor.cli.app import app
 from compressor.errors import StageError, WorkloadError
@@ -516,3 +517,18 @@ def test_folds_are_asked_for_and_told(folder: Path, monkeypatch) -> None:
         "seed": 7,
         "reference": "anew",
     }
+
+
+@pytest.mark.parametrize("said", [None, "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_waiting_threads_sleep_soon_unless_the_environment_says_otherwise(monkeypatch, said):
+    """What a user set stays, and nothing is set beside it."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    if said is not None:
+        monkeypatch.setenv(said, "17")
+
+    command_line._wait_briefly_()
+
+    now = {name: os.environ[name] for name in names if name in os.environ}
+    assert now == ({said: "17"} if said else {"GOMP_SPINCOUNT": command_line.SPINS})
