@@ -2,14 +2,18 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.1
+# A finalizer that an interrupt ended is over by then.
+_AGAIN_SECONDS = 0.05
 
 
 class Terminated(KeyboardInterrupt):
@@ -22,12 +26,13 @@ def interruptible() -> Iterator[None]:
 
     The exit code is then 128 and the signal's number, as shells have it, with nothing printed. Worker processes that
     are forked meanwhile leave Ctrl-C to their parent, which ends them, and end with it. Signals that are ignored stay
-    so.
+    so. What comes while Python is in a finalizer or a callback of a fork, where exceptions are printed and lost, comes
+    again after it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    owner, seen = os.getpid(), False
+    owner, main, seen = os.getpid(), threading.main_thread().ident or 0, False
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal seen
@@ -41,11 +46,33 @@ def interruptible() -> Iterator[None]:
         threading.Thread(target=_end_with_parent, args=(owner, 128 + number), daemon=True).start()
 
     handled = [number for number in _NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+
+    def again(number: int) -> None:
+        nonlocal seen
+        time.sleep(_AGAIN_SECONDS)
+        seen = False
+        repeated.append(number)
+        # A signal, and not a note that there was one: it ends what the main thread waits for.
+        if os.name == "posix":
+            signal.pthread_kill(main, number)
+        else:
+            signal.raise_signal(number)
+
+    def unraisable(lost: Any) -> None:
+        if seen and isinstance(lost.exc_value, KeyboardInterrupt) and os.getpid() == owner:
+            number = signal.SIGTERM if isinstance(lost.exc_value, Terminated) else signal.SIGINT
+            threading.Thread(target=again, args=(number,), daemon=True).start()
+        else:
+            hook(lost)
+
     before = {number: signal.signal(number, stop) for number in handled}
-    unwatch = _exit_at_the_second(handled)
+    repeated: list[int] = []
+    unwatch = _exit_at_the_second(handled, repeated)
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         # The process may take seconds to end, in which a second Ctrl-C still is one.
         if not seen:
             unwatch()
@@ -60,10 +87,10 @@ def _end_with_parent(owner: int, code: int) -> None:
     os._exit(code)
 
 
-def _exit_at_the_second(numbers: Sequence[int]) -> Callable[[], None]:
+def _exit_at_the_second(numbers: Sequence[int], repeated: Sequence[int]) -> Callable[[], None]:
     """Sees signals while the main thread is inside a long call of a library, where Python runs no handler.
 
-    What it hands back ends the watch.
+    Those that this process `repeated` itself do not count. What it hands back ends the watch.
     """
     if os.name != "posix":
         return lambda: None
@@ -77,7 +104,7 @@ def _exit_at_the_second(numbers: Sequence[int]) -> Callable[[], None]:
         count = 0
         while arrived := os.read(reader, 1):
             count += arrived[0] in numbers
-            if count == 2:
+            if count - len(repeated) == 2:
                 os._exit(128 + arrived[0])
         os.close(reader)
 

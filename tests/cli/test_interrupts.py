@@ -224,3 +224,59 @@ def test_a_program_that_goes_on_counts_its_own_interrupts(start) -> None:
     assert (program.line(), program.line()) == ("caught", "ready")
     program.send(signal.SIGINT)
     assert program.end() == (0, "caught\n", "")
+
+
+LOST = """\
+class Finalized:
+    def __del__(self):
+        say("ready")
+        time.sleep(60)
+
+with interruptible():
+    try:
+        PLACE
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        say(type(error).__name__)
+        sys.exit(130)
+"""
+PLACES = {
+    "a finalizer": "del [Finalized()][:]",
+    "a callback of a weak reference": """
+        import weakref
+        held = {1, 2}
+        class Held: pass
+        held = Held()
+        reference = weakref.ref(held, lambda _: (say("ready"), time.sleep(60)))
+        del held""",
+    "a callback before a fork": """
+        import os
+        os.register_at_fork(before=lambda: (say("ready"), time.sleep(60)))
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)""",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("number", "met"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Terminated")])
+def test_what_comes_where_exceptions_are_lost_comes_again(start, place: str, number: int, met: str) -> None:
+    """Python prints what a finalizer raises and goes on: the interrupt would be gone, with a traceback."""
+    program = start(LOST.replace("PLACE", PLACES[place]))
+    program.send(number)
+    assert program.end() == (130, f"{met}\n", "")
+
+
+def test_the_second_ends_a_finalizer_too(start) -> None:
+    """The first is lost in a finalizer that goes on; the second ends the process at once."""
+    program = start(
+        LOST.replace("PLACE", "del [Finalized()][:]")
+        .replace("time.sleep(60)\n\n", "BUSY\n\n")
+        .replace("BUSY", "[x for x in iter(lambda: time.sleep(0.01), 1)]")
+    )
+    program.send(signal.SIGINT)
+    program.send(signal.SIGTERM)
+    code, _, err = program.end()
+    assert code in {130, 143}
+    assert "Traceback" not in err
