@@ -145,11 +145,12 @@ def made(arm: str, seed: int, workload: Workload, asked: argparse.Namespace) -> 
 
 def measured(arm: str, workload: Workload, rate: float) -> Pace:
     """The pace of `arm` on this machine now, by two passes over the same few batches."""
-    few = replace(workload, train=first_batches(workload.train, PILOT))
+    batches = first_batches(workload.train, PILOT)
+    few = replace(workload, train=batches)
     context = Context(progress=False)
     stage = Distill(epochs=2, tail_epochs=0, views=1, optimizer=SGD(rate=rate), **ARMS[arm])
     stage.apply(student_of(workload.model), few, context)
-    first, second = (epoch["seconds"] / PILOT for epoch in context.details["epochs"])
+    first, second = (epoch["seconds"] / len(batches) for epoch in context.details["epochs"])
     return Pace(computed=first, remembered=min(first, second))
 
 
@@ -199,7 +200,7 @@ def compared(rows: list[Tensor], others: list[Tensor] | None, metric: Metric) ->
         return found
     gains = [-paired_drop(own, other, metric).value for own, other in zip(rows, others, strict=True)]
     drop = paired_drop(torch.stack(rows).double().mean(0), torch.stack(others).double().mean(0), metric)
-    gain = {"value": -drop.value, "low": -drop.high, "high": -drop.low}
+    gain = {"value": 0 - drop.value, "low": 0 - drop.high, "high": 0 - drop.low}  # and no -0.0
     agree = all(one > 0 for one in gains) or all(one < 0 for one in gains)
     return {**found, "gains": gains, "gain": gain, "differs": agree and (gain["low"] > 0 or gain["high"] < 0)}
 
