@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compressor.budget import Budget
+    from compressor.comparing.comparison import compare
     from compressor.errors import (
         CompressorError,
         ExportError,
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from compressor.metrics import Metric
     from compressor.outputs.kinds import Classes, Labels, Numbers, OtherOutput
     from compressor.recipe.recipe import Recipe
-    from compressor.running.comparison import compare
     from compressor.running.folds.fold import Fold
     from compressor.running.pipeline import Pipeline
     from compressor.running.run import Result
@@ -58,7 +58,7 @@ _HOMES = {
     "Target": "target",
     "Workload": "workload",
     "WorkloadError": "errors",
-    "compare": "running.comparison",
+    "compare": "comparing.comparison",
     "load_checkpoint": "structure.checkpoint",
     "read_onnx": "files.reading",
     "workload_of_inputs": "workloads.unlabelled",

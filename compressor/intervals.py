@@ -32,7 +32,7 @@ def score_estimate(rows: Tensor, metric: Metric, *, seed: int = 0) -> Estimate:
     asked = rows[~rows.isnan()] if metric.aggregate is mean_of_asked else rows
     if metric.proportion and rows.ndim == 1 and bool(((asked == 0) | (asked == 1)).all()):
         return _wilson(value, len(asked))
-    return _percentiles(value, _resampled([rows], metric, seed)[:, 0])
+    return _percentiles(value, resampled([rows], metric, seed)[:, 0])
 
 
 def paired_drop(rows: Tensor, reference_rows: Tensor, metric: Metric, *, seed: int = 0) -> Estimate:
@@ -48,7 +48,7 @@ def paired_drop(rows: Tensor, reference_rows: Tensor, metric: Metric, *, seed: i
             "score both on the same data, in the same order"
         )
     value = metric.drop(_finite(metric.aggregate(reference_rows), metric), _finite(metric.aggregate(rows), metric))
-    scores = _resampled([reference_rows, rows], metric, seed)
+    scores = resampled([reference_rows, rows], metric, seed)
     return _percentiles(value, np.array([metric.drop(reference, score) for reference, score in scores.tolist()]))
 
 
@@ -80,8 +80,8 @@ def _wilson(proportion: float, count: int) -> Estimate:
     return Estimate(proportion, max(0.0, min(middle - half, proportion)), min(1.0, max(middle + half, proportion)))
 
 
-def _resampled(samples: list[Tensor], metric: Metric, seed: int) -> NDArray[np.float64]:
-    """The scores of every set of rows on the same resamples, (resamples, sets)."""
+def resampled(samples: Sequence[Tensor], metric: Metric, seed: int) -> NDArray[np.float64]:
+    """The scores of every set of rows on the same resamples of the samples, (resamples, sets)."""
     count = len(samples[0])
     generator = np.random.default_rng(seed)
     # Means, the default, can be resampled all at once.

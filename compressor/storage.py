@@ -10,6 +10,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -69,6 +70,18 @@ def written_whole(path: Path, size_bytes: int) -> Iterator[BinaryIO]:
         raise _not_written(path, size_bytes, error) from error
 
 
+def cache_folder() -> Path:
+    """What is kept between runs: in $COMPRESSOR_CACHE, $XDG_CACHE_HOME/compressor, or ~/.cache/compressor."""
+    if named := os.environ.get("COMPRESSOR_CACHE"):
+        return Path(named)
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "compressor"
+    try:
+        return Path.home() / ".cache" / "compressor"
+    except RuntimeError:  # an account without a home, as in containers
+        return Path(tempfile.gettempdir()) / "compressor-cache"
+
+
 def require_space(path: Path, needed_bytes: int) -> None:
     """Raises WriteError where the disk of `path`, or of the folder that it will be in, has fewer bytes free."""
     folder = next((place for place in (path, *path.parents) if place.is_dir()), None)
@@ -83,10 +96,13 @@ def temporary_name() -> str:
 
 def is_left_over(path: Path) -> bool:
     """Whether `path` is a file that a writer of ours was in the middle of when it was killed."""
-    named = _TEMPORARY.fullmatch(path.name)
-    if named is None or path.is_symlink() or not path.is_file():
-        return False
-    return named["host"] != _host() or not is_running(int(named["process"]))
+    return not path.is_symlink() and path.is_file() and is_name_left_over(path.name)
+
+
+def is_name_left_over(name: str) -> bool:
+    """Whether `name` is one of `temporary_name`, given by a process that has ended."""
+    named = _TEMPORARY.fullmatch(name)
+    return named is not None and (named["host"] != _host() or not is_running(int(named["process"])))
 
 
 def is_running(process: int) -> bool:

@@ -24,8 +24,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Measured latencies go to a folder of the session, not to the user's."""
+    """Measured latencies go to a folder of the session, not to the user's, and no test is given another's stages."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESSOR_STORE", "off")
         patch.setenv("COMPRESSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

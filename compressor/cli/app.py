@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compressor.cli.caching import cache
 from compressor.cli.dry_run import print_plan
 from compressor.cli.exits import BUDGET_NOT_MET, FAILED, reported, used
 from compressor.cli.folds import Folds, FoldsReference, Repeats, tell_folds, workload_of_folds
@@ -16,11 +17,14 @@ from compressor.cli.options import (
     AsJson,
     Batch,
     BatchSize,
+    Controls,
     ExportSeconds,
     FreeSizes,
     MetricName,
+    NoStore,
     Quiet,
     Seed,
+    Seeds,
     Settings,
     Streams,
     Student,
@@ -29,6 +33,8 @@ from compressor.cli.options import (
     WorkloadName,
     recipe_of,
     recipes_like,
+    recipes_of,
+    store_of,
     workload_of,
 )
 from compressor.cli.packing import pack, unpack
@@ -94,6 +100,7 @@ def run(
     repeats: Repeats = None,
     reference: FoldsReference = None,
     accept_changes: Accept = False,
+    no_store: NoStore = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -112,11 +119,13 @@ def run(
 
     `compressor run int8 -w digits --out runs/folds --folds 5`, cross-validated: five runs, one table of them
 
-    A run that was stopped goes on where it was when the same command is given again.
+    A run that was stopped goes on where it was when the same command is given again. A stage that another run has
+    finished with the same inputs is taken from the store (`compressor cache`), and its times are measured again.
     """
     with reported(verbose=verbose, out=None if dry_run else out):
         plan = recipe_of(recipe, settings, student)
         from compressor.running.pipeline import Pipeline, PipelineWarning
+        from compressor.running.session import Session
 
         warnings.simplefilter("always", PipelineWarning)
         pipeline = used(lambda: Pipeline.from_recipe(plan))
@@ -158,7 +167,13 @@ def run(
         if out is None:
             raise WrongUseError("--out is missing: the folder for model.onnx and the report, such as --out runs/first")
         result = pipeline.run(
-            found, target=target, out=out, seed=chosen, progress=not quiet, accept_changes=accept_changes
+            found,
+            target=target,
+            out=out,
+            seed=chosen,
+            progress=not quiet,
+            accept_changes=accept_changes,
+            session=Session(store=store_of(no_store=no_store)),
         )
         if as_json:
             _print_json(result.report.to_json())
@@ -188,7 +203,10 @@ def compare(
     batch: Batch = "free",
     streams: Streams = None,
     metric: MetricName = None,
+    seeds: Seeds = 1,
+    controls: Controls = True,
     accept_changes: Accept = False,
+    no_store: NoStore = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -197,12 +215,13 @@ def compare(
 
     `compressor compare int8 prune_distill_int8 drop_blocks_distill_int8 --workload digits --out runs/compared`
 
-    A recipe that fails is shown with its error and the others go on. Exit code 1 where one failed, 3 where none met its
-    budget.
+    Values of a recipe may be sweeps, `remove: {sweep: [0.3, 0.5]}`: every combination is compared, and what they have
+    in common is worked once. A recipe that fails is shown with its error and the others go on. Exit code 1 where one
+    failed, 3 where none met its budget.
     """
     with reported(verbose=verbose, out=out):
-        plans = [recipe_of(name, settings) for name in recipes]
-        from compressor.running.comparison import compare as compare_recipes
+        plans = [plan for name in recipes for plan in recipes_of(name, settings)]
+        from compressor.comparing.comparison import compare as compare_recipes
         from compressor.running.pipeline import PipelineWarning
         from compressor.target import Target
 
@@ -223,8 +242,11 @@ def compare(
             target=target,
             out=out,
             seed=seed,
+            seeds=seeds,
+            controls=controls,
             progress=not quiet,
             accept_changes=accept_changes,
+            store=store_of(no_store=no_store),
         )
         if as_json:
             _print_json(comparison.to_json())
@@ -339,6 +361,7 @@ def stages(
 
 app.command()(pack)
 app.command()(unpack)
+app.command()(cache)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 if TYPE_CHECKING:
     from compressor.recipe.recipe import Recipe
+    from compressor.store.kept import Store
     from compressor.workload import FreeSizes as FreeSizesOf
     from compressor.workload import Workload
 
@@ -89,8 +90,28 @@ MetricName = Annotated[
         "`relative` (decibels of its signal), by default whichever its output allows.",
     ),
 ]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds each recipe is run with; its row is the mean.")]
+Controls = Annotated[
+    bool,
+    typer.Option(
+        help="Runs two arms beside the best recipe that takes structure: its training alone, and a random choice."
+    ),
+]
+NoStore = Annotated[
+    bool,
+    typer.Option(
+        "--no-store", help="Neither takes stages that other runs have finished nor keeps any for them (`cache --help`)."
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Shows the traceback of an error.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
+
+
+def store_of(*, no_store: bool) -> "Store | None":
+    """The user's store of stages, None where it is not wanted."""
+    from compressor.store.place import users_store
+
+    return None if no_store else users_store()
 
 
 def recipe_of(source: str, settings: list[str] | None, student: str | None = None) -> "Recipe":
@@ -111,6 +132,13 @@ def recipe_of(source: str, settings: list[str] | None, student: str | None = Non
             "student_int8, or write one with distill"
         )
     return recipe.with_overrides([f"stages.{names.index('distill')}.student={student}"])
+
+
+def recipes_of(source: str, settings: list[str] | None) -> "list[Recipe]":
+    """The recipes of a file or a shipped name, several where values are sweeps; raises RecipeError."""
+    from compressor.recipe.recipe import Recipe
+
+    return Recipe.load_all(source, overrides=settings or ())
 
 
 def recipes_like(incomplete: str) -> list[str]:

@@ -27,7 +27,8 @@ class Identity:
 
     `reference` and `stages` are for keys: what the reference and each of the stages depend on. Something that is not
     known is another thing in every run, so that nothing made with it is taken for what it would become now. `loaders`
-    says what the loaders of the data keep themselves, by set.
+    says what the loaders of the data keep themselves, by set. `known` is how many of the reference and the stages, in
+    their order, depend on nothing that is not known.
     """
 
     told: dict[str, Any]
@@ -35,6 +36,7 @@ class Identity:
     stages: tuple[str, ...]
     warnings: tuple[str, ...]
     loaders: Mapping[str, str]
+    known: int
 
 
 def identify(workload: Workload, stages: Sequence[Stage], *, progress: bool = False) -> Identity:
@@ -65,6 +67,7 @@ def identify(workload: Workload, stages: Sequence[Stage], *, progress: bool = Fa
             if digest.unknown
         ),
         loaders=data.says,
+        known=_known({name for name, digest in found.items() if digest.unknown}, own),
     )
 
 
@@ -104,6 +107,12 @@ def _is_plain(value: Any) -> bool:
     if is_dataclass(value) and type(value).__module__.partition(".")[0] == __name__.partition(".")[0]:
         return all(_is_plain(getattr(value, item.name)) for item in fields(value))
     return value is None or isinstance(value, bool | int | float | str | Enum)
+
+
+def _known(unknown: set[str], stages: Sequence[Digest]) -> int:
+    if unknown:
+        return 1 if unknown <= _ONLY_STAGES else 0
+    return 1 + next((number for number, digest in enumerate(stages) if digest.unknown), len(stages))
 
 
 def _key(digest: Digest) -> str:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,18 +23,6 @@ class CacheWarning(UserWarning):
 
 # A table reads and writes its file often, and each file is told of once.
 _told: set[Path] = set()
-
-
-def cache_folder() -> Path:
-    """Where tables are kept: $COMPRESSOR_CACHE, else $XDG_CACHE_HOME/compressor, else ~/.cache/compressor."""
-    if named := os.environ.get("COMPRESSOR_CACHE"):
-        return Path(named)
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named) / "compressor"
-    try:
-        return Path.home() / ".cache" / "compressor"
-    except RuntimeError:  # an account without a home, as in containers
-        return Path(tempfile.gettempdir()) / "compressor-cache"
 
 
 def read_times(path: Path, method: int) -> dict[Operator, float]:

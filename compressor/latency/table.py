@@ -18,11 +18,12 @@ from typing import Any
 
 import onnxruntime as ort
 
-from compressor.latency.cache import cache_folder, read_times, write_times
+from compressor.latency.cache import read_times, write_times
 from compressor.latency.operator_graphs import operator_graph, runnable
 from compressor.latency.operators import CONVOLUTIONS, PRODUCTS, RECURRENT, Operator
 from compressor.progress.bars import progress_bar
 from compressor.runtime import load_session, session_options
+from compressor.storage import cache_folder
 from compressor.target import Target, cpu_name
 
 # Raised when graphs or the way of timing change: tables of before would not compare.

@@ -14,11 +14,12 @@ from compressor.files.weights import count_parameters
 from compressor.intervals import score_estimate
 from compressor.measuring.macs import count_macs
 from compressor.measuring.scores import score_rows
+from compressor.measuring.session_times import Times
 from compressor.measuring.timing import Timing, time_interleaved
 from compressor.metrics import Metric
 from compressor.packing.files import packed_size
 from compressor.target import Target
-from compressor.workload import resize_batch
+from compressor.workload import input_tensors, resize_batch
 
 __all__ = [
     "Measurement",
@@ -74,26 +75,36 @@ class Measurement:
         return cls(**known)
 
 
-def speedup_over(
-    onnx_bytes: bytes, base: bytes, *, example_inputs: Inputs, target: Target, seed: int = 0, decides: bool = False
-) -> Estimate:
-    """How many times faster than `base` the file is on `target`, timed interleaved.
+def timed_against(
+    onnx_bytes: bytes,
+    base: bytes,
+    *,
+    example_inputs: Inputs,
+    target: Target,
+    seed: int = 0,
+    decides: bool = False,
+    times: Times | None = None,
+) -> Timing:
+    """How long the file and `base` take on `target`, timed interleaved.
 
     Where it `decides` whether something stays, a first answer that leaves open which file is faster is not enough: they
-    are timed again, for longer.
+    are timed again, for longer. What `times`, those of the session, know is not timed again.
     """
     inputs = resize_batch(example_inputs, target.batch_size)
-    return _timed(onnx_bytes, base, inputs, target=target, seed=seed, decides=decides).speedup
 
+    def take() -> Timing:
+        timed = partial(time_interleaved, onnx_bytes, base, inputs, threads=target.threads)
+        if onnx_bytes == base:  # there is no ratio to resolve
+            return timed(seed=seed, seconds=_SECONDS_ALONE)
+        found = timed(seed=seed)
+        if decides and found.speedup.low < 1 < found.speedup.high:
+            return timed(seed=seed + 1, seconds=_SECONDS_WHERE_OPEN)
+        return found
 
-def _timed(onnx_bytes: bytes, base: bytes, inputs: Inputs, *, target: Target, seed: int, decides: bool) -> Timing:
-    timed = partial(time_interleaved, onnx_bytes, base, inputs, threads=target.threads)
-    if onnx_bytes == base:  # there is no ratio to resolve
-        return timed(seed=seed, seconds=_SECONDS_ALONE)
-    found = timed(seed=seed)
-    if decides and found.speedup.low < 1 < found.speedup.high:
-        return timed(seed=seed + 1, seconds=_SECONDS_WHERE_OPEN)
-    return found
+    if times is None:
+        return take()
+    shapes = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in input_tensors(inputs)]
+    return times.of(onnx_bytes, base, (target, shapes), take, decides=decides)
 
 
 def compressed_size(onnx_bytes: bytes) -> int:
@@ -112,18 +123,20 @@ def measure(
     seed: int = 0,
     rows: Tensor | None = None,
     decides: bool = False,
+    times: Times | None = None,
 ) -> Measurement:
     """The numbers of an ONNX file: its score on `data`, its speed against the file `reference` as `target` runs them.
 
     `example_inputs` are repeated or cut to the target's batch size. `seed` decides the resampling and the order of
-    timing. `rows`, where they are at hand, are what `score_rows` gave for this file and `data`. `decides` is as for
-    `speedup_over`, where the speed-up over the reference is what decides.
+    timing. `rows`, where they are at hand, are what `score_rows` gave for this file and `data`. `decides` and
+    `times` are as for `timed_against`, where the speed-up over the reference is what decides.
     """
     if rows is None:
         rows = score_rows(onnx_bytes, data, metric, threads=target.threads)
     parameters, nonzero = count_parameters(onnx_bytes)
-    inputs = resize_batch(example_inputs, target.batch_size)
-    timing = _timed(onnx_bytes, reference, inputs, target=target, seed=seed, decides=decides)
+    timing = timed_against(
+        onnx_bytes, reference, example_inputs=example_inputs, target=target, seed=seed, decides=decides, times=times
+    )
     return Measurement(
         score=score_estimate(rows, metric, seed=seed),
         parameters=parameters,

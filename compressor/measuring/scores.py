@@ -59,14 +59,21 @@ class FileScores:
     """Scores of ONNX files on the validation and the test data of `workload`; `seed` draws the intervals.
 
     What a file scores is computed once, by as many threads as `threads` chooses. `based` says that drops can be told as
-    fractions of the reference's score.
+    fractions of the reference's score. `known` are rows that others on the same data have, or will have.
     """
 
-    def __init__(self, workload: Workload, *, seed: int, based: bool = True) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        *,
+        seed: int,
+        based: bool = True,
+        known: dict[tuple[str, Part], Tensor] | None = None,
+    ) -> None:
         self.workload, self.seed, self.based = workload, seed, based
         # Not bound to the target's threads: this is about the score, not the time.
         self.threads = Threads()
-        self._known: dict[tuple[str, Part], Tensor] = {}
+        self._known = {} if known is None else known
 
     def rows(self, onnx_bytes: bytes, part: Part) -> Tensor:
         """The metric's rows, one a sample."""

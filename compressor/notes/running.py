@@ -51,3 +51,12 @@ class Loaders(Note):
     """What the loaders of the data keep themselves, by set, and what is done about it in every pass."""
 
     loaders: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reused(Note):
+    """The stage was made before, when, in `spared` seconds, and taken from the store of stages; its times are new."""
+
+    key: ClassVar[str] = "reused"
+    made: str
+    spared: float

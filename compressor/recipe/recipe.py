@@ -14,7 +14,7 @@ stages:
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -24,6 +24,7 @@ from compressor.budget import Budget
 from compressor.checks import did_you_mean
 from compressor.errors import LONGEST_REASON, RecipeError, bounded
 from compressor.plugins import STAGES, reasons, usable
+from compressor.recipe import sweeps
 from compressor.recipe.models import (
     SETTINGS_CONFIG,
     check_writable,
@@ -35,7 +36,7 @@ from compressor.recipe.models import (
     reachable,
 )
 from compressor.recipe.overrides import override_
-from compressor.recipe.problems import explain
+from compressor.recipe.problems import dotted, explain
 from compressor.recipe.shipped import shipped_recipes
 from compressor.recipe.text import LARGEST_BYTES, Document, Place, leading_comment, parse, to_yaml
 from compressor.stage import Stage, stage_name
@@ -53,7 +54,8 @@ class Recipe:
     """What a pipeline is made of. `name` is one word, as runs are filed under it.
 
     `description` says what the recipe is for: the comment that the file begins with, unless it has the key.
-    `batch_size` and `threads`, where given, are the load to measure under; None leaves it to the caller.
+    `batch_size` and `threads`, where given, are the load to measure under; None leaves it to the caller. `choices` are
+    the values that sweeps of its file were given here, as `--set` takes them.
     """
 
     stages: tuple[Stage, ...]
@@ -63,6 +65,7 @@ class Recipe:
     seed: int = 0
     batch_size: int | None = None
     threads: int | None = None
+    choices: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def load(cls, source: str | Path, *, overrides: Iterable[str] = ()) -> Self:
@@ -71,24 +74,27 @@ class Recipe:
         `overrides` are `path=value` as in `with_overrides`, applied before anything is checked. Raises RecipeError with
         every reason and its line.
         """
-        path = _find(source)
-        try:
-            with path.open("rb") as file:
-                raw = file.read(LARGEST_BYTES + 1)
-            if len(raw) > LARGEST_BYTES:
-                size = max(len(raw), path.stat().st_size)
-                raise RecipeError([f"{path}:1: a recipe has at most {LARGEST_BYTES} bytes, this file has {size}"])
-            text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise RecipeError([f"{path}:1: not UTF-8 text ({error.reason} at byte {error.start})"]) from error
-        except OSError as error:
-            raise RecipeError([f"{path}:1: cannot be read: {error.strerror}"]) from error
-        return cls.loads(text, source=str(path), overrides=overrides)
+        text, named = _text_of(source)
+        return cls.loads(text, source=named, overrides=overrides)
 
     @classmethod
     def loads(cls, text: str, *, source: str = "recipe.yaml", overrides: Iterable[str] = ()) -> Self:
         """The recipe in YAML text; `source` names it in errors. Raises RecipeError."""
-        return cls._checked(parse(text, source), source, overrides)
+        return cls._one(parse(text, source), source, overrides)
+
+    @classmethod
+    def load_all(cls, source: str | Path, *, overrides: Iterable[str] = ()) -> list[Self]:
+        """All recipes of a file or a shipped name: several where values are sweeps, `remove: {sweep: [0.3, 0.5]}`.
+
+        Each has a name of its own and its `choices`. Raises RecipeError as `load`, and for more than 500.
+        """
+        text, named = _text_of(source)
+        return cls._all(parse(text, named), named, overrides)
+
+    @classmethod
+    def loads_all(cls, text: str, *, source: str = "recipe.yaml", overrides: Iterable[str] = ()) -> list[Self]:
+        """All recipes in YAML text, as `load_all`; `source` names it in errors."""
+        return cls._all(parse(text, source), source, overrides)
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, *, name: str = "recipe", description: str = "") -> Self:
@@ -135,7 +141,8 @@ class Recipe:
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
     @classmethod
-    def _checked(cls, document: Document, source: str, overrides: Iterable[str]) -> Self:
+    def _all(cls, document: Document, source: str, overrides: Iterable[str]) -> list[Self]:
+        """The recipes in `document`: one, or as many as its sweeps make."""
         data = {} if document.data is None else document.data
         errors = [(line, f"{source}:{line}: {message}") for line, message in document.problems]
         refused = {line for line, _ in document.problems}
@@ -149,25 +156,74 @@ class Recipe:
                 origins[override_(data, override)] = f"--set {override}"
             except ValueError as error:
                 errors.append((0, f"--set {bounded(override, LONGEST_REASON)}: {error}"))
-        try:
-            recipe = cls._from_model(_model().model_validate(data), document, source)
-        except ValidationError as error:
-            kinds = {**reachable({**catalogue(), "budget": Budget})}
-            for place, message in explain(error, data, kinds, _top_keys()):
-                found = _located(place, message, document, source, origins)
-                # What was refused reads as nothing: that it is missing says no more.
-                if found[0] not in refused or not message.endswith("got nothing"):
-                    errors.append(found)
+        wrong = sweeps.problems(data)
+        errors += [_located(place, message, document, source, origins) for place, message in wrong]
+        recipes = []
+        for variant in [] if wrong else sweeps.variants(document):
+            try:
+                recipes.append(cls._of(variant, source))
+            except ValidationError as error:
+                kinds = {**reachable({**catalogue(), "budget": Budget})}
+                known = _moved(origins, variant)
+                for place, message in explain(error, variant.document.data, kinds, _top_keys()):
+                    told = message.replace(dotted(place), dotted(variant.place_before(place)))
+                    found = _located(place, told, variant.document, source, known)
+                    # What was refused reads as nothing: that it is missing says no more.
+                    if found[0] not in refused or not message.endswith("got nothing"):
+                        errors.append(found)
         if errors:
-            raise RecipeError([text for _, text in sorted(errors)])
-        return recipe
+            raise RecipeError([text for _, text in sorted(set(errors))])
+        return recipes
 
     @classmethod
-    def _from_model(cls, model: BaseModel, document: Document, source: str) -> Self:
+    def _one(cls, document: Document, source: str, overrides: Iterable[str]) -> Self:
+        found = cls._all(document, source, overrides)
+        swept = [(place, values) for place, values in sweeps.sweeps_in(document.data) if sweeps.SWEEP not in place]
+        if swept:
+            raise RecipeError(
+                [
+                    f"{source}:{document.lines.get(place, 1)}: {dotted(place)} is a sweep of {len(values)} values, and "
+                    f"one recipe is wanted here, not {len(found)}: `compressor compare {source}` runs them all, "
+                    f"--set {dotted(place)}=... chooses one"
+                    for place, values in swept
+                ]
+            )
+        return found[0]
+
+    @classmethod
+    def _of(cls, variant: sweeps.Variant, source: str) -> Self:
+        model = _model().model_validate(variant.document.data)
         given = {name: getattr(model, name) for name in model.model_fields_set}
-        given.setdefault("name", _name_of(source))
-        given.setdefault("description", document.comment)
-        return cls(**{**given, "stages": tuple(given["stages"])})
+        given["name"] = sweeps.name_of(given.get("name", _name_of(source)), variant.suffix)
+        given.setdefault("description", variant.document.comment)
+        return cls(**{**given, "stages": tuple(given["stages"]), "choices": variant.choices})
+
+
+def _moved(origins: dict[Place, str], variant: sweeps.Variant) -> dict[Place, str]:
+    """Which override brought what, by places in `variant`."""
+    return {
+        place: override
+        for place, old in variant.before.items()
+        for changed, override in origins.items()
+        if old[: len(changed)] == changed
+    }
+
+
+def _text_of(source: str | Path) -> tuple[str, str]:
+    """The text of a recipe's file, and the file's name for errors."""
+    path = _find(source)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_BYTES + 1)
+        if len(raw) > LARGEST_BYTES:
+            size = max(len(raw), path.stat().st_size)
+            raise RecipeError([f"{path}:1: a recipe has at most {LARGEST_BYTES} bytes, this file has {size}"])
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"{path}:1: not UTF-8 text ({error.reason} at byte {error.start})"]) from error
+    except OSError as error:
+        raise RecipeError([f"{path}:1: cannot be read: {error.strerror}"]) from error
+    return text, str(path)
 
 
 def _find(source: str | Path) -> Path:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+ALIKE = "Scores that share a letter cannot be told apart (paired tests, Holm's correction, 5 %)."
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
     """One compressed file among others, or the reference they came from.
@@ -34,7 +37,9 @@ class ComparisonRow:
     `drop` is how much worse its score is than the reference's, None for the reference itself. `seconds` is what its
     making took. `pareto` says that no other row beats it (`pareto_front`). `report` is where its own report lies, a
     path relative to the comparison's page. `scale` says how the score is to be read; all rows share one.
-    `budget_met` is None where nothing is known of a budget.
+    `budget_met` is None where nothing is known of a budget. Scores of rows that share a letter in `alike` cannot be
+    told apart; "" where that was not tested. `control` is the kind of a row that is there to compare with, "" for
+    recipes. The score is the mean over `seeds` runs.
     """
 
     name: str
@@ -49,6 +54,9 @@ class ComparisonRow:
     report: str | None
     scale: ScoreScale = field(default_factory=ScoreScale)
     budget_met: bool | None = None
+    alike: str = ""
+    control: str = ""
+    seeds: int = 1
 
 
 def pareto_front(points: Sequence[tuple[float, float, float]]) -> list[bool]:
@@ -64,18 +72,16 @@ def conclusions(rows: Sequence[ComparisonRow]) -> list[str]:
 
     Two files cannot be told apart in speed where their intervals overlap; the smallest of them is then the one named.
     """
-    made = [row for row in rows if not _is_reference(row)]
-    allowed = [row for row in made if row.budget_met is not False]
+    made = _made(rows)
     if not made:
         return []
-    if not allowed:
+    if all(row.budget_met is False for row in made):
         return [f"Ship none of them yet: {_names(made)} missed the budget. Ease it, or try other recipes."]
-    gains = [row for row in allowed if claim(row.speedup) == "faster" or _is_smaller(row, rows)]
-    if not gains:
+    best = best_of(rows)
+    if best is None:
         return ["Ship the reference: no recipe gave a file that is faster or smaller."]
-    fastest = max(gains, key=lambda row: row.speedup.value)
-    equals = [row for row in gains if _meet(row.speedup, fastest.speedup)]
-    best = min(equals, key=lambda row: row.size_bytes)
+    gains = _gains(rows)
+    equals = _as_fast(gains)
     told = [f"Ship {printable(best.name)}: {_gain(best, rows)}."]
     others = [row for row in equals if row is not best]
     if others:
@@ -85,7 +91,7 @@ def conclusions(rows: Sequence[ComparisonRow]) -> list[str]:
             if all(row.size_bytes > best.size_bytes for row in others)
             else f"Its speed cannot be told apart from that of {_names(others)} (the intervals overlap)."
         )
-    near = [row for row in gains if row is not best and _meet(row.score, best.score)]
+    near = [row for row in gains if row is not best and _alike(row, best)]
     if near and best.scale.scored:
         name = printable(best.scale.name)
         told.append(f"On these test data its {name} cannot be told apart from that of {_names(near)}.")
@@ -95,18 +101,51 @@ def conclusions(rows: Sequence[ComparisonRow]) -> list[str]:
     return told
 
 
+def best_of(rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
+    """The file to ship: the smallest of those that are as fast as the fastest; None where none gains anything."""
+    return min(_as_fast(_gains(rows)), key=lambda row: row.size_bytes, default=None)
+
+
+def is_reference(row: ComparisonRow) -> bool:
+    """Whether a row is the model before compression: the only one whose speed-up is 1 without any uncertainty."""
+    return row.drop is None and row.speedup == Estimate(1.0, 1.0, 1.0)
+
+
+def _made(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    return [row for row in rows if not is_reference(row) and not row.control]
+
+
+def _gains(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """What is within its budget and faster or smaller than the reference."""
+    allowed = [row for row in _made(rows) if row.budget_met is not False]
+    return [row for row in allowed if claim(row.speedup) == "faster" or _is_smaller(row, rows)]
+
+
+def _as_fast(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Those whose speed cannot be told apart from that of the fastest."""
+    fastest = max(rows, key=lambda row: row.speedup.value, default=None)
+    return [row for row in rows if fastest is not None and _meet(row.speedup, fastest.speedup)]
+
+
+def _alike(one: ComparisonRow, other: ComparisonRow) -> bool:
+    """Whether two scores cannot be told apart: by the test, where there was one, else where their intervals meet."""
+    if one.alike and other.alike:
+        return bool(set(one.alike.split()) & set(other.alike.split()))
+    return _meet(one.score, other.score)
+
+
 def _meet(one: Estimate, other: Estimate) -> bool:
     return one.high >= other.low and other.high >= one.low
 
 
 def _is_smaller(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> bool:
-    base = next((one for one in rows if _is_reference(one)), None)
+    base = next((one for one in rows if is_reference(one)), None)
     return base is not None and row.size_bytes < base.size_bytes
 
 
 def _gain(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
     """The row in words: "6.1x faster [5.9, 6.3], 11.8x smaller, accuracy -0.5 points, within its budget"."""
-    base = next((one for one in rows if _is_reference(one)), None)
+    base = next((one for one in rows if is_reference(one)), None)
     parts = [speed(row.speedup)]
     if base is not None:
         parts.append(smaller(base.size_bytes, row.size_bytes))
@@ -123,15 +162,17 @@ def _names(rows: Sequence[ComparisonRow]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def print_comparison(rows: Sequence[ComparisonRow], console: "Console | None" = None, *, busy: str = "") -> None:
+def print_comparison(
+    rows: Sequence[ComparisonRow], console: "Console | None" = None, *, busy: str = "", told: Sequence[str] = ()
+) -> None:
     """Prints what to ship and the table to `console`, by default the terminal; a star marks the Pareto front.
 
-    `busy` is a sentence about the machine, "" for none.
+    `busy` is a sentence about the machine, "" for none; `told` are sentences that follow on what to ship.
     """
     from rich.console import Console as Terminal
 
     console = console or Terminal()
-    for text in conclusions(rows):
+    for text in [*conclusions(rows), *told]:
         console.print(text, markup=False, highlight=False)
     if busy:
         console.print(busy, style="yellow", markup=False, highlight=False)
@@ -141,6 +182,8 @@ def print_comparison(rows: Sequence[ComparisonRow], console: "Console | None" = 
     star = "*" if console.options.ascii_only else "★"
     print_rows(console, comparison_table(rows), [star if row.pareto else " " for row in rows], title="  recipe")
     console.print(f"\n{star} on the Pareto front: no other is as fast, as small and as good at once.", markup=False)
+    if any(row.alike for row in rows):
+        console.print(ALIKE, markup=False, highlight=False)
 
 
 def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
@@ -150,14 +193,23 @@ def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
         for row in rows
     ]
     note = "★: on the Pareto front, no other is as fast, as small and as good at once. Brackets are 95 % intervals."
+    if any(row.alike for row in rows):
+        note += f" {ALIKE}"
     return f"{markdown_table(comparison_table(rows), outcomes, title='recipe')}\n\n{note}\n"
 
 
-def comparison_html(rows: Sequence[ComparisonRow], title: str, failures: Sequence[str] = (), *, busy: str = "") -> str:
+def comparison_html(
+    rows: Sequence[ComparisonRow],
+    title: str,
+    failures: Sequence[str] = (),
+    *,
+    busy: str = "",
+    told: Sequence[str] = (),
+) -> str:
     """One page with the picture and the table, without other files or network; everything in it is escaped.
 
     What to ship comes first. `failures` are sentences about recipes that gave no row; they stand below the table.
-    `busy` is a sentence about the machine, "" for none.
+    `busy` is a sentence about the machine, "" for none; `told` are sentences that follow on what to ship.
     """
     table = comparison_table(rows)
     columns = [column for column in COLUMNS if column != "stage" and any(row.cells.get(column) for row in table)]
@@ -166,7 +218,7 @@ def comparison_html(rows: Sequence[ComparisonRow], title: str, failures: Sequenc
         .get_template("comparison.html.j2")
         .render(
             title=printable(title),
-            conclusions=conclusions(rows),
+            conclusions=[*conclusions(rows), *map(printable, told)],
             busy=busy,
             decibels=bool(rows) and rows[0].scale.decibels,
             panels=_panels(rows),
@@ -174,6 +226,7 @@ def comparison_html(rows: Sequence[ComparisonRow], title: str, failures: Sequenc
             links=[None if row.report is None else _link(row.report) for row in rows],
             columns={column: COLUMNS[column] for column in columns},
             failures=[printable(text) for text in failures],
+            alike=ALIKE if any(row.alike for row in rows) else "",
         )
     )
 
@@ -189,11 +242,6 @@ def _beats(one: tuple[float, float, float], other: tuple[float, float, float]) -
     return no_worse and one != other
 
 
-def _is_reference(row: ComparisonRow) -> bool:
-    """Whether a row is the model before compression: the only one whose speed-up is 1 without any uncertainty."""
-    return row.drop is None and row.speedup == Estimate(1.0, 1.0, 1.0)
-
-
 def comparison_table(rows: Sequence[ComparisonRow]) -> list[Row]:
     """The rows as text, with the same digits down each column."""
     if not rows:
@@ -201,7 +249,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> list[Row]:
     scale = rows[0].scale
     digits = scale.score_decimals(row.score for row in rows)
     ms = decimals_for((row.latency_ms.value for row in rows), digits=3)
-    base = next((row for row in rows if _is_reference(row)), None)
+    base = next((row for row in rows if is_reference(row)), None)
     largest = max(row.size_bytes for row in rows)
     return [
         Row(
@@ -219,7 +267,10 @@ def _cells(
     row: ComparisonRow, base: ComparisonRow | None, scale: ScoreScale, *, digits: int, ms: int, largest: int
 ) -> dict[str, Cell]:
     cells = {
-        "score": Cell(text=scale.score(row.score.value, digits), note=scale.bounds(row.score, digits)),
+        "score": Cell(
+            text=scale.score(row.score.value, digits),
+            note=" ".join(filter(None, [scale.bounds(row.score, digits), row.alike.replace(" ", "")])),
+        ),
         "latency": Cell(text=f"{row.latency_ms.value:.{ms}f} ms", note=interval(row.latency_ms, ms)),
         "size": Cell(text=size(row.size_bytes, reference=largest)),
         "zstd": Cell(text=size(row.compressed_bytes, reference=largest)),

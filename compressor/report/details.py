@@ -15,7 +15,7 @@ from compressor.notes.quantization import (
     OutputNoise,
     Sensitivities,
 )
-from compressor.notes.running import RankingThreads
+from compressor.notes.running import RankingThreads, Reused
 from compressor.notes.structure import (
     Block,
     Blocks,
@@ -230,6 +230,11 @@ def trainings(step: Step) -> list[str]:
             lines.append(f"{training.training}: training data: {training.data}")
         if training.threads:
             lines.append(f"{training.training}: {training.threads}")
+    reused = noted(step, Reused)
+    if reused is not None:
+        lines.append(
+            f"made before ({reused.made}, in {reused.spared:.1f} s), taken from the store of stages; timed again"
+        )
     ranked = noted(step, RankingThreads)
     if ranked is not None and ranked.ranking_threads:
         lines.append(f"ranking: {ranked.ranking_threads}")

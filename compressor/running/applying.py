@@ -1,30 +1,35 @@
 """One stage applied: what it makes of a model, exported, timed and scored, or taken from disk where it is finished."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from compressor.budget import describe_drop
-from compressor.errors import StageError
+from compressor.errors import StageError, StorageError, WriteError
 from compressor.estimate import Estimate
 from compressor.files.export import export_onnx
 from compressor.files.export_memory import Exported, ExportMemory
 from compressor.files.graphs import same_structure
 from compressor.identity.workload import Identity
 from compressor.kept_state import private_copy
-from compressor.measuring.measure import Measurement, measure, speedup_over
+from compressor.measuring.measure import Measurement, measure, timed_against
 from compressor.measuring.scores import FileScores
+from compressor.measuring.timing import Timing
 from compressor.notes import running as notes
 from compressor.notes.training import Forgotten
 from compressor.progress.bars import say
 from compressor.running.failures import explained
 from compressor.running.folder import Outcome, RunFolder, State
+from compressor.running.session import How, Session, Worked, store_key
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Stage, replacement, stage_name
+from compressor.store.kept import Kept
 from compressor.structure.calling.draws import seeded
 from compressor.structure.extra_state import as_tensors, extra_states, from_tensors, set_extra_states_
 from compressor.structure.preparing.emptied_caches import empty_caches_
@@ -45,20 +50,31 @@ class Job:
     scores: FileScores
     identity: Identity
     exports: ExportMemory
+    session: Session
     progress: bool
 
     def say(self, text: str) -> None:
         """Shows a line of progress where it is wanted."""
         say(text, shown=self.progress)
 
+    def tell(self, stage: str, state: State, how: How) -> None:
+        """Tells the session how a stage came about."""
+        seconds, run = state.outcome.seconds, self.folder.path.name
+        self.session.tell(Worked(run=run, stage=stage, key=state.key, how=how, seconds=seconds))
+
 
 def reference_state(job: Job, key: str) -> State:
     """The model before any stage, as the file that every other is compared with; it is known by `key`."""
     job.say("reference: export and measure")
-    folder = job.folder.stage(0, "reference")
-    found = job.folder.load(folder, key, job.workload)
-    if found is not None:
-        return found
+
+    def anew(onnx_bytes: bytes, outcome: Outcome) -> Outcome:
+        latency = _timing(job, onnx_bytes, onnx_bytes).candidate_ms
+        return replace(outcome, measurement=replace(outcome.measurement, latency_ms=latency, speedup=_UNCHANGED))
+
+    return _come_about(job, 0, "reference", key, anew=anew, make=lambda folder: _made_reference(job, key, folder))
+
+
+def _made_reference(job: Job, key: str, folder: Path) -> State:
     job.folder.require_space(folder, job.workload.model)
     started = time.perf_counter()
     model = empty_caches_(private_copy(job.workload.model).eval(), job.workload.example_inputs)
@@ -73,9 +89,7 @@ def reference_state(job: Job, key: str) -> State:
         details=_told(exported).to_json(),
         plan=[],
     )
-    state = State(model=model, onnx_bytes=exported.onnx_bytes, plan=[], key=key, outcome=outcome)
-    job.folder.save(folder, state)
-    return state
+    return State(model=model, onnx_bytes=exported.onnx_bytes, plan=[], key=key, outcome=outcome)
 
 
 def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State, decides: bool) -> State:
@@ -86,31 +100,89 @@ def applied(job: Job, index: int, stage: Stage, base: State, *, reference: State
     StageError where it has nothing to do or somebody's code fails, ExportError, StorageError.
     """
     name, seed = stage_name(stage), job.seed + 1000 * (index + 1)
-    folder = job.folder.stage(index + 1, name)
     key = base.next_key(job.identity.stages[index], seed)
     # What a student takes the place of is not built upon.
     origin = replacement(stage)
     before = base if origin is None else replace(base, origin=origin, plan=[])
-    found = job.folder.load(folder, key, job.workload, before.origin)
+
+    def make(folder: Path) -> State:
+        context = Context(
+            seed=seed,
+            target=job.target,
+            folder=job.folder.snapshots(folder, key),
+            progress=job.progress,
+            details={},
+            plan=[],
+            plan_before=tuple(before.plan),
+            origin=before.origin,
+            exports=job.exports,
+            known={"run": key},
+        )
+        return _made(job, stage, before, reference=reference, context=context, key=key, decides=decides)
+
+    def anew(onnx_bytes: bytes, outcome: Outcome) -> Outcome:
+        return _timed_anew(job, onnx_bytes, outcome, before, reference=reference, seed=seed, decides=decides)
+
+    return _come_about(job, index + 1, name, key, origin=before.origin, anew=anew, make=make)
+
+
+def _come_about(
+    job: Job,
+    number: int,
+    name: str,
+    key: str,
+    *,
+    origin: nn.Module | None = None,
+    anew: Callable[[bytes, Outcome], Outcome],
+    make: Callable[[Path], State],
+) -> State:
+    """The state `key` of the stage `number`: from the run's folder, else from the store, else as `make` makes it."""
+    folder = job.folder.stage(number, name)
+    found = job.folder.load(folder, key, job.workload, origin)
     if found is not None:
         job.say("  finished earlier, taken from disk")
+        job.tell(name, found, "folder")
         return found
-    context = Context(
-        seed=seed,
-        target=job.target,
-        folder=job.folder.snapshots(folder, key),
-        progress=job.progress,
-        details={},
-        plan=[],
-        plan_before=tuple(before.plan),
-        origin=before.origin,
-        exports=job.exports,
-        known={"run": key},
-    )
-    with explained(name, index + 1):
-        state = _made(job, stage, before, reference=reference, context=context, key=key, decides=decides)
-        job.folder.save(folder, state)
+    # What depends on something that is not known is another thing in every run.
+    store = job.session.store if number < job.identity.known else None
+    stored = store_key(key, seed=job.seed)
+    with explained(name, number), store.making(stored) if store else nullcontext():
+        if store is not None and (kept := store.get(stored)) is not None:
+            try:
+                outcome = partial(_reused, kept, anew)
+                state = job.folder.adopt(folder, key, kept, job.workload, origin, anew=outcome)
+            except StorageError as error:
+                if isinstance(error, WriteError):
+                    raise
+                store.discard(stored, str(error))
+            else:
+                job.say(f"  made before, in {state.outcome.seconds:.1f} s, and taken from the store; timed again")
+                job.tell(name, state, "store")
+                return state
+        state = make(folder)
+        facts, contents = job.folder.save(folder, state)
+        if store is not None:
+            store.put(stored, stage=name, seconds=state.outcome.seconds, facts=facts, contents=contents)
+    job.tell(name, state, "made")
     return state
+
+
+def _reused(kept: Kept, anew: Callable[[bytes, Outcome], Outcome], onnx_bytes: bytes, outcome: Outcome) -> Outcome:
+    note = notes.Reused(made=kept.made, spared=outcome.seconds).to_json()
+    return anew(onnx_bytes, replace(outcome, details={**outcome.details, **note}))
+
+
+def _timed_anew(
+    job: Job, onnx_bytes: bytes, outcome: Outcome, base: State, *, reference: State, seed: int, decides: bool
+) -> Outcome:
+    """`outcome` with the times of this session, taken as `_made` takes them."""
+    first = base.onnx_bytes == reference.onnx_bytes
+    timing = _timing(job, onnx_bytes, reference.onnx_bytes, decides=decides and first)
+    versus_base = (
+        timing.speedup if first else _timing(job, onnx_bytes, base.onnx_bytes, seed=seed, decides=decides).speedup
+    )
+    measurement = replace(outcome.measurement, latency_ms=timing.candidate_ms, speedup=timing.speedup)
+    return replace(outcome, measurement=measurement, versus_base=versus_base)
 
 
 def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Context, key: str, decides: bool) -> State:
@@ -131,14 +203,7 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
     versus_base = (
         measurement.speedup
         if first
-        else speedup_over(
-            exported.onnx_bytes,
-            base.onnx_bytes,
-            example_inputs=job.workload.example_inputs,
-            target=job.target,
-            seed=context.seed,
-            decides=decides,
-        )
+        else _timing(job, exported.onnx_bytes, base.onnx_bytes, seed=context.seed, decides=decides).speedup
     )
     context.tell(_told(exported))
     if getattr(stage, "new_data", None) is not None:
@@ -214,6 +279,19 @@ def _measured(job: Job, onnx_bytes: bytes, reference: bytes, rows: Tensor, *, de
         seed=job.seed,
         rows=rows,
         decides=decides,
+        times=job.session.times,
+    )
+
+
+def _timing(job: Job, onnx_bytes: bytes, base: bytes, *, seed: int | None = None, decides: bool = False) -> Timing:
+    return timed_against(
+        onnx_bytes,
+        base,
+        example_inputs=job.workload.example_inputs,
+        target=job.target,
+        seed=job.seed if seed is None else seed,
+        decides=decides,
+        times=job.session.times,
     )
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +40,7 @@ from compressor.storage import (
     write_atomic,
     write_sealed,
 )
+from compressor.store.kept import Kept
 from compressor.structure.checkpoint import PLAN_FILE, WEIGHTS_FILE, checkpoint_files, load_checkpoint
 from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.workload import Workload
@@ -48,8 +49,9 @@ MODEL_FILE = "model.onnx"
 _ASKED, _MARKER, _STARTED = "run.json", "outcome.json", "key.txt"
 _RESULTS = (MODEL_FILE, PLAN_FILE, WEIGHTS_FILE, "report.json", "report.md", "report.html", "stages")
 # Weights, examples and data are often drawn at random, and then other ones in every process.
+_MADE_ANEW = "it is made anew"
 _DRAWN = {"model", "example_inputs", *DATA}
-_OUTCOME_KEYS = ("files", "seconds", "measurement", "versus_base", "drop", "details", "plan", "whole_plan")
+_OUTCOME_KEYS = ("seconds", "measurement", "versus_base", "drop", "details", "plan", "whole_plan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,48 +179,56 @@ class RunFolder:
             contents[name] = read_bytes(folder / name, way_out=way_out)
             if sha256(contents[name]) != digest:
                 raise RunFolderError(f"{folder / name} is not the file that was written; {way_out}")
-        began = workload.model if origin is None else origin
-        model = (
-            load_checkpoint(folder, lambda: empty_caches_(private_copy(began), workload.example_inputs))
-            if WEIGHTS_FILE in contents
-            else OnnxModule(contents[MODEL_FILE])
-        )
-        return State(
-            model=model,
-            onnx_bytes=contents[MODEL_FILE],
-            plan=saved["whole_plan"],
-            key=saved["key"],
-            outcome=outcome,
-            origin=origin,
-        )
+        return _state(saved, contents, outcome, folder, workload, origin=origin)
 
     def require_space(self, folder: Path, model: nn.Module) -> None:
         """Raises WriteError where the disk has no room for `model` as an ONNX file and as a checkpoint."""
         weights = {id(tensor): tensor.nbytes for tensor in model.parameters()}
         require_space(folder / MODEL_FILE, 2 * sum(weights.values()))
 
-    def save(self, folder: Path, state: State) -> None:
-        """Puts a finished stage on disk; the marker that says so comes last."""
-        outcome = state.outcome
+    def save(self, folder: Path, state: State) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Puts a finished stage on disk; the marker that says so comes last. Gives what it wrote: facts and files."""
         contents = {MODEL_FILE: state.onnx_bytes}
         if not isinstance(state.model, OnnxModule):
             contents |= checkpoint_files(state.model, state.plan)
         self.write(folder, contents)
-        write_sealed(
-            folder / _MARKER,
-            {
-                "key": state.key,
-                "files": {name: sha256(content) for name, content in contents.items()},
-                "seconds": outcome.seconds,
-                "measurement": outcome.measurement.to_json(),
-                "versus_base": vars(outcome.versus_base),
-                "drop": vars(outcome.drop) if outcome.drop else None,
-                "details": outcome.details,
-                "plan": outcome.plan,
-                "whole_plan": state.plan,
-            },
-        )
+        return self._finish(folder, state, contents), contents
+
+    def adopt(
+        self,
+        folder: Path,
+        key: str,
+        kept: Kept,
+        workload: Workload,
+        origin: nn.Module | None,
+        *,
+        anew: Callable[[bytes, Outcome], Outcome],
+    ) -> State:
+        """The stage `key` from the store's files, put on disk as `save` does; `anew` brings its times up to date.
+
+        Raises StorageError where they are not what a stage leaves.
+        """
+        contents = kept.contents
+        saved = {**kept.facts, "key": key}
+        if MODEL_FILE not in contents or not isinstance(saved.get("whole_plan"), list):
+            raise StorageError(f"what is kept of the stage is not laid out as this version writes it; {_MADE_ANEW}")
+        try:
+            outcome = _outcome(saved, folder / _MARKER)
+        except RunFolderError as error:  # it names the folder, where nothing was written yet
+            raise StorageError(
+                f"what is kept of the stage cannot be used ({error.__cause__ or error}); {_MADE_ANEW}"
+            ) from error
+        self.write(folder, contents)
+        state = _state(saved, contents, anew(contents[MODEL_FILE], outcome), folder, workload, origin=origin)
+        self._finish(folder, state, contents)
+        return state
+
+    def _finish(self, folder: Path, state: State, contents: Mapping[str, bytes]) -> dict[str, Any]:
+        facts = _facts(state)
+        files = {name: sha256(content) for name, content in contents.items()}
+        write_sealed(folder / _MARKER, {"key": state.key, "files": files, **facts})
         self._drop_snapshots(folder, state.key)
+        return facts
 
     def write(self, folder: Path, contents: dict[str, bytes]) -> None:
         """Puts files into `folder`, all or, where the disk has no room for them together, none.
@@ -320,6 +330,45 @@ def versions() -> dict[str, str]:
     """The versions that can change what a stage gives."""
     packages = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy", "torch-compressor")
     return {name: version(name) for name in packages} | {"python": sys.version.split()[0]}
+
+
+def _facts(state: State) -> dict[str, Any]:
+    outcome = state.outcome
+    return {
+        "seconds": outcome.seconds,
+        "measurement": outcome.measurement.to_json(),
+        "versus_base": vars(outcome.versus_base),
+        "drop": vars(outcome.drop) if outcome.drop else None,
+        "details": outcome.details,
+        "plan": outcome.plan,
+        "whole_plan": state.plan,
+    }
+
+
+def _state(
+    saved: dict[str, Any],
+    contents: Mapping[str, bytes],
+    outcome: Outcome,
+    folder: Path,
+    workload: Workload,
+    *,
+    origin: nn.Module | None,
+) -> State:
+    """The state whose files are in `folder`."""
+    began = workload.model if origin is None else origin
+    model = (
+        load_checkpoint(folder, lambda: empty_caches_(private_copy(began), workload.example_inputs))
+        if WEIGHTS_FILE in contents
+        else OnnxModule(contents[MODEL_FILE])
+    )
+    return State(
+        model=model,
+        onnx_bytes=contents[MODEL_FILE],
+        plan=saved["whole_plan"],
+        key=saved["key"],
+        outcome=outcome,
+        origin=origin,
+    )
 
 
 def _key_in(marker: Path) -> Any:

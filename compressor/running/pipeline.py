@@ -26,6 +26,7 @@ from compressor.running.order import doubtful_orders, refuse_for_files, refuse_i
 from compressor.running.preflight import check_workload
 from compressor.running.reference_base import without_base
 from compressor.running.run import Result, run_stages
+from compressor.running.session import Session
 from compressor.running.without_data import NOT_SCORED, stages_without_data
 from compressor.runtime import OnnxModule
 from compressor.stage import Stage, stage_name
@@ -81,11 +82,13 @@ class Pipeline:
         progress: bool = True,
         accept_changes: bool = False,
         on_event: Listener | None = None,
+        session: Session | None = None,
     ) -> Result:
         """Compresses `workload.model` (which stays as it is) and writes model.onnx and the report to the folder `out`.
 
         `out` defaults to a new temporary folder. A run that was killed goes on when called again with the same `out`.
-        `on_event` is called with every event of `compressor.progress.events`; what it raises ends no run.
+        `on_event` is called with every event of `compressor.progress.events`; what it raises ends no run. `session` is
+        what this run shares with others, such as a store of finished stages: `Session(store=users_store())`.
         Raises CompressorError alone: WorkloadError for a workload that cannot work (an ONNX file where a stage needs
         layers), RunFolderError where `out` holds another run, and, without a budget, StageError or ExportError, which
         name the stage, where a stage cannot do its work or a stage, the workload's code or a library raises anything;
@@ -110,14 +113,17 @@ class Pipeline:
                 refuse_for_files(stages)
             folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
             with folder.locked(), explained():
+                session = session or Session()
+                identity = identify(workload, stages, progress=progress)
                 job = Job(
                     workload=workload,
                     target=target or Target(),
                     folder=folder,
                     seed=seed,
-                    scores=FileScores(workload, seed=seed, based=not baseless),
-                    identity=identify(workload, stages, progress=progress),
+                    scores=FileScores(workload, seed=seed, based=not baseless, known=session.rows(identity)),
+                    identity=identity,
                     exports=ExportMemory(workload=workload, identify=content),
+                    session=session,
                     progress=progress,
                 )
                 return run_stages(

@@ -34,6 +34,7 @@ from compressor.running.judging import (
     parted_values,
 )
 from compressor.running.order import recovers, segments, takes_away
+from compressor.running.session import reused_sentence
 from compressor.runtime import OnnxModule
 from compressor.stage import Stage, stage_name, stage_parameters
 from compressor.storage import json_safe, sha256
@@ -91,6 +92,7 @@ def run_stages(
     names = tuple(map(stage_name, stages))
     emit(RunStarted(workload=job.workload.name, stages=names, seed=job.seed, out=str(job.folder.path)))
     given = [asked["target"], asked["versions"], job.identity.reference]
+    before = len(job.session.worked)
     with explained("reference", 0):
         job.say(
             f"recipe {(recipe or {}).get('name') or 'of your own'}: {', '.join(map(stage_name, stages)) or 'no stage'}"
@@ -109,7 +111,10 @@ def run_stages(
                 validation={"score": vars(job.scores.score(reference.onnx_bytes, "validation")), "drop": None},
             )
         )
-    return run.finish(run.go(), recipe)
+    state = run.go()
+    if told := reused_sentence(job.session.worked[before:]):
+        job.say(told)
+    return run.finish(state, recipe)
 
 
 @dataclass(kw_only=True)

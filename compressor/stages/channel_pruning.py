@@ -5,7 +5,7 @@ and only what the model demonstrably survives is taken out.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
@@ -31,7 +31,7 @@ from compressor.pruning.narrowing import (
     too_narrow,
     why,
 )
-from compressor.pruning.ranking.criteria import Taylor
+from compressor.pruning.ranking.criteria import Random, Taylor
 from compressor.pruning.ranking.criterion import Criterion, across_groups, channel_scores, check_criterion, unranked
 from compressor.pruning.ranking.scope import Global, Isomorphic, PerLayer, kept_widths
 from compressor.pruning.schedules import Cubic, Linear, OneShot, Steps
@@ -84,6 +84,10 @@ class PruneChannels:
         check_globs(self.ignore, "ignore")
         if self.align is not None:
             check_count(self.align, "align is what widths are multiples of", way_out="1 rounds nothing")
+
+    def by_chance(self) -> "PruneChannels":
+        """As much removed, of channels drawn at random."""
+        return replace(self, criterion=Random())
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """The narrowed model. Raises StageError, with the reason for every layer, where no channel can go."""

@@ -5,8 +5,8 @@ Men et al. 2024, "ShortGPT", arXiv:2403.03853 (block influence).
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from compressor.notes.running import RankingThreads
 from compressor.progress.bars import progress_bar
 from compressor.pruning.choice.loss_probe import loss_increases
 from compressor.pruning.narrowing import fold_model_
+from compressor.pruning.ranking.criteria import Random
 from compressor.pruning.ranking.scope import Global, PerGroup
 from compressor.stage import Context, Effect
 from compressor.structure.blocks import (
@@ -88,7 +89,7 @@ class DropBlocks:
 
     effect: ClassVar[Effect] = Effect.STRUCTURE
     remove: float
-    rank_by: Influence | LossIncrease = field(default_factory=LossIncrease)
+    rank_by: Influence | LossIncrease | Random = field(default_factory=LossIncrease)
     scope: PerGroup | Global = field(default_factory=PerGroup)
     blocks: tuple[str, ...] = ("*",)
     batches: int = 8
@@ -98,6 +99,10 @@ class DropBlocks:
         check_fraction(self.remove, "remove is the fraction of the blocks that goes")
         check_globs(self.blocks, "blocks", least=1)
         check_count(self.batches, "batches counts the calibration batches used for ranking")
+
+    def by_chance(self) -> "DropBlocks":
+        """As many blocks of each group, drawn at random."""
+        return replace(self, rank_by=Random())
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """`model` with the least important blocks replaced by identity. Raises StageError where there is none."""
@@ -122,7 +127,10 @@ class DropBlocks:
             free = {name: block for name, block in found.items() if name not in locked}
             quota = self._quota(free, locked, model, workload)
             with progress_bar(desc="ranking blocks", total=0, shown=context.progress) as bar:
-                scores, dropped = self._rank(model, free, quota, data, loss=workload.loss, threads=threads, bar=bar)
+                drawn = _drawn(free, context.seed) if self.rank_by == Random() else None
+                scores, dropped = self._rank(
+                    model, free, quota, data, loss=workload.loss, threads=threads, bar=bar, drawn=drawn
+                )
             dropped = _together(dropped, fault_without, locked)
         for entry, names in entries_without(model, {name: found[name] for name in found if name in dropped}):
             entry["why"] = {"criterion": repr(self.rank_by), "scores": {name: _short(scores[name]) for name in names}}
@@ -167,15 +175,21 @@ class DropBlocks:
         loss: Loss,
         threads: Threads,
         bar: Any,
+        drawn: dict[str, float] | None,
     ) -> tuple[dict[str, float], list[str]]:
-        """The score of each block when it was last judged, and the blocks to drop in order; `bar` counts losses."""
+        """The score of each block when it was last judged, and the blocks to drop in order; `bar` counts losses.
+
+        `drawn` are scores that chance gave already.
+        """
         left, gone, scores = dict(quota), dict[str, Block](), dict[str, float]()
         while pool := {name: b for name, b in free.items() if name not in gone and left[self._group(b)] > 0}:
             # Every round has a block less; a group that has lost its share is out before.
             rounds = range(len(pool), len(pool) - sum(left.values()), -1)
             bar.total = bar.n + sum(rounds) * len(data)
             with skipped(model, gone):
-                if self.rank_by == Influence():
+                if drawn is not None:
+                    scores |= drawn
+                elif self.rank_by == Influence():
                     standing = {name: free[name] for name in free if name not in gone}
                     scores |= measure_influence(model, standing, threads.timed(data))
                     bar.update(len(pool) * len(data))
@@ -185,6 +199,12 @@ class DropBlocks:
             gone[least] = free[least]
             left[self._group(free[least])] -= 1
         return scores, list(gone)
+
+
+def _drawn(blocks: Collection[str], seed: int) -> dict[str, float]:
+    """A score for every block by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    return dict(zip(blocks, torch.rand(len(blocks), generator=generator, dtype=torch.float64).tolist(), strict=True))
 
 
 def _instead(model: nn.Module, workload: Workload, globs: tuple[str, ...]) -> str:

@@ -366,7 +366,7 @@ def fake_compare(monkeypatch):
             print=lambda: sys.stdout.write("the table\n"), failures=state.failures, any_budget_met=state.met
         )
 
-    monkeypatch.setattr("compressor.running.comparison.compare", compare)
+    monkeypatch.setattr("compressor.comparing.comparison.compare", compare)
     return state
 
 

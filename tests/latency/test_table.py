@@ -11,11 +11,12 @@ from filelock import FileLock
 
 from compressor.latency import cache
 from compressor.latency import table as latency_table
-from compressor.latency.cache import CacheWarning, cache_folder
+from compressor.latency.cache import CacheWarning
 from compressor.latency.operator_graphs import runnable
 from compressor.latency.operators import Operator, conv, light, linear, recurrent
 from compressor.latency.small_graphs import OperatorGraph
 from compressor.latency.table import LatencyTable, in_one_model, time_operator, weight_bytes
+from compressor.storage import cache_folder
 from compressor.target import Target
 
 

@@ -39,7 +39,7 @@ from compressor.notes.quantization import (
     TriedInFloat,
     TriedWidths,
 )
-from compressor.notes.running import Exported, JudgedAfter, Loaders, RankingThreads, SameStructure, VersusBase
+from compressor.notes.running import Exported, JudgedAfter, Loaders, RankingThreads, Reused, SameStructure, VersusBase
 from compressor.notes.structure import (
     Block,
     Blocks,
@@ -270,6 +270,10 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (
         Exported(exporter="dynamo", opset=18, notes=("a", "b")),
         '{"export": {"exporter": "dynamo", "opset": 18, "notes": ["a", "b"]}}',
+    ),
+    (
+        Reused(made="2026-11-28T01:00:00+00:00", spared=12.5),
+        '{"reused": {"made": "2026-11-28T01:00:00+00:00", "spared": 12.5}}',
     ),
     (SameStructure(same_structure=True), '{"same_structure": true}'),
     (JudgedAfter(judged_after="distill"), '{"judged_after": "distill"}'),

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from compressor.comparing.comparison import Comparison
 from compressor.errors import WrongUseError
 from compressor.estimate import Estimate
 from compressor.report.comparison import ComparisonRow
 from compressor.report.notebook import flat, step_rows
 from compressor.report.view import summary
-from compressor.running.comparison import Comparison
 from compressor.running.run import Artifact, Result
 from workbench.report_samples import rollback
 

@@ -81,7 +81,7 @@ def no_export(monkeypatch):
     def refuse(*_, **__):
         raise WorkedError
 
-    for name in ("export_onnx", "measure", "speedup_over"):
+    for name in ("export_onnx", "measure", "timed_against"):
         monkeypatch.setattr(applying, name, refuse)
 
 

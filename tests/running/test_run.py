@@ -11,6 +11,7 @@ from compressor import Budget, Effect, Pipeline
 from compressor.batches import Batches
 from compressor.estimate import Estimate
 from compressor.measuring.measure import measure
+from compressor.measuring.timing import Timing
 from compressor.report.view import step_state
 from compressor.running import applying
 from compressor.running.run import Run
@@ -35,7 +36,8 @@ def stage_called(name: str, effect: Effect, *, factor: float = 1.0, **attributes
 def never_faster(monkeypatch):
     """Every stage is measured to halve the speed, of the reference and of the model before it."""
     halved = Estimate(0.5, 0.4, 0.6)
-    monkeypatch.setattr(applying, "speedup_over", lambda *_, **__: halved)
+    timing = Timing(reference_ms=halved, candidate_ms=halved, speedup=halved)
+    monkeypatch.setattr(applying, "timed_against", lambda *_, **__: timing)
     monkeypatch.setattr(applying, "measure", lambda *given, **more: replace(measure(*given, **more), speedup=halved))
 
 

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from compressor.budget import Budget
+from compressor.comparing import comparison as comparing
+from compressor.comparing.comparison import Comparison, compare
 from compressor.errors import RecipeError, RunFolderError, StageError, WorkloadError
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
@@ -15,10 +17,8 @@ from compressor.measuring.timing import Timing
 from compressor.recipe.recipe import Recipe
 from compressor.report.record import Step
 from compressor.report.report import Report
-from compressor.running import comparison as comparing
-from compressor.running.comparison import Comparison, compare
-from compressor.running.pipeline import Pipeline
-from compressor.stages import FineTune, Quantize
+from compressor.running.pipeline import Pipeline, PipelineWarning
+from compressor.stages import DropBlocks, FineTune, Quantize
 from compressor.target import Target
 
 
@@ -73,6 +73,8 @@ def fake_run(monkeypatch):
         return SimpleNamespace(report=end)
 
     monkeypatch.setattr(Pipeline, "run", run)
+    # There are no files whose samples could be compared.
+    monkeypatch.setattr(comparing, "_p_values", lambda *_: {})
     return state
 
 
@@ -211,6 +213,33 @@ def test_an_impossible_order_is_refused_before_the_first_recipe_has_run(tiny_wor
     assert fake_run.asked == {}
 
 
+def test_a_sweep_that_makes_an_impossible_order_is_named_with_its_value(tiny_workload, tmp_path, fake_run) -> None:
+    """The recipe and what was chosen stand before the reason, for each one that cannot work; nothing is run."""
+    path = tmp_path / "swept.yaml"
+    path.write_text("stages: [{sweep: [quantize, distill]}, {sweep: [quantize, {fine_tune: {epochs: 1}}]}]")
+    with pytest.raises(RecipeError) as error:
+        compare([path], tiny_workload, out=tmp_path / "out")
+    assert error.value.errors[0].startswith(
+        "swept-quantize-quantize (stages.0=quantize, stages.1=quantize): quantize cannot follow quantize"
+    )
+    assert error.value.errors[1].startswith(
+        "swept-quantize-fine_tune_epochs_1 (stages.0=quantize, stages.1={fine_tune: {epochs: 1}}): fine_tune cannot"
+    )
+    assert fake_run.asked == {}
+
+
+def test_a_file_with_sweeps_gives_all_its_recipes(tiny_workload, tmp_path, fake_run) -> None:
+    """Every combination is a row by its own name; what is doubtful in all of them is said once."""
+    path = tmp_path / "swept.yaml"
+    path.write_text("stages: [drop_blocks: {remove: {sweep: [0.3, 0.5]}}, quantize]")
+    names = ["swept-remove_0.3", "swept-remove_0.5"]
+    fake_run.ends = dict.fromkeys(names, report_of(measured(0.9, 0.5, 500, 2.0)))
+    with pytest.warns(PipelineWarning) as told:
+        comparison = compare([path], tiny_workload, out=tmp_path / "out", controls=False)
+    assert len(told) == 1
+    assert [row.name for row in comparison.rows[1:]] == names
+
+
 def test_a_run_that_kept_nothing_is_the_reference(tiny_workload, tmp_path, fake_run) -> None:
     """Its file is the reference's, byte for byte: the same score, no drop, a speed-up of exactly 1, beaten by none."""
     nothing = replace(report_of(measured(0.9, 0.5, 500, 2.0)), final=0)
@@ -271,3 +300,58 @@ def test_files_of_others_are_not_replaced(tmp_path, fake_run, tiny_workload, the
     for _ in range(2):
         compare(["int8"], tiny_workload, out=tmp_path, progress=False)
     assert (tmp_path / "thesis.tex").read_text() == "theirs"
+
+
+STRUCTURE = (DropBlocks(remove=0.5), FineTune(epochs=2, tail_epochs=0))
+
+
+def test_controls_are_run_beside_the_best(tiny_workload, tmp_path, fake_run) -> None:
+    """Of two recipes that drop blocks the better one gets both controls, of its own seed, epochs and amount."""
+    slow, fast = (report_of(measured(0.8, latency, 300, 1 / latency)) for latency in (0.5, 0.2))
+    fake_run.ends = {"slow": slow, "fast": fast, "control-training_only": slow, "control-random_structure": slow}
+    plans = [
+        Recipe(name="slow", stages=(DropBlocks(remove=0.3), FineTune(epochs=1, tail_epochs=0)), budget=Budget()),
+        Recipe(name="fast", stages=STRUCTURE, budget=Budget(), seed=4),
+    ]
+    comparison = compare(plans, tiny_workload, out=tmp_path)
+    controls = {name: asked for name, asked in fake_run.asked.items() if name.startswith("control")}
+    assert controls["control-training_only"]["stages"] == STRUCTURE[1:]
+    assert controls["control-random_structure"]["stages"] == (STRUCTURE[0].by_chance(), STRUCTURE[1])
+    assert {(asked["seed"], asked["budget"]) for asked in controls.values()} == {(4, None)}
+    assert [(row.name, row.control) for row in comparison.rows[3:]] == [
+        ("control-training_only", "training only"),
+        ("control-random_structure", "random structure"),
+    ]
+    assert not any(row.pareto for row in comparison.rows[3:])
+    assert list(comparison.reports) == ["slow", "fast"]
+    fake_run.asked.clear()
+    compare(plans, tiny_workload, out=tmp_path, controls=False)
+    assert list(fake_run.asked) == ["slow", "fast"]
+
+
+def test_a_control_that_fails_is_told_and_no_failed_recipe(tiny_workload, tmp_path, fake_run) -> None:
+    """The comparison stands without it."""
+    fine = report_of(measured(0.8, 0.2, 300, 5.0))
+    fake_run.ends = {"a": fine, "control-training_only": StageError("no\nluck"), "control-random_structure": fine}
+    comparison = compare([Recipe(name="a", stages=STRUCTURE)], tiny_workload, out=tmp_path)
+    assert comparison.failures == {}
+    assert "control-training_only, training only, failed: StageError: no luck" in comparison.told
+    assert [row.name for row in comparison.rows] == ["reference", "a", "control-random_structure"]
+
+
+def test_seeds_make_one_row_of_several_runs(tiny_workload, tmp_path, fake_run) -> None:
+    """Score and drop are means, with the scatter of the seeds in the interval; file and time are the first seed's."""
+    scores = {"a": 0.80, "a-seed_8": 0.84, "a-seed_9": 0.82}
+    fake_run.ends = {name: report_of(measured(score, 0.2, 300, 5.0)) for name, score in scores.items()}
+    (reference, row) = compare([named("a", seed=7)], tiny_workload, out=tmp_path, seeds=3).rows
+    assert [asked["seed"] for asked in fake_run.asked.values()] == [7, 8, 9]
+    assert (row.seeds, row.score.value, row.seconds) == (3, pytest.approx(0.82), 9.0)
+    # Student's t for two degrees of freedom, 4.303, times the standard error 0.02 / sqrt(3), beside the samples' 0.082.
+    assert row.score.high - 0.82 == pytest.approx((0.082**2 + (4.3027 * 0.02 / 3**0.5) ** 2) ** 0.5, rel=1e-4)
+    assert (row.drop.value, reference.seeds) == (pytest.approx(0.01), 1)
+    fake_run.ends["a-seed_9"] = StageError("once")
+    failed = compare([named("a", seed=7)], tiny_workload, out=tmp_path, seeds=3)
+    assert failed.failures == {"a": "seed 9: StageError: once"}
+    assert failed.rows == ()
+    with pytest.raises(ValueError, match="seeds counts"):
+        compare([named("a")], tiny_workload, out=tmp_path, seeds=0)

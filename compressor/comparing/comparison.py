@@ -1,0 +1,356 @@
+"""Several recipes on one workload, each run and resumed like a single one: one table and one picture of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape as html_escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from compressor.checks import check_count
+from compressor.comparing.arms import REFERENCE, Arm, arms_of, common_target, control_arms, named
+from compressor.comparing.controls import controls_of
+from compressor.comparing.rows import rows_of
+from compressor.comparing.sharing import Cost, cost_of
+from compressor.comparing.significance import LEVEL, letters, told_apart
+from compressor.comparing.words import alike_sentences, control_sentences
+from compressor.estimate import Estimate
+from compressor.machine import environment
+from compressor.measuring.scores import FileScores
+from compressor.measuring.session_times import Times
+from compressor.measuring.timing import Timing, time_interleaved
+from compressor.progress.bars import say
+from compressor.progress.events import Listener
+from compressor.recipe.recipe import Recipe
+from compressor.report.comparison import (
+    ComparisonRow,
+    best_of,
+    comparison_html,
+    comparison_markdown,
+    comparison_svg,
+    comparison_table,
+    conclusions,
+    print_comparison,
+)
+from compressor.report.markdown import escape
+from compressor.report.notebook import flat, frame, table_html
+from compressor.report.report import Report
+from compressor.report.view import busy_sentence
+from compressor.running.folder import MODEL_FILE, refuse_files_of_others
+from compressor.running.pipeline import Pipeline
+from compressor.running.preflight import check_workload
+from compressor.running.session import Session
+from compressor.storage import json_safe, sha256, write_atomic, write_json
+from compressor.store.kept import Store
+from compressor.target import Target
+from compressor.workload import Workload, resize_batch
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA_VERSION = 1
+_DATA, _TIMES, _SHARED = "comparison.json", "times.json", "shared"
+_PAGES = ("comparison.md", "comparison.html", "comparison.svg")
+# Every pair of so many is tested, and every file timed again; of more, those on the front and what they are told from.
+_ALL_PAIRS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare` gives. `rows` begin with the reference; `reports` and `failures` (error texts) are by name.
+
+    `busy` is a sentence where the machine was, "" else. `cost` says what was shared, `told` what else there is to say:
+    of controls, of what is alike. `p_values` are those of pairs of rows, corrected by Holm for their number.
+    """
+
+    workload: str
+    rows: tuple[ComparisonRow, ...]
+    reports: dict[str, Report]
+    failures: dict[str, str]
+    busy: str = ""
+    cost: Cost | None = None
+    told: tuple[str, ...] = ()
+    p_values: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"<Comparison on {self.workload} of {', '.join(self.reports) or 'nothing'}{failed}>"
+
+    def _repr_html_(self) -> str:
+        caption = f"{self.workload}: {len(self.reports)} recipes; ★ no other is as fast, as small and as good at once"
+        failed = "".join(f"<p>{html_escape(f'{name} failed: {error}')}</p>" for name, error in self.failures.items())
+        marks = ["★" if row.pareto else "" for row in self.rows]
+        return table_html(comparison_table(self.rows), marks, title="recipe", caption=caption) + failed
+
+    def to_frame(self) -> Any:
+        """The rows as a pandas DataFrame, the reference first.
+
+        Estimates have three columns, such as `speedup`, `speedup_low` and `speedup_high`. Raises WrongUseError where
+        pandas is not installed; the extra `frame` brings it along.
+        """
+        return frame([{name: value for name, value in flat(vars(row)).items() if name != "scale"} for row in self.rows])
+
+    @property
+    def any_budget_met(self) -> bool:
+        """Whether at least one recipe met its budget."""
+        return any(report.budget_met for report in self.reports.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as JSON values; intervals are {"value", "low", "high"}."""
+        rows = [
+            {
+                "name": row.name,
+                "score": _interval(row.score),
+                "drop": _interval(row.drop),
+                "latency_ms": _interval(row.latency_ms),
+                "speedup": _interval(row.speedup),
+                "size_bytes": row.size_bytes,
+                "compressed_bytes": row.compressed_bytes,
+                "seconds": row.seconds,
+                "pareto": row.pareto,
+                "alike": row.alike,
+                "control": row.control,
+                "seeds": row.seeds,
+                "report": row.report,
+                "budget_met": self.reports[row.name].budget_met if row.name in self.reports else None,
+            }
+            for row in self.rows
+        ]
+        found: dict[str, Any] = json_safe(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "workload": self.workload,
+                "conclusions": [*conclusions(self.rows), *self.told],
+                "busy": self.busy,
+                "rows": rows,
+                "failures": self.failures,
+                "cost": None if self.cost is None else self.cost.to_json(),
+                "p_values": [{"one": one, "other": other, "p": p} for (one, other), p in self.p_values.items()],
+            }
+        )
+        return found
+
+    def print(self, console: "Console | None" = None) -> None:
+        """Prints what to ship and the table to `console`, by default the terminal."""
+        print_comparison(self.rows, console, busy=self.busy, told=self.told)
+
+
+def compare(
+    recipes: Sequence[Recipe | str | Path | Pipeline],
+    workload: Workload,
+    *,
+    out: Path | str,
+    target: Target | None = None,
+    seed: int | None = None,
+    seeds: int = 1,
+    controls: bool = True,
+    progress: bool = True,
+    accept_changes: bool = False,
+    on_event: Listener | None = None,
+    store: Store | None = None,
+) -> Comparison:
+    """Runs every recipe into `out/<its name>` and writes comparison.json, .md, .html and .svg into `out`.
+
+    Recipes may be given as objects, files, or names of shipped ones; pipelines take part as well. A file with sweeps
+    (`remove: {sweep: [0.3, 0.5]}`) gives every recipe that they make. `seed` and `target` default to the recipes' own;
+    `on_event` is told of every run; all must be measured under the same load. Stages that several recipes begin with
+    are made once, by way of `store`, by default one in `out`.
+
+    With `seeds` above 1 each recipe is run under as many seeds, and its row tells the mean. With `controls` the best
+    recipe that takes structure away is run beside two controls: its training alone, and a random choice of as much.
+    A recipe that fails is listed with its error and the others go on; a killed comparison goes on where it was when
+    called again. Raises RecipeError for a recipe that cannot be read or cannot work, WorkloadError for a workload that
+    cannot work.
+    """
+    if not recipes:
+        raise ValueError("compare needs at least one recipe, such as 'int8'")
+    check_count(seeds, "seeds counts the runs of every recipe")
+    plans = named(
+        [plan for entry in recipes for plan in (Recipe.load_all(entry) if isinstance(entry, str | Path) else [entry])]
+    )
+    target = target or common_target(list(plans.values()))
+    checked = check_workload(workload)
+    folder = Path(out)
+    refuse_files_of_others(folder, _DATA, _PAGES, keys={"schema_version", "rows", "failures"})
+    # An order of stages that cannot work is refused before any recipe has taken hours.
+    arms = arms_of(plans, seed=seed, seeds=seeds)
+    session = Session(store=store or Store(folder / _SHARED), times=Times(folder / _TIMES))
+    asked = {"target": target, "progress": progress, "accept_changes": accept_changes, "on_event": on_event}
+    runs = _Runs(workload=workload, folder=folder, session=session, asked=asked)
+    for number, arm in enumerate(arms, start=1):
+        say(f"recipe {number} of {len(arms)}: {arm.folder}", shown=progress)
+        runs.run(arm)
+    judged = _judged(arms, rows_of(runs.reports(), {}, {})) if controls else None
+    beside = control_arms(judged, seeds=seeds) if judged else []
+    for arm in beside:
+        say(f"{arm.control}, to compare with: {arm.folder}", shown=progress)
+        runs.run(arm)
+    kinds = {arm.row: arm.control for arm in beside}
+    reports = runs.reports()
+    timings = _timed_together(folder, list(reports), workload, target, session.times)
+    rows = rows_of(reports, timings, kinds)
+    p_values = _p_values(rows, runs, checked)
+    rows = _with_letters(rows, p_values)
+    cost = cost_of(session.worked)
+    failures = runs.failures()
+    first = {name: each[0] for name, each in reports.items()}
+    busy = [environment(target), *(report.environment for report in first.values() if not timings)]
+    failed = [f"{name}, {kinds[name]}, failed: {_one_line(error)}" for name, error in failures.items() if name in kinds]
+    comparison = Comparison(
+        workload=workload.name,
+        rows=rows,
+        reports={name: report for name, report in first.items() if name not in kinds},
+        failures={name: error for name, error in failures.items() if name not in kinds},
+        busy=next(filter(None, map(busy_sentence, busy)), ""),
+        cost=cost,
+        told=(
+            *alike_sentences(rows, p_values, seeds=seeds),
+            *control_sentences(rows, p_values, of=judged.row if judged else ""),
+            *failed,
+            *cost.sentences(),
+        ),
+        p_values=p_values,
+    )
+    _write(comparison, folder)
+    return comparison
+
+
+@dataclass(kw_only=True)
+class _Runs:
+    """The runs of a comparison as they come about, by the folders of their arms."""
+
+    workload: Workload
+    folder: Path
+    session: Session
+    asked: dict[str, Any]
+    _ended: dict[str, tuple[Arm, Report | str]] = field(default_factory=dict)
+
+    def run(self, arm: Arm) -> None:
+        """Runs an arm; what it raises is its failure."""
+        try:
+            result = arm.pipeline.run(
+                self.workload, out=self.folder / arm.folder, seed=arm.seed, session=self.session, **self.asked
+            )
+        except Exception as error:  # noqa: BLE001  # a user's stage may raise anything, and the others must go on
+            self._ended[arm.folder] = arm, f"{type(error).__name__}: {error}"
+        else:
+            self._ended[arm.folder] = arm, result.report
+
+    def failures(self) -> dict[str, str]:
+        """The first error of every row of which a run failed."""
+        found: dict[str, str] = {}
+        for arm, end in self._ended.values():
+            if isinstance(end, str):
+                found.setdefault(arm.row, end if arm.folder == arm.row else f"seed {arm.seed}: {end}")
+        return found
+
+    def reports(self) -> dict[str, list[Report]]:
+        """The reports of every row of which no run failed, by seed."""
+        found: dict[str, list[Report]] = {}
+        failed = self.failures()
+        for arm, end in self._ended.values():
+            if not isinstance(end, str) and arm.row not in failed:
+                found.setdefault(arm.row, []).append(end)
+        return found
+
+    def files(self, row: str) -> list[bytes] | None:
+        """The files of a row by seed, None where one is gone."""
+        paths = [self.folder / arm.folder / MODEL_FILE for arm, _ in self._ended.values() if arm.row == row]
+        return [path.read_bytes() for path in paths] if all(path.is_file() for path in paths) else None
+
+    def reference(self) -> bytes | None:
+        """The reference's file, which is the same in every run."""
+        path = _reference_in(self.folder / next(iter(self._ended), ""))
+        return path.read_bytes() if path.is_file() else None
+
+
+def _reference_in(run: Path) -> Path:
+    return run / "stages" / "00-reference" / MODEL_FILE
+
+
+def _judged(arms: Sequence[Arm], rows: Sequence[ComparisonRow]) -> Arm | None:
+    """The first run of the best recipe that has controls, by the times of its own run: the same one after a kill."""
+    firsts = {arm.row: arm for arm in reversed(arms)}
+    able = {name for name, arm in firsts.items() if controls_of(arm.pipeline.stages)}
+    shown = [row for row in rows if row.name in able or row.name == REFERENCE]
+    best = best_of(shown) or next((row for row in shown if row.name != REFERENCE), None)
+    return None if best is None else firsts[best.name]
+
+
+def _p_values(rows: Sequence[ComparisonRow], runs: _Runs, workload: Workload) -> dict[tuple[str, str], float]:
+    """The corrected p value of every pair of rows, of many rows of those on the front, with the controls."""
+    if not workload.metric.scored:
+        return {}
+    shown = rows if len(rows) <= _ALL_PAIRS else [row for row in rows if row.pareto or row.control]
+    shown = [row for row in rows if row.name == REFERENCE or row in shown]
+    scores = FileScores(workload, seed=0, known=runs.session.every_row())
+    files: dict[str, list[bytes]] = {}
+    for row in shown:
+        reference = runs.reference()
+        found = runs.files(row.name) if row.name != REFERENCE else None if reference is None else [reference]
+        if found is not None:
+            files[row.name] = found
+    tensors: dict[str, list[Tensor]] = {
+        name: [scores.rows(file, "test") for file in found] for name, found in files.items()
+    }
+    return told_apart(tensors, workload.metric)
+
+
+def _with_letters(
+    rows: Sequence[ComparisonRow], p_values: Mapping[tuple[str, str], float]
+) -> tuple[ComparisonRow, ...]:
+    names = [row.name for row in rows if any(row.name in pair for pair in p_values)]
+    apart = {frozenset(pair) for pair, p in p_values.items() if p < LEVEL}
+    found = letters(names, apart)
+    return tuple(replace(row, alike=found.get(row.name, "")) for row in rows)
+
+
+def _timed_together(
+    folder: Path, names: Sequence[str], workload: Workload, target: Target, times: Times
+) -> dict[str, Timing]:
+    """The files of the recipes against the reference's, timed one after another in this session.
+
+    Each run has timed its own file, maybe on another day: only times of one session compare. What was timed together
+    before is told again, so that a comparison which had ended is the same when it is asked for again. Nothing for one
+    recipe.
+    """
+    paths = {name: folder / name / MODEL_FILE for name in names}
+    references = [_reference_in(folder / name) for name in names]
+    if len(paths) < 2 or not all(path.is_file() for path in [*paths.values(), *references]):
+        return {}
+    inputs = resize_batch(workload.example_inputs, target.batch_size)
+    reference = references[0].read_bytes()
+    files = {name: path.read_bytes() for name, path in paths.items()}
+
+    def take() -> dict[str, Timing]:
+        return {name: time_interleaved(file, reference, inputs, threads=target.threads) for name, file in files.items()}
+
+    digests = sorted((name, sha256(file)) for name, file in files.items())
+    return times.together(repr((digests, sha256(reference), target.batch_size, target.threads)), take)
+
+
+def _interval(estimate: Estimate | None) -> dict[str, float] | None:
+    return None if estimate is None else {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _write(comparison: Comparison, folder: Path) -> None:
+    title = f"{comparison.workload}: {len(comparison.reports)} recipes compared"
+    failed = [f"{name} failed: {_one_line(error)}" for name, error in comparison.failures.items()]
+    notes = "".join(f"- {text}\n" for text in failed)
+    first = "".join(
+        f"- {text}\n"
+        for text in filter(None, [*map(escape, [*conclusions(comparison.rows), *comparison.told]), comparison.busy])
+    )
+    write_json(folder / _DATA, comparison.to_json())
+    write_atomic(
+        folder / "comparison.md",
+        f"# {title}\n\n{first}\n{comparison_markdown(comparison.rows)}\n{notes}".rstrip() + "\n",
+    )
+    page = comparison_html(comparison.rows, title, failed, busy=comparison.busy, told=comparison.told)
+    write_atomic(folder / "comparison.html", page)
+    write_atomic(folder / "comparison.svg", comparison_svg(comparison.rows))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

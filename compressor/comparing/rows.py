@@ -1,0 +1,117 @@
+"""The rows of a comparison: the reference and every file, their scores over the seeds, the front, who is alike."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean, stdev
+
+from compressor.comparing.arms import REFERENCE
+from compressor.estimate import Estimate
+from compressor.measuring.timing import Timing
+from compressor.report.comparison import ComparisonRow, pareto_front
+from compressor.report.numbers import ScoreScale
+from compressor.report.record import Step
+from compressor.report.report import Report
+
+_UNCHANGED = Estimate(1.0, 1.0, 1.0)
+
+
+def rows_of(
+    reports: Mapping[str, Sequence[Report]], timings: Mapping[str, Timing], controls: Mapping[str, str]
+) -> tuple[ComparisonRow, ...]:
+    """The reference, then a row for each of `reports`, which are by row and seed, with the front marked.
+
+    File, size and time are those of the first seed, the score is the mean over all. `controls` are the kinds of those
+    rows that are controls, which are never on the front.
+    """
+    rows = [_row(name, each) for name, each in reports.items()]
+    rows = [_retimed(row, timings[row.name]) if row.name in timings else row for row in rows]
+    rows = [row if reports[row.name][0].final else _as_the_reference(row, rows, timings) for row in rows]
+    rows = [replace(row, control=controls.get(row.name, "")) for row in rows]
+    if reports:
+        # The reference is the same model in every run; the first run's timing stands for it.
+        name = next(iter(reports))
+        first = _of_step(REFERENCE, reports[name][0], 0)
+        latency = timings[name].reference_ms if name in timings else first.latency_ms
+        rows.insert(
+            0,
+            replace(
+                first, drop=None, latency_ms=latency, speedup=_UNCHANGED, seconds=0.0, report=None, budget_met=None
+            ),
+        )
+    return _with_front(rows)
+
+
+def _with_front(rows: Sequence[ComparisonRow]) -> tuple[ComparisonRow, ...]:
+    # Errors are better where smaller: with a minus sign, as scores.
+    ours = [row for row in rows if not row.control]
+    goodness = [row.score.value if row.scale.higher_is_better else -row.score.value for row in ours]
+    points = [(row.latency_ms.value, row.size_bytes, good) for row, good in zip(ours, goodness, strict=True)]
+    front = {row.name for row, best in zip(ours, pareto_front(points), strict=True) if best}
+    return tuple(replace(row, pareto=row.name in front) for row in rows)
+
+
+def _row(name: str, reports: Sequence[Report]) -> ComparisonRow:
+    every = [_of_step(name, report, report.final) for report in reports]
+    if len(every) == 1:
+        return every[0]
+    drops = [row.drop for row in every if row.drop is not None]
+    met = [row.budget_met for row in every if row.budget_met is not None]
+    return replace(
+        every[0],
+        score=_over_seeds([row.score for row in every]),
+        drop=_over_seeds(drops) if len(drops) == len(every) else every[0].drop,
+        seconds=sum(row.seconds for row in every),
+        seeds=len(every),
+        budget_met=all(met) if met else None,
+    )
+
+
+def _over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean, with the interval of the samples and Student's t of the seeds' scatter, as independent errors."""
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # scipy ships no types
+
+    values = [each.value for each in estimates]
+    mean, count = fmean(values), len(values)
+    by_seed = float(stdtrit(count - 1, 0.975)) * stdev(values) / math.sqrt(count)
+    below, above = (fmean(gap) for gap in zip(*((e.value - e.low, e.high - e.value) for e in estimates), strict=True))
+    return Estimate(mean, mean - math.hypot(below, by_seed), mean + math.hypot(above, by_seed))
+
+
+def _as_the_reference(
+    row: ComparisonRow, rows: Sequence[ComparisonRow], timings: Mapping[str, Timing]
+) -> ComparisonRow:
+    """The row of a run that kept nothing: its file is the reference, and another time of it would be noise."""
+    first = rows[0].name
+    latency = timings[first].reference_ms if first in timings else row.latency_ms
+    return replace(row, drop=Estimate(0.0, 0.0, 0.0), latency_ms=latency, speedup=_UNCHANGED)
+
+
+def _retimed(row: ComparisonRow, timing: Timing) -> ComparisonRow:
+    return replace(row, latency_ms=timing.candidate_ms, speedup=timing.speedup)
+
+
+def _of_step(name: str, report: Report, index: int) -> ComparisonRow:
+    step = report.steps[index]
+    measurement = step.measurement
+    assert measurement is not None  # only a step with a file can be final
+    return ComparisonRow(
+        name=name,
+        score=measurement.score,
+        drop=step.drop or _validation_drop(step),
+        latency_ms=measurement.latency_ms,
+        speedup=measurement.speedup,
+        size_bytes=measurement.size_bytes,
+        compressed_bytes=measurement.compressed_bytes,
+        seconds=sum(done.seconds for done in report.steps),
+        pareto=False,
+        report=f"{name}/report.html",
+        scale=ScoreScale.of(report.workload),
+        # Without a budget nothing can be within it.
+        budget_met=report.budget_met if report.budget is not None or not report.budget_met else None,
+    )
+
+
+def _validation_drop(step: Step) -> Estimate | None:
+    drop = step.validation.get("drop")
+    return None if drop is None else Estimate(drop["value"], drop["low"], drop["high"])

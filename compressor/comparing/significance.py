@@ -1,0 +1,131 @@
+"""Which of several files, or recipes over several seeds, can be told apart by their scores on the same samples.
+
+Two files are compared sample by sample: McNemar's exact test where a sample is right or wrong (McNemar 1947,
+Psychometrika 12, the binomial form), else the standard error of their paired difference. Over several seeds the
+scatter from seed to seed comes to it (Bouthillier et al. 2021, arXiv:2103.03098, sec. 3), with the degrees of freedom
+of Welch 1947 and Satterthwaite 1946. Many pairs at once are corrected by Holm 1979. Who cannot be told apart shares a
+letter (Piepho 2004, "An algorithm for a letter-based representation of all-pairwise comparisons").
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressor.intervals import resampled
+from compressor.metrics import Metric
+from compressor.scoring.means import mean_of_asked
+
+LEVEL = 0.05
+_NO_LIMIT = 1e9  # degrees of freedom of a normal distribution
+
+
+def p_value(one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric, *, seed: int = 0) -> float:
+    """How likely scores that differ so much are where nothing differs, two-sided, in [0, 1].
+
+    `one` and `other` hold a tensor of rows for every seed, (samples,) or (samples, k), all of the same samples.
+    """
+    if len(one) == len(other) == 1 and _right_or_wrong(metric, *one, *other):
+        return _mcnemar(one[0], other[0])
+    scores = [np.array([metric.aggregate(rows) for rows in group], dtype=float) for group in (one, other)]
+    difference = float(scores[0].mean() - scores[1].mean())
+    by_seed = [float(group.var(ddof=1)) / len(group) if len(group) > 1 else 0.0 for group in scores]
+    error2 = _sample_variance(one, other, metric, seed) + sum(by_seed)
+    if not math.isfinite(difference) or not math.isfinite(error2):
+        return 1.0
+    if error2 == 0:
+        return 1.0 if difference == 0 else 0.0
+    # Welch and Satterthwaite; the samples are so many that their part has no end of degrees of freedom.
+    spread = sum(part**2 / (len(group) - 1) for part, group in zip(by_seed, scores, strict=True) if part)
+    freedom = min(error2**2 / spread, _NO_LIMIT) if spread else _NO_LIMIT
+    return _two_sided(abs(difference) / math.sqrt(error2), freedom)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p values `values` corrected for their number, in their order: those below 5 % hold together at 5 %.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    found = [1.0] * len(values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        found[index] = highest
+    return found
+
+
+def told_apart(
+    rows: Mapping[str, Sequence[Tensor]], metric: Metric, *, pairs: Collection[tuple[str, str]] | None = None
+) -> dict[tuple[str, str], float]:
+    """The corrected p value of every pair of `rows`, or of `pairs` alone, by the two names in the order of `rows`."""
+    asked = list(combinations(rows, 2)) if pairs is None else list(pairs)
+    found = [p_value(rows[one], rows[other], metric) for one, other in asked]
+    return dict(zip(asked, holm(found), strict=True))
+
+
+def letters(names: Sequence[str], apart: Collection[frozenset[str]]) -> dict[str, str]:
+    """Letters for each of `names`, with spaces between: all but the pairs in `apart`, which differ, share one.
+
+    Piepho 2004: one column with everyone, split at every pair that differs; columns inside others are dropped.
+    """
+    columns = [frozenset(names)]
+    for pair in sorted(apart, key=lambda pair: sorted(map(list(names).index, pair))):
+        split: list[frozenset[str]] = []
+        for column in columns:
+            split += [column - {name} for name in pair] if pair <= column else [column]
+        columns = [
+            column
+            for number, column in enumerate(split)
+            if not any(column < other or (column == other and number > at) for at, other in enumerate(split))
+        ]
+    columns.sort(key=lambda column: sorted(map(list(names).index, column)))
+    return {
+        name: " ".join(_letter(number) for number, column in enumerate(columns) if name in column) for name in names
+    }
+
+
+def _letter(number: int) -> str:
+    """A to z, then a2, b2 and so on."""
+    return chr(ord("a") + number % 26) + (str(number // 26 + 1) if number >= 26 else "")
+
+
+def _right_or_wrong(metric: Metric, *groups: Tensor) -> bool:
+    return metric.proportion and all(rows.ndim == 1 and bool(((rows == 0) | (rows == 1)).all()) for rows in groups)
+
+
+def _mcnemar(one: Tensor, other: Tensor) -> float:
+    """The exact two-sided p value of samples that one of both alone has right."""
+    from scipy.special import bdtr  # type: ignore[import-untyped]  # scipy ships no types
+
+    first, second = int((one > other).sum()), int((other > one).sum())
+    if first + second == 0:
+        return 1.0
+    return min(1.0, 2 * float(bdtr(min(first, second), first + second, 0.5)))
+
+
+def _sample_variance(one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric, seed: int) -> float:
+    """The variance of the difference of mean scores that other samples would make."""
+    simple = metric.aggregate in {Metric.aggregate, mean_of_asked}
+    if simple and not any(bool(rows.isnan().any()) for rows in (*one, *other)):
+        means = [
+            torch.stack([rows.double().reshape(len(rows), -1).mean(1) for rows in group]) for group in (one, other)
+        ]
+        difference = means[0].mean(0) - means[1].mean(0)
+        return float(difference.var(unbiased=True)) / len(difference) if len(difference) > 1 else 0.0
+    scores = resampled([*one, *other], metric, seed)
+    difference = scores[:, : len(one)].mean(axis=1) - scores[:, len(one) :].mean(axis=1)
+    return float(np.nanvar(difference))
+
+
+def _of_each_sample(group: Sequence[Tensor]) -> Tensor:
+    """The mean score of each sample over the seeds, (samples,)."""
+    return torch.stack([rows.double().reshape(len(rows), -1).mean(1) for rows in group]).mean(0)
+
+
+def _two_sided(statistic: float, freedom: float) -> float:
+    from scipy.special import stdtr
+
+    return min(1.0, 2 * float(stdtr(freedom, -statistic)))

@@ -1,0 +1,1 @@
+"""Finished stages by what they were made of, shared by every command on this machine."""
