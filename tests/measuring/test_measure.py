@@ -346,7 +346,9 @@ def test_what_decides_is_timed_again_where_it_is_open(
         return Timing(reference_ms=found, candidate_ms=found, speedup=found)
 
     monkeypatch.setattr(measure_module, "time_interleaved", timed)
-    found = timed_against(b"", b"", example_inputs=torch.zeros(2, 1), target=Target(), decides=decides).speedup
+    found = timed_against(
+        b"candidate", b"base", example_inputs=torch.zeros(2, 1), target=Target(), decides=decides
+    ).speedup
     assert found.value == (first if times == 1 else 0.98)
     assert [settings.get("seconds", 2.0) for settings in asked] == [2.0, 6.0][:times]
     assert len({settings["seed"] for settings in asked}) == times
