@@ -215,9 +215,8 @@ def compare(
 
     `compressor compare int8 prune_distill_int8 drop_blocks_distill_int8 --workload digits --out runs/compared`
 
-    Values of a recipe may be sweeps, `remove: {sweep: [0.3, 0.5]}`: every combination is compared, and what they have
-    in common is worked once. A recipe that fails is shown with its error and the others go on. Exit code 1 where one
-    failed, 3 where none met its budget.
+    Values may be sweeps, `remove: {sweep: [0.3, 0.5]}`: every combination is compared, and what is common worked once.
+    A recipe that fails is shown with its error, the others go on: exit code 1; 3 where none met its budget.
     """
     with reported(verbose=verbose, out=out):
         plans = [plan for name in recipes for plan in recipes_of(name, settings)]

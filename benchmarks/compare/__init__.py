@@ -1,0 +1,1 @@
+"""What comparing many recipes costs against running them one by one."""

@@ -1,0 +1,45 @@
+"""The benchmark of comparisons: what it counts, that it goes on, and that its recipes can be read."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.compare import tree
+from compressor import Pipeline, Recipe
+
+
+@pytest.mark.parametrize("name", list(tree.SETS))
+def test_each_set_has_twelve_recipes(name: str) -> None:
+    """By names that differ; those of the second set share all but the last stage."""
+    recipes = Recipe.loads_all(tree.SETS[name].format(epochs=2))
+    assert len({recipe.name for recipe in recipes}) == 12
+    assert len({recipe.stages[:2] for recipe in recipes}) == (4 if name == "every combination" else 1)
+
+
+def test_seconds_and_files(tmp_path, monkeypatch, small_workload) -> None:
+    """A comparison of 4 seconds against two runs of 5: 0.4 of both, 0.8 of one; a file that differs is counted out."""
+    clock = iter([0.0, 4.0, 10.0, 15.0, 20.0, 25.0])
+    monkeypatch.setattr(tree, "perf_counter", lambda: next(clock))
+
+    def leave(folder, content: bytes) -> None:
+        folder.mkdir(parents=True)
+        for file in ("model.onnx", "weights.safetensors", "plan.json"):
+            (folder / file).write_bytes(content)
+
+    def compared(recipes, workload, *, out, controls):
+        assert not controls
+        for recipe in recipes:
+            leave(out / recipe.name, recipe.name.encode())
+        return SimpleNamespace(failures={})
+
+    def run(self, workload, *, out, seed):
+        leave(out, b"another" if out.name == "b" else out.name.encode())
+
+    monkeypatch.setattr(tree, "compare", compared)
+    monkeypatch.setattr(Pipeline, "run", run)
+    recipes = [Recipe.loads(f"name: {name}\nstages: [quantize]") for name in "ab"]
+    found = tree.measured("every combination", recipes, small_workload, tmp_path)
+    assert (found["of_one_by_one"], found["of_one"], found["same_files"]) == (0.4, 0.8, 1)
+    # All of it is kept: the clock, which has run out, is not asked again.
+    assert tree.measured("every combination", recipes, small_workload, tmp_path) == found
+    assert "0.40x all one by one (at most 0.4x wanted), 1 of 2 files the same" in tree.line(found)
