@@ -225,8 +225,7 @@ def compare(
         from compressor.target import Target
 
         warnings.simplefilter("always", PipelineWarning)
-        asked = batch_size is not None or threads is not None
-        target = Target(batch_size=batch_size or 1, threads=threads or 1) if asked else None
+        target = Target(batch_size=batch_size or 1, threads=threads or 1) if batch_size or threads else None
         found = workload_of(
             workload,
             free_sizes=free_sizes,
