@@ -17,6 +17,11 @@ if TYPE_CHECKING:
         StorageError,
         WorkloadError,
     )
+    from compressor.evaluations.by_class import ByClass
+    from compressor.evaluations.calibration import Calibration
+    from compressor.evaluations.generalisation import GeneralisationGap
+    from compressor.evaluations.removed import WhatWent
+    from compressor.evaluations.robustness import Robustness
     from compressor.files.reading import read_onnx
     from compressor.metrics import Metric
     from compressor.outputs.kinds import Classes, Labels, Numbers, OtherOutput
@@ -34,6 +39,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Budget": "budget",
+    "ByClass": "evaluations.by_class",
+    "Calibration": "evaluations.calibration",
     "Classes": "outputs.kinds",
     "CompressorError": "errors",
     "Context": "stage",
@@ -41,6 +48,7 @@ _HOMES = {
     "ExportError": "errors",
     "Fold": "running.folds.fold",
     "FoldsError": "errors",
+    "GeneralisationGap": "evaluations.generalisation",
     "Isa": "target",
     "Labels": "outputs.kinds",
     "Metric": "metrics",
@@ -51,11 +59,13 @@ _HOMES = {
     "Recipe": "recipe.recipe",
     "RecipeError": "errors",
     "Result": "running.run",
+    "Robustness": "evaluations.robustness",
     "RunFolderError": "errors",
     "Stage": "stage",
     "StageError": "errors",
     "StorageError": "errors",
     "Target": "target",
+    "WhatWent": "evaluations.removed",
     "Workload": "workload",
     "WorkloadError": "errors",
     "compare": "comparing.comparison",

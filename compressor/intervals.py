@@ -52,6 +52,37 @@ def paired_drop(rows: Tensor, reference_rows: Tensor, metric: Metric, *, seed: i
     return _percentiles(value, np.array([metric.drop(reference, score) for reference, score in scores.tolist()]))
 
 
+def gap_between(seen: Tensor, unseen: Tensor, metric: Metric, *, seed: int = 0) -> Estimate:
+    """How much worse the rows of `unseen` samples score than those of `seen` ones, with its 95 % interval.
+
+    In points of a bounded metric, else as a fraction of the score on `seen`. The two are resampled each by itself.
+    """
+    value = metric.drop(_finite(metric.aggregate(seen), metric), _finite(metric.aggregate(unseen), metric))
+    return _percentiles(value, _gaps([seen], [unseen], metric, seed)[:, 0])
+
+
+def gap_change(own: Sequence[Tensor], base: Sequence[Tensor], metric: Metric, *, seed: int = 0) -> Estimate:
+    """By how much the gap of `own` rows, (seen, unseen), is larger than that of `base`, with its 95 % interval.
+
+    Rows of the same samples are resampled together.
+    """
+    (seen, unseen), (base_seen, base_unseen) = own, base
+    gaps = _gaps([seen, base_seen], [unseen, base_unseen], metric, seed)
+    ours, theirs = (
+        metric.drop(metric.aggregate(first), metric.aggregate(second))
+        for first, second in ((seen, unseen), (base_seen, base_unseen))
+    )
+    return _percentiles(ours - theirs, gaps[:, 0] - gaps[:, 1])
+
+
+def _gaps(seen: list[Tensor], unseen: list[Tensor], metric: Metric, seed: int) -> NDArray[np.float64]:
+    """The gaps of every set on resamples, (resamples, sets)."""
+    first, second = resampled(seen, metric, seed), resampled(unseen, metric, seed + 1)
+    count = min(len(first), len(second))
+    pairs = zip(first[:count].tolist(), second[:count].tolist(), strict=True)
+    return np.array([[metric.drop(*pair) for pair in zip(*both, strict=True)] for both in pairs])
+
+
 def mean_over_folds(values: Sequence[float], *, tested: float, rest: float) -> Estimate:
     """The mean of one finite value a fold with its 95 % interval, where folds share the samples that made their models.
 

@@ -10,7 +10,7 @@ import typer
 from compressor.cli.caching import cache
 from compressor.cli.dry_run import print_plan
 from compressor.cli.exits import BUDGET_NOT_MET, FAILED, reported, used
-from compressor.cli.folds import Folds, FoldsReference, Repeats, tell_folds, workload_of_folds
+from compressor.cli.folds import Folds, FoldsReference, Repeats, check_folds, tell_folds, workload_of_folds
 from compressor.cli.interrupts import interruptible
 from compressor.cli.options import (
     Accept,
@@ -18,6 +18,7 @@ from compressor.cli.options import (
     Batch,
     BatchSize,
     Controls,
+    Evaluate,
     ExportSeconds,
     FreeSizes,
     MetricName,
@@ -31,6 +32,7 @@ from compressor.cli.options import (
     Threads,
     Verbose,
     WorkloadName,
+    asked_of,
     recipe_of,
     recipes_like,
     recipes_of,
@@ -99,6 +101,7 @@ def run(
     folds: Folds = None,
     repeats: Repeats = None,
     reference: FoldsReference = None,
+    evaluate: Evaluate = None,
     accept_changes: Accept = False,
     no_store: NoStore = False,
     quiet: Quiet = False,
@@ -123,7 +126,7 @@ def run(
     finished with the same inputs is taken from the store (`compressor cache`), and its times are measured again.
     """
     with reported(verbose=verbose, out=None if dry_run else out):
-        plan = recipe_of(recipe, settings, student)
+        plan = asked_of(recipe_of(recipe, settings, student), evaluate)
         from compressor.running.pipeline import Pipeline, PipelineWarning
         from compressor.running.session import Session
 
@@ -140,9 +143,8 @@ def run(
             streams=streams,
             metric=metric,
         )
-        if folds is not None:
-            if dry_run or out is None:
-                raise WrongUseError("--folds needs --out, the folder of all runs, and has no --dry-run")
+        check_folds(folds, repeats=repeats, reference=reference, runs=out is not None and not dry_run)
+        if folds is not None and out is not None:
             crossed = pipeline.cross_validate(
                 workload_of_folds(workload, load, reference=reference),
                 folds=folds,
@@ -156,8 +158,6 @@ def run(
             )
             tell_folds(crossed, out, quiet=quiet, as_json=as_json)
             return
-        if repeats is not None or reference is not None:
-            raise WrongUseError("--repeats and --reference are about --folds, which is missing")
         found = load()
         if dry_run:
             if as_json:

@@ -35,6 +35,14 @@ FoldsReference = Annotated[
 ]
 
 
+def check_folds(folds: int | None, *, repeats: int | None, reference: str | None, runs: bool) -> None:
+    """Raises WrongUseError for options of folds without any, and for folds where nothing `runs` into a folder."""
+    if folds is not None and not runs:
+        raise WrongUseError("--folds needs --out, the folder of all runs, and has no --dry-run")
+    if folds is None and (repeats is not None or reference is not None):
+        raise WrongUseError("--repeats and --reference are about --folds, which is missing")
+
+
 def workload_of_folds(name: str, load: "partial[Workload]", *, reference: str | None) -> Any:
     """The function of the fold that the option names, or what `load()` gives where it names none.
 

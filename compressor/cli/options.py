@@ -103,6 +103,14 @@ NoStore = Annotated[
         "--no-store", help="Neither takes stages that other runs have finished nor keeps any for them (`cache --help`)."
     ),
 ]
+Evaluate = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Asks every stage's file something besides its score, for the report: `calibration`, `robustness`, "
+        "`generalisation_gap`, `by_class`, `what_went`, or `all`. Repeatable; a recipe sets them with `evaluations:`.",
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Shows the traceback of an error.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
 
@@ -139,6 +147,25 @@ def recipes_of(source: str, settings: list[str] | None) -> "list[Recipe]":
     from compressor.recipe.recipe import Recipe
 
     return Recipe.load_all(source, overrides=settings or ())
+
+
+def asked_of(recipe: "Recipe", names: list[str] | None) -> "Recipe":
+    """`recipe` with the evaluations of these names besides its own; raises WrongUseError for unknown ones."""
+    if not names:
+        return recipe
+    from dataclasses import replace
+
+    from compressor.checks import did_you_mean
+    from compressor.evaluations.catalogue import EVALUATIONS
+
+    unknown = next((name for name in names if name not in {*EVALUATIONS, "all"}), None)
+    if unknown is not None:
+        near = did_you_mean(unknown, EVALUATIONS)
+        raise WrongUseError(f"unknown evaluation {unknown!r}{near} (known: {', '.join(EVALUATIONS)}, all)")
+    own = {type(evaluation) for evaluation in recipe.evaluations}
+    wanted = EVALUATIONS if "all" in names else dict.fromkeys(names)
+    more = [EVALUATIONS[name]() for name in wanted if EVALUATIONS[name] not in own]
+    return replace(recipe, evaluations=(*recipe.evaluations, *more))
 
 
 def recipes_like(incomplete: str) -> list[str]:

@@ -36,7 +36,7 @@ def score_rows(onnx_bytes: bytes, data: Iterable[Any], metric: Metric, *, thread
     """
     chosen = threads if isinstance(threads, Threads) else Threads(most=threads, fixed=True)
     with replayed(0, 0), chosen.kept():
-        rows = [metric.rows(output, targets) for output, targets in _predicted(onnx_bytes, data, chosen)]
+        rows = [metric.rows(output, targets) for output, targets in predictions(onnx_bytes, data, chosen)]
     if not rows or not sum(map(len, rows)):
         raise ValueError(
             f"{metric.name} needs at least one sample, got none; if data is a generator, pass something that can be "
@@ -45,7 +45,8 @@ def score_rows(onnx_bytes: bytes, data: Iterable[Any], metric: Metric, *, thread
     return torch.cat(rows)
 
 
-def _predicted(onnx_bytes: bytes, data: Iterable[Any], threads: Threads) -> Iterator[tuple[Tensor, Tensor]]:
+def predictions(onnx_bytes: bytes, data: Iterable[Any], threads: Threads) -> Iterator[tuple[Tensor, Tensor]]:
+    """(judged output, targets) of every batch of `data`, as ONNX Runtime computes them by so many `threads`."""
     sessions: dict[int, ort.InferenceSession] = {}
     batches = progress_bar(batches_of(data), desc="scoring", unit="batch", total=said_length(data))
     for inputs, targets in threads.over(batches, lambda batch: batch_size_of(batch[0])):

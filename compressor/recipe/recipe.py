@@ -23,6 +23,8 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 from compressor.budget import Budget
 from compressor.checks import did_you_mean
 from compressor.errors import LONGEST_REASON, RecipeError, bounded
+from compressor.evaluations.catalogue import EVALUATIONS
+from compressor.evaluations.evaluation import Evaluation
 from compressor.plugins import STAGES, reasons, usable
 from compressor.recipe import sweeps
 from compressor.recipe.models import (
@@ -55,7 +57,8 @@ class Recipe:
 
     `description` says what the recipe is for: the comment that the file begins with, unless it has the key.
     `batch_size` and `threads`, where given, are the load to measure under; None leaves it to the caller. `choices` are
-    the values that sweeps of its file were given here, as `--set` takes them.
+    the values that sweeps of its file were given here, as `--set` takes them. `evaluations` are asked of every stage's
+    file, for the report.
     """
 
     stages: tuple[Stage, ...]
@@ -66,6 +69,7 @@ class Recipe:
     batch_size: int | None = None
     threads: int | None = None
     choices: tuple[str, ...] = field(default=(), compare=False)
+    evaluations: tuple[Evaluation, ...] = ()
 
     @classmethod
     def load(cls, source: str | Path, *, overrides: Iterable[str] = ()) -> Self:
@@ -99,7 +103,13 @@ class Recipe:
     @classmethod
     def from_pipeline(cls, pipeline: Any, *, name: str = "recipe", description: str = "") -> Self:
         """The recipe of a pipeline: its stages and its budget."""
-        return cls(name=name, description=description, stages=tuple(pipeline.stages), budget=pipeline.budget)
+        return cls(
+            name=name,
+            description=description,
+            stages=tuple(pipeline.stages),
+            budget=pipeline.budget,
+            evaluations=tuple(pipeline.evaluations),
+        )
 
     def with_overrides(self, overrides: Iterable[str]) -> Self:
         """The recipe with values replaced: `seed=3`, `budget.max_drop=0.01`, `stages.0.remove=0.3` (counted from 0).
@@ -125,6 +135,8 @@ class Recipe:
         data |= {key: value for key in ("batch_size", "threads") if (value := getattr(self, key)) is not None}
         if self.budget is not None:
             data["budget"] = fields_of(self.budget)
+        if self.evaluations:
+            data["evaluations"] = [data_of(evaluation) for evaluation in self.evaluations]
         comment = "".join(f"# {line}".rstrip() + "\n" for line in self.description.splitlines())
         if leading_comment(comment) != self.description or not all(map(str.isprintable, comment.splitlines())):
             data["description"], comment = self.description, ""
@@ -163,7 +175,7 @@ class Recipe:
             try:
                 recipes.append(cls._of(variant, source))
             except ValidationError as error:
-                kinds = {**reachable({**catalogue(), "budget": Budget})}
+                kinds = {**reachable({**catalogue(), **EVALUATIONS, "budget": Budget})}
                 known = _moved(origins, variant)
                 for place, message in explain(error, variant.document.data, kinds, _top_keys()):
                     told = message.replace(dotted(place), dotted(variant.place_before(place)))
@@ -196,6 +208,7 @@ class Recipe:
         given = {name: getattr(model, name) for name in model.model_fields_set}
         given["name"] = sweeps.name_of(given.get("name", _name_of(source)), variant.suffix)
         given.setdefault("description", variant.document.comment)
+        given["evaluations"] = tuple(given.get("evaluations") or ())
         return cls(**{**given, "stages": tuple(given["stages"]), "choices": variant.choices})
 
 
@@ -267,6 +280,7 @@ def _model() -> type[BaseModel]:
         batch_size=(count | None, None),
         threads=(count | None, None),
         budget=(model_of(Budget) | None, None),
+        evaluations=(list_of(named(EVALUATIONS)) | None, None),
         stages=(stages, ...),
     )
     return model

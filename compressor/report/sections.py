@@ -28,6 +28,7 @@ from compressor.report.details import (
     zero_channels,
     zero_weights,
 )
+from compressor.report.evaluations.besides import besides_card, besides_text
 from compressor.report.figures import training_curves
 from compressor.report.markdown import code, escape
 from compressor.report.numbers import ScoreScale
@@ -53,7 +54,7 @@ class Section:
     template: str = ""
     card: Callable[[Step, ScoreScale], Mapping[str, Any]] = lambda _step, _scale: {}
     heading: str = ""
-    text: Callable[[Step], list[str]] = lambda _step: []
+    text: Callable[[Step, ScoreScale], list[str]] = lambda _step, _scale: []
     shows: tuple[str, ...] = ()
     says: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
@@ -104,7 +105,7 @@ def _removed_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     }
 
 
-def _removed_text(step: Step) -> list[str]:
+def _removed_text(step: Step, _scale: ScoreScale) -> list[str]:
     groups, blocks = channel_groups(step), [block for strip in block_strips(step).values() for block in strip]
     rows = removals(step)
     scored = any(row.kept_from or row.removed_to for row in rows)
@@ -152,7 +153,7 @@ def _thinner_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     }
 
 
-def _thinner_text(step: Step) -> list[str]:
+def _thinner_text(step: Step, _scale: ScoreScale) -> list[str]:
     layers = factorized_layers(step)
     if not layers:
         return []
@@ -185,7 +186,7 @@ def _shared_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     }
 
 
-def _shared_text(step: Step) -> list[str]:
+def _shared_text(step: Step, _scale: ScoreScale) -> list[str]:
     layers = shared_values(step)
     if not layers:
         return []
@@ -216,7 +217,7 @@ def _float_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     }
 
 
-def _float_text(step: Step) -> list[str]:
+def _float_text(step: Step, _scale: ScoreScale) -> list[str]:
     coverage = noted(step, Coverage)
     count = coverage.quantized if coverage else None
     lines = [] if count is None else [f"- {count} operators quantized"]
@@ -243,7 +244,7 @@ def _sensitivity_card(step: Step, _scale: ScoreScale) -> dict[str, Any]:
     }
 
 
-def _sensitivity_text(step: Step) -> list[str]:
+def _sensitivity_text(step: Step, _scale: ScoreScale) -> list[str]:
     rows, widths = width_rows(step), widths_tried(step)
     lines = []
     if rows:
@@ -268,7 +269,7 @@ def _training_card(step: Step, scale: ScoreScale) -> dict[str, Any]:
     return {"curves": curves, "trainings": told} if curves or told else {}
 
 
-def _training_text(step: Step) -> list[str]:
+def _training_text(step: Step, _scale: ScoreScale) -> list[str]:
     return [f"- {escape(line)}" for line in trainings(step)]
 
 
@@ -326,5 +327,15 @@ _TRAINING = Section(
     says=("best_epoch", "taught"),
 )
 
-ON_THE_PAGE = (_REMOVED, _THINNER, _SHARED, _FLOAT, _SENSITIVITY, _TRAINING)
-IN_MARKDOWN = (_REMOVED, _THINNER, _SHARED, _SENSITIVITY, _FLOAT, _TRAINING)
+_BESIDES = Section(
+    title="Besides the score",
+    template="besides.html.j2",
+    card=besides_card,
+    heading="Besides the score",
+    text=besides_text,
+    shows=("evaluations", "removed_parts"),
+    says=("class_changes",),
+)
+
+ON_THE_PAGE = (_BESIDES, _REMOVED, _THINNER, _SHARED, _FLOAT, _SENSITIVITY, _TRAINING)
+IN_MARKDOWN = (_BESIDES, _REMOVED, _THINNER, _SHARED, _SENSITIVITY, _FLOAT, _TRAINING)

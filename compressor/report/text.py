@@ -9,6 +9,7 @@ from rich.text import Text
 
 from compressor.report.asked import asked_and_got, ranking_of_blocks
 from compressor.report.details import given_back, kept_outputs, left_out, locked_layers, unreached_layers
+from compressor.report.evaluations.besides import besides_lines
 from compressor.report.markdown import bullets, code, escape, facts, fenced, headed, titled
 from compressor.report.numbers import DECIBEL_SCALE, ScoreScale, duration, printable, shorten
 from compressor.report.record import RunRecord, Step
@@ -56,6 +57,7 @@ def print_report(report: RunRecord, console: Console | None = None) -> None:
         if step.kept and index:
             _print_removed(console, step)
             _print_widths(console, step)
+            _print_besides(console, step, ScoreScale.of(report.workload))
     for warning in report.warnings:
         console.print(Text(f"warning: {printable(warning)}", style="yellow"))
     if busy_sentence(report.environment):
@@ -131,6 +133,16 @@ def _print_widths(console: Console, step: Step) -> None:
         console.print(Text(printable(step.stage), style="bold"), no_wrap=True, overflow="ellipsis")
         for line in lines:
             console.print(Padding(Text(line), (0, 0, 0, 2)))
+        console.print()
+
+
+def _print_besides(console: Console, step: Step, scale: ScoreScale) -> None:
+    """Prints what the file of a step was asked besides its score."""
+    lines = besides_lines(step, scale)
+    if lines:
+        console.print(Text(printable(f"{step.stage}: besides the score"), style="bold"))
+        for line in lines:
+            console.print(Padding(Text(printable(line)), (0, 0, 0, 2)))
         console.print()
 
 
@@ -248,4 +260,5 @@ def _line(console: Console, text: Text, style: str) -> None:
 
 
 def _told(section: Section, report: RunRecord) -> str:
-    return "\n\n".join(filter(None, (titled(step, section.text(step)) for step in report.steps)))
+    scale = ScoreScale.of(report.workload)
+    return "\n\n".join(filter(None, (titled(step, section.text(step, scale)) for step in report.steps)))

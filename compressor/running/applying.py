@@ -1,11 +1,13 @@
 """One stage applied: what it makes of a model, exported, timed and scored, or taken from disk where it is finished."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,11 @@ from torch import Tensor, nn
 from compressor.budget import describe_drop
 from compressor.errors import StageError, StorageError, WriteError
 from compressor.estimate import Estimate
+from compressor.evaluations.evaluation import Evaluation, Known, Subject, evaluated
 from compressor.files.export import export_onnx
 from compressor.files.export_memory import Exported, ExportMemory
 from compressor.files.graphs import same_structure
+from compressor.identity.values import Identifier
 from compressor.identity.workload import Identity
 from compressor.kept_state import private_copy
 from compressor.measuring.measure import Measurement, measure, timed_against
@@ -29,6 +33,7 @@ from compressor.running.folder import Outcome, RunFolder, State
 from compressor.running.session import How, Session, Worked, store_key
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Stage, replacement, stage_name
+from compressor.storage import json_safe, read_sealed, sha256, write_sealed
 from compressor.store.kept import Kept
 from compressor.structure.calling.draws import seeded
 from compressor.structure.extra_state import as_tensors, extra_states, from_tensors, set_extra_states_
@@ -37,6 +42,7 @@ from compressor.target import Target
 from compressor.workload import Workload
 
 _UNCHANGED = Estimate(1.0, 1.0, 1.0)
+_EVALUATIONS = "evaluations.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,8 @@ class Job:
     exports: ExportMemory
     session: Session
     progress: bool
+    evaluations: tuple[Evaluation, ...] = ()
+    known: Known | None = None
 
     def say(self, text: str) -> None:
         """Shows a line of progress where it is wanted."""
@@ -228,6 +236,33 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
         outcome=outcome,
         origin=base.origin,
     )
+
+
+def told_besides(job: Job, index: int, name: str, state: State, *, base: State, reference: State) -> dict[str, Any]:
+    """What the evaluations of the run say of `state`, the one at `index`, as entries of its details, or as on disk."""
+    if not job.evaluations or job.known is None:
+        return {}
+    path = job.folder.stage(index, name) / _EVALUATIONS
+    asked = Identifier().digest(job.evaluations)
+    key = sha256(json.dumps([state.key, reference.key, job.seed, job.identity.told, asked.text]).encode())
+    with suppress(StorageError):
+        saved = read_sealed(path, way_out="it is made again") if path.is_file() else {}
+        if saved.get("key") == key and not asked.unknown:
+            details: dict[str, Any] = saved["details"]
+            return details
+    job.say(f"  evaluations: {', '.join(stage_name(type(each)) for each in job.evaluations)}")
+    subject = Subject(
+        onnx_bytes=state.onnx_bytes,
+        reference=reference.onnx_bytes,
+        workload=job.workload,
+        known=job.known,
+        seed=job.seed,
+        before=None if isinstance(base.model, OnnxModule) else base.model,
+        plan=state.outcome.plan,
+    )
+    found = json_safe(evaluated(job.evaluations, subject))
+    write_sealed(path, {"key": key, "details": found})
+    return dict(found)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import yaml
 
 from compressor.budget import Budget
 from compressor.errors import WorkloadError
+from compressor.evaluations.evaluation import Evaluation, Known
 from compressor.files.export_memory import ExportMemory
 from compressor.identity.workload import content, identify
 from compressor.measuring.scores import FileScores
@@ -46,10 +47,12 @@ class Pipeline:
 
     Raises ValueError for orders that cannot work (nothing trains or reshapes after quantization) and warns, with
     PipelineWarning, of those that are known to disappoint. Without a budget every stage is kept and the report marks
-    what did not pay.
+    what did not pay. `evaluations` are asked of the file of every stage, for the report alone (docs/evaluations.md).
     """
 
-    def __init__(self, stages: Sequence[Stage], *, budget: Budget | None = None) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], *, budget: Budget | None = None, evaluations: Sequence[Evaluation] = ()
+    ) -> None:
         if not stages:
             raise ValueError("a pipeline needs at least one stage, such as Quantize()")
         for stage in stages:
@@ -59,7 +62,13 @@ class Pipeline:
                     + ("; it is a class, call it" if isinstance(stage, type) else "")
                 )
         refuse_impossible_orders(stages)
-        self.stages, self.budget = tuple(stages), budget
+        for evaluation in evaluations:
+            if isinstance(evaluation, type) or not isinstance(evaluation, Evaluation):
+                raise TypeError(
+                    f"{evaluation!r} is not an evaluation, such as Calibration(): it needs evaluate(subject)"
+                    + ("; it is a class, call it" if isinstance(evaluation, type) else "")
+                )
+        self.stages, self.budget, self.evaluations = tuple(stages), budget, tuple(evaluations)
         self.recipe: dict[str, Any] | None = None
         self.order_warnings = doubtful_orders(stages)
         for text in self.order_warnings:
@@ -68,7 +77,7 @@ class Pipeline:
     @classmethod
     def from_recipe(cls, recipe: "Recipe") -> "Pipeline":
         """The pipeline that `recipe` describes."""
-        pipeline = cls(recipe.stages, budget=recipe.budget)
+        pipeline = cls(recipe.stages, budget=recipe.budget, evaluations=recipe.evaluations)
         pipeline.recipe = yaml.safe_load(recipe.dump())
         return pipeline
 
@@ -125,6 +134,8 @@ class Pipeline:
                     exports=ExportMemory(workload=workload, identify=content),
                     session=session,
                     progress=progress,
+                    evaluations=self.evaluations,
+                    known=Known(workload),
                 )
                 return run_stages(
                     job,

@@ -19,7 +19,7 @@ from compressor.report.record import Step, describe_workload
 from compressor.report.report import Report, write_report
 from compressor.report.use import interface_of
 from compressor.report.view import summary
-from compressor.running.applying import Job, applied, reference_state
+from compressor.running.applying import Job, applied, reference_state, told_besides
 from compressor.running.failures import ends_the_run, explained, reason
 from compressor.running.folder import MODEL_FILE, State, versions
 from compressor.running.judging import (
@@ -101,7 +101,8 @@ def run_stages(
         run = Run(job=job, stages=tuple(stages), budget=budget, reference=reference, trainable=reference)
         run.warnings += [*warnings, *job.identity.warnings, *doubts_about_validation(reference, job.scores)]
         loaders = Loaders(loaders=job.identity.loaders).to_json() if job.identity.loaders else {}
-        outcome = replace(reference.outcome, details={**reference.outcome.details, **loaders})
+        besides = told_besides(job, 0, "reference", reference, base=reference, reference=reference)
+        outcome = replace(reference.outcome, details={**reference.outcome.details, **loaders, **besides})
         run.record(
             Step(
                 **outcome.shared(),
@@ -171,7 +172,7 @@ class Run:
             try:
                 new = applied(self.job, index, stage, state, reference=self.reference, decides=decides)
                 with explained(stage_name(stage), index + 1):
-                    step = self._step(stage, state, new)
+                    step = self._step(index, stage, state, new)
             except CompressorError as error:
                 if self.budget is None or ends_the_run(error):
                     raise
@@ -227,7 +228,7 @@ class Run:
         self.job.say(f"  rolled back: {verdict.reason}")
         return entry
 
-    def _step(self, stage: Stage, base: State, state: State) -> Step:
+    def _step(self, index: int, stage: Stage, base: State, state: State) -> Step:
         outcome, scores = state.outcome, self.job.scores
         pays = gain(stage, base, state)
         harm = harm_of_training(stage, base, state, budget=self.budget, scores=scores)
@@ -241,7 +242,9 @@ class Run:
                 self.warnings.append(f"{stage_name(stage)}: {broken}")
         drop = scores.told_drop(state.onnx_bytes, self.reference.onnx_bytes, "validation")
         beside = VersusBase(versus_base=outcome.versus_base).to_json()
-        details = {**outcome.details, **_unit_scores(outcome.plan), **beside}
+        named = stage_name(stage)
+        besides = told_besides(self.job, index + 1, named, state, base=base, reference=self.reference)
+        details = {**outcome.details, **_unit_scores(outcome.plan), **beside, **besides}
         return Step(
             **replace(outcome, details=details).shared(),
             stage=stage_name(stage),

@@ -10,7 +10,16 @@ import pytest
 import compressor
 from compressor import Context
 from compressor.estimate import Estimate
-from compressor.notes import quantization, running, structure, training
+from compressor.notes import evaluations, quantization, running, structure, training
+from compressor.notes.evaluations import (
+    ClassChanges,
+    Evaluated,
+    Evaluations,
+    Flip,
+    OneClass,
+    RemovedPart,
+    RemovedParts,
+)
 from compressor.notes.note import Note
 from compressor.notes.quantization import (
     Agreement,
@@ -115,6 +124,31 @@ NOTES: tuple[tuple[Note, str], ...] = (
         '{"align": 16, "groups": [{"layer": "conv1", "before": 16, "after": 12}]}',
     ),
     (Groups(groups=()), '{"groups": []}'),
+    (
+        Evaluations(evaluations=(Evaluated(evaluation="calibration", what="error", value=Estimate(0.1, 0.0, 0.2)),)),
+        (
+            '{"evaluations": [{"evaluation": "calibration", "what": "error", "unit": "points", '
+            '"value": {"value": 0.1, "low": 0.0, "high": 0.2}, "why": ""}]}'
+        ),
+    ),
+    (
+        ClassChanges(
+            classes=(OneClass(label="3", samples=9, before=1.0, after=0.5, p=0.03, lost=True),),
+            lost=5,
+            won=1,
+            other=0,
+            flips=(Flip(index=7, label="3", before="3", after="8", picture="iVBO"),),
+        ),
+        (
+            '{"class_changes": {"classes": [{"label": "3", "samples": 9, "before": 1.0, "after": 0.5, "p": 0.03, '
+            '"lost": true}], "lost": 5, "won": 1, "other": 0, "flips": [{"index": 7, "label": "3", "before": "3", '
+            '"after": "8", "picture": "iVBO"}]}}'
+        ),
+    ),
+    (
+        RemovedParts(removed_parts=(RemovedPart(part="layer1.1", removed=1, of=1, moved=0.2),)),
+        '{"removed_parts": [{"part": "layer1.1", "removed": 1, "of": 1, "moved": 0.2}]}',
+    ),
     (
         LockedLayers(locked=(LockedLayer(layer="fc", reason="it makes the output"),)),
         '{"locked": [{"layer": "fc", "reason": "it makes the output"}]}',
@@ -491,7 +525,7 @@ def test_every_kind_has_its_json_here() -> None:
     """A kind of note that is added without its JSON above fails."""
     kinds = {
         value
-        for module in (quantization, running, structure, training)
+        for module in (evaluations, quantization, running, structure, training)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Note) and value is not Note
     }

@@ -21,6 +21,7 @@ from compressor.report.folds.page import folds_html, folds_markdown
 from compressor.report.folds.record import FoldsRecord
 from compressor.stage import Effect
 from compressor.workloads.unlabelled import workload_of_inputs
+from workbench import ROOT
 
 LABELS = torch.arange(60) % 3
 INPUTS = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) + F.one_hot(LABELS, 6) * 2.0
@@ -335,3 +336,16 @@ def test_files_that_no_cross_validation_wrote_stay(tmp_path) -> None:
     (tmp_path / "folds.json").write_text("{}")
     with pytest.raises(RunFolderError, match="no folds wrote"):
         cross(folded, tmp_path)
+
+
+def test_the_documented_function_is_one_of_the_fold(tmp_path) -> None:
+    """The example of docs/folds.md gives a workload whose model has seen its training samples alone."""
+    block = (
+        (ROOT / "docs" / "folds.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("\n\n\nfound")[0]
+    )
+    names = {"labels": LABELS, "inputs": INPUTS, "MyModel": network, "fit": fit}
+    exec(compile(block, "folds.md", "exec"), names)
+    one = fold(folder=tmp_path)
+    workload = names["workload"](one)
+    assert torch.equal(workload.test.samples[1], LABELS[one.parts.test])
+    assert (tmp_path / "reference.safetensors").is_file()
