@@ -182,7 +182,7 @@ def test_all_errors_at_once_with_lines() -> None:
     ) == [
         (
             "r.yaml:1: a recipe has no 'nmae'; did you mean 'name'? "
-            "(it has name, description, seed, batch_size, threads, budget, stages)"
+            "(it has name, description, seed, batch_size, threads, budget, evaluations, stages)"
         ),
         "r.yaml:2: seed must be at least 0, got -1",
         "r.yaml:3: threads must be a whole number, got True",
