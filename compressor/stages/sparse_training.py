@@ -1,6 +1,6 @@
 """Sparse training: a penalty that drives weights or whole channels to zero while the model learns."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import nn
@@ -13,6 +13,7 @@ from compressor.stage import Context, Effect
 from compressor.structure.calling.shown import shown_by
 from compressor.structure.preparing.matching import check_modules_match
 from compressor.training.freezing import freezing
+from compressor.training.optimizers.schedules import RISE, OneCycle
 from compressor.training.other_outputs import train_every_output
 from compressor.training.passes.rounds import Rounds
 from compressor.training.progress import epochs_note
@@ -60,14 +61,16 @@ class SparseTraining(TrainingSettings):
         check_modules_match("layers", self.layers, model, context.began_with(workload))
         # A norm takes back whatever a penalty takes off the weights that it is computed from.
         fold_model_(model, workload, context, layers=self.layers)
-        rounds = Rounds.of(self, Stream.of(workload.train, context.seed, counted=self.steps is None))
-        length = rounds.course().length(rounds.tail) * self.optimizer.step_length
+        # The strength is laid out before the optimizer is known, and so is the course.
+        settings = replace(self, schedule=OneCycle(warm_up=RISE)) if self.schedule == OneCycle() else self
+        rounds = Rounds.of(settings, Stream.of(workload.train, context.seed, counted=self.steps is None))
+        length = rounds.course(settings.optimizer).length(rounds.tail) * self.optimizer.step_length
         with freezing(model, self.freeze):
             shrinkage = self.penalty.on(model, shown_by(workload), layers=self.layers, length=length)
         logs = train_every_output(
             model,
             workload,
-            self,
+            settings,
             context=context,
             label="sparse_training",
             identity=repr(self),

@@ -125,6 +125,25 @@ def test_schedules_are_the_curves_that_they_say() -> None:
     assert course.length(2) == pytest.approx(2.02)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "epochs", "schedule", "peak", "tail"),
+    [
+        (SGD(rate=1e-3), 4, OneCycle(), 5, True),  # 0.3 of 16 updates
+        (AdamW(rate=1e-3), 4, OneCycle(), 2, False),  # 0.1 of 20 updates, the tail among them
+        (AdamW(rate=1e-3), 4, OneCycle(warm_up=0.3), 5, True),  # what is asked for stays
+        (AdamW(rate=1e-3), 64, OneCycle(), 77, True),  # 0.3 of 256 updates: 260 in all are not short
+    ],
+)
+def test_short_trainings_by_adamw_rise_sooner(optimizer, epochs, schedule, peak: int, tail: bool) -> None:
+    """Where the rate is highest, counted by hand, and whether an epoch at a hundredth of it follows."""
+    model, made = start(), []
+    settings = TrainingSettings(epochs=epochs, tail_epochs=1, optimizer=optimizer, schedule=schedule)
+    train(model, line(model), settings, context=QUIET, after_step=made.append)
+    assert made.index(max(made)) == peak
+    assert (made[-4:] == pytest.approx([0.01] * 4)) == tail
+    assert made[-1] == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize(("steps", "rounds"), [(3, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
 def test_steps_take_the_place_of_epochs(steps: int, rounds: int) -> None:
     """Four batches a pass: so many updates are made, and the passes that they need are the epochs of the log."""

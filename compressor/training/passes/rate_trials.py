@@ -11,16 +11,18 @@ from dataclasses import replace
 from compressor.metrics import Metric
 from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, Known
 from compressor.training.passes.range_test import Found, batches_of_test
+from compressor.training.passes.rounds import SHORT
 from compressor.training.settings import TrainingSettings
 
 PARTS = (1.0, 1 / 3, 1 / 9)
-# Longer trainings are not run several times, and see enough of their data in a range test.
-MOST_UPDATES = 256
 
 
 def tries_rates(settings: TrainingSettings, updates: int) -> bool:
-    """Whether a training of so many `updates` has its rate tried: those that a range test is for, but for long ones."""
-    return isinstance(settings.optimizer, AutoOptimizer) and bool(batches_of_test(updates)) and updates <= MOST_UPDATES
+    """Whether a training of so many `updates` has its rate tried: those that a range test is for, but for long ones.
+
+    These are not run several times, and see enough of their data in a range test.
+    """
+    return isinstance(settings.optimizer, AutoOptimizer) and bool(batches_of_test(updates)) and updates <= SHORT
 
 
 def best_of(found: Found, score: Callable[[Known], float | None], metric: Metric) -> Found:

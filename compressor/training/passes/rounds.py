@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compressor.batches import Batch
-from compressor.training.optimizers.schedules import Course
+from compressor.training.optimizers.choices import AdamW, Optimizer
+from compressor.training.optimizers.schedules import BRIEF_RISE, Course, OneCycle
 from compressor.training.settings import TrainingSettings
 from compressor.training.streams import Stream, endless
 
 _ENDLESS_ROUNDS = 10
+# Updates of a training that is short.
+SHORT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +69,17 @@ class Rounds:
         """How many of them follow the schedule."""
         return (self.count - self.scheduled) * self.updates
 
-    def course(self) -> Course:
-        """The schedule over these epochs."""
-        return Course(schedule=self.settings.schedule, updates=self.total - self.tail)
+    def course(self, optimizer: Optimizer) -> Course:
+        """The schedule over these epochs, as it suits `optimizer`."""
+        schedule = self.settings.schedule
+        if (
+            isinstance(schedule, OneCycle)
+            and schedule.warm_up is None
+            and isinstance(optimizer, AdamW)
+            and self.total <= SHORT
+        ):
+            return Course(schedule=OneCycle(warm_up=BRIEF_RISE), updates=self.total)
+        return Course(schedule=schedule, updates=self.total - self.tail)
 
     def updates_before(self, epoch: int) -> int:
         """How many updates the epochs before this one have; of the tail's, at least as many as the schedule has."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from operator import itemgetter
 from time import perf_counter
 from typing import Any
@@ -17,7 +17,6 @@ from compressor.training.held_values import Held
 from compressor.training.loss_state import LossState
 from compressor.training.optimizers.averaging import Average
 from compressor.training.optimizers.choices import Known
-from compressor.training.optimizers.schedules import Course
 from compressor.training.optimizers.stepping import DivergedError, Updates, check_finite
 from compressor.training.passes.losses import Passes
 from compressor.training.passes.threads import Threads
@@ -51,10 +50,6 @@ class Epochs:
     held: Held
     threads: Threads
     bar: Any = None
-
-    @cached_property
-    def course(self) -> Course:
-        return self.passes.rounds.course()
 
     def is_done(self, progress: Progress) -> bool:
         return progress.is_done(self.passes.rounds.count, self.settings.patience, self.workload.metric)
@@ -159,11 +154,13 @@ class Epochs:
         epoch, form, rounds = len(progress.logs), self.choice.form, self.passes.rounds
         score = f"{progress.logs[-1].score:.4f}" if progress.logs else "-"
         total, count, made, limit = 0.0, 0, 0, rounds.limit(epoch)
+        assert progress.found is not None  # it is looked for before the first epoch
+        course = rounds.course(progress.found.optimizer)
 
         def step_(add: Callable[[float, str], bool], batch: int) -> None:
             nonlocal made
             at = rounds.updates_before(epoch) + made
-            if add(self.course.fraction(at) * progress.rate_scale, f"epoch {epoch}, batch {batch}"):
+            if add(course.fraction(at) * progress.rate_scale, f"epoch {epoch}, batch {batch}"):
                 made += 1
                 if progress.average is not None:
                     progress.average.update_(self.passes.model)
