@@ -101,7 +101,14 @@ MEMBERS = (
         settings={"aux_logits": False, "init_weights": False},
     ),
     Member(family="torchvision video ResNet", library="torchvision", name="r3d_18", shape=(3, 4, 32, 32)),
-    Member(family="torchvision MViT", library="torchvision", name="mvit_v1_b", shape=(3, 16, 224, 224)),
+    # The clips that it is made for take minutes of computing each, dozens of times.
+    Member(
+        family="torchvision MViT",
+        library="torchvision",
+        name="mvit_v1_b",
+        shape=(3, 4, 64, 64),
+        settings={"spatial_size": (64, 64), "temporal_size": 4},
+    ),
     *_timm(
         "ResNet resnet10t",
         "ECA-ResNet ecaresnet26t",

@@ -23,6 +23,7 @@ from compressor.stages.fine_tuning import FineTune
 from compressor.stages.sparse_training import SparseTraining
 from compressor.stages.weight_sparsifying import SparsifyWeights
 from compressor.training.optimizers.choices import AdamW
+from compressor.training.optimizers.schedules import OneCycle
 from compressor.training.other_outputs import Others, relative_changes
 from compressor.training.precision import Float32
 from compressor.workload import Workload
@@ -96,9 +97,10 @@ def far(student: nn.Module, reference: nn.Module) -> float:
     return float((ours - theirs).square().mean().sqrt() / (theirs - theirs.mean()).square().mean().sqrt())
 
 
+# How far a head drifts follows from the course: it is said here.
 STAGES = [
-    FineTune(epochs=6, optimizer=AdamW(rate=0.01)),
-    Distill(epochs=6, optimizer=AdamW(rate=0.01), views=1),
+    FineTune(epochs=6, optimizer=AdamW(rate=0.01), schedule=OneCycle(warm_up=0.3)),
+    Distill(epochs=6, optimizer=AdamW(rate=0.01), schedule=OneCycle(warm_up=0.3), views=1),
     SparseTraining(epochs=6, optimizer=AdamW(rate=0.01)),
 ]
 
