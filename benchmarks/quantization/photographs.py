@@ -57,6 +57,9 @@ OURS: dict[str, Stage] = {
     "int8, GPTQ": c.Quantize(rounding=c.GPTQ()),
     "W4A8, nearest": c.Quantize(weights=_FOUR),
     "W4A8, GPTQ": c.Quantize(weights=_FOUR, rounding=c.GPTQ()),
+    "W4A8, GPTQ, 8 bits where they count": c.Quantize(
+        weights=_FOUR, rounding=c.GPTQ(), mixed=c.MixedPrecision(bits=(4, 8), size=0.53)
+    ),
     "W4A8, GPTQ, no bias corrected": c.Quantize(weights=_FOUR, rounding=c.GPTQ(), bias_correction=None),
 }
 TOOLS = ("nncf", "aimet", "aimet-w4")
