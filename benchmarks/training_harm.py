@@ -1,12 +1,13 @@
 """What recovery by defaults does to eight kinds of small networks after a mild prune, beside a loop written by hand.
 
-    python -m benchmarks.training_harm [--cases NAME ...] [--seeds 200 201 202] [--out DIR]
+    python -m benchmarks.training_harm [--cases NAME ...] [--seeds 206 207 208] [--out DIR]
 
 Every network is trained by hand until validation stands still, pruned, and recovered four ways: by `FineTune()`, by
 `Distill()`, and by hand for as many epochs as each. The hand loop has a cosine from the rate that is best on validation
 among the one that the network's training began at, a third and a tenth of it, and keeps its best epoch on validation as
 ours do. Scores are of test data that nothing decided on; drops against the hand loop are paired over the test samples
-of all seeds, of which each has its own.
+of all seeds, of which each has its own. Beyond noise is what stays below 5 % after Holm's correction for all
+comparisons of the table; what is beyond its own interval alone is told too.
 
 The rule by which a network is trained, whatever it is: a constant rate; where PATIENCE epochs in a row were not better
 on validation than the best before, on from the best epoch at a third of the rate; the best epoch after the last of
@@ -29,7 +30,8 @@ from torch.nn import functional as F
 
 from benchmarks.data.small_networks import CASES, Case, regression
 from benchmarks.stored import RESULTS
-from compressor.intervals import paired_drop, score_estimate
+from compressor.comparing.significance import LEVEL, p_value
+from compressor.intervals import holm, paired_drop, score_estimate
 from compressor.kept_state import private_copy
 from compressor.machine import environment
 from compressor.stage import Context
@@ -41,7 +43,7 @@ from compressor.workload import Workload, batches_of, predict
 from workbench import ROOT
 
 RESULT = RESULTS / "training-harm.json"
-SEEDS = (200, 201, 202)
+SEEDS = (206, 207, 208)
 PARTS = (1.0, 1 / 3, 1 / 10)
 PATIENCE, DESCENT, MOST = 20, (1.0, 1 / 3, 1 / 9), 300
 OFFSETS = (0.0, 1.0, 1e2, 1e3, 1e4, 1e5)
@@ -205,6 +207,7 @@ def summary(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "samples": len(pooled["pruned"]),
         "scores": {way: asdict(score_estimate(values, metric)) for way, values in pooled.items()},
         "drops": {ours: asdict(paired_drop(pooled[ours], pooled[hand], metric)) for ours, hand in BESIDE.items()},
+        "p_values": {ours: p_value([pooled[ours]], [pooled[hand]], metric) for ours, hand in BESIDE.items()},
         "told": [part["told"] for part in parts],
     }
 
@@ -248,12 +251,15 @@ def main() -> None:
             write_json(path, {"offset": offset, **row, "ratio": row["auto"] / row["float32"]})
         offsets.append(read_json(path))
         print(offsets[-1], flush=True)
-    worse = [
-        {"network": kind["name"], "by": ours}
-        for kind in kinds
-        for ours, drop in kind["drops"].items()
-        if drop["low"] > 0
+    compared = [(kind, ours) for kind in kinds for ours in BESIDE]
+    # Of so many comparisons at 95 % some are beyond their interval by chance alone.
+    corrected = holm([kind["p_values"][ours] for kind, ours in compared])
+    alone = [
+        {"network": kind["name"], "by": ours, "p_value": kind["p_values"][ours], "corrected": p}
+        for (kind, ours), p in zip(compared, corrected, strict=True)
+        if kind["drops"][ours]["low"] > 0
     ]
+    worse = [entry for entry in alone if entry["corrected"] < LEVEL]
     write_json(
         RESULT,
         {
@@ -262,6 +268,8 @@ def main() -> None:
             "environment": environment(Target()),
             "networks": kinds,
             "offsets": offsets,
+            "comparisons": len(compared),
+            "worse_alone": alone,
             "worse": worse,
             "worse_counts": {ours: sum(entry["by"] == ours for entry in worse) for ours in BESIDE},
         },

@@ -139,3 +139,27 @@ def _finite(score: float, metric: Metric) -> float:
     if not math.isfinite(score):
         raise ValueError(f"{metric.name} must be a number, got {score}; the model's outputs hold NaN or infinities")
     return score
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """The exact two-sided p value of so many samples that only one, and only the other, of two models is right on.
+
+    McNemar 1947, Psychometrika 12, in the binomial form.
+    """
+    from scipy.special import bdtr
+
+    count = lost + won
+    return 1.0 if count == 0 else min(1.0, 2 * float(bdtr(min(lost, won), count, 0.5)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p values `values` corrected for their number, in their order: those below 5 % hold together at 5 %.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    found = [1.0] * len(values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        found[index] = highest
+    return found

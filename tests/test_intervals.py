@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compressor.estimate import Estimate
-from compressor.intervals import mean_over_folds, paired_drop, score_estimate
+from compressor.intervals import holm, mcnemar, mean_over_folds, paired_drop, score_estimate
 from compressor.metrics import Metric
 
 
@@ -104,3 +104,18 @@ def test_equal_folds_have_no_width_and_one_fold_no_interval() -> None:
     assert mean_over_folds([0.25, 0.25], tested=1, rest=1) == Estimate(0.25, 0.25, 0.25)
     with pytest.raises(ValueError, match="at least 2, got 1"):
         mean_over_folds([0.25], tested=1, rest=1)
+
+
+def test_mcnemar_by_hand() -> None:
+    """8 lost against 1 won: 2 (1 + 9) / 2^9 = 0.0390625."""
+    assert mcnemar(8, 1) == pytest.approx(0.0390625)
+    assert mcnemar(5, 0) == pytest.approx(0.0625)
+    assert (mcnemar(0, 0), mcnemar(3, 3)) == (1.0, 1.0)
+
+
+def test_holm_by_hand() -> None:
+    """0.01 x 4, then 0.02 x 3, 0.03 x 2 raised to it, 0.5 x 1; none is above 1."""
+    assert holm([0.5, 0.01, 0.03, 0.02]) == pytest.approx([0.5, 0.04, 0.06, 0.06])
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+    assert holm([0.6, 0.7]) == [1.0, 1.0]

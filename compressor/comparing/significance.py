@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.intervals import resampled
+from compressor.intervals import holm, mcnemar, resampled
 from compressor.metrics import Metric
 from compressor.scoring.means import mean_of_asked
 
@@ -29,7 +29,7 @@ def p_value(one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric, *, s
     `one` and `other` hold a tensor of rows for every seed, (samples,) or (samples, k), all of the same samples.
     """
     if len(one) == len(other) == 1 and _right_or_wrong(metric, *one, *other):
-        return _mcnemar(one[0], other[0])
+        return mcnemar(int((one[0] > other[0]).sum()), int((other[0] > one[0]).sum()))
     scores = [np.array([metric.aggregate(rows) for rows in group], dtype=float) for group in (one, other)]
     difference = float(scores[0].mean() - scores[1].mean())
     by_seed = [float(group.var(ddof=1)) / len(group) if len(group) > 1 else 0.0 for group in scores]
@@ -42,19 +42,6 @@ def p_value(one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric, *, s
     spread = sum(part**2 / (len(group) - 1) for part, group in zip(by_seed, scores, strict=True) if part)
     freedom = min(error2**2 / spread, _NO_LIMIT) if spread else _NO_LIMIT
     return _two_sided(abs(difference) / math.sqrt(error2), freedom)
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """The p values `values` corrected for their number, in their order: those below 5 % hold together at 5 %.
-
-    Holm 1979, "A simple sequentially rejective multiple test procedure".
-    """
-    found = [1.0] * len(values)
-    highest = 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
-        found[index] = highest
-    return found
 
 
 def told_apart(
@@ -96,16 +83,6 @@ def _right_or_wrong(metric: Metric, *groups: Tensor) -> bool:
     return metric.proportion and all(rows.ndim == 1 and bool(((rows == 0) | (rows == 1)).all()) for rows in groups)
 
 
-def _mcnemar(one: Tensor, other: Tensor) -> float:
-    """The exact two-sided p value of samples that one of both alone has right."""
-    from scipy.special import bdtr  # type: ignore[import-untyped]  # scipy ships no types
-
-    first, second = int((one > other).sum()), int((other > one).sum())
-    if first + second == 0:
-        return 1.0
-    return min(1.0, 2 * float(bdtr(min(first, second), first + second, 0.5)))
-
-
 def _sample_variance(one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric, seed: int) -> float:
     """The variance of the difference of mean scores that other samples would make."""
     simple = metric.aggregate in {Metric.aggregate, mean_of_asked}
@@ -126,6 +103,6 @@ def _of_each_sample(group: Sequence[Tensor]) -> Tensor:
 
 
 def _two_sided(statistic: float, freedom: float) -> float:
-    from scipy.special import stdtr
+    from scipy.special import stdtr  # type: ignore[import-untyped]  # scipy ships no types
 
     return min(1.0, 2 * float(stdtr(freedom, -statistic)))

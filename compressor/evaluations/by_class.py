@@ -17,7 +17,7 @@ from compressor.estimate import Estimate
 from compressor.evaluations.corruptions import Range, kind_of, range_of
 from compressor.evaluations.evaluation import Answers, Subject
 from compressor.evaluations.pictures import png
-from compressor.intervals import paired_drop
+from compressor.intervals import holm, mcnemar, paired_drop
 from compressor.metrics import Metric
 from compressor.notes.evaluations import ClassChanges, Flip, OneClass
 from compressor.training.replay import replayed
@@ -97,24 +97,6 @@ def classes(own: Answers, base: Answers, *, seed: int = 0) -> list[OneClass]:
         for (label, samples, before, after, drop, _), p in zip(found, adjusted, strict=True)
     ]
     return sorted(rows, key=lambda row: row.after - row.before)[:_MOST_CLASSES]
-
-
-def mcnemar(lost: int, won: int) -> float:
-    """The exact two-sided p-value of so many samples that only the first, and only the second, is right on."""
-    from scipy.special import bdtr  # type: ignore[import-untyped]  # scipy ships no types
-
-    count = lost + won
-    return 1.0 if count == 0 else min(1.0, 2 * float(bdtr(min(lost, won), count, 0.5)))
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """P-values adjusted after Holm 1979: the i-th smallest of m times m - i + 1, never below one before it."""
-    order = sorted(range(len(values)), key=lambda index: values[index])
-    found, largest = [0.0] * len(values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
-        found[index] = largest
-    return found
 
 
 def _pictures(subject: Subject, wanted: Tensor) -> dict[int, str]:

@@ -19,8 +19,10 @@ from compressor.measuring.timing import time_interleaved
 from compressor.notes.quantization import Coverage, FormChosen, KeptOutput, TriedForm
 from compressor.quantization.choice.give_back import GiveBack
 from compressor.quantization.choice.spare import Spare
+from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.placement.forms import ByEvidence, ByFamily, Dynamic, WeightOnly
-from compressor.quantization.quantizer import QuantizationSettings, quantized_file
+from compressor.quantization.post_training import Prepared
+from compressor.quantization.quantizer import QuantizationSettings, Sparing, quantized_file
 from compressor.stage import Context
 from compressor.workload import Workload, first_batches, resize_batch
 
@@ -85,7 +87,7 @@ def _attempts(trial: "_Trial", settings: QuantizationSettings) -> Iterator[_Atte
     last = trial(label, usual)
     yield last
     if not last.holds:
-        label, spare = "static, harmful signals spared", Spare(missed=trial.missed)
+        label, spare = "static, harmful signals spared", _once(Spare(missed=trial.missed).apply)
         last = trial(label, usual, spare)
         yield last
     if last.holds:
@@ -93,6 +95,18 @@ def _attempts(trial: "_Trial", settings: QuantizationSettings) -> Iterator[_Atte
         yield trial(f"{label}, slow layers in float", replace(usual, give_back=GiveBack(max_drop=None)), spare)
     yield trial("dynamic products, float convolutions", replace(settings, form=Dynamic()))
     yield trial("weights alone", replace(settings, form=WeightOnly()))
+
+
+def _once(spare: Sparing) -> Sparing:
+    """`spare`, whose search takes most of the time of an attempt, with what it found for the next one."""
+    found: list[Prepared] = []
+
+    def again(prepared: Prepared, scheme: Scheme, workload: Workload) -> Prepared:
+        if not found:
+            found.append(spare(prepared, scheme, workload))
+        return found[0]
+
+    return again
 
 
 class _Trial:
@@ -106,7 +120,7 @@ class _Trial:
         self.batches = [inputs for inputs, _ in first_batches(workload.validation, _COMPARED_BATCHES)]
         self.files: dict[bytes, str] = {}
 
-    def __call__(self, label: str, settings: QuantizationSettings, spare: Spare | None = None) -> _Attempt:
+    def __call__(self, label: str, settings: QuantizationSettings, spare: Sparing | None = None) -> _Attempt:
         """The attempt of these settings; without details where it does not hold, without a file where there is none."""
         told = TriedForm(form=label, kept=False)
         own = replace(self.context, details={}, folder=None)

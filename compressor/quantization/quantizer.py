@@ -4,6 +4,7 @@ Rewrites that keep the function come first, since they change the ranges; then w
 on them, what goes back to float, and the biases, which make up for what rounding moved in the rest.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from compressor.errors import NothingToImproveError, StageError
@@ -19,7 +20,7 @@ from compressor.quantization.accuracy.linear_layers import LinearLayer
 from compressor.quantization.accuracy.smoothing import SmoothQuant
 from compressor.quantization.choice.give_back import GiveBack
 from compressor.quantization.choice.mixed_precision import MixedPrecision
-from compressor.quantization.choice.spare import Spare
+from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.other_cpus.pair_safety import repaired_grids
 from compressor.quantization.other_cpus.portability import (
     Portable,
@@ -32,6 +33,9 @@ from compressor.quantization.post_training import Prepared, Rewrite, finish, pre
 from compressor.quantization.settings import IntegerSettings
 from compressor.stage import Context
 from compressor.workload import Workload
+
+# What `Spare.apply` does.
+Sparing = Callable[[Prepared, Scheme, Workload], Prepared]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,12 @@ class QuantizationSettings(IntegerSettings):
 
 
 def quantized_file(
-    exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context, *, spare: Spare | None = None
+    exported: bytes,
+    settings: QuantizationSettings,
+    workload: Workload,
+    context: Context,
+    *,
+    spare: Sparing | None = None,
 ) -> bytes:
     """The integer file of an exported float file, with details to the report; `spare` keeps what does harm in float.
 
@@ -67,7 +76,7 @@ def quantized_file(
     """
     prepared = _prepared(exported, settings, workload, context)
     if spare is not None:
-        prepared = spare.apply(prepared, settings.activations, workload)
+        prepared = spare(prepared, settings.activations, workload)
     if settings.mixed is not None:
         prepared = settings.mixed.apply(prepared, workload, context)
     # Signed activations add up in 32 bits, and the file is for Arm alone.

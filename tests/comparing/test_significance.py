@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from compressor.comparing.significance import holm, letters, p_value, told_apart
+from compressor.comparing.significance import letters, p_value, told_apart
 from compressor.metrics import Metric
 
 ACCURACY = Metric.accuracy()
@@ -74,13 +74,6 @@ def test_a_difference_between_recipes_is_found_over_seeds() -> None:
     generator = np.random.default_rng(3)
     groups = [[right(generator, share + generator.normal(0, 0.005), 2000) for _ in range(3)] for share in (0.86, 0.80)]
     assert p_value(*groups, ACCURACY) < 0.01
-
-
-def test_holm() -> None:
-    """By hand: 0.01 x 4, then 0.02 x 3, 0.03 x 2 raised to it, 0.5 x 1."""
-    assert holm([0.5, 0.01, 0.03, 0.02]) == pytest.approx([0.5, 0.04, 0.06, 0.06])
-    assert holm([]) == []
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
 def test_pairs_are_corrected_together() -> None:

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from compressor.evaluations.by_class import ByClass, classes, holm, mcnemar
+from compressor.evaluations.by_class import ByClass, classes
 from compressor.evaluations.calibration import Calibration, calibration_error, calibration_errors
 from compressor.evaluations.corruptions import Range, blurred, corruption, dropped, kind_of, noisy
 from compressor.evaluations.evaluation import Answers, Known, Subject, evaluated
@@ -120,15 +120,6 @@ def test_inputs_that_are_nothing_of_all_that_are_refused(tiny_workload) -> None:
         Robustness(corruptions=("fog",))
     with pytest.raises(ValueError, match="severity is 1 to 5"):
         Robustness(severity=6)
-
-
-def test_mcnemar_and_holm_by_hand() -> None:
-    """8 lost against 1 won: 2 (1 + 9) / 2^9 = 0.0390625. Holm of 0.01, 0.04, 0.03: 0.03, 0.06, 0.06."""
-    assert mcnemar(8, 1) == pytest.approx(0.0390625)
-    assert mcnemar(5, 0) == pytest.approx(0.0625)
-    assert (mcnemar(0, 0), mcnemar(3, 3)) == (1.0, 1.0)
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
 def test_classes_that_lost_are_told_from_those_that_seem_to() -> None:

@@ -17,6 +17,7 @@ from compressor.measuring.timing import Timing
 from compressor.metrics import Metric
 from compressor.quantization import evidence
 from compressor.quantization.choice import give_back
+from compressor.quantization.choice.spare import Spare
 from compressor.quantization.evidence import by_evidence
 from compressor.quantization.placement.forms import ByEvidence
 from compressor.runtime import open_session
@@ -129,9 +130,20 @@ def test_of_forms_that_hold_the_fastest_is_taken_and_ties_go_to_the_smallest(clo
 
 
 @pytest.mark.parametrize("loud", [False, True])
-def test_slow_layers_go_back_to_float_where_what_holds_is_no_faster(clock: dict[str, Any], *, loud: bool) -> None:
-    """The first layer is slower in integers: with it in float the file is faster, also where signals are spared."""
-    exported = _network(loud=loud)
+def test_slow_layers_go_back_to_float_where_what_holds_is_no_faster(
+    clock: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, loud: bool
+) -> None:
+    """The first layer is slower in integers: with it in float the file is faster, also where signals are spared.
+
+    What to spare is searched for once.
+    """
+    exported, searches, spare = _network(loud=loud), [], Spare.apply
+
+    def counted(*args: Any) -> Any:
+        searches.append(args)
+        return spare(*args)
+
+    monkeypatch.setattr(Spare, "apply", counted)
     clock |= {"slow": ["front"], "speeds": [0.5, 1.2, 1.2]}
     _, details = _made(exported, _workload(exported), max_drop=0.05)
     label = "static, harmful signals spared" if loud else "static"
@@ -139,6 +151,7 @@ def test_slow_layers_go_back_to_float_where_what_holds_is_no_faster(clock: dict[
     assert [entry["node"] for entry in details["given_back"] if entry["why"].startswith("slower")] == ["front"]
     assert any(not entry["why"].startswith("slower") for entry in details["given_back"]) == loud
     assert clock["calls"] == 3
+    assert len(searches) == loud
 
 
 def test_nothing_ships_that_is_slower_or_no_smaller(clock: dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ def test_schedules_are_the_curves_that_they_say() -> None:
         (AdamW(rate=1e-3), 64, OneCycle(), 77, True),  # 0.3 of 256 updates: 260 in all are not short
     ],
 )
-def test_short_trainings_by_adamw_rise_sooner(optimizer, epochs, schedule, peak: int, tail: bool) -> None:
+def test_short_trainings_by_adamw_rise_sooner(optimizer, epochs, schedule, peak: int, *, tail: bool) -> None:
     """Where the rate is highest, counted by hand, and whether an epoch at a hundredth of it follows."""
     model, made = start(), []
     settings = TrainingSettings(epochs=epochs, tail_epochs=1, optimizer=optimizer, schedule=schedule)
