@@ -251,15 +251,7 @@ def main() -> None:
             write_json(path, {"offset": offset, **row, "ratio": row["auto"] / row["float32"]})
         offsets.append(read_json(path))
         print(offsets[-1], flush=True)
-    compared = [(kind, ours) for kind in kinds for ours in BESIDE]
-    # Of so many comparisons at 95 % some are beyond their interval by chance alone.
-    corrected = holm([kind["p_values"][ours] for kind, ours in compared])
-    alone = [
-        {"network": kind["name"], "by": ours, "p_value": kind["p_values"][ours], "corrected": p}
-        for (kind, ours), p in zip(compared, corrected, strict=True)
-        if kind["drops"][ours]["low"] > 0
-    ]
-    worse = [entry for entry in alone if entry["corrected"] < LEVEL]
+    comparisons, alone, worse = worse_of(kinds)
     write_json(
         RESULT,
         {
@@ -268,13 +260,28 @@ def main() -> None:
             "environment": environment(Target()),
             "networks": kinds,
             "offsets": offsets,
-            "comparisons": len(compared),
+            "comparisons": comparisons,
             "worse_alone": alone,
             "worse": worse,
             "worse_counts": {ours: sum(entry["by"] == ours for entry in worse) for ours in BESIDE},
         },
     )
     print(f"stored in {RESULT}")
+
+
+def worse_of(kinds: Sequence[dict[str, Any]]) -> tuple[int, list[dict[str, Any]], list[dict[str, Any]]]:
+    """(how many comparisons there are, those worse beyond their own interval, those still so after Holm's correction).
+
+    Of so many comparisons at 95 % some are beyond their interval by chance alone.
+    """
+    compared = [(kind, ours) for kind in kinds for ours in BESIDE]
+    corrected = holm([kind["p_values"][ours] for kind, ours in compared])
+    alone = [
+        {"network": kind["name"], "by": ours, "p_value": kind["p_values"][ours], "corrected": p}
+        for (kind, ours), p in zip(compared, corrected, strict=True)
+        if kind["drops"][ours]["low"] > 0
+    ]
+    return len(compared), alone, [entry for entry in alone if entry["corrected"] < LEVEL]
 
 
 def print_row(kind: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from benchmarks import training_harm
 from benchmarks.data.small_networks import CASES, clusters, letters
 from benchmarks.documents import training_page
 from benchmarks.soft_weight import decided
-from benchmarks.training_harm import summary, until_still_
+from benchmarks.training_harm import summary, until_still_, worse_of
 from compressor.training.optimizers.composition import suits_sgd
 
 
@@ -42,16 +42,32 @@ def test_the_page_names_what_was_worse() -> None:
         "environment": {"cpu": "some"},
         "networks": [kind],
         "offsets": [{"offset": 100.0, "before": 0.5, "float32": 0.25, "auto": 0.125}],
+        "comparisons": 2,
+        "worse_alone": [{"network": "MLP, tabular", "by": "fine_tune", "p_value": 0.011, "corrected": 0.022}],
         "worse": [{"network": "MLP, tabular", "by": "fine_tune"}],
     }
     page = training_page.page("a\n<!-- results -->\nstale\n<!-- /results -->\nb\n", result, None)
     assert page.startswith("a\n<!-- results -->\n## What")
     assert page.endswith("<!-- /results -->\nb\n")
     assert "stale" not in page
-    assert "beyond noise: MLP, tabular by `fine_tune`; " in page
+    assert "for 2 comparisons: MLP, tabular by `fine_tune`.**" in page
+    assert "MLP, tabular by `fine_tune`, p = 0.011 by itself, 0.02 corrected" in page
     assert "| MLP, tabular | 100.0 [91.2, 100.0] | 0.0 [0.0, 8.8] |" in page
     assert "| 100 | 0.50000 | 0.25000 | 0.12500 |" in page
     assert "stands still, after 90 to 90 epochs" in page
+
+
+def test_what_chance_explains_is_told_and_not_called_worse() -> None:
+    """Of four comparisons one at 0.03 is beyond its interval alone, one at 0.001 after the correction too."""
+    low = {"fine_tune": {"low": 0.001}, "distill": {"low": -0.1}}
+    kinds = [
+        {"name": "weak", "drops": low, "p_values": {"fine_tune": 0.03, "distill": 0.5}},
+        {"name": "strong", "drops": low, "p_values": {"fine_tune": 0.001, "distill": 0.9}},
+    ]
+    count, alone, worse = worse_of(kinds)
+    assert count == 4
+    assert [(entry["network"], round(entry["corrected"], 3)) for entry in alone] == [("weak", 0.09), ("strong", 0.004)]
+    assert [entry["network"] for entry in worse] == ["strong"]
 
 
 class Scores:
