@@ -36,8 +36,9 @@ from compressor.workload import Workload
 _WORTH = 0.02
 # Signals that get other ranges at most, and those of which the noise is told.
 _RANGED = 16
-# The seconds that one run of the float graph may take on the samples: of slow networks fewer are taken.
-_RUN_SECONDS = 0.4
+# The seconds that a run on the samples may take, and all runs of a search: of slow networks fewer samples are taken.
+_RUN_SECONDS, _SEARCH_SECONDS = 0.4, 30.0
+_RUNS_A_SIGNAL = 2
 _FEWEST_SAMPLES = 2
 # Decibels by which one attempt is better than the one before it, at least.
 _BETTER_DB = 3.0
@@ -78,8 +79,7 @@ class Spare:
         """
         if not prepared.placement.static:
             raise StageError("no layer has calibrated activations, whose signals could be spared")
-        slices = _slices(prepared, workload, self.samples)
-        rounded = Rounded(prepared, slices)
+        rounded = _rounded(prepared, workload, self.samples)
         whole = rounded.noise(rounded.order)
         worth = _WORTH * 10 ** (-min(self.levels) / 10)
         harms = rounded.harms(worth)
@@ -87,7 +87,7 @@ class Spare:
         better = _better_ranges(prepared, rounded, {name: harms[name] for name in worst}, scheme, workload)
         harms |= {name: noise for name, (noise, _) in better.items()}
         prepared = _with_grids(prepared, {name: grid for name, (_, grid) in better.items()})
-        search = _Search(prepared, rounded, harms, _costs(prepared, list(harms), slices[0]))
+        search = _Search(prepared, rounded, harms, _costs(prepared, list(harms), rounded.slices[0]))
         tried: list[str] = []
         reached = 0.0
         for level in self.levels:
@@ -171,16 +171,20 @@ def _told(harms: Mapping[str, float], spared: Sequence[str], whole: float, noise
     )
 
 
-def _slices(prepared: Prepared, workload: Workload, samples: int) -> list[Feeds]:
-    """The first samples of the calibration data, as many as run in time."""
-    (first, *_) = sample_slices(prepared.graph, workload.calibration, size=_FEWEST_SAMPLES, samples=_FEWEST_SAMPLES)
-    session = open_session(prepared.graph.SerializeToString(), threads=1)
-    session.run(None, first)
+def _rounded(prepared: Prepared, workload: Workload, samples: int) -> Rounded:
+    """The graph with signals to round, on the first samples of the calibration data: as many as are run in time."""
+    few = Rounded(prepared, _first(prepared, workload, _FEWEST_SAMPLES))
+    few.noise(few.order)
     # Of this thread alone: other work on the machine does not make samples fewer.
     start = thread_time()
-    session.run(None, first)
+    few.noise(few.order)
     each = max(1e-6, (thread_time() - start) / _FEWEST_SAMPLES)
-    count = max(_FEWEST_SAMPLES, min(samples, int(_RUN_SECONDS / each)))
+    allowed = min(_RUN_SECONDS, _SEARCH_SECONDS / max(1, _RUNS_A_SIGNAL * len(few.order)))
+    count = min(samples, int(allowed / each))
+    return few if count <= _FEWEST_SAMPLES else Rounded(prepared, _first(prepared, workload, count))
+
+
+def _first(prepared: Prepared, workload: Workload, count: int) -> list[Feeds]:
     return sample_slices(prepared.graph, workload.calibration, size=count, samples=count)
 
 
