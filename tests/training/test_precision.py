@@ -22,6 +22,7 @@ from compressor.training import precision
 from compressor.training.agreement import choose, signal_to_noise_db
 from compressor.training.loop import train
 from compressor.training.optimizers.choices import SGD, AdamW
+from compressor.training.optimizers.schedules import OneCycle
 from compressor.training.precision import AutoPrecision, BFloat16, Float32, Form
 from compressor.training.progress import EpochLog
 from compressor.training.settings import TrainingSettings
@@ -289,7 +290,10 @@ def test_a_training_that_outgrows_bfloat16_goes_on_in_float32(tmp_path: Path) ->
         return train(
             model,
             workload,
-            TrainingSettings(epochs=6, optimizer=AdamW(rate=0.04), precision=BFloat16()),
+            # When it outgrows it follows from the course.
+            TrainingSettings(
+                epochs=6, optimizer=AdamW(rate=0.04), schedule=OneCycle(warm_up=0.3), precision=BFloat16()
+            ),
             context=context,
             objective=objective,
         )
