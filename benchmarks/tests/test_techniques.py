@@ -7,6 +7,7 @@ from benchmarks.documents import techniques_page
 from compressor.stages import ClusterWeights, FineTune, SparsifyWeights
 
 
+@pytest.mark.slow
 def test_a_row_per_file(trained_workload, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros and shared values change the size after zstd alone, but for codebooks; rows that fail are told."""
     rows = {

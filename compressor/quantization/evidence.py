@@ -30,6 +30,8 @@ from compressor.workload import Workload, first_batches, resize_batch
 _COMPARED_BATCHES = 4
 # Of the decibels that an output must keep, those that each of its channels must.
 _CHANNEL_SHARE = 0.5
+# How much faster a file has to be that is larger than the float file.
+_WORTH_BYTES = 1.1
 # Of one timing; slow files take longer.
 _SECONDS = 1.0
 _REPEATS = 5
@@ -65,7 +67,7 @@ def by_evidence(exported: bytes, settings: QuantizationSettings, workload: Workl
     made: list[_Attempt] = []
     for attempt in _attempts(trial, settings):
         made.append(attempt)
-        if attempt.holds and attempt.is_faster:
+        if attempt.holds and attempt.is_faster and _pays(attempt, exported):
             break
     standing = [attempt for attempt in made if attempt.holds and _pays(attempt, exported)]
     if not standing:
@@ -183,9 +185,13 @@ class _Trial:
 
 
 def _pays(attempt: _Attempt, exported: bytes) -> bool:
-    """Whether it is faster than the float file, or smaller and not measurably slower."""
+    """Whether it is faster than the float file or as fast and smaller; a larger one has to be a good deal faster."""
     speedup = attempt.told.speedup
-    return attempt.is_faster or (speedup is not None and speedup.high >= 1 and len(attempt.onnx_bytes) < len(exported))
+    if speedup is None:
+        return False
+    if len(attempt.onnx_bytes) > len(exported):
+        return speedup.low >= _WORTH_BYTES
+    return attempt.is_faster or (speedup.high >= 1 and len(attempt.onnx_bytes) < len(exported))
 
 
 def _unpaid(attempt: _Attempt, exported: bytes) -> str:

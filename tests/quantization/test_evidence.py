@@ -164,6 +164,27 @@ def test_nothing_ships_that_is_slower_or_no_smaller(clock: dict[str, Any]) -> No
         _made(exported, _workload(exported), max_drop=0.05)
 
 
+@pytest.mark.parametrize(("speed", "ships"), [(1.05, False), (1.3, True)])
+def test_a_larger_file_ships_only_where_it_is_a_good_deal_faster(
+    clock: dict[str, Any], monkeypatch: pytest.MonkeyPatch, speed: float, *, ships: bool
+) -> None:
+    """A file that computes the same in more bytes: five percent of time do not pay for it, thirty do."""
+    exported = _network(loud=False)
+    model = onnx.load_from_string(exported)
+    helper.set_model_props(model, {"weight": "x" * len(exported)})
+    monkeypatch.setattr(evidence, "quantized_file", lambda *_, **__: model.SerializeToString())
+    clock["speeds"] = [speed] * 4
+    if ships:
+        file, details = _made(exported, _workload(exported), max_drop=0.05)
+        assert details["chosen_form"] == "static"
+        assert len(file) > len(exported)
+    else:
+        with pytest.raises(
+            StageError, match=r"the float file is the best there is: static: 1\.05x .* 2\.\d+ of its size"
+        ):
+            _made(exported, _workload(exported), max_drop=0.05)
+
+
 def test_nothing_ships_that_does_not_hold(clock: dict[str, Any]) -> None:
     """No form of eight bits keeps 150 dB: each says what it keeps, and no time is taken."""
     exported = _network(loud=False)

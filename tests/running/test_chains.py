@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from torch import nn
 
@@ -39,6 +40,7 @@ def low_rank(rank: int) -> FactorizeLayers:
     return FactorizeLayers(target=Rank(rank), kernels=Channelwise(), near=WeightError(), ignore=IGNORED)
 
 
+@pytest.mark.slow
 def test_thinner_layers_become_two_of_four_and_integers(tmp_path) -> None:
     """Both halves of a chain have two zeros of every four inputs, in the checkpoint and in the integers that ship."""
     pattern = SparsifyWeights(pattern=SemiStructured(n=2, m=4), ignore=("conv1",))
@@ -60,6 +62,7 @@ def test_thinner_layers_become_two_of_four_and_integers(tmp_path) -> None:
     assert all((groups_of_four(array) >= 2).all() for array in integers)
 
 
+@pytest.mark.slow
 def test_what_was_factorised_can_be_factorised_again(tmp_path) -> None:
     """Rank 8, then 4: the parts of a chain become chains, and the file computes what the rebuilt model does."""
     result, model = ran([low_rank(8), low_rank(4), FineTune(epochs=1)], tmp_path)
@@ -77,6 +80,7 @@ def test_what_was_factorised_can_be_factorised_again(tmp_path) -> None:
         np.testing.assert_allclose(got, model.eval()(images).numpy(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_shared_values_survive_narrower_layers(tmp_path) -> None:
     """Eight values a layer, a third of the channels gone, a training: eight are left, and the layers are narrower."""
     stages = [ClusterWeights(clusters=8), PruneChannels(remove=0.3, align=1), FineTune(epochs=1)]

@@ -307,6 +307,7 @@ def test_the_plan_and_the_weights_rebuild_the_model(trained_workload, tmp_path):
     assert torch.equal(loaded(x), model.eval()(x))
 
 
+@pytest.mark.slow
 def test_pruning_distillation_and_quantization_follow(trained_workload, tmp_path):
     """A pipeline goes on with the chains: their channels can be pruned, they learn, and they become integers."""
     stages = [

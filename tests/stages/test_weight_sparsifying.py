@@ -239,7 +239,11 @@ def test_without_the_plan_zeros_would_be_filled(trained_workload) -> None:
     assert fraction(model) < 0.1
 
 
-@pytest.mark.parametrize("last", [Quantize(), QuantizationAwareTraining(epochs=1)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "last",
+    [Quantize(), pytest.param(QuantizationAwareTraining(epochs=1), marks=pytest.mark.slow)],
+    ids=lambda stage: type(stage).__name__,
+)
 def test_zeros_reach_the_integer_file(last, trained_workload, tmp_path) -> None:
     """Sparse, tuned and quantized by a pipeline: the shipped file counts the zeros, and packs smaller than without."""
     stages = [SparsifyWeights(sparsity=0.8), FineTune(epochs=1), last]

@@ -16,6 +16,7 @@ def brief(monkeypatch):
     assert goals.time_interleaved == clock.time
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 def test_arms_and_pairs_stand_in_the_table(trained_workload, tmp_path, capsys):
     """By a clock that counts products: what was measured is told, what was refused too, and a second run reads both."""

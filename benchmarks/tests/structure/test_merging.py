@@ -16,6 +16,7 @@ def test_the_part_of_the_loss() -> None:
     assert 0.05 < found["low"] < 0.2 < found["high"] < 0.4
 
 
+@pytest.mark.slow
 def test_every_arm_stands_in_the_table(trained_workload, capsys) -> None:
     """Five arms lose what they lose on one network, all of them with about the same part of the channels gone."""
     entry = merging.compared(trained_workload, 0.25)
