@@ -8,6 +8,7 @@ with the numbers: they mean little where it was busy.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -43,8 +44,10 @@ def demo() -> dict[str, Any]:
     """The seconds of one demo, and what its report says of the file that ships."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "demo"
+        # A first demo finds no stage that was finished before.
+        alone = {**os.environ, "COMPRESSOR_STORE": str(Path(folder) / "store")}
         started = perf_counter()
-        subprocess.run(["make", "demo", f"OUT={out}"], cwd=ROOT, check=True, capture_output=True)  # noqa: S607 - make is looked up, as people do
+        subprocess.run(["make", "demo", f"OUT={out}"], cwd=ROOT, env=alone, check=True, capture_output=True)  # noqa: S607 - make is looked up, as people do
         seconds = perf_counter() - started
         report = read_json(out / "report.json")
     shipped = report["steps"][report["final"]]
