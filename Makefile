@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-exclusive
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -79,7 +79,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-demo bench-compare bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
+bench: bench-demo bench-compare bench-exclusive bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -91,6 +91,9 @@ bench-demo: $(VENV)/installed-dev  ## seconds of make demo, alone and beside eig
 
 bench-compare: $(VENV)/installed-dev  ## twelve recipes compared, beside the same run one by one: seconds, and the files (hours; resumes; wants a quiet machine)
 	$(BIN)/python -m benchmarks.compare.tree
+
+bench-exclusive: $(VENV)/installed-dev  ## a file timed while eight workers train, beside a quiet machine, in turns (minutes; wants a quiet machine)
+	$(BIN)/python -m benchmarks.compare.exclusive
 
 bench-threads: $(VENV)/installed-dev  ## training beside 0 to 4 busy processes: threads by timing against each fixed number (half an hour; wants a quiet machine)
 	$(BIN)/python -m benchmarks.training_threads

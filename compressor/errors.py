@@ -80,6 +80,10 @@ class FoldsError(WrongUseError, ValueError):
     """A cross-validation that would give no number, or one that says something else than it seems to."""
 
 
+class ExecutorError(WrongUseError, RuntimeError):
+    """Workers that are not there, have other versions, or cannot be sent what they should work on."""
+
+
 class StageError(CompressorError, RuntimeError):
     """A stage that could not do its work: nothing to compress, nothing that the model survives, or a fault in its way.
 

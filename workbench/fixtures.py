@@ -28,6 +28,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPRESSOR_STORE", "off")
         patch.setenv("COMPRESSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # Tests run beside each other, and wait for nobody.
+        patch.setenv("COMPRESSOR_TURNS", str(tmp_path_factory.mktemp("turns")))
+        patch.setenv("COMPRESSOR_QUIET_SECONDS", "0")
         yield
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from compressor.cli.caching import cache
+from compressor.cli.comparing import compare
 from compressor.cli.dry_run import print_plan
 from compressor.cli.exits import BUDGET_NOT_MET, FAILED, reported, used
 from compressor.cli.folds import Folds, FoldsReference, Repeats, check_folds, tell_folds, workload_of_folds
@@ -17,7 +18,6 @@ from compressor.cli.options import (
     AsJson,
     Batch,
     BatchSize,
-    Controls,
     Evaluate,
     ExportSeconds,
     FreeSizes,
@@ -25,7 +25,6 @@ from compressor.cli.options import (
     NoStore,
     Quiet,
     Seed,
-    Seeds,
     Settings,
     Streams,
     Student,
@@ -35,7 +34,6 @@ from compressor.cli.options import (
     asked_of,
     recipe_of,
     recipes_like,
-    recipes_of,
     store_of,
     workload_of,
 )
@@ -187,81 +185,6 @@ def run(
 
 
 @app.command()
-def compare(
-    *,
-    recipes: Annotated[
-        list[str], typer.Argument(help="YAML files or names of shipped recipes.", autocompletion=recipes_like)
-    ],
-    workload: WorkloadName,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison; every recipe gets a folder in it.")],
-    settings: Settings = None,
-    seed: Seed = None,
-    threads: Threads = None,
-    batch_size: BatchSize = None,
-    free_sizes: FreeSizes = None,
-    export_seconds: ExportSeconds = None,
-    batch: Batch = "free",
-    streams: Streams = None,
-    metric: MetricName = None,
-    seeds: Seeds = 1,
-    controls: Controls = True,
-    accept_changes: Accept = False,
-    no_store: NoStore = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
-    """Runs several recipes on one workload: one table and one picture, accuracy against latency and size.
-
-    `compressor compare int8 prune_distill_int8 drop_blocks_distill_int8 --workload digits --out runs/compared`
-
-    Values may be sweeps, `remove: {sweep: [0.3, 0.5]}`: every combination is compared, and what is common worked once.
-    A recipe that fails is shown with its error, the others go on: exit code 1; 3 where none met its budget.
-    """
-    with reported(verbose=verbose, out=out):
-        plans = [plan for name in recipes for plan in recipes_of(name, settings)]
-        from compressor.comparing.comparison import compare as compare_recipes
-        from compressor.running.pipeline import PipelineWarning
-        from compressor.target import Target
-
-        warnings.simplefilter("always", PipelineWarning)
-        target = Target(batch_size=batch_size or 1, threads=threads or 1) if batch_size or threads else None
-        found = workload_of(
-            workload,
-            free_sizes=free_sizes,
-            export_seconds=export_seconds,
-            batch=batch,
-            streams=streams,
-            metric=metric,
-        )
-        comparison = compare_recipes(
-            plans,
-            found,
-            target=target,
-            out=out,
-            seed=seed,
-            seeds=seeds,
-            controls=controls,
-            progress=not quiet,
-            accept_changes=accept_changes,
-            store=store_of(no_store=no_store),
-        )
-        if as_json:
-            _print_json(comparison.to_json())
-        else:
-            if not quiet:
-                comparison.print()
-            typer.echo(str(out / "comparison.html"))
-        if comparison.failures:
-            for name, error in comparison.failures.items():
-                typer.secho(f"{name} failed: {error}", err=True, fg="red")
-            raise typer.Exit(FAILED)
-        if not comparison.any_budget_met:
-            typer.secho("no recipe met its budget", err=True, fg="yellow")
-            raise typer.Exit(BUDGET_NOT_MET)
-
-
-@app.command()
 def doctor(
     *,
     workload: Annotated[
@@ -357,6 +280,7 @@ def stages(
             print_listing(shown, whole=name is not None)
 
 
+app.command()(compare)
 app.command()(pack)
 app.command()(unpack)
 app.command()(cache)

@@ -97,6 +97,19 @@ Controls = Annotated[
         help="Runs two arms beside the best recipe that takes structure: its training alone, and a random choice."
     ),
 ]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        metavar="NAME",
+        help="Where runs are worked: `serial`, `local`, `dask:local`, `tcp://HOST:PORT` (Dask), `ray:local`, "
+        "`ray://HOST:PORT`; by default `local` for more than one worker.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="How many runs are worked at once; by default one, of an executor as many as there are cores."),
+]
 NoStore = Annotated[
     bool,
     typer.Option(

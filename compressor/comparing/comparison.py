@@ -1,6 +1,6 @@
 """Several recipes on one workload, each run and resumed like a single one: one table and one picture of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape as html_escape
 from pathlib import Path
@@ -12,15 +12,16 @@ from compressor.checks import check_count
 from compressor.comparing.arms import REFERENCE, Arm, arms_of, common_target, control_arms, named
 from compressor.comparing.controls import controls_of
 from compressor.comparing.rows import rows_of
+from compressor.comparing.runs import Runs, reference_in
 from compressor.comparing.sharing import Cost, cost_of
 from compressor.comparing.significance import LEVEL, letters, told_apart
 from compressor.comparing.words import alike_sentences, control_sentences
 from compressor.estimate import Estimate
 from compressor.machine import environment
+from compressor.measuring.quiet import quiet_machine
 from compressor.measuring.scores import FileScores
 from compressor.measuring.session_times import Times
 from compressor.measuring.timing import Timing, time_interleaved
-from compressor.progress.bars import say
 from compressor.progress.events import Listener
 from compressor.recipe.recipe import Recipe
 from compressor.report.comparison import (
@@ -37,6 +38,8 @@ from compressor.report.markdown import escape
 from compressor.report.notebook import flat, frame, table_html
 from compressor.report.report import Report
 from compressor.report.view import busy_sentence
+from compressor.running.executors.choosing import executor_of
+from compressor.running.executors.protocol import Executor
 from compressor.running.folder import MODEL_FILE, refuse_files_of_others
 from compressor.running.pipeline import Pipeline
 from compressor.running.preflight import check_workload
@@ -149,6 +152,9 @@ def compare(
     accept_changes: bool = False,
     on_event: Listener | None = None,
     store: Store | None = None,
+    executor: Executor | str | None = None,
+    workers: int | None = None,
+    workload_from: Callable[[], Workload] | None = None,
 ) -> Comparison:
     """Runs every recipe into `out/<its name>` and writes comparison.json, .md, .html and .svg into `out`.
 
@@ -160,8 +166,11 @@ def compare(
     With `seeds` above 1 each recipe is run under as many seeds, and its row tells the mean. With `controls` the best
     recipe that takes structure away is run beside two controls: its training alone, and a random choice of as much.
     A recipe that fails is listed with its error and the others go on; a killed comparison goes on where it was when
-    called again. Raises RecipeError for a recipe that cannot be read or cannot work, WorkloadError for a workload that
-    cannot work.
+    called again. `executor` says where runs are worked, by name as the command line does ("local", "dask:local",
+    "tcp://...", "ray:local", "ray://..."), and `workers` how many at once; without both, one after the other in this
+    process. Workers are sent the workload, or make it themselves by `workload_from` (docs/scale.md). Raises RecipeError
+    for a recipe that cannot be read or cannot work, WorkloadError for a workload that cannot work, ExecutorError for
+    workers that cannot be had.
     """
     if not recipes:
         raise ValueError("compare needs at least one recipe, such as 'int8'")
@@ -175,17 +184,16 @@ def compare(
     refuse_files_of_others(folder, _DATA, _PAGES, keys={"schema_version", "rows", "failures"})
     # An order of stages that cannot work is refused before any recipe has taken hours.
     arms = arms_of(plans, seed=seed, seeds=seeds)
+    if executor is None or isinstance(executor, str):
+        executor = executor_of(executor, workers=workers, progress=progress)
     session = Session(store=store or Store(folder / _SHARED), times=Times(folder / _TIMES))
-    asked = {"target": target, "progress": progress, "accept_changes": accept_changes, "on_event": on_event}
-    runs = _Runs(workload=workload, folder=folder, session=session, asked=asked)
-    for number, arm in enumerate(arms, start=1):
-        say(f"recipe {number} of {len(arms)}: {arm.folder}", shown=progress)
-        runs.run(arm)
-    judged = _judged(arms, rows_of(runs.reports(), {}, {})) if controls else None
-    beside = control_arms(judged, seeds=seeds) if judged else []
-    for arm in beside:
-        say(f"{arm.control}, to compare with: {arm.folder}", shown=progress)
-        runs.run(arm)
+    asked = {"target": target, "accept_changes": accept_changes}
+    runs = Runs(workload=workload, folder=folder, session=session, asked=asked, progress=progress, on_event=on_event)
+    with runs.side_by_side(executor, workload_from):
+        runs.run(arms)
+        judged = _judged(arms, rows_of(runs.reports(), {}, {})) if controls else None
+        beside = control_arms(judged, seeds=seeds) if judged else []
+        runs.run(beside)
     kinds = {arm.row: arm.control for arm in beside}
     reports = runs.reports()
     timings = _timed_together(folder, list(reports), workload, target, session.times)
@@ -202,7 +210,7 @@ def compare(
         rows=rows,
         reports={name: report for name, report in first.items() if name not in kinds},
         failures={name: error for name, error in failures.items() if name not in kinds},
-        busy=next(filter(None, map(busy_sentence, busy)), ""),
+        busy=_timed_beside(timings) or next(filter(None, map(busy_sentence, busy)), ""),
         cost=cost,
         told=(
             *alike_sentences(rows, p_values, seeds=seeds),
@@ -216,59 +224,6 @@ def compare(
     return comparison
 
 
-@dataclass(kw_only=True)
-class _Runs:
-    """The runs of a comparison as they come about, by the folders of their arms."""
-
-    workload: Workload
-    folder: Path
-    session: Session
-    asked: dict[str, Any]
-    _ended: dict[str, tuple[Arm, Report | str]] = field(default_factory=dict)
-
-    def run(self, arm: Arm) -> None:
-        """Runs an arm; what it raises is its failure."""
-        try:
-            result = arm.pipeline.run(
-                self.workload, out=self.folder / arm.folder, seed=arm.seed, session=self.session, **self.asked
-            )
-        except Exception as error:  # noqa: BLE001  # a user's stage may raise anything, and the others must go on
-            self._ended[arm.folder] = arm, f"{type(error).__name__}: {error}"
-        else:
-            self._ended[arm.folder] = arm, result.report
-
-    def failures(self) -> dict[str, str]:
-        """The first error of every row of which a run failed."""
-        found: dict[str, str] = {}
-        for arm, end in self._ended.values():
-            if isinstance(end, str):
-                found.setdefault(arm.row, end if arm.folder == arm.row else f"seed {arm.seed}: {end}")
-        return found
-
-    def reports(self) -> dict[str, list[Report]]:
-        """The reports of every row of which no run failed, by seed."""
-        found: dict[str, list[Report]] = {}
-        failed = self.failures()
-        for arm, end in self._ended.values():
-            if not isinstance(end, str) and arm.row not in failed:
-                found.setdefault(arm.row, []).append(end)
-        return found
-
-    def files(self, row: str) -> list[bytes] | None:
-        """The files of a row by seed, None where one is gone."""
-        paths = [self.folder / arm.folder / MODEL_FILE for arm, _ in self._ended.values() if arm.row == row]
-        return [path.read_bytes() for path in paths] if all(path.is_file() for path in paths) else None
-
-    def reference(self) -> bytes | None:
-        """The reference's file, which is the same in every run."""
-        path = _reference_in(self.folder / next(iter(self._ended), ""))
-        return path.read_bytes() if path.is_file() else None
-
-
-def _reference_in(run: Path) -> Path:
-    return run / "stages" / "00-reference" / MODEL_FILE
-
-
 def _judged(arms: Sequence[Arm], rows: Sequence[ComparisonRow]) -> Arm | None:
     """The first run of the best recipe that has controls, by the times of its own run: the same one after a kill."""
     firsts = {arm.row: arm for arm in reversed(arms)}
@@ -278,13 +233,13 @@ def _judged(arms: Sequence[Arm], rows: Sequence[ComparisonRow]) -> Arm | None:
     return None if best is None else firsts[best.name]
 
 
-def _p_values(rows: Sequence[ComparisonRow], runs: _Runs, workload: Workload) -> dict[tuple[str, str], float]:
+def _p_values(rows: Sequence[ComparisonRow], runs: Runs, workload: Workload) -> dict[tuple[str, str], float]:
     """The corrected p value of every pair of rows, of many rows of those on the front, with the controls."""
     if not workload.metric.scored:
         return {}
     shown = rows if len(rows) <= _ALL_PAIRS else [row for row in rows if row.pareto or row.control]
     shown = [row for row in rows if row.name == REFERENCE or row in shown]
-    scores = FileScores(workload, seed=0, known=runs.session.every_row())
+    scores = FileScores(workload, seed=0, known=runs.rows())
     files: dict[str, list[bytes]] = {}
     for row in shown:
         reference = runs.reference()
@@ -316,7 +271,7 @@ def _timed_together(
     recipe.
     """
     paths = {name: folder / name / MODEL_FILE for name in names}
-    references = [_reference_in(folder / name) for name in names]
+    references = [reference_in(folder / name) for name in names]
     if len(paths) < 2 or not all(path.is_file() for path in [*paths.values(), *references]):
         return {}
     inputs = resize_batch(workload.example_inputs, target.batch_size)
@@ -324,10 +279,18 @@ def _timed_together(
     files = {name: path.read_bytes() for name, path in paths.items()}
 
     def take() -> dict[str, Timing]:
-        return {name: time_interleaved(file, reference, inputs, threads=target.threads) for name, file in files.items()}
+        with quiet_machine(target.threads):
+            return {
+                name: time_interleaved(file, reference, inputs, threads=target.threads) for name, file in files.items()
+            }
 
     digests = sorted((name, sha256(file)) for name, file in files.items())
     return times.together(repr((digests, sha256(reference), target.batch_size, target.threads)), take)
+
+
+def _timed_beside(timings: Mapping[str, Timing]) -> str:
+    met = dict.fromkeys(timing.met for timing in timings.values() if timing.met)
+    return f"Timed beside {'; '.join(met)}: a quieter machine tells more." if met else ""
 
 
 def _interval(estimate: Estimate | None) -> dict[str, float] | None:

@@ -21,6 +21,7 @@ import onnxruntime as ort
 from compressor.latency.cache import read_times, write_times
 from compressor.latency.operator_graphs import operator_graph, runnable
 from compressor.latency.operators import CONVOLUTIONS, PRODUCTS, RECURRENT, Operator
+from compressor.measuring.quiet import quiet_machine
 from compressor.progress.bars import progress_bar
 from compressor.runtime import load_session, session_options
 from compressor.storage import cache_folder
@@ -90,11 +91,16 @@ class LatencyTable:
         bar = progress_bar(missing, desc="timing operators", unit="op", shown=not quiet)
         saved = perf_counter()
         try:
-            for operator in bar:
-                self._entries[operator] = time_operator(operator, self.target)
-                if perf_counter() - saved > _SAVE_SECONDS:
-                    self._write()
-                    saved = perf_counter()
+            with quiet_machine(self.target.threads):
+                # Who was waited for may have measured the same.
+                self._read()
+                for operator in bar:
+                    if operator in self._entries:
+                        continue
+                    self._entries[operator] = time_operator(operator, self.target)
+                    if perf_counter() - saved > _SAVE_SECONDS:
+                        self._write()
+                        saved = perf_counter()
         finally:
             bar.close()
             self._write()

@@ -44,7 +44,7 @@ class Measurement:
 
     `compressed_bytes` is the file through zstandard, where zeros and repeated weights show, and `packed_bytes` what
     `compressor pack` makes of it (None: too large to be packed for a report). `speedup` is the reference's latency over
-    this file's.
+    this file's. `timed_beside` says what else the machine did meanwhile, None where it was quiet.
     """
 
     score: Estimate
@@ -56,6 +56,7 @@ class Measurement:
     latency_ms: Estimate
     speedup: Estimate
     packed_bytes: int | None = None
+    timed_beside: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: numbers, and {"value", "low", "high"} for estimates; what is None is left out."""
@@ -147,4 +148,5 @@ def measure(
         latency_ms=timing.candidate_ms,
         speedup=timing.speedup,
         packed_bytes=packed_size(onnx_bytes, most=_MOST_PACKED),
+        timed_beside=timing.met or None,
     )

@@ -21,6 +21,7 @@ import onnx
 from compressor.batches import Inputs
 from compressor.files.graphs import initializers, inner_graphs, output_names, parse
 from compressor.files.operators import Fact, facts_of
+from compressor.measuring.quiet import quiet_machine
 from compressor.runtime import feeds_of, load_session, session_options
 from compressor.target import Target
 from compressor.workload import resize_batch
@@ -177,8 +178,8 @@ def _profiled(
     """(milliseconds per call, microseconds of each run by node, the node's operator, what it writes)."""
     plain = load_session(file, session_options(threads))
     feeds = feeds_of(plain, inputs)
-    calls = _run(plain, feeds, seconds / 2)
-    with tempfile.TemporaryDirectory() as folder:
+    with quiet_machine(threads), tempfile.TemporaryDirectory() as folder:
+        calls = _run(plain, feeds, seconds / 2)
         options = session_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")

@@ -8,6 +8,7 @@ import onnxruntime as ort
 
 from compressor.errors import StorageError
 from compressor.estimate import Estimate
+from compressor.measuring.quiet import quiet_machine
 from compressor.measuring.timing import Timing
 from compressor.storage import read_sealed, sha256, write_sealed
 from compressor.target import Target, cpu_name
@@ -16,16 +17,15 @@ from compressor.target import Target, cpu_name
 class Times:
     """Timings by the two files, their load, and how long they were timed.
 
-    With a `path` a session that was killed goes on with the times that it had; a file of another machine, of another
-    version, or one that is damaged, counts as none.
+    With a `path` a session that was killed goes on with the times that it had, and processes that have the same one
+    time a pair once; a file of another machine, of another version, or one that is damaged, counts as none.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._known: dict[str, Timing] = {}
         self._together: dict[str, dict[str, Timing]] = {}
-        if path is not None and path.is_file():
-            self._known, self._together = _read(path)
+        self._look()
 
     def of(
         self, candidate: bytes, reference: bytes, load: tuple[Target, Any], take: Callable[[], Timing], *, decides: bool
@@ -35,8 +35,12 @@ class Times:
         told = (sha256(candidate), sha256(reference), target.batch_size, target.threads, repr(shapes), decides)
         key = sha256(repr(told).encode())
         if key not in self._known:
-            self._known[key] = take()
-            self._write()
+            with quiet_machine(target.threads):
+                # Whoever timed while this one waited may have timed the same.
+                self._look()
+                if key not in self._known:
+                    self._known[key] = take()
+                    self._write()
         return self._known[key]
 
     def together(self, what: str, take: Callable[[], dict[str, Timing]]) -> dict[str, Timing]:
@@ -44,8 +48,15 @@ class Times:
         key = sha256(what.encode())
         if key not in self._together:
             self._together[key] = take()
+            self._look()
             self._write()
         return self._together[key]
+
+    def _look(self) -> None:
+        """Takes in what is on disk; what this process knows stays."""
+        if self._path is not None and self._path.is_file():
+            known, together = _read(self._path)
+            self._known, self._together = known | self._known, together | self._together
 
     def _write(self) -> None:
         if self._path is not None:
@@ -58,11 +69,21 @@ def _facts() -> dict[str, Any]:
 
 
 def _all_as_json(timings: Mapping[str, Timing]) -> dict[str, Any]:
-    return {key: {name: vars(value) for name, value in vars(timing).items()} for key, timing in timings.items()}
+    return {
+        key: {name: value if isinstance(value, str) else vars(value) for name, value in vars(timing).items()}
+        for key, timing in timings.items()
+    }
 
 
 def _all(saved: Mapping[str, Any]) -> dict[str, Timing]:
-    return {key: Timing(**{name: Estimate(**value) for name, value in entry.items()}) for key, entry in saved.items()}
+    return {key: _timing(entry) for key, entry in saved.items()}
+
+
+def _timing(entry: Mapping[str, Any]) -> Timing:
+    values: dict[str, Any] = {
+        name: value if isinstance(value, str) else Estimate(**value) for name, value in entry.items()
+    }
+    return Timing(**values)
 
 
 def _read(path: Path) -> tuple[dict[str, Timing], dict[str, dict[str, Timing]]]:

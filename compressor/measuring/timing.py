@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from compressor.batches import Inputs
 from compressor.checks import check_count, check_positive
 from compressor.estimate import Estimate
+from compressor.measuring.quiet import quiet_machine
 from compressor.progress.bars import progress_bar
 from compressor.runtime import feeds_of, open_session
 
@@ -32,11 +33,15 @@ _WARM_UP_SHARE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Milliseconds per call of two files, and how many times faster the candidate is than the reference."""
+    """Milliseconds per call of two files, and how many times faster the candidate is than the reference.
+
+    `met` says in words what else the machine did meanwhile; "" where it was quiet.
+    """
 
     reference_ms: Estimate
     candidate_ms: Estimate
     speedup: Estimate
+    met: str = ""
 
 
 def time_interleaved(
@@ -54,11 +59,15 @@ def time_interleaved(
     Each of the `repeats` (>= 3) opens fresh sessions of both, in an order drawn from `seed`, warms them up and runs
     them in turns, in blocks of calls A B B A. Its ratio is the median over the pairs of neighbouring blocks; value and
     interval are the mean and Student's t over the repeats' logarithms. Slow files take longer than `seconds`: every
-    repeat runs each file at least four times. Raises ValueError for files that cannot be loaded or fed `inputs`.
+    repeat runs each file at least four times. Other timings on this machine, and work of ours, wait meanwhile. Raises
+    ValueError for files that cannot be loaded or fed `inputs`.
     """
     check_count(repeats, "repeats counts the sessions that the interval comes from", least=3)
     check_positive(seconds, "seconds is the time to spend")
-    measured = _repeats((reference, candidate), inputs, threads=threads, seed=seed, repeats=repeats, seconds=seconds)
+    with quiet_machine(threads) as met:
+        measured = _repeats(
+            (reference, candidate), inputs, threads=threads, seed=seed, repeats=repeats, seconds=seconds
+        )
     blocks = [np.log(pair) for pair in measured]
     medians = np.array([np.median(pair, axis=1) for pair in blocks]) + math.log(1e3)
     # Neighbouring blocks see the same load: from repeat to repeat the medians of their ratios scatter less than the
@@ -68,6 +77,7 @@ def time_interleaved(
         reference_ms=_exp_interval(medians[:, 0]),
         candidate_ms=_exp_interval(medians[:, 1]),
         speedup=_exp_interval(ratios, floor=_RESOLUTION),
+        met=met.says,
     )
 
 

@@ -76,8 +76,9 @@ def reference_state(job: Job, key: str) -> State:
     job.say("reference: export and measure")
 
     def anew(onnx_bytes: bytes, outcome: Outcome) -> Outcome:
-        latency = _timing(job, onnx_bytes, onnx_bytes).candidate_ms
-        return replace(outcome, measurement=replace(outcome.measurement, latency_ms=latency, speedup=_UNCHANGED))
+        return replace(
+            outcome, measurement=replace(_times(outcome, _timing(job, onnx_bytes, onnx_bytes)), speedup=_UNCHANGED)
+        )
 
     return _come_about(job, 0, "reference", key, anew=anew, make=lambda folder: _made_reference(job, key, folder))
 
@@ -189,8 +190,17 @@ def _timed_anew(
     versus_base = (
         timing.speedup if first else _timing(job, onnx_bytes, base.onnx_bytes, seed=seed, decides=decides).speedup
     )
-    measurement = replace(outcome.measurement, latency_ms=timing.candidate_ms, speedup=timing.speedup)
-    return replace(outcome, measurement=measurement, versus_base=versus_base)
+    return replace(outcome, measurement=_times(outcome, timing), versus_base=versus_base)
+
+
+def _times(outcome: Outcome, timing: Timing) -> Measurement:
+    """The measurement of `outcome` with other times."""
+    return replace(
+        outcome.measurement,
+        latency_ms=timing.candidate_ms,
+        speedup=timing.speedup,
+        timed_beside=timing.met or None,
+    )
 
 
 def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Context, key: str, decides: bool) -> State:

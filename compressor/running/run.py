@@ -279,6 +279,7 @@ class Run:
                 size_bytes=measured.size_bytes,
             )
             self.warnings += [f"budget not met: {text}" for text in missed]
+        self.warnings += _timed_beside(self.steps)
         if state is self.reference:
             self.warnings.append("no stage was kept: model.onnx is the reference, exported")
         report = Report(
@@ -307,6 +308,15 @@ class Run:
             )
         )
         return Result(report=report, artifact=Artifact(path), model=state.model)
+
+
+def _timed_beside(steps: Sequence[Step]) -> list[str]:
+    """Which stages were timed while the machine was not quiet, a warning for each thing that it did."""
+    found: dict[str, list[str]] = {}
+    for step in steps:
+        if step.measurement is not None and step.measurement.timed_beside:
+            found.setdefault(step.measurement.timed_beside, []).append(step.stage)
+    return [f"{', '.join(stages)} timed beside {what}" for what, stages in found.items()]
 
 
 def _finished(number: int, step: Step) -> StageFinished:

@@ -18,6 +18,7 @@ import torch
 
 from compressor.batches import Batch
 from compressor.machine import core_count, others_running
+from compressor.turns.taking import working
 from compressor.workload import batch_size_of
 
 Item = TypeVar("Item")
@@ -98,10 +99,21 @@ class Threads:
         return _Timed(batches, self)
 
     def over(self, items: Iterable[Item], size: Callable[[Item], float]) -> Iterator[Item]:
-        """The items, batches of `size` samples (or labels); what is done until the next one is asked for is timed."""
-        if self.fixed or self.most == 1:
-            yield from items
-            return
+        """The items, batches of `size` samples (or labels); what is done until the next one is asked for is timed.
+
+        Before each the pass waits while something is timed on this machine (`compressor.turns`).
+        """
+        with working() as pause:
+            if self.fixed or self.most == 1:
+                for item in items:
+                    pause()
+                    yield item
+                return
+            yield from self._chosen(items, size, pause)
+
+    def _chosen(
+        self, items: Iterable[Item], size: Callable[[Item], float], pause: Callable[[], None]
+    ) -> Iterator[Item]:
         if not self._batches:
             for _ in range(_MOMENTS):
                 self._look()
@@ -114,6 +126,7 @@ class Threads:
                 self._try()
         passing = iter(items)
         while True:
+            pause()
             started, self._aside = self.clock(), 0.0
             try:
                 item = next(passing)

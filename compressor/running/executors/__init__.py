@@ -1,0 +1,1 @@
+"""Where tasks are worked: in this process, in several on this machine, or on a cluster; one protocol for all."""
