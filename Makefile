@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-exclusive
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-exclusive bench-evaluations
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -79,7 +79,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-demo bench-compare bench-exclusive bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
+bench: bench-demo bench-compare bench-exclusive bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -163,6 +163,10 @@ bench-teachers: $(VENV)/installed-dev  ## ResNet-20's structure taught by ResNet
 	$(BIN)/python -m benchmarks.teaching.teachers
 	$(BIN)/python -m benchmarks.documents
 
+bench-evaluations: $(VENV)/installed-dev  ## calibration and robustness of ResNet-20 by shipped recipes (a quarter of an hour; resumes)
+	$(BIN)/python -m benchmarks.judging.evaluations
+	$(BIN)/python -m benchmarks.documents
+
 bench-classic: $(VENV)/installed-dev .venv-tfmot  ## MNIST pruned to 90 % beside tensorflow_model_optimization (half an hour; resumes)
 	$(BIN)/python -m benchmarks.classic
 	$(BIN)/python -m benchmarks.documents
@@ -222,9 +226,10 @@ bench-imagenet: $(VENV)/installed-dev .venv-nncf .venv-aimet  ## EfficientNet-Li
 .venv-pack: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ brotli || { rm -rf $@; exit 1; }
 
-bench-pack: $(VENV)/installed-dev .venv-pack  ## packed files beside zlib, LZMA, zstd, brotli and order-0 entropy; LeNets on MNIST (resumes)
+bench-pack: $(VENV)/installed-dev .venv-pack  ## packed files beside zlib, LZMA, zstd, brotli and order-0 entropy; LeNets on MNIST; ResNet-56 (hours; resumes)
 	PYTHONPATH=.venv-pack $(BIN)/python -m benchmarks.packing.coder
 	$(BIN)/python -m benchmarks.packing.lenets
+	$(BIN)/python -m benchmarks.packing.residual
 	$(BIN)/python -m benchmarks.documents
 
 same-results: $(VENV)/installed-dev  ## do OLD=<commit> and the working tree (or NEW=<commit>) give the same files and reports? (resumes)

@@ -115,6 +115,10 @@ class ExportError(CompressorError, RuntimeError):
     """A model that no exporter could turn into an ONNX file that computes the same."""
 
 
+class AmplifiedError(ExportError):
+    """A model of which no file can be checked, for it makes rounding large: training may change that."""
+
+
 class RunFolderError(CompressorError, RuntimeError):
     """The folder holds another run, or is being written by one."""
 

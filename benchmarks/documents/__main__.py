@@ -7,6 +7,7 @@ Nothing in them is typed.
 
 from benchmarks.documents import (
     architectures_page,
+    evaluations_page,
     first_page,
     packing_page,
     quantization_page,
@@ -51,7 +52,11 @@ def main() -> None:
         write_atomic(tutorial, techniques_page.classic_page(tutorial.read_text(encoding="utf-8"), classic))
     if (packing := load("packing")) is not None:
         packed = DOCS / "packing.md"
-        write_atomic(packed, packing_page.page(packed.read_text(encoding="utf-8"), packing))
+        small = (load("packing-lenets"), load("packing-residual"))
+        write_atomic(packed, packing_page.page(packed.read_text(encoding="utf-8"), packing, *small))
+    if (asked := load("evaluations")) is not None:
+        evaluations = DOCS / "evaluations.md"
+        write_atomic(evaluations, evaluations_page.page(evaluations.read_text(encoding="utf-8"), asked))
     if (teachers := load("teachers")) is not None:
         losses = DOCS / "losses.md"
         write_atomic(losses, teachers_page.page(losses.read_text(encoding="utf-8"), teachers))

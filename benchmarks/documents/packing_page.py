@@ -1,17 +1,20 @@
-"""The results in docs/packing.md: ResNet-56 by the packed form, beside order-0 entropy and general compressors."""
+"""The results in docs/packing.md: ResNet-56 beside other coders, LeNets and ResNet-56 made as small as they travel."""
 
 import re
 
 MARK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
-def page(text: str, result: dict) -> str:
-    """`text`, the page as it is, with the table of `result` between its marks."""
-    return MARK.sub(lambda found: found[1] + "\n".join(section(result)) + "\n" + found[2], text)
+def page(text: str, result: dict, lenets: dict | None = None, residual: dict | None = None) -> str:
+    """`text`, the page as it is, with the tables of the results that there are between its marks."""
+    lines = section(result)
+    lines += ["", *lenet_section(lenets)] if lenets else []
+    lines += ["", *residual_section(residual)] if residual else []
+    return MARK.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
 
 
 def section(result: dict) -> list[str]:
-    """The table, and what its columns are."""
+    """The table of coders, and what its columns are."""
     files = result["files"]
     others = list(next(iter(files.values()))["others"])
     speeds = [row["decode"]["weights_per_second"] / 1e6 for row in files.values()]
@@ -32,3 +35,49 @@ def section(result: dict) -> list[str]:
         "Symbols are decoded by NumPy on one thread, in CPU time, beside other work on the same machine. Reading the",
         "plan comes on top, some hundredths of a second a chunk, whatever its size.",
     ]
+
+
+def lenet_section(result: dict) -> list[str]:
+    """The LeNets of Deep Compression: what is left of them, and their error beside the dense network's."""
+    networks = result["networks"]
+    images = next(iter(networks.values()))["images"]
+    return [
+        "LeNets on MNIST, pruned, taught by the dense network, with shared values, packed, unpacked and run on",
+        f"{images:,} test images; the drop is paired, and by McNemar's test p says how likely so uneven a split of the",
+        "images that one alone gets right would be by chance. Left: numbers that are not zero, and the bits that each",
+        "takes; packed in bytes; times: of the dense weights in float32.",
+        "",
+        "| network | left | packed | times smaller | bits each | error, % | dense, % | drop, points | p | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {row['weights_left']:,} | {row['packed_bytes']:,} | **{row['times_smaller']:.0f}** | "
+            f"{row['bits_a_weight_left']:.1f} | {100 - 100 * row['packed']['value']:.2f} | "
+            f"{100 - 100 * row['dense']['value']:.2f} | {_points(row['drop'])} | "
+            f"{row['right_in_one_alone']['p']:.2f} | {row['seconds'] / 60:.0f} |"
+            for name, row in networks.items()
+        ),
+    ]
+
+
+def residual_section(result: dict) -> list[str]:
+    """ResNet-56 by chains of stages: packed size, speed, drop, and the files that validation names."""
+    named = [f"at most {limit} points: {arm or 'none'}" for limit, arm in result["chosen"].items()]
+    return [
+        f"ResNet-56 on CIFAR-10 (`python -m benchmarks.packing.residual`), {result['epochs']} epochs over",
+        f"{result['images']:,} images after blocks went and a third of that after zeros came; the drop is paired, on",
+        f"{result['test_images']:,} test images that no decision has read. Smallest by validation with a drop of",
+        f"{'; '.join(named)}.",
+        "",
+        "| dropped, zeros, bits | bytes | packed | times smaller | bits a weight | speed-up | drop, points | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {arm} | {row['size_bytes']:,} | {row['packed_bytes']:,} | **{row['times_smaller']:.1f}** | "
+            f"{row['bits_a_weight']:.2f} | {row['speedup']['value']:.2f}x [{row['speedup']['low']:.2f}, "
+            f"{row['speedup']['high']:.2f}] | {_points(row['drop'])} | {row['seconds'] / 60:.0f} |"
+            for arm, row in result["rows"].items()
+        ),
+    ]
+
+
+def _points(drop: dict) -> str:
+    return f"{100 * drop['value']:.2f} [{100 * drop['low']:.2f}, {100 * drop['high']:.2f}]"

@@ -1,1 +1,1 @@
-"""Benchmarks of verdicts: how often a difference is claimed that is not there."""
+"""Benchmarks of verdicts: whether a difference is claimed that is not there, and what else became of a file."""

@@ -25,6 +25,7 @@ from compressor.cli.options import (
     Seeds,
     Settings,
     Streams,
+    Student,
     Threads,
     Verbose,
     Workers,
@@ -44,6 +45,7 @@ def compare(
     workload: WorkloadName,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; every recipe gets a folder in it.")],
     settings: Settings = None,
+    student: Student = None,
     seed: Seed = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
@@ -72,7 +74,7 @@ def compare(
     A recipe that fails is shown with its error, the others go on: exit code 1; 3 where none met its budget.
     """
     with reported(verbose=verbose, out=out):
-        plans = [plan for name in recipes for plan in recipes_of(name, settings)]
+        plans = recipes_of(recipes, settings, student)
         from compressor.comparing.comparison import compare as compare_recipes
         from compressor.running.executors.choosing import executor_of
         from compressor.running.pipeline import PipelineWarning

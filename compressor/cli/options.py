@@ -39,8 +39,8 @@ Student = Annotated[
     str | None,
     typer.Option(
         metavar="MODULE:FUNCTION",
-        help="A function of yours that makes a small network: it goes on in place of the model, which teaches it in "
-        "the first `distill` of the recipe.",
+        help="A function of yours that makes a small network: it goes on in place of the model, which teaches it, in "
+        "recipes that leave one open, such as student_int8; in `run` else in the recipe's first `distill`.",
     ),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Decides every random choice; by default the recipe's.")]
@@ -136,30 +136,33 @@ def store_of(*, no_store: bool) -> "Store | None":
 
 
 def recipe_of(source: str, settings: list[str] | None, student: str | None = None) -> "Recipe":
-    """The recipe of a file or a shipped name, with the values of `--set`, and with `student` in its first distill.
+    """The recipe of a file or a shipped name, with the values of `--set`, and with `student` where it asks for one.
 
-    Raises RecipeError, and WrongUseError where there is none to teach the student.
+    Of a recipe that asks for none it is that of its first distill. Raises RecipeError, also where there is none.
     """
     from compressor.recipe.recipe import Recipe
-    from compressor.stage import stage_name
 
-    recipe = Recipe.load(source, overrides=settings or ())
-    if student is None:
-        return recipe
-    names = list(map(stage_name, recipe.stages))
-    if "distill" not in names:
-        raise WrongUseError(
-            f"--student is taught by the first distill of a recipe, and {recipe.name} has {', '.join(names)}; take "
-            "student_int8, or write one with distill"
-        )
-    return recipe.with_overrides([f"stages.{names.index('distill')}.student={student}"])
+    return Recipe.load(source, overrides=settings or (), student=student)
 
 
-def recipes_of(source: str, settings: list[str] | None) -> "list[Recipe]":
-    """The recipes of a file or a shipped name, several where values are sweeps; raises RecipeError."""
+def recipes_of(sources: list[str], settings: list[str] | None, student: str | None = None) -> "list[Recipe]":
+    """The recipes of files or shipped names, several where values are sweeps, with `student` in those that ask for one.
+
+    Raises RecipeError, and WrongUseError where a student is given and none of them asks for it.
+    """
     from compressor.recipe.recipe import Recipe
 
-    return Recipe.load_all(source, overrides=settings or ())
+    asking = [source for source in sources if student is not None and Recipe.asks_for_student(source)]
+    if student is not None and not asking:
+        raise WrongUseError(
+            f"--student goes into the recipes that leave one open, and {', '.join(sources)} leave none; add "
+            "student_int8, or write `student: <my_models:small>` into the distill that it is for"
+        )
+    return [
+        plan
+        for source in sources
+        for plan in Recipe.load_all(source, overrides=settings or (), student=student if source in asking else None)
+    ]
 
 
 def asked_of(recipe: "Recipe", names: list[str] | None) -> "Recipe":

@@ -11,13 +11,13 @@ import onnx
 import torch
 from torch import nn
 
-from compressor.errors import ExportError
+from compressor.errors import AmplifiedError, ExportError
 from compressor.files.carrying import note_layout_, noted_layout, reading_notes
 from compressor.files.child_process import Limit, LimitError
 from compressor.files.export_memory import Exported, ExportMemory
 from compressor.files.exported_outputs import TOLERANCE, judge_of
 from compressor.files.exporters import Exporter, condensed, failing_module, write
-from compressor.files.graph_cleaning import pool_globally_, rename_, strip_
+from compressor.files.graph_cleaning import pool_globally_, rename_, strip_, unsign_zeros_
 from compressor.files.graphs import opset_of, parse
 from compressor.files.limits import MAX_BYTES
 from compressor.files.shape_cleaning import simplify_shapes_
@@ -87,7 +87,7 @@ def export_onnx(model: nn.Module, workload: Workload, *, memory: ExportMemory | 
         if memory is not None:
             memory.ended = tries.ended
         if not tries.files:
-            raise ExportError(_refusal(kind, tries))
+            raise _refusal(kind, tries)
     # Fewest frozen dimensions first; the order of trying decides between equals.
     exporter = min(tries.files, key=lambda name: len(tries.files[name][2]))
     onnx_bytes, opset, notes = tries.files[exporter]
@@ -178,6 +178,7 @@ class _Tries:
         # Cleaning comes before verification: what ships is what was verified.
         simplify_shapes_(proto)
         pool_globally_(proto)
+        unsign_zeros_(proto)
         rename_(proto, self.task.parameters, prefix=_PREFIX)
         strip_(proto)
         outputs = self.task.outputs
@@ -210,24 +211,24 @@ def _left_out(tries: _Tries) -> str:
     )
 
 
-def _refusal(kind: str, tries: _Tries) -> str:
+def _refusal(kind: str, tries: _Tries) -> ExportError:
     tried = "; ".join(f"{exporter}: {message}" for exporter, message in tries.errors.items())
     ended = all(message.startswith(_UNFINISHED) for message in tries.errors.values())
     if ended:
-        return (
+        return ExportError(
             f"{kind} could not be exported in the time and memory that an export may take. Tried {tried}. Give it "
             "longer with Workload(export_seconds=...), or leave fewer sizes free with free_sizes='batch'"
         )
     differs = any("differs from torch" in message for message in tries.errors.values())
     if differs and (change := tries.task.amplification()) > TOLERANCE:
-        return (
+        return AmplifiedError(
             f"{kind} amplifies rounding: inputs that grow by {NUDGE:g} of themselves change its output by {change:.2g} "
             f"of its scale, so that no two computations of it agree, and no file of it can be checked. Tried {tried}. "
             "Untrained networks without norms do so; train it, or bring its inputs to the scale it was trained with"
         )
     culprit = failing_module(tries.task, tries.limit)
     where = f" The error arose in the submodule {culprit}." if culprit else ""
-    return (
+    return ExportError(
         f"{kind} could not be exported to an ONNX file that computes what it computes. Tried {tried}.{where} "
         "Shapes and branches in forward() must follow from x.shape, not from fixed numbers or tensor values "
         "(torch.where instead of if), and every operator must exist in ONNX"

@@ -3,6 +3,7 @@
 1. `strip_` removes what the exporter tells about the machine and the source code (stack traces with paths).
 2. `pool_globally_` gives global average pooling its own operator back.
 3. `rename_` gives every node and tensor a short name that depends on the graph alone.
+4. `unsign_zeros_` gives the zeros among weights one sign: of two, each costs a bit in every compressed file.
 """
 
 import math
@@ -11,15 +12,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from compressor.files.graphs import attribute, drop_unused_initializers_, initializers, inner_graphs, ranks
+from compressor.files.graphs import (
+    all_nodes,
+    attribute,
+    drop_unused_initializers_,
+    initializers,
+    inner_graphs,
+    output_names,
+    ranks,
+)
 from compressor.files.operators import Family, operator_of
 
 # The module path of a node, as the two exporters of torch write it.
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+# What they read is multiplied and added up.
+_SUMS = {Family.CONVOLUTION, Family.MATRIX, Family.RECURRENT}
 
 
 def strip_(model: onnx.ModelProto) -> None:
@@ -64,6 +76,34 @@ def pool_globally_(model: onnx.ModelProto) -> int:
         changed += 1
     if changed:
         drop_unused_initializers_(graph)
+    return changed
+
+
+def unsign_zeros_(model: onnx.ModelProto) -> int:
+    """The number of zeros below zero among weights of convolutions, products and recurrent layers that became 0.0.
+
+    Masks and folded norms leave them. Sums of products are the same numbers either way: a sum of zeros alone may be 0.0
+    where it was -0.0. Weights that anything else reads, too, stay as they are.
+    """
+    graph, changed = model.graph, 0
+    stored = initializers(graph)
+    wanted, others = set[str](), output_names(graph)
+    for node in all_nodes(graph):
+        row = operator_of(node.op_type)
+        places = (
+            (*row.inputs.weights, row.inputs.bias) if row.family in _SUMS and node.domain in {"", "ai.onnx"} else ()
+        )
+        for position, name in enumerate(node.input):
+            (wanted if position in places else others).add(name)
+    for name in sorted(wanted - others):
+        tensor = stored.get(name)
+        if tensor is None or tensor.data_type not in _FLOATS - {onnx.TensorProto.BFLOAT16}:
+            continue
+        values = numpy_helper.to_array(tensor)
+        below = (values == 0) & np.signbit(values)
+        if below.any():
+            tensor.CopyFrom(numpy_helper.from_array(np.where(below, values.dtype.type(0), values), name))
+            changed += int(below.sum())
     return changed
 
 

@@ -35,6 +35,8 @@ PRECISION = 14
 SHORTEST = 1 << 16
 MOST_TABLES, MOST_LANES = 80, 1 << 14
 _ONE = 1 << PRECISION
+# Where in a step the next symbol's tables stand, above a frequency of up to 2^14 and a first slot.
+_NEXT = 2 * PRECISION + 1
 # A chunk that gained nothing is a little longer than what it holds.
 _MOST_BODY = MOST_CHUNK + (1 << 16)
 # 40 bits: no number of a plan needs more.
@@ -165,7 +167,7 @@ class Tables:
     """
 
     symbols: Bytes  # (tables * 2^14,)
-    steps: NDArray[np.int64]  # (tables * 256,): how far the next one's tables are << 28 | (frequency - 1) << 14 | slot
+    steps: NDArray[np.int64]  # (tables * 256,): how far the next one's tables are << 29 | frequency << 14 | first slot
     usual: int
 
     @classmethod
@@ -183,7 +185,7 @@ class Tables:
                 row[:low], row[high + 1 :] = 0, 2 * each
         first = np.cumsum(counts, axis=1) - counts
         symbols = np.concatenate([np.repeat(np.arange(256, dtype=np.uint8), row) for row in counts])
-        steps = np.tile(next_, (contexts, 1)) << 2 * PRECISION | np.maximum(counts - 1, 0) << PRECISION | first
+        steps = np.tile(next_, (contexts, 1)) << _NEXT | counts << PRECISION | first & _ONE - 1
         return cls(symbols, steps.reshape(-1), each if contexts > 1 else 0)
 
 
@@ -234,7 +236,7 @@ def decode(states: NDArray[np.int64], words: NDArray[np.int64], tables: Tables, 
     # A conversion of all is quicker than one in every step.
     rows = np.ascontiguousarray(which[:whole].reshape(lanes, steps).T).astype(np.int64)
     context: NDArray[np.int64] | int = tables.usual
-    mask = _ONE - 1
+    mask, twice = _ONE - 1, 2 * _ONE - 1
     for number in range(steps + (whole < count)):
         last = number == steps
         state = x[: count - whole] if last else x
@@ -246,9 +248,9 @@ def decode(states: NDArray[np.int64], words: NDArray[np.int64], tables: Tables, 
         else:
             runs[number] = symbol
         step = tables.steps.take((row << 8) + symbol)
-        context = step >> 2 * PRECISION
+        context = step >> _NEXT
         state >>= PRECISION
-        state *= (step >> PRECISION & mask) + 1
+        state *= step >> PRECISION & twice
         state += slot
         state -= step & mask
         short = np.flatnonzero(state < SHORTEST)

@@ -26,7 +26,7 @@ from compressor.errors import LONGEST_REASON, RecipeError, bounded
 from compressor.evaluations.catalogue import EVALUATIONS
 from compressor.evaluations.evaluation import Evaluation
 from compressor.plugins import STAGES, reasons, usable
-from compressor.recipe import sweeps
+from compressor.recipe import open_values, sweeps
 from compressor.recipe.models import (
     SETTINGS_CONFIG,
     check_writable,
@@ -72,14 +72,15 @@ class Recipe:
     evaluations: tuple[Evaluation, ...] = ()
 
     @classmethod
-    def load(cls, source: str | Path, *, overrides: Iterable[str] = ()) -> Self:
+    def load(cls, source: str | Path, *, overrides: Iterable[str] = (), student: str | None = None) -> Self:
         """The recipe in a YAML file, or the shipped one of that name (`prune_distill_int8`).
 
-        `overrides` are `path=value` as in `with_overrides`, applied before anything is checked. Raises RecipeError with
-        every reason and its line.
+        `overrides` are `path=value` as in `with_overrides`, applied before anything is checked. `student`,
+        "package.module:function", goes where the recipe leaves one open, `student: <my_models:small>`, else into its
+        first `distill`. Raises RecipeError with every reason and its line, also for what is left open.
         """
         text, named = _text_of(source)
-        return cls.loads(text, source=named, overrides=overrides)
+        return cls._one(parse(text, named), named, overrides, student)
 
     @classmethod
     def loads(cls, text: str, *, source: str = "recipe.yaml", overrides: Iterable[str] = ()) -> Self:
@@ -87,13 +88,20 @@ class Recipe:
         return cls._one(parse(text, source), source, overrides)
 
     @classmethod
-    def load_all(cls, source: str | Path, *, overrides: Iterable[str] = ()) -> list[Self]:
+    def load_all(cls, source: str | Path, *, overrides: Iterable[str] = (), student: str | None = None) -> list[Self]:
         """All recipes of a file or a shipped name: several where values are sweeps, `remove: {sweep: [0.3, 0.5]}`.
 
         Each has a name of its own and its `choices`. Raises RecipeError as `load`, and for more than 500.
         """
         text, named = _text_of(source)
-        return cls._all(parse(text, named), named, overrides)
+        return cls._all(parse(text, named), named, overrides, student)
+
+    @classmethod
+    def asks_for_student(cls, source: str | Path) -> bool:
+        """Whether the recipe in a file or of a shipped name leaves a student open. Raises RecipeError if it is none."""
+        text, named = _text_of(source)
+        places = (place for place, _ in open_values.open_values(parse(text, named).data))
+        return any(place[-1] == "student" for place in places)
 
     @classmethod
     def loads_all(cls, text: str, *, source: str = "recipe.yaml", overrides: Iterable[str] = ()) -> list[Self]:
@@ -153,7 +161,7 @@ class Recipe:
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
     @classmethod
-    def _all(cls, document: Document, source: str, overrides: Iterable[str]) -> list[Self]:
+    def _all(cls, document: Document, source: str, overrides: Iterable[str], student: str | None = None) -> list[Self]:
         """The recipes in `document`: one, or as many as its sweeps make."""
         data = {} if document.data is None else document.data
         errors = [(line, f"{source}:{line}: {message}") for line, message in document.problems]
@@ -168,7 +176,13 @@ class Recipe:
                 origins[override_(data, override)] = f"--set {override}"
             except ValueError as error:
                 errors.append((0, f"--set {bounded(override, LONGEST_REASON)}: {error}"))
-        wrong = sweeps.problems(data)
+        if student is not None:
+            try:
+                place = open_values.teach_(data, student, name=str(data.get("name", _name_of(source))))
+                origins[place] = f"--student {student}"
+            except ValueError as error:
+                errors.append((0, str(error)))
+        wrong = [*sweeps.problems(data), *open_values.problems(data)]
         errors += [_located(place, message, document, source, origins) for place, message in wrong]
         recipes = []
         for variant in [] if wrong else sweeps.variants(document):
@@ -188,8 +202,8 @@ class Recipe:
         return recipes
 
     @classmethod
-    def _one(cls, document: Document, source: str, overrides: Iterable[str]) -> Self:
-        found = cls._all(document, source, overrides)
+    def _one(cls, document: Document, source: str, overrides: Iterable[str], student: str | None = None) -> Self:
+        found = cls._all(document, source, overrides, student)
         swept = [(place, values) for place, values in sweeps.sweeps_in(document.data) if sweeps.SWEEP not in place]
         if swept:
             raise RecipeError(

@@ -124,9 +124,16 @@ def test_a_word_too_few_or_too_many_is_refused() -> None:
 
 
 def test_lanes_follow_the_size() -> None:
-    """One state for few symbols, a state for every 512 bytes of many."""
+    """One state for few symbols, a state for every 512 bytes of many, and more where that would make many small steps.
+
+    A state costs a byte: never more than a part in 160 of the symbols.
+    """
     assert lanes_for(5, 3.0) == 1
+    assert lanes_for(100_000, 60_000.0) == 117
+    assert lanes_for(800_000, 96_000.0) == 600
+    assert lanes_for(800_000, 200_000.0) == 768
     assert lanes_for(1_000_000, 512_000.0) == 1000
+    assert lanes_for(2_000, 100_000.0) == 250
 
 
 def test_classes_find_rows_and_columns_of_other_scales() -> None:

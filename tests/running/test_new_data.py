@@ -1,6 +1,7 @@
 """A compressed model goes on learning: what it is drawn to, what stays, and what it forgot."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,31 @@ def test_old_data_hold_by_their_share(replay: float, slope: float) -> None:
     """New and old batches ask for 3 and 1 in turns: near the mean by their shares, 3 - 2 r."""
     data = [(X[::2], 3 * X[::2])] * 12  # two of them are held out
     assert learnt(FineTune(**LONG, data=data, replay=replay)) == pytest.approx(slope, abs=0.1)
+
+
+def test_few_new_samples_choose_the_epoch_as_much_as_many_old_ones() -> None:
+    """One weight goes from 0 to 3 in equal steps: 200 old samples want it below 1.6, two that are held out above 2.4.
+
+    Each old sample costs a hundredth of what is lost on a new one: by samples the first epochs would be kept, by parts
+    the last ones.
+    """
+
+    def rows(outputs, targets):
+        near = (outputs.flatten() - targets.flatten()).abs() < 0.6
+        return torch.where(targets.flatten() == 1, 0.9 + 0.1 * near.double(), near.double())
+
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    ones = torch.ones(200, 1)
+    workload = same_data(nn.Linear(1, 1, bias=False), [(ones, ones)], ones[:2], loss=F.mse_loss)
+    workload = replace(workload, metric=Metric(name="near", per_sample=rows))
+    data = Batches((torch.ones(20, 1), 3 * torch.ones(20, 1)), batch_size=18)
+    context = Context(progress=False)
+    stage = FineTune(epochs=40, tail_epochs=0, optimizer=SGD(rate=0.03), weight_decay=0.0, data=data, replay=0.0)
+    stage.apply(model, workload, context)
+    assert 2.4 < float(model.weight.detach()) < 3.1
+    assert context.details["new_after"] == 1.0
+    assert context.details["old_after"] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("held", [True, False])

@@ -9,9 +9,10 @@ from torch import nn
 
 from compressor import Budget, Effect, Pipeline, load_checkpoint
 from compressor.cli.app import app
-from compressor.errors import RunFolderError, StageError, WorkloadError
+from compressor.errors import AmplifiedError, RunFolderError, StageError, WorkloadError
 from compressor.recipe.recipe import Recipe
 from compressor.running import applying
+from compressor.running.brought import checking
 from compressor.running.order import refuse_for_files, segments
 from compressor.running.pipeline import PipelineWarning
 from compressor.runtime import OnnxModule
@@ -136,6 +137,52 @@ def test_what_does_not_fit_is_refused_before_any_work(trained_workload, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+class Knotted(Small):
+    """Goes one way or the other by the numbers that it is given, which no file can say."""
+
+    def forward(self, images):
+        answer = super().forward(images)
+        return answer if float(images.mean()) > 0 else 2 * answer
+
+
+def test_a_student_that_no_file_can_hold_is_refused_before_any_training(trained_workload, tmp_path, made) -> None:
+    """And one whose file cannot be checked because of its untrained weights is not: training may change that."""
+    with pytest.raises(StageError, match="stage 1, distill: the student Knotted could not be exported to an ONNX file"):
+        Pipeline([Distill(**QUICK, student=Knotted())]).run(trained_workload, out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+    assert made == []
+
+    def amplifies(*_):
+        raise AmplifiedError("amplifies rounding")
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(checking, "export_onnx", amplifies)
+        checking.check_brought([Distill(student=small())], trained_workload, lambda *_: None)
+
+
+def test_compare_gives_a_student_to_the_recipes_that_ask_for_one(tmp_path, monkeypatch) -> None:
+    """The others keep their own distill; where none asks, it is refused."""
+    from typer.testing import CliRunner
+
+    given: list[Recipe] = []
+
+    def noted(recipes, *_, **__):
+        given.extend(recipes)
+        raise StageError("noted")
+
+    monkeypatch.setattr("compressor.comparing.comparison.compare", noted)
+    command = ["compare", "drop_blocks_distill_int8", "student_int8", "-w", "digits", "--out", str(tmp_path)]
+    CliRunner().invoke(app, [*command, "--student", "workbench.tiny:TinyResNet"])
+    assert [[getattr(stage, "student", None) for stage in recipe.stages] for recipe in given] == [
+        [None, None, None],
+        ["workbench.tiny:TinyResNet", None],
+    ]
+    del command[2]
+    refused = CliRunner().invoke(app, [*command, "--student", "workbench.tiny:TinyResNet"])
+    assert refused.exit_code == 2
+    assert "drop_blocks_distill_int8 leave none" in " ".join(refused.output.split())
+
+
 def test_a_student_is_judged_by_itself() -> None:
     """Alone with the training behind it; pruning after it is another segment, and what stands before it is lost."""
     student, cut = Distill(student=small()), PruneChannels(remove=0.5)
@@ -206,6 +253,9 @@ def test_recipes_and_the_command_line_name_a_student(tmp_path, monkeypatch) -> N
     refused = called("--student", "own_student:wrong")
     assert refused.exit_code != 0
     assert "tells 3 classes apart" in " ".join(refused.output.split())
+    bare = called()
+    assert bare.exit_code == 2
+    assert "distill.student is left open" in " ".join(bare.output.split())
     none = CliRunner().invoke(app, ["run", "int8", "-w", "own_student:teacher", "--student", "a:b", "--dry-run"])
     assert none.exit_code == 2
     said = " ".join(none.output.split())

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from compressor.errors import StageError, WorkloadError
+from compressor.errors import AmplifiedError, ExportError, StageError, WorkloadError
+from compressor.files.export import export_onnx
 from compressor.kept_state import private_copy
 from compressor.running.failures import explained
 from compressor.running.forward_checks import check_copy, check_repeatable, check_training_step
@@ -40,6 +41,12 @@ def _check_student(student: nn.Module, workload: Workload, stage: str) -> None:
         check_training_step(own, first_batches(workload.train, 1)[0], stage)
     except WorkloadError as error:
         raise StageError(f"the student {type(student).__name__}: {error.sentence}") from error
+    try:
+        export_onnx(own.model, own)
+    except AmplifiedError:
+        return  # its weights do that, which training changes
+    except ExportError as error:
+        raise StageError(f"the student {error.sentence}") from error
 
 
 def _check_data(new: Any, workload: Workload, check_set: CheckSet) -> None:

@@ -22,10 +22,10 @@ from compressor.notes.training import Learnt
 from compressor.stage import Context
 from compressor.storage import read_json
 from compressor.structure.checkpoint import PLAN_FILE
-from compressor.training.new_data.mixing import WANTED, Joined, Mixed, NewData
+from compressor.training.new_data.mixing import WANTED, Mixed, NewData
 from compressor.training.precision import Form
 from compressor.training.settings import TrainingSettings
-from compressor.training.validation import validation_score
+from compressor.training.validation import Joined, of_parts, validation_score
 from compressor.workload import Workload
 
 _HELD = ("zeros", "clusters")
@@ -36,7 +36,8 @@ class GoesOn(TrainingSettings):
     """Settings of trainings that can go on with new data.
 
     `data`, batches with targets, or the name of a function that gives them, takes the place of the training data; a
-    tenth is held out and chooses the epoch together with the old validation data. `replay` in [0, 1) is the part of old
+    tenth is held out and chooses the epoch together with the old validation data, each as much, however many there
+    are. `replay` in [0, 1) is the part of old
     batches among all. `held` is the folder of the run that made the model: zeros and shared values of its plan stay.
     """
 
@@ -89,7 +90,8 @@ class GoesOn(TrainingSettings):
         if self.new_data is None:
             return workload
         train = Mixed(self.new_data.train, workload.train, self.replay)
-        return replace(workload, train=train, validation=Joined(workload.validation, self.new_data.validation))
+        validation = Joined(workload.validation, self.new_data.validation)
+        return replace(workload, train=train, validation=validation, metric=of_parts(workload.metric))
 
     def scores(self, model: nn.Module, workload: Workload) -> tuple[float | None, float | None]:
         """The scores of `model` on the new data that are held out, and on the old validation data."""

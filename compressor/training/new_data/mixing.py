@@ -84,21 +84,6 @@ class Mixed:
         return math.floor(new * self.replay / (1 - self.replay) + 1e-9)
 
 
-class Joined:
-    """All batches of one after those of the other."""
-
-    def __init__(self, first: Iterable[Any], second: Iterable[Any]) -> None:
-        self.first, self.second = first, second
-
-    def __iter__(self) -> Iterator[Any]:
-        yield from self.first
-        yield from self.second
-
-    def __len__(self) -> int:
-        """How many batches both have. Raises TypeError where one does not say."""
-        return len(self.first) + len(self.second)  # type: ignore[arg-type] # list() and others take the TypeError for an answer
-
-
 def _again(data: Iterable[Any]) -> Iterator[Any]:
     """Pass after pass over `data`. Raises WorkloadError where a pass gives nothing."""
     while True:

@@ -7,8 +7,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from compressor.batches import Batches
 from compressor.errors import WorkloadError
+from compressor.metrics import Metric
 from compressor.stages import Distill, FineTune
-from compressor.training.new_data.mixing import Joined, Mixed, NewData
+from compressor.training.new_data.mixing import Mixed, NewData
+from compressor.training.validation import Joined, of_parts, with_part
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,25 @@ def test_old_data_without_a_batch_are_refused() -> None:
 def test_joined_data_are_one_after_the_other() -> None:
     joined = Joined(["a", "b"], ["c"])
     assert ("".join(joined), len(joined)) == ("abc", 3)
+
+
+@pytest.mark.parametrize(
+    ("metric", "one", "other", "wanted"),
+    [
+        # 90 of 100 and 1 of 2, by hand: the mean of 0.9 and 0.5.
+        (Metric.accuracy(), torch.tensor([1.0] * 90 + [0.0] * 10), torch.tensor([1.0, 0.0]), 0.7),
+        # Rows of two numbers, hits and how many: the ratio of the sums, 3 of 4 and 1 of 4.
+        (Metric.token_accuracy(), torch.tensor([[1.0, 2.0], [2.0, 2.0]]), torch.tensor([[1.0, 4.0]]), 0.5),
+        (Metric.label_accuracy(), torch.tensor([1.0, 0.0]), torch.tensor([torch.nan]), 0.5),
+    ],
+)
+def test_each_part_counts_as_much(metric, one, other, wanted) -> None:
+    """Rows of one number and of several, and a part in which nothing is asked for."""
+    rows = torch.cat([with_part(one, 0), with_part(other, 1)])
+    assert of_parts(metric).aggregate(rows) == pytest.approx(wanted)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    assert of_parts(metric).aggregate(rows[order]) == pytest.approx(wanted)
+    assert of_parts(metric).aggregate(with_part(one, 0)) == pytest.approx(metric.aggregate(one))
 
 
 def seen(data) -> list[float]:

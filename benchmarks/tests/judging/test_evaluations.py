@@ -1,0 +1,45 @@
+"""The benchmark of evaluations: trainings that are cut, and its table."""
+
+from benchmarks.documents import evaluations_page
+from benchmarks.judging.evaluations import RECIPES, shortened
+from compressor.recipe.recipe import Recipe
+from compressor.stages import Distill, Polynomial, Quantize, SparsifyWeights
+
+
+def test_every_training_is_cut_and_nothing_else_is_changed() -> None:
+    assert shortened(Quantize(), 2) == Quantize()
+    assert shortened(Distill(epochs=8, temperature=2.0), 2) == Distill(epochs=2, tail_epochs=0, temperature=2.0)
+    sparse = SparsifyWeights(sparsity=0.8, schedule=Polynomial(epochs=6, initial=0.5))
+    assert shortened(sparse, 3) == SparsifyWeights(
+        sparsity=0.8, schedule=Polynomial(epochs=3, tail_epochs=0, initial=0.5)
+    )
+    assert shortened(SparsifyWeights(sparsity=0.8), 3) == SparsifyWeights(sparsity=0.8)
+    assert all(Recipe.load(name).stages for name in RECIPES)
+
+
+def test_the_table_tells_changes_beyond_chance() -> None:
+    """A question without an answer leaves its cell empty."""
+
+    def answer(what: str, worse: tuple[float, float, float]) -> dict:
+        value, low, high = worse
+        return {
+            "what": what,
+            "reference": {"value": 0.5, "low": 0.4, "high": 0.6},
+            "worse": {"value": value, "low": low, "high": high},
+        }
+
+    asked = [answer("gap", (0.02, 0.01, 0.03)), answer("noise", (0.0, -0.01, 0.01))]
+    row = {"score": {"value": 0.9}, "answers": asked}
+    result = {
+        "test_images": 5000,
+        "epochs": 2,
+        "images": 10_000,
+        "recipes": {"int8": row, "int4": {**row, "answers": asked[:1]}},
+    }
+    text = evaluations_page.page("before\n<!-- results -->\nstale words\n<!-- /results -->\nafter\n", result)
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "stale words" not in text
+    assert "| none |  | 50.00 | 50.00 |" in text
+    assert "| `int8` | 90.00 | **+2.00 [1.00, 3.00]** | +0.00 [-1.00, 1.00] |" in text
+    assert "| `int4` | 90.00 | **+2.00 [1.00, 3.00]** |  |" in text
