@@ -38,6 +38,7 @@ from compressor.cli.options import (
     workload_of,
 )
 from compressor.cli.packing import pack, unpack
+from compressor.cli.studio import studio
 from compressor.errors import WrongUseError
 
 app = typer.Typer(
@@ -284,6 +285,7 @@ app.command()(compare)
 app.command()(pack)
 app.command()(unpack)
 app.command()(cache)
+app.command()(studio)
 
 
 def main() -> None:

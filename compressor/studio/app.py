@@ -1,0 +1,122 @@
+"""The studio's addresses: what a browser may ask for, and what it has to bring for it."""
+
+from collections.abc import Callable
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from compressor.studio.access import SESSION_SECONDS, Access, Role, Session, TooManyTriesError
+from compressor.studio.desk import Desk
+from compressor.studio.guard import App, Guard, RefusedError
+from compressor.studio.pages import render, static
+
+_COOKIE = "compressor_studio"
+
+
+def studio_app(
+    desk: Desk,
+    access: Access,
+    *,
+    hosts: frozenset[str],
+    scheme: str = "http",
+    entered: Callable[[Role], object] = lambda role: role,
+) -> App:
+    """The studio of `desk` as an ASGI application, for those whom `access` lets in.
+
+    `hosts` and `scheme` as in `Guard`; `entered` is called when a link was used, for its token is spent.
+    """
+    doors = _Doors(desk, access, secure=scheme == "https", entered=entered)
+    routes = [
+        Route("/", doors.page),
+        Route("/enter", doors.enter),
+        Route("/leave", doors.leave, methods=["POST"]),
+        Route("/events", doors.events),
+        Route("/static/{name}", doors.static),
+        Route("/part/{name}", doors.part),
+    ]
+    app = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_found, RefusedError: _refused})
+    return Guard(app, hosts=hosts, scheme=scheme)
+
+
+class _Doors:
+    def __init__(self, desk: Desk, access: Access, *, secure: bool, entered: Callable[[Role], object]) -> None:
+        self._desk, self._access, self._secure, self._entered = desk, access, secure, entered
+
+    def _session(self, request: Request, *, changes: bool = False, edits: bool = False) -> Session:
+        """The session of `request`; what changes something brings the session's word, and an editor alone edits."""
+        session = self._access.session(request.cookies.get(_COOKIE))
+        if session is None:
+            raise RefusedError(401, "this page is for those who have its link; it stands in the terminal")
+        if changes and not session.brings(request.headers.get("x-csrf-token")):
+            raise RefusedError(403, "the page is older than your session; load it again")
+        if edits and session.role is not Role.EDITOR:
+            raise RefusedError(403, "you came in to watch; the link to edit stands in the terminal")
+        return session
+
+    async def page(self, request: Request) -> Response:
+        session = self._access.session(request.cookies.get(_COOKIE))
+        if session is None:
+            return HTMLResponse(render("door", sentence="Open the link that stands in the terminal."), 401)
+        return HTMLResponse(render("page", session=session, **self._desk.page()))
+
+    async def enter(self, request: Request) -> Response:
+        try:
+            session = self._access.enter(request.query_params.get("token"))
+        except TooManyTriesError as error:
+            sentence = f"Too many wrong links. Wait {error.seconds:.0f} seconds."
+            after = {"retry-after": f"{error.seconds:.0f}"}
+            return HTMLResponse(render("door", sentence=sentence), 429, headers=after)
+        if session is None:
+            sentence = "This link was used or is an old one. The terminal shows the next one."
+            return HTMLResponse(render("door", sentence=sentence), 401)
+        self._entered(session.role)
+        # Relative, so that it holds behind a proxy's prefix; the address without the token takes its place.
+        response = RedirectResponse("./", 303)
+        response.set_cookie(
+            _COOKIE,
+            session.cookie,
+            max_age=int(SESSION_SECONDS),
+            httponly=True,
+            samesite="strict",
+            secure=self._secure,
+        )
+        return response
+
+    async def leave(self, request: Request) -> Response:
+        self._access.leave(self._session(request, changes=True))
+        response = Response(status_code=204)
+        response.delete_cookie(_COOKIE)
+        return response
+
+    async def events(self, request: Request) -> Response:
+        session = self._session(request)
+
+        def allowed() -> bool:
+            return self._access.session(session.cookie) is not None
+
+        return StreamingResponse(self._desk.events.stream(allowed), media_type="text/event-stream")
+
+    async def static(self, request: Request) -> Response:
+        found = static(request.path_params["name"])
+        if found is None:
+            raise RefusedError(404, "there is no such file")
+        content, media = found
+        return Response(content, media_type=media)
+
+    async def part(self, request: Request) -> Response:
+        session = self._session(request)
+        html = self._desk.part(request.path_params["name"], may_edit=session.role is Role.EDITOR)
+        if html is None:
+            raise RefusedError(404, "there is no such part of the page")
+        return HTMLResponse(html)
+
+
+async def _not_found(_: Request, __: Exception) -> Response:
+    return PlainTextResponse("there is nothing here\n", 404)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return PlainTextResponse(f"{error.sentence}\n", error.status)

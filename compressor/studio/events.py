@@ -1,0 +1,63 @@
+"""What happens, told to every open page as it happens: server-sent events, and the latest of each kind at first."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any
+
+from compressor.storage import json_safe
+
+# A page that is so far behind is better off with the latest of each kind, which it gets when it comes again.
+_MOST_WAITING = 256
+HEARTBEAT_SECONDS = 15.0
+
+
+class Broadcast:
+    """Events by kind; `publish` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._latest: dict[str, bytes] = {}
+        self._queues: set[asyncio.Queue[bytes | None]] = set()
+
+    @property
+    def listeners(self) -> int:
+        """How many pages listen."""
+        return len(self._queues)
+
+    def publish(self, kind: str, data: Any) -> None:
+        """Tells every page, and those that come later until another event of this kind takes its place."""
+        event = f"event: {kind}\ndata: {json.dumps(json_safe(data))}\n\n".encode()
+        self._latest[kind] = event
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._deliver, event)
+
+    def _deliver(self, event: bytes) -> None:
+        for queue in [*self._queues]:
+            if queue.qsize() < _MOST_WAITING:
+                queue.put_nowait(event)
+            else:
+                self._queues.discard(queue)
+                queue.get_nowait()
+                queue.put_nowait(None)
+
+    async def stream(self, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """The events for one page, for as long as it is `allowed`, which is asked before each."""
+        self._loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        for event in self._latest.values():
+            queue.put_nowait(event)
+        self._queues.add(queue)
+        try:
+            while True:
+                told: bytes | None = b": here\n\n"
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        told = await queue.get()
+                if told is None or not allowed():
+                    return
+                yield told
+        finally:
+            self._queues.discard(queue)

@@ -1,0 +1,143 @@
+"""What no request gets past: foreign hosts and origins, bodies too large or too slow; and what every answer says.
+
+The headers follow OWASP's Secure Headers; Host is checked against DNS rebinding, Origin and Sec-Fetch-Site against
+requests that another site makes a browser send.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Everything that the page sends is a few names and numbers.
+MOST_BYTES = 256 * 1024
+BODY_SECONDS = 10.0
+READING = frozenset({"GET", "HEAD"})
+_KNOWN = READING | {"POST"}
+# Of a browser: asked for by a page of ours, or by the person.
+_OWN = frozenset({"same-origin", "none"})
+HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'; object-src 'none'",
+    "x-frame-options": "DENY",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+class RefusedError(Exception):
+    """A request is not served: the HTTP `status`, and a sentence for the person at the browser."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+
+
+class Guard:
+    """`app` behind the checks that need no session.
+
+    `hosts` are the values of the header Host that are served, ports and all, in lower case; an Origin has to be one of
+    them behind `scheme`.
+    """
+
+    def __init__(self, app: App, *, hosts: frozenset[str], scheme: str) -> None:
+        self._app, self._hosts = app, hosts
+        self._origins = frozenset(f"{scheme}://{host}" for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves what is allowed, and answers the rest with a status and a sentence."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008})
+            return
+        begun = False
+
+        async def answer(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                own = {name for name, _ in message.get("headers", [])}
+                more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in own]
+                message = {**message, "headers": [*message.get("headers", []), *more]}
+            await send(message)
+
+        try:
+            self._check(scope)
+            body = await _whole(receive) if scope["method"] not in READING else None
+            await self._app(scope, _replayed(body, receive) if body is not None else receive, answer)
+        except RefusedError as refused:
+            if begun:
+                raise
+            await plain(answer, refused.status, refused.sentence)
+
+    def _check(self, scope: Scope) -> None:
+        found: dict[str, list[str]] = {}
+        for name, value in scope["headers"]:
+            found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+        if any(len(found.get(name, ())) > 1 for name in ("host", "origin", "content-length", "sec-fetch-site")):
+            raise RefusedError(400, "a header is given twice")
+        (host,) = found.get("host", [""])
+        if host.lower() not in self._hosts:
+            raise RefusedError(400, "this server does not go by that name; open the link that it printed")
+        if scope["method"] not in _KNOWN:
+            raise RefusedError(405, "this server knows GET and POST alone")
+        (origin,) = found.get("origin", [""])
+        (site,) = found.get("sec-fetch-site", [""])
+        if origin and origin.lower() not in self._origins:
+            raise RefusedError(403, "another site sent this request")
+        navigates = found.get("sec-fetch-mode") == ["navigate"] and scope["method"] in READING
+        if site and site not in _OWN and not navigates:
+            raise RefusedError(403, "another site sent this request")
+        if scope["method"] not in READING and not origin:
+            raise RefusedError(403, "a request that changes something has to say its Origin")
+        (length,) = found.get("content-length", ["0"])
+        if not length.isdecimal() or int(length) > MOST_BYTES:
+            raise RefusedError(413, f"a request may have {MOST_BYTES} bytes")
+
+
+async def _whole(receive: Receive) -> bytes:
+    """The body, read within time and size."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise RefusedError(400, "the request ended early")
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > MOST_BYTES:
+                    raise RefusedError(413, f"a request may have {MOST_BYTES} bytes")
+    except TimeoutError as error:
+        raise RefusedError(408, f"a request has to arrive within {BODY_SECONDS:g} s") from error
+    return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    waiting = [body]
+
+    async def once() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return once
+
+
+async def plain(send: Send, status: int, sentence: str) -> None:
+    """Answers with `status` and `sentence` as text."""
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": f"{sentence}\n".encode()})

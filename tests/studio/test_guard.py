@@ -1,0 +1,309 @@
+"""Sixteen ways to get into the studio, or to make somebody's browser do it: none passes."""
+
+import asyncio
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+pytest.importorskip("httpx")
+
+import httpx
+
+from compressor.studio import guard
+from compressor.studio.access import SESSION_SECONDS, Access, Role
+from compressor.studio.app import studio_app
+from compressor.studio.desk import Desk
+from compressor.target import Target
+
+HOST = "127.0.0.1:8765"
+OWN = {"origin": f"http://{HOST}"}
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def access(clock):
+    return Access(clock=clock)
+
+
+@pytest.fixture
+def desk(tiny_workload):
+    return Desk(tiny_workload, "tiny", Target())
+
+
+@pytest.fixture
+def app(desk, access):
+    return studio_app(desk, access, hosts=frozenset({HOST}))
+
+
+class Browser:
+    """Requests to the application without a network."""
+
+    def __init__(self, app, base=f"http://{HOST}"):
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=base)
+
+    def __call__(self, method, path, **more):
+        return asyncio.run(self.client.request(method, path, **more))
+
+    def enters(self, access, role=Role.EDITOR):
+        answer = self("GET", f"/enter?token={access.token(role)}")
+        assert answer.status_code == 303
+        page = self("GET", "/").text
+        self.csrf = page.partition('data-csrf="')[2].partition('"')[0]
+        return answer
+
+
+@pytest.fixture
+def browser(app):
+    return Browser(app)
+
+
+def test_the_link_lets_in_and_is_gone_from_the_address(browser, access):
+    """The token becomes a cookie that no script and no other site can use, and the page's address is without it."""
+    answer = browser.enters(access)
+    cookie = answer.headers["set-cookie"].lower()
+    assert answer.headers["location"] == "./"
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert browser("GET", "/").status_code == 200
+
+
+def test_without_a_token_there_is_a_door(browser):
+    """1. Nobody sees the page, a part of it, or an event without having come in."""
+    for path in ("/", "/part/overview", "/events"):
+        answer = browser("GET", path)
+        assert answer.status_code == 401
+        assert "tiny" not in answer.text
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "ä" * 10, "x" * 50_000])
+def test_a_wrong_token_opens_nothing(browser, token):
+    """2. Whatever stands in the token's place; no cookie comes back."""
+    answer = browser("GET", "/enter", params={"token": token})
+    assert answer.status_code == 401
+    assert "set-cookie" not in answer.headers
+
+
+def test_a_used_token_and_one_of_another_start_open_nothing(browser, access, app):
+    """3. and 16. A token is good once: out of a history, or sent again, it is refused."""
+    token = access.token(Role.EDITOR)
+    browser.enters(access)
+    other = Browser(app)
+    assert other("GET", f"/enter?token={token}").status_code == 401
+    assert other("GET", f"/enter?token={Access().token(Role.EDITOR)}").status_code == 401
+
+
+def test_the_token_goes_nowhere(browser, access, caplog):
+    """4. No Referer carries the address on, and no log holds the token."""
+    token = access.token(Role.EDITOR)
+    with caplog.at_level(logging.DEBUG):
+        answer = browser.enters(access)
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    # httpx is the browser here, and logs for itself.
+    ours = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    assert not any(token in line for line in ours)
+    assert token not in browser("GET", "/").text
+
+
+def test_guessing_is_slowed_down(browser, access, clock):
+    """5. After some wrong tokens even the right one has to wait, longer each time, and a minute at most."""
+    waits = []
+    for _ in range(20):
+        answer = browser("GET", "/enter?token=guess")
+        if answer.status_code == 429:
+            waits.append(float(answer.headers["retry-after"]))
+            assert browser("GET", f"/enter?token={access.token(Role.EDITOR)}").status_code == 429
+            clock.now += waits[-1]
+    assert waits[:4] == [2, 4, 8, 16]
+    assert max(waits) == 60
+    clock.now += 60
+    browser.enters(access)
+
+
+def test_another_site_cannot_post(browser, access):
+    """6. and 7. Without our Origin, or with another's, or sent for another site's page, nothing is changed."""
+    browser.enters(access)
+    word = {"x-csrf-token": browser.csrf}
+    for headers in (
+        {},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9999"},
+        {**OWN, "sec-fetch-site": "cross-site"},
+        {**OWN, "sec-fetch-site": "same-site"},
+    ):
+        assert browser("POST", "/leave", headers={**word, **headers}).status_code == 403
+    assert browser("GET", "/").status_code == 200
+
+
+@pytest.mark.parametrize("word", [None, "", "wrong"])
+def test_what_changes_something_brings_the_sessions_word(browser, access, word):
+    """A cookie alone changes nothing."""
+    browser.enters(access)
+    headers = OWN if word is None else {**OWN, "x-csrf-token": word}
+    assert browser("POST", "/leave", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["evil.example:8765", "127.0.0.1", "127.0.0.1:80", "", "localhost.evil.example:8765"])
+def test_a_foreign_host_is_not_served(app, access, host):
+    """8. A name that was bound to 127.0.0.1 by somebody else (DNS rebinding) gets nothing, not even the door."""
+    answer = Browser(app)("GET", "/", headers={"host": host})
+    assert answer.status_code == 400
+    assert "link" in answer.text
+
+
+def test_another_site_hears_no_events(browser, access):
+    """9. An event stream that another page opens is refused, with the cookie and all."""
+    browser.enters(access)
+    for headers in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"}):
+        assert browser("GET", "/events", headers=headers).status_code == 403
+
+
+def test_no_frame_holds_the_page(browser, access):
+    """10. Every answer, refusals too, says that it may not be framed, and that no script of others may run."""
+    browser.enters(access)
+    for answer in (browser("GET", "/"), browser("GET", "/nothing"), browser("GET", "/", headers={"host": "evil"})):
+        assert answer.headers["x-frame-options"] == "DENY"
+        policy = answer.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in policy
+        assert "default-src 'self'" in policy
+        assert "unsafe" not in policy
+
+
+def test_names_are_shown_as_they_are_written(tiny_workload, access):
+    """11. A workload's name that is a script is text on the page."""
+    evil = "<script>alert(1)</script>\"'&"
+    workload = replace(tiny_workload, name=evil)
+    browser = Browser(studio_app(Desk(workload, evil, Target()), access, hosts=frozenset({HOST})))
+    browser.enters(access)
+    page = browser("GET", "/").text
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert page.count("<script") == 1
+
+
+@pytest.mark.parametrize("name", ["../desk.py", "..%2fdesk.py", "%2e%2e%2fdesk.py", "/etc/passwd", "page.html.j2"])
+def test_a_name_is_no_path(browser, access, name):
+    """12. Files are served by the names that the studio knows, and by no path."""
+    browser.enters(access)
+    for place in ("static", "part"):
+        assert browser("GET", f"/{place}/{name}").status_code == 404
+
+
+def test_a_large_upload_is_not_read(app):
+    """13. Two gigabytes are refused at the header, and what hides its length as soon as it is too much."""
+    browser, read = Browser(app), 0
+
+    async def endless():
+        nonlocal read
+        while True:
+            read += 65536
+            yield b"x" * 65536
+
+    assert browser("POST", "/leave", headers={**OWN, "content-length": str(2 * 2**30)}).status_code == 413
+    assert browser("POST", "/leave", headers=OWN, content=endless()).status_code == 413
+    assert read <= guard.MOST_BYTES + 2 * 65536
+
+
+def test_a_body_that_trickles_is_given_up(app, monkeypatch):
+    """14. A request that does not arrive is answered, and not waited for."""
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+    sent = []
+
+    async def never():
+        await asyncio.sleep(30)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/leave",
+        "headers": [(b"host", HOST.encode()), (b"origin", OWN["origin"].encode())],
+    }
+    asyncio.run(app(scope, never, send))
+    assert sent[0]["status"] == 408
+
+
+def test_a_session_ends(browser, access, clock):
+    """Twelve hours after its last request, and at once where the person leaves."""
+    browser.enters(access)
+    assert browser("POST", "/leave", headers={**OWN, "x-csrf-token": browser.csrf}).status_code == 204
+    assert browser("GET", "/").status_code == 401
+    browser.enters(access)
+    clock.now += SESSION_SECONDS + 1
+    assert browser("GET", "/part/overview").status_code == 401
+
+
+def test_the_cookie_of_an_ended_session_is_worth_nothing(browser, access, app):
+    """16. A request that is sent again after its session ended is refused."""
+    browser.enters(access)
+    kept = dict(browser.client.cookies)
+    browser("POST", "/leave", headers={**OWN, "x-csrf-token": browser.csrf})
+    other = Browser(app)
+    other.client.cookies.update(kept)
+    assert other("GET", "/").status_code == 401
+
+
+def test_websockets_and_other_methods_are_not_spoken(browser, access, app):
+    """What the studio does not know it does not answer."""
+    browser.enters(access)
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        assert browser(method, "/", headers=OWN).status_code == 405
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app({"type": "websocket", "headers": []}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_twice_the_same_header_is_refused(app):
+    """Two Hosts, of which a proxy reads one and the server the other, are no request."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", HOST.encode()), (b"host", b"evil.example")]
+    asyncio.run(app({"type": "http", "method": "GET", "path": "/", "headers": headers}, None, send))
+    assert sent[0]["status"] == 400
+
+
+def test_no_answer_is_kept_by_a_cache(browser, access):
+    """What a session saw is nobody else's."""
+    browser.enters(access)
+    assert browser("GET", "/").headers["cache-control"] == "no-store"
+
+
+def test_the_overview_says_what_can_go(browser, access, desk):
+    """Once the model was looked at, the page tells blocks, widths and locks, and the event that says so is JSON."""
+    desk._look()
+    browser.enters(access)
+    text = browser("GET", "/part/overview").text
+    assert "Widths that can shrink" in text
+    assert "conv1" in text
+    assert "it makes the model" in text
+
+    async def first():
+        return await anext(desk.events.stream(lambda: True))
+
+    kind, data, *_ = asyncio.run(first()).decode().split("\n")
+    assert kind == "event: looked"
+    assert json.loads(data.removeprefix("data: ")) == {"failed": None}

@@ -1,0 +1,119 @@
+"""The studio on a socket: whom it listens to, and for how long."""
+
+import asyncio
+import socket
+import threading
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+import uvicorn
+
+from compressor.errors import WrongUseError
+from compressor.studio import serving
+from compressor.studio.events import Broadcast
+from compressor.studio.guard import plain
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
+def test_this_machine_needs_nothing(host):
+    """Loopback, however it is written."""
+    assert serving.Address(host=host).is_local
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::", "example.org"])  # noqa: S104 - it is refused
+def test_another_address_needs_tls_or_a_word(host, tmp_path):
+    """It is refused with what it would mean, and both ways out work."""
+    with pytest.raises(WrongUseError, match="read along and take over a session"):
+        serving.Address(host=host)
+    assert serving.Address(host=host, plain_http=True).scheme == "http"
+    for name in ("cert", "key"):
+        (tmp_path / name).write_text("")
+    assert serving.Address(host=host, tls_cert=tmp_path / "cert", tls_key=tmp_path / "key").scheme == "https"
+    with pytest.raises(WrongUseError, match="needs its key"):
+        serving.Address(host=host, tls_cert=tmp_path / "cert")
+
+
+def test_a_taken_port_is_a_sentence():
+    """The second studio is told, and what to do."""
+    with serving.listening_socket(serving.Address(port=0)) as first, pytest.raises(WrongUseError, match="--port 0"):
+        serving.listening_socket(serving.Address(port=first.getsockname()[1]))
+
+
+def test_headers_that_do_not_end_are_cut_off(monkeypatch):
+    """15. A connection that sends its headers a byte at a time is closed, and others are served meanwhile."""
+    monkeypatch.setattr(serving, "HEADER_SECONDS", 0.3)
+
+    async def app(scope, receive, send):
+        await plain(send, 200, "here")
+
+    servers = []
+    make = uvicorn.Server
+    monkeypatch.setattr(uvicorn, "Server", lambda config: servers.append(make(config)) or servers[-1])
+    opened = serving.listening_socket(serving.Address(port=0))
+    port = opened.getsockname()[1]
+    thread = threading.Thread(target=serving.serve, args=(app, serving.Address(port=0), opened))
+    thread.start()
+    try:
+        slow = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(3)]
+        slow[0].sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        # A first request in full, and a second one that does not end.
+        slow[1].sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\nGET / HT")
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as quick:
+            quick.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert quick.recv(4096).startswith(b"HTTP/1.1 200")
+        for connection in slow:
+            while connection.recv(4096):
+                pass
+            connection.close()
+    finally:
+        servers[0].should_exit = True
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_page_that_sleeps_does_not_hold_the_others_up():
+    """A stream that nobody reads is ended before it grows; the others get everything, and late ones the latest."""
+    events, heard = Broadcast(), []
+
+    async def listens(count):
+        async for event in events.stream(lambda: True):
+            heard.append(event)
+            if len(heard) == count:
+                return
+
+    async def run():
+        stuck = events.stream(lambda: True)
+        events.publish("first", {})
+        await anext(stuck)
+        task = asyncio.create_task(listens(301))
+        for number in range(300):
+            events.publish("step", {"number": number})
+            await asyncio.sleep(0)
+        await task
+        late = events.stream(lambda: True)
+        return [await anext(late), await anext(late)], [event async for event in stuck]
+
+    late, missed = asyncio.run(run())
+    assert len(heard) == 301
+    assert late[1] == b'event: step\ndata: {"number": 299}\n\n'
+    assert len(missed) < 300
+
+
+def test_a_stream_ends_with_its_session():
+    """Who has left hears nothing more."""
+    events, inside = Broadcast(), [True]
+
+    async def run():
+        stream = events.stream(lambda: inside[0])
+        events.publish("one", 1)
+        first = await anext(stream)
+        inside[0] = False
+        events.publish("two", 2)
+        return first, [event async for event in stream]
+
+    first, rest = asyncio.run(run())
+    assert first.startswith(b"event: one")
+    assert rest == []
