@@ -8,7 +8,7 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
+.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
 	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-exclusive bench-evaluations
 
 help:  ## list the targets
@@ -187,6 +187,14 @@ bench-hub: .venv-hub/installed $(VENV)/installed-dev  ## the same, stored for do
 	$(PYTHON) -m venv $@
 	$@/bin/python -m pip install --quiet --disable-pip-version-check onnx onnxruntime $(PEER_$*) || { rm -rf $@; exit 1; }
 
+# What signs as the OpenSSF does brings some dozen packages of its own (and forgets to name pyopenssl).
+.venv-trust:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check model-signing pyopenssl || { rm -rf $@; exit 1; }
+
+test-interoperability: $(VENV)/installed-dev .venv-trust  ## signatures verified by the OpenSSF's model-signing, and its own here
+	$(BIN)/python -m pytest -n 0 tests/trust/test_openssf.py
+
 # TensorFlow and onnx want different protobufs.
 .venv-tfmot:
 	$(PYTHON) -m venv $@
@@ -251,4 +259,4 @@ claims: $(VENV)/installed-dev  ## figures in the texts against the stored result
 	$(BIN)/python -m benchmarks.claims
 
 clean:
-	rm -rf $(VENV) .venv-hub .venv-docs .venv-pack build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-hub .venv-docs .venv-pack .venv-trust build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -131,6 +131,13 @@ class PackError(StorageError):
     """A file that cannot be packed, or a packed one that is damaged, of another version, or beyond a limit."""
 
 
+class TrustError(StorageError):
+    """Files that are not what their manifest says, a signature that does not hold, a key that is not the right one.
+
+    The command line exits with 4.
+    """
+
+
 class WriteError(StorageError, OSError):
     """A file that cannot be written: the disk is full, or the folder is not one to write in."""
 

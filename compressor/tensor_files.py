@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from compressor.errors import StorageError
@@ -40,19 +40,26 @@ def tensor_file(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> byte
 
 
 def read_tensor_file(
-    path: Path, *, way_out: str, verify: bool = True, without_digests: str = ""
+    path: Path, *, way_out: str, verify: bool = True, without_digests: str = "", content: bytes | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of `tensor_file`.
 
     Raises StorageError, naming file and tensor and ending with `way_out`, where anything differs from what was written;
     where it has no digests at all the way out is `without_digests`, if there is one.
-    Without `verify` digests are not compared, and a file without them gives its metadata as facts.
+    Without `verify` digests are not compared, and a file without them gives its metadata as facts. With `content`, what
+    the file holds is taken from there, and `path` only names it.
     """
     try:
-        _check_header(path)
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        if content is None:
+            _check_header(path)
+            with safe_open(path, framework="pt") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        else:
+            length = int.from_bytes(content[:8], "little")
+            _check_length(length, len(content))
+            tensors = load(content)
+            metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     except Exception as error:
         raise StorageError(f"{path} is not a readable safetensors file ({error}); {way_out}") from error
     if _ENTRY not in metadata:
@@ -80,7 +87,11 @@ def _check_header(path: Path) -> None:
         raise ValueError("it is no regular file, or not there")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > min(_MOST_HEADER_BYTES, path.stat().st_size - 8):
+    _check_length(length, path.stat().st_size)
+
+
+def _check_length(length: int, size: int) -> None:
+    if length > min(_MOST_HEADER_BYTES, size - 8):
         raise ValueError(
             f"it says that its list of tensors has {length:,} bytes, and at most {_MOST_HEADER_BYTES:,} are read"
         )

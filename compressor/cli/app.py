@@ -39,6 +39,7 @@ from compressor.cli.options import (
 )
 from compressor.cli.packing import pack, unpack
 from compressor.cli.studio import studio
+from compressor.cli.trusting import COMMANDS
 from compressor.errors import WrongUseError
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ Try it: `compressor run int8 --workload digits --out runs/first`
 
 Completion of the shell: `compressor --install-completion`.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 budget not met, 130 interrupted.""",
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 budget not met, 4 not trusted, 130 interrupted.""",
 )
 
 
@@ -281,11 +282,8 @@ def stages(
             print_listing(shown, whole=name is not None)
 
 
-app.command()(compare)
-app.command()(pack)
-app.command()(unpack)
-app.command()(cache)
-app.command()(studio)
+for _command in (compare, pack, unpack, cache, studio, *COMMANDS):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ import typer
 
 from compressor.cli.interrupts import Terminated
 from compressor.cli.kept import kept_in
-from compressor.errors import CompressorError, StageError, WrongUseError
+from compressor.errors import CompressorError, StageError, TrustError, WrongUseError
 from compressor.machine import unreadable_packages
 
-FAILED, WRONG_USE, BUDGET_NOT_MET = 1, 2, 3
+FAILED, WRONG_USE, BUDGET_NOT_MET, NOT_TRUSTED = 1, 2, 3, 4
 
 _Result = TypeVar("_Result")
 
@@ -40,7 +40,8 @@ def reported(*, verbose: bool, out: Path | None = None) -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        code = WRONG_USE if isinstance(error, WrongUseError) else FAILED
+        codes = {WrongUseError: WRONG_USE, TrustError: NOT_TRUSTED}
+        code = next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
         # What somebody's code raised inside a stage is worth a look at where.
         foreign = isinstance(error, StageError) and not isinstance(error.__cause__, CompressorError | None)
         expected = isinstance(error, CompressorError | OSError) and not foreign

@@ -40,6 +40,8 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 # Digests of files that were opened in a process of their own before.
 _known: set[str] = set()
+# Which file the bytes of a model were made from: {digest of the bytes: (name, digest of the file)}.
+_given: dict[str, tuple[str, str]] = {}
 
 
 def open_file(
@@ -65,6 +67,18 @@ def open_file(
     if digest is not None and not prepared.outside_bytes:
         _known.add(digest)
     return prepared
+
+
+def given_as(onnx_bytes: bytes) -> dict[str, str] | None:
+    """Name and SHA-256 of the file that `onnx_bytes` were made from in this process; None where they were not."""
+    found = _given.get(hashlib.sha256(onnx_bytes).hexdigest())
+    return None if found is None else {"file": found[0], "sha256": found[1]}
+
+
+def note_given(onnx_bytes: bytes, path: Path) -> None:
+    """Remembers that `onnx_bytes` were made from the file at `path`."""
+    if (digest := _digest(path)) is not None:
+        _given[hashlib.sha256(onnx_bytes).hexdigest()] = path.name, digest
 
 
 def _digest(path: Path) -> str | None:

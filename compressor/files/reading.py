@@ -13,7 +13,7 @@ from compressor.errors import OnnxFileError
 from compressor.files.carrying import note_layout_, noted_layout
 from compressor.files.converting.inputs import Sample
 from compressor.files.graphs import parse
-from compressor.files.opening import open_file
+from compressor.files.opening import note_given, open_file
 from compressor.files.preparing import Batch, Watcher
 from compressor.runtime import OnnxModule
 
@@ -49,7 +49,9 @@ def read_onnx(
     check_one_of(batch, "batch is what becomes of a batch that the file fixes", ("free", "fixed"))
     sample = None if example is None else _arrays(example)
     onnx_bytes = open_file(Path(path), sample, batch=batch, streams=streams).onnx_bytes
-    return OnnxModule(onnx_bytes if judged is None else _judging(onnx_bytes, judged, path))
+    onnx_bytes = onnx_bytes if judged is None else _judging(onnx_bytes, judged, path)
+    note_given(onnx_bytes, Path(path))
+    return OnnxModule(onnx_bytes)
 
 
 def read_onnx_on(
@@ -63,7 +65,9 @@ def read_onnx_on(
     """The same on `arrays` by the names of the inputs, "inputs" where there is one, in types that the file need not
     have; `watcher` is told the types of the file's inputs before they are used. Raises as `read_onnx` does.
     """
-    return OnnxModule(open_file(path, arrays, cast=True, watcher=watcher, batch=batch, streams=streams).onnx_bytes)
+    onnx_bytes = open_file(path, arrays, cast=True, watcher=watcher, batch=batch, streams=streams).onnx_bytes
+    note_given(onnx_bytes, path)
+    return OnnxModule(onnx_bytes)
 
 
 def _judging(onnx_bytes: bytes, judged: str, path: str | Path) -> bytes:

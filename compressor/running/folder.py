@@ -3,7 +3,7 @@
 run.json                  what was asked: stages, budget, seed, target, model, data, versions
 stages/01-distill/        one stage: plan.json + weights.safetensors (or nothing, once quantized), model.onnx,
                           snapshots/, and outcome.json, written last
-model.onnx, report.*      the result
+model.onnx, report.*      the result; manifest.json, which lists all of it, comes last
 """
 
 import json
@@ -43,11 +43,12 @@ from compressor.storage import (
 from compressor.store.kept import Kept
 from compressor.structure.checkpoint import PLAN_FILE, WEIGHTS_FILE, checkpoint_files, load_checkpoint
 from compressor.structure.preparing.emptied_caches import empty_caches_
+from compressor.trust.manifest import MANIFEST
 from compressor.workload import Workload
 
 MODEL_FILE = "model.onnx"
 _ASKED, _MARKER, _STARTED = "run.json", "outcome.json", "key.txt"
-_RESULTS = (MODEL_FILE, PLAN_FILE, WEIGHTS_FILE, "report.json", "report.md", "report.html", "stages")
+_RESULTS = (MODEL_FILE, PLAN_FILE, WEIGHTS_FILE, MANIFEST, "report.json", "report.md", "report.html", "stages")
 # Weights, examples and data are often drawn at random, and then other ones in every process.
 _MADE_ANEW = "it is made anew"
 _DRAWN = {"model", "example_inputs", *DATA}

@@ -10,6 +10,7 @@ from torch import nn
 
 from compressor.budget import Budget, Verdict, unmet_goals
 from compressor.errors import CompressorError
+from compressor.files.opening import given_as
 from compressor.machine import environment
 from compressor.metrics import Metric
 from compressor.notes.running import JudgedAfter, Loaders, VersusBase
@@ -40,6 +41,8 @@ from compressor.stage import Stage, stage_name, stage_parameters
 from compressor.storage import json_safe, sha256
 from compressor.structure.checkpoint import checkpoint_files
 from compressor.target import Target
+from compressor.trust.manifest import retire_manifest
+from compressor.trust.run_facts import write_run_manifest
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def run_stages(
     """
     asked = _asked(job, stages, budget)
     job.folder.begin(asked, accept_changes=accept_changes)
+    retire_manifest(job.folder.path)
     names = tuple(map(stage_name, stages))
     emit(RunStarted(workload=job.workload.name, stages=names, seed=job.seed, out=str(job.folder.path)))
     given = [asked["target"], asked["versions"], job.identity.reference]
@@ -297,6 +301,9 @@ class Run:
             use=interface_of(state.onnx_bytes, self.job.workload, path.name).to_json(),
         )
         write_report(report, folder)
+        model, asked = self.job.workload.model, _asked(self.job, self.stages, self.budget)
+        given = given_as(model.onnx_bytes) if isinstance(model, OnnxModule) else None
+        write_run_manifest(folder, report=report.to_json(), asked=asked, given=given)
         emit(
             RunFinished(
                 artifact=str(path),

@@ -13,6 +13,7 @@ from compressor.storage import parsed_json, read_bytes, sha256, write_atomic
 from compressor.structure.extra_state import extra_states, set_extra_states_
 from compressor.structure.plan import Entry, Slot, apply_plan_, laid_out_as, named_slots
 from compressor.tensor_files import read_tensor_file, tensor_file
+from compressor.trust.loading import signed_files
 
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -61,21 +62,36 @@ def checkpoint_files(model: nn.Module, plan: list[Entry]) -> dict[str, bytes]:
     return {WEIGHTS_FILE: tensor_file(tensors, facts), PLAN_FILE: text.encode()}
 
 
-def load_checkpoint(folder: Path | str, model_factory: Callable[[], nn.Module], *, verify: bool = True) -> nn.Module:
+def load_checkpoint(
+    folder: Path | str,
+    model_factory: Callable[[], nn.Module],
+    *,
+    verify: bool = True,
+    require_signature: Any = None,
+) -> nn.Module:
     """The saved model, rebuilt from the user's own class, in eval mode; nothing is unpickled.
 
     `model_factory` makes the model as it was before compression, with any weights. Both files must be, to the bit, what
     was written. The digests find damage and mixed-up files; they are no signature against someone who forges both.
-    Without `verify` digests are not asked for: files of former versions have none, and an edited plan fits none. Raises
+    Without `verify` digests are not asked for: files of former versions have none, and an edited plan fits none.
+    `require_signature` is a public key, a trust store, the path of either, or several keys: the folder must be signed
+    by one of them (`compressor sign`), and the bytes that were checked are the ones that are loaded. Raises
     StorageError, naming file, tensor, wanted and got shape, where files are damaged or the factory's model is another
-    one.
+    one, and TrustError, which is one, where no signature holds.
     """
     folder = Path(folder)
     way_out = _RESTORE
+    held: dict[str, bytes] = {}
+    if require_signature is not None:
+        held = signed_files(folder, (WEIGHTS_FILE, PLAN_FILE), key=require_signature)
     tensors, facts = read_tensor_file(
-        folder / WEIGHTS_FILE, way_out=way_out, verify=verify, without_digests=f"{_RESTORE}; {_UNVERIFIED}"
+        folder / WEIGHTS_FILE,
+        way_out=way_out,
+        verify=verify,
+        without_digests=f"{_RESTORE}; {_UNVERIFIED}",
+        content=held.get(WEIGHTS_FILE),
     )
-    raw = read_bytes(folder / PLAN_FILE, way_out=way_out)
+    raw = held[PLAN_FILE] if held else read_bytes(folder / PLAN_FILE, way_out=way_out)
     if verify and facts.get("plan_sha256") != sha256(raw):
         raise StorageError(f"{folder / PLAN_FILE} is not the plan that {WEIGHTS_FILE} was saved with; {way_out}")
     plan = parsed_json(raw, folder / PLAN_FILE, way_out=way_out)

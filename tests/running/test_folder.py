@@ -98,6 +98,7 @@ def test_a_finished_run_is_taken_from_disk(finished, no_export) -> None:
         "report.json",
         "report.md",
         "report.html",
+        "manifest.json",
     }
     assert torch.equal(result.model[0].weight, small_workload().model[0].weight * 0.5)
     assert result.report.steps[1].details["told"] == [1]
