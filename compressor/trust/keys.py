@@ -11,18 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compressor.errors import TrustError, WriteError, WrongUseError, first_said
 from compressor.storage import read_bytes, sha256, temporary_name
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-
-    Secret = Ed25519PrivateKey | EllipticCurvePrivateKey | X25519PrivateKey
-    Public = Ed25519PublicKey | EllipticCurvePublicKey | X25519PublicKey
 
 PUBLIC_ENDING = ".pub"
 _MOST_KEY_BYTES = 16_384
@@ -75,7 +67,7 @@ class PublicKey:
         return serialization.load_der_public_key(self.der)
 
     @classmethod
-    def of(cls, loaded: "Public") -> "PublicKey":
+    def of(cls, loaded: Any) -> "PublicKey":
         """The public half `loaded`. Raises ValueError for a kind that is not used here."""
         _, serialization = _libraries()
         der = loaded.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
