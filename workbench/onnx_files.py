@@ -1,7 +1,10 @@
 """Small ONNX files made by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 
@@ -36,3 +39,29 @@ def convolutions(count: int, width: int = 16) -> bytes:
         helper.make_node("Conv", [names[index], "w"], [names[index + 1]], pads=[1, 1, 1, 1]) for index in range(count)
     ]
     return model_bytes(nodes, [("input", TensorProto.FLOAT, ["n", width, 24, 24])], ["output"], {"w": weight})
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Normal numbers of this shape."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weights_of(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Small normal numbers of these shapes, float32."""
+    generator = np.random.default_rng(0)
+    return {name: generator.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def saved_onnx(folder: Path, nodes: list, inputs: list, outputs: list, weights: dict[str, np.ndarray]) -> Path:
+    """The path of a checked file in `folder`; inputs and outputs are (name, type, shape)."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*each) for each in inputs],
+        [helper.make_tensor_value_info(*each) for each in outputs],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(folder / "given.onnx"))
+    return folder / "given.onnx"

@@ -38,8 +38,12 @@ _START = (
 )
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
-# Digests of files that were opened in a process of their own before.
-_known: set[str] = set()
+# Processes that one file may bring down.
+_MOST_PROCESSES = 24
+
+# Digests of files that were opened in a process of their own before, with an example or without, and how many made-up
+# inputs they do not run on.
+_known: dict[tuple[str | None, bool], int] = {}
 # Which file the bytes of a model were made from: {digest of the bytes: (name, digest of the file)}.
 _given: dict[str, tuple[str, str]] = {}
 
@@ -55,17 +59,35 @@ def open_file(
 ) -> Prepared:
     """What `prepare` makes of the file, in a process with limits unless the same bytes were opened before.
 
-    Raises as it does, and OnnxFileError where the process takes too long, too much memory, or dies.
+    Raises as it does, and OnnxFileError where the process takes too long, too much memory, or dies. One that dies on
+    inputs that are made up is followed by another, which is spared them.
     """
     limits, watcher = Limits.of_environment(), watcher or Watcher()
     given = None if sample is None else _first_rows(sample)
     digest = _digest(path)
-    if digest in _known or not sys.executable:
-        return prepare(path, given, limits=limits, cast=cast, watcher=watcher, batch=batch, streams=streams)
+    # Of one that was opened with an example nothing says that it runs on inputs that are made up.
+    alone = _known.get((digest, True))
+    skipped = alone if given is None or alone is not None else _known.get((digest, False))
+    if skipped is not None or not sys.executable:
+        return prepare(
+            path, given, limits=limits, cast=cast, watcher=watcher, batch=batch, streams=streams, skipped=skipped or 0
+        )
     asked = {"cast": cast, "batch": batch, "streams": dict(streams or {})}
-    prepared = _in_a_process(path, given, limits, watcher, asked)
+    skipped = 0
+    for _ in range(_MOST_PROCESSES):
+        progress = _Progress(watcher)
+        try:
+            prepared = _in_a_process(path, given, limits, progress, asked | {"skipped": skipped})
+        except _DiedError as error:
+            if given is not None or progress.has_run or not progress.runs_begun:
+                raise OnnxFileError(_why_died(path, error, progress, given)) from None
+            died, skipped = error, skipped + progress.runs_begun
+        else:
+            break
+    else:
+        raise OnnxFileError(_why_died(path, died, progress, given))
     if digest is not None and not prepared.outside_bytes:
-        _known.add(digest)
+        _known[digest, given is None] = prepared.skipped
     return prepared
 
 
@@ -79,6 +101,39 @@ def note_given(onnx_bytes: bytes, path: Path) -> None:
     """Remembers that `onnx_bytes` were made from the file at `path`."""
     if (digest := _digest(path)) is not None:
         _given[hashlib.sha256(onnx_bytes).hexdigest()] = path.name, digest
+
+
+class _DiedError(OnnxFileError):
+    """A process that ended before it said how; the message is by what."""
+
+
+class _Progress(Watcher):
+    """How far a file came in one process; `watcher` is told as well."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher, self.runs_begun, self.has_run = watcher, 0, False
+
+    def found(self, dtypes: dict[str, str], outside_bytes: int) -> None:
+        self.watcher.found(dtypes, outside_bytes)
+
+    def runs(self) -> None:
+        self.runs_begun += 1
+        self.watcher.runs()
+
+    def ran(self) -> None:
+        self.has_run = True
+        self.watcher.ran()
+
+
+def _why_died(path: Path, error: _DiedError, progress: _Progress, given: Sample | None) -> str:
+    if progress.has_run or not progress.runs_begun:
+        return f"{path} brings down what reads it ({error}); it is damaged, export it again"
+    if given is not None:
+        return f"{path} brings ONNX Runtime down ({error}) on the example; pass samples that it takes"
+    return (
+        f"{path} brings ONNX Runtime down ({error}) on made-up inputs. Pass example=, a batch of inputs that the file "
+        "takes; on the command line, model.onnx:data.npz with some"
+    )
 
 
 def _digest(path: Path) -> str | None:
@@ -123,7 +178,7 @@ def _in_a_process(
                 return prepared
             process.wait()
             errors.seek(0)
-            raise OnnxFileError(f"{path} {_end(process.returncode, errors.read(), limits, ended=clock.ended)}")
+            raise _ended(path, process.returncode, errors.read(), limits, out_of_time=clock.ended)
         finally:
             clock.stop()
             process.kill()
@@ -183,6 +238,8 @@ def _answer(pipe: IO[bytes], watcher: Watcher, ran: Callable[[], None]) -> Prepa
         match said["says"]:
             case "found":
                 watcher.found(said["dtypes"], said["outside_bytes"])
+            case "runs":
+                watcher.runs()
             case "ran":
                 watcher.ran()
                 ran()
@@ -193,20 +250,20 @@ def _answer(pipe: IO[bytes], watcher: Watcher, ran: Callable[[], None]) -> Prepa
             case "prepared":
                 onnx_bytes = pipe.read(said["size"])
                 if len(onnx_bytes) == said["size"]:
-                    return Prepared(onnx_bytes=onnx_bytes, dtypes=said["dtypes"], outside_bytes=said["outside_bytes"])
+                    facts = {name: said[name] for name in ("dtypes", "outside_bytes", "skipped")}
+                    return Prepared(onnx_bytes=onnx_bytes, **facts)
     return None
 
 
-def _end(code: int, errors: bytes, limits: Limits, *, ended: bool) -> str:
-    """The end of a sentence about a file whose process died."""
-    if ended or code == -getattr(signal, "SIGXCPU", 0):
-        return limits.too_slow
+def _ended(path: Path, code: int, errors: bytes, limits: Limits, *, out_of_time: bool) -> OnnxFileError:
+    """What is said of a file whose process ended with `code`, having written `errors`."""
+    if out_of_time or code == -getattr(signal, "SIGXCPU", 0):
+        return OnnxFileError(f"{path} {limits.too_slow}")
     text = errors.decode(errors="replace")
     if is_memory(text) or "MemoryError" in text or code == -getattr(signal, "SIGKILL", 0):
-        return limits.too_large
+        return OnnxFileError(f"{path} {limits.too_large}")
     lines = text.strip().splitlines() or [f"exit code {code}"]
-    reason = signal.Signals(-code).name if code < 0 else bounded(plain(lines[-1]), LONGEST_REASON)
-    return f"brings down what reads it ({reason}); it is damaged, export it again"
+    return _DiedError(signal.Signals(-code).name if code < 0 else bounded(plain(lines[-1]), LONGEST_REASON))
 
 
 def _root() -> str:

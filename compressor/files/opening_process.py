@@ -40,7 +40,7 @@ def main() -> None:
     except OnnxFileError as error:
         watcher.say("refused", text=str(error))
     else:
-        facts = {"dtypes": prepared.dtypes, "outside_bytes": prepared.outside_bytes}
+        facts = {"dtypes": prepared.dtypes, "outside_bytes": prepared.outside_bytes, "skipped": prepared.skipped}
         watcher.say("prepared", size=len(prepared.onnx_bytes), **facts)
         answers.write(prepared.onnx_bytes)
         answers.flush()
@@ -61,6 +61,9 @@ class _Limited(Watcher):
     def found(self, dtypes: dict[str, str], outside_bytes: int) -> None:
         _limit_memory(self.taken + self.limits.memory_for(self.file_bytes + outside_bytes))
         self.say("found", dtypes=dtypes, outside_bytes=outside_bytes)
+
+    def runs(self) -> None:
+        self.say("runs")
 
     def ran(self) -> None:
         _limit_seconds(self.limits.seconds * self.patience)

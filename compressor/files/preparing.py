@@ -6,8 +6,9 @@ changed has to give the outputs of the file as it was. Importing this loads no t
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,11 +56,15 @@ _UNKNOWN = ("?", "-1")
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The file, ready; `dtypes` are the numpy types of its inputs, `outside_bytes` those of its weights elsewhere."""
+    """The file, ready; `dtypes` are the numpy types of its inputs, `outside_bytes` those of its weights elsewhere.
+
+    Of made-up inputs it does not run on the first `skipped`.
+    """
 
     onnx_bytes: bytes
     dtypes: dict[str, str]
     outside_bytes: int
+    skipped: int = 0
 
 
 class Watcher:
@@ -68,8 +73,25 @@ class Watcher:
     def found(self, dtypes: dict[str, str], outside_bytes: int) -> None:
         """What the file declares holds: the types of its inputs by name, and the bytes of weights in other files."""
 
+    def runs(self) -> None:
+        """The file is about to be run for the first time, or on other inputs than those that it did not run on."""
+
     def ran(self) -> None:
         """The file was opened and run once, and is not beyond the limits."""
+
+
+class _Counted:
+    """Counts the inputs that a file was run on until it ran, those `skipped` among them, and tells `watcher`."""
+
+    def __init__(self, watcher: Watcher, skipped: int) -> None:
+        self.watcher, self.count = watcher, skipped
+
+    def of(self, tried: Iterable[Feeds]) -> Iterator[Feeds]:
+        """`tried`, counted as they are taken."""
+        for feeds in tried:
+            self.count += 1
+            self.watcher.runs()
+            yield feeds
 
 
 def prepare(
@@ -81,26 +103,27 @@ def prepare(
     watcher: Watcher | None = None,
     batch: Batch = "free",
     streams: Mapping[str, str] | None = None,
+    skipped: int = 0,
 ) -> Prepared:
     """The ONNX file at `path`, checked on `sample`, or on made-up inputs without one.
 
     With `cast` the sample takes the types of the inputs, and a single input may be called "inputs" in it; a `batch`
-    that is "fixed" stays as the file has it. `streams` are noted, and of a stream the first step is run. Raises
-    FileNotFoundError, and OnnxFileError for everything else: what is
+    that is "fixed" stays as the file has it. `streams` are noted, and of a stream the first step is run. Of made-up
+    inputs the first are `skipped`. Raises FileNotFoundError, and OnnxFileError for everything else: what is
     no ONNX file, is too large, or could not be changed so that it computes the same.
     """
-    watcher = watcher or Watcher()
+    counted = _Counted(watcher or Watcher(), skipped)
     try:
         original = _parsed(path)
         outside_bytes = check_declarations(original, path, limits)
         dtypes = {value.name: dtype_of(value, path) for value in given_inputs(original)}
-        watcher.found(dtypes, outside_bytes)
+        counted.watcher.found(dtypes, outside_bytes)
         load_external_data_for_model(original, str(path.parent))
         if sample is not None and cast:
             sample = _cast(sample, dtypes)
         check_outputs(original, path)
         check_streams(original, streams or {}, path)
-        onnx_bytes = _prepared(original, path, sample, limits, watcher=watcher, batch=batch, streams=streams or {})
+        onnx_bytes = _prepared(original, path, sample, limits, watcher=counted, batch=batch, streams=streams or {})
     except (CompressorError, FileNotFoundError):
         raise
     except MemoryError as error:
@@ -112,7 +135,9 @@ def prepare(
             f"{path} cannot be read ({type(error).__name__}: {first_said(error)}); it is damaged or holds what this "
             "version does not know, export it again"
         ) from error
-    return Prepared(onnx_bytes=onnx_bytes, dtypes=dtypes, outside_bytes=outside_bytes)
+    return Prepared(
+        onnx_bytes=onnx_bytes, dtypes=dtypes, outside_bytes=outside_bytes, skipped=max(0, counted.count - 1)
+    )
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
@@ -156,15 +181,17 @@ def _prepared(
     sample: Sample | None,
     limits: Limits,
     *,
-    watcher: Watcher,
+    watcher: _Counted,
     batch: Batch,
     streams: Mapping[str, str],
 ) -> bytes:
-    given = "example" if sample is not None else "made-up inputs"
-    tried = [example_feeds(original, sample, streams)] if sample is not None else made_up(original, path)
+    given, skipped = "example" if sample is not None else "made-up inputs", watcher.count
+    tried = (
+        [example_feeds(original, sample, streams)] if sample is not None else made_up(original, path, skipped=skipped)
+    )
     original, notices = _runnable(original)
     run = _runner(original, limits, path)
-    feeds, expected = _first_run(run, original, tried)
+    feeds, expected = _first_run(run, original, watcher.of(tried))
     if isinstance(expected, str):
         try:
             _session(original)
@@ -175,7 +202,7 @@ def _prepared(
             f"{path} cannot be run on {given}: {expected}. Pass example=, a batch of inputs that the file takes; on "
             "the command line, model.onnx:data.npz with some"
         )
-    watcher.ran()
+    watcher.watcher.ran()
     model = _converted(_with_constants(original), path)
     problem = difference(_runner(model, limits, path)(feeds), expected)
     if problem:
@@ -240,7 +267,7 @@ def _first_run(run: "_Run", model: onnx.ModelProto, tried: Iterable[Feeds]) -> t
         if not isinstance(expected, str):
             return few, expected
         failed.append((few, expected))
-    return failed[0]
+    return failed[0] if failed else ({}, "ONNX Runtime ended on all of them, without a word")
 
 
 def _run_of(run: "_Run", model: onnx.ModelProto, feeds: Feeds) -> tuple[Feeds, list[NDArray[Any]] | str]:
@@ -304,20 +331,22 @@ def _with_layout(
     def run(each: onnx.ModelProto) -> _Run:
         return _runner(each, limits, path)
 
+    # Ranges of a whole batch, as dynamic integers have them, make samples depend on each other a little.
+    differs = partial(difference, tolerance=_HALF_TOLERANCE) if is_quantized(model) else difference
     elsewhere = batched_elsewhere(given_inputs(model))
     first = [dim for name, dim in _batches(model) if name not in elsewhere]
     fixed = {dim[0].dim_value for dim in first if dim and dim[0].HasField("dim_value")}
     if not (keep and fixed):
-        found = free_layout(model, feeds, run, difference)
+        found = free_layout(model, feeds, run, differs)
         if found is not None:
             free, layout = found
             note_layout_(free, layout)
             return free, []
-    layout = kept_layout(model, feeds, expected, run, difference, asked=keep)
+    layout = kept_layout(model, feeds, expected, run, differs, asked=keep)
     note_layout_(model, layout)
     if keep or not (fixed or layout.single):
         return model, []
-    problem = why_fixed(model, feeds, run, difference) if fixed else "samples are told apart in no dimension"
+    problem = why_fixed(model, feeds, run, differs) if fixed else "samples are told apart in no dimension"
     if layout.single:
         return model, [f"it has no batch that could be found ({problem}): every call is one sample"]
     (size,) = fixed

@@ -70,6 +70,15 @@ def read_onnx_on(
     return OnnxModule(onnx_bytes)
 
 
+def read_onnx_alone(
+    path: Path, *, batch: Batch = "free", streams: Mapping[str, str] | None = None
+) -> tuple[OnnxModule, int]:
+    """(what `read_onnx` gives without an example, how many of the `made_up` inputs it does not run on)."""
+    prepared = open_file(path, None, batch=batch, streams=streams)
+    note_given(prepared.onnx_bytes, path)
+    return OnnxModule(prepared.onnx_bytes), prepared.skipped
+
+
 def _judging(onnx_bytes: bytes, judged: str, path: str | Path) -> bytes:
     model = parse(onnx_bytes)
     names = [value.name for value in model.graph.output]

@@ -13,7 +13,7 @@ from torch import Tensor
 from compressor.errors import OnnxFileError, WorkloadError
 from compressor.files.converting.inputs import made_up
 from compressor.files.preparing import Batch, Watcher
-from compressor.files.reading import read_onnx, read_onnx_on
+from compressor.files.reading import read_onnx_alone, read_onnx_on
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Numbers
 from compressor.runtime import Feeds, OnnxModule, layout_of
@@ -107,9 +107,10 @@ def workload_of_file(model: Path, *, batch: Batch = "free", streams: Mapping[str
     A `batch` that is "fixed" stays as the file has it. Of `streams` one step is measured. Raises FileNotFoundError, and
     OnnxFileError as `read_onnx` does.
     """
-    module = read_onnx(model, batch=batch, streams=streams)
+    module, skipped = read_onnx_alone(model, batch=batch, streams=streams)
     size = module.fixed_batch or _MADE_UP
-    rows = module.in_rows({name: torch.from_numpy(values) for name, values in _running(module, model).items()})
+    feeds = _running(module, model, skipped)
+    rows = module.in_rows({name: torch.from_numpy(values) for name, values in feeds.items()})
     inputs = resize_batch(next(iter(rows.values())) if len(rows) == 1 else rows, size)
     batches = [(inputs, torch.zeros(size))]
     return Workload(
@@ -126,9 +127,12 @@ def workload_of_file(model: Path, *, batch: Batch = "free", streams: Mapping[str
     )
 
 
-def _running(module: OnnxModule, path: Path) -> Feeds:
-    """Made-up inputs that the file runs on, as it takes them. Raises OnnxFileError where none is found."""
-    for feeds in made_up(onnx.load_from_string(module.onnx_bytes), path):
+def _running(module: OnnxModule, path: Path, skipped: int) -> Feeds:
+    """Made-up inputs that the file runs on, as it takes them, of which the first are `skipped`.
+
+    Raises OnnxFileError where none is found.
+    """
+    for feeds in made_up(onnx.load_from_string(module.onnx_bytes), path, skipped=skipped):
         try:
             module.session.run(None, feeds)
         except Exception:  # noqa: BLE001, S112  # ONNX Runtime's errors share no base class; others are tried

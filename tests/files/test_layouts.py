@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from compressor.budget import Budget
 from compressor.errors import OnnxFileError, WorkloadError
@@ -21,31 +20,9 @@ from compressor.stages.quantization import Quantize
 from compressor.workload import Workload, call_model, predict
 from compressor.workloads import load
 from compressor.workloads.unlabelled import workload_of_inputs
+from workbench.onnx_files import drawn, saved_onnx, weights_of
 
 H = 24
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def saved(folder: Path, nodes: list, inputs: list, outputs: list, weights: dict[str, np.ndarray]) -> Path:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(*each) for each in inputs],
-        [helper.make_tensor_value_info(*each) for each in outputs],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(folder / "given.onnx"))
-    return folder / "given.onnx"
-
-
-def weights_of(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(0)
-    return {name: generator.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def stateful(folder: Path, *, batch: str | int = "batch", scalar: bool = False, state_first: bool = False) -> Path:
@@ -73,7 +50,7 @@ def stateful(folder: Path, *, batch: str | int = "batch", scalar: bool = False, 
         ]
         weights["rate"] = np.float32(16000)
     outputs = [("output", TensorProto.FLOAT, [batch, 8]), ("stateN", TensorProto.FLOAT, [2, batch, H])]
-    return saved(folder, nodes, inputs, outputs, weights)
+    return saved_onnx(folder, nodes, inputs, outputs, weights)
 
 
 def time_major(folder: Path, *, batch: str | int = "batch", inputs_too: bool = False) -> Path:
@@ -89,7 +66,7 @@ def time_major(folder: Path, *, batch: str | int = "batch", inputs_too: bool = F
         nodes, shape = nodes[1:], ["t", batch, 16]
         nodes[0].input[0] = "x"
     weights = weights_of(W=(1, 4 * H, 16), R=(1, 4 * H, H), B=(1, 8 * H), D=(H, 10)) | {"one": np.array([1])}
-    return saved(
+    return saved_onnx(
         folder, nodes, [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, ["t", batch, 10])], weights
     )
 
@@ -206,12 +183,12 @@ def test_rows_stay_as_they_were(tmp_path: Path) -> None:
     """A file with its batch first everywhere notes nothing, and one whose samples mix is taken as it is."""
     weights = weights_of(W=(16, 4))
     shape = [("x", TensorProto.FLOAT, ["n", 16])], [("y", TensorProto.FLOAT, ["n", 4])]
-    plain = saved(tmp_path, [helper.make_node("MatMul", ["x", "W"], ["y"])], *shape, weights)
+    plain = saved_onnx(tmp_path, [helper.make_node("MatMul", ["x", "W"], ["y"])], *shape, weights)
     assert not read_onnx(plain).session.get_modelmeta().custom_metadata_map
     nodes = [
         helper.make_node("ReduceMean", ["x", "zero"], ["m"]),
         helper.make_node("Sub", ["x", "m"], ["c"]),
         helper.make_node("MatMul", ["c", "W"], ["y"]),
     ]
-    mixed = saved(tmp_path, nodes, *shape, weights | {"zero": np.array([0])})
+    mixed = saved_onnx(tmp_path, nodes, *shape, weights | {"zero": np.array([0])})
     assert layout_of(read_onnx(mixed).session).inputs == {}

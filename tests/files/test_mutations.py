@@ -26,7 +26,7 @@ TOGETHER = 50
 
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_known", set())
+    monkeypatch.setattr(opening, "_known", {})
 
 
 def read(path: Path) -> None:

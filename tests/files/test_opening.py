@@ -21,7 +21,7 @@ from workbench.hostile_files import RELU, doubling_functions, endless, file_of, 
 
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_known", set())
+    monkeypatch.setattr(opening, "_known", {})
 
 
 @pytest.mark.parametrize("model", [endless(), doubling_functions(28)], ids=["loop", "functions"])

@@ -23,31 +23,10 @@ from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.workload import predict
 from compressor.workloads import load
 from compressor.workloads.unlabelled import workload_of_inputs
+from workbench.onnx_files import drawn, saved_onnx, weights_of
 
 H = 24
 LENGTH = 120
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def saved(folder: Path, nodes: list, inputs: list, outputs: list, weights: dict[str, np.ndarray]) -> Path:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(*each) for each in inputs],
-        [helper.make_tensor_value_info(*each) for each in outputs],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    onnx.save(model, str(folder / "given.onnx"))
-    return folder / "given.onnx"
-
-
-def weights_of(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(0)
-    return {name: generator.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def step_of_a_stream(folder: Path, *, batch: str | int = "batch") -> Path:
@@ -71,7 +50,7 @@ def step_of_a_stream(folder: Path, *, batch: str | int = "batch") -> Path:
         ("sr", TensorProto.INT64, []),
     ]
     outputs = [("output", TensorProto.FLOAT, [batch, 8]), ("stateN", TensorProto.FLOAT, [2, batch, H])]
-    return saved(folder, nodes, inputs, outputs, weights)
+    return saved_onnx(folder, nodes, inputs, outputs, weights)
 
 
 def by_hand(onnx_bytes: bytes, x: torch.Tensor, state: np.ndarray | None = None) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -201,7 +180,7 @@ def signal_file(folder: Path, *, length: int | str = LENGTH, scalar_out: bool = 
     weights = weights_of(W=(16, 1, 5), b=(16,), V=(8, 16, 3))
     weights |= {"axes": np.array([0, 1]), "last": np.array([2]), "zero": np.array([0])}
     shape = [] if scalar_out else [8]
-    return saved(folder, nodes, [("x", TensorProto.FLOAT, [length])], [("y", TensorProto.FLOAT, shape)], weights)
+    return saved_onnx(folder, nodes, [("x", TensorProto.FLOAT, [length])], [("y", TensorProto.FLOAT, shape)], weights)
 
 
 @pytest.mark.parametrize("length", [LENGTH, "t"])
@@ -241,7 +220,7 @@ def _turned(folder: Path, batch: int) -> Path:
         "k": np.ones(batch * 16, np.float32),
     }
     shapes = [("x", TensorProto.FLOAT, [batch, 16])], [("y", TensorProto.FLOAT, [batch, 4])]
-    return saved(folder, nodes, *shapes, weights)
+    return saved_onnx(folder, nodes, *shapes, weights)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -268,7 +247,7 @@ def test_rows_that_see_each_other_are_no_batch(tmp_path: Path) -> None:
     ]
     weights = weights_of(W=(16, 4)) | {"zero": np.array([0])}
     shapes = [("x", TensorProto.FLOAT, [3, 16])], [("y", TensorProto.FLOAT, [3, 4])]
-    model = read_onnx(saved(tmp_path, nodes, *shapes, weights))
+    model = read_onnx(saved_onnx(tmp_path, nodes, *shapes, weights))
     assert layout_of(model.session).single
     x = drawn(5, 3, 16)
     wanted = (x - x.mean(dim=1, keepdim=True)).numpy() @ weights["W"]
@@ -285,6 +264,6 @@ def test_made_up_inputs_are_tried_in_several_lengths(tmp_path: Path) -> None:
     ]
     weights = weights_of(W=(32, 4)) | {"parts": np.array([0, 3, -1, 32])}
     shapes = [("x", TensorProto.FLOAT, ["n", 3, "t"])], [("y", TensorProto.FLOAT, ["n", 3, "s", 4])]
-    path = saved(tmp_path, nodes, *shapes, weights)
+    path = saved_onnx(tmp_path, nodes, *shapes, weights)
     assert read_onnx(path)(drawn(1, 3, 64)).shape == (1, 3, 2, 4)
     assert load(str(path)).example_inputs.shape[2] == 32

@@ -1,5 +1,6 @@
 """What a file is run on when it is read: samples of an example as it takes them, or values that are made up."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,13 +92,13 @@ def _first(values: NDArray[Any], declared: Mapping[str, Any], name: str) -> NDAr
     return np.ascontiguousarray(values).reshape(values.shape)
 
 
-def made_up(model: onnx.ModelProto, path: Path) -> Iterator[Feeds]:
+def made_up(model: onnx.ModelProto, path: Path, *, skipped: int = 0) -> Iterator[Feeds]:
     """Values of the shapes that the file declares, in several lengths: a file need not run on the first.
 
-    Whole numbers are 0 and 1, then 1 alone, then what the length is. Raises OnnxFileError for shapes that are too
-    large.
+    Whole numbers are 0 and 1, then 1 alone, then what the length is. Those `skipped` are left out, known not to run.
+    Raises OnnxFileError for shapes that are too large.
     """
-    for values in _values(given_inputs(model)):
+    for values in itertools.islice(_values(given_inputs(model)), skipped, None):
         yield values.of(model, path)
 
 
@@ -105,10 +106,11 @@ def made_up(model: onnx.ModelProto, path: Path) -> Iterator[Feeds]:
 class _MadeUp:
     """What free dimensions, whole numbers from `numbers` and a `lone` one for all samples are in made-up inputs.
 
-    With `signals` a lone free dimension of floats is the length of a signal, not a batch.
+    With `signals` a lone free dimension of floats is the length of a signal, not a batch, which has `samples`.
     """
 
     length: int
+    samples: int = _MADE_UP
     numbers: tuple[int, int] = (0, 2)
     lone: int | None = None
     signals: bool = False
@@ -129,7 +131,7 @@ class _MadeUp:
             state = unnamed and bool(dims) and dims[0].HasField("dim_value")
             shape = []
             for axis, dim in enumerate(dims):
-                size = _MADE_UP if axis == batch or (state and not dim.dim_param) else self.length
+                size = self.samples if axis == batch or (state and not dim.dim_param) else self.length
                 free = sizes.setdefault(dim.dim_param or f"{value.name} {axis}", size)
                 shape.append(dim.dim_value if dim.HasField("dim_value") else free)
             kind = _kind(value)
@@ -161,6 +163,9 @@ def _values(inputs: Sequence[onnx.ValueInfoProto]) -> Iterator[_MadeUp]:
         if any(not _dims(value) for value in whole):
             yield _MadeUp(length=length, lone=1)
             yield _MadeUp(length=length, lone=_RATE)
+    if free and any(dim.dim_value == 1 for value in inputs for dim in _dims(value)[:2]):
+        # A batch that is free in one input and that of a state beside it is not: (batch, steps), (layers, 1, units).
+        yield from (_MadeUp(length=length, samples=1) for length in _FREE_LENGTHS)
 
 
 def _is_signal(value: onnx.ValueInfoProto) -> bool:

@@ -159,8 +159,11 @@ def _options(values: Array, dims: Sequence[str | int], symbol: str | None, size:
     fixed = [axis for axis, each in enumerate(dims) if not isinstance(each, str) and each == size and axis < _FIRST]
     if symbol is None:
         return [*fixed, *others, None]
-    # A batch of 1 may be fixed beside a length that is free.
-    return [*named, *others, None, *(fixed if size == 1 and symbol.lower() not in _USUAL_NAMES else [])]
+    if named and symbol.lower() in _USUAL_NAMES:
+        # What is called the batch is one, or there is none.
+        return [*named]
+    # A batch of 1 may be fixed beside a length that is free, or in a state beside the batch that is.
+    return [*named, *others, None, *(fixed if size == 1 else [])]
 
 
 def _plausible(axes: Axes, declared: Mapping[str, Sequence[str | int]]) -> bool:
