@@ -40,9 +40,9 @@ _A_FILE = "an ONNX file has no layers to take out; give the torch model that it 
 class PrunableGroup:
     """Layers whose widths go together, or why they cannot (`locked`); `line` is where the first of them is called.
 
-    `layers` make the channels. `time_fraction` is the part of the time in operators whose cost this width decides, and
-    `parameter_fraction` the part of the parameters that the whole width holds: an operator or a weight between two
-    groups counts for both. None where the time could not be measured.
+    `layers` make the channels, `coupled` are all whose sizes go with them. `time_fraction` is the part of the time in
+    operators whose cost this width decides, and `parameter_fraction` the part of the parameters that the whole width
+    holds: an operator or a weight between two groups counts for both. None where the time could not be measured.
     """
 
     name: str
@@ -51,6 +51,7 @@ class PrunableGroup:
     layers: tuple[str, ...]
     time_fraction: float | None
     parameter_fraction: float
+    coupled: tuple[str, ...] = ()
     locked: str | None = None
     line: str | None = None
 
@@ -186,6 +187,7 @@ def _prunable(group: Coupled, shares: Shares, reasons: dict[str, str], lines: di
         layers=tuple(sorted({part.module for part in group.parts if part.makes})),
         time_fraction=shares.time([group]),
         parameter_fraction=shares.held_by_groups([group]),
+        coupled=tuple(dict.fromkeys(part.module for part in group.parts)),
         locked=reasons.get(group.name),
         line=lines.get(group.name),
     )

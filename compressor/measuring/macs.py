@@ -24,6 +24,18 @@ def count_macs(onnx_bytes: bytes, inputs: Inputs) -> int:
     every operator really met: loops count as often as they turn, branches only where taken, 8-bit operators like
     their float originals. Where the file insists on another batch size, the count is divided by it.
     """
+    counted, samples = _counted(onnx_bytes, inputs)
+    return sum(counted.values()) // samples
+
+
+def macs_by_node(onnx_bytes: bytes, inputs: Inputs) -> dict[str, int]:
+    """{name of a node: its multiply-accumulates for one sample}, counted as `count_macs` does; others have none."""
+    counted, samples = _counted(onnx_bytes, inputs)
+    return {name: macs // samples for name, macs in counted.items()}
+
+
+def _counted(onnx_bytes: bytes, inputs: Inputs) -> tuple[dict[str, int], int]:
+    """The multiply-accumulates of one call by node, and of how many samples."""
     with tempfile.TemporaryDirectory() as folder:
         options = session_options()
         # Fused operators would hide the products inside them.
@@ -37,19 +49,23 @@ def count_macs(onnx_bytes: bytes, inputs: Inputs) -> int:
         session.run(None, feeds_of(session, resize_batch(inputs, samples)))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     equations: dict[str, str] | None = None
-    total = 0
+    counted: dict[str, int] = {}
     for event in events:
         details = event.get("args", {})
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
             continue
+        name = event["name"].removesuffix("_kernel_time")
         shapes, outputs = (_shapes(details.get(f"{side}_type_shape", [])) for side in ("input", "output"))
+        macs = 0
         if details["op_name"] == "Einsum":
             equations = _einsum_equations(parse(onnx_bytes).graph) if equations is None else equations
-            equation = equations.get(event["name"].removesuffix("_kernel_time"))
-            total += _einsum(equation, shapes) if equation else 0
-        elif (macs := _MACS.get(details["op_name"])) is not None and shapes and outputs:
-            total += macs(shapes, outputs[0])
-    return total // samples
+            equation = equations.get(name)
+            macs = _einsum(equation, shapes) if equation else 0
+        elif (rule := _MACS.get(details["op_name"])) is not None and shapes and outputs:
+            macs = rule(shapes, outputs[0])
+        if macs:
+            counted[name] = counted.get(name, 0) + macs
+    return counted, samples
 
 
 def _shapes(described: list[dict[str, Shape]]) -> list[Shape]:

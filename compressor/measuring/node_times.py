@@ -38,7 +38,8 @@ class NodeTime:
     """One operator that ONNX Runtime runs, and its milliseconds per call.
 
     `layer` is the module whose weights it uses (`weighted`), or else the last one whose result it works on; "" where
-    there is none. `module` is the innermost module that it belongs to, as far as the graph tells.
+    there is none. `module` is the innermost module that it belongs to, as far as the graph tells. `place` is its
+    number among the nodes of the file's graph, that of one of them where several were fused; None where nothing tells.
     """
 
     operator: str
@@ -46,6 +47,21 @@ class NodeTime:
     module: str
     weighted: bool
     ms: float
+    place: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Whose work a node of a graph does: `layer`, `module` and `weighted` as in `NodeTime`."""
+
+    layer: str
+    module: str
+    weighted: bool
+
+
+def node_places(onnx_bytes: bytes, modules: Collection[str]) -> list[Place]:
+    """Whose work each node of the file's graph does, in order; `modules` are the names of the model's modules."""
+    return _places(parse(onnx_bytes), modules)
 
 
 def node_times(
@@ -77,6 +93,7 @@ def node_times(
             module=places[place].module if place is not None else "",
             weighted=place is not None and places[place].weighted,
             ms=total * duration / whole,
+            place=place,
         )
         for place, operator, duration in found
     )
@@ -96,19 +113,12 @@ def _faster_half(times: list[float]) -> float:
     return float(np.mean(np.sort(times)[: (len(times) + 1) // 2]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    layer: str
-    module: str
-    weighted: bool
-
-
-def _places(proto: onnx.ModelProto, modules: Collection[str]) -> list[_Place]:
+def _places(proto: onnx.ModelProto, modules: Collection[str]) -> list[Place]:
     """Whose work each node of the graph does."""
     constants = initializers(proto.graph)
     parents = {name.rpartition(".")[0] for name in modules if name}
     writers: dict[str, int] = {}
-    places: list[_Place] = []
+    places: list[Place] = []
     for number, node in enumerate(proto.graph.node):
         owners = [_owner(name, modules) for name in node.input if name in constants]
         weights = [owner for owner in owners if owner is not None]
@@ -116,19 +126,19 @@ def _places(proto: onnx.ModelProto, modules: Collection[str]) -> list[_Place]:
         before = sorted(writers[name] for name in node.input if name in writers)
         sources = [places[writer] for writer in before if places[writer].layer]
         if weights:
-            places.append(_Place(layer=weights[0], module=weights[0], weighted=True))
+            places.append(Place(layer=weights[0], module=weights[0], weighted=True))
         elif sources:
             last = sources[-1]
             leaf = last.weighted and last.module not in parents
             module = last.module.rpartition(".")[0] if leaf else last.module
-            places.append(_Place(layer=last.layer, module=module, weighted=False))
+            places.append(Place(layer=last.layer, module=module, weighted=False))
         else:
-            places.append(_Place(layer="", module="", weighted=False))
+            places.append(Place(layer="", module="", weighted=False))
         writers |= dict.fromkeys(filter(None, node.output), number)
     return _lifted(proto, places)
 
 
-def _lifted(proto: onnx.ModelProto, places: list[_Place]) -> list[_Place]:
+def _lifted(proto: onnx.ModelProto, places: list[Place]) -> list[Place]:
     """`places` with pooling moved out to the module that also holds the next layer: global pooling ends no block."""
     ahead: dict[str, str] = {}
     lifted = list(places)

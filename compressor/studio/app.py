@@ -107,7 +107,9 @@ class _Doors:
 
     async def part(self, request: Request) -> Response:
         session = self._session(request)
-        html = self._desk.part(request.path_params["name"], may_edit=session.role is Role.EDITOR)
+        html = self._desk.part(
+            request.path_params["name"], dict(request.query_params), may_edit=session.role is Role.EDITOR
+        )
         if html is None:
             raise RefusedError(404, "there is no such part of the page")
         return HTMLResponse(html)

@@ -1,17 +1,23 @@
 """What lies on the table: a workload, what was found of its model, and what the page shows of both."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from compressor.files.export import export_onnx
+from compressor.files.weights import count_parameters
 from compressor.inspection.inspection import Inspection, inspect
 from compressor.inspection.recommendation import recommend
 from compressor.report.numbers import printable
+from compressor.studio.drawing import drawn, told
 from compressor.studio.events import Broadcast
-from compressor.studio.overview import overview
+from compressor.studio.overview import findings, overview
 from compressor.studio.pages import render
+from compressor.studio.picture import Detail, Picture
 from compressor.target import Target
 from compressor.workload import Workload
+
+Query = Mapping[str, str]
 
 
 class Desk:
@@ -21,8 +27,15 @@ class Desk:
         self.workload, self.name, self.target = workload, name, target
         self.events = Broadcast()
         self.inspection: Inspection | None = None
+        self.picture: Picture | None = None
         self.failed: str | None = None
-        self._parts: dict[str, Callable[[bool], str]] = {"overview": self._overview}
+        self._parameters = 0
+        self._parts: dict[str, Callable[[Query, bool], str | None]] = {
+            "overview": self._overview,
+            "findings": self._findings,
+            "picture": self._picture,
+            "box": self._box,
+        }
 
     def look(self) -> threading.Thread:
         """Starts to look at the model; the pages are told when it is known."""
@@ -32,10 +45,19 @@ class Desk:
 
     def _look(self) -> None:
         try:
+            self.picture = self._pictured()
+            self.events.publish("pictured", {})
             self.inspection = inspect(self.workload, target=self.target)
         except Exception as error:  # noqa: BLE001 - a user's model raises anything, and the page says what
             self.failed = printable(f"{type(error).__name__}: {error}")
         self.events.publish("looked", {"failed": self.failed})
+
+    def _pictured(self) -> Picture:
+        model = self.workload.model
+        file = export_onnx(model, self.workload).onnx_bytes
+        self._parameters, _ = count_parameters(file)
+        names = [name for name, _ in model.named_modules()]
+        return Picture.of(file, self.workload.example_inputs, modules=names, target=self.target)
 
     def page(self) -> dict[str, Any]:
         """What the page's template takes."""
@@ -45,15 +67,42 @@ class Desk:
             "command": printable(self.name),
             "target": self.target,
             "failed": self.failed,
-            "looked": self.inspection is not None,
         }
 
-    def part(self, name: str, *, may_edit: bool) -> str | None:
+    def part(self, name: str, query: Query, *, may_edit: bool) -> str | None:
         """A part of the page as HTML, None where there is none of that name."""
-        return self._parts[name](may_edit) if name in self._parts else None
+        return self._parts[name](query, may_edit) if name in self._parts else None
 
-    def _overview(self, may_edit: bool) -> str:  # noqa: FBT001 - every part takes it
-        del may_edit
+    def _overview(self, query: Query, may_edit: bool) -> str:  # noqa: FBT001 - every part takes it
+        del query, may_edit
+        if self.picture is None:
+            return render("waiting", failed=self.failed)
+        return render("overview", **overview(self.picture, self._parameters))
+
+    def _findings(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
+        del query, may_edit
         if self.inspection is None:
             return render("waiting", failed=self.failed)
-        return render("overview", **overview(self.inspection, recommend(self.inspection, self.target)))
+        return render("findings", **findings(self.inspection, recommend(self.inspection, self.target)))
+
+    def _picture(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
+        del may_edit
+        detail = _detail(query)
+        if self.picture is None or detail is None:
+            return None
+        return render("picture", **drawn(self.picture, self.inspection, detail))
+
+    def _box(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
+        del may_edit
+        detail, number = _detail(query), query.get("number", "")
+        if self.picture is None or detail is None:
+            return None
+        if not (number.isascii() and number.isdecimal() and len(number) < 9):
+            return None
+        found = told(self.picture, self.inspection, detail, int(number))
+        return None if found is None else render("box", **found)
+
+
+def _detail(query: Query) -> Detail | None:
+    asked = query.get("detail", Detail.BLOCKS)
+    return Detail(asked) if asked in set(Detail) else None

@@ -6,21 +6,28 @@ from typing import Any
 from compressor.inspection.inspection import Family, Inspection
 from compressor.inspection.recommendation import Recommendation
 from compressor.report.numbers import printable, shorten, si
+from compressor.studio.picture import Picture
 
 # The bar of the operators is so many units wide; kinds below this share are told together.
 BAR_UNITS = 1000
 _LEAST_SHARE = 0.03
 
 
-def overview(inspection: Inspection, recommendation: Recommendation | None) -> dict[str, Any]:
-    """What the template of the overview takes."""
+def overview(picture: Picture, parameters: int) -> dict[str, Any]:
+    """What the template of the overview takes: the time, and the operators that it goes to."""
+    return {
+        "ms": None if picture.ms is None else f"{picture.ms:.3g}",
+        "parameters": si(parameters),
+        "operators": _strip(picture.kinds()),
+    }
+
+
+def findings(inspection: Inspection, recommendation: Recommendation | None) -> dict[str, Any]:
+    """What the template of the findings takes: what can go, and what is locked and why."""
     free = [family for family in inspection.found.families if family.locked is None]
     locked = [family for family in inspection.found.families if family.locked is not None]
     return {
-        "ms": None if inspection.latency_ms is None else f"{inspection.latency_ms:.3g}",
-        "parameters": si(inspection.parameters),
         "untimed": printable(inspection.refusals.get("times", "")),
-        "operators": _strip(inspection.operators),
         "blocks": [_row(family) for family in free if family.is_block],
         "widths": [_row(family) for family in free if not family.is_block],
         "no_blocks": printable(inspection.refusals.get("blocks", "")),

@@ -296,14 +296,17 @@ def test_the_overview_says_what_can_go(browser, access, desk):
     """Once the model was looked at, the page tells blocks, widths and locks, and the event that says so is JSON."""
     desk._look()
     browser.enters(access)
-    text = browser("GET", "/part/overview").text
+    text = browser("GET", "/part/findings").text
     assert "Widths that can shrink" in text
     assert "conv1" in text
     assert "it makes the model" in text
 
-    async def first():
-        return await anext(desk.events.stream(lambda: True))
+    async def told():
+        stream = desk.events.stream(lambda: True)
+        return [await anext(stream), await anext(stream)]
 
-    kind, data, *_ = asyncio.run(first()).decode().split("\n")
+    pictured, looked = asyncio.run(told())
+    assert pictured.startswith(b"event: pictured\n")
+    kind, data, *_ = looked.decode().split("\n")
     assert kind == "event: looked"
     assert json.loads(data.removeprefix("data: ")) == {"failed": None}

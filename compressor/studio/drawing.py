@@ -1,0 +1,114 @@
+"""A drawing of a graph in pixels and words, for the template that makes it SVG."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.inspection.inspection import Inspection
+from compressor.report.numbers import printable, shorten, si, size
+from compressor.studio.picture import Box, Detail, Picture, couplings
+
+_WIDTH, _HEIGHT, _ACROSS, _DOWN, _EDGE = 132, 44, 164, 62, 10
+_NAME_LETTERS = 18
+# Shares of the time from which a box is drawn warmer.
+_HEAT = (0.002, 0.01, 0.03, 0.08, 0.2)
+
+
+def drawn(picture: Picture, inspection: Inspection | None, detail: Detail) -> dict[str, Any]:
+    """What the template of the picture takes."""
+    drawing = picture.drawing(detail)
+    coupled = couplings(inspection)
+    return {
+        "detail": str(detail),
+        "details": [(str(each), f"{len(picture.drawing(each).boxes):,}") for each in Detail],
+        "width": _EDGE * 2 + max(1, drawing.layout.columns) * _ACROSS - (_ACROSS - _WIDTH),
+        "height": _EDGE * 2 + max(1, drawing.layout.lanes) * _DOWN - (_DOWN - _HEIGHT),
+        "box_width": _WIDTH,
+        "box_height": _HEIGHT,
+        "boxes": [_box(number, box, drawing.layout.nodes[number], coupled) for number, box in enumerate(drawing.boxes)],
+        "ways": [_way(way) for way in drawing.layout.ways],
+        "timed": any(box.ms is not None for box in drawing.boxes),
+    }
+
+
+def _box(number: int, box: Box, place: tuple[int, int], coupled: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    share = box.time_fraction
+    kinds = box.kinds[0] if len(box.kinds) == 1 else f"{box.kinds[0]} +{len(box.members) - 1}"
+    return {
+        "number": number,
+        "x": _EDGE + place[0] * _ACROSS,
+        "y": _EDGE + place[1] * _DOWN,
+        "name": box.name or box.kinds[0],
+        "short": shorten(box.name or box.kinds[0], _NAME_LETTERS),
+        "says": shorten(kinds, 15) + ("" if not share else f" {percent(share)}"),
+        "spoken": f"{box.name or 'without a module'}: {', '.join(box.kinds[:3])}"
+        + ("" if share is None else f", {percent(share)} of the time"),
+        "heat": 0 if share is None else sum(share >= step for step in _HEAT),
+        "bar": 0 if share is None else round(min(1.0, share) * _WIDTH, 1),
+        "groups": " ".join(map(str, sorted({each for layer in box.layers for each in coupled.get(layer, ())}))),
+    }
+
+
+def _way(points: tuple[tuple[int, int], ...]) -> str:
+    """A path from the right side of the first box to the left side of the last one, level where it passes others."""
+    (column, lane), *between = points
+    *between, (last, end) = between
+    x, y = _EDGE + column * _ACROSS + _WIDTH, _EDGE + lane * _DOWN + _HEIGHT / 2
+    path = [f"M{x} {y:g}"]
+    stops = [(_EDGE + c * _ACROSS, _EDGE + row * _DOWN + _HEIGHT / 2) for c, row in between]
+    for left, level in (*stops, (_EDGE + last * _ACROSS, _EDGE + end * _DOWN + _HEIGHT / 2)):
+        middle = (x + left) / 2
+        path.append(f"C{middle:g} {y:g} {middle:g} {level:g} {left} {level:g}")
+        x, y = left, level
+        if (left, level) in stops:
+            x = left + _WIDTH
+            path.append(f"H{x}")
+    return "".join(path)
+
+
+def told(picture: Picture, inspection: Inspection | None, detail: Detail, number: int) -> dict[str, Any] | None:
+    """What the template of one box takes, None where there is no box of that number."""
+    boxes = picture.drawing(detail).boxes
+    if not 0 <= number < len(boxes):
+        return None
+    box = boxes[number]
+    coupled = couplings(inspection)
+    numbers = sorted({each for layer in box.layers for each in coupled.get(layer, ())})
+    groups = [] if inspection is None else [inspection.found.groups[each] for each in numbers]
+    blocks = [
+        block
+        for block in (inspection.found.blocks if inspection is not None else ())
+        if any(layer == block.name or layer.startswith(f"{block.name}.") for layer in box.layers)
+    ]
+    return {
+        "name": box.name or "Without a module of its own",
+        "kinds": ", ".join(box.kinds),
+        "count": len(box.members),
+        "us": None if box.ms is None else f"{1000 * box.ms:,.1f}",
+        "share": "" if box.time_fraction is None else percent(box.time_fraction),
+        "bytes": size(box.weight_bytes) if box.weight_bytes else "none",
+        "macs": si(box.macs) if box.macs else "none",
+        "groups": [
+            {
+                "width": group.width,
+                "kind": printable(group.kind),
+                "name": printable(group.name),
+                "others": [printable(layer) for layer in group.coupled if layer not in {*box.layers, group.name}],
+                "locked": printable(group.locked or ""),
+                "line": printable(group.line or ""),
+            }
+            for group in groups
+        ],
+        "blocks": [
+            {
+                "name": printable(block.name),
+                "locked": printable(block.locked or ""),
+                "line": printable(block.line or ""),
+            }
+            for block in blocks
+        ],
+    }
+
+
+def percent(share: float) -> str:
+    """A share of the whole in whole percent."""
+    return f"{share:.0%}" if share >= 0.01 or share == 0 else "<1%"
