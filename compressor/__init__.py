@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from compressor.running.folds.fold import Fold
     from compressor.running.pipeline import Pipeline
     from compressor.running.run import Result
+    from compressor.searching.search import search
     from compressor.stage import Context, Effect, Stage
     from compressor.structure.checkpoint import load_checkpoint
     from compressor.target import Isa, Target
@@ -71,6 +72,7 @@ _HOMES = {
     "compare": "comparing.comparison",
     "load_checkpoint": "structure.checkpoint",
     "read_onnx": "files.reading",
+    "search": "searching.search",
     "workload_of_inputs": "workloads.unlabelled",
 }
 

@@ -42,10 +42,12 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are timed for a moment instead of seconds: tests check decisions and forms, not speed-ups."""
+    from compressor.comparing import timing as together
     from compressor.measuring import measure, timing
 
     brief = functools.partial(timing.time_interleaved, seconds=0.3, repeats=5)
-    monkeypatch.setattr(measure, "time_interleaved", brief)
+    for module in (measure, together):
+        monkeypatch.setattr(module, "time_interleaved", brief)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from compressor.cli.options import (
     workload_of,
 )
 from compressor.cli.packing import pack, unpack
+from compressor.cli.searching import auto
 from compressor.cli.studio import studio
 from compressor.cli.trusting import COMMANDS
 from compressor.errors import WrongUseError
@@ -282,7 +283,7 @@ def stages(
             print_listing(shown, whole=name is not None)
 
 
-for _command in (compare, pack, unpack, cache, studio, *COMMANDS):
+for _command in (compare, auto, pack, unpack, cache, studio, *COMMANDS):
     app.command()(_command)
 
 

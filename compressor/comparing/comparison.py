@@ -1,7 +1,7 @@
 """Several recipes on one workload, each run and resumed like a single one: one table and one picture of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape as html_escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +11,17 @@ from torch import Tensor
 from compressor.checks import check_count
 from compressor.comparing.arms import REFERENCE, Arm, arms_of, common_target, control_arms, named
 from compressor.comparing.controls import controls_of
-from compressor.comparing.rows import rows_of
+from compressor.comparing.rows import rows_of, with_letters
 from compressor.comparing.runs import Runs, reference_in
 from compressor.comparing.sharing import Cost, cost_of
-from compressor.comparing.significance import LEVEL, letters, told_apart
+from compressor.comparing.significance import told_apart
+from compressor.comparing.timing import timed_together
 from compressor.comparing.words import alike_sentences, control_sentences
 from compressor.estimate import Estimate
 from compressor.machine import environment
-from compressor.measuring.quiet import quiet_machine
 from compressor.measuring.scores import FileScores
 from compressor.measuring.session_times import Times
-from compressor.measuring.timing import Timing, time_interleaved
+from compressor.measuring.timing import Timing
 from compressor.progress.events import Listener
 from compressor.recipe.recipe import Recipe
 from compressor.report.comparison import (
@@ -44,10 +44,10 @@ from compressor.running.folder import MODEL_FILE, refuse_files_of_others
 from compressor.running.pipeline import Pipeline
 from compressor.running.preflight import check_workload
 from compressor.running.session import Session
-from compressor.storage import json_safe, sha256, write_atomic, write_json
+from compressor.storage import json_safe, write_atomic, write_json
 from compressor.store.kept import Store
 from compressor.target import Target
-from compressor.workload import Workload, resize_batch
+from compressor.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -196,10 +196,10 @@ def compare(
         runs.run(beside)
     kinds = {arm.row: arm.control for arm in beside}
     reports = runs.reports()
-    timings = _timed_together(folder, list(reports), workload, target, session.times)
+    timings = _timed_together(folder, rows_of(reports, {}, kinds), workload, target, session.times)
     rows = rows_of(reports, timings, kinds)
     p_values = _p_values(rows, runs, checked)
-    rows = _with_letters(rows, p_values)
+    rows = with_letters(rows, p_values)
     cost = cost_of(session.worked)
     failures = runs.failures()
     first = {name: each[0] for name, each in reports.items()}
@@ -252,40 +252,22 @@ def _p_values(rows: Sequence[ComparisonRow], runs: Runs, workload: Workload) -> 
     return told_apart(tensors, workload.metric)
 
 
-def _with_letters(
-    rows: Sequence[ComparisonRow], p_values: Mapping[tuple[str, str], float]
-) -> tuple[ComparisonRow, ...]:
-    names = [row.name for row in rows if any(row.name in pair for pair in p_values)]
-    apart = {frozenset(pair) for pair, p in p_values.items() if p < LEVEL}
-    found = letters(names, apart)
-    return tuple(replace(row, alike=found.get(row.name, "")) for row in rows)
-
-
 def _timed_together(
-    folder: Path, names: Sequence[str], workload: Workload, target: Target, times: Times
+    folder: Path, rows: Sequence[ComparisonRow], workload: Workload, target: Target, times: Times
 ) -> dict[str, Timing]:
     """The files of the recipes against the reference's, timed one after another in this session.
 
-    Each run has timed its own file, maybe on another day: only times of one session compare. What was timed together
-    before is told again, so that a comparison which had ended is the same when it is asked for again. Nothing for one
-    recipe.
+    Of many rows those of the front and the controls: the others are beaten anyway. Nothing for one recipe.
     """
+    names = [row.name for row in rows if row.name != REFERENCE]
+    if len(rows) > _ALL_PAIRS:
+        names = [row.name for row in rows if row.name in names and (row.pareto or row.control)]
     paths = {name: folder / name / MODEL_FILE for name in names}
     references = [reference_in(folder / name) for name in names]
-    if len(paths) < 2 or not all(path.is_file() for path in [*paths.values(), *references]):
+    if len(rows) < 3 or not names or not all(path.is_file() for path in [*paths.values(), *references]):
         return {}
-    inputs = resize_batch(workload.example_inputs, target.batch_size)
-    reference = references[0].read_bytes()
     files = {name: path.read_bytes() for name, path in paths.items()}
-
-    def take() -> dict[str, Timing]:
-        with quiet_machine(target.threads):
-            return {
-                name: time_interleaved(file, reference, inputs, threads=target.threads) for name, file in files.items()
-            }
-
-    digests = sorted((name, sha256(file)) for name, file in files.items())
-    return times.together(repr((digests, sha256(reference), target.batch_size, target.threads)), take)
+    return timed_together(files, references[0].read_bytes(), workload, target, times)
 
 
 def _timed_beside(timings: Mapping[str, Timing]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 from compressor.comparing.arms import REFERENCE
+from compressor.comparing.significance import LEVEL, letters
 from compressor.estimate import Estimate
 from compressor.measuring.timing import Timing
 from compressor.report.comparison import ComparisonRow, pareto_front
@@ -22,7 +23,8 @@ def rows_of(
     """The reference, then a row for each of `reports`, which are by row and seed, with the front marked.
 
     File, size and time are those of the first seed, the score is the mean over all. `controls` are the kinds of those
-    rows that are controls, which are never on the front.
+    rows that are controls, which are never on the front. Where `timings` are of some rows alone, the front is among
+    these: times of other sessions do not compare with theirs.
     """
     rows = [_row(name, each) for name, each in reports.items()]
     rows = [_retimed(row, timings[row.name]) if row.name in timings else row for row in rows]
@@ -32,19 +34,27 @@ def rows_of(
         # The reference is the same model in every run; the first run's timing stands for it.
         name = next(iter(reports))
         first = _of_step(REFERENCE, reports[name][0], 0)
-        latency = timings[name].reference_ms if name in timings else first.latency_ms
+        known = timings.get(name) or next(iter(timings.values()), None)
+        latency = first.latency_ms if known is None else known.reference_ms
         rows.insert(
             0,
             replace(
                 first, drop=None, latency_ms=latency, speedup=_UNCHANGED, seconds=0.0, report=None, budget_met=None
             ),
         )
-    return _with_front(rows)
+    return _with_front(rows, timings)
 
 
-def _with_front(rows: Sequence[ComparisonRow]) -> tuple[ComparisonRow, ...]:
+def with_letters(rows: Sequence[ComparisonRow], p_values: Mapping[tuple[str, str], float]) -> tuple[ComparisonRow, ...]:
+    """`rows` with the letters that those share which cannot be told apart, by the corrected p values of their pairs."""
+    names = [row.name for row in rows if any(row.name in pair for pair in p_values)]
+    found = letters(names, {frozenset(pair) for pair, p in p_values.items() if p < LEVEL})
+    return tuple(replace(row, alike=found.get(row.name, "")) for row in rows)
+
+
+def _with_front(rows: Sequence[ComparisonRow], timings: Mapping[str, Timing]) -> tuple[ComparisonRow, ...]:
     # Errors are better where smaller: with a minus sign, as scores.
-    ours = [row for row in rows if not row.control]
+    ours = [row for row in rows if not row.control and (not timings or row.name in timings or row is rows[0])]
     goodness = [row.score.value if row.scale.higher_is_better else -row.score.value for row in ours]
     points = [(row.latency_ms.value, row.size_bytes, good) for row, good in zip(ours, goodness, strict=True)]
     front = {row.name for row, best in zip(ours, pareto_front(points), strict=True) if best}
@@ -82,8 +92,8 @@ def _as_the_reference(
     row: ComparisonRow, rows: Sequence[ComparisonRow], timings: Mapping[str, Timing]
 ) -> ComparisonRow:
     """The row of a run that kept nothing: its file is the reference, and another time of it would be noise."""
-    first = rows[0].name
-    latency = timings[first].reference_ms if first in timings else row.latency_ms
+    known = timings.get(rows[0].name) or next(iter(timings.values()), None)
+    latency = row.latency_ms if known is None else known.reference_ms
     return replace(row, drop=Estimate(0.0, 0.0, 0.0), latency_ms=latency, speedup=_UNCHANGED)
 
 
@@ -103,6 +113,7 @@ def _of_step(name: str, report: Report, index: int) -> ComparisonRow:
         speedup=measurement.speedup,
         size_bytes=measurement.size_bytes,
         compressed_bytes=measurement.compressed_bytes,
+        packed_bytes=measurement.packed_bytes,
         seconds=sum(done.seconds for done in report.steps),
         pareto=False,
         report=f"{name}/report.html",

@@ -197,9 +197,9 @@ def _word(value: Any) -> str:
     if value is None:
         return "without"
     if isinstance(value, dict):
-        return "_".join(
-            _word(key) if entry is None else f"{_word(key)}_{_inner(entry)}" for key, entry in value.items()
-        )
+        # What a sweep inside it gives is said by that sweep.
+        given = {key: inner for key, entry in value.items() if (inner := _inner(entry)) or not _is_sweep(entry)}
+        return "_".join(f"{_word(key)}_{inner}" if inner else _word(key) for key, inner in given.items())
     if isinstance(value, list):
         return "_".join(map(_word, value)) or "none"
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -207,7 +207,9 @@ def _word(value: Any) -> str:
 
 
 def _inner(value: Any) -> str:
-    """The settings inside a stage or a value object, without the keys on the way to them."""
+    """The settings inside a stage or a value object, without the keys on the way to them; "" for none and sweeps."""
+    if value is None or _is_sweep(value):
+        return ""
     if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), dict):
         return _inner(next(iter(value.values())))
     return _word(value)

@@ -39,7 +39,8 @@ class ComparisonRow:
     path relative to the comparison's page. `scale` says how the score is to be read; all rows share one.
     `budget_met` is None where nothing is known of a budget. Scores of rows that share a letter in `alike` cannot be
     told apart; "" where that was not tested. `control` is the kind of a row that is there to compare with, "" for
-    recipes. The score is the mean over `seeds` runs.
+    recipes. The score is the mean over `seeds` runs. `packed_bytes` is what `compressor pack` makes of the file, None
+    where that is not known.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ComparisonRow:
     alike: str = ""
     control: str = ""
     seeds: int = 1
+    packed_bytes: int | None = None
 
 
 def pareto_front(points: Sequence[tuple[float, float, float]]) -> list[bool]:
@@ -82,7 +84,7 @@ def conclusions(rows: Sequence[ComparisonRow]) -> list[str]:
         return ["Ship the reference: no recipe gave a file that is faster or smaller."]
     gains = _gains(rows)
     equals = _as_fast(gains)
-    told = [f"Ship {printable(best.name)}: {_gain(best, rows)}."]
+    told = [f"Ship {printable(best.name)}: {gain_in_words(best, rows)}."]
     others = [row for row in equals if row is not best]
     if others:
         told.append(
@@ -143,7 +145,7 @@ def _is_smaller(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> bool:
     return base is not None and row.size_bytes < base.size_bytes
 
 
-def _gain(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
+def gain_in_words(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
     """The row in words: "6.1x faster [5.9, 6.3], 11.8x smaller, accuracy -0.5 points, within its budget"."""
     base = next((one for one in rows if is_reference(one)), None)
     parts = [speed(row.speedup)]
@@ -163,16 +165,22 @@ def _names(rows: Sequence[ComparisonRow]) -> str:
 
 
 def print_comparison(
-    rows: Sequence[ComparisonRow], console: "Console | None" = None, *, busy: str = "", told: Sequence[str] = ()
+    rows: Sequence[ComparisonRow],
+    console: "Console | None" = None,
+    *,
+    busy: str = "",
+    told: Sequence[str] = (),
+    concluded: Sequence[str] | None = None,
 ) -> None:
     """Prints what to ship and the table to `console`, by default the terminal; a star marks the Pareto front.
 
-    `busy` is a sentence about the machine, "" for none; `told` are sentences that follow on what to ship.
+    `busy` is a sentence about the machine, "" for none; `told` are sentences that follow on what to ship, and
+    `concluded` says that in the place of `conclusions`.
     """
     from rich.console import Console as Terminal
 
     console = console or Terminal()
-    for text in [*conclusions(rows), *told]:
+    for text in [*(conclusions(rows) if concluded is None else concluded), *told]:
         console.print(text, markup=False, highlight=False)
     if busy:
         console.print(busy, style="yellow", markup=False, highlight=False)
@@ -205,11 +213,13 @@ def comparison_html(
     *,
     busy: str = "",
     told: Sequence[str] = (),
+    concluded: Sequence[str] | None = None,
 ) -> str:
     """One page with the picture and the table, without other files or network; everything in it is escaped.
 
     What to ship comes first. `failures` are sentences about recipes that gave no row; they stand below the table.
-    `busy` is a sentence about the machine, "" for none; `told` are sentences that follow on what to ship.
+    `busy` is a sentence about the machine, "" for none; `told` are sentences that follow on what to ship, and
+    `concluded` says that in the place of `conclusions`.
     """
     table = comparison_table(rows)
     columns = [column for column in COLUMNS if column != "stage" and any(row.cells.get(column) for row in table)]
@@ -218,7 +228,7 @@ def comparison_html(
         .get_template("comparison.html.j2")
         .render(
             title=printable(title),
-            conclusions=[*conclusions(rows), *map(printable, told)],
+            conclusions=[*map(printable, conclusions(rows) if concluded is None else concluded), *map(printable, told)],
             busy=busy,
             decibels=bool(rows) and rows[0].scale.decibels,
             panels=_panels(rows),

@@ -35,10 +35,10 @@ def estimated(workload: Workload, stages: Sequence[Stage]) -> str:
     if not trained:
         return f"estimated on this machine: no training, {rest}"
     length = said_length(workload.train)
-    step = _step_seconds(workload)
+    step = step_seconds(workload)
     parts, total = [], 0.0
     for stage in trained:
-        updates = _updates(stage, length)
+        updates = updates_of(stage, length)
         if updates is None:
             parts.append(f"{stage_name(stage)} as long as its data, which say no length")
             continue
@@ -51,7 +51,7 @@ def estimated(workload: Workload, stages: Sequence[Stage]) -> str:
     )
 
 
-def _updates(stage: Any, length: int | None) -> int | None:
+def updates_of(stage: Any, length: int | None) -> int | None:
     """How many updates a training makes, with those of its trials; None where its data say no length."""
     steps = getattr(stage, "steps", None)
     if steps is not None:
@@ -68,7 +68,7 @@ def _times(stage: Any, updates: int) -> int:
     return 1 + len(PARTS) if tries and tries_rates(stage, updates) else 1
 
 
-def _step_seconds(workload: Workload) -> float:
+def step_seconds(workload: Workload) -> float:
     """The seconds of one forward and backward pass on the first batch, the better of two."""
     model: nn.Module = private_copy(workload.model).train()
     best = float("inf")

@@ -268,11 +268,37 @@ def test_times_are_of_one_session(tiny_workload, tmp_path, fake_run, monkeypatch
         timed.append((candidate, reference))
         return Timing(reference_ms=about(4.0), candidate_ms=about(1.0), speedup=about(4.0))
 
-    monkeypatch.setattr(comparing, "time_interleaved", fake)
+    monkeypatch.setattr("compressor.comparing.timing.time_interleaved", fake)
     rows = compare([named("a"), named("b")], tiny_workload, out=tmp_path).rows
     assert timed == ([(b"a", b"a/stages/00-reference"), (b"b", b"a/stages/00-reference")] if known else [])
     assert [row.latency_ms.value for row in rows] == ([4.0, 1.0, 1.0] if known else [1.0, 0.2, 0.5])
     assert [row.speedup.value for row in rows] == ([1.0, 4.0, 4.0] if known else [1.0, 5.0, 2.0])
+
+
+def test_of_many_files_those_on_the_front_are_timed_again(tiny_workload, tmp_path, fake_run, monkeypatch) -> None:
+    """Of 42 files three are on the front by their own times; the front is then among these, by the new ones."""
+    best = {"a": (0.8, 0.1, 450), "b": (0.9, 0.3, 400), "c": (0.7, 0.2, 200)}
+    others = {f"n{number}": (0.6, 0.5, 500 + number) for number in range(39)}
+    fake_run.ends = {
+        name: report_of(measured(score, ms, size, 1 / ms)) for name, (score, ms, size) in {**others, **best}.items()
+    }
+    for name in fake_run.ends:
+        for path in (tmp_path / name, tmp_path / name / "stages" / "00-reference"):
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "model.onnx").write_bytes(path.name.encode())
+    timed: list[bytes] = []
+
+    def fake(candidate, reference, *_, **__):
+        timed.append(candidate)
+        # Timed together, a is no faster than b.
+        ms = {b"a": 0.4, b"b": 0.3, b"c": 0.2}[candidate]
+        return Timing(reference_ms=about(1.0), candidate_ms=about(ms), speedup=about(1 / ms))
+
+    monkeypatch.setattr("compressor.comparing.timing.time_interleaved", fake)
+    rows = compare([named(name) for name in fake_run.ends], tiny_workload, out=tmp_path, controls=False).rows
+    assert sorted(timed) == [b"a", b"b", b"c"]
+    assert {row.name for row in rows if row.pareto} == {"b", "c"}
+    assert [row.latency_ms.value for row in rows if row.name in {"reference", "n0", "a"}] == [1.0, 0.5, 0.4]
 
 
 def test_printing(tiny_workload, tmp_path, fake_run, capsys) -> None:

@@ -35,7 +35,7 @@ def exports(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(applying, "export_onnx", counted)
     monkeypatch.setattr("compressor.measuring.measure.time_interleaved", take)
-    monkeypatch.setattr("compressor.comparing.comparison.time_interleaved", take)
+    monkeypatch.setattr("compressor.comparing.timing.time_interleaved", take)
     return made
 
 

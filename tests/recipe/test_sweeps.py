@@ -67,6 +67,16 @@ def test_a_sweep_in_a_sweep_is_a_tree() -> None:
     assert [type(recipe.stages[0]).__name__ for recipe in found] == ["Distill", "FineTune", "FineTune"]
     assert [recipe.stages[0].epochs for recipe in found[1:]] == [1, 2]
     assert len({recipe.name for recipe in found}) == 3
+    # A stage's name is not followed by the values that its own sweep goes through.
+    assert [recipe.name for recipe in found] == [
+        "recipe-distill",
+        "recipe-fine_tune-epochs_1",
+        "recipe-fine_tune-epochs_2",
+    ]
+    beside = (
+        "stages: [{sweep: [{prune_channels: {remove: {sweep: [0.2, 0.4]}, align: 8}}, {drop_blocks: {remove: 0.5}}]}]"
+    )
+    assert names(beside)[1:] == ["recipe-prune_channels_align_8-remove_0.4", "recipe-drop_blocks_remove_0.5"]
 
 
 def test_a_recipe_without_sweeps_is_one() -> None:

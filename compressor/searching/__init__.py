@@ -1,0 +1,1 @@
+"""The recipe to ship, found: a tree of recipes searched by successive halving on several objectives at once."""

@@ -1,0 +1,56 @@
+"""The files of a search: its JSON, a page for people, Markdown, and the recipes of the finalists."""
+
+from pathlib import Path
+
+from compressor.report.comparison import ComparisonRow, comparison_html, comparison_markdown
+from compressor.report.markdown import escape
+from compressor.report.numbers import ScoreScale
+from compressor.searching.finals import newest
+from compressor.searching.front import ranks
+from compressor.searching.limits import Limits
+from compressor.searching.result import SearchResult
+from compressor.searching.trials import Trial
+from compressor.storage import write_atomic, write_json
+
+DATA = "search.json"
+PAGES = ("search.html", "search.md")
+RECIPES = "recipes"
+_ON_VALIDATION = "The picture and the table show every candidate as its last trial scored on validation data."
+
+
+def write_pages(result: SearchResult, folder: Path) -> None:
+    """search.json, .html and .md in `folder`, and a recipe for every finalist in `recipes/`."""
+    write_json(folder / DATA, result.to_json())
+    for name, recipe in result.finalists.items():
+        write_atomic(folder / RECIPES / f"{name}.yaml", recipe.dump())
+    title = f"{result.workload}: {len(result.trials)} trials of {result.space} recipes"
+    said = [result.why, *result.told]
+    lines = "".join(f"- {escape(text)}\n" for text in filter(None, [*said, result.busy]))
+    table = comparison_markdown(result.rows)
+    write_atomic(folder / "search.md", f"# {title}\n\n{lines}\nThe finalists, on test data:\n\n{table}")
+    rows = [result.rows[0], *trial_rows(result.trials, result.rows[0].scale)]
+    page = comparison_html(rows, title, concluded=[result.why], told=[*result.told, _ON_VALIDATION], busy=result.busy)
+    write_atomic(folder / "search.html", page)
+
+
+def trial_rows(trials: tuple[Trial, ...], scale: ScoreScale) -> list[ComparisonRow]:
+    """Every candidate's newest trial as a row, on validation, those marked that none of them beats."""
+    known = newest(trials)
+    points = [Limits(max_drop=None).point(trial) for trial in known]
+    return [
+        ComparisonRow(
+            name=trial.recipe_name,
+            score=trial.score,
+            drop=trial.drop,
+            latency_ms=trial.latency_ms,
+            speedup=trial.speedup,
+            size_bytes=trial.size_bytes,
+            compressed_bytes=trial.compressed_bytes,
+            packed_bytes=trial.packed_bytes,
+            seconds=trial.made_seconds,
+            pareto=rank == 0,
+            report=f"trials/{trial.name}/report.html",
+            scale=scale,
+        )
+        for trial, rank in zip(known, ranks(points), strict=True)
+    ]

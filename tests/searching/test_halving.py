@@ -1,0 +1,173 @@
+"""Which trials go on, what limits say of them, and how recipes with shorter trainings are made."""
+
+import pytest
+
+from compressor.errors import RecipeError
+from compressor.estimate import Estimate
+from compressor.recipe.recipe import Recipe
+from compressor.searching.finals import finalists_of, newest
+from compressor.searching.halving import going_on, rungs_of
+from compressor.searching.limits import Limits
+from compressor.searching.sampler import Grid, Random
+from compressor.searching.space import candidates_of, prefixes
+from compressor.searching.trials import Trial
+
+SPACE = """
+name: space
+stages:
+  - prune_channels: {remove: {sweep: [0.2, 0.4, 0.6, 0.8]}}
+  - distill: {epochs: 9}
+  - sweep: [null, quantize]
+"""
+
+
+def exactly(value: float) -> Estimate:
+    return Estimate(value, value, value)
+
+
+def trial(candidate: str, drop: float, ms: float, size: int, *, rung: int = 0, error: str = "") -> Trial:
+    return Trial(
+        name=f"{candidate}-{rung}",
+        candidate=candidate,
+        rung=rung,
+        recipe=f"{candidate} at {rung}",
+        recipe_name=candidate,
+        seconds=1.0,
+        error=error,
+        score=exactly(1 - drop),
+        drop=exactly(drop),
+        latency_ms=exactly(ms),
+        speedup=exactly(1 / ms),
+        size_bytes=size,
+        compressed_bytes=size,
+    )
+
+
+@pytest.fixture
+def space():
+    return {each.recipe.name: each for each in candidates_of(Recipe.loads_all(SPACE))}
+
+
+def test_a_space_is_stems_with_encodings(space) -> None:
+    """Eight recipes of four stems: those that differ in the last stage alone share all training."""
+    assert len(space) == 8
+    stems = [each.stem for each in space.values()]
+    assert stems[0] == stems[1] == prefixes(space["space-remove_0.2-without"].recipe)[1]
+    assert len(set(stems)) == 4
+
+
+def test_a_recipe_written_twice_is_one_candidate() -> None:
+    """Two files that say the same, under two names and two budgets, are tried once."""
+    one = "name: one\nbudget: {max_drop: 0.02}\nstages: [quantize]"
+    two = "# Another one.\nname: two\nstages: [quantize]"
+    found = candidates_of([Recipe.loads(one), Recipe.loads(two)])
+    assert [(each.recipe.name, each.recipe.budget) for each in found] == [("one", None)]
+
+
+def test_impossible_orders_are_refused_by_name() -> None:
+    """What trains after an encoding is named with the values that were chosen."""
+    text = "name: odd\nstages: [{sweep: [quantize, {prune_channels: {remove: 0.3}}]}, {fine_tune: {epochs: 2}}]"
+    with pytest.raises(RecipeError, match=r"odd-quantize .*fine_tune cannot follow quantize") as error:
+        candidates_of(Recipe.loads_all(text))
+    assert len(error.value.errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "most", "expected"),
+    [(9, 3, [1 / 9, 1 / 3, 1]), (8, 3, [1 / 9, 1 / 3, 1]), (2, 3, [1 / 3, 1]), (9, 1, [1])],
+)
+def test_rungs_triple_and_end_with_the_recipe(epochs: int, most: int, expected: list[float]) -> None:
+    """Three rungs for 9 epochs: 1, 3 and 9; a short training has fewer."""
+    text = SPACE.replace("epochs: 9", f"epochs: {epochs}")
+    assert rungs_of(candidates_of(Recipe.loads_all(text)), eta=3, most=most) == pytest.approx(expected)
+
+
+def test_a_rung_shortens_every_training() -> None:
+    """Epochs, the tail and the trainings inside a stage's values; the name says the longest; the whole is itself."""
+    text = """
+    name: two
+    stages:
+      - sparsify_weights: {sparsity: 0.8, schedule: {polynomial: {epochs: 6}}}
+      - distill: {epochs: 9, tail_epochs: 2}
+    """
+    (candidate,) = candidates_of([Recipe.loads(text)])
+    short = candidate.at(1 / 3)
+    assert short.name == "two-epochs_3"
+    assert [short.stages[0].schedule.epochs, short.stages[1].epochs, short.stages[1].tail_epochs] == [2, 3, 1]
+    assert candidate.at(1 / 100).stages[1].epochs == 1
+    assert candidate.at(1.0) is candidate.recipe
+    # As a file it is the same recipe again.
+    assert Recipe.loads(short.dump()).stages == short.stages
+
+
+def test_one_third_of_the_stems_goes_on_with_what_nothing_beats(space) -> None:
+    """Of four stems two go on (rounded up), those on the front; of each the encodings that no other of it beats."""
+    names = list(space)
+    ended = [
+        trial(names[0], 0.00, 1.0, 400), trial(names[1], 0.01, 0.9, 100),
+        trial(names[2], 0.02, 0.8, 300), trial(names[3], 0.02, 0.7, 90),
+        # Beaten by the second stem in everything.
+        trial(names[4], 0.30, 0.9, 310), trial(names[5], 0.30, 0.9, 300),
+        trial(names[6], 0.50, 0.8, 300), trial(names[7], 0.50, 0.8, 95),
+    ]  # fmt: skip
+    going = going_on(ended, space, Limits(max_drop=None), eta=3)
+    # The float file of the second stem is beaten by its 8-bit one; the order is that of the volume they add.
+    assert {each.recipe.name for each in going} == {names[0], names[1], names[3]}
+    assert len({each.stem for each in going}) == 2
+
+
+def test_what_cannot_fit_stays_behind(space) -> None:
+    """Too slow for certain, or too large: no training changes that. What trains nothing is whole already."""
+    names = list(space)
+    ended = [trial(names[0], 0.0, 1.0, 400), trial(names[2], 0.1, 0.4, 200), trial(names[4], 0.2, 0.3, 900)]
+    limits = Limits(max_drop=0.01, max_latency_ms=0.5, max_size_bytes=500)
+    assert [each.recipe.name for each in going_on(ended, space, limits, eta=2)] == [names[2]]
+    assert going_on([], space, limits, eta=2) == []
+    encoded = {each.recipe.name: each for each in candidates_of([Recipe.loads("name: int8\nstages: [quantize]")])}
+    assert going_on([trial("int8", 0.0, 0.1, 1)], encoded, limits, eta=2) == []
+
+
+def test_within_the_limit_all_drops_are_alike() -> None:
+    """A drop of 0.2 points is no better than one of 0.9 where a point is allowed; without a limit it is."""
+    assert Limits(max_drop=0.01).point(trial("a", 0.002, 1.0, 5)) == (0.01, 1.0, 5.0)
+    assert Limits(max_drop=None).point(trial("a", 0.002, 1.0, 5)) == (0.002, 1.0, 5.0)
+
+
+def test_limits_say_what_was_missed() -> None:
+    """By what part, and in words; the time may be another one than the trial's own."""
+    limits = Limits(max_drop=0.01, max_latency_ms=2.0, max_size_bytes=1024)
+    found = trial("a", 0.02, 1.0, 1536)
+    assert limits.excess(found) == pytest.approx(1.0)
+    assert limits.missed(found) == ["a drop of 0.0200 where 0.01 is allowed", "1.50 KiB where 1.00 KiB are allowed"]
+    assert limits.excess(trial("a", 0.0, 1.0, 5), latency_ms=3.0) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="max_size_bytes is a limit of the file"):
+        Limits(max_size_bytes=0)
+
+
+def test_finalists_are_newest_trials_within_the_limits() -> None:
+    """Not an early trial that happened to score better; where none is within the limits, those that miss by least."""
+    trials = [trial("a", 0.0, 1.0, 10), trial("a", 0.05, 1.0, 10, rung=1), trial("b", 0.005, 2.0, 5)]
+    trials += [trial("c", 0.0, 2.1, 6), trial("d", 0.0, 0.1, 1, error="it broke")]
+    assert [each.rung for each in newest(trials)] == [1, 0, 0]
+    assert [each.candidate for each in finalists_of(trials, Limits(max_drop=0.01), most=5)] == ["b"]
+    assert [each.candidate for each in finalists_of(trials, Limits(max_drop=0.1), most=5)] == ["a", "b"]
+    assert [each.candidate for each in finalists_of(trials, Limits(max_drop=0.001), most=5)][:1] == ["c"]
+    missed = finalists_of(trials[:3], Limits(max_drop=0.001), most=1)
+    assert [each.candidate for each in missed] == ["b"]
+
+
+def test_samplers_keep_stems_together(space) -> None:
+    """By chance the order of the stems changes with the seed, and the encodings of a stem follow one another."""
+
+    def order(sampler) -> list[str]:
+        waiting, found = list(space.values()), []
+        while waiting:
+            found.append(sampler.next(waiting, [], list(space.values())))
+            waiting.remove(found[-1])
+        return [each.stem for each in found]
+
+    assert order(Grid()) == [each.stem for each in space.values()]
+    orders = {tuple(order(Random(seed))) for seed in range(5)}
+    assert len(orders) > 1
+    assert all(stems[0::2] == stems[1::2] for stems in orders)
+    assert order(Random(3)) == order(Random(3))

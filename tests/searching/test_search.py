@@ -1,0 +1,216 @@
+"""A search from end to end, on runs that take no time: rungs, limits, minutes, stops, failures and what is written."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from compressor.errors import RunFolderError, StageError, WorkloadError, WrongUseError
+from compressor.metrics import Metric
+from compressor.recipe.recipe import Recipe
+from compressor.searching import search as searching
+from compressor.searching.search import search
+from compressor.storage import read_json
+from workbench.searches import SPACE, FakeRuns
+from workbench.two_layers import small_workload
+
+
+def found(out, **changes):
+    return search(small_workload(), Recipe.loads_all(SPACE), out=out, progress=False, **changes)
+
+
+def told(result) -> list[tuple[str, int]]:
+    return [(trial.recipe_name, trial.rung) for trial in result.trials]
+
+
+def test_short_trainings_for_all_and_long_ones_for_few(tmp_path, fake_runs: FakeRuns) -> None:
+    """Four stems for an epoch, two for three, one for nine; the best is written as a recipe with its file."""
+    result = found(tmp_path, max_drop=0.1)
+    assert [sum(rung == number for _, rung in told(result)) for number in range(3)] == [8, 4, 2]
+    assert result.recipe is not None
+    written = Recipe.load(tmp_path / "best.yaml")
+    assert written.stages == result.recipe.stages
+    assert written.budget is None
+    # The limit is on validation; of what keeps it, nothing is faster or smaller.
+    ended = [trial for trial in result.trials if trial.drop.value <= 0.1]
+    best = next(trial for trial in result.trials if trial.recipe_name == written.name)
+    assert best in ended
+    assert result.why.startswith(f"Ship {written.name}: ")
+    assert (tmp_path / "model.onnx").read_bytes() == (tmp_path / "trials" / best.name / "model.onnx").read_bytes()
+    saved = json.loads((tmp_path / "search.json").read_text())
+    assert (saved["schema_version"], saved["recipe"], saved["space"]) == (1, written.name, 8)
+    assert len(saved["trials"]) == 14
+    assert repr(result) == f"<Search on {result.workload}: {written.name}, 14 trials of 8 recipes>"
+    assert sorted(path.stem for path in (tmp_path / "recipes").glob("*.yaml")) == sorted(result.finalists)
+    assert written.name in (tmp_path / "search.html").read_text()
+
+
+def test_no_trial_is_shown_the_test_data(tmp_path, fake_runs: FakeRuns) -> None:
+    """Runs are given validation data in its place; finalists alone are scored on it."""
+    workload = small_workload()
+    search(workload, Recipe.loads_all(SPACE), out=tmp_path, progress=False)
+    assert fake_runs.workloads
+    assert all(given.test is given.validation for given in fake_runs.workloads)
+    assert all(given.test is not workload.test for given in fake_runs.workloads)
+
+
+@pytest.mark.parametrize("stop", [1, 7, 11])
+def test_a_search_that_is_stopped_goes_on(tmp_path, fake_runs: FakeRuns, stop: int) -> None:
+    """Stopped in the middle of a trial, it makes the same trials in the end, and none that had ended twice."""
+    whole = found(tmp_path / "whole", max_drop=0.1)
+    count = len(fake_runs.asked)
+    fake_runs.asked, fake_runs.stop_after = [], stop
+    with pytest.raises(KeyboardInterrupt):
+        found(tmp_path / "cut", max_drop=0.1)
+    fake_runs.stop_after = None
+    again = found(tmp_path / "cut", max_drop=0.1)
+    assert told(again) == told(whole)
+    assert [trial.recipe for trial in again.trials] == [trial.recipe for trial in whole.trials]
+    assert again.recipe.stages == whole.recipe.stages
+    # The one that was cut short is begun again, and finalists of the first session tell their reports once more.
+    assert len(fake_runs.asked) <= count + 1 + len(whole.finalists)
+    trials = [name for name in fake_runs.asked if name in {trial.name for trial in whole.trials}]
+    assert set(trials) == {trial.name for trial in whole.trials}
+
+
+def test_other_limits_cost_no_trial_that_was_made(tmp_path, fake_runs: FakeRuns) -> None:
+    """The files are the truth: a wider limit chooses among what there is, and makes only what is new."""
+    first = found(tmp_path, max_drop=0.02)
+    made = {trial.name for trial in first.trials}
+    fake_runs.asked = []
+    second = found(tmp_path, max_drop=0.5)
+    anew = set(fake_runs.asked) - {trial.name for trial in second.trials if trial.recipe_name in second.finalists}
+    assert not anew & made
+    assert second.recipe.stages != first.recipe.stages
+
+
+def test_nothing_keeps_the_limits(tmp_path, fake_runs: FakeRuns) -> None:
+    """No recipe is written, and the sentence says what comes nearest, and by what it misses."""
+    result = found(tmp_path, max_drop=0.1, max_size_bytes=10)
+    assert result.recipe is None
+    assert not result.within_limits
+    assert not (tmp_path / "best.yaml").exists()
+    assert result.why.startswith("Nothing keeps the limits (a drop of 0.1, 0.01 KiB)")
+    assert "50 bytes where 10 bytes are allowed" in result.why or "0.05 KiB where 0.01 KiB" in result.why
+    # A file of an earlier call that found something does not stay.
+    found(tmp_path, max_drop=0.1)
+    assert (tmp_path / "best.yaml").exists()
+    found(tmp_path, max_drop=0.1, max_size_bytes=10)
+    assert not (tmp_path / "best.yaml").exists()
+
+
+def test_minutes_begin_no_trial_that_cannot_end(tmp_path, monkeypatch, fake_runs: FakeRuns) -> None:
+    """By a clock that runs 30 s a trial: what there was no time for is named, and more minutes go on."""
+    seconds = iter(range(0, 10**6, 10))
+    monkeypatch.setattr("compressor.searching.clock.monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr("compressor.searching.clock.step_seconds", lambda _: 1.0)
+    short = found(tmp_path, max_drop=0.1, minutes=4.0)
+    assert 0 < len(short.trials) < 14
+    assert any("Not begun, for it could not have ended within 4 minutes" in text for text in short.told)
+    longer = found(tmp_path, max_drop=0.1, minutes=600.0)
+    assert len(longer.trials) == 14
+    assert {trial.name for trial in short.trials} <= {trial.name for trial in longer.trials}
+
+
+def test_minutes_that_suffice_for_nothing_are_refused(tmp_path, monkeypatch, fake_runs: FakeRuns) -> None:
+    """Before any work, with what the shortest trial takes."""
+    monkeypatch.setattr("compressor.searching.clock.step_seconds", lambda _: 60.0)
+    with pytest.raises(WrongUseError, match=r"0.5 minutes do not suffice for one trial: .* space-remove_0.2"):
+        found(tmp_path, minutes=0.5)
+    assert fake_runs.asked == []
+
+
+def test_what_fails_is_told_once_and_the_others_go_on(tmp_path, fake_runs: FakeRuns) -> None:
+    """A stage that fails is not tried again in another recipe that begins with it."""
+    fake_runs.broken = 0.7
+    result = found(tmp_path, max_drop=0.1)
+    failed = [trial for trial in result.trials if not trial.ended]
+    assert len(failed) == 2
+    assert sum(trial.seconds > 0 for trial in failed) == 1
+    assert failed[1].error.startswith("its beginning is that of space-remove_0.8")
+    assert any("2 failed" in text for text in result.told)
+    assert result.recipe is not None
+
+
+def test_a_space_that_always_fails_is_told(tmp_path, fake_runs: FakeRuns) -> None:
+    """With the reason; asked again it fails at once, from its files."""
+    fake_runs.broken = 0.0
+    with pytest.raises(StageError, match=r"all 8 trials failed. space-remove_0.*: no channel is left"):
+        found(tmp_path)
+    count = len(fake_runs.asked)
+    assert count == 4
+    with pytest.raises(StageError, match="all 8 trials failed"):
+        found(tmp_path)
+    assert len(fake_runs.asked) == count
+
+
+def test_a_damaged_trial_is_made_again(tmp_path, fake_runs: FakeRuns) -> None:
+    """A trial's file that is not as it was written is told, and counts as none."""
+    result = found(tmp_path)
+    path = tmp_path / "trials" / f"{result.trials[3].name}.json"
+    path.write_text(path.read_text().replace('"rung": 0', '"rung": 1'))
+    with pytest.warns(UserWarning, match="tells of no trial"):
+        again = found(tmp_path)
+    assert told(again) == told(result)
+
+
+def test_another_workload_is_refused(tmp_path, fake_runs: FakeRuns) -> None:
+    """By what differs; a folder with files of others as well, and a workload without scores."""
+    found(tmp_path / "a")
+    other = replace(small_workload(seed=1), name=small_workload().name)
+    with pytest.raises(RunFolderError, match=r"holds a search of something else:\n  model: was"):
+        search(other, Recipe.loads_all(SPACE), out=tmp_path / "a", progress=False)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "best.yaml").write_text("mine")
+    with pytest.raises(RunFolderError, match="holds"):
+        found(tmp_path / "b")
+
+
+def test_values_that_make_no_sense_are_refused(tmp_path, fake_runs: FakeRuns) -> None:
+    """Before any work, each with its name."""
+    for changes, says in (
+        ({"minutes": 0}, "minutes is the time"),
+        ({"eta": 1}, "eta is how many times longer"),
+        ({"max_drop": 50.0}, "max_drop"),
+        ({"trials": 0}, "trials counts the recipes"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            found(tmp_path, **changes)
+    assert fake_runs.asked == []
+    unscored = replace(small_workload(), metric=Metric.unscored())
+    with pytest.raises(WorkloadError, match="a search compares scores"):
+        search(unscored, Recipe.loads_all(SPACE), out=tmp_path, progress=False)
+
+
+def test_a_frame_of_trials(tmp_path, fake_runs: FakeRuns) -> None:
+    """A row a trial, with three columns for an estimate."""
+    pytest.importorskip("pandas")
+    table = found(tmp_path).to_frame()
+    assert {"recipe_name", "rung", "drop", "drop_low", "drop_high", "size_bytes", "seconds"} <= set(table.columns)
+
+
+def test_fewer_trials_of_the_first_rung(tmp_path, fake_runs: FakeRuns) -> None:
+    """`trials` are those that the sampler asks for first; the sentence says how many of the space were tried."""
+    result = found(tmp_path, trials=3, max_drop=0.5)
+    assert sum(trial.rung == 0 for trial in result.trials) == 3
+    assert "of 8 recipes, 3 tried" in result.why
+
+
+def test_what_is_predicted_too_slow_is_set_aside(tmp_path, monkeypatch, fake_runs: FakeRuns) -> None:
+    """By the latency table, before any trial; where that is all of the space, it is refused."""
+    wanted = searching.TooSlow(names=frozenset(each.name for each in Recipe.loads_all(SPACE)[:2]))
+    monkeypatch.setattr(searching, "too_slow", lambda *_, **__: wanted)
+    result = found(tmp_path / "a", max_drop=0.5, max_latency_ms=1.0)
+    assert not any(trial.candidate in wanted.names for trial in result.trials)
+    assert any(text.startswith("Set aside before any training") for text in result.told)
+    wanted = searching.TooSlow(names=frozenset(each.name for each in Recipe.loads_all(SPACE)))
+    with pytest.raises(WrongUseError, match=r"no recipe of the space can be as fast as 0.001 ms"):
+        found(tmp_path / "b", max_latency_ms=0.001)
+
+
+def test_files_of_a_search_hold_plain_json(tmp_path, fake_runs: FakeRuns) -> None:
+    """Every trial is a file that any program reads."""
+    result = found(tmp_path)
+    saved = read_json(tmp_path / "trials" / f"{result.trials[0].name}.json")
+    assert saved["drop"] == vars(result.trials[0].drop)
+    assert Recipe.loads(saved["recipe"]).name == result.trials[0].recipe_name
