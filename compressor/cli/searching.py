@@ -20,6 +20,7 @@ from compressor.cli.options import (
     Quiet,
     Settings,
     Streams,
+    Student,
     Threads,
     Verbose,
     WorkloadName,
@@ -68,6 +69,7 @@ def auto(
     ] = "random",
     seed: Annotated[int, typer.Option(min=0, help="Decides the order of the sampler, not the recipes' own seeds.")] = 0,
     settings: Settings = None,
+    student: Student = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
     free_sizes: FreeSizes = None,
@@ -96,9 +98,9 @@ def auto(
     """
     with reported(verbose=verbose, out=out):
         size = None if max_size is None else parsed_size(max_size)
-        plans = [plan for name in space or () for plan in recipes_of(name, settings)]
-        if settings and not plans:
-            raise WrongUseError("--set changes a space of yours, and none is given; name a recipe with sweeps")
+        if not space and (settings or student):
+            raise WrongUseError("--set and --student go into a space of yours, and none is given; name a recipe")
+        plans = recipes_of(space, settings, student) if space else None
         from compressor.running.pipeline import PipelineWarning
         from compressor.searching.sampler import sampler_of
         from compressor.searching.search import BEST, search
@@ -114,7 +116,7 @@ def auto(
                 streams=streams,
                 metric=metric,
             ),
-            plans or None,
+            plans,
             out=out,
             max_drop=max_drop,
             max_latency_ms=max_latency_ms,

@@ -67,7 +67,7 @@ def test_exit_codes_and_json(fake_search) -> None:
     [
         (("--max-size", "big"), "--max-size is a size above 0 such as 300KiB, 2MB or 4096 (bytes), got 'big'"),
         (("--sampler", "guess"), "unknown sampler 'guess' (known: random, grid, optuna)"),
-        (("--set", "seed=3"), "--set changes a space of yours, and none is given"),
+        (("--set", "seed=3"), "--set and --student go into a space of yours, and none is given"),
         (("int9",), "no recipe 'int9'"),
     ],
 )
