@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from compressor.errors import TrustError
 from compressor.sessions import open_session
 from compressor.storage import sha256
+from compressor.trust.encryption import decrypted
+from compressor.trust.keys import read_private
 from compressor.trust.manifest import MANIFEST, Manifest, manifest_bytes
 from compressor.trust.signing import Signed, signed_by
 from compressor.trust.tree import content_of, shown
@@ -59,6 +61,27 @@ def open_signed(
     return open_session(all_inside(content, str(path)), threads=threads)
 
 
+def open_encrypted(
+    path: Path | str,
+    *,
+    secret: Any,
+    key: Any = None,
+    name: str | None = None,
+    least_release: int | None = None,
+    threads: int = 1,
+) -> "ort.InferenceSession":
+    """A session of ONNX Runtime's on the encrypted model at `path`, decrypted in memory and never on a disk.
+
+    `secret` opens it: a private key, the path of one that has no passphrase, or a passphrase as bytes. Encryption says
+    nothing of who encrypted: with `key`, the encrypted file must lie in a folder that one of these keys signed, as for
+    `open_signed`. Raises TrustError where anything differs.
+    """
+    content = None if key is None else read_signed(path, key=key, name=name, least_release=least_release)
+    opener = read_private(Path(secret)) if isinstance(secret, str | Path) else secret
+    plain = decrypted(Path(path), opener, content=content, most_bytes=MOST_MODEL_BYTES)
+    return open_session(all_inside(plain, str(path)), threads=threads)
+
+
 def all_inside(content: bytes, what: str) -> bytes:
     """`content`, an ONNX file; raises TrustError where it names other files, which no session may go and open."""
     import onnx
@@ -66,7 +89,7 @@ def all_inside(content: bytes, what: str) -> bytes:
     try:
         model = onnx.load_from_string(content)
     except Exception as error:  # protobuf's errors are its own
-        raise TrustError(f"{what} is no ONNX file, though it is signed") from error
+        raise TrustError(f"{what} holds no ONNX file") from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data for tensor in _tensors(model)):
         raise TrustError(
             f"{what} keeps weights in other files, which the runtime would open unchecked; store it as one file"

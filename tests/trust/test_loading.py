@@ -15,8 +15,9 @@ from compressor import load_checkpoint
 from compressor.errors import StorageError, TrustError, WrongUseError
 from compressor.structure.checkpoint import save_checkpoint
 from compressor.trust import loading
-from compressor.trust.keys import read_private
-from compressor.trust.loading import open_signed, read_signed, signed_files
+from compressor.trust.encryption import encrypt
+from compressor.trust.keys import read_private, read_public
+from compressor.trust.loading import open_encrypted, open_signed, read_signed, signed_files
 from compressor.trust.signing import sign_folder
 
 pytest.importorskip("cryptography", reason="keys need it: pip install .[trust]")
@@ -140,7 +141,7 @@ def test_what_is_no_model_or_no_listed_file_is_refused(shipped, keys) -> None:
     """A signed text file, a file that came along, a name that leads out, a link."""
     (shipped / "model.onnx").write_bytes(b"\x00text")
     sign_folder(shipped, read_private(keys / "release"), anew=True)
-    with pytest.raises(TrustError, match="is no ONNX file, though it is signed"):
+    with pytest.raises(TrustError, match="holds no ONNX file"):
         open_signed(shipped, key=keys / "release.pub")
     (shipped / "extra").write_text("")
     with pytest.raises(TrustError, match="extra is not listed"):
@@ -169,3 +170,27 @@ def test_a_trust_store_keeps_loaders_from_going_back(shipped, keys, tmp_path) ->
     assert json.loads(store.read_text())["seen"]["adder"][0] == 2
     with pytest.raises(TrustError, match="release 2 was accepted"):
         load_checkpoint(shipped, small, require_signature=store)
+
+
+def test_a_session_straight_from_an_encrypted_file(tmp_path, keys) -> None:
+    """Nothing of it is on the disk; with a key, the encrypted file must be signed as well."""
+    place = tmp_path / "shipped"
+    place.mkdir()
+    (tmp_path / "model.onnx").write_bytes(model())
+    encrypt(tmp_path / "model.onnx", place / "model.onnx", to=[read_public(keys / "box.pub")])
+    (tmp_path / "model.onnx").unlink()
+    path = place / "model.onnx"
+    session = open_encrypted(path, secret=keys / "box")
+    assert session.run(None, {"x": np.float32([1])})[0].tolist() == [2]
+    with pytest.raises(TrustError, match=r"has a manifest\.json"):
+        open_encrypted(path, secret=keys / "box", key=keys / "release.pub")
+    sign_folder(place, read_private(keys / "release"), anew=True)
+    assert open_encrypted(path, secret=read_private(keys / "box"), key=keys / "release.pub") is not None
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TrustError, match="it is not the file that was signed"):
+        open_encrypted(path, secret=keys / "box", key=keys / "release.pub")
+    with pytest.raises(TrustError, match="cut off"):
+        open_encrypted(path, secret=keys / "box")
+    with pytest.raises(TrustError, match="is encrypted for keys"):
+        open_encrypted(path, secret=b"five words drawn at random")
+    assert sorted(item.name for item in place.iterdir()) == ["manifest.json", "model.onnx", "signature.json"]
