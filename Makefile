@@ -8,7 +8,7 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
+.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
 	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-exclusive bench-evaluations
 
 help:  ## list the targets
@@ -52,6 +52,10 @@ test-zoo: $(VENV)/installed-dev  ## every architecture of the zoo pruned to half
 
 test-mutations: $(VENV)/installed-dev  ## thousands of damaged files: none is read as something else
 	$(BIN)/python -m pytest -m mutations
+
+FUZZ_EXAMPLES ?= 5000
+fuzz: $(VENV)/installed-dev  ## damaged and made-up files for every reader (minutes; FUZZ_EXAMPLES=50000 for an hour)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -m fuzz tests/fuzz
 
 test-random-networks: $(VENV)/installed-dev  ## two thousand networks grown at random, pruned and compared
 	$(BIN)/python -m pytest -m random_networks

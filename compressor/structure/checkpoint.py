@@ -18,6 +18,9 @@ from compressor.trust.loading import signed_files
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
 
+# Those of the largest networks of the zoo have some megabytes.
+_MOST_PLAN_BYTES = 64 << 20
+
 _RESTORE = "restore both files from one run, or run again"
 _UNVERIFIED = "load_checkpoint(..., verify=False) reads files without digests, as former versions wrote"
 
@@ -91,7 +94,7 @@ def load_checkpoint(
         without_digests=f"{_RESTORE}; {_UNVERIFIED}",
         content=held.get(WEIGHTS_FILE),
     )
-    raw = held[PLAN_FILE] if held else read_bytes(folder / PLAN_FILE, way_out=way_out)
+    raw = held[PLAN_FILE] if held else read_bytes(folder / PLAN_FILE, way_out=way_out, most=_MOST_PLAN_BYTES)
     if verify and facts.get("plan_sha256") != sha256(raw):
         raise StorageError(f"{folder / PLAN_FILE} is not the plan that {WEIGHTS_FILE} was saved with; {way_out}")
     plan = parsed_json(raw, folder / PLAN_FILE, way_out=way_out)
