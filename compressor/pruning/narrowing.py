@@ -81,7 +81,8 @@ def reason_to_lock(group: Coupled, model: nn.Module, *, ignore: tuple[str, ...],
     if group.opaque:
         return "it is coupled to a recurrent or attention layer, whose own widths are not pruned"
     names = [part.module for part in group.parts]
-    ignored = next((glob for glob in ignore if any(matching_glob(name, (glob,)) for name in names)), None)
+    called = [part.module or part.tensors[0][0] for part in group.parts]
+    ignored = next((glob for glob in ignore if any(matching_glob(name, (glob,)) for name in called)), None)
     if ignored is not None:
         return f"ignored by {ignored!r}"
     for name in names:

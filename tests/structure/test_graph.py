@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from compressor.batches import Inputs
+from compressor.pruning.narrowing import reason_to_lock
 from compressor.structure.attention import NarrowAttention
 from compressor.structure.axes import runs
 from compressor.structure.checkpoint import load_checkpoint, save_checkpoint
@@ -483,3 +484,30 @@ def test_layers_taken_as_one_operator_hang_together_as_their_parts_do(
             (part.module, part.tensors, part.channels) for part in two.parts
         ]
     assert len(free(graph)) == groups
+
+
+class OwnMatrices(nn.Module):
+    """Two matrices that the model itself holds, and layers around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(12, 3)
+        self.left, self.right = nn.Parameter(torch.randn(8, 8) / 3), nn.Parameter(torch.randn(8, 12) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(torch.relu(torch.relu(self.first(x)) @ self.left) @ self.right))
+
+
+def test_a_parameter_of_the_model_itself_goes_by_its_own_name_and_is_ignored_by_it() -> None:
+    """What it makes is 8 and 12 wide; a layer without a name could be neither read of nor be ignored."""
+    model, inputs = OwnMatrices().eval(), (torch.randn(5, 4),)
+    graph = trace_structure(model, inputs)
+    assert {name: group.width for name, group in free(graph).items()} == {"first": 8, "left": 8, "right": 12}
+    halved(model, inputs)
+    reasons = {group.name: reason_to_lock(group, model, ignore=("right",), align=1) for group in graph.groups}
+    assert reasons == {
+        "first": None,
+        "left": "ignored by 'right'",  # which reads it
+        "right": "ignored by 'right'",
+        "last": "it makes the model's output",
+    }

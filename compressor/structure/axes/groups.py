@@ -99,9 +99,9 @@ class AxisStructure:
                 )
                 for name, dim in where
             )
-            if parts[0].module not in names:
+            if (parts[0].module or parts[0].tensors[0][0]) not in names:
                 group = Coupled(
-                    name=parts[0].module,
+                    name=parts[0].module or parts[0].tensors[0][0],
                     width=axis.size,
                     parts=parts,
                     makes_output=False,
@@ -115,7 +115,8 @@ class AxisStructure:
     def _group(self, atom: Axis, where: list[tuple[str, int]], names: set[str]) -> Coupled:
         """The group of `atom`, which occurs at the tensor dimensions `where`, under a name that is not in `names`."""
         parts = self._parts(atom, where)
-        first = next(part.module for part in parts if part.makes)
+        # A parameter of the model itself belongs to no layer: its own name is the one that tells.
+        first = next(part.module or part.tensors[0][0] for part in parts if part.makes)
         name, number = first, 2
         while name in names:
             name, number = f"{first}#{number}", number + 1
