@@ -1,6 +1,6 @@
 """One network by every technique, with the same training after each: accuracy, size, size after zstd, latency.
 
-    python -m benchmarks.techniques [--rows 2:4 ...] [--epochs 2] [--images 2000] [--clock wall] [--out DIR]
+    python -m benchmarks.techniques [--rows 2:4 ...] [--epochs 5] [--images 10000] [--clock wall] [--out DIR]
 
 ResNet-20 on CIFAR-10. Every technique is one or two stages, followed by the same distillation: the same images, epochs,
 optimizer and rate. Each becomes a float32 file, by `Quantize()` an 8-bit one, and, where weights share values, a
@@ -68,8 +68,8 @@ ROWS: dict[str, tuple[Stage, ...]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=4.0, help="time spent on timing one file")
     parser.add_argument("--clock", choices=["wall", "thread"], default="wall")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/techniques"))

@@ -1,11 +1,11 @@
 """Images a second of the training loop beside busy processes: threads chosen by timing against each fixed number.
 
-    python -m benchmarks.training_threads [--rounds 3] [--batches 24] [--long 120]
+    python -m benchmarks.training_threads [--rounds 3] [--batches 24] [--long 120] [--loads 0 1 2 4]
 
 ResNet-20 on random 32x32 images with batches of 128, beside 0, 1, 2 and 4 processes that only count. A fixed number of
 threads is timed over `batches`, for its rate does not change; what the loop chooses over `long` ones, everything that
 it tried included. All take turns in every round, so that what else runs hits all; the ratio is that of the medians,
-ours over the best fixed one.
+ours over the best fixed one. `--loads` measures these again and keeps the others as they are stored.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from benchmarks.demo import busy_processes
 from benchmarks.stored import RESULTS
 from benchmarks.training_throughput import make_workload, our_rate
 from compressor.machine import core_count, environment
-from compressor.storage import write_json
+from compressor.storage import read_json, write_json
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -73,12 +73,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=24)
     parser.add_argument("--long", type=int, default=120)
+    parser.add_argument("--loads", type=int, nargs="+", choices=LOADS, default=list(LOADS))
     options = parser.parse_args()
     where = environment(Target())
     numbers, short, long = fixed_numbers(core_count()), make_workload(options.batches), make_workload(options.long)
     our_rate(make_workload(3))
-    loads = [measured(count, numbers, options.rounds, short, long) for count in LOADS]
-    write_json(RESULT, {"benchmark": "training-threads", "environment": where, "loads": loads, **vars(options)})
+    stored = read_json(RESULT)["loads"] if RESULT.exists() and len(options.loads) < len(LOADS) else []
+    found = {load["busy_processes"]: load for load in stored}
+    for count in options.loads:
+        sizes = {"batches": options.batches, "long": options.long}
+        found[count] = measured(count, numbers, options.rounds, short, long) | sizes
+    loads = [found[count] for count in LOADS if count in found]
+    write_json(RESULT, {"benchmark": "training-threads", "environment": where, "loads": loads})
     for load in loads:
         print(f"{load['busy_processes']} beside: {load['ratio']:.2f} of the best fixed number of threads")
     print(f"stored in {RESULT}")

@@ -33,6 +33,14 @@ def _throughput(result: dict) -> str:
     return f"The training loop runs at {ratio['median']:.2f}x of a plain one."
 
 
+def _threads(result: dict) -> str:
+    least = min(result["loads"], key=lambda load: load["ratio"])
+    return (
+        f"Threads chosen by timing train at {least['ratio']:.2f} of the rate of the best fixed number or better, the "
+        f"least of it beside {least['busy_processes']} busy processes."
+    )
+
+
 def _aa(result: dict) -> str:
     false = result["claimed_speedups"]["count"] + result["claimed_slowdowns"]["count"]
     return f"Of {result['tries']} measurements of a file against itself {false} claimed a difference."
@@ -109,6 +117,7 @@ def _quantizers(result: dict) -> str:
 CONCLUSIONS: dict[str, Callable[..., str]] = {
     "cifar10": _cifar,
     "training-throughput": _throughput,
+    "training-threads": _threads,
     "aa": _aa,
     "structure": _structure,
     "latency_table": _prediction,

@@ -27,6 +27,7 @@ def page(networks: dict[str, dict]) -> str:
         "",
         *(concluded(cifar_section(networks), "cifar10", networks) if networks else []),
         *_concluded(training_section, "training-throughput"),
+        *_concluded(threads_section, "training-threads"),
         *_concluded(aa_section, "aa"),
     ]
     return "\n".join(parts).rstrip() + "\n"
@@ -157,6 +158,31 @@ def training_section(result: dict) -> list[str]:
         "",
         "| | median | lowest | highest |",
         "|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def threads_section(result: dict) -> list[str]:
+    rows = [
+        f"| {load['busy_processes']} | "
+        + " | ".join(f"{rate:.0f}" for rate in load["medians"].values())
+        + f" | {load['ratio']:.2f} |"
+        for load in result["loads"]
+    ]
+    names = [name for name in result["loads"][0]["medians"] if name.isdigit()]
+    head = " | ".join(["busy processes", *(f"threads fixed at {name}" for name in names), "chosen by timing", "ratio"])
+    return [
+        "## Training beside other work (`make bench-threads`)",
+        "",
+        (
+            f"ResNet-20, batch 128, images a second of the training loop on {result['environment'].get('cpu')} with "
+            f"{result['environment']['cores']} cores: medians of interleaved rounds. *Ratio*: threads chosen by "
+            "timing over the best fixed number, which nobody knows beforehand; the aim is 0.9."
+        ),
+        "",
+        f"| {head} |",
+        "|" + "---|" * (len(names) + 3),
         *rows,
         "",
     ]

@@ -250,8 +250,8 @@ def merging_section(result: dict) -> list[str]:
             f"{100 * result['remove']:.0f} % of all channels that may go, nothing trained afterwards; the noise that "
             "`MergeSimilar` sees is no data. Accuracy on test images that no choice has read, and what is lost of the "
             "dense network's, paired, with 95 % intervals. *Part of the loss*: of what the better of L1's first two "
-            f"arms loses; the aim is at most {AIM_LOSS:.2f}. `vgg16-quarter` is VGG-16 at a quarter of its width, "
-            "trained for minutes on a fifth of the images."
+            f"arms loses; the aim is at most {AIM_LOSS:.2f}. VGG-16 has its full width and was trained for 8 epochs on "
+            "a fifth of the images."
         ),
         "",
         "| network | arm | accuracy, % | lost, points | part of the loss |",

@@ -1,6 +1,6 @@
 """Low rank without any training: ranks chosen by milliseconds beside ranks by energy, at equal accuracy.
 
-    python -m benchmarks.structure.low_rank [--networks transformer vgg16-half resnet20] [--clock wall] [--out DIR]
+    python -m benchmarks.structure.low_rank [--networks transformer vgg16 resnet20] [--clock wall] [--out DIR]
 
 Every arm is one `FactorizeLayers` on the trained network. Of both kinds the fastest arm within a drop on validation is
 taken, and the two are timed against each other, interleaved. References that are not stored with the data are trained
@@ -37,7 +37,7 @@ from compressor.workload import Workload, resize_batch
 RESULT = RESULTS / "low-rank.json"
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "transformer": references.transformer,
-    "vgg16-half": references.vgg16_half,
+    "vgg16": references.vgg16,
     "resnet20": cifar.resnet20,
 }
 ENERGY, LATENCY = "energy", "latency"

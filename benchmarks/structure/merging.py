@@ -1,6 +1,6 @@
 """What a quarter of all channels fewer costs without training and without data: merged, and removed by L1 norm.
 
-    python -m benchmarks.structure.merging [--networks resnet20 resnet56 vgg16-quarter] [--remove 0.25]
+    python -m benchmarks.structure.merging [--networks resnet20 resnet56 vgg16] [--remove 0.25]
 
 Every arm takes the same part of the channels, in widths of any number; nothing is trained afterwards. `MergeSimilar`
 sees noise alone; how it compares inputs was chosen on `validation`, and the table holds `test`, which nothing read. L1
@@ -39,7 +39,7 @@ RESULT = RESULTS / "merging.json"
 NETWORKS: dict[str, Callable[[], Workload]] = {
     "resnet20": cifar.resnet20,
     "resnet56": cifar.resnet56,
-    "vgg16-quarter": references.narrow_vgg16,
+    "vgg16": references.vgg16,
 }
 MERGED, WITH_DATA, REMOVED, EVENLY, SAME_WIDTHS = (
     "MergeSimilar, noise",
