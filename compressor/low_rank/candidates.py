@@ -15,7 +15,7 @@ from compressor.structure.factored.chains import CP, SPATIAL, SVD, TUCKER, full_
 # Ranks of sums of outer products that are looked at: each is a search of its own.
 _MOST_TERMS = 8
 # Multiply-accumulates that such a search may take for each sweep.
-_MOST_WORK = 4e9
+_MOST_WORK = 2.5e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def rank_options(shape: Sequence[int], by: str, align: int) -> Iterator[tuple[in
     if by == CP:
         outputs, inputs, *kernel = shape
         size = outputs * inputs * prod(kernel)
-        highest = min(limits[0], -(-size // chain_parameters(shape, CP, (1,))), int(_MOST_WORK / (3 * size)) + 1)
+        highest = min(limits[0], -(-size // chain_parameters(shape, CP, (1,))), int(_MOST_WORK / (2 * size)) + 1)
         every = range(align, highest, align)
         if every:
             spread = np.geomspace(every[0], every[-1], min(_MOST_TERMS, len(every))) / align

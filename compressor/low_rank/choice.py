@@ -5,7 +5,7 @@ the growth of the calibration loss is measured, one layer at a time, at a few er
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from compressor.low_rank.layers import Layer
 from compressor.low_rank.settings import Energy, Rank
 from compressor.progress.bars import progress_bar
 from compressor.pruning.choice.loss_probe import batch_statistics, loss_of
-from compressor.structure.factored.chains import SVD, chain_of, full_ranks, put_, ways, weight_of
+from compressor.structure.factored.chains import CP, SVD, chain_of, full_ranks, put_, ways, weight_of
 from compressor.workload import Loss
 
 # The chain that each layer becomes, by name; what is left out stays whole.
@@ -67,8 +67,15 @@ def _ways_of(layer: Layer, allowed: Sequence[str]) -> list[str]:
 
 def by_energy(found: Decomposed, target: Energy, align: int) -> Candidate | None:
     """The candidate of least work that keeps the energy; None, and why, where the layer itself has less."""
-    every = _aligned(found, align)
-    keeping = [one for one in every if one.error <= 1 - target.kept + _ROUNDING]
+    most = 1 - target.kept + _ROUNDING
+    every = _aligned(found, align, skip=(CP,))
+    keeping = [one for one in every if one.error <= most]
+    # A sum of outer products is a search for each rank: where one loses too much, lower ranks do.
+    for ranks in reversed(list(rank_options(found.layer.shape, CP, align)) if CP in found.by else []):
+        every.append(candidate(found.layer, CP, ranks, found.by[CP]))
+        if every[-1].error > most:
+            break
+        keeping.append(every[-1])
     best = min(keeping, key=lambda one: (one.macs, one.error), default=None)
     if best is None:
         found.whole = _too_narrow(found, align) if not every else f"no rank below the full one keeps {target.kept:.4g}"
@@ -143,10 +150,11 @@ def find_candidates_(
     return changes
 
 
-def _aligned(found: Decomposed, align: int) -> list[Candidate]:
+def _aligned(found: Decomposed, align: int, skip: Collection[str] = ()) -> list[Candidate]:
     return [
         candidate(found.layer, by, ranks, taken)
         for by, taken in found.by.items()
+        if by not in skip
         for ranks in rank_options(found.layer.shape, by, align)
     ]
 

@@ -213,32 +213,41 @@ def _outer_products(whole: Tensor, rank: int) -> tuple[float, list[Tensor]]:
 
     Each factor is (side, rank); the three vectors of a term are of one size.
     """
-    generator = torch.Generator().manual_seed(0)
-    factors = [torch.randn(side, rank, generator=generator, dtype=whole.dtype) for side in whole.shape]
-    unfolded = [whole.movedim(side, 0).flatten(1) for side in range(3)]
     total = float(whole.square().sum())
-    unit = torch.eye(rank, dtype=whole.dtype)
-    lost = 1.0
     if total == 0:
-        return 0.0, [torch.zeros_like(factor) for factor in factors]
+        return 0.0, [torch.zeros(side, rank, dtype=whole.dtype) for side in whole.shape]
+    generator = torch.Generator().manual_seed(0)
+    made, taken, moved = (torch.randn(side, rank, generator=generator, dtype=whole.dtype) for side in whole.shape)
+    rows = whole.flatten(1)
+    lost = 1.0
     for _ in range(_ALTERNATIONS):
-        for side in range(3):
-            first, second = (factors[other] for other in range(3) if other != side)
-            # Eq. 3.4: X_(n) (C kr B) (C^T C * B^T B)^-1.
-            gram = (first.t() @ first) * (second.t() @ second)
-            matched = unfolded[side] @ (first[:, None] * second[None]).flatten(0, 1)
-            factors[side] = torch.linalg.solve(gram + _RIDGE * gram.diagonal().mean() * unit, matched.t()).t()
-            if side < 2:
-                factors[side] = factors[side] / factors[side].norm(dim=0).clamp_min(1e-30)
-        held = float(((first.t() @ first) * (second.t() @ second) * (factors[2].t() @ factors[2])).sum())
-        now = max(0.0, (total - 2 * float((matched * factors[2]).sum()) + held) / total)
+        made = _unit(_least_squares(rows @ (taken[:, None] * moved[None]).flatten(0, 1), taken, moved))
+        # (rank, inputs, positions): both other sides match against it, which saves the product of their two long sides.
+        seen = (made.t() @ rows).unflatten(1, whole.shape[1:])
+        taken = _unit(_least_squares(torch.einsum("rip,pr->ir", seen, moved), made, moved))
+        matched = torch.einsum("rip,ir->pr", seen, taken)
+        moved = _least_squares(matched, made, taken)
+        held = float(((made.t() @ made) * (taken.t() @ taken) * (moved.t() @ moved)).sum())
+        now = max(0.0, (total - 2 * float((matched * moved).sum()) + held) / total)
         settled = lost - now < _GAIN * lost
         lost = now
         if settled:
             break
+    factors = [made, taken, moved]
     sizes = torch.stack([factor.norm(dim=0).clamp_min(1e-30) for factor in factors])
     even = sizes.prod(dim=0).pow(1 / 3)
     return lost, [factor / size * even for factor, size in zip(factors, sizes, strict=True)]
+
+
+def _least_squares(matched: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Eq. 3.4: X_(n) (C kr B) (C^T C * B^T B)^-1, from the product of the first two, `matched` (side, rank)."""
+    gram = (first.t() @ first) * (second.t() @ second)
+    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.cholesky_solve(matched.t(), torch.linalg.cholesky(gram + ridge)).t()
+
+
+def _unit(factor: Tensor) -> Tensor:
+    return factor / factor.norm(dim=0).clamp_min(1e-30)
 
 
 def decomposed(weight: Tensor, by: str, whitening: Whitening | None = None) -> Decomposition:
