@@ -223,7 +223,7 @@ def _outer_products(whole: Tensor, rank: int) -> tuple[float, list[Tensor]]:
     for _ in range(_ALTERNATIONS):
         made = _unit(_least_squares(rows @ (taken[:, None] * moved[None]).flatten(0, 1), taken, moved))
         # (rank, inputs, positions): both other sides match against it, which saves the product of their two long sides.
-        seen = (made.t() @ rows).unflatten(1, whole.shape[1:])
+        seen = (made.t() @ rows).reshape(rank, *whole.shape[1:])
         taken = _unit(_least_squares(torch.einsum("rip,pr->ir", seen, moved), made, moved))
         matched = torch.einsum("rip,ir->pr", seen, taken)
         moved = _least_squares(matched, made, taken)
@@ -243,7 +243,8 @@ def _least_squares(matched: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Eq. 3.4: X_(n) (C kr B) (C^T C * B^T B)^-1, from the product of the first two, `matched` (side, rank)."""
     gram = (first.t() @ first) * (second.t() @ second)
     ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.cholesky_solve(matched.t(), torch.linalg.cholesky(gram + ridge)).t()
+    solved: Tensor = torch.cholesky_solve(matched.t(), torch.linalg.cholesky(gram + ridge)).t()
+    return solved
 
 
 def _unit(factor: Tensor) -> Tensor:
