@@ -248,7 +248,8 @@ def _least_squares(matched: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _unit(factor: Tensor) -> Tensor:
-    return factor / factor.norm(dim=0).clamp_min(1e-30)
+    unit: Tensor = factor / factor.norm(dim=0).clamp_min(1e-30)
+    return unit
 
 
 def decomposed(weight: Tensor, by: str, whitening: Whitening | None = None) -> Decomposition:
