@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from compressor.errors import WrongUseError
 from compressor.machine import others_running
@@ -19,13 +19,27 @@ _SECONDS = 10.0
 # A machine is busy where most of so many moments, so many seconds apart, were.
 _MOMENTS, _BUSY, _MOMENT = 8, 5, 2e-3
 _POLL_SECONDS = 0.2
+# Of the time that a process has worked, and beside it: what it waits in vain altogether.
+_SHARE, _BESIDE_SECONDS = 0.05, 1.0
 
 
 @dataclass
 class _Patience:
-    """Which part of its seconds the next wait may last: half of the last one that was in vain, so that all end."""
+    """How long the next wait may last: half of the last one that was in vain, and all in vain a part of the work."""
 
     part: float = 1.0
+    in_vain: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    def seconds(self, asked: float) -> float:
+        """At most so many of the seconds that are `asked` for."""
+        worked = time.monotonic() - self.began - self.in_vain
+        return min(asked * self.part, max(0.0, _BESIDE_SECONDS + _SHARE * worked - self.in_vain))
+
+    def told_(self, *, vain: bool, waited: float) -> None:
+        """Heeds that one wait took so long, and whether others were still there in the end."""
+        self.part = self.part / 2 if vain else 1.0
+        self.in_vain += waited if vain else 0.0
 
 
 _patience = _Patience()
@@ -36,24 +50,25 @@ def quiet_machine(threads: int = 1) -> Iterator[Met]:
     """A stretch in which this machine is as quiet as can be had for a timing with so many `threads`; what it met.
 
     Timings of this user and of others wait for one another, our trainings and scorings pause at their next batch, and
-    other programs are waited for, $COMPRESSOR_QUIET_SECONDS (10) at most, or not looked at where that is 0.
+    other programs are waited for: $COMPRESSOR_QUIET_SECONDS (10) at most, and a twentieth of the work so far and a
+    second altogether where they stay. They are not looked at where that is 0.
     """
     if is_timing():
         with timing_alone() as met:
             yield met
         return
-    most = _asked_seconds() * _patience.part
+    asked = _asked_seconds()
     with timing_alone() as met:
-        if not most:
+        if not asked:
             yield met
             return
-        started = time.monotonic()
+        started, most = time.monotonic(), _patience.seconds(asked)
         others = _busy_by(threads)
         while others and time.monotonic() - started < most:
             time.sleep(_POLL_SECONDS)
             others = _busy_by(threads)
-        _patience.part = _patience.part / 2 if others else 1.0
         waited = time.monotonic() - started
+        _patience.told_(vain=bool(others), waited=waited)
         told = f"{others} threads of other programs that wanted a core" if others else ""
         if told and waited >= 1:
             told += f", for {waited:.0f} s"

@@ -260,6 +260,20 @@ def test_a_busy_machine_is_waited_for_less_and_less(monkeypatch: pytest.MonkeyPa
     assert quiet._patience.part == 1.0
 
 
+def test_waits_in_vain_take_a_small_part_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 100 s of work and 40 of waiting in vain 6 s were to be had; after 1000 more there are 16 left."""
+    clock = [140.0]
+    monkeypatch.setattr(quiet.time, "monotonic", lambda: clock[0])
+    patience = quiet._Patience(began=0.0, in_vain=40.0)
+    assert patience.seconds(10) == 0
+    clock[0] += 1000
+    assert patience.seconds(10) == 10
+    assert patience.seconds(100) == pytest.approx(1 + 0.05 * 1100 - 40)
+    patience.told_(vain=True, waited=8.0)
+    assert patience.seconds(10) == 5
+    assert patience.seconds(100) == pytest.approx(1 + 0.05 * 1092 - 48)
+
+
 def test_what_a_timing_met_is_kept_with_it(tmp_path) -> None:
     """Times of a session on disk hold the words."""
     from compressor.estimate import Estimate
