@@ -88,12 +88,17 @@ def sign(
     openssf: Annotated[
         bool, typer.Option("--openssf", help="Writes model.sig as well, which the OpenSSF's model-signing verifies.")
     ] = False,
+    no_inspect: Annotated[
+        bool, typer.Option("--no-inspect", help="Signs it whatever its files tell (`compressor inspect`).")
+    ] = False,
     passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Signs a folder: all its files are held against the manifest, and the manifest is signed, in signature.json.
+
+    Paths, names, tokens or pictures in its files keep it from being signed (`compressor inspect`).
 
     `compressor sign runs/digits --key ~/.keys/release --name digits`
 
@@ -104,6 +109,7 @@ def sign(
     with reported(verbose=verbose):
         if not folder.is_dir():
             raise WrongUseError(f"{folder} is no folder; a signature is for a folder with all that is in it")
+        from compressor.inspection.privacy import require_clean
         from compressor.trust.keys import passphrase_in, read_private
         from compressor.trust.signing import sign_folder
 
@@ -117,6 +123,7 @@ def sign(
             days=days,
             anew=anew,
             openssf=openssf,
+            inspect=None if no_inspect else require_clean,
         )
         if as_json:
             print_json(statement.to_json())

@@ -7,6 +7,7 @@ import typer
 
 from compressor.cli.encrypting import decrypt, encrypt
 from compressor.cli.exits import NOT_TRUSTED, reported
+from compressor.cli.inspecting import inspect
 from compressor.cli.options import AsJson, Quiet, Verbose, WorkloadName
 from compressor.cli.signing import keygen, sign, trust
 from compressor.cli.telling import print_json, told_as_json
@@ -142,4 +143,4 @@ def _says(path: Path, checked: "Checked | None", signed: "Signed | None", again:
     return f"{said}; signed by {who} as release {signed.statement.release} of {signed.statement.name}"
 
 
-COMMANDS = (verify, keygen, sign, trust, encrypt, decrypt)
+COMMANDS = (verify, keygen, sign, trust, encrypt, decrypt, inspect)
