@@ -22,6 +22,7 @@ from compressor.low_rank.settings import Energy, Rank
 from compressor.progress.bars import progress_bar
 from compressor.pruning.choice.loss_probe import batch_statistics, loss_of
 from compressor.structure.factored.chains import CP, SVD, chain_of, full_ranks, put_, ways, weight_of
+from compressor.training.passes.threads import ranking
 from compressor.workload import Loss
 
 # The chain that each layer becomes, by name; what is left out stays whole.
@@ -214,14 +215,16 @@ def measured_losses(
     total = sum(map(len, probes.values()))
     with (
         batch_statistics(model),
+        ranking() as threads,
         progress_bar(total=total, desc="measuring losses", unit="probe", shown=progress) as bar,
     ):
-        base = loss_of(model, list(data), loss)
+        batches = threads.timed(data)
+        base = loss_of(model, batches, loss)
         for one in found:
             points = [(0.0, 0.0)]
             for probe in probes[one.layer.name]:
                 with replaced(model, one, probe):
-                    grown = loss_of(model, list(data), loss) - base
+                    grown = loss_of(model, batches, loss) - base
                 points.append((probe.error, grown if math.isfinite(grown) else 1e9))
                 bar.update()
             errors, losses = zip(*points, strict=True)

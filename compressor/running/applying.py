@@ -39,6 +39,7 @@ from compressor.structure.calling.draws import seeded
 from compressor.structure.extra_state import as_tensors, extra_states, from_tensors, set_extra_states_
 from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.target import Target
+from compressor.training.passes.threads import heard_rankings
 from compressor.workload import Workload
 
 _UNCHANGED = Estimate(1.0, 1.0, 1.0)
@@ -207,10 +208,12 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
     started = time.perf_counter()
     _remember(job, base)
     # Whatever a stage leaves behind of random state and gradient mode ends with it.
-    with seeded(context.seed), torch.enable_grad(), _unchanged(job.workload.model):
+    with seeded(context.seed), torch.enable_grad(), _unchanged(job.workload.model), heard_rankings() as heard:
         model = stage.apply(private_copy(base.model), job.workload, context)
     if not isinstance(model, nn.Module):
         raise StageError(f"apply must give the model to go on with, got {type(model).__name__}; end it with its return")
+    if heard:
+        context.tell(notes.RankingThreads(ranking_threads="; ".join(heard)))
     model.eval()
     exported = export_onnx(model, job.workload, memory=job.exports)
     seconds = time.perf_counter() - started

@@ -23,6 +23,7 @@ from compressor.sparsity.sparsifying import Sparsifying
 from compressor.structure.trials import evaluating
 from compressor.training.loop import train
 from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, OwnOptimizer
+from compressor.training.passes.threads import ranking
 from compressor.training.precision import AutoPrecision, BFloat16, Float32, Form
 from compressor.training.settings import TrainingSettings
 from compressor.training.snapshots import capture, restore_
@@ -170,7 +171,8 @@ class _Search:
         data = first_batches(work.workload.validation, _BATCHES)
         masks = work.layer_masks({**self.sparsity, **wanted})
         named = [weight for weight in work.weights if weight.name in wanted]
-        with evaluating(work.model), batch_statistics(work.model):
+        with evaluating(work.model), batch_statistics(work.model), ranking() as threads:
+            data = threads.timed(data)
             before = loss_of(work.model, data, work.workload.loss)
             for weight in progress_bar(named, desc="harm of layers", shown=work.context.progress):
                 whole = [(one, one.detach().clone()) for one in (weight.parameter, *weight.constants.values())]

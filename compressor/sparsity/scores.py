@@ -17,6 +17,7 @@ from compressor.sparsity.masks import PerRow, Scope
 from compressor.stage import Context
 from compressor.training.loop import train
 from compressor.training.optimizers.choices import SGD, AdamW
+from compressor.training.passes.threads import ranking
 from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload, first_batches
 
@@ -195,7 +196,8 @@ class Wanda:
 
         batches = first_batches(case.workload.calibration, self.batches)
         check_calibrated(batches)
-        watch_inputs(case.model, case.weights, batches, add)
+        with ranking() as threads:
+            watch_inputs(case.model, case.weights, threads.timed(batches), add)
         scores = {}
         for weight in (weight for weight in case.weights if weight.name in squares):
             arranged = weight.arranged(weight.parameter.detach())

@@ -17,7 +17,6 @@ from compressor.batches import Batch
 from compressor.checks import check_count, check_fraction, check_globs, check_kinds, one_of
 from compressor.errors import StageError
 from compressor.notes import structure as notes
-from compressor.notes.running import RankingThreads
 from compressor.progress.bars import progress_bar
 from compressor.pruning.choice.loss_probe import loss_increases
 from compressor.pruning.narrowing import fold_model_
@@ -39,7 +38,7 @@ from compressor.structure.plan import apply_plan_
 from compressor.structure.preparing.matching import check_modules_match
 from compressor.structure.recurrent_layers import layer_activations, plain, stack_and_layer
 from compressor.structure.trials import evaluating, outputs_at
-from compressor.training.passes.threads import Threads
+from compressor.training.passes.threads import Threads, ranking
 from compressor.workload import Loss, Workload, first_batches, free_axes, predict
 
 
@@ -107,11 +106,10 @@ class DropBlocks:
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """`model` with the least important blocks replaced by identity. Raises StageError where there is none."""
         check_modules_match("blocks", self.blocks, model, context.began_with(workload))
-        threads = Threads()
         data = first_batches(workload.calibration, self.batches)
         example = workload.example_inputs
         stacks = tuple(name for name, part in model.named_modules() if isinstance(part, nn.RNNBase))
-        with evaluating(model), threads.kept():
+        with evaluating(model), ranking() as threads:
             # The layers of a stack go with their weights, which have to be there; other blocks go as they are.
             fold_model_(model, workload, context, layers=stacks)
             try:
@@ -142,7 +140,6 @@ class DropBlocks:
         )
         context.tell(notes.Blocks(blocks=blocks, dropped_in_order=tuple(dropped)))
         context.tell(notes.LockedLayers.of(locked))
-        context.tell(RankingThreads(ranking_threads=threads.told))
         return model
 
     def _quota(

@@ -43,6 +43,7 @@ from compressor.structure.plan import Entry, apply_plan_
 from compressor.structure.preparing.matching import check_modules_match
 from compressor.structure.tensor_ids import mask_
 from compressor.structure.trials import evaluating, outputs_at, same_outputs
+from compressor.training.passes.threads import Threads, ranking
 from compressor.workload import Workload, first_batches, free_axes
 
 
@@ -88,10 +89,10 @@ class ShrinkStructure:
         """The smaller model. Raises StageError, with what is locked and why, where the target is out of reach."""
         check_modules_match("blocks", self.blocks, model, context.began_with(workload))
         check_modules_match("ignore", self.ignore, model, context.began_with(workload))
-        with evaluating(model):
+        with evaluating(model), ranking() as threads:
             goal = goal_of(self.target, model, workload, context)
             prepare_model_(model, workload, context, ignore=self.ignore)
-            search = _Search(self, model, workload, context, goal)
+            search = _Search(self, model, workload, context, goal, threads=threads)
             approach = max(1, self.rounds - 1)
             for number in range(1, self.rounds + 1):
                 share = min(1.0, number / approach)
@@ -109,7 +110,14 @@ class _Search:
     """What may go, what it loses and costs, and the choice at hand."""
 
     def __init__(
-        self, stage: ShrinkStructure, model: nn.Module, workload: Workload, context: Context, goal: Goal
+        self,
+        stage: ShrinkStructure,
+        model: nn.Module,
+        workload: Workload,
+        context: Context,
+        goal: Goal,
+        *,
+        threads: Threads,
     ) -> None:
         self.stage, self.model, self.example, self.goal = stage, model, workload.example_inputs, goal
         self._free_axes = free_axes(workload)
@@ -145,7 +153,7 @@ class _Search:
             blocks,
             scores=self.scores,
             align=align,
-            data=first_batches(workload.calibration, stage.batches),
+            data=threads.timed(first_batches(workload.calibration, stage.batches)),
             loss=workload.loss,
             progress=context.progress,
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from compressor.training.passes.threads import Threads
+from compressor.training.passes.threads import Threads, heard_rankings, ranking
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +177,25 @@ def test_a_list_of_batches_is_timed_in_every_pass() -> None:
                 used.append(torch.get_num_threads())
                 machine.now += machine.seconds(used[-1])
     assert used == [1] * 3 + [2] * 3 + [4] + [1] * 5
+
+
+def test_what_a_ranking_chose_is_heard_outside() -> None:
+    """Its words come once beside busy processes, and none when all is quiet; torch has its number back."""
+    machine = Machine(crowded, 4)
+
+    def ranked() -> list[int]:
+        with ranking() as threads:
+            threads.fixed, threads.cores, threads.clock = False, 4, lambda: machine.now
+            threads.others, threads.wait = (lambda: machine.others), (lambda _: None)
+            return machine.pass_over(threads, 12)
+
+    with heard_rankings() as heard:
+        assert ranked()[-1] == 1
+        ranked()
+        assert torch.get_num_threads() == 4
+    assert len(heard) == 1
+    assert "1 from batch" in heard[0]
+    machine.others = 0
+    with heard_rankings() as heard:
+        ranked()
+    assert heard == []

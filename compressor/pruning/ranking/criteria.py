@@ -29,6 +29,7 @@ from compressor.pruning.ranking.importance import (
 )
 from compressor.structure.couplings import Coupled, Part
 from compressor.structure.tensor_ids import tensors_of
+from compressor.training.passes.threads import ranking
 from compressor.workload import first_batches
 
 
@@ -189,7 +190,8 @@ class Activation:
     def scores(self, case: Case) -> dict[str, Tensor]:
         """The scores of each group's channels, (width,) by its name."""
         data = first_batches(case.workload.calibration, self.batches)
-        fired = mean_activations(case.model, case.groups, data, progress=case.progress)
+        with ranking() as threads:
+            fired = mean_activations(case.model, case.groups, threads.timed(data), progress=case.progress)
         return mean_over_layers(case.groups, lambda group: fired[group.name])
 
 

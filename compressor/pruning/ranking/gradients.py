@@ -8,10 +8,11 @@ from typing import ParamSpec
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Inputs, Targets, map_tensors, target_rows
+from compressor.batches import Batch, map_tensors, target_rows
 from compressor.progress.bars import progress_bar
 from compressor.structure.calling.draws import seeded
 from compressor.training.optimizers.dense_gradients import dense_gradients
+from compressor.training.passes.threads import ranking
 from compressor.workload import Workload, batch_size_of, batches_of, first_batches, predict
 
 _Parameters = ParamSpec("_Parameters")
@@ -43,8 +44,8 @@ def loss_gradients(model: nn.Module, workload: Workload, batches: int, seed: int
 
     Frozen parameters have one, too. The model's own gradients end empty, its flags as they were.
     """
-    with _differentiable(model, seed):
-        for inputs, targets in first_batches(workload.train, batches):
+    with _differentiable(model, seed), ranking() as threads:
+        for inputs, targets in threads.timed(first_batches(workload.train, batches)):
             torch.autograd.backward(workload.loss(predict(model, inputs), targets))
         tied = model.named_parameters(remove_duplicate=False)
         return {name: parameter.grad.clone() for name, parameter in tied if parameter.grad is not None}
@@ -62,8 +63,9 @@ def empirical_fisher(
     """
     sums: dict[str, Tensor] = {}
     count = 0
-    with _differentiable(model, seed), progress_bar(total=samples, desc="gradients", shown=progress) as bar:
-        for inputs, targets in _micro_batches(workload, samples, micro_batch):
+    bars = progress_bar(total=samples, desc="gradients", shown=progress)
+    with _differentiable(model, seed), ranking() as threads, bars as bar:
+        for inputs, targets in threads.over(_micro_batches(workload, samples, micro_batch), _size):
             size = batch_size_of(inputs)
             torch.autograd.backward(workload.loss(predict(model, inputs), targets) * size)
             for name, parameter in model.named_parameters():
@@ -78,7 +80,7 @@ def empirical_fisher(
     return {name: sums[key] / count for name, parameter in tied if (key := first[id(parameter)]) in sums}
 
 
-def _micro_batches(workload: Workload, samples: int, size: int) -> Iterator[tuple[Inputs, Targets]]:
+def _micro_batches(workload: Workload, samples: int, size: int) -> Iterator[Batch]:
     left = samples
     for inputs, targets in batches_of(workload.train):
         for start in range(0, min(batch_size_of(inputs), left), size):
@@ -89,6 +91,10 @@ def _micro_batches(workload: Workload, samples: int, size: int) -> Iterator[tupl
             left -= end - start
             if left == 0:
                 return
+
+
+def _size(batch: Batch) -> int:
+    return batch_size_of(batch[0])
 
 
 def _slice(tensor: Tensor, which: slice) -> Tensor:

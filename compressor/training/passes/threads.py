@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter, sleep
 from typing import TypeVar
@@ -38,6 +39,7 @@ _MOMENTS, _BUSY = 8, 5
 # Seconds between those before the first batch.
 _MOMENT = 2e-3
 _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_heard: ContextVar[list[str] | None] = ContextVar("what rankings said of their threads", default=None)
 
 
 @dataclass(kw_only=True)
@@ -207,6 +209,31 @@ class _Timed(list[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         return self._threads.over(super().__iter__(), lambda batch: batch_size_of(batch[0]))
+
+
+@contextmanager
+def ranking() -> Iterator[Threads]:
+    """The threads of one ranking, for `timed` and `over`; behind it torch has as many as before.
+
+    What was chosen is told to the `heard_rankings` around it.
+    """
+    threads = Threads()
+    with threads.kept():
+        yield threads
+    heard = _heard.get()
+    if heard is not None and threads.told and threads.told not in heard:
+        heard.append(threads.told)
+
+
+@contextmanager
+def heard_rankings() -> Iterator[list[str]]:
+    """What every ranking within it says of its threads, in words; nothing where torch's own number stayed."""
+    found: list[str] = []
+    token = _heard.set(found)
+    try:
+        yield found
+    finally:
+        _heard.reset(token)
 
 
 def _candidates(most: int) -> list[int]:
