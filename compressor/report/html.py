@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from compressor.report.figures import waterfall
 from compressor.report.numbers import (
@@ -104,6 +104,7 @@ def templates() -> Environment:
     loaded.filters["times_sign"] = _times_sign
     loaded.filters["plain"] = printable
     loaded.filters["breakable"] = _breakable
+    loaded.filters["coded"] = _coded
     loaded.globals["decibel_scale"] = DECIBEL_SCALE
     return loaded
 
@@ -116,6 +117,14 @@ def _minus(text: str) -> str:
 def _breakable(text: str) -> Markup:
     """A name that may break after its underscores, and needs not do so within a word."""
     return Markup("_<wbr>").join(text.split("_"))
+
+
+def _coded(text: str) -> Markup:
+    """A sentence with what stands between backticks as code."""
+    parts = [
+        Markup("<code>{}</code>").format(part) if number % 2 else part for number, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts) if len(parts) % 2 else escape(text)
 
 
 def _times_sign(text: str) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from compressor.report.comparison import comparison_html
-from workbench.report_samples import ALL, four_recipes, hostile, rollback
+from compressor.report.folds.page import folds_html
+from workbench.report_samples import ALL, four_recipes, hostile, rollback, three_folds
 
 pytestmark = pytest.mark.browser
 
@@ -21,6 +22,21 @@ _OVERLAPS = """() => [...document.querySelectorAll('figure svg')].flatMap(svg =>
                     && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
     .map(([other]) => name + ' / ' + other))
 })"""
+
+
+_CROSSED = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const bars = [...svg.querySelectorAll('.plot-whisker')].map(node => node.getBoundingClientRect())
+  return [...svg.querySelectorAll('.plot-label')].flatMap(text => { const a = text.getBoundingClientRect()
+    return bars.filter(b => Math.min(a.right, b.right) > Math.max(a.left, b.left)
+                         && Math.min(a.bottom, b.bottom) > Math.max(a.top, b.top)).map(() => text.textContent) })
+})"""
+
+
+PAGES = {
+    **{sample.__name__: lambda sample=sample: sample().to_html() for sample in ALL},
+    "comparison": lambda: comparison_html(four_recipes(), "four", busy="busy"),
+    "folds": lambda: folds_html(three_folds()),
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,44 +62,25 @@ def show(browser, html: str, *, width: int, scheme: str = "light"):
     return page, seen
 
 
-@pytest.mark.parametrize("sample", ALL)
-@pytest.mark.parametrize("width", [1280, 768, 400])
-def test_nothing_is_cut_off(browser, sample, width: int) -> None:
-    """From a telephone to a desk, the page is as wide as its window and no part of it sticks out."""
-    page, seen = show(browser, sample().to_html(), width=width)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(_CUT) == []
-    assert seen == []
-    page.close()
-
-
-@pytest.mark.parametrize("sample", ALL)
-def test_labels_in_charts_do_not_collide(browser, sample) -> None:
-    """No two texts of a chart overlap."""
-    page, _ = show(browser, sample().to_html(), width=1280)
-    assert page.evaluate(_OVERLAPS) == []
-    page.close()
-
-
-_CROSSED = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
-  const bars = [...svg.querySelectorAll('.plot-whisker')].map(node => node.getBoundingClientRect())
-  return [...svg.querySelectorAll('.plot-label')].flatMap(text => { const a = text.getBoundingClientRect()
-    return bars.filter(b => Math.min(a.right, b.right) > Math.max(a.left, b.left)
-                         && Math.min(a.bottom, b.bottom) > Math.max(a.top, b.top)).map(() => text.textContent) })
-})"""
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("width", [1300, 800, 390])
-def test_the_comparison_is_whole(browser, width: int, scheme: str) -> None:
-    """Nothing is cut, no two labels meet, no label crosses a whisker, and what to ship stands above the picture."""
-    page, seen = show(browser, comparison_html(four_recipes(), "four", busy="busy"), width=width, scheme=scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(_CUT) == []
-    assert page.evaluate(_OVERLAPS) == []
-    assert page.evaluate(_CROSSED) == []
+def test_nothing_is_cut_off_and_no_labels_collide(browser, name: str, width: int) -> None:
+    """From a telephone to a desk, light and dark, a page is as wide as its window, and no two texts of a chart meet."""
+    html = PAGES[name]()
+    for scheme in ("light", "dark"):
+        page, seen = show(browser, html, width=width, scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(_CUT) == []
+        assert page.evaluate(_OVERLAPS) == []
+        assert page.evaluate(_CROSSED) == []
+        assert seen == []
+        page.close()
+
+
+def test_the_comparison_says_first_what_to_ship(browser) -> None:
+    """The conclusion stands above the picture."""
+    page, _ = show(browser, PAGES["comparison"](), width=800)
     assert page.locator(".lede").bounding_box()["y"] < page.locator("figure").first.bounding_box()["y"]
-    assert seen == []
     page.close()
 
 

@@ -350,6 +350,7 @@ def test_bytes_thrown_away_for_time_name_the_setting_that_keeps_them() -> None:
     """A budget with not_slower: false says what that means."""
     lines = budget_lines({"not_slower": False}, ScoreScale())
     assert lines == ["stages that make the file slower may stay (not_slower: false): bytes count, time does not"]
+    assert "<code>not_slower: false</code>" in nothing_kept().to_html()
 
 
 @pytest.mark.parametrize(

@@ -8,44 +8,12 @@ import pytest
 from rich.console import Console
 
 from compressor.errors import StorageError
-from compressor.estimate import Estimate
 from compressor.report.folds.page import conclusions, folds_html, folds_markdown, print_folds
-from compressor.report.folds.record import FoldRow, FoldsRecord, deviation
+from compressor.report.folds.record import FoldsRecord, deviation
+from workbench.report_samples import fold as row
+from workbench.report_samples import three_folds
 
-
-def row(name: str, reference: float, score: float, **changed) -> FoldRow:
-    drop = reference - score
-    return FoldRow(
-        **{
-            "name": name,
-            "tested": 50,
-            "rest": 100,
-            "split": name,
-            "reference": Estimate(reference, reference - 0.05, reference + 0.05),
-            "score": Estimate(score, score - 0.05, score + 0.05),
-            "drop": Estimate(drop, drop - 0.03, drop + 0.03),
-            "speedup": Estimate(2.0, 1.9, 2.1),
-            "size_bytes": 2048,
-            "reference_bytes": 8192,
-            "seconds": 12.0,
-            "budget_met": True,
-            "kept": True,
-            "report": f"{name}/report.html",
-            **changed,
-        }
-    )
-
-
-RECORD = FoldsRecord(
-    workload={"name": "three <b>", "metric": "accuracy"},
-    folds=3,
-    repeats=1,
-    seed=0,
-    given=False,
-    budgeted=True,
-    stages=("prune", "quantize"),
-    rows=(row("fold-1", 0.90, 0.88), row("fold-2", 0.92, 0.88), row("fold-3", 0.94, 0.88, budget_met=False)),
-)
+RECORD = three_folds()
 
 
 def test_means_by_hand() -> None:
