@@ -86,7 +86,7 @@ def faults_of_texts(claims: list[Any], exemptions: list[Exemption], root: Path) 
 
 def hand_written(root: Path) -> list[str]:
     """The documents that people write, as paths from `root`."""
-    pages = sorted(f"docs/{path.name}" for path in (root / "docs").glob("*.md"))
+    pages = sorted(path.relative_to(root).as_posix() for path in (root / "docs").rglob("*.md"))
     return [name for name in ("README.md", "CHANGELOG.md", *pages) if name not in GENERATED and (root / name).exists()]
 
 

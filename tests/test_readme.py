@@ -9,7 +9,7 @@ import pytest
 from compressor.testing import check_stage
 from workbench import ROOT
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 
 def python_blocks(path: Path) -> list[str]:
@@ -53,7 +53,7 @@ def test_a_run_is_followed_as_documented(trained_workload, tmp_path):
     assert len(names["losses"]) >= 2
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in PAGES)])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in PAGES)])
 def test_links_lead_somewhere(name):
     """Every relative link of the document exists."""
     path = ROOT / name
@@ -71,8 +71,8 @@ def test_lines_of_the_guides_run(name):
 
 def test_every_page_stands_in_the_menu_of_the_site():
     """The site has all pages that docs/ has, and no other; every object of the API page exists."""
-    menu = re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2])
-    assert sorted(menu) == [path.name for path in PAGES]
+    menu = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2])
+    assert sorted(menu) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
     for line in re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE):
         module, _, name = line.rpartition(".")
         assert line == "compressor.errors" or hasattr(import_module(module), name), line
