@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compressor.stage import Context
 from compressor.training.loop import train
 from compressor.training.optimizers.choices import SGD, AdamW
+from compressor.training.optimizers.schedules import OneCycle
 from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload
 
@@ -164,12 +165,17 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
         return build()
 
 
-def trained(workload: Workload, *, epochs: int, optimizer: SGD | AdamW, folder: Path) -> Workload:
-    """`workload` with its model trained; `folder` keeps the result, so that a second call reads it."""
+def trained(
+    workload: Workload, *, epochs: int, optimizer: SGD | AdamW, folder: Path, schedule: OneCycle | None = None
+) -> Workload:
+    """`workload` with its model trained; `folder` keeps the result, so that a second call reads it.
+
+    A `schedule` that is said keeps what was trained by it when the default changes.
+    """
     train(
         workload.model,
         workload,
-        TrainingSettings(epochs=epochs, optimizer=optimizer),
+        TrainingSettings(epochs=epochs, optimizer=optimizer, schedule=schedule or OneCycle()),
         context=Context(seed=0, folder=folder / workload.name),
         label=f"reference {workload.name}",
     )

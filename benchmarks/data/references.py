@@ -6,9 +6,12 @@ from torch import nn
 
 from benchmarks.data import blood_cells, cifar, dense_networks, digit_images, networks, sentences, speech, street_scenes
 from compressor.training.optimizers.choices import SGD, AdamW
+from compressor.training.optimizers.schedules import OneCycle
 from compressor.workload import Workload
 
 REFERENCES = Path("runs/bench/references")
+# Said, for networks that take minutes: they need not be trained again when the default changes.
+_RISING = OneCycle(warm_up=0.3)
 
 
 def vgg16() -> Workload:
@@ -34,7 +37,7 @@ def recurrent(kind: type[nn.LSTM | nn.GRU]) -> Workload:
     """The spoken digits with a trained network of two recurrent layers."""
     model = networks.seeded(lambda: networks.RecurrentClassifier(kind, hidden=256))
     workload = speech.spoken_digits(model, f"spoken-digits-{kind.__name__.lower()}")
-    return networks.trained(workload, epochs=20, optimizer=AdamW(rate=3e-3), folder=REFERENCES)
+    return networks.trained(workload, epochs=20, optimizer=AdamW(rate=3e-3), folder=REFERENCES, schedule=_RISING)
 
 
 def transformer() -> Workload:
@@ -53,7 +56,7 @@ def segmenter() -> Workload:
     """CamVid with a small U-Net."""
     model = networks.seeded(lambda: dense_networks.UNet(street_scenes.CLASSES))
     workload = street_scenes.street_scenes(model, "camvid-unet")
-    return networks.trained(workload, epochs=30, optimizer=AdamW(rate=3e-3), folder=REFERENCES)
+    return networks.trained(workload, epochs=30, optimizer=AdamW(rate=3e-3), folder=REFERENCES, schedule=_RISING)
 
 
 def detector() -> Workload:
@@ -61,4 +64,4 @@ def detector() -> Workload:
     sides = {"height": blood_cells.HEIGHT, "width": blood_cells.WIDTH}
     model = networks.seeded(lambda: dense_networks.Detector(blood_cells.CLASSES, **sides))
     workload = blood_cells.blood_cells(model, "bccd-detector")
-    return networks.trained(workload, epochs=40, optimizer=AdamW(rate=2e-3), folder=REFERENCES)
+    return networks.trained(workload, epochs=40, optimizer=AdamW(rate=2e-3), folder=REFERENCES, schedule=_RISING)
