@@ -172,6 +172,14 @@ def compare(
     for a recipe that cannot be read or cannot work, WorkloadError for a workload that cannot work, ExecutorError for
     workers that cannot be had.
     """
+    if isinstance(recipes, str | Path | Recipe | Pipeline):
+        raise TypeError(f"compare takes a list of recipes, got {recipes!r} alone; write [{recipes!r}]")
+    for entry in recipes:
+        if not isinstance(entry, str | Path | Recipe | Pipeline):
+            raise TypeError(
+                f"compare takes recipes: names, files, Recipe or Pipeline objects; got a {type(entry).__name__}; for "
+                "stages, write Pipeline([...])"
+            )
     if not recipes:
         raise ValueError("compare needs at least one recipe, such as 'int8'")
     check_count(seeds, "seeds counts the runs of every recipe")

@@ -5,12 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from compressor.batches import Augment, Batches, all_targets, as_tensors, sample_count, split_batch
-from compressor.checks import check_fraction
+from compressor.batches import Augment, Batches, all_targets, sample_count, split_batch
+from compressor.checks import check_count, check_fraction
 from compressor.errors import WorkloadError
 from compressor.given.loaders import Loaders
 from compressor.given.numbers import as_usual, holds_float64, is_usual, tell_of_float64
 from compressor.given.rows import in_rows
+from compressor.given.samples import check_function, samples_of
 from compressor.given.splits import parted, strata_of
 from compressor.streams.passes import Mapped
 
@@ -31,6 +32,10 @@ def sets_of_datasets(
 
     Calibration is a part of what trains. Raises ValueError where nothing can be held out.
     """
+    check_count(batch_size, "batch_size is the number of samples of a batch")
+    check_count(calibration_samples, "calibration_samples counts the samples of train that calibrate")
+    check_function(transform, "transform", "a function of a batch's inputs")
+    check_function(augment, "augment", "a function of (inputs, generator)")
     train, validation, test = usual_samples({name: in_rows(model, samples) for name, samples in given.items()})
     rest = list(range(sample_count(train)))
     strata = strata_of(all_targets(train)) if stratified else None
@@ -65,12 +70,12 @@ def sets_of_datasets(
 def usual_samples(given: Mapping[str, Any]) -> list[Any]:
     """The samples of the sets `given` by name, None for those that are None; float64 becomes float32, with one notice.
 
-    Raises WorkloadError for sets without samples, TypeError and ValueError as `as_tensors` does.
+    Raises WorkloadError for sets without samples, and as `samples_of` does.
     """
     found: list[Any] = []
     converted = []
     for name, data in given.items():
-        samples = data if data is None else as_tensors(data)
+        samples = data if data is None else samples_of(name, data)
         if samples is None:
             found.append(None)
             continue

@@ -19,23 +19,64 @@ def strata_of(targets: Tensor) -> list[int] | None:
     """The classes of `targets` as a split keeps them; None where they are none, or one is seen once."""
     if targets.ndim != 1 or targets.is_floating_point():
         return None
+    targets = targets.long()  # of truth values, two classes
     counts = torch.bincount(targets - targets.min())
     # A class seen once cannot be on both sides of a split.
     return None if int(counts[counts > 0].min()) < 2 else [int(target) for target in targets]
 
 
 def parted(indices: list[int], size: int, strata: list[int] | None, seed: int) -> tuple[list[int], list[int]]:
-    """(the rest, `size` of `indices`), each in order. Raises ValueError where nothing would be left."""
-    from sklearn.model_selection import train_test_split
+    """(the rest, `size` of `indices`), each in order. Raises ValueError where nothing would be left.
 
-    labels = None if strata is None else [strata[index] for index in indices]
-    classes = len(set(labels)) if labels else 0
+    They are the samples that scikit-learn's `train_test_split` takes; importing it for them takes as long as torch.
+    """
     if size >= len(indices):
         raise ValueError(f"cannot hold out {size} of {len(indices)} samples; give more data or a smaller fraction")
-    if size < classes or len(indices) - size < classes:
-        labels = None
-    rest, held_out = train_test_split(indices, test_size=size, random_state=seed, stratify=labels)
-    return sorted(rest), sorted(held_out)
+    draw = np.random.RandomState(seed)
+    if strata is not None:
+        _, classes = np.unique([strata[index] for index in indices], return_inverse=True)
+        counts = np.bincount(classes)
+        if len(counts) <= min(size, len(indices) - size):
+            held_out = _of_every_class(classes, counts, size, draw)
+            return _apart(indices, held_out)
+    return _apart(indices, draw.permutation(len(indices))[:size])
+
+
+def _of_every_class(
+    classes: NDArray[np.int64], counts: NDArray[np.int64], size: int, draw: np.random.RandomState
+) -> NDArray[np.int64]:
+    """The places of `size` samples, of every one of `classes`, which are so many, its share."""
+    rest = _shares(counts, len(classes) - size, draw)
+    held = _shares(counts - rest, size, draw)
+    places = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+    drawn = [own[draw.permutation(len(own))] for own in places]
+    return np.concatenate([own[first : first + more] for own, first, more in zip(drawn, rest, held, strict=True)])
+
+
+def _shares(counts: NDArray[np.int64], size: int, draw: np.random.RandomState) -> NDArray[np.int64]:
+    """How many of each class `size` samples have: its share rounded down, and one more for those that lost the most."""
+    exact = counts / counts.sum() * size
+    shares: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    missing = size - int(shares.sum())
+    lost = exact - np.floor(exact)
+    for value in np.unique(lost)[::-1]:
+        equal = np.flatnonzero(lost == value)
+        more = min(missing, len(equal))
+        if more <= 0:
+            break
+        shares[draw.choice(equal, size=more, replace=False)] += 1
+        missing -= more
+    return shares
+
+
+def _apart(indices: list[int], held_out: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    """`indices` without those at the places `held_out`, and those, each in order."""
+    there = np.zeros(len(indices), dtype=bool)
+    there[held_out] = True
+    return (
+        sorted(index for index, held in zip(indices, there, strict=True) if not held),
+        sorted(index for index, held in zip(indices, there, strict=True) if held),
+    )
 
 
 def labels_of(targets: Any) -> NDArray[Any]:

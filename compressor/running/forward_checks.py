@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from compressor.batches import Batch, Inputs, map_tensors
 from compressor.errors import WorkloadError
 from compressor.kept_state import as_before, private_copy
-from compressor.running.described import described, listed
+from compressor.running.described import described, inputs_that_fit, listed
 from compressor.running.failures import FAULTS, in_short, lacks_memory, layer_of
 from compressor.running.model_checks import COPIES, memory_of
 from compressor.streams.passes import KEEP_TWO
@@ -46,7 +46,7 @@ def checked_forward(model: nn.Module, inputs: Inputs, label: str, example: Input
     except FAULTS as error:  # a module may raise anything for inputs that are not its own
         beside = "" if inputs is example else f"; example_inputs, which it takes, are {described(example)}"
         layer = layer_of(error)
-        way_out = "Give inputs of the shape, dtype and device that it was trained with"
+        way_out = inputs_that_fit(model, inputs, error)
         if isinstance(error, TypeError) and isinstance(inputs, tuple):
             way_out = f"A batch of {len(inputs) + 1} is taken for {len(inputs)} inputs and a target: {KEEP_TWO}"
         if lacks_memory(error):

@@ -151,6 +151,8 @@ def _way_to_a_number(function: Callable[[Tensor, Tensor], Any], outputs: Tensor,
             )
         met.add(node)
         open_nodes += [following for following, _ in node.next_functions]
+    if len(targets) and bool((targets == targets.flatten()[0]).all()):
+        return f"all of its targets are {targets.flatten()[0].item():g}, of which nothing can be told: give others, too"
     return "check the scale"
 
 

@@ -2,7 +2,8 @@
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 import yaml
 
 from compressor.budget import Budget
-from compressor.errors import WorkloadError
+from compressor.errors import WorkloadError, WrongUseError
 from compressor.evaluations.evaluation import Evaluation, Known
 from compressor.files.export_memory import ExportMemory
 from compressor.identity.workload import content, identify
@@ -53,6 +54,14 @@ class Pipeline:
     def __init__(
         self, stages: Sequence[Stage], *, budget: Budget | None = None, evaluations: Sequence[Evaluation] = ()
     ) -> None:
+        if isinstance(stages, str):
+            raise TypeError(
+                f"a pipeline takes stages, got the text {stages!r}; for a recipe: "
+                f"Pipeline.from_recipe(Recipe.load({stages!r}))"
+            )
+        if not isinstance(stages, Iterable):
+            kind = type(stages).__name__
+            raise TypeError(f"a pipeline takes a list of stages, got a {kind} alone; write Pipeline([{kind}(...)])")
         if not stages:
             raise ValueError("a pipeline needs at least one stage, such as Quantize()")
         for stage in stages:
@@ -60,6 +69,11 @@ class Pipeline:
                 raise TypeError(
                     f"{stage!r} is not a stage: it needs an `effect` and apply(model, workload, context)"
                     + ("; it is a class, call it" if isinstance(stage, type) else "")
+                    + (
+                        "; for a name, write a recipe, or the class of compressor.stages"
+                        if isinstance(stage, str)
+                        else ""
+                    )
                 )
         refuse_impossible_orders(stages)
         for evaluation in evaluations:
@@ -103,6 +117,7 @@ class Pipeline:
         name the stage, where a stage cannot do its work or a stage, the workload's code or a library raises anything;
         with a budget, that stage is rolled back, the report says why, and the next one is applied.
         """
+        _check_run(workload, target, seed)
         # A script that only evaluates is often under no_grad, inference_mode or autocast.
         with (
             torch.inference_mode(mode=False),
@@ -113,13 +128,13 @@ class Pipeline:
         ):
             stages = self.stages if workload.metric.scored else stages_without_data(self.stages)
             warned = self.order_warnings if workload.metric.scored else [NOT_SCORED, *self.order_warnings]
+            if isinstance(workload.model, OnnxModule):
+                refuse_for_files(stages)
             workload = check_workload(workload, stages)
             warned = [*warned, *unscored_outputs(workload)]
             baseless = without_base(workload)
             if baseless and self.budget is not None and self.budget.max_drop is not None:
                 raise WorkloadError(f"{baseless}. Budget(max_drop=None) does not look at the score")
-            if isinstance(workload.model, OnnxModule):
-                refuse_for_files(stages)
             folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
             with folder.locked(), explained():
                 session = session or Session()
@@ -199,3 +214,16 @@ class Pipeline:
             budgeted=self.budget is not None,
             stages=tuple(map(stage_name, self.stages)),
         )
+
+
+def _check_run(workload: Any, target: Any, seed: Any) -> None:
+    """Raises WrongUseError for what is no workload, no target or no seed."""
+    if not isinstance(workload, Workload):
+        raise WrongUseError(
+            f"run takes a Workload, got {type(workload).__name__}; make one: "
+            "Workload.from_datasets(model, train=(inputs, targets), test=(inputs, targets))"
+        )
+    if target is not None and not isinstance(target, Target):
+        raise WrongUseError(f"target is a Target, got {target!r}; write Target(batch_size=1, threads=1)")
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        raise WrongUseError(f"seed is a whole number, at least 0; got {seed!r}")

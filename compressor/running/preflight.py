@@ -17,7 +17,14 @@ from compressor.outputs.kinds import Classes
 from compressor.outputs.returned import returned_by_name
 from compressor.running.brought.checking import check_brought
 from compressor.running.described import described
-from compressor.running.doubtful_outputs import warn_of_outputs
+from compressor.running.doubtful_outputs import (
+    check_classes,
+    check_enough,
+    check_log_probabilities,
+    telling,
+    warn_of_outputs,
+    warn_of_scale,
+)
 from compressor.running.failures import FAULTS, in_short, layer_of
 from compressor.running.forward_checks import check_copy, check_repeatable, check_training_step, checked_forward
 from compressor.running.loss_and_metric import check_judged
@@ -174,12 +181,15 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
         )
     for inputs, _ in batches:
         _check_form(name, _one_step(workload.model, inputs), workload.example_inputs)
-    inputs, targets = batches[0]
+    inputs, targets = telling(batches)
     if _is_stream(workload.model) and name in ("train", "calibration"):
         # Single steps, of which the judged output has a dimension less.
         checked_forward(workload.model, inputs, f"the first batch of {name}", workload.example_inputs)
         return workload
+    check_enough(name, batches)
+    warn_of_scale(name, inputs, workload.example_inputs)
     outputs = checked_forward(workload.model, inputs, f"the first batch of {name}", workload.example_inputs)
+    check_log_probabilities(workload, outputs)
     if not has_loss(workload, outputs, targets):
         # All of its labels may be ignored: it says nothing then of what outputs are.
         for each, values in batches[1:]:
@@ -299,38 +309,7 @@ def _check_targets(
         raise WorkloadError(f"{label} has targets that are NaN or Inf; leave those samples out or fill them in")
     if not workload.metric.classes or soft:
         return
-    if targets.is_floating_point() or targets.is_complex():
-        raise WorkloadError(
-            f"{label}: the metric {workload.metric.name} wants class indices, got targets of {targets.dtype}; "
-            "use targets.long(), or a metric such as mse"
-        )
-    kind = workload.output if isinstance(workload.output, Classes) else Classes()
-    if not -outputs.ndim <= kind.axis < outputs.ndim or not outputs.shape[kind.axis]:
-        raise WorkloadError(
-            f"the metric {workload.metric.name} wants outputs (batch, classes, ...), got {tuple(outputs.shape)}; "
-            "give the model one output for each class"
-        )
-    classes = outputs.shape[kind.axis]
-    asked = targets[~torch.isin(targets, targets.new_tensor(_held(kind.ignored, targets)))]
-    low, high = (int(asked.min()), int(asked.max())) if asked.numel() else (0, 0)
-    if low < 0 or high >= classes:
-        more = f"Renumber the labels, or give the model {high + 1} outputs"
-        way_out = (
-            more
-            if low >= 0
-            else f"Leave samples without a class out, let the loss leave them out (cross_entropy with "
-            f"ignore_index={low}), or give them a class of their own"
-        )
-        raise WorkloadError(
-            f"{label} has labels from {low} to {high}, and the model has {classes} outputs: labels must lie in "
-            f"[0, {classes - 1}]. {way_out}"
-        )
-
-
-def _held(labels: tuple[int, ...], targets: Tensor) -> list[int]:
-    """Those of `labels` that the type of `targets` can hold."""
-    limits = torch.iinfo(targets.dtype) if targets.dtype != torch.bool else torch.iinfo(torch.uint8)
-    return [label for label in labels if limits.min <= label <= limits.max]
+    check_classes(label, targets, outputs, workload)
 
 
 def _check_trainable(batches: list[Batch], outputs: Tensor, workload: Workload) -> None:

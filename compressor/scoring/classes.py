@@ -89,7 +89,9 @@ def ratio(rows: Tensor) -> float:
 
 def among_best(outputs: Tensor, targets: Tensor, kind: Classes, *, k: int) -> Tensor:
     """Which part of the positions of each sample has its label among the `k` largest outputs, (batch,)."""
-    best = outputs.movedim(kind.axis, 1).topk(min(k, outputs.shape[kind.axis]), dim=1).indices
+    if k > 1 and k >= outputs.shape[kind.axis]:
+        raise ValueError(f"top{k} of {outputs.shape[kind.axis]} classes is always right; ask for fewer than there are")
+    best = outputs.movedim(kind.axis, 1).topk(k, dim=1).indices
     hits = (best == targets.unsqueeze(1)).any(dim=1).double().where(kind.predicted(outputs, targets)[2], torch.nan)
     return hits if hits.ndim == 1 else hits.flatten(1).nanmean(dim=1)
 
@@ -121,6 +123,11 @@ def class_loss(outputs: Tensor, targets: Tensor, *, axis: int) -> Tensor:
 
 def overlaps(outputs: Tensor, targets: Tensor, kind: Classes) -> Tensor:
     """Of each sample and class how many positions are right, answered and labelled so, (batch, 3 * classes)."""
+    if targets.ndim < 2:
+        raise ValueError(
+            f"miou judges maps, outputs (batch, classes, ...) by targets (batch, ...), got {tuple(outputs.shape)} and "
+            f"{tuple(targets.shape)}; for one label a sample, use accuracy or f1"
+        )
     answers, truths, asked = (part.flatten(1) for part in kind.predicted(outputs, targets))
     count = outputs.shape[kind.axis]
     answered = _counts(answers, asked, count)

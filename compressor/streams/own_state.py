@@ -221,7 +221,7 @@ def _few(values: Any) -> list[Any]:
 
 
 def _is_library(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in _LIBRARIES
+    return str(kind.__module__).partition(".")[0] in _LIBRARIES
 
 
 def _function(value: Any) -> FunctionType | None:
@@ -231,7 +231,7 @@ def _function(value: Any) -> FunctionType | None:
 
 def _held(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """What `function` closes over, its defaults, and of the globals that it reads the generators and functions."""
-    if function.__module__.partition(".")[0] in _LIBRARIES:
+    if (function.__module__ or "").partition(".")[0] in _LIBRARIES:  # None for code that ran without a name
         return
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:

@@ -1,5 +1,6 @@
 """Ready workloads by name, and those of the user's own: `package.module:function`, `model.onnx[:data.npz]`."""
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -10,6 +11,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+
+from torch import nn
 
 from compressor.checks import did_you_mean
 from compressor.errors import WorkloadError
@@ -66,12 +69,21 @@ def load(
         )
     if not separator or not function_name or not all(map(str.isidentifier, module_name.split("."))):
         refuse_near_files(name)
+        _refuse_bare_module(name)
         raise WorkloadError(
             f"a workload is one of {', '.join(_READY)}, package.module:function, model.onnx:data.npz, or model.onnx, "
             f"got {name[:200]!r}{did_you_mean(name, _READY)}; the function takes nothing and returns a "
             "compressor.Workload"
         )
     module = importlib.import_module(module_name) if name in _READY else _users_module(module_name, meant=name)
+    made = getattr(module, function_name, None)
+    if isinstance(made, Workload):
+        return made
+    if isinstance(made, nn.Module):
+        raise WorkloadError(
+            f"{name} is a {type(made).__name__}, a model without data; write a function that returns "
+            "Workload.from_loaders(model, train=..., test=...), and give that"
+        )
     function = _function_in(module, function_name)
     if name not in _READY and _takes_a_fold(function):
         raise WorkloadError(
@@ -85,6 +97,21 @@ def load(
             "return Workload.from_loaders(...), or from_datasets(...)"
         )
     return workload
+
+
+def _refuse_bare_module(name: str) -> None:
+    """Raises WorkloadError where `name` is a Python file or module of the current folder, with its functions."""
+    try:
+        path = Path(name) if name.endswith(".py") else Path(*name.split(".")).with_suffix(".py")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    dotted = ".".join(path.with_suffix("").parts)
+    raise WorkloadError(
+        f"a workload is package.module:function, got {name[:200]!r} without a function; {path} has "
+        + (", ".join(f"{dotted}:{function}" for function in functions[:_SHOWN]) or "none")
+    )
 
 
 def load_of_fold(name: str) -> Callable[..., Workload] | None:

@@ -65,6 +65,8 @@ def workload_of_files(
     fitting.fit(module)
     size = 0 if streams or module.fixed_batch == 1 else module.fixed_batch
     usual = "mse" if fitting.parts[0][1].is_floating_point() else "accuracy"
+    if metric is None and "targets" in arrays:
+        _refuse_classes_as_numbers(module, *fitting.parts[0], data)
     if "targets" not in arrays:
         whole = size or 1
         cut = [_rows(part, slice(len(part[1]) // whole * whole)) for part in fitting.parts]
@@ -93,6 +95,29 @@ def workload_of_files(
         calibration_samples=_CALIBRATION_SAMPLES // size * size,
         name=model.stem,
     )
+
+
+def _refuse_classes_as_numbers(
+    module: OnnxModule, inputs: Tensor | dict[str, Tensor], targets: Tensor, path: Path
+) -> None:
+    """Raises WorkloadError for floating-point targets that are classes in all likelihood."""
+    if not targets.is_floating_point():
+        return
+    if targets.ndim == 2 and targets.shape[1] > 1 and bool(((targets == 0) | (targets == 1)).all()):
+        if bool((targets.sum(dim=1) == 1).all()):
+            raise WorkloadError(
+                f"the targets of {path} are numbers, and each has a single 1 among zeros, as classes are marked; store "
+                "the classes, targets.argmax(1), or take them as numbers with --metric mse, as labels with --metric "
+                "label_accuracy"
+            )
+    elif targets.ndim == 1 and bool((targets == targets.round()).all()):
+        given = answers(module, inputs, count=1, batch_size=module.fixed_batch or 1)
+        if given.ndim == 2 and given.shape[1] > 1:
+            raise WorkloadError(
+                f"the targets of {path} are whole numbers of type {str(targets.dtype).removeprefix('torch.')}, one a "
+                f"sample, and the file gives {given.shape[1]} numbers: classes are stored as integers, "
+                "targets.astype(numpy.int64)"
+            )
 
 
 def _answered(module: OnnxModule, parts: tuple[Samples, Samples], *, batch_size: int) -> tuple[Samples, Samples]:

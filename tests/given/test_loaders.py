@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from compressor.errors import WorkloadError
 from compressor.given.notices import WorkloadWarning
@@ -269,3 +269,27 @@ def test_unknown_arguments_get_a_suggestion():
     """As Python's own TypeError, with the name that was meant."""
     with pytest.raises(TypeError, match=r"got 'free_size'; did you mean 'free_sizes'\?"):
         workload_of(free_size="batch")
+
+
+def test_functions_of_no_module_are_read_as_others() -> None:
+    """Code that ran without a name (`exec`) makes such functions; a class may say nothing of its module, too."""
+    made: dict = {"torch": torch, "DataLoader": DataLoader, "Dataset": Dataset}
+    code = """
+def collate(samples):
+    return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])
+
+class Rows(Dataset):
+    __module__ = None
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return torch.ones(3) * index, torch.tensor(index % 2)
+
+loader = DataLoader(Rows(), batch_size=4, collate_fn=collate)
+"""
+    exec(compile(code, "typed", "exec"), made)
+    assert made["collate"].__module__ is None
+    workload = Workload.from_loaders(nn.Linear(3, 2), **dict.fromkeys(("train", "validation", "test"), made["loader"]))
+    assert len(list(workload.train)) == 3

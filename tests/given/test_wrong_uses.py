@@ -1,4 +1,4 @@
-"""Wrong uses, some eighty of them: each ends in a message that names what was wanted, what was got and the way out."""
+"""More than a hundred wrong uses: each ends in a message that names what was wanted, what was got and the way out."""
 
 import sys
 from collections.abc import Callable
@@ -17,15 +17,18 @@ from typer.testing import CliRunner
 
 from compressor.budget import Budget
 from compressor.cli.app import app
+from compressor.comparing.comparison import compare
+from compressor.errors import WrongUseError
 from compressor.running.pipeline import Pipeline
 from compressor.running.preflight import check_workload
-from compressor.stages import Distill, FineTune, PruneChannels, Quantize
+from compressor.stages import Distill, FineTune, PruneChannels, Quantize, Symmetric
 from compressor.target import Target
 from compressor.workload import Workload
 from workbench import ROOT
 
 X, Y = torch.randn(40, 3), torch.arange(40) % 4
 NET = nn.Linear(3, 4)
+CONVOLUTION = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def loader(features=X, targets=Y, **settings):
@@ -243,7 +246,7 @@ USES = {
     ),
     "whole numbers for a float model": (
         lambda: datasets(data=((100 * X).long(), Y)),
-        r"does not take example_inputs: int64 \(2, 3\).*Give inputs",
+        r"does not take example_inputs: int64 \(2, 3\).*convert the inputs as in its training, x.float\(\)",
     ),
     "batches of one for BatchNorm": (
         lambda: loaders(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), train=[(X[:1], Y[:1]), (X[:1], Y[:1] + 1)]),
@@ -353,6 +356,146 @@ USES = {
         lambda: datasets(other_inputs=X),
         r"got Tensor; put them into a tuple",
     ),
+    "float shares for classes": (
+        lambda: datasets(data=(X, F.one_hot(Y, 4).float())),
+        r"wants class indices, got targets of torch.float32; of a share for each class, targets.argmax\(1\)",
+    ),
+    "truth values for classes": (
+        lambda: loaders(train=[(X, Y > 1)]),
+        r"wants class indices, got targets of torch.bool; use targets.long\(\)",
+    ),
+    "one logit for two classes": (
+        lambda: datasets(nn.Linear(3, 1), data=(X, Y % 2)),
+        r"labels from 0 to 1, and the model has 1 outputs.*logit of a label.*metric='label_accuracy'",
+    ),
+    "texts for labels": (
+        lambda: datasets(data=(X.numpy(), np.array(["cat", "dog"] * 20))),
+        r"targets of train must be numbers, got texts such as 'cat'; number the classes.*return_inverse=True",
+    ),
+    "gaps in a table": (
+        lambda: datasets(data=(np.array([[1.0, None, 2.0]] * 40, dtype=object), Y)),
+        r"inputs of train must be numbers, got an array of object that holds float; fill gaps",
+    ),
+    "rows of several lengths": (
+        lambda: datasets(data=([[1.0, 2.0], [3.0]], [0, 1])),
+        r"inputs of train must have rows of one length.*pad them",
+    ),
+    "inputs alone": (
+        lambda: datasets(data=X),
+        r"train must be a pair \(inputs, targets\), got a Tensor alone; write train=\(inputs, targets\), or",
+    ),
+    "three arrays": (
+        lambda: datasets(data=(X, X, Y)),
+        r"got a tuple of 3; several inputs share a tuple: train=\(\(first, second\), targets\)",
+    ),
+    "two arrays in a list": (
+        lambda: datasets(data=[X, Y]),
+        r"got a list of two; write a tuple: train=\(x, y\)",
+    ),
+    "arrays in a dict": (
+        lambda: datasets(data={"x": X, "y": Y}),
+        r"got a dict of 'x', 'y'; write train=\(data\['x'\], data\['y'\]\)",
+    ),
+    "the name of a set": (
+        lambda: datasets(validation="test"),
+        r"validation must be a pair.*got the text 'test'; read the file first",
+    ),
+    "one sample without its batch": (
+        lambda: datasets(test=(X[0], Y[0])),
+        r"targets of test must have one row for each sample, got a single torch.int64; give all samples",
+    ),
+    "samples of texts": (
+        lambda: datasets(data=[(X[number], "cat") for number in range(40)]),
+        r"a sample of train must be of tensors.*holds the text 'cat'; number the classes in the dataset",
+    ),
+    "samples without a target": (
+        lambda: datasets(data=[{"x": X[number]} for number in range(40)]),
+        r"a sample of train must be \(input, target\).*got the keys \['x'\].*convert it in the dataset",
+    ),
+    "sparse inputs": (
+        lambda: datasets(data=(X.to_sparse(), Y)),
+        r"inputs of train must be dense, got torch.sparse_coo; convert them with to_dense\(\)",
+    ),
+    "a name for a transform": (
+        lambda: datasets(transform="normalize"),
+        r"transform must be a function of a batch's inputs, got str 'normalize'; give the function itself",
+    ),
+    "nothing to calibrate with": (
+        lambda: datasets(calibration_samples=0),
+        r"calibration_samples counts the samples of train that calibrate, at least 1; got 0",
+    ),
+    "channels last": (
+        lambda: datasets(CONVOLUTION, data=(torch.rand(40, 8, 8, 3), Y)),
+        r"float32 \(2, 8, 8, 3\).*The channels seem to come last.*x.permute\(0, 3, 1, 2\)",
+    ),
+    "images of 8 bits": (
+        lambda: datasets(CONVOLUTION, data=(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), Y)),
+        r"uint8 \(2, 3, 8, 8\).*convert the inputs as in its training, x.float\(\), x.float\(\) / 255",
+    ),
+    "images without channels": (
+        lambda: datasets(CONVOLUTION, data=(torch.rand(40, 8, 8), Y)),
+        r"float32 \(2, 8, 8\).*Images are \(batch, channels, height, width\): x.unsqueeze\(1\)",
+    ),
+    "keys that forward has not": (
+        lambda: loaders(train=[{"image": X, "label": Y}]),
+        r"unexpected keyword argument 'image'.*gives the arguments of forward by name, and it takes input: rename",
+    ),
+    "halves for a model of halves": (
+        lambda: datasets(nn.Linear(3, 4).half(), data=(X.half(), Y)),
+        r"float16 \(2, 3\).*It computes in float32: convert the inputs, x.float\(\)",
+    ),
+    "one sample to test on": (
+        lambda: datasets(test=(X[:1], Y[:1])),
+        r"test holds 1 sample, of whose score no interval can be told; give at least 2",
+    ),
+    "more answers than classes": (
+        lambda: datasets(metric="top5"),
+        r"top5 of 4 classes is always right; ask for fewer",
+    ),
+    "maps of one label": (
+        lambda: datasets(metric="miou"),
+        r"miou judges maps.*got \(40, 4\) and \(40,\); for one label a sample, use accuracy or f1",
+    ),
+    "numbers that are all equal": (
+        lambda: datasets(nn.Linear(3, 1), data=(X, torch.ones(40, 1)), metric="r2"),
+        r"must be finite, got nan; all of its targets are 1, of which nothing can be told: give others",
+    ),
+    "log-probabilities that are none": (
+        lambda: datasets(loss=F.nll_loss),
+        r"nll_loss takes log-probabilities.*use torch.nn.functional.cross_entropy, or end the model with log_softmax",
+    ),
+    "a stage alone": (
+        lambda: Pipeline(Quantize()),
+        r"takes a list of stages, got a Quantize alone; write Pipeline\(\[Quantize\(...\)\]\)",
+    ),
+    "a recipe's name for stages": (
+        lambda: Pipeline("int8"),
+        r"takes stages, got the text 'int8'; for a recipe: Pipeline.from_recipe\(Recipe.load\('int8'\)\)",
+    ),
+    "a model for a workload": (
+        lambda: Pipeline([Quantize()]).run(NET),
+        r"run takes a Workload, got Linear; make one: Workload.from_datasets",
+    ),
+    "a number for a target": (
+        lambda: Pipeline([Quantize()]).run(datasets(), target=4),
+        r"target is a Target, got 4; write Target\(batch_size=1, threads=1\)",
+    ),
+    "a text for a seed": (
+        lambda: Pipeline([Quantize()]).run(datasets(), seed="0"),
+        r"seed is a whole number, at least 0; got '0'",
+    ),
+    "bits in words": (
+        lambda: Symmetric(bits="8"),
+        r"bits is the width of the integers, from 2 to 16; got '8'",
+    ),
+    "a recipe alone to compare": (
+        lambda: compare("int8", datasets(), out="o"),
+        r"takes a list of recipes, got 'int8' alone; write \['int8'\]",
+    ),
+    "stages to compare": (
+        lambda: compare([Quantize()], datasets(), out="o"),
+        r"takes recipes: names, files.*got a Quantize; for stages, write Pipeline",
+    ),
     "no stages": (
         lambda: Pipeline([]),
         r"needs at least one stage, such as Quantize\(\)",
@@ -421,6 +564,26 @@ USES = {
         lambda: typed("run", "int8", "-w", "real.onnx:data.npz", "--out", "o"),
         r"2: error: .*has the arrays targets and lacks x.*wanted are",
     ),
+    "a module without a function": (
+        lambda: typed("run", "int8", "-w", "mine.py", "--out", "o"),
+        r"2: error: .*got 'mine.py' without a function; mine.py has mine:nothing, mine:tiny",
+    ),
+    "a model for a function": (
+        lambda: typed("run", "int8", "-w", "mine:model", "--out", "o"),
+        r"2: error: .*mine:model is a Linear, a model without data; write a function that returns",
+    ),
+    "classes stored as numbers": (
+        lambda: typed("run", "int8", "-w", "real.onnx:floats.npz", "--out", "o"),
+        r"2: error: .*whole numbers of type float32.*the file gives 3 numbers.*targets.astype\(numpy.int64\)",
+    ),
+    "classes marked by a 1": (
+        lambda: typed("run", "int8", "-w", "real.onnx:marked.npz", "--out", "o"),
+        r"2: error: .*a single 1 among zeros.*targets.argmax\(1\), or take them as numbers with --metric mse",
+    ),
+    "training for a file": (
+        lambda: typed("run", "distill_only", "-w", "real.onnx:whole.npz", "--out", "o"),
+        r"error: distill needs the layers of a torch model, and this one is an ONNX file; quantize and",
+    ),
     "a folder of somebody else's": (
         lambda: typed("run", "int8", "-w", "mine:tiny", "--out", "taken"),
         r"1: error: taken holds report.html, which no run wrote.*move it away",
@@ -433,7 +596,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a user has lying about: a workload, a recipe, files that are not what they are called, a foreign report."""
     made = tmp_path_factory.mktemp("user")
     (made / "mine.py").write_text(
-        "from workbench.tiny import TinyResNet, make_workload\n\n\ndef nothing():\n    pass\n\n\ndef tiny():\n"
+        "from torch import nn\n\nfrom workbench.tiny import TinyResNet, make_workload\n\nmodel = nn.Linear(3, 4)\n"
+        "\n\ndef nothing():\n    pass\n\n\ndef tiny():\n"
         "    return make_workload(TinyResNet(width=8).eval(), train=64, test=32, batch_size=16)\n"
     )
     (made / "odd.yaml").write_text("stages: [quantise]\n")
@@ -442,6 +606,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["output"])], "real", shapes[:1], shapes[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), made / "real.onnx")
     np.savez(made / "data.npz", targets=np.zeros(30))
+    rows, classes = np.ones((30, 3), np.float32), np.arange(30) % 3
+    np.savez(made / "whole.npz", x=rows, targets=classes)
+    np.savez(made / "floats.npz", x=rows, targets=classes.astype(np.float32))
+    np.savez(made / "marked.npz", x=rows, targets=np.eye(3, dtype=np.float32)[classes])
     (made / "taken").mkdir()
     (made / "taken" / "report.html").write_text("mine")
     return made
@@ -460,5 +628,5 @@ def test_a_wrong_use_is_answered(use: str, folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     do, says = USES[use]
-    with pytest.raises((ValueError, TypeError, SystemExit), match=says):
+    with pytest.raises((ValueError, TypeError, WrongUseError, SystemExit), match=says):
         do()

@@ -110,7 +110,7 @@ def test_a_folder_of_data_gives_way_to_a_package(folder: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "name", ["", "digit", "mine", "mine:", ":tiny", ".mine:tiny", "a b:c", "a\0b:c", "a/b:c", "x" * 5000]
+    "name", ["", "digit", "mined", "mine:", ":tiny", ".mine:tiny", "a b:c", "a\0b:c", "a/b:c", "x" * 5000]
 )
 def test_what_names_no_workload_is_one_typed_error(name: str, folder: Path) -> None:
     """Whatever is written there, the three ways to name a workload are told, in a sentence of bounded length."""

@@ -36,8 +36,8 @@ Granularity = PerTensor | PerChannel | PerBlock
 
 
 def _check_bits(bits: int) -> None:
-    if not 2 <= bits <= 16:
-        raise ValueError(f"bits is the width of the integers, from 2 to 16; got {bits}")
+    if not isinstance(bits, int) or not 2 <= bits <= 16:
+        raise ValueError(f"bits is the width of the integers, from 2 to 16; got {bits!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
