@@ -22,7 +22,7 @@ from compressor.quantization.choice.spare import Spare
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.placement.forms import ByEvidence, ByFamily, Dynamic, WeightOnly
 from compressor.quantization.post_training import Prepared
-from compressor.quantization.quantizer import QuantizationSettings, Sparing, quantized_file
+from compressor.quantization.quantizer import QuantizationSettings, Sparing, calibrated, quantized_file
 from compressor.stage import Context
 from compressor.workload import Workload, first_batches, resize_batch
 
@@ -121,13 +121,16 @@ class _Trial:
             self.rows = score_rows(exported, workload.validation, workload.metric)
         self.batches = [inputs for inputs, _ in first_batches(workload.validation, _COMPARED_BATCHES)]
         self.files: dict[bytes, str] = {}
+        self.latest: tuple[QuantizationSettings, Prepared] | None = None
 
     def __call__(self, label: str, settings: QuantizationSettings, spare: Sparing | None = None) -> _Attempt:
         """The attempt of these settings; without details where it does not hold, without a file where there is none."""
         told = TriedForm(form=label, kept=False)
         own = replace(self.context, details={}, folder=None)
         try:
-            file = quantized_file(self.exported, settings, self.workload, own, spare=spare)
+            file = quantized_file(
+                self.exported, settings, self.workload, own, spare=spare, calibrating=self._calibrated
+            )
         except (StageError, ValueError) as error:
             return _Attempt(told=replace(told, why=str(error)))
         covered = Coverage.from_json(own.details)
@@ -143,6 +146,15 @@ class _Trial:
         if told.why is not None:
             return _Attempt(told=told, onnx_bytes=file)
         return _Attempt(told=replace(told, speedup=self._timed(file)), onnx_bytes=file, details=own.details)
+
+    def _calibrated(
+        self, exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context
+    ) -> Prepared:
+        """What `calibrated` gives, once for forms in a row that begin alike."""
+        same = replace(settings, give_back=None)
+        if self.latest is None or self.latest[0] != same:
+            self.latest = same, calibrated(exported, same, workload, context)
+        return self.latest[1]
 
     def missed(self, file: bytes) -> str:
         """What outputs and score of `file` lose beyond the limits, in words; "" for nothing."""

@@ -36,6 +36,8 @@ from compressor.workload import Workload
 
 # What `Spare.apply` does.
 Sparing = Callable[[Prepared, Scheme, Workload], Prepared]
+# What `calibrated` does.
+Calibrating = Callable[[bytes, "QuantizationSettings", Workload, Context], Prepared]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +71,14 @@ def quantized_file(
     context: Context,
     *,
     spare: Sparing | None = None,
+    calibrating: Calibrating | None = None,
 ) -> bytes:
     """The integer file of an exported float file, with details to the report; `spare` keeps what does harm in float.
 
-    Raises StageError where nothing can be quantized and where the outputs broke.
+    `calibrating` gives what `calibrated` does, to whoever has it already. Raises StageError where nothing can be
+    quantized and where the outputs broke.
     """
-    prepared = _prepared(exported, settings, workload, context)
+    prepared = (calibrating or calibrated)(exported, settings, workload, context)
     if spare is not None:
         prepared = spare(prepared, settings.activations, workload)
     if settings.mixed is not None:
@@ -129,7 +133,7 @@ def quantized_file(
     return with_checked_cpus(onnx_bytes, checked.cpus)
 
 
-def _prepared(exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context) -> Prepared:
+def calibrated(exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context) -> Prepared:
     """The graph with its grids, equalized where that leaves more signal; it costs some on networks that need none."""
     smoothing: tuple[Rewrite, ...] = () if settings.smoothing is None else (settings.smoothing,)
     plain = prepare(exported, settings, workload, context, rewrites=smoothing)

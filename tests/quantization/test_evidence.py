@@ -20,6 +20,7 @@ from compressor.quantization.choice import give_back
 from compressor.quantization.choice.spare import Spare
 from compressor.quantization.evidence import by_evidence
 from compressor.quantization.placement.forms import ByEvidence
+from compressor.quantization.quantizer import calibrated
 from compressor.runtime import open_session
 from compressor.stage import Context
 from compressor.stages import Quantize
@@ -152,6 +153,22 @@ def test_slow_layers_go_back_to_float_where_what_holds_is_no_faster(
     assert any(not entry["why"].startswith("slower") for entry in details["given_back"]) == loud
     assert clock["calls"] == 3
     assert len(searches) == loud
+
+
+def test_forms_that_begin_alike_are_calibrated_once(clock: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The static form, the same with its harm in float and with slow layers in float share one; others need theirs."""
+    asked: list[Any] = []
+
+    def counted(exported: bytes, settings: Any, *rest: Any) -> Any:
+        asked.append(settings)
+        return calibrated(exported, settings, *rest)
+
+    monkeypatch.setattr(evidence, "calibrated", counted)
+    clock["speeds"] = [0.5] * 20
+    exported = _network(loud=True)
+    with pytest.raises(StageError, match="the float file is the best"):
+        _made(exported, _workload(exported), max_drop=0.02)
+    assert [type(each.form).__name__ for each in asked] == ["ByFamily", "Dynamic", "WeightOnly"]
 
 
 def test_nothing_ships_that_is_slower_or_no_smaller(clock: dict[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
 A graph whose tensors are rounded by numbers that are fed to it, and whose weights are fed too, answers for any of them
 without being built anew. Harms are noise powers, which add up where each is small (Lin et al. 2016,
-arXiv:1511.06393, section 3.2). Signals are tried in groups of neighbours, and only a group that does harm is halved: of
-hundreds of signals a few do nearly all of it.
+arXiv:1511.06393, section 3.2). Signals are tried in groups of neighbours, and only a group that does harm is halved,
+the one that does most first: of hundreds of signals a few do nearly all of it.
 """
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -67,17 +68,24 @@ class Rounded:
         found = [self._session.run(None, {**feeds, **numbers}) for feeds in self.slices]
         return worst_share(self.expected, found)
 
-    def harms(self, floor: float) -> dict[str, float]:
-        """{signal: its noise alone}, the greatest first; groups below `floor` (> 0) share theirs evenly, unexamined."""
+    def harms(self, floor: float, *, runs: int | None = None) -> dict[str, float]:
+        """{signal: its noise alone}, the greatest first; groups below `floor` (> 0) share theirs evenly, unexamined.
+
+        So do those that are left after so many `runs`.
+        """
         found: dict[str, float] = {}
-        left = [self.order] if self.order else []
+        last = None if runs is None else self.runs + runs
+        # A group that no other is as loud as comes first; of equals the one that was met first.
+        left = [(-self.noise(self.order), 0, self.order)] if self.order else []
+        met = 0
         while left:
-            group = left.pop()
-            noise = self.noise(group)
-            if len(group) == 1 or noise < floor:
-                found |= dict.fromkeys(group, noise / len(group))
-            else:
-                left += [group[: len(group) // 2], group[len(group) // 2 :]]
+            loss, _, group = heapq.heappop(left)
+            if len(group) == 1 or -loss < floor or (last is not None and self.runs + 2 > last):
+                found |= dict.fromkeys(group, -loss / len(group))
+                continue
+            for half in (group[: len(group) // 2], group[len(group) // 2 :]):
+                met += 1
+                heapq.heappush(left, (-self.noise(half), met, half))
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

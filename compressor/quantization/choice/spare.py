@@ -9,7 +9,6 @@ most harm stay float, as few as leave the noise of the others within the limit, 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from time import thread_time
 
 import onnx
 
@@ -17,7 +16,7 @@ from compressor.checks import check_count
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of, initializers, output_names, readers
 from compressor.files.operators import Fact, facts_of, operator_of
-from compressor.notes.quantization import FloatAgain, GivenBack
+from compressor.notes.quantization import Calibrated, FloatAgain, GivenBack
 from compressor.quantization.choice.harm import Rounded, worst_share
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.activations import ActivationGrid, activation_grids
@@ -36,10 +35,14 @@ from compressor.workload import Workload
 _WORTH = 0.02
 # Signals that get other ranges at most, and those of which the noise is told.
 _RANGED = 16
-# The seconds that a run on the samples may take, and all runs of a search: of slow networks fewer samples are taken.
-_RUN_SECONDS, _SEARCH_SECONDS = 0.4, 30.0
+# What a search may cost, in samples that are run: a few times those that calibrate, as a quantization itself does.
+_EFFORT = 6
+_COUNTED_SAMPLES = 128
 _RUNS_A_SIGNAL = 2
 _FEWEST_SAMPLES = 2
+# Runs of the search at least, and the share of them that is for better ranges.
+_FEWEST_RUNS = 36
+_RANGES_SHARE = 0.25
 # Decibels by which one attempt is better than the one before it, at least.
 _BETTER_DB = 3.0
 # Of what is allowed, the part that the session may show: what is left covers what kernels round besides.
@@ -62,7 +65,8 @@ class Spare:
 
     `levels` are the decibels of signal around its mean that every output must keep, rising, each at least 3 above what
     the one before it kept: the first whose file `missed` has nothing to say of is taken. `samples` (>= 2) of the
-    calibration data measure them, fewer where a run takes long.
+    calibration data measure them, fewer for many signals. A search takes about as long as a quantization, and what it
+    has not examined by then counts by the noise of its neighbours.
     """
 
     missed: Missed
@@ -79,11 +83,13 @@ class Spare:
         """
         if not prepared.placement.static:
             raise StageError("no layer has calibrated activations, whose signals could be spared")
-        rounded = _rounded(prepared, workload, self.samples)
+        rounded, runs = self._rounded(prepared, workload)
         whole = rounded.noise(rounded.order)
         worth = _WORTH * 10 ** (-min(self.levels) / 10)
-        harms = rounded.harms(worth)
-        worst = [name for name, harm in harms.items() if harm > worth and name in rounded.grids][:_RANGED]
+        ranging = math.ceil(_RANGES_SHARE * runs)
+        harms = rounded.harms(worth, runs=runs - ranging)
+        worst = [name for name, harm in harms.items() if harm > worth and name in rounded.grids]
+        worst = worst[: min(_RANGED, ranging // len(_METHODS))]
         better = _better_ranges(prepared, rounded, {name: harms[name] for name in worst}, scheme, workload)
         harms |= {name: noise for name, (noise, _) in better.items()}
         prepared = _with_grids(prepared, {name: grid for name, (_, grid) in better.items()})
@@ -104,6 +110,16 @@ class Spare:
             tried.append(f"{reached:.1f} dB with {len(spared)} of {len(harms)} signals in float, {missed}")
         raise StageError("; ".join(tried))
 
+    def _rounded(self, prepared: Prepared, workload: Workload) -> tuple[Rounded, int]:
+        """(the graph with signals to round, the runs that a search may take), the same on every machine."""
+        calibrated = Calibrated.from_json(prepared.details)
+        known = _COUNTED_SAMPLES if calibrated is None else min(calibrated.samples, _COUNTED_SAMPLES)
+        total = max(_FEWEST_RUNS * _FEWEST_SAMPLES, _EFFORT * known)
+        wanted = max(_FEWEST_RUNS, _RUNS_A_SIGNAL * (len(prepared.activations) + len(prepared.weights)))
+        count = max(_FEWEST_SAMPLES, min(self.samples, total // wanted))
+        slices = sample_slices(prepared.graph, workload.calibration, size=count, samples=count)
+        return Rounded(prepared, slices), max(_FEWEST_RUNS, total // count)
+
 
 class _Search:
     """The cheapest signals to spare for a level, known by their `harms` alone and measured together."""
@@ -111,7 +127,7 @@ class _Search:
     def __init__(
         self, prepared: Prepared, rounded: Rounded, harms: Mapping[str, float], costs: Mapping[str, float]
     ) -> None:
-        self.prepared, self.rounded = prepared, rounded
+        self.prepared, self.rounded, self.harms = prepared, rounded, harms
         # Those first that do much harm for little work.
         self.order = sorted(harms, key=lambda name: -harms[name] / (costs[name] + _LEAST_COST))
 
@@ -134,10 +150,13 @@ class _Search:
             predicted /= _TIGHTER
 
     def _fewest(self, allowed: float) -> int:
-        """How many of the first in order have to go for the noise of the others together to be `allowed` at most."""
+        """How many of the first in order have to go for the noise of the others together to be `allowed` at most.
+
+        An eighth more than that at most: every look at it is a run.
+        """
         failing, passing = -1, len(self.order)
-        count = 0
-        while passing - failing > 1:
+        count = self._expected(allowed)
+        while passing - failing > max(1, passing // 8):
             if self._rest(count) <= allowed:
                 passing = count
             else:
@@ -146,6 +165,15 @@ class _Search:
             count = max(1, 2 * failing) if passing == len(self.order) else (failing + passing) // 2
             count = min(count, passing - 1)
         return passing
+
+    def _expected(self, allowed: float) -> int:
+        """The same if noises of single signals added up."""
+        left = sum(self.harms.values())
+        for count, name in enumerate(self.order):
+            if left <= allowed:
+                return count
+            left -= self.harms[name]
+        return max(0, len(self.order) - 1)
 
     def _rest(self, count: int) -> float:
         gone = set(self.order[:count])
@@ -169,23 +197,6 @@ def _told(harms: Mapping[str, float], spared: Sequence[str], whole: float, noise
         )
         for name in spared
     )
-
-
-def _rounded(prepared: Prepared, workload: Workload, samples: int) -> Rounded:
-    """The graph with signals to round, on the first samples of the calibration data: as many as are run in time."""
-    few = Rounded(prepared, _first(prepared, workload, _FEWEST_SAMPLES))
-    few.noise(few.order)
-    # Of this thread alone: other work on the machine does not make samples fewer.
-    start = thread_time()
-    few.noise(few.order)
-    each = max(1e-6, (thread_time() - start) / _FEWEST_SAMPLES)
-    allowed = min(_RUN_SECONDS, _SEARCH_SECONDS / max(1, _RUNS_A_SIGNAL * len(few.order)))
-    count = min(samples, int(allowed / each))
-    return few if count <= _FEWEST_SAMPLES else Rounded(prepared, _first(prepared, workload, count))
-
-
-def _first(prepared: Prepared, workload: Workload, count: int) -> list[Feeds]:
-    return sample_slices(prepared.graph, workload.calibration, size=count, samples=count)
 
 
 def _better_ranges(

@@ -1,6 +1,5 @@
 """Which of several sets of ranges disturbs a network's outputs least, measured on the network."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,8 +13,6 @@ from compressor.quantization.grids.schemes import Scheme, choose_affine, integer
 from compressor.runtime import Feeds, open_session
 
 Range = tuple[float, float]
-# A step so small that float32 values are whole numbers of it, a power of two, which divides without an error.
-_UNROUNDED = (2.0**-60, -math.inf, math.inf)
 
 
 def choose_ranges(
@@ -60,20 +57,21 @@ def _grids(ranges: Mapping[str, Range], names: Mapping[str, str], scheme: Scheme
     return feeds
 
 
-def grid_numbers(given: str, grid: tuple[float, float, float] = _UNROUNDED) -> Feeds:
+def grid_numbers(given: str, grid: tuple[float, float, float] | None = None) -> Feeds:
     """What a rounding graph is fed for the tensor that it has the name `given` for: (scale, lowest, highest step).
 
     Without a `grid` it stays as it is.
     """
-    parts = zip(("scale", "low", "high"), grid, strict=True)
-    return {f"{given}_{part}": np.array(value, dtype=np.float32) for part, value in parts}
+    parts = zip(("scale", "low", "high"), grid or (1.0, 0.0, 0.0), strict=True)
+    numbers: Feeds = {f"{given}_{part}": np.array(value, dtype=np.float32) for part, value in parts}
+    return numbers | {f"{given}_is_rounded": np.array(grid is not None)}
 
 
 def rounding_graph(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
     """`model` with every tensor of `names` rounded as scale * clip(round(x / scale), low, high) for its readers.
 
-    The three numbers are inputs, called after the given name: one session serves all ranges. The integers are not
-    stored, so that any number of bits will do.
+    Whether it is, and the three numbers, are inputs, called after the given name: one session serves all ranges, and
+    what is not rounded takes no time. The integers are not stored, so that any number of bits will do.
     """
     result = copy_of(model)
     del result.graph.node[:]
@@ -85,15 +83,22 @@ def rounding_graph(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.Mod
         scale, low, high = (f"{rounded}_{part}" for part in ("scale", "low", "high"))
         for value in (scale, low, high):
             result.graph.input.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, []))
+        asked = f"{rounded}_is_rounded"
+        result.graph.input.append(helper.make_tensor_value_info(asked, TensorProto.BOOL, []))
         steps = [
             ("Div", [tensor, scale], f"{rounded}_steps"),
             ("Round", [f"{rounded}_steps"], f"{rounded}_nearest"),
             ("Clip", [f"{rounded}_nearest", low, high], f"{rounded}_kept"),
-            ("Mul", [f"{rounded}_kept", scale], rounded),
+            ("Mul", [f"{rounded}_kept", scale], f"{rounded}_value"),
         ]
-        result.graph.node.extend(
-            helper.make_node(kind, inputs, [output], name=output) for kind, inputs, output in steps
-        )
+        branches = {
+            "then_branch": [helper.make_node(kind, inputs, [output], name=output) for kind, inputs, output in steps],
+            "else_branch": [helper.make_node("Identity", [tensor], [f"{rounded}_same"], name=f"{rounded}_same")],
+        }
+        graphs = {
+            name: helper.make_graph(nodes, name, [], [_float(nodes[-1].output[0])]) for name, nodes in branches.items()
+        }
+        result.graph.node.append(helper.make_node("If", [asked], [rounded], name=rounded, **graphs))
 
     for value in model.graph.input:
         if value.name in names:
@@ -107,3 +112,7 @@ def rounding_graph(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.Mod
             if name in names:
                 after(name)
     return result
+
+
+def _float(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)

@@ -10,6 +10,8 @@ from compressor.quantization.choice.harm import Rounded, worst_share
 from compressor.quantization.placement.forms import Static
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.quantization.ranges.calibration import sample_slices
+from compressor.quantization.ranges.choice import grid_numbers, rounding_graph
+from compressor.runtime import open_session
 from compressor.stage import Context
 from compressor.stages import Quantize
 from compressor.workload import Workload
@@ -86,6 +88,31 @@ def test_groups_find_the_signal_that_does_harm_in_fewer_runs() -> None:
     assert found[worst] == alone[worst]
     assert set(found) == set(rounded.order)
     assert rounded.runs < 2 * len(rounded.order) - 1
+
+
+def test_the_loudest_groups_are_halved_first_where_runs_are_few() -> None:
+    """With runs for three halvings the cube stands alone; what they do not reach shares its group's noise."""
+    exported, workload = _cubed()
+    rounded = _rounded(_prepared(exported, workload), workload)
+    found = rounded.harms(floor=1e-30, runs=7)
+    assert rounded.runs <= 7
+    assert set(found) == set(rounded.order)
+    assert next(iter(found)) == "cube"
+    assert found["cube"] == rounded.noise(["cube"])
+    assert len({*found.values()}) < len(found)
+    assert sum(found.values()) == pytest.approx(sum(rounded.harms(floor=1e-30).values()), rel=0.5)
+
+
+def test_what_is_not_rounded_stays_as_it_is() -> None:
+    """To the bit, whatever numbers stand for its grid, and infinities as well."""
+    nodes = [helper.make_node("Mul", ["input", "two"], ["double"]), helper.make_node("Neg", ["double"], ["output"])]
+    graph = graph_of(nodes, {"two": np.float32(2)}, ["batch", 3], ["batch", 3])
+    session = open_session(rounding_graph(graph, {"input": "a", "double": "b"}).SerializeToString())
+    x = np.array([[0.1, np.inf, -3e-7]], dtype=np.float32)
+    (kept,) = session.run(None, {"input": x, **grid_numbers("a"), **grid_numbers("b")})
+    assert np.array_equal(kept, -2 * x)
+    (rounded,) = session.run(None, {"input": x, **grid_numbers("a"), **grid_numbers("b", (0.5, -1, 1))})
+    assert rounded.tolist() == [[-0.0, -0.5, 0.0]]
 
 
 def test_the_output_that_loses_most_decides() -> None:

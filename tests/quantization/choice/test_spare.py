@@ -85,10 +85,10 @@ def test_what_does_not_hold_goes_to_the_next_level() -> None:
         seen.append(file)
         return "" if len(seen) == 2 else "too loud"
 
-    Spare(missed=second, levels=(10.0, 30.0)).apply(_prepared(exported, workload), Asymmetric(), workload)
+    Spare(missed=second, levels=(6.0, 30.0)).apply(_prepared(exported, workload), Asymmetric(), workload)
     assert len({*seen}) == 2
     with pytest.raises(StageError, match=r"\d+\.\d dB with \d+ of \d+ signals in float, too loud; \d+\.\d dB with"):
-        Spare(missed=lambda _: "too loud", levels=(10.0, 30.0)).apply(
+        Spare(missed=lambda _: "too loud", levels=(6.0, 30.0)).apply(
             _prepared(exported, workload), Asymmetric(), workload
         )
 
