@@ -3,7 +3,8 @@
 A segment begins and ends where few tensors cross the graph. What crosses is kept for all samples, once as the float
 network computes it and once as the network does whose earlier layers are rounded already (Nagel et al. 2020,
 arXiv:2004.10568, section 3.3, asymmetric reconstruction): so a walk costs one forward pass of either network, however
-many layers there are.
+many layers there are. Where much crosses, as within a block that widens first, the segment goes on to where less does:
+its layers are run more than once, and more samples are kept for the layers behind, which see few positions of each.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,8 +35,12 @@ Place = Callable[[dict[str, WeightGrid]], onnx.ModelProto]
 
 # What crosses the borders of a segment is held for all samples: of larger activations fewer samples are taken.
 MAX_BYTES = 1 << 30
+# Layers of a segment that goes on at most, each of which is run again for those behind it.
+_MOST_TOGETHER = 4
 # Samples in one forward pass.
 _CHUNK = 32
+# Samples that the means of a layer's outputs are taken over.
+_MEAN_SAMPLES = 128
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,7 +128,7 @@ class Twins:
         if linear is None or tensor is None or linear.bias not in self.names:
             return False
         total, count, weights = torch.zeros(1, dtype=torch.float64), 0, self.stand_ins()
-        for exact, quantized in crossing.chunks():
+        for exact, quantized in crossing.chunks(_MEAN_SAMPLES):
             wanted = self.run_float(exact, [linear.output])[linear.output]
             with torch.no_grad():
                 (got,) = self.quantized_net.run(self._given(quantized) | weights, [tensor])
@@ -206,9 +211,10 @@ class Crossing:
         )
         return feeds | exact, feeds | quantized
 
-    def chunks(self) -> Iterator[tuple[Values, Values]]:
-        """`rows` of all samples in order, some at a time."""
-        return (self.rows(slice(start, start + self.chunk)) for start in range(0, self.samples, self.chunk))
+    def chunks(self, samples: int | None = None) -> Iterator[tuple[Values, Values]]:
+        """`rows` of all samples in order, or of so many that they are at least `samples`, some at a time."""
+        end = self.samples if samples is None else min(samples, self.samples)
+        return (self.rows(slice(start, start + self.chunk)) for start in range(0, end, self.chunk))
 
 
 class Walk:
@@ -219,11 +225,12 @@ class Walk:
         feeds = _first_samples(twins.float_net, workload, samples, seed)
         names = list(producers(twins.graph.graph.node))
         self.axes, sizes = find_sample_axes(twins.graph, lambda values: twins.run_float(values, names), feeds)
+        wanted = min(samples, len(next(iter(feeds.values()))))
         self.segments = _segments(twins, set(sizes))
-        widest = max(
-            (sum(2 * sizes[name] for name in (*part.inputs, *part.outputs)) for part in self.segments), default=0
-        )
-        kept = max(1, min(samples, MAX_BYTES // max(1, widest), len(next(iter(feeds.values())))))
+        kept = min(wanted, _held(self.segments, sizes))
+        longer = _narrow(self.segments, sizes, MAX_BYTES // (4 * wanted))
+        if kept < wanted and _held(longer, sizes) > kept:
+            self.segments, kept = longer, min(wanted, _held(longer, sizes))
         # A graph of one batch size takes whole batches alone.
         chunk = fixed_batch(twins.graph)
         kept = max(chunk, kept // chunk * chunk) if chunk else kept
@@ -291,4 +298,26 @@ def _segments(twins: Twins, sampled: set[str]) -> list[Segment]:
             # An addition or a pool behind a layer belongs to that layer's segment.
             found[-1] = Segment(inputs=found[-1].inputs, outputs=crossing, layers=found[-1].layers)
         inputs, layers = crossing, []
+    return found
+
+
+def _held(segments: list[Segment], sizes: Mapping[str, int]) -> int:
+    """Of how many samples, one at least, what enters and leaves the widest segment can be held for both networks."""
+    widest = max((sum(2 * sizes[name] for name in (*part.inputs, *part.outputs)) for part in segments), default=0)
+    return max(1, MAX_BYTES // max(1, widest))
+
+
+def _narrow(segments: list[Segment], sizes: Mapping[str, int], limit: int) -> list[Segment]:
+    """`segments` that go on where more than `limit` bytes a sample cross their border, as far as their layers allow."""
+    found: list[Segment] = []
+    for segment in segments:
+        before = found[-1] if found else None
+        if (
+            before is not None
+            and sum(sizes[name] for name in before.outputs) > limit
+            and len(before.layers) + len(segment.layers) <= _MOST_TOGETHER
+        ):
+            found[-1] = replace(before, outputs=segment.outputs, layers=(*before.layers, *segment.layers))
+        else:
+            found.append(segment)
     return found

@@ -23,7 +23,7 @@ WeightRange = Literal["auto", "minmax", "mse"]
 # Shrinking a range below a fifth never paid in a search over ResNet and transformer weights of 2 to 4 bits.
 _SHRINK_FACTORS = torch.linspace(0.2, 1.0, 81)
 # With more bits the rounding error is small against what clipping would cost, and min-max keeps every weight.
-_FEW_BITS = 5
+FEW_BITS = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,7 +123,7 @@ def nearest_grid(weight: Tensor, scheme: Scheme, *, axis: int, weight_range: Wei
     # Zeros that fill up the last group change no range, because every range contains zero.
     pieces = _groups(rows, group_size)
     low, high = extremes(pieces.flatten(0, 1), 0)
-    if weight_range == "mse" or (weight_range == "auto" and scheme.bits <= _FEW_BITS):
+    if weight_range == "mse" or (weight_range == "auto" and scheme.bits <= FEW_BITS):
         factors = _best_shrink(pieces.flatten(0, 1), low, high, scheme)
         low, high = low * factors, high * factors
     scale, zero_point = choose_affine(low, high, scheme, signed=True)

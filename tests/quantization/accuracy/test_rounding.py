@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -306,7 +307,10 @@ def test_walk_carries_what_onnx_runtime_computes(cnn: tuple[Prepared, Workload])
 
 @pytest.mark.parametrize("method", METHODS)
 def test_rounding_keeps_a_network_of_three_bits(cnn: tuple[Prepared, Workload], method: GPTQ | AdaRound) -> None:
-    """On new images the file has 5 dB less noise than with the nearest integers; scales stay, the report is told."""
+    """On new images the file has 5 dB less noise than with the nearest integers; the report is told.
+
+    GPTQ chooses scales near those of the least error of the weights, AdaRound keeps these.
+    """
     prepared, workload = cnn
     found, _, told = round_layers(
         method,
@@ -318,7 +322,8 @@ def test_rounding_keeps_a_network_of_three_bits(cnn: tuple[Prepared, Workload], 
     )
     assert found.keys() == prepared.weights.keys()
     for name, grid in found.items():
-        assert torch.equal(grid.scale, prepared.weights[name].scale)
+        before = prepared.weights[name].scale
+        assert torch.allclose(grid.scale, before, rtol=0.4 if isinstance(method, GPTQ) else 0.0, atol=0.0)
     assert _noise_db(prepared, found, workload) > _noise_db(prepared, dict(prepared.weights), workload) + 5
     assert (told.method, told.samples, told.to_nearest) == (repr(method), 64, ())
     assert 0.02 < told.changed_fraction < 0.5
@@ -367,12 +372,42 @@ def test_operators_without_a_torch_form_leave_activations_exact() -> None:
 def test_few_samples_are_held_of_large_activations(
     cnn: tuple[Prepared, Workload], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The widest segments pass 3 activations of 4 KiB on, each in both networks: 24 KiB a sample, 6 in 160 KiB."""
+    """So many that those of the widest segment fit, and no layer is lost where segments go on to pass fewer of them."""
     prepared, workload = cnn
     twins = Twins(prepared.graph, prepared.weights, lambda grids: prepared.place(weights=grids))
-    assert Walk(twins, workload, samples=50, seed=0).samples == 50
+    whole = Walk(twins, workload, samples=50, seed=0)
+    assert whole.samples == 50
     monkeypatch.setattr(layer_data, "MAX_BYTES", 160 << 10)
-    assert Walk(twins, workload, samples=50, seed=0).samples == 6
+    few = Walk(twins, workload, samples=50, seed=0)
+    assert len(few.segments) < len(whole.segments)
+    assert [layer.weight for part in few.segments for layer in part.layers] == [each.weight for each in twins.layers]
+    # Segments of one layer passed on three activations of 4 KiB, each in both networks: room for 6.
+    assert 6 < few.samples < 50
+
+
+def test_segments_go_on_where_much_crosses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a block that widens 8 numbers to 128 all samples are held at its ends; its middle leaves room for few."""
+    widths = (8, 128, 8, 128, 8)
+    weights = [torch.randn(after, before) / before**0.5 for before, after in pairwise(widths)]
+    nodes, constants, name = [], {}, "input"
+    for number, weight in enumerate(weights):
+        output = f"y{number}" if number < len(weights) - 1 else "output"
+        nodes.append(helper.make_node("Gemm", [name, f"w{number}"], [output], f"layer{number}", transB=1))
+        constants[f"w{number}"], name = weight.numpy(), output
+    graph = graph_of(nodes, constants, ["batch", 8], ["batch", 8])
+    grids = nearest_grids(graph, {node.name: Symmetric(bits=4) for node in nodes})
+    workload, context = _workload(graph, torch.randn(40, 8)), Context(progress=False)
+
+    def rounded() -> dict[str, WeightGrid]:
+        place = _as_float(graph)
+        return round_layers(GPTQ(), graph, grids, place=place, workload=workload, context=context)[0]
+
+    expected = rounded()
+    monkeypatch.setattr(layer_data, "MAX_BYTES", 40 * 2 * 4 * (8 + 8))
+    walk = Walk(Twins(graph, grids, _as_float(graph)), workload, samples=40, seed=0)
+    assert walk.samples == 40
+    assert [[layer.weight for layer in part.layers] for part in walk.segments] == [["w0", "w1"], ["w2", "w3"]]
+    assert all(torch.equal(grid.integers, expected[name].integers) for name, grid in rounded().items())
 
 
 def test_layers_on_the_same_grid_per_group_are_rounded() -> None:
@@ -565,21 +600,25 @@ def test_biases_on_the_way_see_corrected_layers() -> None:
     assert biases == [[pytest.approx(-2, abs=0.1)], [pytest.approx(-1.2, abs=0.1)]]
 
 
-def test_a_network_of_three_bits_gains_by_its_biases(cnn: tuple[Prepared, Workload]) -> None:
-    """With GPTQ and biases together new images have 1 dB less noise than with GPTQ alone, with every pair safe."""
+def test_a_network_of_three_bits_gains_by_its_biases_and_by_sweeps(cnn: tuple[Prepared, Workload]) -> None:
+    """On new images GPTQ and biases together leave 1 dB less noise than GPTQ alone; with sweeps every pair is safe too.
+
+    What the sweeps and other scales win leaves less to the biases.
+    """
     prepared, workload = cnn
-    settings = {"weights": Symmetric(bits=3), "rounding": GPTQ(samples=64)}
     exported = serialize(prepared.graph)
     expected, _ = predict_all(exported, workload.validation)
     noise, notes = {}, {}
-    for name, correction in (("without", None), ("with", BiasCorrection())):
+    for name, sweeps, correction in (("plain", 0, None), ("biased", 0, BiasCorrection()), ("swept", 2, None)):
         context = Context(progress=False)
-        stage = Quantize(**settings, bias_correction=correction)
+        rounding = GPTQ(samples=64, sweeps=sweeps)
+        stage = Quantize(weights=Symmetric(bits=3), rounding=rounding, bias_correction=correction)
         got, _ = predict_all(quantized_file(exported, stage, workload, context), workload.validation)
         noise[name], notes[name] = sqnr_db(expected.numpy(), got.numpy()), context.details.get("bias_correction")
-    assert notes["without"] is None
-    assert (notes["with"]["method"], notes["with"]["kept"], notes["with"]["missing"]) == ("empirical", True, [])
-    assert noise["with"] > noise["without"] + 1
+    assert notes["plain"] is None
+    assert (notes["biased"]["method"], notes["biased"]["kept"], notes["biased"]["missing"]) == ("empirical", True, [])
+    assert noise["biased"] > noise["plain"] + 1
+    assert noise["swept"] > noise["plain"] + 1, noise
 
 
 def test_gptq_leaves_zeros_at_zero() -> None:
