@@ -8,8 +8,8 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-exclusive bench-evaluations
+.PHONY: help demo test test-slow test-browser test-clusters test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-exclusive bench-capacity bench-evaluations
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,6 +47,13 @@ test-slow: $(VENV)/installed-dev  ## real training, killed and resumed runs
 test-browser: $(VENV)/installed-dev  ## the report in headless Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest -m browser
 
+# Hundreds of megabytes that nothing else needs.
+.venv-clusters: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ -c constraints.txt "dask[distributed]" "ray[client]" || { rm -rf $@; exit 1; }
+
+test-clusters: $(VENV)/installed-dev .venv-clusters  ## runs side by side in processes, on Dask and on Ray, a worker killed
+	PYTHONPATH=.venv-clusters $(BIN)/python -m pytest -n 0 -m cluster
+
 test-zoo: $(VENV)/installed-dev  ## every architecture of the zoo pruned to half
 	$(BIN)/python -m pytest -m zoo
 
@@ -83,7 +90,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-demo bench-compare bench-exclusive bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
+bench: bench-demo bench-compare bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -98,6 +105,9 @@ bench-compare: $(VENV)/installed-dev  ## twelve recipes compared, beside the sam
 
 bench-exclusive: $(VENV)/installed-dev  ## a file timed while eight workers train, beside a quiet machine, in turns (minutes; wants a quiet machine)
 	$(BIN)/python -m benchmarks.compare.exclusive
+
+bench-capacity: $(VENV)/installed-dev  ## the capacity model of docs/scale.md against a simulation to a thousand workers (seconds)
+	$(BIN)/python -m benchmarks.compare.capacity
 
 bench-threads: $(VENV)/installed-dev  ## training beside 0 to 4 busy processes: threads by timing against each fixed number (half an hour; wants a quiet machine)
 	$(BIN)/python -m benchmarks.training_threads
@@ -263,4 +273,4 @@ claims: $(VENV)/installed-dev  ## figures in the texts against the stored result
 	$(BIN)/python -m benchmarks.claims
 
 clean:
-	rm -rf $(VENV) .venv-hub .venv-docs .venv-pack .venv-trust build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-hub .venv-docs .venv-pack .venv-clusters .venv-trust build *.egg-info .mypy_cache .ruff_cache .pytest_cache

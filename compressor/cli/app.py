@@ -176,6 +176,11 @@ def run(
             accept_changes=accept_changes,
             session=Session(store=store_of(no_store=no_store)),
         )
+        from compressor.training.distributed.team import present_team
+
+        team = present_team()
+        if team is not None and not team.leads:
+            return
         if as_json:
             _print_json(result.report.to_json())
         else:

@@ -44,6 +44,7 @@ from compressor.running.folder import MODEL_FILE, refuse_files_of_others
 from compressor.running.pipeline import Pipeline
 from compressor.running.preflight import check_workload
 from compressor.running.session import Session
+from compressor.running.together.helping import refuse_teams
 from compressor.storage import json_safe, write_atomic, write_json
 from compressor.store.kept import Store
 from compressor.target import Target
@@ -182,6 +183,7 @@ def compare(
             )
     if not recipes:
         raise ValueError("compare needs at least one recipe, such as 'int8'")
+    refuse_teams("a comparison", "spread its runs by workers= or executor= (--workers, --executor)")
     check_count(seeds, "seeds counts the runs of every recipe")
     plans = named(
         [plan for entry in recipes for plan in (Recipe.load_all(entry) if isinstance(entry, str | Path) else [entry])]

@@ -31,6 +31,7 @@ from compressor.progress.bars import say
 from compressor.running.failures import explained
 from compressor.running.folder import Outcome, RunFolder, State
 from compressor.running.session import How, Session, Worked, store_key
+from compressor.running.together.helping import applied_by_all
 from compressor.runtime import OnnxModule
 from compressor.stage import Context, Stage, replacement, stage_name
 from compressor.storage import json_safe, read_sealed, sha256, write_sealed
@@ -209,7 +210,7 @@ def _made(job: Job, stage: Stage, base: State, *, reference: State, context: Con
     _remember(job, base)
     # Whatever a stage leaves behind of random state and gradient mode ends with it.
     with seeded(context.seed), torch.enable_grad(), _unchanged(job.workload.model), heard_rankings() as heard:
-        model = stage.apply(private_copy(base.model), job.workload, context)
+        model = applied_by_all(stage, private_copy(base.model), job.workload, context)
     if not isinstance(model, nn.Module):
         raise StageError(f"apply must give the model to go on with, got {type(model).__name__}; end it with its return")
     if heard:

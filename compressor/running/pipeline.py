@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from torch import nn
 
 from compressor.budget import Budget
 from compressor.errors import WorkloadError, WrongUseError
@@ -27,12 +28,14 @@ from compressor.running.judging import unscored_outputs
 from compressor.running.order import doubtful_orders, refuse_for_files, refuse_impossible_orders
 from compressor.running.preflight import check_workload
 from compressor.running.reference_base import without_base
-from compressor.running.run import Result, run_stages
+from compressor.running.run import Artifact, Result, run_stages
 from compressor.running.session import Session
+from compressor.running.together.helping import Over, helped, leading, refuse_teams
 from compressor.running.without_data import NOT_SCORED, stages_without_data
 from compressor.runtime import OnnxModule
 from compressor.stage import Stage, stage_name
 from compressor.target import Target
+from compressor.training.distributed.team import present_team
 from compressor.workload import Workload
 
 if TYPE_CHECKING:
@@ -116,6 +119,9 @@ class Pipeline:
         layers), RunFolderError where `out` holds another run, and, without a budget, StageError or ExportError, which
         name the stage, where a stage cannot do its work or a stage, the workload's code or a library raises anything;
         with a budget, that stage is rolled back, the report says why, and the next one is applied.
+
+        Where torchrun has started this process as one of several, rank 0 runs all of it and the others help with its
+        trainings (docs/scale.md); they get its report, and the model as its file.
         """
         _check_run(workload, target, seed)
         # A script that only evaluates is often under no_grad, inference_mode or autocast.
@@ -135,8 +141,11 @@ class Pipeline:
             baseless = without_base(workload)
             if baseless and self.budget is not None and self.budget.max_drop is not None:
                 raise WorkloadError(f"{baseless}. Budget(max_drop=None) does not look at the score")
+            team = present_team()
+            if team is not None and not team.leads:
+                return _result_of(helped(team, workload))
             folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
-            with folder.locked(), explained():
+            with leading(team) as ends, folder.locked(), explained():
                 session = session or Session()
                 identity = identify(workload, stages, progress=progress)
                 job = Job(
@@ -152,7 +161,7 @@ class Pipeline:
                     evaluations=self.evaluations,
                     known=Known(workload),
                 )
-                return run_stages(
+                result = run_stages(
                     job,
                     stages,
                     budget=self.budget,
@@ -160,6 +169,8 @@ class Pipeline:
                     warnings=[*warned, *filter(None, [baseless])],
                     accept_changes=accept_changes,
                 )
+                ends.append(Over(report=result.report, path=result.artifact.path.absolute()))
+                return result
 
     def cross_validate(
         self,
@@ -189,6 +200,7 @@ class Pipeline:
         Raises FoldsError, before any work, for what would give no number or a wrong one: one fold, more folds than
         samples, a fold without a class, no labels, a reference that has seen what tests it; else as `run` does.
         """
+        refuse_teams("a cross-validation", "run it without torchrun")
 
         def run(own: Workload, own_seed: int, folder: Path) -> Report:
             return self.run(
@@ -227,3 +239,11 @@ def _check_run(workload: Any, target: Any, seed: Any) -> None:
         raise WrongUseError(f"target is a Target, got {target!r}; write Target(batch_size=1, threads=1)")
     if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
         raise WrongUseError(f"seed is a whole number, at least 0; got {seed!r}")
+
+
+def _result_of(over: Over) -> Result:
+    """What a process that helped gives: rank 0's report and file."""
+    assert over.report is not None  # of a run that ended well
+    assert over.path is not None
+    model = OnnxModule(over.path.read_bytes()) if over.path.is_file() else nn.Module()
+    return Result(report=over.report, artifact=Artifact(over.path), model=model)

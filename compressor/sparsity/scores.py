@@ -15,6 +15,7 @@ from compressor.sparsity.layer_inputs import unwatched, watch_inputs
 from compressor.sparsity.layers import SparseWeight
 from compressor.sparsity.masks import PerRow, Scope
 from compressor.stage import Context
+from compressor.training.distributed.team import each_alone
 from compressor.training.loop import train
 from compressor.training.optimizers.choices import SGD, AdamW
 from compressor.training.passes.threads import ranking
@@ -152,14 +153,16 @@ class Movement:
         before = (*case.context.plan_before, *case.context.plan)
         alone = replace(case.context, folder=None, details={}, plan=[], plan_before=before)
         try:
-            train(
-                case.model,
-                case.workload,
-                TrainingSettings(epochs=self.epochs, optimizer=self.optimizer),
-                context=alone,
-                label="movement",
-                keep_last=True,
-            )
+            # Of a part of a batch hooks would see a part of the gradient.
+            with each_alone():
+                train(
+                    case.model,
+                    case.workload,
+                    TrainingSettings(epochs=self.epochs, optimizer=self.optimizer),
+                    context=alone,
+                    label="movement",
+                    keep_last=True,
+                )
         finally:
             for handle in handles:
                 handle.remove()

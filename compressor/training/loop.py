@@ -15,6 +15,7 @@ from compressor.stage import Context
 from compressor.structure.calling.draws import kept_randomness
 from compressor.structure.preparing.emptied_caches import empty_caches_
 from compressor.training.agreement import Choice, choose
+from compressor.training.distributed.team import Team, present_team
 from compressor.training.freezing import freezing, frozen_names, still_modules
 from compressor.training.held_values import Held, HeldValues, clustered_names
 from compressor.training.held_zeros import HeldZeros, held_names, held_parameters
@@ -76,6 +77,9 @@ def train(
     model where that is not all of it. Zeros that the plan holds (`training.held_zeros`) stay zero, and so does what
     `after_step` adds to them; weights that share a value by the plan (`training.held_values`) stay equal.
 
+    Where torchrun has started this process as one of several, each computes a part of every batch
+    (`training.distributed`); rank 0 alone reads and writes snapshots, which a team of another size continues.
+
     A loss or gradient that is not finite rolls back to the best epoch and halves the rate, at most twice. Raises
     StageError then, when everything is frozen, and when there is no batch to train on.
     """
@@ -85,9 +89,12 @@ def train(
     with loss_state.kept():
         choice = choose(model, workload, settings.precision, seed=context.seed)
     form = choice.form
-    path = None if context.folder is None else context.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}.safetensors"
+    team = present_team()
+    path = None
+    if context.folder is not None and (team is None or team.leads):
+        path = context.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}.safetensors"
     stream = Stream.of(workload.train, context.seed, counted=settings.steps is None)
-    rounds, threads = Rounds.of(settings, stream), Threads()
+    rounds, threads = Rounds.of(settings, stream), Threads(pauses=team is None or team.leads)
     with (
         threads.kept(),
         freezing(part, settings.freeze),
@@ -111,7 +118,7 @@ def train(
         clustered = held_parameters(part, clustered_names(plan))
         held = Held(HeldZeros([*zeros.values()]), HeldValues([*clustered.values()]))
         weighing = Weighing()
-        if settings.accumulate > 1:
+        if settings.accumulate > 1 or team is not None:
             with loss_state.kept():
                 weighing = weighing_of(part, workload, form, seed=context.seed)
             if weighing.remark:
@@ -124,7 +131,10 @@ def train(
             rounds=rounds,
             kind=workload.output,
             weighing=weighing,
+            team=team,
         )
+        if team is not None:
+            restore_(model, team.told(partial(capture, model)))
         identified = {
             **settings.told(),
             "views": views,
@@ -143,18 +153,22 @@ def train(
         resumed: Saved = {}
         if path is not None:
             refused, resumed = progress.resume_(path, identified, model, settings)
-            stream.go_on_(progress.counters)
-            loss_state.restore_(progress.loss_tensors, progress.loss_numbers)
             if refused:
                 say(f"  {refused}", shown=context.progress)
-            if not progress.is_done(rounds.count, settings.patience, workload.metric):
-                progress.require_space(path, model, rounds.count - len(progress.logs))
+        if team is not None:
+            progress, resumed, now = team.told(lambda: (progress, resumed, capture(model)))
+            restore_(model, now)
+        if path is not None or team is not None:
+            stream.go_on_(progress.counters)
+            loss_state.restore_(progress.loss_tensors, progress.loss_numbers)
+        if path is not None and not progress.is_done(rounds.count, settings.patience, workload.metric):
+            progress.require_space(path, model, rounds.count - len(progress.logs))
         epochs = Epochs(
             passes=passes,
             workload=workload,
             choice=choice,
             settings=settings,
-            make=partial(_updates, model, settings, held, after_step, divides=weighing.divides),
+            make=partial(_updates, model, settings, held, after_step, divides=weighing.divides, team=team),
             seed=context.seed,
             views=rounds.views(views),
             label=label,
@@ -208,6 +222,7 @@ def _updates(
     choice: Known,
     *,
     divides: bool,
+    team: Team | None,
 ) -> Updates:
     optimizer = optimizer_for(model, choice, weight_decay=settings.weight_decay, layer_rates=settings.layer_rates)
     return Updates(
@@ -215,6 +230,7 @@ def _updates(
         clip=settings.clip,
         accumulate=settings.accumulate,
         divides=divides,
+        team=team,
         before_step=held.even_gradients_,
         after_step=held.after(after_step),
     )

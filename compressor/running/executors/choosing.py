@@ -35,14 +35,36 @@ def executor_of(
         if (workers or 1) > 1:
             raise ExecutorError(f"the executor serial has one worker, and {workers} were asked for; take local")
         return Serial()
-    if name == "local":
-        from compressor.running.executors.local import Local
+    if name.startswith(("tcp://", "tls://", "ray://")):
+        if workers is not None:
+            raise ExecutorError(f"the cluster {name} has as many workers as it has; leave the number of workers out")
+        if name.startswith("ray://"):
+            from compressor.running.executors.on_ray import Ray
 
+            return Ray(address=name)
+        from compressor.running.executors.on_dask import Dask
+
+        return Dask(address=name)
+    if name in {"local", "dask:local", "ray:local"}:
         fitting = min(workers or here, here)
         if workers is not None and workers > here:
             say(
                 f"{workers} workers were asked for, and this process may use {here} cores: {here} workers",
                 shown=progress,
             )
-        return Local(workers=fitting, threads=here // fitting)
+        return _on_this_machine(name, fitting, here // fitting)
     raise ExecutorError(f"unknown executor {name!r}; there are {NAMES}")
+
+
+def _on_this_machine(name: str, workers: int, threads: int) -> Executor:
+    if name == "dask:local":
+        from compressor.running.executors.on_dask import Dask
+
+        return Dask(workers=workers, threads=threads)
+    if name == "ray:local":
+        from compressor.running.executors.on_ray import Ray
+
+        return Ray(workers=workers)
+    from compressor.running.executors.local import Local
+
+    return Local(workers=workers, threads=threads)

@@ -19,11 +19,8 @@ from typing import Any
 from compressor.checks import check_count
 from compressor.errors import ExecutorError, first_said
 from compressor.running.executors.protocol import TRIES, Ended, Task
-from compressor.running.executors.sending import end_of, quarantined, received, sent, sent_task, worked
+from compressor.running.executors.sending import SHARED_WAY_OUT, end_of, quarantined, received, sent, sent_task, worked
 
-SHARED_WAY_OUT = (
-    "give a function that makes it, package.module:function, which every worker calls for itself, or take one worker"
-)
 # By which the libraries under torch and ONNX Runtime choose their number of threads.
 _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _POLL_SECONDS = 0.2

@@ -18,6 +18,10 @@ import cloudpickle
 from compressor.errors import ExecutorError, first_said
 from compressor.running.executors.protocol import Ended, Failure, Task
 
+SHARED_WAY_OUT = (
+    "give a function that makes it, package.module:function, which every worker calls for itself, or take one worker"
+)
+
 
 def sent(value: Any, what: str, way_out: str) -> bytes:
     """`value` as bytes. Raises ExecutorError that names `what` where it cannot be had as such."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import StageError, first_said
+from compressor.training.distributed.team import Team
 
 # What is done to the weights after every update, given its rate as a fraction of the peak.
 AfterStep = Callable[[float], None]
@@ -28,15 +29,16 @@ def check_finite(value: float, what: str) -> float:
 class Updates:
     """An `optimizer` that takes `accumulate` batches to an update; gradients longer than `clip` are shortened to it.
 
-    What batches count is what `add_` is told; an update is divided by that of all its batches where it `divides`. The
-    rates that its groups have at first are those at a fraction of 1. `before_step` may change gradients before they
-    are clipped, `after_step` the weights.
+    What batches count is what `add_` is told; an update is divided by that of all its batches where it `divides`. Every
+    member of a `team` adds its parts. The rates that its groups have at first are those at a fraction of 1.
+    `before_step` may change gradients before they are clipped, `after_step` the weights.
     """
 
     optimizer: torch.optim.Optimizer
     clip: float | None
     accumulate: int = 1
     divides: bool = True
+    team: Team | None = None
     before_step: Callable[[], None] | None = None
     after_step: AfterStep | None = None
     peaks: tuple[float, ...] = field(init=False)
@@ -68,8 +70,9 @@ class Updates:
         Raises DivergedError naming `what` where the gradient is not finite.
         """
         # The mean over all of an update, whatever sizes its batches have.
-        weighted = loss if self.accumulate == 1 else loss * counts
-        weighted.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
+        weighted = loss if self._is_whole else loss * counts
+        if counts or self.team is None:
+            weighted.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
         self.batches, self.counted = self.batches + 1, self.counted + counts
         return self.batches == self.accumulate and self.step_(fraction, what)
 
@@ -83,10 +86,14 @@ class Updates:
         if not self.batches:
             return False
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        if self.accumulate > 1 and self.divides and self.counted:
+        counted = self.counted
+        if self.team is not None:
+            self.team.add_gradients_(trained)
+            (counted,) = self.team.sums(counted)
+        if not self._is_whole and self.divides and counted:
             for parameter in trained:
                 if parameter.grad is not None:
-                    parameter.grad.div_(self.counted)
+                    parameter.grad.div_(counted)
         if self.before_step is not None:
             self.before_step()
         norm = nn.utils.clip_grad_norm_(trained, math.inf if self.clip is None else self.clip)
@@ -100,6 +107,11 @@ class Updates:
             with torch.no_grad():
                 self.after_step(fraction)
         return True
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether a batch is an update as it is."""
+        return self.accumulate == 1 and self.team is None
 
     def _move_(self) -> None:
         if type(self.optimizer).__module__.startswith("torch."):

@@ -119,18 +119,18 @@ def _tried(
     start = capture(model)
     try:
         with replayed(seed, 0):
-            before = [float(loss.detach()) for _, loss, _ in islice(passes.losses(0, 0, computed_in), count)]
+            before = [passes.value(loss, own) for _, loss, own in islice(passes.losses(0, 0, computed_in), count)]
         restore_(model, start)
         low, high = _LOWEST[kind], _HIGHEST[kind]
         rates = [low * (high / low) ** (number / max(1, len(before) - 1)) for number in range(len(before))]
         optimizer = optimizer_for(
             model, kind(rate=1.0), weight_decay=settings.weight_decay, layer_rates=settings.layer_rates
         )
-        updates = Updates(optimizer=optimizer, clip=settings.clip)
+        updates = Updates(optimizer=optimizer, clip=settings.clip, divides=passes.weighing.divides, team=passes.team)
         after: list[float] = []
         with replayed(seed, 0), suppress(DivergedError):
             for rate, (_, loss, samples) in zip(rates, passes.losses(0, 0, computed_in), strict=False):
-                after.append(check_finite(float(loss.detach()), "loss"))
+                after.append(check_finite(passes.value(loss, samples), "loss"))
                 updates.add_(loss, samples, rate, "the range test")
     finally:
         restore_(model, start)

@@ -9,7 +9,7 @@ computed anyway.
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter, sleep
@@ -50,7 +50,8 @@ class Threads:
 
     Where nobody else wants the cores it is `most`, so that equal runs give equal bits; where others do, it is found out
     by trying. Where the environment sets a number (OMP_NUM_THREADS, MKL_NUM_THREADS) it stays. `clock` tells seconds,
-    and `others` how many threads of other processes want a core, None where that is not known.
+    and `others` how many threads of other processes want a core, None where that is not known. Passes wait while
+    something is timed, but for those that do not `pauses`, whose team pauses with rank 0.
     """
 
     most: int = field(default_factory=lambda: max(1, min(torch.get_num_threads(), core_count())))
@@ -59,6 +60,7 @@ class Threads:
     clock: Callable[[], float] = perf_counter
     others: Callable[[], int | None] = others_running
     wait: Callable[[float], None] = sleep
+    pauses: bool = True
     _current: int = 0
     _moments: list[bool] = field(default_factory=list)
     _waiting: list[int] = field(default_factory=list)
@@ -105,7 +107,7 @@ class Threads:
 
         Before each the pass waits while something is timed on this machine (`compressor.turns`).
         """
-        with working() as pause:
+        with working() if self.pauses else nullcontext(lambda: None) as pause:
             if self.fixed or self.most == 1:
                 for item in items:
                     pause()

@@ -13,6 +13,7 @@ from torch import Tensor
 from compressor.errors import StageError
 from compressor.progress.bars import progress_bar
 from compressor.training.agreement import Choice
+from compressor.training.distributed.team import told_by_first
 from compressor.training.held_values import Held
 from compressor.training.loss_state import LossState
 from compressor.training.optimizers.averaging import Average
@@ -56,7 +57,9 @@ class Epochs:
 
     def rows(self) -> Tensor | None:
         """The metric's rows of the validation samples, of the model as it is now; None if an output is NaN."""
-        return validation_rows(self.passes.model, self.workload, self.choice.form)
+        return told_by_first(
+            self.passes.team, lambda: validation_rows(self.passes.model, self.workload, self.choice.form)
+        )
 
     def run_(
         self, progress: Progress, resumed: Saved | None = None, save: Callable[[Updates], None] = lambda _: None
@@ -125,9 +128,12 @@ class Epochs:
         """
         started, epoch = perf_counter(), len(progress.logs)
         if epoch and self._in_bfloat16(progress):
-            found = self.choice.still_agrees(self.passes.model, self.workload, self.seed)
-            if found.objection:
-                progress.gave_up_bfloat16 = f"float32 from epoch {epoch} on: {found.objection}"
+            objection = told_by_first(
+                self.passes.team,
+                lambda: self.choice.still_agrees(self.passes.model, self.workload, self.seed).objection,
+            )
+            if objection:
+                progress.gave_up_bfloat16 = f"float32 from epoch {epoch} on: {objection}"
         with replayed(self.seed, epoch % self.views):
             loss = self._batches_(updates, progress)
             updates.rest_()
@@ -173,7 +179,7 @@ class Epochs:
         losses = self.passes.losses(epoch, epoch % self.views, computed_in)
         for batch, loss, counts in self.threads.over(losses, itemgetter(2)):
             self.bar.update()
-            value = check_finite(float(loss.detach()), f"loss in epoch {epoch}, batch {batch}")
+            value = check_finite(self.passes.value(loss, counts), f"loss in epoch {epoch}, batch {batch}")
             step_(partial(updates.add_, loss, counts), batch)
             total, count = total + value, count + 1
             self.bar.set_postfix(loss=f"{total / count:.4f}", score=score, refresh=False)
