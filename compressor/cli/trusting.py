@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from compressor.cli.documenting import bom, card
 from compressor.cli.encrypting import decrypt, encrypt
 from compressor.cli.exits import NOT_TRUSTED, reported
 from compressor.cli.inspecting import inspect
@@ -143,4 +144,4 @@ def _says(path: Path, checked: "Checked | None", signed: "Signed | None", again:
     return f"{said}; signed by {who} as release {signed.statement.release} of {signed.statement.name}"
 
 
-COMMANDS = (verify, keygen, sign, trust, encrypt, decrypt, inspect)
+COMMANDS = (verify, keygen, sign, trust, encrypt, decrypt, inspect, card, bom)
