@@ -13,6 +13,7 @@ from compressor.cli.options import BatchSize, Threads, Verbose, WorkloadName, wo
 def studio(
     *,
     workload: WorkloadName,
+    out: Annotated[Path, typer.Option(help="Folder of what is done on the page: drafts and runs.")] = Path("runs"),
     host: Annotated[
         str, typer.Option(help="Where to listen; anything but this machine itself needs TLS or --plain-http.")
     ] = "127.0.0.1",
@@ -63,7 +64,7 @@ def studio(
             from compressor.studio.desk import Desk
             from compressor.target import Target
 
-            desk = Desk(workload_of(workload), workload, Target(batch_size=batch_size or 1, threads=threads or 1))
+            desk = Desk(workload_of(workload), workload, Target(batch_size=batch_size or 1, threads=threads or 1), out)
             access, got = Access(), opened.getsockname()[1]
 
             # Exporting a model hushes stderr for a while: the links go where it was before.

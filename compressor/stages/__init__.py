@@ -65,6 +65,7 @@ from compressor.stages.quantization import Quantize
 from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.stages.similar_merging import MergeSimilar
 from compressor.stages.sparse_training import SparseTraining
+from compressor.stages.structure_setting import SetStructure
 from compressor.stages.structure_shrinking import ShrinkStructure
 from compressor.stages.weight_clustering import ClusterWeights
 from compressor.stages.weight_sparsifying import SparsifyWeights
@@ -180,6 +181,7 @@ __all__ = [
     "SafePairs",
     "SelfDistillation",
     "SemiStructured",
+    "SetStructure",
     "SevenBits",
     "ShrinkStructure",
     "SlimmingPenalty",
@@ -206,6 +208,7 @@ __all__ = [
 
 BUILT_IN: tuple[type[Any], ...] = (
     ShrinkStructure,
+    SetStructure,
     PruneChannels,
     MergeSimilar,
     DropBlocks,

@@ -1,16 +1,33 @@
 """The studio's addresses: what a browser may ask for, and what it has to bring for it."""
 
-from collections.abc import Callable
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
 
+from compressor.errors import BudgetError, StorageError
 from compressor.studio.access import SESSION_SECONDS, Access, Role, Session, TooManyTriesError
 from compressor.studio.desk import Desk
+from compressor.studio.doing import Doing, done
+from compressor.studio.drafts import ConflictError
 from compressor.studio.guard import App, Guard, RefusedError
 from compressor.studio.pages import render, static
+from compressor.studio.planning import NotReadyError
+
+_Result = TypeVar("_Result")
 
 _COOKIE = "compressor_studio"
 
@@ -35,6 +52,8 @@ def studio_app(
         Route("/events", doors.events),
         Route("/static/{name}", doors.static),
         Route("/part/{name}", doors.part),
+        Route("/draft", doors.draft),
+        *(Route(f"/{name}", doors.doing(name), methods=["POST"]) for name in Doing),
     ]
     app = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_found, RefusedError: _refused})
     return Guard(app, hosts=hosts, scheme=scheme)
@@ -105,11 +124,24 @@ class _Doors:
         content, media = found
         return Response(content, media_type=media)
 
+    async def draft(self, request: Request) -> Response:
+        self._session(request)
+        return JSONResponse(await _worked(self._desk.planning.edited))
+
+    def doing(self, what: str) -> Callable[[Request], Awaitable[Response]]:
+        """What answers a request to do something with the draft."""
+
+        async def answer(request: Request) -> Response:
+            self._session(request, changes=True, edits=True)
+            given = await _given(request)
+            return JSONResponse(await _worked(partial(done, self._desk.planning, Doing(what), given)))
+
+        return answer
+
     async def part(self, request: Request) -> Response:
         session = self._session(request)
-        html = self._desk.part(
-            request.path_params["name"], dict(request.query_params), may_edit=session.role is Role.EDITOR
-        )
+        name, query = request.path_params["name"], dict(request.query_params)
+        html = await _worked(partial(self._desk.part, name, query, may_edit=session.role is Role.EDITOR))
         if html is None:
             raise RefusedError(404, "there is no such part of the page")
         return HTMLResponse(html)
@@ -122,3 +154,30 @@ async def _not_found(_: Request, __: Exception) -> Response:
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
     return PlainTextResponse(f"{error.sentence}\n", error.status)
+
+
+async def _given(request: Request) -> dict[str, Any]:
+    """The JSON object that a request brings. Raises RefusedError for anything else."""
+    try:
+        data = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, "the request is no JSON") from error
+    if not isinstance(data, dict):
+        raise RefusedError(400, "the request is no JSON object")
+    return data
+
+
+async def _worked(work: Callable[[], _Result]) -> _Result:
+    """What `work` gives, computed beside the server; its refusals as a person reads them. Raises RefusedError."""
+    try:
+        return await asyncio.to_thread(work)
+    except ConflictError as error:
+        raise RefusedError(409, "somebody else has edited this draft since; the page shows it as it is now") from error
+    except NotReadyError as error:
+        raise RefusedError(503, str(error)) from error
+    except BudgetError as error:
+        raise RefusedError(422, "that cannot be reached: what is locked takes longer; ask for less") from error
+    except StorageError as error:
+        raise RefusedError(507, str(error)) from error
+    except ValueError as error:
+        raise RefusedError(400, f"that cannot be chosen: {error}") from error

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from compressor.files.export import export_onnx
@@ -9,11 +10,13 @@ from compressor.files.weights import count_parameters
 from compressor.inspection.inspection import Inspection, inspect
 from compressor.inspection.recommendation import recommend
 from compressor.report.numbers import printable
+from compressor.runtime import OnnxModule
 from compressor.studio.drawing import drawn, told
 from compressor.studio.events import Broadcast
 from compressor.studio.overview import findings, overview
 from compressor.studio.pages import render
 from compressor.studio.picture import Detail, Picture
+from compressor.studio.planning import NotReadyError, Planning
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -21,20 +24,26 @@ Query = Mapping[str, str]
 
 
 class Desk:
-    """`workload`, which the command line calls `name`, on `target`; `look` finds out about it beside the server."""
+    """`workload`, which the command line calls `name`, on `target`; `look` finds out about it beside the server.
 
-    def __init__(self, workload: Workload, name: str, target: Target) -> None:
+    What is done on the page is kept in the folder `out`.
+    """
+
+    def __init__(self, workload: Workload, name: str, target: Target, out: Path) -> None:
         self.workload, self.name, self.target = workload, name, target
         self.events = Broadcast()
+        self.planning = Planning(workload, name, target, out, self.events)
         self.inspection: Inspection | None = None
         self.picture: Picture | None = None
         self.failed: str | None = None
+        self.unplanned = ""
         self._parameters = 0
         self._parts: dict[str, Callable[[Query, bool], str | None]] = {
             "overview": self._overview,
             "findings": self._findings,
             "picture": self._picture,
             "box": self._box,
+            "plan": self._plan,
         }
 
     def look(self) -> threading.Thread:
@@ -51,6 +60,19 @@ class Desk:
         except Exception as error:  # noqa: BLE001 - a user's model raises anything, and the page says what
             self.failed = printable(f"{type(error).__name__}: {error}")
         self.events.publish("looked", {"failed": self.failed})
+        if self.inspection is not None and self.failed is None:
+            self._begin_planning(self.inspection)
+
+    def _begin_planning(self, inspection: Inspection) -> None:
+        if isinstance(self.workload.model, OnnxModule):
+            self.unplanned = "An ONNX file has no layers to take out: give the torch model that it came from."
+        else:
+            try:
+                self.planning.begin(inspection)
+            except Exception as error:  # noqa: BLE001 - a user's model raises anything, and the page says what
+                self.unplanned = printable(f"{type(error).__name__}: {error}")
+        if self.unplanned:
+            self.events.publish("planned", {"failed": self.unplanned})
 
     def _pictured(self) -> Picture:
         model = self.workload.model
@@ -91,6 +113,13 @@ class Desk:
         if self.picture is None or detail is None:
             return None
         return render("picture", **drawn(self.picture, self.inspection, detail))
+
+    def _plan(self, query: Query, may_edit: bool) -> str:  # noqa: FBT001
+        del query
+        try:
+            return self.planning.page(may_edit=may_edit)
+        except NotReadyError:
+            return render("unplanned", reason=self.unplanned, failed=self.failed)
 
     def _box(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
         del may_edit

@@ -18,6 +18,7 @@ from compressor.testing import check_stage
 SETTINGS = {
     "prune_channels": {"remove": 0.4, "align": 4},
     "shrink_structure": {"target": Macs(0.5), "align": 8, "batches": 1, "rounds": 2},
+    "set_structure": {"widths": ("layer1.0.conv1=8", "conv1=12"), "drop": ("layer2.1",)},
     "merge_similar": {"remove": 0.25, "align": 4},
     "drop_blocks": {"remove": 0.5},
     "factorize_layers": {"target": Macs(0.6), "align": 4, "batches": 1},

@@ -41,8 +41,8 @@ def access(clock):
 
 
 @pytest.fixture
-def desk(tiny_workload):
-    return Desk(tiny_workload, "tiny", Target())
+def desk(tiny_workload, tmp_path):
+    return Desk(tiny_workload, "tiny", Target(), tmp_path)
 
 
 @pytest.fixture
@@ -184,11 +184,11 @@ def test_no_frame_holds_the_page(browser, access):
         assert "unsafe" not in policy
 
 
-def test_names_are_shown_as_they_are_written(tiny_workload, access):
+def test_names_are_shown_as_they_are_written(tiny_workload, access, tmp_path):
     """11. A workload's name that is a script is text on the page."""
     evil = "<script>alert(1)</script>\"'&"
     workload = replace(tiny_workload, name=evil)
-    browser = Browser(studio_app(Desk(workload, evil, Target()), access, hosts=frozenset({HOST})))
+    browser = Browser(studio_app(Desk(workload, evil, Target(), tmp_path), access, hosts=frozenset({HOST})))
     browser.enters(access)
     page = browser("GET", "/").text
     assert "<script>alert" not in page

@@ -146,9 +146,9 @@ def test_blocks_are_fewer_than_layers_and_layers_fewer_than_operators(looked):
     "query",
     [{"detail": "everything"}, {"detail": "layers", "number": "-1"}, {"number": "1e3"}, {"number": "9" * 40}, {}],
 )
-def test_what_is_not_there_is_not_shown(looked, query):
+def test_what_is_not_there_is_not_shown(looked, query, tmp_path):
     """Details and numbers that do not exist give nothing, whatever was asked."""
     workload, inspection, picture, _ = looked
-    desk = Desk(workload, "small", Target())
+    desk = Desk(workload, "small", Target(), tmp_path)
     desk.inspection, desk.picture = inspection, picture
     assert desk.part("box", query, may_edit=True) is None

@@ -110,3 +110,100 @@ picture.addEventListener("input", (event) => {
   document.getElementById("found").textContent = wanted ? `${count} found` : "";
   if (first) first.scrollIntoView({ block: "nearest", inline: "center" });
 });
+
+// What if: every change is shown at once as the server predicts it, and kept where the person lets go.
+const planning = document.getElementById("planning");
+const control = (id) => document.getElementById(id);
+let version = 0, trying = null, waits = false;
+
+function chosen() {
+  const widths = {};
+  for (const slider of planning.querySelectorAll("[data-width]")) {
+    const stops = slider.dataset.stops.split(" ").map(Number);
+    if (slider.value !== slider.max) widths[slider.dataset.width] = stops[Number(slider.value)];
+  }
+  const drop = [...planning.querySelectorAll("[data-block]")].filter((box) => !box.checked).map((box) => box.dataset.block);
+  return { widths, drop, form: control("form").value, epochs: Math.round(Number(control("epochs").value)) };
+}
+
+function spell(slider) {
+  const stops = slider.dataset.stops.split(" ");
+  const width = stops[Number(slider.value)];
+  slider.setAttribute("aria-valuetext", `${width} of ${stops[stops.length - 1]}`);
+  slider.parentElement.querySelector("output").textContent = width;
+}
+
+function take(draft) {
+  version = draft.version;
+  for (const slider of planning.querySelectorAll("[data-width]")) {
+    const stops = slider.dataset.stops.split(" ").map(Number);
+    const width = draft.choice.widths[slider.dataset.width];
+    const place = width === undefined ? stops.length - 1 : stops.findIndex((stop) => stop >= width);
+    slider.value = place;
+    spell(slider);
+  }
+  for (const box of planning.querySelectorAll("[data-block]")) box.checked = !draft.choice.drop.includes(box.dataset.block);
+  control("form").value = draft.choice.form;
+  control("epochs").value = draft.choice.epochs;
+  control("undo").disabled = !draft.undo;
+  control("redo").disabled = !draft.redo;
+  control("tiles").innerHTML = draft.tiles;
+  control("recipe").textContent = draft.recipe || "Nothing is chosen yet.";
+  document.dispatchEvent(new CustomEvent("drafted"));
+}
+
+async function refresh() {
+  const answer = control("plan") && await ask("draft");
+  if (answer) take(await answer.json());
+}
+
+async function change(path, more) {
+  say("");
+  const answer = await ask(path, { version, ...more });
+  if (answer) take(await answer.json());
+  else if (control("plan")) { const now = await fetch("draft"); if (now.ok) take(await now.json()); }
+}
+
+async function attempt() {
+  // One question at a time; of those that came meanwhile only the last counts.
+  if (trying) { waits = true; return; }
+  trying = ask("try", { choice: chosen() });
+  const answer = await trying;
+  if (answer) control("tiles").innerHTML = (await answer.json()).tiles;
+  trying = null;
+  if (waits) { waits = false; attempt(); }
+}
+
+planning.addEventListener("shown", () => { if (control("plan")) version = Number(control("plan").dataset.version); });
+planning.addEventListener("input", (event) => {
+  if (event.target.matches("[data-width]")) { spell(event.target); attempt(); }
+});
+planning.addEventListener("change", (event) => {
+  if (event.target.matches("[data-width], [data-block], #form, #epochs")) { waits = false; change("edit", { choice: chosen() }); }
+});
+planning.addEventListener("click", async (event) => {
+  const id = event.target.id;
+  if (id === "undo" || id === "redo") change(id, {});
+  if (id === "whole") change("edit", { choice: { widths: {}, drop: [], form: "float32", epochs: 8 } });
+  if (id === "choose") {
+    control("choosing").textContent = "choosing …";
+    await change("choose", { percent: Math.round(Number(control("percent").value)) });
+    control("choosing").textContent = "";
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || !control("plan")) return;
+  if (event.target.matches("input[type=number], input[type=search], textarea")) return;
+  event.preventDefault();
+  control(event.shiftKey ? "redo" : "undo").click();
+});
+events.addEventListener("planned", () => show("plan"));
+events.addEventListener("measured", () => { if (control("choose")) { control("choose").disabled = false; control("choosing").textContent = ""; } });
+events.addEventListener("drafted", (event) => { if (JSON.parse(event.data).version !== version) refresh(); });
+events.addEventListener("judged", async (event) => {
+  if (JSON.parse(event.data).version !== version || !control("tiles")) return;
+  const answer = await ask("draft");
+  const draft = answer && await answer.json();
+  // Who is dragging meanwhile sees what is tried, not what was kept.
+  if (draft && draft.version === version && !trying) control("tiles").innerHTML = draft.tiles;
+});

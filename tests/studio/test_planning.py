@@ -1,0 +1,192 @@
+"""What a choice costs, as the page shows it: held against the models that come of it, and asked for by requests."""
+
+import asyncio
+
+import pytest
+import torch
+
+pytest.importorskip("starlette")
+pytest.importorskip("httpx")
+
+import httpx
+
+from compressor.errors import BudgetError
+from compressor.files.export import export_onnx
+from compressor.inspection.inspection import inspect
+from compressor.kept_state import private_copy
+from compressor.measuring.macs import count_macs
+from compressor.stage import Context
+from compressor.studio.access import Access, Role
+from compressor.studio.app import studio_app
+from compressor.studio.choice import Choice
+from compressor.studio.desk import Desk
+from compressor.studio.whatif import WhatIf
+from compressor.target import Isa, Target
+from workbench.tiny import TinyResNet, make_workload
+
+HOST = "127.0.0.1:8765"
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A small residual CNN on the table, with all that planning needs."""
+    torch.manual_seed(0)
+    workload = make_workload(TinyResNet(32).eval())
+    target = Target(isa=Isa.X86_AVX2)
+    desk = Desk(workload, "small", target, tmp_path_factory.mktemp("studio"))
+    desk.inspection = inspect(workload, target=target, seconds=0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        # It only fills the latency table ahead of time.
+        patch.setattr(WhatIf, "warm", lambda _: None)
+        desk.planning.begin(desk.inspection)
+    return desk
+
+
+CHOICES = [
+    Choice(widths={"layer1.0.conv1": 16}),
+    Choice(widths={"conv1": 16, "layer2.1.conv1": 24}),
+    Choice(drop=("layer2.1",)),
+    Choice(widths={"conv1": 24, "layer1.0.conv1": 8}, drop=("layer2.2",)),
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_predictions_are_those_of_the_model_that_comes_of_it(desk, choice):
+    """The recipe's first stage is applied, exported and counted: parameters and products are equal, bytes near."""
+    whatif, workload = desk.planning.whatif, desk.workload
+    numbers = whatif.numbers(choice)
+    stage = choice.recipe(whatif.free, desk.target).stages[0]
+    model = stage.apply(private_copy(workload.model), workload, Context(progress=False, target=desk.target))
+    assert numbers.parameters == sum(parameter.numel() for parameter in model.parameters())
+    file = export_onnx(model, workload).onnx_bytes
+    assert numbers.macs == count_macs(file, workload.example_inputs)
+    assert numbers.size_bytes == pytest.approx(len(file), rel=0.1)
+    assert numbers.ms < whatif.reference.ms
+
+
+def test_eight_bits_are_smaller(desk):
+    """The file in 8 bits has less than half of the bytes, and its products are as many."""
+    numbers = desk.planning.whatif.numbers(Choice(form="int8"))
+    assert numbers.size_bytes < 0.5 * desk.planning.whatif.reference.size_bytes
+    assert numbers.macs == desk.planning.whatif.reference.macs
+
+
+def test_a_choice_is_judged_on_validation_data(desk):
+    """The whole model loses nothing; without most of its channels an interval says what it loses."""
+    whole = desk.planning.whatif.judged(Choice())
+    assert (whole.drop.value, whole.drop.low, whole.drop.high) == (0, 0, 0)
+    weights = [value.clone() for value in desk.planning.whatif._model.state_dict().values()]
+    judged = desk.planning.whatif.judged(Choice(widths={"conv1": 8, "layer2.0.conv2": 8}, drop=("layer1.0",)))
+    assert judged.drop.low <= judged.drop.value <= judged.drop.high
+    assert judged.drop.low < judged.drop.high
+    after = desk.planning.whatif._model.state_dict().values()
+    assert all(torch.equal(one, other) for one, other in zip(weights, after, strict=True))
+
+
+def test_the_knapsack_keeps_the_target(desk):
+    """At most 80 % of the time by the same prediction; what cannot be reached is an error."""
+    whatif = desk.planning.whatif
+    found = whatif.within(0.8, Choice(epochs=3))
+    assert whatif.numbers(found).ms <= 0.8 * whatif.reference.ms
+    assert found.epochs == 3
+    with pytest.raises(BudgetError):
+        whatif.within(0.0001, Choice())
+
+
+class Browser:
+    def __init__(self, desk, role=Role.EDITOR):
+        access = Access()
+        app = studio_app(desk, access, hosts=frozenset({HOST}))
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=f"http://{HOST}")
+        self.get(f"/enter?token={access.token(role)}")
+        self.csrf = self.get("/").text.partition('data-csrf="')[2].partition('"')[0]
+
+    def get(self, path):
+        return asyncio.run(self.client.get(path))
+
+    def post(self, path, data, **headers):
+        headers = {"origin": f"http://{HOST}", "x-csrf-token": self.csrf, **headers}
+        return asyncio.run(self.client.post(path, json=data, headers=headers))
+
+
+def test_an_edit_is_kept_and_taken_back(desk):
+    """By requests, as the page makes them: numbers and recipe come back, a later page is told, undo undoes."""
+    browser = Browser(desk)
+    version = browser.get("/draft").json()["version"]
+    choice = CHOICES[0].to_json()
+    kept = browser.post("/edit", {"version": version, "choice": choice}).json()
+    assert kept["choice"] == choice
+    assert "layer1.0.conv1=16" in kept["recipe"]
+    late = Browser(desk).post("/edit", {"version": version, "choice": CHOICES[2].to_json()})
+    assert late.status_code == 409
+    assert "somebody else" in late.text
+    again = browser.post("/edit", {"version": version, "choice": choice})
+    assert again.status_code == 409
+    undone = browser.post("/undo", {"version": version + 1}).json()
+    assert undone["choice"] == Choice().to_json()
+    assert undone["redo"] is True
+
+
+def test_trying_keeps_nothing(desk):
+    """A slider on its way shows numbers, and the draft stays as it is."""
+    browser = Browser(desk)
+    before = browser.get("/draft").json()
+    tried = browser.post("/try", {"choice": CHOICES[2].to_json()})
+    assert "milliseconds a call" in tried.json()["tiles"]
+    assert browser.get("/draft").json()["version"] == before["version"]
+
+
+def test_a_target_is_chosen_by_request(desk):
+    """The knapsack's choice becomes the draft; one out of reach is a sentence."""
+    browser = Browser(desk)
+    version = browser.get("/draft").json()["version"]
+    chosen = browser.post("/choose", {"version": version, "percent": 80})
+    assert chosen.status_code == 200
+    assert "set_structure" in chosen.json()["recipe"]
+    assert browser.post("/choose", {"version": version + 1, "percent": 1}).status_code == 422
+    browser.post("/undo", {"version": version + 1})
+
+
+@pytest.mark.parametrize("path", ["/try", "/edit", "/undo", "/redo", "/choose"])
+def test_who_watches_changes_nothing(desk, path):
+    """15. The server refuses, whatever the page of a viewer sends."""
+    browser = Browser(desk, Role.VIEWER)
+    before = browser.get("/draft").json()
+    given = {"version": before["version"], "choice": CHOICES[0].to_json(), "percent": 80}
+    assert browser.post(path, given).status_code == 403
+    assert browser.get("/draft").json() == before
+    assert 'fieldset class="plain-set" disabled' in browser.get("/part/plan").text
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"version": "1"}, {"version": True}, {"version": 10**30}, {"version": 0, "percent": 0.5}, [], 3, None]
+)
+@pytest.mark.parametrize("path", ["/edit", "/choose"])
+def test_what_is_no_edit_is_refused(desk, path, data):
+    """With a sentence, and no change; never an error of the server's own."""
+    browser = Browser(desk)
+    before = browser.get("/draft").json()["version"]
+    assert browser.post(path, data).status_code in {400, 409}
+    assert browser.get("/draft").json()["version"] == before
+
+
+def test_the_page_shows_every_control(desk):
+    """A slider for each free width, a switch for each free block, under names that a screen reader reads."""
+    html = Browser(desk).get("/part/plan").text
+    free = desk.planning.whatif.free
+    assert html.count('type="range"') == len(free.widths) > 3
+    assert html.count("data-block=") == len(free.blocks) > 1
+    assert html.count("aria-valuetext") == len(free.widths)
+
+
+def test_before_anything_is_known_there_is_nothing_to_edit(tiny_workload, tmp_path):
+    """Requests are answered by a sentence, and the page waits."""
+    browser = Browser(Desk(tiny_workload, "tiny", Target(), tmp_path))
+    assert browser.post("/edit", {"version": 0, "choice": Choice().to_json()}).status_code == 503
+    assert "Finding out" in browser.get("/part/plan").text
+
+
+def test_numbers_are_asked_for_while_losses_are_measured(desk):
+    """What is tried on the model holds no slider up: the two have locks of their own."""
+    with desk.planning.whatif._trying:
+        assert desk.planning.whatif.numbers(CHOICES[0]).ms > 0
