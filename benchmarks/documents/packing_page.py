@@ -42,10 +42,10 @@ def lenet_section(result: dict) -> list[str]:
     networks = result["networks"]
     images = next(iter(networks.values()))["images"]
     return [
-        "LeNets on MNIST, pruned, taught by the dense network, with shared values, packed, unpacked and run on",
-        f"{images:,} test images; the drop is paired, and by McNemar's test p says how likely so uneven a split of the",
+        "LeNets on MNIST, pruned, taught by the dense network, with shared values, packed, unpacked and run on the",
+        f"first {images:,} test images. The drop is paired; p, by McNemar, is how likely so uneven a split of the",
         "images that one alone gets right would be by chance. Left: numbers that are not zero, and the bits that each",
-        "takes; packed in bytes; times: of the dense weights in float32.",
+        "takes; packed in bytes; times: of the dense weights in float32; minutes beside other work, training included.",
         "",
         "| network | left | packed | times smaller | bits each | error, % | dense, % | drop, points | p | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -52,19 +52,18 @@ from compressor.training.settings import TrainingSettings
 from compressor.workload import Workload
 
 RESULT = RESULTS / "packing-lenets.json"
-EPOCHS = 12
 
 
 @dataclass(frozen=True)
 class Aim:
-    """How a network is pruned, and how many times smaller than its dense weights the packed file is to be."""
+    """How a network is pruned, and for how many epochs it is trained, pruned and taught, each."""
 
     sparsity: float
     clusters: int
-    times: float
+    epochs: int
 
 
-AIMS = {"lenet-300-100": Aim(0.95, 8, 60.0), "lenet-5": Aim(0.98, 8, 100.0)}
+AIMS = {"lenet-300-100": Aim(0.95, 8, 10), "lenet-5": Aim(0.975, 8, 6)}
 
 
 def lenet_300_100() -> nn.Sequential:
@@ -112,17 +111,19 @@ def workload(network: str) -> Workload:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the first training, of pruning and of teaching")
+    parser.add_argument("--epochs", type=int, default=None, help="of the first training, of pruning and of teaching")
     parser.add_argument("--sparsity", type=float, default=None, help="another part of the weights that becomes zero")
     parser.add_argument("--clusters", type=int, default=None, help="another number of values in a layer")
     parser.add_argument("--validate", action="store_true", help="tells validation alone, and stores nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/packing"))
     arguments = parser.parse_args()
-    asked = {name: value for name in ("sparsity", "clusters") if (value := getattr(arguments, name)) is not None}
+    asked = {
+        name: value for name in ("sparsity", "clusters", "epochs") if (value := getattr(arguments, name)) is not None
+    }
     stored = read_json(RESULT)["networks"] if RESULT.exists() else {}
     for network in arguments.networks:
         aim = replace(AIMS[network], **asked)
-        row = one_network(network, aim, arguments.epochs, arguments.out / network, validate=arguments.validate)
+        row = one_network(network, aim, arguments.out / network, validate=arguments.validate)
         print_row(network, row)
         if not arguments.validate:
             stored[network] = row
@@ -131,19 +132,19 @@ def main() -> None:
             write_json(RESULT, facts)
 
 
-def one_network(network: str, aim: Aim, epochs: int, out: Path, *, validate: bool = False) -> dict[str, Any]:
+def one_network(network: str, aim: Aim, out: Path, *, validate: bool = False) -> dict[str, Any]:
     """What a network and its packed file are in numbers, on test images, or on validation images where `validate`.
 
     Files and seconds are in `out`, and are not made again.
     """
     found = workload(network)
-    folders = {"dense": out / f"dense-{epochs}"}
-    folders["small"] = out / f"small-{epochs}-{aim.sparsity:g}-{aim.clusters}"
-    _made(folders["dense"], found, lambda folder: _dense(found, epochs, folder))
+    folders = {"dense": out / f"dense-{aim.epochs}"}
+    folders["small"] = out / f"small-{aim.epochs}-{aim.sparsity:g}-{aim.clusters}"
+    _made(folders["dense"], found, lambda folder: _dense(found, aim.epochs, folder))
     dense = copy.deepcopy(found.model).eval()
     dense.load_state_dict(load_file(folders["dense"] / "weights.safetensors"))
     taught = replace(found, model=dense)
-    _made(folders["small"], taught, lambda folder: _small(taught, aim, epochs, folder))
+    _made(folders["small"], taught, lambda folder: _small(taught, aim, folder))
     files = {kind: folder / "model.onnx" for kind, folder in folders.items()}
     made = pack(files["small"], folders["small"] / "model.pack")
     unpack(made.path, folders["small"] / "unpacked.onnx")
@@ -157,7 +158,7 @@ def one_network(network: str, aim: Aim, epochs: int, out: Path, *, validate: boo
     drop = paired_drop(rows["small"], rows["dense"], found.metric)
     graph = graph_bytes(made.path.read_bytes())
     return {
-        "epochs": epochs,
+        "epochs": aim.epochs,
         "sparsity": aim.sparsity,
         "clusters": aim.clusters,
         "images": len(rows["dense"]),
@@ -200,8 +201,9 @@ def _dense(found: Workload, epochs: int, out: Path) -> nn.Module:
     return model
 
 
-def _small(found: Workload, aim: Aim, epochs: int, out: Path) -> nn.Module:
+def _small(found: Workload, aim: Aim, out: Path) -> nn.Module:
     """The network of `found`, which teaches, pruned, without what has no weights any more, and with shared values."""
+    epochs = aim.epochs
     decay = Polynomial(initial=0.5, epochs=epochs, tail_epochs=2, optimizer=AdamW(rate=1e-3))
     stages = {
         "sparse": SparsifyWeights(sparsity=aim.sparsity, scope=Global(), schedule=decay),

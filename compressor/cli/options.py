@@ -155,7 +155,7 @@ def recipes_of(sources: list[str], settings: list[str] | None, student: str | No
     asking = [source for source in sources if student is not None and Recipe.asks_for_student(source)]
     if student is not None and not asking:
         raise WrongUseError(
-            f"--student goes into the recipes that leave one open, and {', '.join(sources)} leave none; add "
+            f"--student goes into the recipes that leave one open, and none of these does: {', '.join(sources)}; add "
             "student_int8, or write `student: <my_models:small>` into the distill that it is for"
         )
     return [

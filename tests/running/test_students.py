@@ -180,7 +180,7 @@ def test_compare_gives_a_student_to_the_recipes_that_ask_for_one(tmp_path, monke
     del command[2]
     refused = CliRunner().invoke(app, [*command, "--student", "workbench.tiny:TinyResNet"])
     assert refused.exit_code == 2
-    assert "drop_blocks_distill_int8 leave none" in " ".join(refused.output.split())
+    assert "none of these does: drop_blocks_distill_int8; add student_int8" in " ".join(refused.output.split())
 
 
 def test_a_student_is_judged_by_itself() -> None:
