@@ -5,13 +5,17 @@ export. A network of the operators below needs none of it: each has an operator 
 translations or by the two here. What they give is the same file.
 """
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from onnxscript import opset20 as onnx_operators
 from torch.fx import Node
+from torch.onnx._internal.exporter import _registration  # where the exporter takes its table of translations from
 
 _ATEN = torch.ops.aten
 
@@ -84,6 +88,38 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     _ATEN.flatten.using_ints: _flatten,
     _ATEN.adaptive_avg_pool2d.default: _global_pool,
 }
+
+
+@contextmanager
+def one_table() -> Iterator[None]:
+    """Within it exporters take copies of one table of translations, which torch builds anew for every export.
+
+    Half a second each goes into reading the sources of five hundred functions. A torch that has no such table, or has
+    it elsewhere, builds it as ever.
+    """
+    kind: Any = getattr(_registration, "ONNXRegistry", None)
+    own = vars(kind).get("from_torchlib") if kind is not None else None
+    if not isinstance(own, classmethod):
+        yield
+        return
+    build: Callable[..., Any] = own.__func__
+
+    def copied(cls: Any, *settings: Any, **named: Any) -> Any:
+        made = copy.copy(_table(build, cls, settings, tuple(named.items())))
+        # An export may add translations of its own.
+        made.functions = {target: list(found) for target, found in made.functions.items()}
+        return made
+
+    kind.from_torchlib = classmethod(copied)
+    try:
+        yield
+    finally:
+        kind.from_torchlib = own
+
+
+@cache
+def _table(build: Callable[..., Any], kind: Any, settings: tuple[Any, ...], named: tuple[tuple[str, Any], ...]) -> Any:
+    return build(kind, *settings, **dict(named))
 
 
 def write_direct_(program: torch.export.ExportedProgram, **settings: Any) -> torch.onnx.ONNXProgram | None:

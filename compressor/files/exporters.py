@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from compressor.errors import LONGEST_REASON, ExportError, bounded, first_said
 from compressor.files.child_process import ChildError, Limit, LimitError, run_limited
-from compressor.files.direct_programs import write_direct_
+from compressor.files.direct_programs import one_table, write_direct_
 from compressor.files.graphs import OPSET
 from compressor.files.verification import ExportTask
 
@@ -48,7 +48,8 @@ def write(
     def work() -> bytes:
         try:
             if exporter == "dynamo":
-                proto, is_direct = _dynamo(task, direct=direct)
+                with one_table():
+                    proto, is_direct = _dynamo(task, direct=direct)
             else:
                 proto, is_direct = _torchscript(task, on_values=on_values), False
             outcome = Written(onnx_bytes=proto.SerializeToString(deterministic=True), direct=is_direct)
@@ -86,7 +87,8 @@ def condensed(error: BaseException) -> str:
 def _warm() -> None:
     """Loads and fills what exporters need, so that not every child process has to anew."""
     program = torch.export.export(nn.Linear(1, 1), (torch.zeros(2, 1),), dynamic_shapes=({0: Dim.AUTO, 1: Dim.STATIC},))
-    torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+    with one_table():
+        torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
 
 
 def _traced(model: nn.Module, task: ExportTask) -> torch.export.ExportedProgram:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
+from torch.onnx._internal.exporter import _registration
 
 from compressor.files import export, exporters
-from compressor.files.direct_programs import made_direct_
+from compressor.files.direct_programs import made_direct_, one_table
 from compressor.files.export import export_onnx
 from workbench.same_data import same_data
 
@@ -167,3 +168,27 @@ def test_the_long_way_is_gone_where_the_short_one_fails(monkeypatch: pytest.Monk
     x = torch.randn(6, 4)
     exported = export_onnx(model, same_data(model, [(x, torch.arange(6) % 3)], x[:2]))
     assert (exported.exporter, exported.notes) == ("dynamo", ())
+
+
+def test_the_table_of_translations_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports take copies of it: what one adds is not in the next, and outside torch builds its own again."""
+    built = []
+    build = vars(_registration.ONNXRegistry)["from_torchlib"].__func__
+
+    def counted(cls, opset_version=18):
+        built.append(opset_version)
+        return build(cls, opset_version)
+
+    monkeypatch.setattr(_registration.ONNXRegistry, "from_torchlib", classmethod(counted))
+    with one_table():
+        first, second = (_registration.ONNXRegistry.from_torchlib(20) for _ in range(2))
+        one = next(iter(second.functions))
+        known = len(second.functions[one])
+        first.functions[one].append(first.functions[one][0])  # as a translation of one's own is added
+        third = _registration.ONNXRegistry.from_torchlib(20)
+    assert built == [20]
+    assert len(first.functions[one]) == known + 1
+    assert len(third.functions[one]) == len(second.functions[one]) == known
+    assert first.opset_version == third.opset_version == 20
+    _registration.ONNXRegistry.from_torchlib(20)
+    assert built == [20, 20]
