@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-clusters test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-exclusive bench-capacity bench-evaluations
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-search bench-exclusive bench-capacity bench-evaluations
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -90,7 +90,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-demo bench-compare bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
+bench: bench-demo bench-compare bench-search bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -102,6 +102,9 @@ bench-demo: $(VENV)/installed-dev  ## seconds of make demo, alone and beside eig
 
 bench-compare: $(VENV)/installed-dev  ## twelve recipes compared, beside the same run one by one: seconds, and the files (hours; resumes; wants a quiet machine)
 	$(BIN)/python -m benchmarks.compare.tree
+
+bench-search: $(VENV)/installed-dev  ## a search among 48 recipes of the digits beside all of them: share of the volume and of the work (half an hour; resumes)
+	$(BIN)/python -m benchmarks.compare.search
 
 bench-exclusive: $(VENV)/installed-dev  ## a file timed while eight workers train, beside a quiet machine, in turns (minutes; wants a quiet machine)
 	$(BIN)/python -m benchmarks.compare.exclusive

@@ -35,7 +35,7 @@ from compressor.report.comparison import (
     print_comparison,
 )
 from compressor.report.markdown import escape
-from compressor.report.notebook import flat, frame, table_html
+from compressor.report.notebook import csv_text, flat, frame, table_html
 from compressor.report.report import Report
 from compressor.report.view import busy_sentence
 from compressor.running.executors.choosing import executor_of
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _DATA, _TIMES, _SHARED = "comparison.json", "times.json", "shared"
-_PAGES = ("comparison.md", "comparison.html", "comparison.svg")
+_PAGES = ("comparison.md", "comparison.html", "comparison.svg", "comparison.csv")
 # Every pair of so many is tested, and every file timed again; of more, those on the front and what they are told from.
 _ALL_PAIRS = 40
 
@@ -93,7 +93,11 @@ class Comparison:
         Estimates have three columns, such as `speedup`, `speedup_low` and `speedup_high`. Raises WrongUseError where
         pandas is not installed; the extra `frame` brings it along.
         """
-        return frame([{name: value for name, value in flat(vars(row)).items() if name != "scale"} for row in self.rows])
+        return frame(self._flat_rows())
+
+    def to_csv(self) -> str:
+        """The same as CSV: a line a row, estimates in three columns."""
+        return csv_text(self._flat_rows())
 
     @property
     def any_budget_met(self) -> bool:
@@ -111,6 +115,8 @@ class Comparison:
                 "speedup": _interval(row.speedup),
                 "size_bytes": row.size_bytes,
                 "compressed_bytes": row.compressed_bytes,
+                "packed_bytes": row.packed_bytes,
+                "stages": row.stages,
                 "seconds": row.seconds,
                 "pareto": row.pareto,
                 "alike": row.alike,
@@ -135,6 +141,11 @@ class Comparison:
         )
         return found
 
+    def _flat_rows(self) -> list[dict[str, Any]]:
+        left_out = {"scale", "course", "recipe"}
+        found = [{name: value for name, value in flat(vars(row)).items() if name not in left_out} for row in self.rows]
+        return [{**row, "stages": " ".join(row["stages"])} for row in found]
+
     def print(self, console: "Console | None" = None) -> None:
         """Prints what to ship and the table to `console`, by default the terminal."""
         print_comparison(self.rows, console, busy=self.busy, told=self.told)
@@ -157,7 +168,7 @@ def compare(
     workers: int | None = None,
     workload_from: Callable[[], Workload] | None = None,
 ) -> Comparison:
-    """Runs every recipe into `out/<its name>` and writes comparison.json, .md, .html and .svg into `out`.
+    """Runs every recipe into `out/<its name>` and writes comparison.json, .html, .csv, .md and .svg into `out`.
 
     Recipes may be given as objects, files, or names of shipped ones; pipelines take part as well. A file with sweeps
     (`remove: {sweep: [0.3, 0.5]}`) gives every recipe that they make. `seed` and `target` default to the recipes' own;
@@ -304,6 +315,7 @@ def _write(comparison: Comparison, folder: Path) -> None:
     )
     page = comparison_html(comparison.rows, title, failed, busy=comparison.busy, told=comparison.told)
     write_atomic(folder / "comparison.html", page)
+    write_atomic(folder / "comparison.csv", comparison.to_csv())
     write_atomic(folder / "comparison.svg", comparison_svg(comparison.rows))
 
 

@@ -10,9 +10,11 @@ from compressor.comparing.significance import LEVEL, letters
 from compressor.estimate import Estimate
 from compressor.measuring.timing import Timing
 from compressor.report.comparison import ComparisonRow, pareto_front
+from compressor.report.explorer import Mark
 from compressor.report.numbers import ScoreScale
 from compressor.report.record import Step
 from compressor.report.report import Report
+from compressor.report.view import recipe_yaml
 
 _UNCHANGED = Estimate(1.0, 1.0, 1.0)
 
@@ -117,6 +119,18 @@ def _of_step(name: str, report: Report, index: int) -> ComparisonRow:
         seconds=sum(done.seconds for done in report.steps),
         pareto=False,
         report=f"{name}/report.html",
+        recipe=recipe_yaml(report),
+        stages=tuple(dict.fromkeys(done.stage for done in report.steps[1:])),
+        course=tuple(
+            Mark(
+                stage=done.stage,
+                latency_ms=done.measurement.latency_ms.value,
+                size_bytes=done.measurement.size_bytes,
+                kept=done.kept,
+            )
+            for done in report.steps
+            if done.measurement is not None
+        ),
         scale=ScoreScale.of(report.workload),
         # Without a budget nothing can be within it.
         budget_met=report.budget_met if report.budget is not None or not report.budget_met else None,

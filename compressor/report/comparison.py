@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compressor.estimate import Estimate
+from compressor.report.explorer import SORTED, Mark, explorer
 from compressor.report.html import templates
 from compressor.report.numbers import (
     ScoreScale,
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+# Of more points in one picture those on the front have names.
+_ALL_NAMED = 40
+# More names in a sentence are read by nobody.
+_SOME = 10
 ALIKE = "Scores that share a letter cannot be told apart (paired tests, Holm's correction, 5 %)."
 
 
@@ -40,7 +45,8 @@ class ComparisonRow:
     `budget_met` is None where nothing is known of a budget. Scores of rows that share a letter in `alike` cannot be
     told apart; "" where that was not tested. `control` is the kind of a row that is there to compare with, "" for
     recipes. The score is the mean over `seeds` runs. `packed_bytes` is what `compressor pack` makes of the file, None
-    where that is not known.
+    where that is not known. `recipe` is the YAML text of what was run, `stages` are its stages by name, and `course`
+    tells of the file after each of them.
     """
 
     name: str
@@ -59,6 +65,9 @@ class ComparisonRow:
     control: str = ""
     seeds: int = 1
     packed_bytes: int | None = None
+    recipe: str = ""
+    stages: tuple[str, ...] = ()
+    course: tuple[Mark, ...] = ()
 
 
 def pareto_front(points: Sequence[tuple[float, float, float]]) -> list[bool]:
@@ -161,6 +170,8 @@ def gain_in_words(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
 
 def _names(rows: Sequence[ComparisonRow]) -> str:
     names = [printable(row.name) for row in rows]
+    if len(names) > _SOME:
+        names = [*names[: _SOME - 2], f"{len(names) - _SOME + 2} more"]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -222,6 +233,8 @@ def comparison_html(
     `concluded` says that in the place of `conclusions`.
     """
     table = comparison_table(rows)
+    links = [None if row.report is None else _link(row.report) for row in rows]
+    first = next((index for index, row in enumerate(rows) if is_reference(row)), None)
     columns = [column for column in COLUMNS if column != "stage" and any(row.cells.get(column) for row in table)]
     return (
         templates()
@@ -233,7 +246,9 @@ def comparison_html(
             decibels=bool(rows) and rows[0].scale.decibels,
             panels=_panels(rows),
             rows=list(zip(table, rows, strict=True)),
-            links=[None if row.report is None else _link(row.report) for row in rows],
+            links=links,
+            explorer=explorer(rows, table, links, first) if rows else None,
+            sorted=SORTED,
             columns={column: COLUMNS[column] for column in columns},
             failures=[printable(text) for text in failures],
             alike=ALIKE if any(row.alike for row in rows) else "",
@@ -285,6 +300,8 @@ def _cells(
         "size": Cell(text=size(row.size_bytes, reference=largest)),
         "zstd": Cell(text=size(row.compressed_bytes, reference=largest)),
     }
+    if row.packed_bytes is not None:
+        cells["packed"] = Cell(text=size(row.packed_bytes, reference=largest))
     if row is base:
         return cells
     verdict = claim(row.speedup)
@@ -300,6 +317,8 @@ def _cells(
     if base is not None:
         cells["size"] = Cell(text=cells["size"].text, note=smaller(base.size_bytes, row.size_bytes))
         cells["zstd"] = Cell(text=cells["zstd"].text, note=smaller(base.compressed_bytes, row.compressed_bytes))
+        if base.packed_bytes is not None and row.packed_bytes is not None:
+            cells["packed"] = Cell(text=cells["packed"].text, note=smaller(base.packed_bytes, row.packed_bytes))
     return cells
 
 
@@ -322,6 +341,7 @@ def _panels(rows: Sequence[ComparisonRow]) -> list[Panel]:
                     x=(time.value, time.low, time.high) if of == "latency" else (file, file, file),
                     y=(factor * row.score.value, factor * row.score.low, factor * row.score.high),
                     best=row.pareto,
+                    named=len(rows) <= _ALL_NAMED or row.pareto or row is rows[0],
                     title=f"{printable(row.name)}: {title}",
                 )
             )

@@ -1,7 +1,9 @@
 """Results in notebooks and data frames: a short table in HTML, and rows of numbers for pandas."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from html import escape
+from io import StringIO
 from typing import Any
 
 from compressor.errors import WrongUseError
@@ -59,6 +61,16 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[name] = value
     return found
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`rows` as CSV by RFC 4180, a line each below the names of all their values; None is an empty field."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = StringIO()
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -10,6 +10,7 @@ from compressor.report.numbers import printable, shorten
 WIDTH, HEIGHT = 420, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, WIDTH - 12, 36, HEIGHT - 48
 _RADIUS = 5
+_FEW = 60
 _CHARACTER, _LINE = 6.6, 14  # of the 12 px labels, generously
 
 Span = tuple[float, float, float]
@@ -18,13 +19,17 @@ Area = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One file: value, low and high on both axes; `best` marks the Pareto front over all three quantities."""
+    """One file: value, low and high on both axes; `best` marks the Pareto front over all three quantities.
+
+    Only what is `named` has a label.
+    """
 
     name: str
     x: Span
     y: Span
     best: bool
     title: str = ""
+    named: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,7 @@ def panel(title: str, points: Sequence[Point], *, x_title: str, y_label: Callabl
     bars += [
         (across(point.x[1]), y - 1, across(point.x[2]), y + 1) for point, (_, y) in zip(points, pixels, strict=True)
     ]
-    labels = [shorten(printable(point.name), 26) for point in points]
+    labels = [shorten(printable(point.name), 26) if point.named else "" for point in points]
     x_values = _log_ticks(*x_range) if logarithmic else nice_ticks(*x_range, 6)
     decimals = tick_decimals(x_values)
     return Panel(
@@ -113,7 +118,7 @@ def panel(title: str, points: Sequence[Point], *, x_title: str, y_label: Callabl
                 label_x=label_x,
                 label_y=label_y,
                 anchor=anchor,
-                leader=_leader(label_area(label_x, label_y, anchor, label), (x, y)),
+                leader=_leader(label_area(label_x, label_y, anchor, label), (x, y)) if label else "",
             )
             for point, label, (x, y), (label_x, label_y, anchor) in zip(
                 points, labels, pixels, place_labels(pixels, labels, bars), strict=True
@@ -153,10 +158,15 @@ def place_labels(
     taken: list[Area] = []
     places = []
     for number, ((x, y), label) in enumerate(zip(pixels, labels, strict=True)):
+        if not label:
+            places.append((x, y, "start"))
+            continue
         others = [point for index, point in enumerate(pixels) if index != number and point != (x, y)]
         solid = [*taken, *dots[:number], *dots[number + 1 :], *obstacles]
         choices: list[tuple[bool, float, int, tuple[float, float, str], Area]] = []
-        for at, base, anchor in [*((x + dx, y + dy, anchor) for dx, dy, anchor in _OFFSETS), *_ANYWHERE]:
+        # Among hundreds of points no place is free, and looking at all of them takes seconds.
+        farther = _ANYWHERE if len(pixels) <= _FEW else ()
+        for at, base, anchor in [*((x + dx, y + dy, anchor) for dx, dy, anchor in _OFFSETS), *farther]:
             if len(choices) == len(_OFFSETS) and not min(choices)[0]:
                 break
             area = label_area(at, base, anchor, label)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from compressor.report.comparison import ComparisonRow, comparison_html, comparison_markdown
 from compressor.report.markdown import escape
+from compressor.report.notebook import csv_text, flat
 from compressor.report.numbers import ScoreScale
 from compressor.searching.finals import newest
 from compressor.searching.front import ranks
@@ -13,13 +14,13 @@ from compressor.searching.trials import Trial
 from compressor.storage import write_atomic, write_json
 
 DATA = "search.json"
-PAGES = ("search.html", "search.md")
+PAGES = ("search.html", "search.md", "search.csv")
 RECIPES = "recipes"
 _ON_VALIDATION = "The picture and the table show every candidate as its last trial scored on validation data."
 
 
 def write_pages(result: SearchResult, folder: Path) -> None:
-    """search.json, .html and .md in `folder`, and a recipe for every finalist in `recipes/`."""
+    """search.json, .html, .md and .csv in `folder`, and a recipe for every finalist in `recipes/`."""
     write_json(folder / DATA, result.to_json())
     for name, recipe in result.finalists.items():
         write_atomic(folder / RECIPES / f"{name}.yaml", recipe.dump())
@@ -31,6 +32,7 @@ def write_pages(result: SearchResult, folder: Path) -> None:
     rows = [result.rows[0], *trial_rows(result.trials, result.rows[0].scale)]
     page = comparison_html(rows, title, concluded=[result.why], told=[*result.told, _ON_VALIDATION], busy=result.busy)
     write_atomic(folder / "search.html", page)
+    write_atomic(folder / "search.csv", csv_text([flat(vars(trial)) for trial in result.trials]))
 
 
 def trial_rows(trials: tuple[Trial, ...], scale: ScoreScale) -> list[ComparisonRow]:
@@ -51,6 +53,8 @@ def trial_rows(trials: tuple[Trial, ...], scale: ScoreScale) -> list[ComparisonR
             pareto=rank == 0,
             report=f"trials/{trial.name}/report.html",
             scale=scale,
+            recipe=trial.recipe,
+            stages=trial.stages,
         )
         for trial, rank in zip(known, ranks(points), strict=True)
     ]

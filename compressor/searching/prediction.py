@@ -17,7 +17,6 @@ from compressor.running.session import Session
 from compressor.searching.limits import Limits
 from compressor.searching.space import Candidate, prefixes
 from compressor.stage import Effect, replacement, stage_name
-from compressor.storage import sha256
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -64,7 +63,7 @@ def too_slow(
             continue
         key = prefixes(candidate.recipe)[count - 1] if count else ""
         if key and key not in files:
-            out = folder / sha256(key.encode())[:16]
+            out = folder / key[:16]
             try:
                 pipeline = Pipeline(candidate.recipe.stages[:count])
                 report = pipeline.run(workload, out=out, seed=candidate.recipe.seed, session=session, **asked).report

@@ -40,6 +40,7 @@ from compressor.searching.sampler import Random, Sampler
 from compressor.searching.space import Candidate, candidates_of, prefixes, recipes_of, usual_space
 from compressor.searching.trials import Trial, TrialFiles, folder_name, measured
 from compressor.searching.words import told_of, why_of
+from compressor.stage import stage_name
 from compressor.storage import json_safe, read_sealed, write_atomic, write_sealed
 from compressor.store.kept import Store
 from compressor.target import Target
@@ -246,12 +247,11 @@ class _Search:
         else:
             self._reports[name] = report
             told = measured(report)
-        trial = Trial(
-            name=name,
-            candidate=candidate.recipe.name,
-            rung=rung,
-            recipe=text,
-            recipe_name=recipe.name,
+        trial = self._trial_of(
+            candidate,
+            recipe,
+            text,
+            rung,
             seconds=perf_counter() - started,
             predicted_seconds=plain,
             made_seconds=sum(one.seconds for one in self.session.worked[before:] if one.how == "made"),
@@ -277,25 +277,31 @@ class _Search:
         error = next((self._broken[key] for key in prefixes(recipe) if key in self._broken), None)
         if error is None:
             return None
-        trial = Trial(
+        trial = self._trial_of(candidate, recipe, text, rung, seconds=0.0, error=error)
+        self.files.add(trial)
+        return trial
+
+    @staticmethod
+    def _trial_of(candidate: Candidate, recipe: Recipe, text: str, rung: int, **told: Any) -> Trial:
+        return Trial(
             name=folder_name(recipe.name, text),
             candidate=candidate.recipe.name,
             rung=rung,
             recipe=text,
             recipe_name=recipe.name,
-            seconds=0.0,
-            error=error,
+            stages=tuple(map(stage_name, recipe.stages)),
+            keys=tuple(prefixes(recipe)),
+            **told,
         )
-        self.files.add(trial)
-        return trial
 
     def _learn(self, trial: Trial) -> None:
-        keys = prefixes(Recipe.loads(trial.recipe))
         if trial.ended:
-            self._worked.update(keys)
+            self._worked.update(trial.keys)
             self.forecast.told(trial)
         elif trial.failed_stage:
-            self._broken[keys[trial.failed_stage - 1]] = f"its beginning is that of {trial.recipe_name}: {trial.error}"
+            self._broken[trial.keys[trial.failed_stage - 1]] = (
+                f"its beginning is that of {trial.recipe_name}: {trial.error}"
+            )
 
     def _refuse_short(self, going: Sequence[Candidate], fraction: float) -> None:
         """Raises WrongUseError where not even the shortest trial can end in time, and none has been made."""

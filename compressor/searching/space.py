@@ -19,6 +19,7 @@ from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.distillation import Distill
 from compressor.stages.layer_dropping import DropBlocks
 from compressor.stages.structure_shrinking import ShrinkStructure
+from compressor.storage import sha256
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -76,9 +77,10 @@ def recipes_of(space: Recipe | str | Path | Sequence[Recipe | str | Path]) -> li
 
 
 def prefixes(recipe: Recipe) -> list[str]:
-    """What each stage of a recipe is and comes after, as text: equal texts are one piece of work."""
+    """Digests of what each stage of a recipe is and comes after: equal ones are one piece of work."""
     told = [json.dumps(data_of(stage), sort_keys=True) for stage in recipe.stages]
-    return ["\n".join([str(recipe.seed), *told[: number + 1]]) for number in range(len(told))]
+    every = ["\n".join([str(recipe.seed), *told[: number + 1]]) for number in range(len(told))]
+    return [sha256(text.encode()) for text in every]
 
 
 def usual_space(workload: Workload, target: Target) -> str:

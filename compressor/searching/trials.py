@@ -27,7 +27,7 @@ class Trial:
     `name` is its folder, `candidate` the recipe of the space that it is of, `recipe` the YAML text of what was run, and
     `recipe_name` the name in it. `seconds` is the wall time that it took, `predicted_seconds` the plain forecast of it,
     and `made_seconds` the work on stages that it did not share. `failed_stage` is the place of the stage that failed, 1
-    for the first.
+    for the first. `stages` are those of the recipe by name, and `keys` their `prefixes`.
     """
 
     name: str
@@ -47,6 +47,8 @@ class Trial:
     size_bytes: int = 0
     compressed_bytes: int = 0
     packed_bytes: int | None = None
+    stages: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -60,10 +62,12 @@ class Trial:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Trial":
-        """The trial that `to_json` wrote. Raises TypeError or ValueError for anything else."""
+        """The trial that `to_json` wrote. Raises TypeError, ValueError or KeyError for anything else."""
         values = dict(saved)
         for name in _ESTIMATES:
             values[name] = _NONE if values.get(name) is None else Estimate(**values[name])
+        for name in ("stages", "keys"):
+            values[name] = tuple(values[name])
         return cls(**values)
 
 
@@ -98,7 +102,7 @@ class TrialFiles:
         for path in sorted(folder.glob("*.json")):
             try:
                 trial = Trial.from_json(read_sealed(path, way_out="the trial is made again"))
-            except (StorageError, TypeError, ValueError) as error:
+            except (StorageError, TypeError, ValueError, KeyError) as error:
                 warnings.warn(f"{path} tells of no trial ({error}); it is made again", TrialWarning, stacklevel=2)
             else:
                 self._known[trial.recipe] = trial

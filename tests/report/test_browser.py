@@ -1,10 +1,13 @@
 """The report as a browser shows it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from compressor.report.comparison import comparison_html
+from compressor.estimate import Estimate
+from compressor.report.comparison import ComparisonRow, comparison_html
+from compressor.report.explorer import Mark
 from compressor.report.folds.page import folds_html
 from workbench.report_samples import ALL, four_recipes, hostile, rollback, three_folds
 
@@ -81,6 +84,103 @@ def test_the_comparison_says_first_what_to_ship(browser) -> None:
     """The conclusion stands above the picture."""
     page, _ = show(browser, PAGES["comparison"](), width=800)
     assert page.locator(".lede").bounding_box()["y"] < page.locator("figure").first.bounding_box()["y"]
+    page.close()
+
+
+def explored(count: int, *, name: str = "recipe") -> list[ComparisonRow]:
+    """The reference and `count` files, each slower and better than the one before it, of two kinds."""
+    first = replace(four_recipes()[0], packed_bytes=1000)
+    rows = [first]
+    for number in range(count):
+        ms, score = 0.2 + 3 * number / count, 0.7 + 0.19 * number / count
+        rows.append(
+            replace(
+                four_recipes()[1],
+                name=f"{name}_{number}",
+                latency_ms=Estimate(ms, 0.99 * ms, 1.01 * ms),
+                score=Estimate(score, score - 0.01, score + 0.01),
+                size_bytes=1000 * (1 + number % 7),
+                packed_bytes=None if number == 1 else 500 + number,
+                pareto=number < 3,
+                stages=("prune_channels", "distill") if number % 2 else ("quantize",),
+                recipe=f"name: {name}_{number}\nstages: [quantize]",
+                course=(Mark(stage="quantize", latency_ms=ms, size_bytes=1000, kept=True),),
+            )
+        )
+    return rows
+
+
+def test_the_comparison_is_explored(browser) -> None:
+    """Filters, the axis, sorting, a click and the keyboard: picture, table and what is known of the chosen file."""
+    page, seen = show(browser, comparison_html(explored(6), "six"), width=1280)
+    assert page.locator("#explorer").is_visible()
+    assert not page.locator(".still").first.is_visible()
+    assert page.locator("#plot circle").count() == 7
+    page.locator("#stages button", has_text="quantize").click()
+    assert page.locator("#plot circle").count() == 4  # the reference stays
+    assert page.locator("#table tbody tr:visible").count() == 4
+    assert page.inner_text("#count") == "4 of 7 rows"
+    page.locator("#stages button", has_text="quantize").click()
+    page.fill("#find", "_5")
+    assert page.locator("#table tbody tr:visible").count() == 2
+    page.fill("#find", "")
+    page.check("#front")
+    assert page.locator("#plot circle").count() == 4
+    page.uncheck("#front")
+    # The second file is too large to be packed, so it has no place on that axis.
+    page.select_option("#axis", "packed")
+    assert page.locator("#plot circle").count() == 6
+    page.select_option("#axis", "ms")
+    page.locator("#table th button", has_text="latency").click()
+    names = page.locator("#table tbody td.stage").all_inner_texts()
+    assert [text.removeprefix("★ ") for text in names][:2] == ["recipe_0", "recipe_1"]
+    page.locator("#table th button", has_text="latency").click()
+    assert page.locator("#table th[aria-sort=descending]").count() == 1
+    page.focus("#plot")
+    page.keyboard.press("Home")
+    assert page.inner_text("#chosen h3") == "recipe_0"
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#chosen h3") == "recipe_1"
+    assert "name: recipe_1" in page.inner_text("#chosen pre")
+    assert page.locator("#chosen a").get_attribute("href") == "./int8/report.html"
+    assert page.locator("#chosen .fall li").count() == 1
+    before = page.locator("#plot .plot-tick").all_inner_texts()
+    page.keyboard.press("+")
+    assert page.locator("#plot .plot-tick").all_inner_texts() != before
+    page.keyboard.press("0")
+    assert page.locator("#plot .plot-tick").all_inner_texts() == before
+    box = page.locator("#plot circle").nth(3).bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert page.inner_text("#chosen h3") == "recipe_2"
+    assert seen == []
+    page.close()
+
+
+def test_five_hundred_runs_open_at_once(browser) -> None:
+    """A page of 500 rows draws its picture with names on the front, and nothing sticks out of a telephone."""
+    html = comparison_html(explored(500), "many")
+    page, seen = show(browser, html, width=390, scheme="dark")
+    assert page.locator("#plot circle").count() == 501
+    assert page.locator("#table tbody tr").count() == 501
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate(_CUT) == []
+    assert page.evaluate(_OVERLAPS) == []
+    assert seen == []
+    page.close()
+
+
+def test_hostile_names_end_no_script(browser) -> None:
+    """Names and recipes full of markup are shown as they are, and run nothing; no other script may run."""
+    rows = explored(3, name="</script><script>alert(1)</script>")
+    page, seen = show(browser, comparison_html(rows, "<img src=x onerror=alert(1)>"), width=1280)
+    page.focus("#plot")
+    page.keyboard.press("Home")
+    assert "</script><script>alert(1)</script>_0" in page.inner_text("#chosen")
+    assert page.locator("script").count() == 2
+    added = "const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s)"
+    page.evaluate(f"() => {{ {added} }}")
+    assert page.evaluate("window.ran") is None
+    assert not any("dialog" in text for text in seen)
     page.close()
 
 

@@ -1,0 +1,160 @@
+"""A grid of 48 recipes run whole, then searched: the share of the hypervolume that was found, and that of the work.
+
+    python -m benchmarks.compare.search [--workload digits] [--epochs 9] [--out DIR]
+
+Points are (drop on validation, milliseconds, KiB), against the reference's milliseconds and KiB and the largest drop of
+the grid; test data are not read. The search has a store of its own. What it made short of the whole length counts as
+what it is: a file that may ship. A candidate's milliseconds are those that the grid measured of it, for its structure
+is the same at every length. Work is the seconds of stages, each made once, as a grid would share them too; epochs of
+training stand beside them, which no other program on the machine can change. Recipes drawn at random are those of the
+grid, whole, in 200 orders, until the next one would cost more than the search did. What has ended is kept in DIR.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.data import cifar
+from benchmarks.stored import RESULTS
+from compressor import Recipe, Workload, search
+from compressor.machine import environment
+from compressor.searching.finals import newest
+from compressor.searching.front import Point, hypervolume
+from compressor.searching.space import prefixes
+from compressor.searching.trials import Trial
+from compressor.storage import write_json
+from compressor.target import Target
+from compressor.workloads.digits import digits
+
+RESULT = RESULTS / "search.json"
+GOALS = {"volume": 0.95, "work": 0.25}
+_ORDERS = 200
+
+SPACE = """
+name: grid
+stages:
+  - sweep:
+      - prune_channels: {{remove: {{sweep: [0.25, 0.4, 0.55, 0.7]}}}}
+      - drop_blocks: {{remove: {{sweep: [0.17, 0.34, 0.5, 0.67]}}}}
+  - sweep:
+      - distill: {{epochs: {epochs}}}
+      - fine_tune: {{epochs: {epochs}}}
+  - sweep: [null, quantize, {{quantize: {{weights: {{symmetric: {{bits: 4}}}}, rounding: gptq}}}}]
+"""
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "digits": lambda: digits(progress=False),
+    "resnet20": lambda: cifar.around(cifar.resnet20().model, "cifar10-resnet20"),
+}
+
+
+def main() -> None:
+    """Runs the grid and the search, and stores what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workload", choices=list(WORKLOADS), default="digits")
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-search"))
+    parser.add_argument("--result", type=Path, default=RESULT)
+    options = parser.parse_args()
+    recipes = Recipe.loads_all(SPACE.format(epochs=options.epochs))
+    workload = WORKLOADS[options.workload]()
+    where = environment(Target())
+    found = measured(workload, recipes, options.out / f"{options.workload}-{options.epochs}")
+    print(line(found), flush=True)
+    asked = {"workload": options.workload, "epochs": options.epochs}
+    write_json(options.result, {"benchmark": "search", "environment": where, **asked, **found})
+
+
+def measured(workload: Workload, recipes: Sequence[Recipe], out: Path) -> dict[str, Any]:
+    """The shares of volume and work of a search among `recipes`, beside those of random recipes at its cost."""
+    # One rung is the whole length: with it every recipe is run as it is.
+    grid = search(workload, recipes, out=out / "grid", max_drop=None, rungs=1)
+    searched = search(workload, recipes, out=out / "search", max_drop=None)
+    lost = [trial.recipe_name for result in (grid, searched) for trial in result.trials if not trial.ended]
+    if lost:
+        raise RuntimeError(f"trials failed: {lost}")
+    reference = grid.rows[0]
+    points = {trial.candidate: _point(trial, trial) for trial in grid.trials}
+    limit = (max(point[0] for point in points.values()) + 1e-3, reference.latency_ms.value, reference.size_bytes / 1024)
+    whole = hypervolume(list(points.values()), limit)
+    own = {trial.candidate: trial for trial in grid.trials}
+    made = [_point(trial, own[trial.candidate]) for trial in newest(searched.trials)]
+    costs = _costs(grid.trials)
+    drawn = [_random_volume(costs, points, limit, searched.made_seconds, seed) for seed in range(_ORDERS)]
+    return {
+        "recipes": len(recipes),
+        "trials": len(searched.trials),
+        "volume": round(hypervolume(made, limit) / whole, 4),
+        "random_volume": round(fmean(drawn) / whole, 4),
+        "work": round(searched.made_seconds / grid.made_seconds, 4),
+        "epochs_of_training": round(epochs_of(searched.trials) / epochs_of(grid.trials), 4),
+        "grid_minutes": round(grid.made_seconds / 60, 2),
+        "search_minutes": round(searched.made_seconds / 60, 2),
+        "goals": GOALS,
+        "finalists": [row.name for row in searched.rows[1:]],
+    }
+
+
+def epochs_of(trials: Sequence[Trial]) -> int:
+    """The epochs of all trainings of `trials`, each counted once that several share."""
+    made: dict[str, int] = {}
+    for trial in trials:
+        recipe = Recipe.loads(trial.recipe)
+        for key, stage in zip(prefixes(recipe), recipe.stages, strict=True):
+            made[key] = getattr(stage, "epochs", 0) + getattr(stage, "tail_epochs", 0)
+    return sum(made.values())
+
+
+def _point(trial: Trial, timed: Trial) -> Point:
+    """A trial's drop and KiB, and the milliseconds of its candidate."""
+    return (trial.drop.value, timed.latency_ms.value, trial.size_bytes / 1024)
+
+
+def _random_volume(
+    costs: Mapping[str, Mapping[str, float]], points: Mapping[str, Point], limit: Point, seconds: float, seed: int
+) -> float:
+    """The volume of whole recipes in a random order, each stage paid once, for at most so many `seconds`.
+
+    `costs` are the seconds of the stages of each, by what they are.
+    """
+    order = list(costs)
+    random.Random(seed).shuffle(order)  # noqa: S311 - an order, not a secret
+    paid: set[str] = set()
+    spent, taken = 0.0, []
+    for name in order:
+        cost = sum(each for key, each in costs[name].items() if key not in paid)
+        if spent + cost > seconds:
+            break
+        spent += cost
+        paid.update(costs[name])
+        taken.append(points[name])
+    return hypervolume(taken, limit)
+
+
+def _costs(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
+    """The seconds of every stage of each trial's candidate: what the trial that made them spent, by their epochs."""
+    known: dict[str, float] = {}
+    found = {}
+    for trial in trials:
+        recipe = Recipe.loads(trial.recipe)
+        keys = dict(zip(prefixes(recipe), recipe.stages, strict=True))
+        new = {key: 1 + 10 * getattr(stage, "epochs", 0) for key, stage in keys.items() if key not in known}
+        known |= {key: trial.made_seconds * weight / sum(new.values()) for key, weight in new.items()}
+        found[trial.candidate] = {key: known[key] for key in keys}
+    return found
+
+
+def line(found: dict[str, Any]) -> str:
+    """What came of it, in a line."""
+    wanted = f"at least {GOALS['volume']:.0%} for at most {GOALS['work']:.0%} wanted"
+    return (
+        f"{found['volume']:.1%} of the volume of {found['recipes']} recipes for {found['work']:.1%} of the work "
+        f"({wanted}), {found['epochs_of_training']:.1%} of the epochs; at random {found['random_volume']:.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()

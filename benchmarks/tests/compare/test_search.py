@@ -1,0 +1,38 @@
+"""The benchmark of searches: its grid, what it counts, and that a search on it is cheaper than the grid."""
+
+import pytest
+
+from benchmarks.compare import search as bench
+from compressor import Recipe
+from compressor.searching.space import candidates_of
+from workbench.searches import FakeRuns, fake_runs  # noqa: F401 - pytest finds fixtures by their names here
+from workbench.two_layers import small_workload
+
+
+def test_the_grid_has_48_recipes_of_16_stems() -> None:
+    """Eight structures, two trainings, three forms, by names that differ."""
+    recipes = Recipe.loads_all(bench.SPACE.format(epochs=9))
+    assert len({recipe.name for recipe in recipes}) == 48
+    assert len({each.stem for each in candidates_of(recipes)}) == 16
+
+
+@pytest.mark.usefixtures("fake_runs")
+def test_shares_of_volume_and_work(tmp_path) -> None:
+    """On runs that take no time: nine stages of nine epochs against fewer, and a volume that is most of the grid's."""
+    text = """
+    name: grid
+    stages:
+      - prune_channels: {remove: {sweep: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]}}
+      - distill: {epochs: 9, tail_epochs: 0}
+      - sweep: [null, quantize]
+    """
+    found = bench.measured(small_workload(), Recipe.loads_all(text), tmp_path)
+    # Nine stems for an epoch, three for three, one for nine, of nine for nine.
+    assert found["epochs_of_training"] == pytest.approx((9 * 1 + 3 * 3 + 1 * 9) / 81, abs=1e-4)
+    assert found["work"] == pytest.approx(27 / 81, abs=1e-4)
+    assert found["trials"] > 9
+    assert 0.5 < found["random_volume"] <= 1
+    assert 0.5 < found["volume"] <= 1
+    assert "of the volume of 18 recipes" in bench.line(found)
+    # What has ended is on disk: the same again, without a run that is new.
+    assert bench.measured(small_workload(), Recipe.loads_all(text), tmp_path)["volume"] == found["volume"]
