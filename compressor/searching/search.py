@@ -174,6 +174,10 @@ class _Search:
         for number in range(len(fractions)):
             ended = self._rung(going, number, fractions, trials=trials)
             going = going_on(ended, self.candidates, self.limits, eta=self.eta)
+        # What earlier calls made under other limits, or in fewer minutes, counts as well.
+        texts = {each.at(fraction).dump() for each in self.candidates.values() for fraction in fractions}
+        known = {trial.recipe for trial in self.made}
+        self.made += [trial for trial in self.files if trial.recipe in texts - known]
         if not any(trial.ended for trial in self.made):
             told = "; ".join(dict.fromkeys(f"{trial.recipe_name}: {trial.error}" for trial in self.made[:3]))
             why = f"all {len(self.made)} trials failed. {told}" if self.made else "the time did not suffice for a trial"

@@ -1,5 +1,7 @@
 """What reports say, and what they refuse to say."""
 
+import base64
+import hashlib
 import io
 import json
 import math
@@ -598,8 +600,21 @@ def test_comparison_page_is_safe_and_links_to_the_reports() -> None:
     page = Page(comparison_html(comparison(), "tiny"))
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert links == ["./int8/report.html", "./javascript%3Aalert%281%29"]
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "b", "img", "link"})
+    assert {tag for tag, _ in page.tags}.isdisjoint({"b", "img", "link"})
     assert "<b>|x" in page.text
+
+
+def test_one_script_runs_on_the_page_by_its_hash() -> None:
+    """The policy allows the script that the page ends with, by its digest alone, and what it is given is JSON."""
+    html = comparison_html(comparison(), "tiny")
+    found = re.findall(r"<script([^>]*)>(.*?)</script>", html, re.DOTALL)
+    assert [attributes for attributes, _ in found] == [' type="application/json" id="rows"', ""]
+    digest = base64.b64encode(hashlib.sha256(found[1][1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html
+    assert [told["name"] for told in json.loads(found[0][1])["rows"]] == ["reference", "int8", "<b>|x"]
+    assert "<" not in found[0][1]
+    # Without any row there is nothing to explore, and no script.
+    assert "<script" not in comparison_html([], "none")
 
 
 def test_comparison_svg_is_well_formed() -> None:

@@ -108,7 +108,7 @@ def test_minutes_begin_no_trial_that_cannot_end(tmp_path, monkeypatch, fake_runs
     assert 0 < len(short.trials) < 14
     assert any("Not begun, for it could not have ended within 4 minutes" in text for text in short.told)
     longer = found(tmp_path, max_drop=0.1, minutes=600.0)
-    assert len(longer.trials) == 14
+    assert len(longer.trials) >= 14
     assert {trial.name for trial in short.trials} <= {trial.name for trial in longer.trials}
 
 
