@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from compressor.evaluations.by_class import ByClass
     from compressor.evaluations.calibration import Calibration
     from compressor.evaluations.generalisation import GeneralisationGap
+    from compressor.evaluations.membership import MembershipInference
     from compressor.evaluations.removed import WhatWent
     from compressor.evaluations.robustness import Robustness
     from compressor.files.reading import read_onnx
@@ -52,6 +53,7 @@ _HOMES = {
     "GeneralisationGap": "evaluations.generalisation",
     "Isa": "target",
     "Labels": "outputs.kinds",
+    "MembershipInference": "evaluations.membership",
     "Metric": "metrics",
     "Numbers": "outputs.kinds",
     "OnnxFileError": "errors",

@@ -121,7 +121,8 @@ Evaluate = Annotated[
     typer.Option(
         metavar="NAME",
         help="Asks every stage's file something besides its score, for the report: `calibration`, `robustness`, "
-        "`generalisation_gap`, `by_class`, `what_went`, or `all`. Repeatable; a recipe sets them with `evaluations:`.",
+        "`generalisation_gap`, `by_class`, `what_went`, `membership_inference`, or `all`. Repeatable; a recipe sets "
+        "them with `evaluations:`.",
     ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Shows the traceback of an error.")]

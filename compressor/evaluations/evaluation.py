@@ -128,12 +128,17 @@ def _answers(onnx_bytes: bytes, workload: Workload, threads: Threads) -> Answers
         for outputs, targets in predictions(onnx_bytes, workload.test, threads):
             if outputs.ndim != 2 or targets.ndim != 1:
                 raise ValueError("asked where a sample has one class alone, and these have several positions")
-            shares = outputs.double() if judged.probabilities or _are_shares(outputs) else outputs.double().softmax(1)
+            shares = shares_of(outputs, judged)
             best = shares.max(dim=1)
             asked = ~torch.isin(targets, torch.tensor(judged.ignored or (IGNORED,)))
             found.append((best.indices[asked], best.values[asked], targets[asked], start + torch.where(asked)[0]))
             start += len(targets)
     return Answers(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def shares_of(outputs: Tensor, judged: ByClass) -> Tensor:
+    """The shares that `outputs`, (samples, classes), give each class, in [0, 1] and in double precision."""
+    return outputs.double() if judged.probabilities or _are_shares(outputs) else outputs.double().softmax(1)
 
 
 def _are_shares(outputs: Tensor) -> bool:

@@ -32,7 +32,7 @@ class GeneralisationGap:
     def evaluate(self, subject: Subject) -> Sequence[Evaluated]:
         """One row; see `Evaluation`."""
         metric = subject.workload.metric
-        train, how = _seen(subject.workload.train, self.samples, subject.seed)
+        train, how = seen_samples(subject.workload.train, self.samples, subject.seed)
         parts = {"train": train, "test": subject.workload.test}
 
         def rows(file: bytes) -> list[torch.Tensor]:
@@ -52,7 +52,8 @@ class GeneralisationGap:
         ]
 
 
-def _seen(train: Iterable[Any], samples: int, seed: int) -> tuple[Iterable[Any], str]:
+def seen_samples(train: Iterable[Any], samples: int, seed: int) -> tuple[Iterable[Any], str]:
+    """(that many training samples in batches, how they were read where that is not plainly), drawn by the seed."""
     if isinstance(train, Batches):
         order = torch.randperm(len(train.indices), generator=torch.Generator().manual_seed(seed))[:samples]
         indices = train.indices[order.sort().values].tolist()
