@@ -133,9 +133,12 @@ def workload_of_file(model: Path, *, batch: Batch = "free", streams: Mapping[str
     OnnxFileError as `read_onnx` does.
     """
     module, skipped = read_onnx_alone(model, batch=batch, streams=streams)
-    size = module.fixed_batch or _MADE_UP
+    # What takes one sample a call is given several calls.
+    size = module.fixed_batch if module.fixed_batch > 1 else _MADE_UP
     feeds = _running(module, model, skipped)
-    rows = module.in_rows({name: torch.from_numpy(values) for name, values in feeds.items()})
+    # What runs is one call, of which a file without a batch has one sample.
+    count = 1 if layout_of(module.session).single else None
+    rows = module.in_rows({name: torch.from_numpy(values) for name, values in feeds.items()}, count)
     inputs = resize_batch(next(iter(rows.values())) if len(rows) == 1 else rows, size)
     batches = [(inputs, torch.zeros(size))]
     return Workload(

@@ -13,6 +13,8 @@ from compressor.files.carrying import reading_notes
 from compressor.files.graphs import parse
 from compressor.files.reading import read_onnx
 from compressor.runtime import layout_of, open_session
+from compressor.stage import Context
+from compressor.stages import Dynamic, Quantize
 from compressor.workloads.files import workload_of_file
 from workbench.onnx_files import drawn, saved_onnx, weights_of
 
@@ -108,6 +110,30 @@ def test_a_state_of_one_sample_beside_a_free_batch(operator: str, tmp_path: Path
         feeds = {name: value[(slice(None),) * (name != "x") + (slice(row, row + 1),)] for name, value in given.items()}
         (expected,) = alone.run(None, {name: value.numpy() for name, value in feeds.items()})
         assert np.allclose(found[row], expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("state", [[1, 1, 8], [1, "batch_size", 8]])
+def test_a_file_that_takes_one_sample_alone_is_measured_without_data(state: list, tmp_path: Path) -> None:
+    """Its output has no batch, whatever the file says, so that every call is one sample: several are made up."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["xt"], perm=[1, 0, 2]),
+        helper.make_node("GRU", ["xt", "W", "R", "", "", "h0"], ["", "hn"], hidden_size=8),
+        helper.make_node("Squeeze", ["hn"], ["last"]),
+        helper.make_node("MatMul", ["last", "D"], ["y"]),
+    ]
+    inputs = [("x", F, ["batch_size", "steps", 6]), ("h0", F, state)]
+    path = saved_onnx(tmp_path, nodes, inputs, [("y", F, [4])], weights_of(W=(1, 24, 6), R=(1, 24, 8), D=(8, 4)))
+    workload = workload_of_file(path)
+    inputs, targets = workload.calibration[0]
+    assert len(targets) == 4
+    assert [*inputs] == ["x", "h0"]
+    assert len(inputs["x"]) == 4
+    if state[1] == 1:
+        assert layout_of(read_onnx(path).session).single
+        assert inputs["x"].shape[1] == inputs["h0"].shape[2] == 1
+    context = Context(progress=False)
+    Quantize(form=Dynamic()).apply(workload.model, workload, context)
+    assert context.details["outputs"][0]["db"] > 20
 
 
 def test_what_is_called_the_batch_is_no_lone_number(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from compressor.errors import StageError
 from compressor.metrics import Metric
 from compressor.runtime import OnnxModule, layout_of, open_session
 from compressor.stage import Context
-from compressor.stages import Dynamic, Percentile, Quantize, Static, WeightOnly
+from compressor.stages import GPTQ, Dynamic, Percentile, Quantize, Static, WeightOnly
 from compressor.workload import Workload
 from workbench.random_graphs.growth import RandomGraph
 
@@ -31,6 +31,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"form": Dynamic()},
     {"form": WeightOnly()},
     {"form": Static(), "calibration": Percentile()},
+    {"rounding": GPTQ(samples=16)},
 )
 
 

@@ -124,7 +124,9 @@ class _MadeUp:
         sizes: dict[str, int] = {}
         feeds: Feeds = {}
         for value in inputs:
-            dims, batch = _dims(value), layout.axis_of(value.name)
+            # One sample a call: its batch of 1 comes first where the file calls it free.
+            alone = layout.single and self.samples == 1
+            dims, batch = _dims(value), 0 if alone else layout.axis_of(value.name)
             if self.signals and _is_signal(value):
                 batch = None
             # A state (layers, ?, units) beside an input (?, ...) has its batch there.
