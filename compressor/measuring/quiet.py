@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 from compressor.errors import WrongUseError
@@ -43,6 +44,7 @@ class _Patience:
 
 
 _patience = _Patience()
+_met: ContextVar[Met | None] = ContextVar("what the stretch around this one met", default=None)
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def quiet_machine(threads: int = 1) -> Iterator[Met]:
     """
     if is_timing():
         with timing_alone() as met:
-            yield met
+            yield _met.get() or met
         return
     asked = _asked_seconds()
     with timing_alone() as met:
@@ -72,7 +74,12 @@ def quiet_machine(threads: int = 1) -> Iterator[Met]:
         told = f"{others} threads of other programs that wanted a core" if others else ""
         if told and waited >= 1:
             told += f", for {waited:.0f} s"
-        yield replace(met, waited=met.waited + waited, says=" and ".join(filter(None, [met.says, told])))
+        met = replace(met, waited=met.waited + waited, says=" and ".join(filter(None, [met.says, told])))
+        token = _met.set(met)
+        try:
+            yield met
+        finally:
+            _met.reset(token)
 
 
 def _busy_by(threads: int) -> int:

@@ -252,6 +252,8 @@ def test_a_busy_machine_is_waited_for_less_and_less(monkeypatch: pytest.MonkeyPa
         with quiet_machine() as met:
             waits.append(met.waited)
             assert met.says.startswith(f"{cores} threads of other programs")
+            with quiet_machine() as inner:
+                assert inner is met
     assert waits[0] >= 0.8
     assert waits[0] > waits[1] + 0.2 > waits[2] + 0.2
     others[0] = 0

@@ -73,7 +73,7 @@ def test_the_others_are_told_how_a_run_ends() -> None:
 
 
 def command(out: str, *options: str) -> list[str]:
-    run = ["-m", "compressor", "run", "together.yaml", "-w", "tiny_workload:tiny", "--out", out, "--no-store", "-q"]
+    run = ["-m", "compressor.cli", "run", "together.yaml", "-w", "tiny_workload:tiny", "--out", out, "--no-store", "-q"]
     return [sys.executable, *options, *run]
 
 
@@ -100,7 +100,7 @@ def test_a_rank_that_is_killed_is_recovered_and_the_result_is_that_of_one_proces
     snapshots = tmp_path / "team" / "stages" / "02-fine_tune" / "snapshots"
     killed = False
     while process.poll() is None:
-        if not killed and any(snapshots.glob("*.safetensors")):
+        if not killed and any(snapshots.rglob("*.safetensors")):
             os.kill(max(members_of(process.pid)), signal.SIGKILL)
             killed = True
         time.sleep(0.02)
@@ -112,4 +112,6 @@ def test_a_rank_that_is_killed_is_recovered_and_the_result_is_that_of_one_proces
     assert [step["stage"] for step in together["steps"]] == [step["stage"] for step in alone["steps"]]
     losses = [[epoch["loss"] for epoch in each["steps"][2]["details"]["epochs"]] for each in (alone, together)]
     assert len(losses[1]) == 4
-    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    # Sums in another order grow apart from step to step.
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=2e-3)
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
