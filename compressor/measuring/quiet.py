@@ -74,10 +74,10 @@ def quiet_machine(threads: int = 1) -> Iterator[Met]:
         told = f"{others} threads of other programs that wanted a core" if others else ""
         if told and waited >= 1:
             told += f", for {waited:.0f} s"
-        met = replace(met, waited=met.waited + waited, says=" and ".join(filter(None, [met.says, told])))
-        token = _met.set(met)
+        both = replace(met, waited=met.waited + waited, says=" and ".join(filter(None, [met.says, told])))
+        token = _met.set(both)
         try:
-            yield met
+            yield both
         finally:
             _met.reset(token)
 
