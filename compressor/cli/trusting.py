@@ -16,6 +16,7 @@ from compressor.cli.telling import print_json, told_as_json
 if TYPE_CHECKING:
     from compressor.running.again.rerun import Rerun
     from compressor.trust.signing import Signed
+    from compressor.trust.trusted import TrustStore
     from compressor.trust.verification import Checked
 
 
@@ -68,6 +69,7 @@ def verify(
     """
     with reported(verbose=verbose):
         from compressor.errors import WrongUseError
+        from compressor.trust.trusted import TrustStore
 
         if rerun and workload is None:
             raise WrongUseError("--rerun needs what the run was given: its --workload")
@@ -77,8 +79,9 @@ def verify(
             raise WrongUseError("--key and --trust both say whose signature counts; give one of them")
         if not key and store is None and (name is not None or least_release is not None or read_only):
             raise WrongUseError("--name, --least-release and --read-only are about signatures; give --key or --trust")
-        keys = store if store is not None else key or None
         with told_as_json(path, as_json=as_json):
+            # A key in its place would count, and remember nothing.
+            keys = TrustStore.read(store) if store is not None else key or None
             checked, signed = _checked(path, keys, name=name, least_release=least_release)
             again = None
             if rerun and checked is not None and checked.holds:
@@ -105,7 +108,7 @@ def verify(
 
 
 def _checked(
-    path: Path, keys: "Path | list[str] | None", *, name: str | None, least_release: int | None
+    path: Path, keys: "TrustStore | list[str] | None", *, name: str | None, least_release: int | None
 ) -> "tuple[Checked | None, Signed | None]":
     """What was looked at, and whose signature holds; the first is None where only model-signing signed."""
     from compressor.errors import TrustError

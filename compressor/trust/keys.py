@@ -246,6 +246,8 @@ def _read_pem(path: Path) -> bytes:
     if not path.is_file():
         raise WrongUseError(f"there is no key at {path}; `compressor keygen {path}` makes a pair")
     raw = read_bytes(path, way_out="give the path of a key that `compressor keygen` made", most=_MOST_KEY_BYTES)
+    if raw.startswith(b"{"):
+        raise WrongUseError(f"{path} is no key; where it is a trust store, give it as one: --trust {path}")
     if raw.count(_PEM) != 1:
         raise WrongUseError(
             f"{path} must hold one key in PEM, the text that begins with -----BEGIN, got {raw.count(_PEM)}"

@@ -124,7 +124,7 @@ def manifest_bytes(folder: Path) -> bytes:
     except FileNotFoundError as error:
         raise TrustError(
             f"{folder} has no {MANIFEST}, so nothing says what belongs there; a run writes it when it has ended: give "
-            "its command again, or `compressor sign` the folder as it is"
+            "its command again, or list and sign the folder as it is: compressor sign --anew"
         ) from error
     except OSError as error:
         raise TrustError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error

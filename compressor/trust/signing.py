@@ -21,7 +21,7 @@ from compressor.trust.manifest import (
     write_manifest,
 )
 from compressor.trust.openssf import Bundle, signed_bundle
-from compressor.trust.statements import Statement, is_signed, sign, signature_file
+from compressor.trust.statements import LONGEST_NAME, Statement, is_good_name, is_signed, sign, signature_file
 from compressor.trust.tree import digest_of, walk
 from compressor.trust.trusted import TrustedKey, TrustStore, trusted
 from compressor.trust.verification import bundle_in, check, signatures_in
@@ -79,6 +79,8 @@ def sign_folder(
     now = (now or datetime.now(UTC)).replace(microsecond=0)
     if days is not None and not 0 < days < 36_500:
         raise WrongUseError(f"days is for how long the signature counts, above 0 and below 36,500; got {days:g}")
+    if name is not None and not is_good_name(name):
+        raise WrongUseError(f"a name has 1 to {LONGEST_NAME} printable characters, got {name[:50]!r}")
     before = None if replaces is None else _newest(replaces)
     if inspect is not None:
         inspect(folder)
@@ -87,7 +89,7 @@ def sign_folder(
         manifest_sha256=manifest.digest,
         key_id=key.public.key_id,
         kind=key.kind,
-        name=name or (before.name if before else folder.resolve().name),
+        name=name if name is not None else before.name if before else folder.resolve().name,
         release=release if release is not None else (before.release + 1 if before else 1),
         signed=now,
         expires=None if days is None else now + timedelta(days=days),

@@ -16,7 +16,7 @@ _DOMAIN = b"compressor-signature-v1\0"
 _FORMAT, _VERSION = "compressor-signature", 1
 _HEX = re.compile("(?:[0-9a-f]{2})+")
 _DIGEST = re.compile("[0-9a-f]{64}")
-_LONGEST_NAME = 200
+LONGEST_NAME = 200
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -37,9 +37,8 @@ class Statement:
     replaces: str | None = None
 
     def __post_init__(self) -> None:
-        good_name = 0 < len(self.name) <= _LONGEST_NAME and self.name.isprintable()
-        if not good_name:
-            raise TrustError(f"a name has 1 to {_LONGEST_NAME} printable characters, got {self.name[:50]!r}")
+        if not is_good_name(self.name):
+            raise TrustError(f"a name has 1 to {LONGEST_NAME} printable characters, got {self.name[:50]!r}")
         if type(self.release) is not int or not 1 <= self.release <= LARGEST_INTEGER:
             raise TrustError(f"a release is a whole number from 1, got {self.release!r}")
         if self.expires is not None and self.expires <= self.signed:
@@ -94,6 +93,11 @@ class Statement:
     def message(self) -> bytes:
         """The bytes that are signed."""
         return _DOMAIN + canonical(self.to_json())
+
+
+def is_good_name(name: str) -> bool:
+    """Whether a release can be of that name: it is told in one line."""
+    return 0 < len(name.strip()) <= LONGEST_NAME and len(name) <= LONGEST_NAME and name.isprintable()
 
 
 def sign(statement: Statement, key: PrivateKey) -> bytes:

@@ -117,6 +117,13 @@ def place_of(path: Path) -> tuple[Path, str | None]:
     Raises WrongUseError where there is nothing at `path`, TrustError where no folder above has a manifest.
     """
     if path.is_dir():
+        above = next(
+            (folder for folder in list(path.absolute().parents)[:_LEVELS_UP] if (folder / MANIFEST).exists()), None
+        )
+        if above is not None and not os.path.lexists(path / MANIFEST):
+            raise WrongUseError(
+                f"{path} is a part of {above}, whose {MANIFEST} speaks of it; give that folder, or a file"
+            )
         return path, None
     if not os.path.lexists(path):
         raise WrongUseError(f"there is nothing at {path}; give the folder of a run, or a file in it")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from compressor import ByClass, Pipeline, Workload
 from compressor.cli.app import app
-from compressor.errors import TrustError
+from compressor.errors import TrustError, WrongUseError
 from compressor.report.documents.bom import bill_of_materials
 from compressor.report.documents.card import model_card
 from compressor.report.documents.shipped import OPEN, Shipped
@@ -128,6 +128,8 @@ def test_a_report_that_is_not_the_listed_one_is_refused(run, tmp_path) -> None:
         Shipped.read(folder)
     with pytest.raises(TrustError, match=r"has no manifest\.json"):
         Shipped.read(tmp_path)
+    with pytest.raises(WrongUseError, match="is no folder"):
+        Shipped.read(folder / "model.onnx")
 
 
 def test_the_commands(run, tmp_path) -> None:

@@ -198,6 +198,19 @@ def test_files_that_differ_are_not_noted_as_accepted(signed, keys, tmp_path) -> 
     assert TrustStore.read(store).seen == {}
 
 
+def test_a_key_is_no_store_and_a_store_no_key(signed, keys, tmp_path) -> None:
+    """A key in place of a store would count, and remember nothing; either is told by what it is."""
+    store = tmp_path / "trust.json"
+    call("trust", "add", keys / "release.pub", "--store", store)
+    code, _, err = call("verify", signed, "--trust", keys / "release.pub")
+    assert code == 4
+    assert "is not readable JSON" in err
+    code, _, err = call("verify", signed, "--key", store)
+    assert code == 2
+    assert f"give it as one: --trust {store}" in err
+    assert call("verify", signed, "--trust", tmp_path / "none")[0] == 2
+
+
 def test_an_edited_trust_store_is_refused(signed, keys, tmp_path) -> None:
     """A key brought in by a text editor is no key that was added."""
     store = tmp_path / "trust.json"
@@ -247,7 +260,8 @@ def test_what_may_not_be_signed(made, keys, tmp_path) -> None:
     assert call("sign", bare, "--key", keys / "release")[0] == 4
     assert call("sign", bare, "--key", keys / "release", "--anew")[0] == 0
     assert call("sign", bare, "--key", keys / "release", "--replaces", bare, "--release", 1)[0] == 2
-    assert call("sign", bare, "--key", keys / "release", "--name", "a\x1bb")[0] == 4
+    for name in ("", " ", "a\x1bb", "n" * 201):
+        assert call("sign", bare, "--key", keys / "release", "--name", name)[0] == 2
 
 
 def test_a_statement_says_what_it_was_made_with(keys) -> None:

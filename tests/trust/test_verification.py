@@ -217,6 +217,10 @@ def test_what_cannot_be_verified_says_what_is_missing(folder, tmp_path) -> None:
         assert code == 4
         assert MANIFEST in err
     assert call(folder, "--rerun")[0] == 2
+    write_manifest(folder, Manifest(files=described(folder)))
+    code, _, err = call(folder / "stages")
+    assert code == 2
+    assert f"is a part of {folder}" in err
     assert call(folder, "--workload", "digits")[0] == 2
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import TrustError
+from compressor.errors import TrustError, WrongUseError
 from compressor.notes.evaluations import ClassChanges, OneClass
 from compressor.report.record import RunRecord
 from compressor.storage import parsed_json, sha256
@@ -27,6 +27,8 @@ class Shipped:
     @classmethod
     def read(cls, folder: Path) -> "Shipped":
         """What the run in `folder` shipped. Raises TrustError where its report is not as listed."""
+        if not folder.is_dir():
+            raise WrongUseError(f"{folder} is no folder; give that of a finished run")
         manifest = read_manifest(folder)
         listed = manifest.files.get(_REPORT)
         if listed is None or manifest.made.get("by") != "run":
