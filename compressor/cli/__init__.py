@@ -2,14 +2,18 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from compressor.cli.interrupts import Terminated, interruptible
 
 __all__ = ["main"]
 
-# How often a thread of an operator looks for the others before it sleeps: some hundredths of a millisecond.
-SPINS = "20000"
+# How often a thread of an operator looks for the others before it sleeps: some tenths of a millisecond, and hardly at
+# all where others want every core, for what it looks for is not running then.
+SPINS, SPINS_BUSY = "20000", "1000"
+# Looks at whether they do, and the seconds between them.
+_LOOKS, _MOMENT = 3, 2e-3
 
 
 def main() -> None:
@@ -33,7 +37,19 @@ def _wait_briefly_() -> None:
     torch is loaded, which no command has done by now.
     """
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+        os.environ["GOMP_SPINCOUNT"] = SPINS_BUSY if _others_want_all_cores() else SPINS
+
+
+def _others_want_all_cores() -> bool:
+    from compressor.machine import core_count, others_running
+
+    cores = core_count()
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_MOMENT)
+        if (others_running() or 0) < cores:
+            return False
+    return True
 
 
 def _leave_current_folder_() -> None:

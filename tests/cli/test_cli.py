@@ -525,6 +525,7 @@ def test_waiting_threads_sleep_soon_unless_the_environment_says_otherwise(monkey
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     for name in names:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("compressor.machine.others_running", lambda: 0)
     if said is not None:
         monkeypatch.setenv(said, "17")
 
@@ -532,3 +533,19 @@ def test_waiting_threads_sleep_soon_unless_the_environment_says_otherwise(monkey
 
     now = {name: os.environ[name] for name in names if name in os.environ}
     assert now == ({said: "17"} if said else {"GOMP_SPINCOUNT": command_line.SPINS})
+
+
+@pytest.mark.parametrize(("others", "spins"), [(0, "20000"), (1, "20000"), (2, "1000"), (9, "1000"), (None, "20000")])
+def test_threads_hardly_wait_where_others_want_every_core(monkeypatch, others, spins):
+    """With two cores: one more program leaves one to wait on, two leave none; what nobody tells is quiet."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("compressor.machine.others_running", lambda: others)
+    monkeypatch.setattr("compressor.machine.core_count", lambda: 2)
+    command_line._wait_briefly_()
+    assert os.environ["GOMP_SPINCOUNT"] == spins
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    looks = iter([9, 0])
+    monkeypatch.setattr("compressor.machine.others_running", lambda: next(looks))
+    command_line._wait_briefly_()
+    assert os.environ["GOMP_SPINCOUNT"] == "20000"  # a moment is no load
