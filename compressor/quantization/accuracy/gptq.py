@@ -7,7 +7,9 @@ by column, the one with the largest diagonal of H first, the weight q is rounded
     -(w_q - round(w_q)) / [H^-1]_qq * [H^-1]_q,:                                                           (equation 2)
 
 Inputs come from the network whose earlier layers are rounded already. What that changed, x - x', is made up for first:
-the row of least squares for the float output is w + w E[(x - x') x'^T] (E[x' x'^T])^-1.
+the row of least squares for the float output is w + w E[(x - x') x'^T] (E[x' x'^T])^-1. Of few positions it learns by
+heart what other samples do not have: its damping is the one with which either half of the samples says most of the
+other.
 
 A layer of many inputs that few samples show, such as the classifier behind a pool, has a singular H, and what fits
 these samples does harm on others: H is shrunk towards the mean of its diagonal, by as much as a prior worth one
@@ -21,6 +23,7 @@ Of few bits the range of least error of the weights is not that of the outputs: 
 keep the best.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,6 +42,8 @@ _BLOCK = 32
 _POSITIONS_AN_INPUT = 256
 # Scales that rows of few bits are rounded on besides their own, as factors.
 _SCALES = (0.85, 1.15)
+# Multiples of the damping that are tried where the drift of inputs is made up for.
+_DRIFT_FACTORS = (1.0, 4.0, 16.0, 64.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +69,25 @@ class GPTQ:
     def rounded(self, layer: Layer, crossing: Crossing, twins: Twins, generator: torch.Generator) -> WeightGrid:
         """The layer's grid with the integers that `gptq` finds; nothing is random."""
         del generator
-        hessian, drift, positions = _second_moments(layer, crossing, twins)
+        halves = _second_moments(layer, crossing, twins)
         grid = twins.grids[layer.weight]
         rows, scale, zero_point = (part.double() for part in twins.rows_of(layer))
+        moments = halves[0] + halves[1]
         # The diagonal counts as many positions as there are inputs: of few, H sees but what these have in common.
-        damping = max(self.damping, rows.shape[-1] / positions)
+        damping = max(self.damping, rows.shape[-1] / moments.count)
         bounds = integer_bounds(grid.bits, signed=True)
-        problem = rows_of(rows, zero_point, hessian, drift, bounds=bounds, damping=damping)
+        problem = rows_of(
+            rows,
+            zero_point,
+            moments.hessian,
+            moments.drift,
+            bounds=bounds,
+            damping=damping,
+            drift_damping=drift_damping_of(rows, halves, damping) if self.sweeps else damping,
+        )
         # One scale a row, not one for the tensor and none for every group: rows can choose theirs, by what they read.
         own = grid.scale.numel() == rows[..., 0].numel() and not bool(zero_point.any())
-        free = grid.bits <= FEW_BITS and self.sweeps > 0 and own and bool(hessian.any())
+        free = grid.bits <= FEW_BITS and self.sweeps > 0 and own and bool(moments.hessian.any())
         integers = rounded_columns(problem, scale)
         least = problem.errors(integers, scale)
         for other in [factor * scale for factor in _SCALES] if free else []:
@@ -88,33 +102,84 @@ class GPTQ:
         return grid.with_integers(to_weight(layer.node, integers, grid.integers.shape))
 
 
-def _second_moments(layer: Layer, crossing: Crossing, twins: Twins) -> tuple[Tensor, Tensor, int]:
-    """The sums of x' x'^T and of (x - x') x'^T over all positions, float64 (groups, inputs, inputs), and these counted.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """Sums over `count` positions, float64: x' x'^T and (x - x') x'^T (groups, inputs, inputs); of x - x' and x' alone.
+
+    With `centered` they are taken around the means.
+    """
+
+    second: Tensor
+    cross: Tensor
+    moved: Tensor
+    read: Tensor
+    count: int
+    centered: bool
+
+    def seen(self, change: Tensor, near: Tensor) -> "Moments":
+        """With the positions of `change`, x - x', and `near`, x', each (groups, inputs, positions)."""
+        return replace(
+            self,
+            second=self.second + near @ near.mT,
+            cross=self.cross + change @ near.mT,
+            moved=self.moved + change.double().sum(dim=-1, keepdim=True),
+            read=self.read + near.double().sum(dim=-1, keepdim=True),
+            count=self.count + near.shape[-1],
+        )
+
+    def __add__(self, other: "Moments") -> "Moments":
+        sums = {name: getattr(self, name) + getattr(other, name) for name in ("second", "cross", "moved", "read")}
+        return replace(self, count=self.count + other.count, **sums)
+
+    @property
+    def hessian(self) -> Tensor:
+        return self.second - self.read @ self.read.mT / max(1, self.count) if self.centered else self.second
+
+    @property
+    def drift(self) -> Tensor:
+        return self.cross - self.moved @ self.read.mT / max(1, self.count) if self.centered else self.cross
+
+
+def _second_moments(layer: Layer, crossing: Crossing, twins: Twins) -> tuple[Moments, Moments]:
+    """The moments of a layer's inputs, of one half of the samples and of the other.
 
     Around the means where the layer's bias is corrected.
     """
     shape = twins.weights[layer.weight].shape
     groups, _, inputs = to_rows(layer.node, twins.weights[layer.weight]).shape
-    hessian = torch.zeros(groups, inputs, inputs, dtype=torch.float64)
-    drift = torch.zeros_like(hessian)
-    moved, read = torch.zeros(2, groups, inputs, 1, dtype=torch.float64)
-    count, origin = 0, torch.zeros(())
+    square, column = (torch.zeros(groups, inputs, size, dtype=torch.float64) for size in (inputs, 1))
+    centered = layer.linear is not None
+    first = Moments(second=square, cross=square, moved=column, read=column, count=0, centered=centered)
+    second, origin = first, torch.zeros(())
     for exact, quantized in twins.inputs_of(layer, crossing):
         for ours, theirs in paired_columns(layer.node, exact, quantized, shape):
-            if layer.linear is not None and not count:
+            if centered and not first.count:
                 # Sums around a point near the mean lose no digits to it; any point gives the same in the end.
                 origin = theirs.mean(dim=-1, keepdim=True)
             change, near = ours - theirs, theirs - origin
-            hessian += near @ near.mT
-            drift += change @ near.mT
-            moved += change.double().sum(dim=-1, keepdim=True)
-            read += near.double().sum(dim=-1, keepdim=True)
-            count += near.shape[-1]
-        if count >= _POSITIONS_AN_INPUT * inputs:
+            # Samples come one after the other: the halves hold different ones.
+            half = (near.shape[-1] + 1) // 2
+            first = first.seen(change[..., :half], near[..., :half])
+            second = second.seen(change[..., half:], near[..., half:])
+        if first.count + second.count >= _POSITIONS_AN_INPUT * inputs:
             break
-    if layer.linear is None:
-        return hessian, drift, count
-    return hessian - read @ read.mT / count, drift - moved @ read.mT / count, count
+    return first, second
+
+
+def drift_damping_of(rows: Tensor, halves: tuple[Moments, Moments], least: float) -> float:
+    """The damping, `least` or a multiple, with which what one half of the samples says of the drift helps the other.
+
+    Infinite where none does.
+    """
+    best, saved = math.inf, 0.0
+    for damping in [factor * least for factor in _DRIFT_FACTORS]:
+        error = 0.0
+        for known, unseen in (halves, halves[::-1]):
+            change = _followed(rows, known.hessian, known.drift, damping)
+            error += float(((change @ unseen.hessian - 2 * rows @ unseen.drift) * change).sum())
+        if error < saved:
+            best, saved = damping, error
+    return best
 
 
 def gptq(
@@ -138,15 +203,35 @@ def gptq(
 
 
 def rows_of(
-    rows: Tensor, zero_point: Tensor, hessian: Tensor, drift: Tensor, *, bounds: tuple[int, int], damping: float
+    rows: Tensor,
+    zero_point: Tensor,
+    hessian: Tensor,
+    drift: Tensor,
+    *,
+    bounds: tuple[int, int],
+    damping: float,
+    drift_damping: float | None = None,
 ) -> Rows:
-    """The rows of least squares for the float output, weighed by the damped H; zeros stay."""
+    """The rows of least squares for the float output, by `drift_damping`, weighed by the damped H; zeros stay."""
+    change = _followed(rows, hessian, drift, damping if drift_damping is None else drift_damping)
+    return Rows(
+        aim=rows + change, hessian=_damped(hessian, damping), zero_point=zero_point, still=rows == 0, bounds=bounds
+    )
+
+
+def _followed(rows: Tensor, hessian: Tensor, drift: Tensor, damping: float) -> Tensor:
+    """What rows change by to make up for inputs that changed."""
+    if math.isinf(damping):
+        return torch.zeros_like(rows)
+    change: Tensor = torch.linalg.solve(_damped(hessian, damping), (rows @ drift).mT).mT
+    return change
+
+
+def _damped(hessian: Tensor, damping: float) -> Tensor:
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
     # Without damping a singular H has no inverse: float64's resolution of it is added at least.
     extra = max(damping, 1e-9) * diagonal.mean(dim=-1, keepdim=True)
-    damped = hessian + torch.diag_embed(torch.where(extra > 0, extra, 1.0).expand_as(diagonal))
-    aim = torch.linalg.solve(damped, (rows @ drift).mT).mT + rows
-    return Rows(aim=aim, hessian=damped, zero_point=zero_point, still=rows == 0, bounds=bounds)
+    return hessian + torch.diag_embed(torch.where(extra > 0, extra, 1.0).expand_as(diagonal))
 
 
 def rounded_columns(problem: Rows, scale: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from compressor.notes.quantization import RoundingLearned
 from compressor.quantization.accuracy import layer_data
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound, SoftRounding
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
-from compressor.quantization.accuracy.gptq import GPTQ, gptq
+from compressor.quantization.accuracy.gptq import GPTQ, Moments, drift_damping_of, gptq
 from compressor.quantization.accuracy.layer_data import Crossing, Layer, Twins, Walk
 from compressor.quantization.accuracy.layer_rounding import LayerRounding, round_layers
 from compressor.quantization.accuracy.layer_rows import input_columns, to_rows, to_weight
@@ -173,6 +173,43 @@ def test_gptq_makes_up_for_inputs_that_changed() -> None:
     quantized = torch.tensor([[[1.0, 2.0, -1.0]]], dtype=torch.float64)
     moments, drift = quantized @ quantized.mT, (2 * quantized - quantized) @ quantized.mT
     assert gptq(one, 0.5 * one, 0 * one, moments, drift, bounds=(-8, 7), damping=0.0).item() == 4
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_drift_is_made_up_for_as_far_as_other_samples_have_it(*, centered: bool) -> None:
+    """Inputs that shrank by a tenth want larger weights; noise on them, of which ten samples say nothing, none."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 5, 64, generator=generator, dtype=torch.float64)
+    empty = Moments(
+        second=torch.zeros(1, 64, 64).double(),
+        cross=torch.zeros(1, 64, 64).double(),
+        moved=torch.zeros(1, 64, 1).double(),
+        read=torch.zeros(1, 64, 1).double(),
+        count=0,
+        centered=centered,
+    )
+
+    def damping(count: int, *, noise: bool) -> float:
+        theirs = torch.randn(2, 1, 64, count, generator=generator, dtype=torch.float64)
+        change = torch.randn(theirs.shape, generator=generator, dtype=torch.float64) if noise else 0.1 * theirs
+        return drift_damping_of(rows, (empty.seen(change[0], theirs[0]), empty.seen(change[1], theirs[1])), 0.01)
+
+    assert damping(1000, noise=False) == 0.01
+    assert damping(10, noise=False) < float("inf")
+    assert damping(10, noise=True) == float("inf")
+
+
+def test_halves_of_the_samples_add_up() -> None:
+    """Moments of both halves together are those of all positions at once, around their own means."""
+    generator = torch.Generator().manual_seed(1)
+    near, change = torch.randn(2, 3, 4, 50, generator=generator, dtype=torch.float64) + 2
+    zeros = [torch.zeros(3, 4, size).double() for size in (4, 1)]
+    empty = Moments(second=zeros[0], cross=zeros[0], moved=zeros[1], read=zeros[1], count=0, centered=True)
+    both = empty.seen(change[..., :20], near[..., :20]) + empty.seen(change[..., 20:], near[..., 20:])
+    around, moved = (each - each.mean(dim=-1, keepdim=True) for each in (near, change))
+    assert both.count == 50
+    assert torch.allclose(both.hessian, around @ around.mT)
+    assert torch.allclose(both.drift, moved @ around.mT)
 
 
 def test_inputs_that_are_always_zero_are_rounded_to_nearest() -> None:
