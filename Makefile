@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-clusters test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-search bench-exclusive bench-capacity bench-evaluations
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-trust bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-search bench-exclusive bench-capacity bench-evaluations
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -171,6 +171,9 @@ bench-random-networks: $(VENV)/installed-dev  ## counts of networks grown at ran
 
 bench-mutations: $(VENV)/installed-dev  ## counts of damaged files, read or refused (10 minutes)
 	$(BIN)/python -m benchmarks.mutations
+
+bench-trust: $(VENV)/installed-dev  ## a signed folder changed at random, encryption killed, and what both cost (minutes)
+	$(BIN)/python -m benchmarks.trust.attacks
 
 bench-techniques: $(VENV)/installed-dev  ## one network by every technique: accuracy, size, size after zstd, latency (an hour; resumes)
 	$(BIN)/python -m benchmarks.techniques

@@ -186,9 +186,11 @@ def _private_file(path: Path, size_bytes: int) -> Iterator[BinaryIO]:
             with os.fdopen(_named(part) if descriptor is None else descriptor, "w+b") as file:
                 yield file
                 file.flush()
-                if not named:
-                    _name_(file, part)
                 os.fsync(file.fileno())
+                if not named and not os.path.lexists(path) and _name_(file, path):
+                    return  # whole at once: a kill leaves nothing or all
+                if not named and not _name_(file, part):
+                    _copy(file, part)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -200,8 +202,8 @@ def _named(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
 
-def _name_(file: BinaryIO, path: Path) -> None:
-    """Gives a file without a name the name `path`, or puts a copy there where the system cannot."""
+def _name_(file: BinaryIO, path: Path) -> bool:
+    """Gives a file without a name the name `path`, where nothing has it; whether the system could."""
     try:
         place = os.open("/proc/self/fd", os.O_RDONLY)
         try:
@@ -210,11 +212,16 @@ def _name_(file: BinaryIO, path: Path) -> None:
         finally:
             os.close(place)
     except OSError:
-        file.seek(0)
-        with os.fdopen(_named(path), "w+b") as copy:
-            shutil.copyfileobj(file, copy)
-            copy.flush()
-            os.fsync(copy.fileno())
+        return False
+    return True
+
+
+def _copy(file: BinaryIO, path: Path) -> None:
+    file.seek(0)
+    with os.fdopen(_named(path), "w+b") as copy:
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        os.fsync(copy.fileno())
 
 
 def _nameless(folder: Path) -> int | None:

@@ -1,0 +1,1 @@
+"""What trust holds: signed folders changed at random, and encryption that is killed."""

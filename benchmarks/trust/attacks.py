@@ -1,0 +1,211 @@
+"""What of a signed folder can be changed untold, what encryption leaves when it is killed, and what both cost.
+
+    python -m benchmarks.trust.attacks --flips 10000 --kills 200 --megabytes 1000
+
+Flips bits at random over all files of a signed folder, one at a time; moves, swaps, removes and adds files; brings an
+older release back; kills encryption and decryption at random moments; and times verify and decrypt beside sha256sum,
+with the memory of each process. Needs no network and the extra `trust`.
+"""
+
+import argparse
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.stored import RESULTS
+from compressor.errors import CompressorError
+from compressor.machine import environment
+from compressor.storage import write_json
+from compressor.target import Target
+from compressor.trust.encryption import encrypt
+from compressor.trust.keys import Kind, generate, read_private, read_public
+from compressor.trust.signing import sign_folder, signed_by
+from compressor.trust.trusted import TrustedKey, TrustStore
+from compressor.trust.verification import check
+
+RESULT = RESULTS / "trust.json"
+_KILLED = """
+import sys
+from pathlib import Path
+from compressor.trust.encryption import decrypt, encrypt
+from compressor.trust.keys import read_private, read_public
+place, what = Path(sys.argv[1]), sys.argv[2]
+if what == "encrypt":
+    encrypt(place / "plain", place / "out", to=[read_public(place / "box.pub")])
+else:
+    decrypt(place / "sealed", place / "out", read_private(place / "box"))
+"""
+
+
+def is_accepted(folder: Path, given: Any) -> bool:
+    """Whether the folder holds, and its signature by one of the keys `given` counts; what counts is remembered."""
+    try:
+        checked = check(folder).require()
+        signed_by(folder, checked.manifest, given).remember()
+    except CompressorError:
+        return False
+    return True
+
+
+def flips(folder: Path, given: Any, *, count: int, chance: random.Random) -> int:
+    """How many of `count` flipped bits, drawn over all bytes of the folder, were told."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    sizes = [path.stat().st_size for path in paths]
+    told = 0
+    for path in chance.choices(paths, weights=sizes, k=count):
+        before = path.read_bytes()
+        raw = bytearray(before)
+        raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+        path.write_bytes(raw)
+        told += not is_accepted(folder, given)
+        path.write_bytes(before)
+    return told
+
+
+def moves(folder: Path, given: Any, place: Path) -> dict[str, bool]:
+    """{what was done to a copy of the folder: whether it was told}."""
+    first, second = sorted(path for path in folder.rglob("*.bin"))[:2]
+    name, other = (path.relative_to(folder) for path in (first, second))
+
+    def swapped(copy: Path) -> None:
+        one, two = (copy / name).read_bytes(), (copy / other).read_bytes()
+        (copy / name).write_bytes(two)
+        (copy / other).write_bytes(one)
+
+    acts: dict[str, Callable[[Path], Any]] = {
+        "removed": lambda copy: (copy / name).unlink(),
+        "added": lambda copy: (copy / "added").write_bytes(b""),
+        "renamed": lambda copy: (copy / name).rename(copy / "renamed"),
+        "swapped": swapped,
+        "linked": lambda copy: ((copy / name).unlink(), (copy / name).symlink_to(first)),
+        "unsigned": lambda copy: (copy / "signature.json").unlink(),
+    }
+    found = {}
+    for what, act in acts.items():
+        copy = Path(shutil.copytree(folder, place / what))
+        act(copy)
+        found[what] = not is_accepted(copy, given)
+    return found
+
+
+def replays(folder: Path, place: Path, key: Path) -> bool:
+    """Whether the folder is refused once the release after it was accepted."""
+    public = read_public(key.with_name(key.name + ".pub"))
+    store = place / "store.json"
+    TrustStore(keys={public.key_id: TrustedKey(public=public)}).write(store)
+    newer = Path(shutil.copytree(folder, place / "newer"))
+    (newer / "notes").write_text("better")
+    sign_folder(newer, read_private(key), replaces=folder, anew=True)
+    return is_accepted(folder, store) and is_accepted(newer, store) and not is_accepted(folder, store)
+
+
+def kills(place: Path, *, count: int, megabytes: int, chance: random.Random) -> dict[str, int]:
+    """Of `count` killed processes: how many were killed, and how many left a result or a part that can be read."""
+    (place / "plain").write_bytes(chance.randbytes(1 << 20) * megabytes)
+    encrypt(place / "plain", place / "sealed", to=[read_public(place / "box.pub")])
+    began = {path.name for path in place.iterdir()}
+    telling = (place / "plain").read_bytes()[:4096]
+    found = {"killed": 0, "wrong": 0}
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _KILLED, place, "decrypt"], check=True)
+    whole = time.perf_counter() - started
+    (place / "out").unlink()
+    for number in range(count):
+        what = ("encrypt", "decrypt")[number % 2]
+        process = subprocess.Popen([sys.executable, "-c", _KILLED, place, what])
+        time.sleep(chance.uniform(0, whole))
+        process.kill()
+        killed = process.wait() == -signal.SIGKILL
+        found["killed"] += killed
+        for path in [path for path in place.iterdir() if path.name not in began]:
+            done = path.name == "out" and not killed
+            # An encrypted part tells nothing; a whole result may have been there before the signal was.
+            content = path.read_bytes()
+            whole_result = path.name == "out" and (what == "encrypt" or content == (place / "plain").read_bytes())
+            found["wrong"] += telling in content and not done and not whole_result
+            path.unlink()
+    return found
+
+
+def costs(place: Path, *, megabytes: int) -> dict[str, dict[str, float]]:
+    """Seconds and MiB of each command on a file of that size; the second of two calls, when the file is in memory."""
+    big, chance = place / "big", random.Random(1)  # noqa: S311 - no secret
+    big.mkdir()
+    with (big / "model.bin").open("wb") as file:
+        for _ in range(megabytes):
+            file.write(chance.randbytes(1 << 20))
+    sign_folder(big, read_private(place / "release"), anew=True)
+    sealed = encrypt(big / "model.bin", place / "big.enc", to=[read_public(place / "box.pub")]).path
+    ours = [sys.executable, "-m", "compressor.cli"]
+    commands = {
+        "sha256sum": ["sha256sum", big / "model.bin"],
+        "verify": [*ours, "verify", big, "--key", place / "release.pub", "-q"],
+        "decrypt": [*ours, "decrypt", sealed, "--key", place / "box", "-q"],
+    }
+    found = {}
+    for name, command in commands.items():
+        for _ in range(2):
+            started = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-c", _MEASURED, *map(str, command)], capture_output=True, check=True
+            )
+            seconds = time.perf_counter() - started
+        found[name] = {"seconds": seconds, "mebibytes": float(done.stdout.split()[-1])}
+    return found
+
+
+_MEASURED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+"""
+
+
+def measured(place: Path, *, count: int, killed: int, megabytes: int) -> dict[str, Any]:
+    """All of it, in the empty folder `place`."""
+    chance = random.Random(0)  # noqa: S311 - no secret
+    for name, kind in {"release": Kind.ED25519, "box": Kind.X25519}.items():
+        generate(place / name, kind)
+    folder = place / "signed"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.bin").write_bytes(chance.randbytes(2000 << number))
+    sign_folder(folder, read_private(place / "release"), name="bench", anew=True)
+    given = place / "release.pub"
+    assert is_accepted(folder, given)
+    told = flips(folder, given, count=count, chance=chance)
+    places = {name: place / name for name in ("moves", "replays", "kills")}
+    for inner in places.values():
+        inner.mkdir()
+    for name in ("box", "box.pub"):
+        shutil.copy2(place / name, places["kills"] / name)
+    return {
+        "flips": {"made": count, "told": told},
+        "moves": moves(folder, given, places["moves"]),
+        "replay_refused": replays(folder, places["replays"], place / "release"),
+        "kills": kills(places["kills"], count=killed, megabytes=min(megabytes, 200), chance=chance),
+        "costs": {"megabytes": megabytes, **costs(place, megabytes=megabytes)},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--flips", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--megabytes", type=int, default=1000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        result = measured(Path(place), count=asked.flips, killed=asked.kills, megabytes=asked.megabytes)
+    write_json(RESULT, {"benchmark": "trust", "environment": environment(Target()), **result})
+    print(f"{result}; stored in {RESULT}")
+
+
+if __name__ == "__main__":
+    main()
