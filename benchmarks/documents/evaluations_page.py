@@ -15,12 +15,16 @@ def section(result: dict) -> list[str]:
     recipes = result["recipes"]
     questions = [answer["what"] for answer in next(iter(recipes.values()))["answers"]]
     before = {answer["what"]: answer["reference"] for answer in next(iter(recipes.values()))["answers"]}
+    trained = any("epochs=" in stage for row in recipes.values() for stage in row["stages"])
+    how = [
+        f"Trainings were cut to {result['epochs']} epochs over {result['images']:,} images: those rows are of files",
+        "that were made so, not of the recipes at full length.",
+    ]
     return [
         f"ResNet-20 on CIFAR-10 (`make bench-evaluations`), {result['test_images']:,} test images that no decision",
-        f"has read. Trainings were cut to {result['epochs']} epochs over {result['images']:,} images: the rows are of",
-        "files that were made so, not of the recipes at full length. In the first row the answer of the network's own",
-        "file, in percent; below by how many points a recipe's file is worse, paired, with the 95 % interval. In bold",
-        "where the interval excludes 0.",
+        "has read. In the first row the answer of the network's own file, in percent; below by how many points a",
+        "recipe's file is worse, paired, with the 95 % interval. In bold where the interval excludes 0.",
+        *(how if trained else ["No recipe here trains."]),
         "",
         f"| recipe | accuracy, % | {' | '.join(questions)} |",
         f"|---|---|{'---|' * len(questions)}",

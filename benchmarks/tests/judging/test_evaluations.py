@@ -29,17 +29,20 @@ def test_the_table_tells_changes_beyond_chance() -> None:
         }
 
     asked = [answer("gap", (0.02, 0.01, 0.03)), answer("noise", (0.0, -0.01, 0.01))]
-    row = {"score": {"value": 0.9}, "answers": asked}
+    row = {"score": {"value": 0.9}, "answers": asked, "stages": ["Quantize(bits=8)"]}
     result = {
         "test_images": 5000,
         "epochs": 2,
         "images": 10_000,
         "recipes": {"int8": row, "int4": {**row, "answers": asked[:1]}},
     }
+    trained = {**result, "recipes": {"int8": {**row, "stages": ["Distill(epochs=2)"]}}}
+    assert "cut to 2 epochs over 10,000 images" in "\n".join(evaluations_page.section(trained))
     text = evaluations_page.page("before\n<!-- results -->\nstale words\n<!-- /results -->\nafter\n", result)
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "stale words" not in text
+    assert "No recipe here trains." in text
     assert "| none |  | 50.00 | 50.00 |" in text
     assert "| `int8` | 90.00 | **+2.00 [1.00, 3.00]** | +0.00 [-1.00, 1.00] |" in text
     assert "| `int4` | 90.00 | **+2.00 [1.00, 3.00]** |  |" in text
