@@ -67,11 +67,23 @@ def _pair(name: str, data: tuple[Any, ...]) -> Any:
             else "targets are missing"
         )
         raise WorkloadError(f"{name} must be a pair (inputs, targets), got a tuple of {len(data)}; {way_out}")
+    data = _stacked(data[0], data[1]), data[1]
     inputs, targets = (
         _array(value, f"the {part} of {name}") for value, part in zip(data, ("inputs", "targets"), strict=True)
     )
     inputs, targets = as_tensors((inputs, targets))
     return inputs, map_targets(targets, _as_labels)
+
+
+def _stacked(inputs: Any, targets: Any) -> Any:
+    """A list with one array for each target as one array; anything else, several inputs for instance, as it is."""
+    if not (isinstance(inputs, list) and inputs and all(map(_is_array, inputs)) and hasattr(targets, "__len__")):
+        return inputs
+    if len(inputs) != len(targets) or all(len(each) == len(targets) for each in inputs):
+        return inputs
+    if len({tuple(each.shape) for each in inputs}) > 1:
+        return [each.tolist() for each in inputs]  # which is refused as rows of several lengths
+    return torch.stack([torch.as_tensor(each) for each in inputs])
 
 
 def _as_labels(targets: Tensor) -> Tensor:
