@@ -51,10 +51,10 @@ SETS = {"every combination": COMBINATIONS, "one beginning": BEGINNING}
 
 
 def digits_like() -> Workload:
-    """A network and images of noise, so small that the benchmark itself can be tried."""
+    """A network and images of noise, so small that the benchmark itself can be tried, wide enough to be narrowed."""
     from workbench.tiny import make_workload
 
-    return make_workload(ResNet(blocks=[2], widths=[16], classes=4).eval(), train=64, test=32)
+    return make_workload(ResNet(blocks=[2], widths=[64], classes=4).eval(), train=64, test=32)
 
 
 WORKLOADS: dict[str, Callable[[int], Workload]] = {
