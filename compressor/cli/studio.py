@@ -82,4 +82,7 @@ def studio(
                 typer.secho("warning: without TLS everybody on the network can read along", err=True, fg="yellow")
             desk.look()
             tell_links(access, address, got, tell)
-            serve(app, address, opened)
+            try:
+                serve(app, address, opened)
+            finally:
+                desk.runs.end()

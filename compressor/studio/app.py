@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import (
+    FileResponse,
     HTMLResponse,
     JSONResponse,
     PlainTextResponse,
@@ -26,6 +27,7 @@ from compressor.studio.drafts import ConflictError
 from compressor.studio.guard import App, Guard, RefusedError
 from compressor.studio.pages import render, static
 from compressor.studio.planning import NotReadyError
+from compressor.studio.runs import RunRefusedError
 
 _Result = TypeVar("_Result")
 
@@ -53,6 +55,9 @@ def studio_app(
         Route("/static/{name}", doors.static),
         Route("/part/{name}", doors.part),
         Route("/draft", doors.draft),
+        Route("/run", doors.run, methods=["POST"]),
+        Route("/runs/{name}/{what}", doors.runs, methods=["POST"]),
+        Route("/take/{name}/{file}", doors.take),
         *(Route(f"/{name}", doors.doing(name), methods=["POST"]) for name in Doing),
     ]
     app = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_found, RefusedError: _refused})
@@ -138,6 +143,32 @@ class _Doors:
 
         return answer
 
+    async def run(self, request: Request) -> Response:
+        self._session(request, changes=True, edits=True)
+        version = (await _given(request)).get("version")
+        if type(version) is not int:
+            raise RefusedError(400, "a run says which version of the draft it is of")
+        return JSONResponse({"run": await _worked(partial(self._desk.run, version))})
+
+    async def runs(self, request: Request) -> Response:
+        self._session(request, changes=True, edits=True)
+        runs, name = self._desk.runs, request.path_params["name"]
+        known = {"pause": runs.pause, "resume": runs.resume, "discard": runs.discard}
+        if request.path_params["what"] not in known:
+            raise RefusedError(404, "there is nothing here")
+        await _worked(partial(known[request.path_params["what"]], name))
+        return JSONResponse({"run": name})
+
+    async def take(self, request: Request) -> Response:
+        self._session(request)
+        name, wanted = request.path_params["name"], request.path_params["file"]
+        found = self._desk.runs.file(name, wanted)
+        if found is None:
+            raise RefusedError(404, "there is no such file")
+        path, media = found
+        # To be kept and not shown: a report has styles of its own, which this page's policy forbids.
+        return FileResponse(path, media_type=media, filename=f"{name}-{wanted}")
+
     async def part(self, request: Request) -> Response:
         session = self._session(request)
         name, query = request.path_params["name"], dict(request.query_params)
@@ -173,6 +204,8 @@ async def _worked(work: Callable[[], _Result]) -> _Result:
         return await asyncio.to_thread(work)
     except ConflictError as error:
         raise RefusedError(409, "somebody else has edited this draft since; the page shows it as it is now") from error
+    except RunRefusedError as error:
+        raise RefusedError(409, str(error)) from error
     except NotReadyError as error:
         raise RefusedError(503, str(error)) from error
     except BudgetError as error:

@@ -17,6 +17,7 @@ from compressor.studio.overview import findings, overview
 from compressor.studio.pages import render
 from compressor.studio.picture import Detail, Picture
 from compressor.studio.planning import NotReadyError, Planning
+from compressor.studio.runs import Runs
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -33,6 +34,7 @@ class Desk:
         self.workload, self.name, self.target = workload, name, target
         self.events = Broadcast()
         self.planning = Planning(workload, name, target, out, self.events)
+        self.runs = Runs(name, out, self.events, up=workload.metric.higher_is_better)
         self.inspection: Inspection | None = None
         self.picture: Picture | None = None
         self.failed: str | None = None
@@ -44,6 +46,7 @@ class Desk:
             "picture": self._picture,
             "box": self._box,
             "plan": self._plan,
+            "runs": self._runs,
         }
 
     def look(self) -> threading.Thread:
@@ -120,6 +123,22 @@ class Desk:
             return self.planning.page(may_edit=may_edit)
         except NotReadyError:
             return render("unplanned", reason=self.unplanned, failed=self.failed)
+
+    def _runs(self, query: Query, may_edit: bool) -> str:  # noqa: FBT001
+        del query
+        shown = self.runs.page()
+        busy = any(run["state"] in {"going on", "pausing"} for run in shown["runs"])
+        return render("runs", may_edit=may_edit, busy=busy, ready=self.planning.is_ready, **shown)
+
+    def run(self, version: int) -> str:
+        """Begins a run of the draft, which is of this version, and gives its name.
+
+        Raises ValueError where nothing is chosen, ConflictError, and RunRefusedError.
+        """
+        recipe = self.planning.recipe(version)
+        if recipe is None:
+            raise ValueError("nothing is chosen yet; narrow a layer, drop a block, or take 8 bits")
+        return self.runs.begin(recipe)
 
     def _box(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
         del may_edit

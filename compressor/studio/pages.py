@@ -4,7 +4,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 _STATIC = {
     "studio.js": ("compressor.studio", "static/studio.js", "text/javascript; charset=utf-8"),
@@ -20,7 +20,8 @@ _STATIC = {
 def templates() -> Environment:
     """The templates of the studio; whatever is put into them is escaped."""
     return Environment(
-        loader=PackageLoader("compressor.studio"),
+        # The report draws; its templates are found behind those of the studio.
+        loader=ChoiceLoader([PackageLoader("compressor.studio"), PackageLoader("compressor.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

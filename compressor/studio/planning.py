@@ -6,10 +6,11 @@ from typing import Any
 
 from compressor.errors import CompressorError
 from compressor.inspection.inspection import Inspection
+from compressor.recipe.recipe import Recipe
 from compressor.report.numbers import printable, shorten, si, size
 from compressor.storage import sha256
 from compressor.studio.choice import Choice
-from compressor.studio.drafts import Draft
+from compressor.studio.drafts import ConflictError, Draft
 from compressor.studio.drawing import percent
 from compressor.studio.events import Broadcast
 from compressor.studio.pages import render
@@ -28,6 +29,11 @@ class Planning:
         self._judging = threading.Lock()
         self._judged: tuple[int, Judged | None] | None = None
         self._ready: tuple[WhatIf, Draft] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is known what is free."""
+        return self._ready is not None
 
     @property
     def whatif(self) -> WhatIf:
@@ -79,6 +85,12 @@ class Planning:
         self._events.publish("drafted", {"version": self.draft.version})
         threading.Thread(target=self._judge, name="judging a draft", daemon=True).start()
         return self.edited()
+
+    def recipe(self, version: int) -> Recipe | None:
+        """The recipe of the draft, None where nothing is chosen. Raises ConflictError for another version of it."""
+        if version != self.draft.version:
+            raise ConflictError(f"version {self.draft.version} is the latest")
+        return self.draft.choice.recipe(self.whatif.free, self._target)
 
     def within(self, share: int) -> Choice:
         """The draft with what takes at most so many percent of the time, for the least loss. Raises BudgetError."""

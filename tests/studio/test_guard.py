@@ -310,3 +310,27 @@ def test_the_overview_says_what_can_go(browser, access, desk):
     kind, data, *_ = looked.decode().split("\n")
     assert kind == "event: looked"
     assert json.loads(data.removeprefix("data: ")) == {"failed": None}
+
+
+@pytest.mark.parametrize("path", ["/edit", "/run", "/runs/run-001/pause", "/runs/run-001/discard"])
+def test_who_watches_runs_nothing(browser, access, path):
+    """15. A viewer's requests to begin, pause or delete a run are refused, and so are an editor's without the word."""
+    browser.enters(access, Role.VIEWER)
+    answer = browser("POST", path, headers={**OWN, "x-csrf-token": browser.csrf}, json={"version": 0})
+    assert answer.status_code == 403
+    assert "came in to watch" in answer.text
+    browser.enters(access)
+    assert browser("POST", path, headers=OWN, json={"version": 0}).status_code == 403
+
+
+def test_a_run_needs_something_chosen(browser, access):
+    """Before anything is known, and of runs that there are not, an editor is told so."""
+    browser.enters(access)
+    headers = {**OWN, "x-csrf-token": browser.csrf}
+    assert browser("POST", "/run", headers=headers, json={"version": 0}).status_code == 503
+    assert browser("POST", "/run", headers=headers, json={}).status_code == 400
+    assert browser("POST", "/run", headers=headers, content=b"{").status_code == 400
+    assert browser("POST", "/runs/run-001/resume", headers=headers, json={}).status_code == 409
+    assert browser("POST", "/runs/run-001/dance", headers=headers, json={}).status_code == 404
+    assert browser("GET", "/take/run-001/..%2f..%2fsecret").status_code == 404
+    assert browser("GET", "/take/run-001/model.onnx").status_code == 404

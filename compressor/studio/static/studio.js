@@ -207,3 +207,29 @@ events.addEventListener("judged", async (event) => {
   // Who is dragging meanwhile sees what is tried, not what was kept.
   if (draft && draft.version === version && !trying) control("tiles").innerHTML = draft.tiles;
 });
+
+// Runs: begun from the draft as it is kept, watched as they go.
+const runs = document.getElementById("runs");
+let showing = false, again = false;
+
+async function showRuns() {
+  if (showing) { again = true; return; }
+  showing = true;
+  const open = new Set([...runs.querySelectorAll("details[open]")].map((item) => item.closest("article").getAttribute("aria-labelledby")));
+  await show("runs");
+  for (const item of runs.querySelectorAll("details")) item.open = open.has(item.closest("article").getAttribute("aria-labelledby"));
+  showing = false;
+  if (again) { again = false; showRuns(); }
+}
+
+runs.addEventListener("click", async (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  say("");
+  if (button.id === "run") await ask("run", { version });
+  if (button.dataset.do === "discard" && !confirm(`Delete ${button.dataset.run} and its files?`)) return;
+  if (button.dataset.do) await ask(`runs/${button.dataset.run}/${button.dataset.do}`, {});
+  showRuns();
+});
+events.addEventListener("planned", showRuns);
+events.addEventListener("ran", showRuns);
