@@ -62,3 +62,11 @@ def test_a_fold_tells_of_its_reference(tmp_path: Path) -> None:
         (tmp_path / fold / "reference.safetensors").touch()
     told = [f"{tmp_path / 'fold-1'} keeps a trained model, reference", f"{tmp_path / 'fold-2'} keeps a trained model"]
     assert kept_in(tmp_path) == "; ".join(told)
+
+
+def test_a_search_keeps_its_trials(tmp_path) -> None:
+    """How many have ended, not every stage of each."""
+    (tmp_path / "asked.json").write_text("{}")
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / "a-0123.json").write_text("{}")
+    assert kept_in(tmp_path) == f"{tmp_path} keeps 1 trial, and the stages of one that was begun"
