@@ -15,7 +15,8 @@ def kept_in(out: Path | None) -> str:
     """What the folder `out` of a run, or of several, keeps, as a sentence's beginning; "" where it keeps nothing."""
     if out is None:
         return ""
-    if (out / "asked.json").is_file() and (out / "trials").is_dir():  # a search, whose finished trials are all that there is to say
+    # Of a search its finished trials are all that there is to say.
+    if (out / "asked.json").is_file() and (out / "trials").is_dir():
         ended = len(list((out / "trials").glob("*.json")))
         return f"{out} keeps {ended} trial{'' if ended == 1 else 's'}, and the stages of one that was begun"
     begun = {path.parent for name in ("run.json", _REFERENCE) for path in out.glob(f"*/{name}")}
