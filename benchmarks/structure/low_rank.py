@@ -44,15 +44,18 @@ ENERGY, LATENCY = "energy", "latency"
 # Of the squares of every layer's outputs, and of the reference's milliseconds.
 KEPT = (0.99, 0.98, 0.97, 0.95, 0.9)
 FRACTIONS = (0.95, 0.9, 0.8, 0.7)
+# VGG-16 on images of 32 x 32 has widths that it does not need: ranks by energy make it several times faster.
+LOWER_FRACTIONS = {"vgg16": (0.5, 0.35, 0.25)}
 # Points of the score that may be lost on validation.
 DROPS = (0.005, 0.01, 0.02, 0.05)
 
 
-def arms() -> dict[str, dict[str, FactorizeLayers]]:
-    """The stages by kind and label."""
+def arms(network: str) -> dict[str, dict[str, FactorizeLayers]]:
+    """The stages for the network by kind and label."""
+    fractions = LOWER_FRACTIONS.get(network, FRACTIONS)
     return {
         ENERGY: {f"Energy({kept})": FactorizeLayers(target=Energy(kept)) for kept in KEPT},
-        LATENCY: {f"Latency({part})": FactorizeLayers(target=Latency(part)) for part in FRACTIONS},
+        LATENCY: {f"Latency({part})": FactorizeLayers(target=Latency(part)) for part in fractions},
     }
 
 
@@ -67,7 +70,7 @@ def main() -> None:
             module.perf_counter = thread_time
     stored = read_json(RESULT)["networks"] if RESULT.exists() else {}
     for network in arguments.networks:
-        stored[network] = {"clock": arguments.clock} | run(WORKLOADS[network](), arguments.out / network, arms())
+        stored[network] = {"clock": arguments.clock} | run(WORKLOADS[network](), arguments.out / network, arms(network))
         ordered = {name: stored[name] for name in WORKLOADS if name in stored}
         write_json(RESULT, {"benchmark": "low rank", "drops": list(DROPS), "networks": ordered})
         print_table(network, stored[network])
