@@ -44,7 +44,7 @@ test: $(VENV)/installed-dev  ## the test suite
 test-slow: $(VENV)/installed-dev  ## real training, killed and resumed runs
 	$(BIN)/python -m pytest -m slow
 
-test-browser: $(VENV)/installed-dev  ## the report in headless Chromium (Debian: apt-get install chromium)
+test-browser: $(VENV)/installed-dev  ## the report and the studio in headless Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest -m browser
 
 # Hundreds of megabytes that nothing else needs.
