@@ -171,9 +171,15 @@ class _Search:
             )
         fractions = rungs_of(going, eta=self.eta, most=most_rungs)
         self._refuse_short(going, fractions[0])
-        for number in range(len(fractions)):
-            ended = self._rung(going, number, fractions, trials=trials)
-            going = going_on(ended, self.candidates, self.limits, eta=self.eta)
+        # Every rung has its share of the time; what is left of it in the end goes to what had none.
+        for shared in (True, False):
+            self.not_begun.clear()
+            able = going
+            for number in range(len(fractions)):
+                ended = self._rung(able, number, fractions, trials=trials, shared=shared)
+                able = going_on(ended, self.candidates, self.limits, eta=self.eta)
+            if not self.not_begun:
+                break
         # What earlier calls made under other limits, or in fewer minutes, counts as well.
         texts = {each.at(fraction).dump() for each in self.candidates.values() for fraction in fractions}
         known = {trial.recipe for trial in self.made}
@@ -191,7 +197,7 @@ class _Search:
         return self._reports[trial.name]
 
     def _rung(
-        self, going: Sequence[Candidate], number: int, fractions: Sequence[float], *, trials: int | None
+        self, going: Sequence[Candidate], number: int, fractions: Sequence[float], *, trials: int | None, shared: bool
     ) -> list[Trial]:
         """The trials of one rung that gave a file; the first is in the order of the sampler."""
         first = number == 0
@@ -205,7 +211,7 @@ class _Search:
             for _ in range(count):
                 candidate = self.sampler.next(waiting, told, list(self.candidates.values())) if first else waiting[0]
                 waiting.remove(candidate)
-                trial = self._trial(candidate, number, fractions, share=(number + 1) / len(fractions))
+                trial = self._trial(candidate, number, fractions, (number + 1) / len(fractions) if shared else 1.0)
                 bar.update()
                 if trial is not None and trial.ended:
                     found.append(trial)
@@ -216,7 +222,7 @@ class _Search:
     def _shown(self) -> bool:
         return bool(self.asked["progress"])
 
-    def _trial(self, candidate: Candidate, rung: int, fractions: Sequence[float], *, share: float) -> Trial | None:
+    def _trial(self, candidate: Candidate, rung: int, fractions: Sequence[float], share: float) -> Trial | None:
         """The trial of a candidate at a rung: as on disk, or made now; None where there is no time for it."""
         recipe = candidate.at(fractions[rung])
         text = recipe.dump()
