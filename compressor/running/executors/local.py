@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tqdm import tqdm
+
 from compressor.checks import check_count
 from compressor.errors import ExecutorError, first_said
 from compressor.running.executors.protocol import TRIES, Ended, Task
@@ -131,7 +133,7 @@ class LocalPool:
         self._waiting.clear()
         self._order.clear()
         for slot in self._slots:
-            slot.end()
+            slot.end(at_once=slot.future is not None)
 
     def _fill(self) -> None:
         for slot in self._slots:
@@ -197,13 +199,13 @@ class _Slot:
         found: Future[Any] = self._process.submit(function, *arguments)
         return found
 
-    def end(self) -> None:
-        """Ends the process, at once and with whatever it has started."""
+    def end(self, *, at_once: bool = True) -> None:
+        """Ends the process: `at_once`, with whatever it has started, or by itself where it has nothing to do."""
         self.future = self.task = None
         if self._process is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._process.shutdown(wait=True, kill_workers=True)
+                self._process.shutdown(wait=True, kill_workers=at_once)
             self._process = None
 
 
@@ -218,6 +220,8 @@ _shared: dict[str, Any] = {}
 def _begin(parent: int, shared: bytes) -> None:
     """What a worker does first: it leaves Ctrl-C to `parent`, which ends it, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Bars of a worker share no terminal; a lock between processes would be left behind by one that is ended.
+    tqdm.set_lock(threading.RLock())
     _shared["bytes"] = shared
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
