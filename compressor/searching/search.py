@@ -37,7 +37,7 @@ from compressor.searching.pages import DATA, PAGES, write_pages
 from compressor.searching.prediction import TooSlow, too_slow
 from compressor.searching.result import SearchResult
 from compressor.searching.sampler import Random, Sampler
-from compressor.searching.space import Candidate, candidates_of, prefixes, recipes_of, usual_space
+from compressor.searching.space import Candidate, candidates_of, prefixes, recipes_of, usual_recipes
 from compressor.searching.trials import Trial, TrialFiles, folder_name, measured
 from compressor.searching.words import told_of, why_of
 from compressor.stage import stage_name
@@ -46,7 +46,7 @@ from compressor.store.kept import Store
 from compressor.target import Target
 from compressor.workload import Workload
 
-_ASKED, _TIMES, _SHARED, _TRIALS, _SPACE = "asked.json", "times.json", "shared", "trials", "space.yaml"
+_ASKED, _TIMES, _SHARED, _TRIALS = "asked.json", "times.json", "shared", "trials"
 BEST = "best.yaml"
 # Timing and scoring a finalist, and the pages.
 _FINAL_SECONDS = 4.0
@@ -108,7 +108,7 @@ def search(
     with FolderLock(folder):
         workload = check_workload(workload)
         _refuse_others(folder, workload, target)
-        recipes = recipes_of(space) if space is not None else _usual(folder, workload, target, progress=progress)
+        recipes = recipes_of(space) if space is not None else usual_recipes(folder, workload, target, progress=progress)
         found = _Search(
             workload=workload,
             # What trials are judged by, and all that they see: the test data is for the finalists.
@@ -364,15 +364,6 @@ def _finished(found: _Search, *, minutes: float | None, finalists: int, target: 
         busy=busy_sentence(environment(target)) or "",
         p_values=finals.p_values,
     )
-
-
-def _usual(folder: Path, workload: Workload, target: Target, *, progress: bool) -> list[Recipe]:
-    """The usual space, as it was found when the search began: `space.yaml` in its folder."""
-    path = folder / _SPACE
-    if not path.is_file():
-        say("looking at the model, for a space of recipes", shown=progress)
-        write_atomic(path, usual_space(workload, target))
-    return Recipe.load_all(path)
 
 
 def _refuse_unscored(workload: Workload, limits: Limits) -> None:

@@ -10,6 +10,7 @@ from compressor.comparing.arms import arms_of, named
 from compressor.errors import RecipeError, WrongUseError
 from compressor.inspection.inspection import inspect
 from compressor.inspection.recommendation import recommend
+from compressor.progress.bars import say
 from compressor.recipe.models import data_of
 from compressor.recipe.recipe import Recipe
 from compressor.recipe.sweeps import name_of
@@ -19,12 +20,13 @@ from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.distillation import Distill
 from compressor.stages.layer_dropping import DropBlocks
 from compressor.stages.structure_shrinking import ShrinkStructure
-from compressor.storage import sha256
+from compressor.storage import sha256, write_atomic
 from compressor.target import Target
 from compressor.workload import Workload
 
 # How long trainings are, by the names of their fields.
 _LENGTHS = ("epochs", "tail_epochs", "steps")
+_SPACES = ("space.yaml", "space-encodings.yaml")
 _INT4 = {"quantize": {"weights": {"symmetric": {"bits": 4}}, "rounding": "gptq"}}
 
 
@@ -83,12 +85,27 @@ def prefixes(recipe: Recipe) -> list[str]:
     return [sha256(text.encode()) for text in every]
 
 
-def usual_space(workload: Workload, target: Target) -> str:
-    """The space where none is given, as the text of a recipe with sweeps: around what `compressor doctor` recommends.
+def usual_recipes(folder: Path, workload: Workload, target: Target, *, progress: bool) -> list[Recipe]:
+    """The usual space, as it was found when the search began: two files of recipes with sweeps in its folder.
+
+    Raises WrongUseError where nothing of the model can be made smaller.
+    """
+    first, *others = (folder / name for name in _SPACES)
+    if not first.is_file():
+        say("looking at the model, for a space of recipes", shown=progress)
+        texts = usual_space(workload, target)
+        # The first one is written last: where it is, the others are.
+        for path, text in reversed(list(zip([first, *others], texts, strict=False))):
+            write_atomic(path, text)
+    return [recipe for path in (first, *others) if path.is_file() for recipe in Recipe.load_all(path)]
+
+
+def usual_space(workload: Workload, target: Target) -> list[str]:
+    """The space where none is given, as texts of recipes with sweeps: around what `compressor doctor` recommends.
 
     Several amounts of the structure that the doctor would take, each trained by distillation, in float, 8 and 4 bits;
-    nothing in it is chosen by measured times, so that every recipe gives the same file again. Raises WrongUseError
-    where nothing of the model can be made smaller.
+    then 8 and 4 bits of the model as it is. Nothing in it is chosen by measured times, so that every recipe gives the
+    same file again. Raises WrongUseError where nothing of the model can be made smaller.
     """
     found = recommend(inspect(workload, target=target), target)
     if found is None:
@@ -98,13 +115,16 @@ def usual_space(workload: Workload, target: Target) -> str:
         )
     stages = found.recipe.stages
     training = [data_of(stage) for stage in stages if isinstance(stage, Distill)]
-    encoded = any(stage.effect is Effect.ENCODING for stage in stages)
+    encodings = ["quantize", _INT4] if any(stage.effect is Effect.ENCODING for stage in stages) else []
     structures = [each for stage in stages for each in _amounts(stage)]
-    told: list[Any] = [{"sweep": structures}, *training] if structures else []
-    if encoded:
-        told.append({"sweep": [*([None] if structures else []), "quantize", _INT4]})
+    told: dict[str, list[Any]] = {}
+    if structures:
+        encoded = [{"sweep": [None, *encodings]}] if encodings else []
+        told["auto"] = [{"sweep": structures}, *training, *encoded]
+    if encodings:
+        told["encoded"] = [{"sweep": encodings}]
     reason = f"What `compressor auto` tries without a space of yours, for {type(workload.model).__name__}."
-    return f"# {reason}\n{to_yaml({'name': 'auto', 'stages': told})}"
+    return [f"# {reason}\n{to_yaml({'name': name, 'stages': each})}" for name, each in told.items()]
 
 
 def _amounts(stage: Stage) -> Iterator[dict[str, Any]]:

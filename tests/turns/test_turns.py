@@ -164,7 +164,7 @@ def test_another_thread_of_the_process_pauses_and_times_in_its_turn() -> None:
             if ended.is_set():
                 return
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     wait_for(lambda: reached[0] > 3)
     with timing_alone() as met:
