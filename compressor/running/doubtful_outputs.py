@@ -15,7 +15,7 @@ from compressor.outputs.finding import taken_twice
 from compressor.outputs.kinds import Classes
 from compressor.training.judged import judged_by
 from compressor.training.lessons import MASK, unmasked
-from compressor.workload import Workload, batch_size_of, input_tensors
+from compressor.workload import Workload, batch_size_of, input_names, input_tensors
 
 # How many times as large as those of train the inputs of another set may be: 8 bits against [0, 1] are 255.
 _OTHER_SCALE = 30
@@ -120,8 +120,11 @@ def telling(batches: Sequence[Batch]) -> Batch:
 
 def warn_of_scale(name: str, inputs: Inputs, example: Inputs) -> None:
     """Warns where the numbers of a set are far larger or smaller than those of `example`, which come from train."""
-    for one, other in zip(input_tensors(inputs), input_tensors(example), strict=True):
-        if not one.is_floating_point() or one.numel() < 16:
+    # By name: the sets of a stream hold no states.
+    others = dict(zip(input_names(example), input_tensors(example), strict=True))
+    for label, one in zip(input_names(inputs), input_tensors(inputs), strict=True):
+        other = others.get(label)
+        if other is None or not one.is_floating_point() or one.numel() < 16:
             continue
         here, there = (float(values.detach().double().square().mean().sqrt()) for values in (one, other))
         ratio = here / there if there else 1.0

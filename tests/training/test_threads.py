@@ -77,6 +77,32 @@ def test_others_are_tried_again_in_a_later_pass_where_that_costs_little() -> Non
         assert machine.pass_over(threads, 12) == [1] * 3 + [2] * 3 + [4] + [1] * 5
 
 
+def test_a_rate_that_falls_within_a_pass_has_the_others_tried_again() -> None:
+    """Two threads take 0.5 s when they are tried and 3 s later: six slow batches, and enough of them, begin it anew."""
+    machine = Machine(alone, 1)
+    machine.seconds = lambda threads: {1: 1.0, 2: 0.5 if machine.now < 15 else 3.0, 4: 9.0}[threads]
+    threads = machine.threads()
+    with threads.kept():
+        used = machine.pass_over(threads, 100)
+    assert used[:7] == [1] * 3 + [2] * 3 + [4]
+    # 3 * (1 + 9) seconds of tries are 0.3 of 100: of 0.5 s three batches until second 15, then 33 of 3 s.
+    again = used.index(1, 7)
+    assert used[7:again] == [2] * (again - 7)
+    assert 30 < again < 50
+    assert used[again : again + 6] == [1] * 3 + [2] * 2 + [4]
+    assert used[again + 6 :] == [1] * (100 - again - 6)
+
+
+def test_a_number_is_judged_by_the_mean_of_its_batches() -> None:
+    """Two threads take 0.2 and 1.9 s after the first batch, one thread always 1 s: the lucky one decides nothing."""
+    machine = Machine(alone, 1)
+    lucky = iter([1.5, 0.2, 1.9])
+    machine.seconds = lambda threads: next(lucky) if threads == 2 else {1: 1.0, 4: 9.0}[threads]
+    threads = machine.threads()
+    with threads.kept():
+        assert machine.pass_over(threads, 12) == [1] * 3 + [2] * 3 + [4] + [1] * 5
+
+
 def test_many_threads_come_back_where_the_machine_grows_quiet() -> None:
     """When most of eight moments in a row are quiet, without a try; and fewer come when it is busy again."""
     machine = Machine(crowded, 1)

@@ -32,8 +32,10 @@ _HOPELESS = (4.0, 2.0)
 _FASTER = 1.1
 # Batches shorter than this, in seconds, hardly use more than one thread.
 _SHORT = 2e-3
-# The part of the time that may go into trying the others again.
-_SPENT = 0.1
+# The part of the time that may go into trying the others again, in a later pass and where the rate has fallen.
+_SPENT, _SPENT_SLOW = 0.1, 0.3
+# Batches whose mean tells that the rate has fallen, and how much longer they then take than when it was chosen.
+_RECENT, _FALLEN = 6, 1.3
 # Moments that are looked at, one a batch, and how many of them make the machine busy.
 _MOMENTS, _BUSY = 8, 5
 # Seconds between those before the first batch.
@@ -67,6 +69,7 @@ class Threads:
     _times: list[float] = field(default_factory=list)
     _costs: dict[int, float] = field(default_factory=dict)
     _since: float = 0.0
+    _recent: list[float] = field(default_factory=list)
     _batches: int = 0
     _aside: float = 0.0
     _said: list[tuple[int, int]] = field(default_factory=list)
@@ -124,10 +127,8 @@ class Threads:
                 self.wait(_MOMENT)
             if self._is_busy():
                 self._try()
-        elif self._costs and self._is_busy() and not self._waiting:
-            again = _TRIED * sum(cost for number, cost in self._costs.items() if number != self._current)
-            if again <= _SPENT * self._since:
-                self._try()
+        elif self._costs and self._is_busy() and not self._waiting and self._may_try_again(_SPENT):
+            self._try()
         passing = iter(items)
         while True:
             pause()
@@ -166,11 +167,22 @@ class Threads:
             self._tried()
             return
         self._since += each
+        self._recent = [*self._recent[1 - _RECENT :], each]
         if not self._is_busy():
             self._costs.clear()
             self._take(self.most)
-        elif not self._costs and seconds > _SHORT:
+        elif (not self._costs and seconds > _SHORT) or (self._has_fallen() and self._may_try_again(_SPENT_SLOW)):
             self._try()
+
+    def _has_fallen(self) -> bool:
+        """Whether batches have come to take longer than those that the present number was chosen by."""
+        chosen = self._costs.get(self._current, math.inf)
+        return len(self._recent) == _RECENT and sum(self._recent) / _RECENT > _FALLEN * chosen
+
+    def _may_try_again(self, part: float) -> bool:
+        """Whether trying the others is no more than this part of what was computed since the last choice."""
+        again = _TRIED * sum(cost for number, cost in self._costs.items() if number != self._current)
+        return again <= part * self._since
 
     def _try(self) -> None:
         """Every number of threads comes next, few first, for many may take very long."""
@@ -183,7 +195,9 @@ class Threads:
         tries = len(self._times)
         if tries < _TRIED and self._times[-1] <= _HOPELESS[tries - 1] * best:
             return
-        self._costs[number] = min(self._times[1:] or self._times)
+        # Their mean: among others a batch of several threads is fast by chance, and many are slow.
+        counted = self._times[1:] or self._times
+        self._costs[number] = sum(counted) / len(counted)
         self._waiting, self._times = self._waiting[1:], []
         if self._waiting:
             self._use(self._waiting[0])
@@ -194,7 +208,7 @@ class Threads:
         if number != self._current:
             self._said.append((self._batches, number))
             self._current = number
-        self._since = 0.0
+        self._since, self._recent = 0.0, []
         self._use(number)
 
     def _use(self, number: int) -> None:
