@@ -70,6 +70,7 @@ def test_default_penalties_reach_zeros_in_few_steps(penalty, epochs: int, traine
     assert context.details["epochs"][-1]["score"] > (0.5 if epochs == 1 else 0.8)  # a quarter by chance
 
 
+@pytest.mark.slow
 def test_the_recipe_slims_small_data_end_to_end(trained_workload, tmp_path) -> None:
     """`slim_distill_int8` as shipped: training makes zeros, they go with all that hangs on them, and 8 bits follow."""
     recipe = Recipe.load("slim_distill_int8", overrides=["stages.0.epochs=2", "stages.2.epochs=1"])

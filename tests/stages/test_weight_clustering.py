@@ -64,6 +64,7 @@ def test_every_layer_has_a_codebook(tiny_workload) -> None:
     assert entry == {"kind": "clusters", "tensors": sorted(weights(model))}
 
 
+@pytest.mark.slow
 def test_codebooks_of_channels_and_blocks(tiny_workload) -> None:
     """Every output channel has its four values, or each 9 weights of it; together there are more."""
     for granularity, size in ((PerChannel(), None), (PerBlock(size=9), 9)):
@@ -290,6 +291,7 @@ class MovesApart:
         return model
 
 
+@pytest.mark.slow
 def test_who_parts_shared_values_is_named(tiny_workload, tmp_path) -> None:
     """A stage after which equal weights differ is warned of, by the first tensor; those that keep them are not."""
     stages = [ClusterWeights(clusters=8), SparsifyWeights(sparsity=0.3), FineTune(epochs=1), MovesApart()]

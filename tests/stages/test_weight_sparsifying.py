@@ -270,6 +270,7 @@ class FillsZeros:
         return model
 
 
+@pytest.mark.slow
 def test_who_fills_zeros_is_named(trained_workload, tmp_path) -> None:
     """A stage after which weights are no longer zero is warned of, and those that keep them are not."""
     stages = [SparsifyWeights(sparsity=0.8), FineTune(epochs=1), FillsZeros(), Quantize(rounding=GPTQ(samples=32))]

@@ -33,6 +33,7 @@ def test_many_random_networks_compute_the_same_after_pruning(first: int) -> None
     _check(first, TOGETHER)
 
 
+@pytest.mark.slow
 def test_most_random_networks_have_something_to_prune() -> None:
     trials = [try_network(seed) for seed in range(60)]
     pruned = [trial for trial in trials if trial.outcome == "pruned"]

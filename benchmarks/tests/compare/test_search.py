@@ -17,6 +17,7 @@ def test_the_grid_has_48_recipes_of_16_stems() -> None:
 
 
 @pytest.mark.usefixtures("fake_runs")
+@pytest.mark.slow
 def test_shares_of_volume_and_work(tmp_path) -> None:
     """On runs that take no time: nine stages of nine epochs against fewer, and a volume that is most of the grid's."""
     text = """
