@@ -93,8 +93,9 @@ def auto(
 
     All recipes are trained for a part of their length, and those that no other beats in drop, time and size for
     longer, until few are trained whole. Validation data decide; the best are scored on test data at the end, once.
-    `compressor run best.yaml` gives the same file again. The same command goes on where it was stopped; with more
-    `--minutes` it goes on searching, and other limits cost no trial again. Exit code 3: nothing keeps the limits.
+    `compressor run best.yaml` gives the same file again, unless its stages choose by measured times. The same command
+    goes on where it was stopped; with more `--minutes` it goes on searching, and other limits cost no trial again.
+    Exit code 3: nothing keeps the limits.
     """
     with reported(verbose=verbose, out=out):
         size = None if max_size is None else parsed_size(max_size)

@@ -108,6 +108,20 @@ def test_an_edited_bundle_is_refused(theirs, edit) -> None:
         bundle_by(theirs, THEIR_KEY)
 
 
+def test_a_second_spelling_of_a_bundle_is_refused(theirs) -> None:
+    """A name given twice, of which readers take either; base64 with bits that say nothing: one content, other bytes."""
+    raw = (theirs / OPENSSF).read_text()
+    said = json.loads(raw)["dsseEnvelope"]
+    spelt = next(text for text in (said["payload"], said["signatures"][0]["sig"]) if text.endswith("="))
+    bare = spelt.rstrip("=")
+    other = f"{bare[:-1]}{chr(ord(bare[-1]) + 1)}{spelt[len(bare) :]}"
+    assert base64.b64decode(other) == base64.b64decode(spelt)
+    for text, says in ((raw.replace("{", '{"mediaType": "x", ', 1), "twice"), (raw.replace(spelt, other), "second")):
+        (theirs / OPENSSF).write_text(text)
+        with pytest.raises(TrustError, match=says):
+            bundle_by(theirs, THEIR_KEY)
+
+
 @pytest.mark.parametrize(
     "raw", [b"", b"[]", b"7", b'{"a": 1, "a": 1}', b"\xff", b"[" * 100_000, b'{"mediaType": null}']
 )
