@@ -99,6 +99,7 @@ def auto(
     """
     with reported(verbose=verbose, out=out):
         size = None if max_size is None else parsed_size(max_size)
+        _check_limits(max_drop, max_latency_ms, size, minutes)
         if not space and (settings or student):
             raise WrongUseError("--set and --student go into a space of yours, and none is given; name a recipe")
         plans = recipes_of(space, settings, student) if space else None
@@ -139,6 +140,19 @@ def auto(
         if not result.within_limits:
             typer.secho("nothing keeps the limits; search.html says what comes nearest", err=True, fg="yellow")
             raise typer.Exit(BUDGET_NOT_MET)
+
+
+def _check_limits(max_drop: float, max_latency_ms: float | None, size: int | None, minutes: float | None) -> None:
+    """Raises WrongUseError for what cannot be a limit."""
+    from compressor.checks import check_positive
+    from compressor.searching.limits import Limits
+
+    try:
+        Limits(max_drop=max_drop, max_latency_ms=max_latency_ms, max_size_bytes=size)
+        if minutes is not None:
+            check_positive(minutes, "--minutes is the time that the search may take", way_out="leave it out for no end")
+    except ValueError as error:
+        raise WrongUseError(str(error)) from error
 
 
 def parsed_size(text: str) -> int:

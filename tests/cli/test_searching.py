@@ -69,6 +69,10 @@ def test_exit_codes_and_json(fake_search) -> None:
         (("--sampler", "guess"), "unknown sampler 'guess' (known: random, grid, optuna)"),
         (("--set", "seed=3"), "--set and --student go into a space of yours, and none is given"),
         (("int9",), "no recipe 'int9'"),
+        (("--max-drop", "90"), "error: max_drop is a fraction"),
+        (("--max-latency-ms", "-1"), "error: max_latency_ms is a limit of the file, above 0; got -1.0"),
+        (("--minutes", "0"), "error: --minutes is the time that the search may take, above 0; got 0.0"),
+        (("--minutes", "nan"), "error: --minutes is the time that the search may take"),
     ],
 )
 def test_wrong_use(fake_search, arguments: tuple[str, ...], says: str) -> None:
