@@ -81,12 +81,11 @@ def main() -> None:
     stored = read_json(RESULT)["loads"] if RESULT.exists() and len(options.loads) < len(LOADS) else []
     found = {load["busy_processes"]: load for load in stored}
     for count in options.loads:
-        sizes = {"batches": options.batches, "long": options.long}
-        found[count] = measured(count, numbers, options.rounds, short, long) | sizes
-    loads = [found[count] for count in LOADS if count in found]
-    write_json(RESULT, {"benchmark": "training-threads", "environment": where, "loads": loads})
-    for load in loads:
-        print(f"{load['busy_processes']} beside: {load['ratio']:.2f} of the best fixed number of threads")
+        facts = {"batches": options.batches, "long": options.long, "environment": where}
+        found[count] = measured(count, numbers, options.rounds, short, long) | facts
+        loads = [found[each] for each in LOADS if each in found]
+        write_json(RESULT, {"benchmark": "training-threads", "loads": loads})
+        print(f"{count} beside: {found[count]['ratio']:.2f} of the best fixed number of threads")
     print(f"stored in {RESULT}")
 
 
