@@ -8,8 +8,8 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-clusters test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-trust bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-search bench-exclusive bench-capacity bench-evaluations
+.PHONY: help demo test test-slow test-browser test-clusters test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz lock locked sbom check-dependencies check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-trust bench-membership bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-search bench-exclusive bench-capacity bench-evaluations
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -172,8 +172,13 @@ bench-random-networks: $(VENV)/installed-dev  ## counts of networks grown at ran
 bench-mutations: $(VENV)/installed-dev  ## counts of damaged files, read or refused (10 minutes)
 	$(BIN)/python -m benchmarks.mutations
 
-bench-trust: $(VENV)/installed-dev  ## a signed folder changed at random, encryption killed, and what both cost (minutes)
+bench-trust: $(VENV)/installed-dev  ## a signed folder changed at random, readers fed damage, commands killed, and what trust costs (half an hour)
 	$(BIN)/python -m benchmarks.trust.attacks
+	$(BIN)/python -m benchmarks.documents
+
+bench-membership: $(VENV)/installed-dev  ## how well attacks tell training samples, before and after shipped recipes (half an hour; resumes)
+	$(BIN)/python -m benchmarks.trust.membership
+	$(BIN)/python -m benchmarks.documents
 
 bench-techniques: $(VENV)/installed-dev  ## one network by every technique: accuracy, size, size after zstd, latency (an hour; resumes)
 	$(BIN)/python -m benchmarks.techniques
@@ -214,6 +219,25 @@ bench-hub: .venv-hub/installed $(VENV)/installed-dev  ## the same, stored for do
 
 test-interoperability: $(VENV)/installed-dev .venv-trust  ## signatures verified by the OpenSSF's model-signing, and its own here
 	$(BIN)/python -m pytest -n 0 tests/trust/test_openssf.py
+
+# torch is the user's own build, as above; all else is what requirements.lock names by its hashes.
+lock: .venv-supply  ## requirements.lock anew: every package of the development environment with its hashes
+	$(BIN)/python -m workbench.supply lock --tool .venv-supply/bin/pip-compile
+
+locked: $(BIN)/python  ## the development environment from requirements.lock alone: nothing whose hash is not in it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(VENV)/installed-dev $(VENV)/installed
+
+sbom: $(VENV)/installed-dev  ## build/sbom.cdx.json: what the package needs at run time, in CycloneDX, from what is installed
+	$(BIN)/python -m workbench.supply sbom --out build/sbom.cdx.json
+
+.venv-supply: $(BIN)/python
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check pip-tools pip-audit || { rm -rf $@; exit 1; }
+
+check-dependencies: .venv-supply  ## known holes in what requirements.lock names (asks the advisory database, so needs a network)
+	.venv-supply/bin/pip-audit --disable-pip --no-deps --require-hashes -r requirements.lock
 
 # TensorFlow and onnx want different protobufs.
 .venv-tfmot:
@@ -279,4 +303,4 @@ claims: $(VENV)/installed-dev  ## figures in the texts against the stored result
 	$(BIN)/python -m benchmarks.claims
 
 clean:
-	rm -rf $(VENV) .venv-hub .venv-docs .venv-pack .venv-clusters .venv-trust build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-hub .venv-docs .venv-pack .venv-clusters .venv-trust .venv-supply build *.egg-info .mypy_cache .ruff_cache .pytest_cache

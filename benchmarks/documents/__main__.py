@@ -15,6 +15,7 @@ from benchmarks.documents import (
     teachers_page,
     techniques_page,
     training_page,
+    trust_page,
 )
 from benchmarks.stored import load, load_all
 from compressor.storage import write_atomic
@@ -60,6 +61,9 @@ def main() -> None:
     if (teachers := load("teachers")) is not None:
         losses = DOCS / "losses.md"
         write_atomic(losses, teachers_page.page(losses.read_text(encoding="utf-8"), teachers))
+    if (tried := load("trust")) is not None or load("membership") is not None:
+        trust = DOCS / "trust.md"
+        write_atomic(trust, trust_page.page(trust.read_text(encoding="utf-8"), tried, load("membership")))
     write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 

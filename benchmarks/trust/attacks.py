@@ -1,10 +1,12 @@
-"""What of a signed folder can be changed untold, what encryption leaves when it is killed, and what both cost.
+"""What of a signed folder can be changed untold, what readers make of damage, what a kill loses, and what it costs.
 
-    python -m benchmarks.trust.attacks --flips 10000 --kills 200 --megabytes 1000
+    python -m benchmarks.trust.attacks --flips 10000 --files 5000 --onnx 500 --kills 200 --megabytes 1000
 
 Flips bits at random over all files of a signed folder, one at a time; moves, swaps, removes and adds files; brings an
-older release back; kills encryption and decryption at random moments; and times verify and decrypt beside sha256sum,
-with the memory of each process. Needs no network and the extra `trust`.
+older release back; kills encryption and decryption at random moments and looks for the content in what is left; feeds
+every reader damaged files (`mutants`); kills commands at every point at which they write (`kills`); and holds verify
+and decrypt beside sha256sum: seconds of the processor, which other work on the machine does not change much, and the
+memory of each process. Needs no network and the extra `trust`. `--parts` runs some of it and leaves the rest as stored.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from typing import Any
 from benchmarks.stored import RESULTS
 from compressor.errors import CompressorError
 from compressor.machine import environment
-from compressor.storage import write_json
+from compressor.storage import read_json, write_json
 from compressor.target import Target
 from compressor.trust.encryption import encrypt
 from compressor.trust.keys import Kind, generate, read_private, read_public
@@ -134,13 +136,13 @@ def kills(place: Path, *, count: int, megabytes: int, chance: random.Random) -> 
     return found
 
 
-def costs(place: Path, *, megabytes: int) -> dict[str, dict[str, float]]:
-    """Seconds and MiB of each command on a file of that size; the second of two calls, when the file is in memory."""
+def costs(place: Path, *, megabytes: int, times: int = 3) -> dict[str, dict[str, float]]:
+    """Seconds of the processor and MiB of each command on a file of that size: the least of several, in turns."""
     big, chance = place / "big", random.Random(1)  # noqa: S311 - no secret
     big.mkdir()
     with (big / "model.bin").open("wb") as file:
         for _ in range(megabytes):
-            file.write(chance.randbytes(1 << 20))
+            file.write(chance.randbytes(1_000_000))
     sign_folder(big, read_private(place / "release"), anew=True)
     sealed = encrypt(big / "model.bin", place / "big.enc", to=[read_public(place / "box.pub")]).path
     ours = [sys.executable, "-m", "compressor.cli"]
@@ -149,27 +151,30 @@ def costs(place: Path, *, megabytes: int) -> dict[str, dict[str, float]]:
         "verify": [*ours, "verify", big, "--key", place / "release.pub", "-q"],
         "decrypt": [*ours, "decrypt", sealed, "--key", place / "box", "-q"],
     }
-    found = {}
-    for name, command in commands.items():
-        for _ in range(2):
-            started = time.perf_counter()
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for _ in range(times):
+        for name, command in commands.items():
             done = subprocess.run(
                 [sys.executable, "-c", _MEASURED, *map(str, command)], capture_output=True, check=True
             )
-            seconds = time.perf_counter() - started
-        found[name] = {"seconds": seconds, "mebibytes": float(done.stdout.split()[-1])}
-    return found
+            seconds, mebibytes = map(float, done.stdout.split()[-2:])
+            found[name].append((seconds, mebibytes))
+    return {
+        name: {"cpu_seconds": min(seconds for seconds, _ in each), "mebibytes": max(memory for _, memory in each)}
+        for name, each in found.items()
+    }
 
 
 _MEASURED = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(spent.ru_utime + spent.ru_stime, spent.ru_maxrss / 1024)
 """
 
 
-def measured(place: Path, *, count: int, killed: int, megabytes: int) -> dict[str, Any]:
-    """All of it, in the empty folder `place`."""
+def measured(place: Path, *, count: int, killed: int, megabytes: int, times: int = 3) -> dict[str, Any]:
+    """What is done to a signed folder and to encrypted files, in the empty folder `place`."""
     chance = random.Random(0)  # noqa: S311 - no secret
     for name, kind in {"release": Kind.ED25519, "box": Kind.X25519}.items():
         generate(place / name, kind)
@@ -186,25 +191,53 @@ def measured(place: Path, *, count: int, killed: int, megabytes: int) -> dict[st
         inner.mkdir()
     for name in ("box", "box.pub"):
         shutil.copy2(place / name, places["kills"] / name)
+    moved = moves(folder, given, places["moves"])
+    ratios = costs(place, megabytes=megabytes, times=times)
+    seconds = {name: ratios[name]["cpu_seconds"] for name in ratios}
     return {
-        "flips": {"made": count, "told": told},
-        "moves": moves(folder, given, places["moves"]),
+        "flips": {"made": count, "told": told, "untold": count - told},
+        "moves": moved,
+        "moves_untold": sum(not told for told in moved.values()),
         "replay_refused": replays(folder, places["replays"], place / "release"),
-        "kills": kills(places["kills"], count=killed, megabytes=min(megabytes, 200), chance=chance),
-        "costs": {"megabytes": megabytes, **costs(place, megabytes=megabytes)},
+        "secrets": kills(places["kills"], count=killed, megabytes=min(megabytes, 200), chance=chance),
+        "costs": {
+            "megabytes": megabytes,
+            **ratios,
+            "of_sha256sum": (seconds["verify"] + seconds["decrypt"]) / seconds["sha256sum"],
+            "most_mebibytes": max(ratios[name]["mebibytes"] for name in ("verify", "decrypt")),
+        },
     }
+
+
+PARTS = ("folder", "mutants", "kills")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--flips", type=int, default=10_000)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument(
+        "--secrets", type=int, default=40, help="kills of encryption and decryption that are looked into"
+    )
+    parser.add_argument("--kills", type=int, default=200, help="of commands")
+    parser.add_argument("--files", type=int, default=5000, help="damaged ones for each reader")
+    parser.add_argument("--onnx", type=int, default=500, help="damaged ONNX files")
     parser.add_argument("--megabytes", type=int, default=1000)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        result = measured(Path(place), count=asked.flips, killed=asked.kills, megabytes=asked.megabytes)
-    write_json(RESULT, {"benchmark": "trust", "environment": environment(Target()), **result})
-    print(f"{result}; stored in {RESULT}")
+    from benchmarks.trust import kills as killing
+    from benchmarks.trust import mutants
+
+    result: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {}
+    works: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "folder": lambda place: measured(place, count=asked.flips, killed=asked.secrets, megabytes=asked.megabytes),
+        "mutants": lambda place: {"mutants": mutants.measured(place, files=asked.files, onnx=asked.onnx)},
+        "kills": lambda place: {"kills": killing.measured(place, kills=asked.kills)},
+    }
+    for part in asked.parts:
+        with tempfile.TemporaryDirectory() as place:
+            result |= works[part](Path(place))
+        write_json(RESULT, {**result, "benchmark": "trust", "environment": environment(Target())})
+    print(f"stored in {RESULT}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from compressor.cli.caching import cache
 from compressor.cli.comparing import compare
 from compressor.cli.dry_run import print_plan
-from compressor.cli.exits import BUDGET_NOT_MET, FAILED, reported, used
+from compressor.cli.exits import ASKED, BUDGET_NOT_MET, FAILED, reported, used
 from compressor.cli.folds import Folds, FoldsReference, Repeats, check_folds, tell_folds, workload_of_folds
 from compressor.cli.interrupts import interruptible
 from compressor.cli.options import (
@@ -43,7 +44,19 @@ from compressor.cli.studio import studio
 from compressor.cli.trusting import COMMANDS
 from compressor.errors import WrongUseError
 
+
+class _Commands(TyperGroup):
+    """The commands, each of which can say what it was asked."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As click has it; name and words are kept for the audit log."""
+        name, command, words = super().resolve_command(ctx, args)
+        ASKED.set((str(name), list(words)))
+        return name, command, words
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

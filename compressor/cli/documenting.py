@@ -20,7 +20,7 @@ def card(*, folder: Folder, out: Out = None, verbose: Verbose = False) -> None:
 
     What only you can know is marked TO BE FILLED IN: use, data, license, harm.
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, changes=out):
         from compressor.report.documents.card import model_card
         from compressor.report.documents.shipped import Shipped
 
@@ -32,7 +32,7 @@ def bom(*, folder: Folder, out: Out = None, verbose: Verbose = False) -> None:
 
     `compressor bom runs/digits --out digits.cdx.json`
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, changes=out):
         from compressor.report.documents.bom import bill_of_materials
         from compressor.report.documents.shipped import Shipped
 

@@ -44,7 +44,7 @@ def encrypt(
 
     It says who can read it, and nothing of who encrypted it: sign the folder that it lies in as well.
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, changes=out or file):
         from compressor.trust.encryption import encrypt as encrypt_file
         from compressor.trust.keys import read_public
 
@@ -78,7 +78,7 @@ def decrypt(
     A wrong key, a byte that was changed, a piece that is missing, swapped or added: exit code 4, and nothing is left.
     With --key, the passphrase is that of the key.
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, changes=out):
         from compressor.trust.encryption import check_encrypted
         from compressor.trust.encryption import decrypt as decrypt_file
 

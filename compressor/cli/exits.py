@@ -1,10 +1,12 @@
 """How the command line ends when something goes wrong: a sentence on stderr and an exit code."""
 
+import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +21,49 @@ FAILED, WRONG_USE, BUDGET_NOT_MET, NOT_TRUSTED = 1, 2, 3, 4
 
 _Result = TypeVar("_Result")
 
+# The command that is running, and the words after it as they were typed; secrets are in files, whose names these are.
+ASKED: ContextVar[tuple[str, list[str]]] = ContextVar("ASKED", default=("command", []))
+
 
 @contextmanager
-def reported(*, verbose: bool, out: Path | None = None) -> Iterator[None]:
+def reported(*, verbose: bool, out: Path | None = None, changes: Path | None = None) -> Iterator[None]:
     """Turns what goes wrong into a line on stderr and an exit code, and warnings into lines on stderr.
 
-    `out` is the folder that the command writes to; what it holds of unfinished work is told when it is stopped.
+    `out` is the folder that the command writes to; what it holds of unfinished work is told when it is stopped. What
+    happens to it, or to the file or folder that the command `changes`, is written to the audit log above it.
     """
+    with _told(verbose=verbose, out=out), _logged(changes or out), _told(verbose=verbose, out=out):
+        yield
+
+
+@contextmanager
+def _logged(place: Path | None) -> Iterator[None]:
+    """The command in the audit log above `place`, where there is one: before anything is done, and once it has ended.
+
+    Of the processes of one `torchrun` the first alone writes.
+    """
+    from compressor.trust.audit import digests_at, log_above
+
+    log = None if place is None or os.environ.get("RANK", "0") != "0" else log_above(place)
+    if log is None or place is None:
+        yield
+        return
+    command, words = ASKED.get()
+    began = log.append(command, what=place, facts={"given": words})
+    code = FAILED
+    try:
+        yield
+        code = 0
+    except typer.Exit as ended:
+        code = ended.exit_code
+        raise
+    finally:
+        facts = {"of line": began["line"], "exit code": code, "sha256": digests_at(place)}
+        log.append(f"{command} ended", what=place, facts=facts)
+
+
+@contextmanager
+def _told(*, verbose: bool, out: Path | None) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning

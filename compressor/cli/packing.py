@@ -47,7 +47,7 @@ def pack(
     Zeros, shared values and integers of few bits, which make a plain ONNX file no smaller, are what packing thrives on.
     Where this package is not installed, `python unpack_model.py model.pack model.onnx` gives the model back.
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, changes=out or model):
         from compressor.packing.files import check as check_packed
         from compressor.packing.files import copy_reader
         from compressor.packing.files import pack as pack_file
@@ -94,7 +94,7 @@ def unpack(
 
     A file that is damaged, cut off, of another version or no packed model is refused, and nothing is written.
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, changes=None if check else out or packed):
         from compressor.packing.files import check as check_packed
         from compressor.packing.files import unpack as unpack_file
 

@@ -55,7 +55,7 @@ def keygen(
 
     `compressor keygen ~/.keys/release --passphrase-file pass.txt`, encrypted at rest
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, changes=key):
         from compressor.trust.keys import Kind, generate, passphrase_in, public_of
 
         passphrase = None if passphrase_file is None else passphrase_in(passphrase_file)
@@ -106,7 +106,7 @@ def sign(
 
     `compressor sign to_ship --key ~/.keys/release --anew`, a folder that no run made
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, changes=folder):
         if not folder.is_dir():
             raise WrongUseError(f"{folder} is no folder; a signature is for a folder with all that is in it")
         from compressor.inspection.privacy import require_clean
@@ -157,7 +157,7 @@ def trust(
 
     `compressor trust list --store trust.json`
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, changes=None if action is TrustAction.LIST else store):
         from compressor.trust.trusted import TrustStore, changing
 
         if (key is None) != (action is TrustAction.LIST):

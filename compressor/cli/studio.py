@@ -1,13 +1,29 @@
 """The command that opens the studio: a local page to look at a model and to choose what goes."""
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compressor.cli.exits import reported
 from compressor.cli.options import BatchSize, Threads, Verbose, WorkloadName, workload_of
+
+if TYPE_CHECKING:
+    from compressor.studio.access import Session
+
+
+def logged(out: Path, session: "Session", what: str) -> None:
+    """Writes to the audit log above `out`, where there is one, that the page of `session` asked for `what`.
+
+    Raises StorageError where it cannot be written.
+    """
+    from compressor.trust.audit import log_above
+
+    log = log_above(out)
+    if log is not None:
+        log.append(f"studio {what}", what=out, by={"role": session.role.value, "session": session.name})
 
 
 def studio(
@@ -45,7 +61,7 @@ def studio(
     Needs the extra `studio`: `pip install "torch-compressor[studio]"`. The page is for this machine alone; each of the
     links that are printed lets one browser in, and another one takes its place then. Ctrl-C ends it.
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, changes=out):
         from compressor.studio.serving import Address, listening_socket, serve, server_module, tell_links
 
         server_module()
@@ -77,7 +93,14 @@ def studio(
                 tell(f"somebody came in to {'edit' if role == 'editor' else 'watch'}; the next links:")
                 tell_links(access, address, got, tell)
 
-            app = studio_app(desk, access, hosts=address.hosts(got), scheme=address.scheme, entered=entered)
+            app = studio_app(
+                desk,
+                access,
+                hosts=address.hosts(got),
+                scheme=address.scheme,
+                entered=entered,
+                changed=partial(logged, out),
+            )
             if not address.is_local and address.tls_cert is None:
                 typer.secho("warning: without TLS everybody on the network can read along", err=True, fg="yellow")
             desk.look()

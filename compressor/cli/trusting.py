@@ -1,7 +1,7 @@
 """The command that verifies folders and files: what it asks, and what it says."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -147,4 +147,61 @@ def _says(path: Path, checked: "Checked | None", signed: "Signed | None", again:
     return f"{said}; signed by {who} as release {signed.statement.release} of {signed.statement.name}"
 
 
-COMMANDS = (verify, keygen, sign, trust, encrypt, decrypt, inspect, card, bom)
+def audit(
+    *,
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder of the log.")] = Path("runs"),
+    begin: Annotated[bool, typer.Option("--begin", help="Begins a log there.")] = False,
+    last: Annotated[int, typer.Option(min=0, help="How many of the newest entries are shown; 0 shows all.")] = 20,
+    holds: Annotated[
+        str | None,
+        typer.Option(
+            "--holds", metavar="SHA256", help="The digest of an entry, noted elsewhere: exit code 4 where it is gone."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Shows who ran, changed, exported and signed what, and checks that no line of it was changed, moved or taken away.
+
+    `compressor audit runs --begin`: from then on whatever changes something below runs is written down there first
+
+    `compressor audit runs --last 0 --json`
+
+    `compressor audit runs --holds 3f2a...`, the digest that was shown before
+
+    Exit code 4, with the first line that differs, where the log is not as it was written. Whoever can write the folder
+    can make all of it anew: note the newest digest elsewhere from time to time.
+    """
+    with reported(verbose=verbose):
+        from compressor.errors import TrustError, WrongUseError
+        from compressor.trust.audit import AuditLog, has_log
+
+        if begin:
+            AuditLog.begin(folder)
+        elif not has_log(folder):
+            raise WrongUseError(f"{folder} has no audit log; `compressor audit {folder} --begin` begins one")
+        with told_as_json(folder, as_json=as_json):
+            entries = list(AuditLog(folder).entries())
+            if holds is not None and not any(entry["sha256"] == holds.lower() for entry in entries):
+                raise TrustError(f"no entry of the log in {folder} has the digest {holds}: it was made anew or cut off")
+        shown = entries[-last:] if last else entries
+        if as_json:
+            print_json({"verified": True, "folder": str(folder), "lines": len(entries), "entries": shown})
+            return
+        for entry in shown:
+            typer.echo(_line(entry))
+        newest = f", the newest is {entries[-1]['sha256']}" if entries else ""
+        typer.echo(f"{folder}: {len(entries)} lines, each as it was written{newest}")
+
+
+def _line(entry: dict[str, Any]) -> str:
+    from compressor.trust.tree import shown
+
+    by, facts = entry["by"], entry["facts"]
+    who = f"{by.get('user') or by.get('number', '')}@{by['host']}"
+    role = f" ({by['role']} {by['session']})" if "role" in by else ""
+    ended = f": exit code {facts['exit code']}" if "exit code" in facts else ""
+    return shown(f"{entry['line']:>6}  {entry['at']}  {who}{role}  {entry['did']}  {entry['what']}{ended}")
+
+
+COMMANDS = (audit, verify, keygen, sign, trust, encrypt, decrypt, inspect, card, bom)

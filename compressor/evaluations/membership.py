@@ -1,12 +1,13 @@
-"""Membership inference: how well one can tell from a model's losses which samples it was trained on.
+"""Membership inference: how well one can tell from a model's answers which samples it was trained on.
 
 The attack by a threshold on the loss: S. Yeom et al., Privacy Risk in Machine Learning (arXiv:1709.01604), sec. 3.2.
 What it reaches at few false alarms says more than how often it is right: N. Carlini et al., Membership Inference
-Attacks From First Principles (arXiv:2112.03570), sec. IV.
+Attacks From First Principles (arXiv:2112.03570), sec. IV. Stronger attacks are in `membership_attacks`.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,14 @@ from compressor.checks import check_count, explains_settings
 from compressor.estimate import Estimate
 from compressor.evaluations.evaluation import Subject, shares_of
 from compressor.evaluations.generalisation import seen_samples
+from compressor.evaluations.membership_attacks import Asked, Scores, beside_references, learned
+from compressor.files.opening import open_file
 from compressor.measuring.scores import predictions
 from compressor.notes.evaluations import Evaluated
 from compressor.outputs.kinds import IGNORED
 from compressor.scoring.classes import ByClass
 from compressor.training.replay import replayed
+from compressor.workload import input_tensors
 
 _RESAMPLES = 1000
 # Of samples that were not trained on, so many may be taken for ones that were.
@@ -29,37 +33,58 @@ FALSE_ALARMS = 0.01
 # Fewer cannot show one false alarm in a hundred.
 _FEWEST = 100
 
-Scores = NDArray[np.float64]
-
 
 @explains_settings
 @dataclass(frozen=True, kw_only=True)
 class MembershipInference:
-    """How well losses tell `samples` (>= 100) training samples, drawn by the seed, from test samples.
+    """How well answers tell `samples` (>= 100) training samples, drawn by the seed, from test samples.
 
     The area under the curve, one half for guessing, and the fraction of training samples that are found while 1 % of
-    the others are taken for such. Training samples are read without their augmentations where the workload tells them
-    apart. Both sets have to be of one kind: samples from elsewhere are told apart for what they are.
+    the others are taken for such: by the loss; for a compressed file, by what it and the reference say together,
+    beside what the reference says alone; and, with `references`, beside other models. Those are paths of ONNX files of
+    models of the same kind that saw neither set. Training samples are read without their augmentations where the
+    workload tells them apart. Both sets have to be of one kind: samples from elsewhere are told apart for what they
+    are.
     """
 
     samples: int = 2000
+    references: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_count(self.samples, "samples counts the training samples that are looked at")
         if self.samples < _FEWEST:
             raise ValueError(f"samples is at least {_FEWEST}, for one false alarm in a hundred; got {self.samples}")
+        object.__setattr__(self, "references", tuple(map(str, self.references)))
 
     def evaluate(self, subject: Subject) -> Sequence[Evaluated]:
-        """Two rows; see `Evaluation`."""
+        """Two rows for each attack; see `Evaluation`."""
         train, how = seen_samples(subject.workload.train, self.samples, subject.seed)
+        sets = train, subject.workload.test
         files = [subject.onnx_bytes] if subject.is_reference else [subject.onnx_bytes, subject.reference]
-        members = [_scores(file, train, subject) for file in files]
-        others = [_scores(file, subject.workload.test, subject) for file in files]
-        areas, fractions = told_apart(members, others, seed=subject.seed)
-        return [
-            _row(f"training samples told from test samples by loss, area under the curve (50: guessing){how}", areas),
-            _row(f"training samples found by loss at 1 % false alarms (1: guessing){how}", fractions),
-        ]
+        members, others = ([_asked(file, data, subject) for file in files] for data in sets)
+        rows = _rows("by loss", [[each.own for each in part] for part in (members, others)], subject, how)
+        if not subject.is_reference:
+            both, alone = (learned(members[first:], others[first:], seed=subject.seed) for first in (0, 1))
+            found = [[together, single] for together, single in zip(both, alone, strict=True)]
+            rows += _rows("by this file and the reference, beside the reference alone", found, subject, how)
+        if self.references:
+            sample = [values.numpy() for values in input_tensors(subject.workload.example_inputs)]
+            known = [open_file(Path(path), sample).onnx_bytes for path in self.references]
+            beside = [[_asked(file, data, subject) for file in known] for data in sets]
+            found = [
+                [beside_references(each, models) for each in part]
+                for part, models in zip((members, others), beside, strict=True)
+            ]
+            rows += _rows(f"beside {len(known)} other models", found, subject, how)
+        return rows
+
+
+def _rows(by: str, scores: Sequence[Sequence[Scores]], subject: Subject, how: str) -> list[Evaluated]:
+    areas, fractions = told_apart(*scores, seed=subject.seed)
+    return [
+        _row(f"training samples told from test samples {by}, area under the curve (50: guessing){how}", areas),
+        _row(f"training samples found {by} at 1 % false alarms (1: guessing){how}", fractions),
+    ]
 
 
 def _row(what: str, found: Sequence[Estimate]) -> Evaluated:
@@ -131,8 +156,8 @@ def _estimate(value: float, resampled: Scores) -> Estimate:
     return Estimate(value, min(float(low), value), max(float(high), value))
 
 
-def _scores(file: bytes, data: Iterable[Any], subject: Subject) -> Scores:
-    """The logarithm of the share that the file gives each sample's own class: its loss, negated."""
+def _asked(file: bytes, data: Iterable[Any], subject: Subject) -> Asked:
+    """What the file says of the samples in `data`."""
     judged = subject.workload.metric.per_sample
     if not isinstance(judged, ByClass):
         raise ValueError(f"asked of classifiers alone, and {subject.workload.metric.name} does not judge classes")
@@ -141,9 +166,11 @@ def _scores(file: bytes, data: Iterable[Any], subject: Subject) -> Scores:
         for outputs, targets in predictions(file, data, subject.known.threads):
             if outputs.ndim != 2 or targets.ndim != 1:
                 raise ValueError("asked where a sample has one class alone, and these have several positions")
-            shares = shares_of(outputs, judged)
             asked = ~torch.isin(targets, torch.tensor(judged.ignored or (IGNORED,)))
-            own = shares[asked].gather(1, targets[asked].long()[:, None])[:, 0]
-            found.append(own.clamp_min(torch.finfo(torch.float64).tiny).log())
-    scores: Scores = torch.cat(found).numpy()
-    return scores
+            shares = shares_of(outputs, judged)[asked]
+            labels = targets[asked].long()[:, None]
+            rest = shares.scatter(1, labels, 0.0).sum(dim=1)
+            parts = shares.gather(1, labels)[:, 0], rest, shares.max(dim=1).values
+            found.append(torch.stack([part.clamp_min(torch.finfo(torch.float64).tiny).log() for part in parts]))
+    own, others, largest = torch.cat(found, dim=1).numpy()
+    return Asked(own, others, largest)

@@ -12,7 +12,8 @@ from compressor.given.notices import WorkloadWarning
 
 
 def as_usual(value: Any) -> Any:
-    """`value` with every array and number in it as a tensor, float64 as float32, tensors of a GPU on the CPU.
+    """`value` with every array and number in it as a tensor, float64 as float32, tensors of a GPU on the CPU, of
+    another package's kind as plain ones.
 
     Mappings become dicts, lists stay lists and tuples tuples, named ones too; everything else is left as it is.
     """
@@ -32,8 +33,13 @@ def as_usual(value: Any) -> Any:
             torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape)) if array.dtype.kind in "biuf" else value
         )
     if isinstance(value, Tensor):
-        return value.to("cpu", torch.float32 if value.dtype == torch.float64 else value.dtype)
+        return plain(value).to("cpu", torch.float32 if value.dtype == torch.float64 else value.dtype)
     return value
+
+
+def plain(value: Tensor) -> Tensor:
+    """`value`, of a dataset's own kind of tensors the plain one behind it: what traces and exports knows no other."""
+    return value if type(value) in {Tensor, torch.nn.Parameter} else value.as_subclass(Tensor)
 
 
 def is_usual(value: Any) -> bool:
@@ -43,7 +49,7 @@ def is_usual(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(is_usual, value))
     if isinstance(value, Tensor):
-        return value.dtype != torch.float64 and value.device.type == "cpu"
+        return value.dtype != torch.float64 and value.device.type == "cpu" and plain(value) is value
     return not isinstance(value, float | np.ndarray | np.generic)
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset, default_collate
 
 from compressor.batches import as_tensors, map_targets, split_batch
 from compressor.errors import WorkloadError
+from compressor.given.numbers import plain
 from compressor.given.table_rows import TableRows, is_table
 
 _INTEGERS = {torch.int8, torch.int16, torch.int32}
@@ -100,6 +101,7 @@ def _array(value: Any, says: str) -> Any:
     if isinstance(value, Tensor):
         if value.layout != torch.strided:
             raise WorkloadError(f"{says} must be dense, got {value.layout}; convert them with to_dense()")
+        value = plain(value)
     else:
         value = value.to_numpy() if _has_numpy(value) else value
         try:

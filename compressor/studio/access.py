@@ -1,5 +1,6 @@
 """Who may look and who may change: tokens that are good once, the sessions they become, and how often one may guess."""
 
+import hashlib
 import hmac
 import secrets
 import time
@@ -32,6 +33,11 @@ class Session:
     cookie: str
     role: Role
     csrf: str
+
+    @property
+    def name(self) -> str:
+        """What it is called where its cookie must not stand."""
+        return hashlib.sha256(self.cookie.encode()).hexdigest()[:16]
 
     def brings(self, csrf: str | None) -> bool:
         """Whether `csrf` is this session's word."""

@@ -41,12 +41,15 @@ def studio_app(
     hosts: frozenset[str],
     scheme: str = "http",
     entered: Callable[[Role], object] = lambda role: role,
+    changed: Callable[[Session, str], object] = lambda session, _: session,
 ) -> App:
     """The studio of `desk` as an ASGI application, for those whom `access` lets in.
 
-    `hosts` and `scheme` as in `Guard`; `entered` is called when a link was used, for its token is spent.
+    `hosts` and `scheme` as in `Guard`; `entered` is called when a link was used, for its token is spent, and
+    `changed` before something is changed, or refused to a viewer, with whose session and what; it raises StorageError
+    to keep it from being done.
     """
-    doors = _Doors(desk, access, secure=scheme == "https", entered=entered)
+    doors = _Doors(desk, access, secure=scheme == "https", entered=entered, changed=changed)
     routes = [
         Route("/", doors.page),
         Route("/enter", doors.enter),
@@ -60,13 +63,25 @@ def studio_app(
         Route("/take/{name}/{file}", doors.take),
         *(Route(f"/{name}", doors.doing(name), methods=["POST"]) for name in Doing),
     ]
-    app = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_found, RefusedError: _refused})
+    app = Starlette(
+        routes=routes,
+        exception_handlers={404: _not_found, 405: _not_found, RefusedError: _refused, StorageError: _not_kept},
+    )
     return Guard(app, hosts=hosts, scheme=scheme)
 
 
 class _Doors:
-    def __init__(self, desk: Desk, access: Access, *, secure: bool, entered: Callable[[Role], object]) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        access: Access,
+        *,
+        secure: bool,
+        entered: Callable[[Role], object],
+        changed: Callable[[Session, str], object],
+    ) -> None:
         self._desk, self._access, self._secure, self._entered = desk, access, secure, entered
+        self._changed = changed
 
     def _session(self, request: Request, *, changes: bool = False, edits: bool = False) -> Session:
         """The session of `request`; what changes something brings the session's word, and an editor alone edits."""
@@ -75,7 +90,11 @@ class _Doors:
             raise RefusedError(401, "this page is for those who have its link; it stands in the terminal")
         if changes and not session.brings(request.headers.get("x-csrf-token")):
             raise RefusedError(403, "the page is older than your session; load it again")
-        if edits and session.role is not Role.EDITOR:
+        refused = edits and session.role is not Role.EDITOR
+        what = request.url.path.strip("/")
+        if changes and what != Doing.TRY:
+            self._changed(session, f"refused: {what}" if refused else what)
+        if refused:
             raise RefusedError(403, "you came in to watch; the link to edit stands in the terminal")
         return session
 
@@ -95,6 +114,7 @@ class _Doors:
         if session is None:
             sentence = "This link was used or is an old one. The terminal shows the next one."
             return HTMLResponse(render("door", sentence=sentence), 401)
+        self._changed(session, "enter")
         self._entered(session.role)
         # Relative, so that it holds behind a proxy's prefix; the address without the token takes its place.
         response = RedirectResponse("./", 303)
@@ -185,6 +205,10 @@ async def _not_found(_: Request, __: Exception) -> Response:
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
     return PlainTextResponse(f"{error.sentence}\n", error.status)
+
+
+async def _not_kept(_: Request, error: Exception) -> Response:
+    return PlainTextResponse(f"{error}\n", 507)
 
 
 async def _given(request: Request) -> dict[str, Any]:

@@ -10,10 +10,13 @@ import re
 from typing import Any
 
 from compressor.errors import TrustError
+from compressor.storage import json_safe
 
 # RFC 7493, sec. 2.2: beyond, readers that have doubles alone read another number.
 LARGEST_INTEGER = (1 << 53) - 1
 _DEEPEST = 64
+# A manifest of a hundred thousand files has a third of them; each takes a hundred bytes or so in Python.
+_MOST_VALUES = 2_000_000
 _PARTS = re.compile(r"(-?)(\d+)(?:\.(\d+))?(?:e([+-]\d+))?")
 
 
@@ -33,6 +36,7 @@ def parsed(raw: bytes, *, what: str, most_bytes: int) -> Any:
     """
     if len(raw) > most_bytes:
         raise TrustError(f"{what} has {len(raw):,} bytes, and at most {most_bytes:,} are read")
+    require_few_values(raw, what)
     try:
         value = json.loads(
             raw.decode(), parse_int=_integer, parse_constant=_no_constant, object_pairs_hook=without_twins
@@ -46,6 +50,26 @@ def parsed(raw: bytes, *, what: str, most_bytes: int) -> Any:
             "break at the end); get the file again"
         )
     return value
+
+
+def require_few_values(raw: bytes, what: str) -> None:
+    """Raises TrustError where the JSON `raw` may hold more values than are read: small ones fill the memory."""
+    if (count := sum(map(raw.count, b",[{"))) > _MOST_VALUES:
+        raise TrustError(f"{what} has up to {count:,} values, and at most {_MOST_VALUES:,} are read")
+
+
+def fitting(value: Any) -> Any:
+    """`value` as canonical JSON has it: what it has no form for becomes text or null."""
+    return _fitting(json_safe(value))
+
+
+def is_text(value: str) -> bool:
+    """Whether `value` is characters alone, none of them a half."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,6 +105,22 @@ def _written(value: Any, depth: int) -> str:
             names = sorted(value, key=lambda name: name.encode("utf-16-be"))
             return f"{{{','.join(f'{_written(name, 0)}:{_written(value[name], depth + 1)}' for name in names)}}}"
     raise ValueError(f"JSON has no form for {type(value).__name__}")
+
+
+def _fitting(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_text(name): _fitting(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_fitting(entry) for entry in value]
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST_INTEGER:
+        return str(value)
+    return value
+
+
+def _text(value: str) -> str:
+    return value if is_text(value) else value.encode("utf-8", "backslashreplace").decode()
 
 
 def _number(value: float) -> str:

@@ -165,10 +165,11 @@ def passphrase_in(path: Path) -> bytes:
 
 def checked_passphrase(passphrase: bytes, where: str = "the passphrase") -> bytes:
     """`passphrase`; raises WrongUseError for one that is too short, or has line breaks or zeros in it."""
-    if len(passphrase) < SHORTEST_PASSPHRASE or any(character in passphrase for character in b"\n\r\0"):
+    characters = len(passphrase.decode(errors="replace"))
+    if characters < SHORTEST_PASSPHRASE or any(character in passphrase for character in b"\n\r\0"):
         raise WrongUseError(
             f"{where} must be one line of at least {SHORTEST_PASSPHRASE} characters, such as five words drawn at "
-            f"random; got {len(passphrase)}"
+            f"random; got {characters}"
         )
     return passphrase
 

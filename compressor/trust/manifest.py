@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import RunFolderError, TrustError
-from compressor.storage import is_name_left_over, json_safe, sha256, write_atomic
-from compressor.trust.canonical import LARGEST_INTEGER, canonical, parsed
+from compressor.storage import is_name_left_over, sha256, write_atomic
+from compressor.trust.canonical import canonical, fitting, is_text, parsed
 from compressor.trust.tree import Digest, content_of, digest_of, is_plain_name, shown, walk
 
 MANIFEST, SIGNATURE, OPENSSF = "manifest.json", "signature.json", "model.sig"
@@ -48,8 +48,8 @@ class Manifest:
             "files": {
                 name: {"bytes": digest.size_bytes, "sha256": digest.sha256} for name, digest in self.files.items()
             },
-            "parents": [_plain(parent) for parent in self.parents],
-            "made": _plain(self.made),
+            "parents": [fitting(parent) for parent in self.parents],
+            "made": fitting(self.made),
         }
         return canonical({**value, "sha256": sha256(canonical(value))})
 
@@ -94,7 +94,7 @@ def described(folder: Path, *, only: Collection[str] | None = None) -> dict[str,
         if name in {*BESIDE, *LOCKS} or is_name_left_over(name.rpartition("/")[2]):
             continue
         why = f"is {odd.is_what}" if odd is not None else ""
-        if not why and not (is_plain_name(name) and _is_text(name)):
+        if not why and not (is_plain_name(name) and is_text(name)):
             why = "has a name that other systems cannot have"
         if not why:
             try:
@@ -171,35 +171,6 @@ def _files(value: Any, what: str) -> dict[str, Digest]:
             raise TrustError(f"{what} has no size and digest of {shown(name)!r} that could be: {_short(facts)}")
         found[name] = Digest(size, digest)
     return found
-
-
-def _plain(value: Any) -> Any:
-    """`value` as canonical JSON has it: what it has no form for becomes text or null."""
-    return _fitting(json_safe(value))
-
-
-def _fitting(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_text(name): _fitting(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_fitting(entry) for entry in value]
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST_INTEGER:
-        return str(value)
-    return value
-
-
-def _text(value: str) -> str:
-    return value if _is_text(value) else value.encode("utf-8", "backslashreplace").decode()
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.errors import TrustError, WrongUseError
-from compressor.trust.canonical import without_twins
+from compressor.trust.canonical import require_few_values, without_twins
 from compressor.trust.keys import Kind, PrivateKey, PublicKey
 from compressor.trust.statements import is_signed, raw_signature
 from compressor.trust.tree import is_plain_name, shown
@@ -88,6 +88,7 @@ def read_bundle(raw: bytes, *, what: str) -> Bundle:
     Raises TrustError for what is no such file, is made without a key (Sigstore's keyless way), or lists its files by
     anything but whole SHA-256.
     """
+    require_few_values(raw, what)
     try:
         return _bundle(raw)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -103,6 +104,7 @@ def _bundle(raw: bytes) -> Bundle:
     if "publicKey" not in material:
         raise ValueError("it is signed by an identity or a certificate; `model_signing verify` checks that online")
     payload = _base64(envelope["payload"])
+    require_few_values(payload, "what is signed")
     (signature,) = envelope["signatures"]
     statement = _json(payload)
     predicate = statement["predicate"]

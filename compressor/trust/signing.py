@@ -68,9 +68,10 @@ def sign_folder(
     """Signs the manifest of `folder` by `key`, as release number `release` of `name`, for `days` or for ever.
 
     All files are held against the manifest first; with `anew` they are listed anew instead, whatever they are. `name`
-    is by default that of the folder that it `replaces`, or the folder's own; `release` the one after that, or 1. A
-    signature by another key stays. `openssf` writes model.sig as well, as model-signing does. `inspect` is called
-    before anything is written, and raises what keeps it from being signed.
+    is by default that of the folder that it `replaces`, or the folder's own; `release` the one after that, or 1. Both
+    have to be given where `key` itself did not sign that folder. A signature by another key stays. `openssf` writes
+    model.sig as well, as model-signing does. `inspect` is called before anything is written, and raises what keeps it
+    from being signed.
 
     Raises TrustError where the folder is not what its manifest says, WrongUseError for a key that does not sign.
     """
@@ -81,7 +82,8 @@ def sign_folder(
         raise WrongUseError(f"days is for how long the signature counts, above 0 and below 36,500; got {days:g}")
     if name is not None and not is_good_name(name):
         raise WrongUseError(f"a name has 1 to {LONGEST_NAME} printable characters, got {name[:50]!r}")
-    before = None if replaces is None else _newest(replaces)
+    replaced = None if replaces is None else read_manifest(replaces).digest
+    before = None if replaces is None else _own_release(replaces, key, given=name is not None and release is not None)
     if inspect is not None:
         inspect(folder)
     manifest = _listed_anew(folder) if anew else check(folder).require_files().manifest
@@ -93,7 +95,7 @@ def sign_folder(
         release=release if release is not None else (before.release + 1 if before else 1),
         signed=now,
         expires=None if days is None else now + timedelta(days=days),
-        replaces=None if before is None else before.manifest_sha256,
+        replaces=replaced,
     )
     if before is not None and statement.release <= before.release:
         raise WrongUseError(f"release {statement.release} cannot replace release {before.release}; give a later one")
@@ -166,6 +168,16 @@ def bundle_by(folder: Path, given: Any, *, now: datetime | None = None) -> Signe
         raise TrustError(f"the signature {folder / OPENSSF} is by none of the keys that are trusted")
     if reason := key.refused(now or datetime.now(UTC)):
         raise TrustError(f"the signature {folder / OPENSSF} does not count: {reason}")
+    if not bundle.covers(SIGNATURE):
+        # Else whoever takes that file away would bring an older release back, or one that has expired.
+        raise TrustError(
+            f"{folder / OPENSSF} was made beside a {SIGNATURE}, which says which release it is and is gone"
+        )
+    if bundle.name in store.seen:
+        raise TrustError(
+            f"release {store.seen[bundle.name].release} of {bundle.name!r} was accepted before, and {OPENSSF} names no "
+            "release, so it may be an older one"
+        )
     differing = []
     for name, odd in walk(folder):
         if not bundle.covers(name) or name == OPENSSF:
@@ -205,17 +217,26 @@ def _refused(
     return store.refused(statement)
 
 
-def _newest(folder: Path) -> Statement:
-    """The statement of the highest release about the manifest in `folder`."""
-    digest = read_manifest(folder).digest
+def _own_release(folder: Path, key: PrivateKey, *, given: bool) -> Statement | None:
+    """What `key` itself said of the manifest in `folder`; None where it did not and name and release are `given`.
+
+    Whoever can write there could add a signature of his own, with a name and a number that nobody gave.
+    """
+    digest, public = read_manifest(folder).digest, key.public
     try:
-        signed = signatures_in(folder)
+        statement, signature = signatures_in(folder).get(public.key_id, (None, b""))
     except OSError as error:
         raise WrongUseError(f"{folder} is not signed, so it is no release that another could replace") from error
-    own = [statement for statement, _ in signed.values() if statement.manifest_sha256 == digest]
-    if not own:
+    if statement is not None and not is_signed(public, statement.message, signature):
+        raise TrustError(f"the signature in {folder} is not by the key {public.key_id[:16]} that it names")
+    if statement is not None and statement.manifest_sha256 != digest:
         raise TrustError(f"{folder / SIGNATURE} is for another manifest than the one that is there")
-    return max(own, key=lambda statement: statement.release)
+    if statement is None and not given:
+        raise WrongUseError(
+            f"{folder} was not signed by the key {public.key_id[:16]}, so nothing shows which release it is; give "
+            "--name and --release"
+        )
+    return statement
 
 
 def _listed_anew(folder: Path) -> Manifest:

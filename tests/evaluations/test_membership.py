@@ -9,6 +9,7 @@ from torch import nn
 from compressor import MembershipInference, Metric, Pipeline, Recipe, Workload
 from compressor.evaluations.evaluation import Known, Subject, evaluated
 from compressor.evaluations.membership import told_apart
+from compressor.evaluations.membership_attacks import Asked, beside_references, learned
 from compressor.files.export import export_onnx
 from compressor.stages import Quantize
 from compressor.storage import read_json
@@ -131,7 +132,79 @@ def test_a_run_reports_it_by_its_name(tmp_path) -> None:
     assert recipe.stages == (Quantize(),)
     Pipeline.from_recipe(recipe).run(small(), out=tmp_path, progress=False)
     steps = read_json(tmp_path / "report.json")["steps"]
-    assert [len(step["details"]["evaluations"]) for step in steps] == [2, 2]
-    area = steps[1]["details"]["evaluations"][0]
+    assert [len(step["details"]["evaluations"]) for step in steps] == [2, 4]
+    area, _, both, found = steps[1]["details"]["evaluations"]
+    assert "by this file and the reference" in both["what"]
+    assert "by this file and the reference" in found["what"]
+    assert both["reference"]["value"] > 0.0
     assert area["worse"]["low"] <= area["worse"]["value"] <= area["worse"]["high"]
     assert "training samples found by loss at 1 % false alarms" in (tmp_path / "report.md").read_text()
+
+
+def said(logits: np.ndarray) -> Asked:
+    """What a file of two classes says that gives the own class these logits."""
+    own = -np.logaddexp(0, -logits)
+    others = -np.logaddexp(0, logits)
+    return Asked(own, others, np.maximum(own, others))
+
+
+def test_beside_other_models_hard_samples_are_no_longer_taken_for_strangers() -> None:
+    """By hand: a logit of 5 where others have 1 and 3 lies 3 above, in deviations of all, sqrt(2 / 4); one: 4 above.
+
+    What every model finds easy tells nothing: of scores that are difficulty and a shift, the shift alone is left.
+    """
+    asked = said(np.array([5.0, 2.0]))
+    assert asked.logits == pytest.approx([5.0, 2.0])
+    two = beside_references(asked, [said(np.array([1.0, 2.0])), said(np.array([3.0, 2.0]))])
+    assert two == pytest.approx([3 / np.sqrt(0.5), 0.0])
+    assert beside_references(asked, [said(np.array([1.0, 2.0]))]) == pytest.approx([4.0, 0.0])
+    easy = scores(count=2000) * 5
+    members, others = easy[:1000] + 1, easy[1000:]
+    (plain,), _ = told_apart([members], [others], seed=0)
+    beside = [
+        beside_references(said(part), [said(known)]) for part, known in ((members, easy[:1000]), (others, easy[1000:]))
+    ]
+    (area,), _ = told_apart([beside[0]], [beside[1] + scores(count=1000, seed=2) * 0.5], seed=0)
+    assert plain.value < 0.6
+    assert area.value > 0.95
+
+
+def test_two_models_tell_more_than_one_where_compression_moved_members_alone() -> None:
+    """The attack learns it on one half and finds it in the other; where nothing differs it guesses."""
+    before = [scores(count=1000, seed=seed) for seed in (0, 1)]
+    noise = [scores(count=1000, seed=seed) for seed in (2, 3)]
+    moved = [before[0] + 1.5 + 0.5 * noise[0], before[1] + 0.5 * noise[1]]
+    both = learned([said(moved[0]), said(before[0])], [said(moved[1]), said(before[1])], seed=0)
+    alone = learned([said(before[0])], [said(before[1])], seed=0)
+    area, _ = told_apart([both[0], alone[0]], [both[1], alone[1]], seed=0)
+    assert area[0].value > 0.9
+    assert area[1].low < 0.5 < area[1].high
+    assert area[2].low > 0.3
+
+
+def test_scores_of_a_half_know_nothing_of_that_half() -> None:
+    """With as many features as noise has, an attack that was fitted on what it tells would find members in noise."""
+    chance = np.random.default_rng(0)
+    found = [
+        learned(
+            [said(chance.normal(size=60)) for _ in range(6)], [said(chance.normal(size=60)) for _ in range(6)], seed=s
+        )
+        for s in range(4)
+    ]
+    areas = [(one[0][:, None] > one[1]).mean() for one in found]
+    assert np.mean(areas) == pytest.approx(0.5, abs=0.12)
+
+
+def test_reference_models_are_files(tmp_path) -> None:
+    """Their paths are settings of the recipe; the rows say how many there were."""
+    workload = small()
+    path = tmp_path / "other.onnx"
+    path.write_bytes(export_onnx(workload.model.eval(), workload).onnx_bytes)
+    attack = MembershipInference(samples=300, references=(str(path),))
+    assert eval(repr(attack)) == attack  # noqa: S307 - our own
+    file = path.read_bytes()
+    subject = Subject(onnx_bytes=file, reference=file, workload=workload, known=Known(workload))
+    rows = evaluated([attack], subject)["evaluations"]
+    assert [row["why"] for row in rows] == [""] * 4
+    assert "beside 1 other models" in rows[2]["what"]
+    assert rows[2]["value"]["value"] == pytest.approx(0.5)  # a model beside itself

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
+from compressor import Workload
 from compressor.errors import WorkloadError
 from compressor.given.samples import samples_of
 
@@ -53,3 +55,18 @@ def test_images_of_several_sizes_are_refused() -> None:
     """They are no one array."""
     with pytest.raises(WorkloadError, match=r"rows of one length.*pad them"):
         samples_of("train", ([torch.ones(2, 3), torch.ones(4, 3), torch.ones(5, 3)], [0, 1, 0]))
+
+
+class Marked(torch.Tensor):
+    """What datasets of other packages give."""
+
+
+def test_subclasses_of_tensors_are_tensors() -> None:
+    """As samples and as example: what reaches the model are plain tensors of the same values."""
+    inputs = torch.randn(40, 6)
+    data = (inputs.as_subclass(Marked), torch.arange(40) % 2)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    workload = Workload.from_datasets(model, train=data, test=data)
+    batch = next(iter(workload.test))
+    assert [type(tensor) for tensor in (workload.example_inputs[0], batch[0])] == [torch.Tensor] * 2
+    assert torch.equal(batch[0], inputs[: len(batch[0])])

@@ -511,3 +511,10 @@ def test_a_parameter_of_the_model_itself_goes_by_its_own_name_and_is_ignored_by_
         "right": "ignored by 'right'",
         "last": "it makes the model's output",
     }
+
+
+def test_a_convolution_to_one_channel_is_no_depthwise_one() -> None:
+    """What it reads is not coupled with what it makes: the eight channels before it go alone."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 1), nn.ReLU(), nn.Conv2d(1, 6, 1)).eval()
+    groups = trace_structure(model, (torch.randn(2, 3, 4, 4),)).groups
+    assert [(group.width, group.locked) for group in groups if group.width == 8] == [(8, None)]

@@ -13,6 +13,7 @@ pytest.importorskip("httpx")
 
 import httpx
 
+from compressor.errors import StorageError
 from compressor.studio import guard
 from compressor.studio.access import SESSION_SECONDS, Access, Role
 from compressor.studio.app import studio_app
@@ -334,3 +335,40 @@ def test_a_run_needs_something_chosen(browser, access):
     assert browser("POST", "/runs/run-001/dance", headers=headers, json={}).status_code == 404
     assert browser("GET", "/take/run-001/..%2f..%2fsecret").status_code == 404
     assert browser("GET", "/take/run-001/model.onnx").status_code == 404
+
+
+def test_who_asked_for_a_change_is_told_before_it_is_made(desk, access):
+    """Who came in, every change but a trial, and what a viewer was refused; what cannot be told is not done."""
+    told = []
+    app = studio_app(
+        desk,
+        access,
+        hosts=frozenset({HOST}),
+        changed=lambda session, what: told.append((session.role, session.name, what)),
+    )
+    editor, viewer = Browser(app), Browser(app)
+    editor.enters(access)
+    viewer.enters(access, Role.VIEWER)
+    for browser, paths in ((editor, ("/try", "/undo", "/runs/run-001/pause", "/leave")), (viewer, ("/run",))):
+        for path in paths:
+            browser("POST", path, headers={**OWN, "x-csrf-token": browser.csrf}, json={"version": 0})
+    browser("POST", "/run", headers=OWN, json={"version": 0})
+    assert [(role, what) for role, _, what in told] == [
+        (Role.EDITOR, "enter"),
+        (Role.VIEWER, "enter"),
+        (Role.EDITOR, "undo"),
+        (Role.EDITOR, "runs/run-001/pause"),
+        (Role.EDITOR, "leave"),
+        (Role.VIEWER, "refused: run"),
+    ]
+    names = [name for _, name, _ in told]
+    assert names == [names[0], names[1], *[names[0]] * 3, names[1]]
+    assert not any(name in str(browser.client.cookies) for name in names)
+
+    def full(session, what):
+        raise StorageError("the log is full")
+
+    app = studio_app(desk, access, hosts=frozenset({HOST}), changed=full)
+    answer = Browser(app)("GET", f"/enter?token={access.token(Role.EDITOR)}")
+    assert (answer.status_code, answer.text) == (507, "the log is full\n")
+    assert "set-cookie" not in answer.headers

@@ -111,3 +111,9 @@ def test_what_has_no_form_is_refused(value) -> None:
     """Rather than written as something that reads as another value."""
     with pytest.raises(ValueError, match=r"form|2\*\*53|surrogates|text"):
         canonical([value])
+
+
+def test_a_flood_of_small_values_is_not_read() -> None:
+    """Millions of empty lists fit into some megabytes, and fill the memory of who reads them."""
+    with pytest.raises(TrustError, match="2,000,001 values, and at most 2,000,000 are read"):
+        parsed(b"[" + b"1," * 1_999_999 + b"[]]", what="it", most_bytes=1 << 24)

@@ -68,6 +68,7 @@ def test_a_key_encrypted_by_a_passphrase(tmp_path) -> None:
         (b"", "one line of at least 12 characters"),
         (b"short\n", "got 5"),
         (b"two lines\nof a passphrase\n", "one line"),
+        ("\N{KEY}\N{KEY}\N{KEY}".encode(), "got 3"),
     ],
 )
 def test_passphrases_that_guard_nothing_are_refused(tmp_path, content, says) -> None:

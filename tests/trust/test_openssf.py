@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from compressor.trust.keys import read_private
 from compressor.trust.manifest import MANIFEST, OPENSSF, SIGNATURE
 from compressor.trust.openssf import read_bundle
 from compressor.trust.signing import bundle_by, sign_folder
+from compressor.trust.trusted import Seen, TrustStore
 from compressor.trust.verification import check
 from workbench import ROOT
 
@@ -137,9 +139,9 @@ def test_both_signatures_beside_each_other(ours, keys) -> None:
     bundle = read_bundle((ours / OPENSSF).read_bytes(), what="it")
     assert sorted(bundle.files) == ["a-b", MANIFEST, "model.onnx", "stages/01-a/plan.json"]
     assert call("verify", ours, "--key", keys / "nist.pub")[0] == 0
-    (ours / SIGNATURE).unlink()
-    assert call("verify", ours, "--key", keys / "nist.pub")[0] == 0
     assert call("verify", ours, "--key", keys / "release.pub")[0] == 4
+    (ours / SIGNATURE).unlink()
+    assert call("verify", ours)[0] == 0
     sign_folder(ours, read_private(keys / "release"), anew=True)
     assert [str(problem) for problem in check(ours).problems] == [f"{OPENSSF} signs something else than what is there"]
     (ours / OPENSSF).write_bytes(b"anything")
@@ -170,3 +172,34 @@ def test_the_other_tool_agrees(ours, keys, tmp_path) -> None:
     bare = Path(shutil.copytree(ours / "stages", tmp_path / "bare"))
     assert theirs("sign", "key", bare, "--signature", bare / OPENSSF, "--private_key", keys / "nist") == 0
     assert bundle_by(bare, keys / "nist.pub").statement is None
+
+
+def test_taking_the_signature_away_brings_nothing_back(made, keys, tmp_path) -> None:
+    """model.sig names no release and no end: it does not stand in for the signature.json that it was made beside."""
+    store = tmp_path / "trust.json"
+    call("trust", "add", keys / "nist.pub", "--store", store)
+    sign_folder(made, read_private(keys / "nist"), name="digits", openssf=True)
+    old = Path(shutil.copytree(made, tmp_path / "old"))
+    (made / "notes").write_text("better")
+    sign_folder(made, read_private(keys / "nist"), replaces=old, anew=True, openssf=True)
+    assert call("verify", made, "--trust", store)[0] == 0
+    assert call("verify", old, "--trust", store)[0] == 4
+    (old / SIGNATURE).unlink()
+    code, _, err = call("verify", old, "--trust", store)
+    assert code == 4
+    assert "which says which release it is and is gone" in err
+    (old / SIGNATURE).symlink_to("nowhere")
+    (old / MANIFEST).unlink()
+    assert call("verify", old, "--trust", store)[0] == 4
+
+
+def test_a_bundle_of_a_name_that_was_accepted_as_a_release_is_refused(theirs, tmp_path) -> None:
+    """It may be an older one; of a name that nobody saw it counts."""
+    store = tmp_path / "trust.json"
+    call("trust", "add", THEIR_KEY, "--store", store)
+    bundle = read_bundle((theirs / OPENSSF).read_bytes(), what="it")
+    found = TrustStore.read(store)
+    assert bundle_by(theirs, found).statement is None
+    replace(found, seen={bundle.name: Seen(2, "0" * 64)}).write(store)
+    with pytest.raises(TrustError, match="names no release, so it may be an older one"):
+        bundle_by(theirs, store)

@@ -17,7 +17,7 @@ from compressor.trust.manifest import MANIFEST, SIGNATURE, Manifest, described, 
 from compressor.trust.signing import sign_folder, signed_by
 from compressor.trust.statements import Statement, sign, signature_file
 from compressor.trust.trusted import Seen, TrustStore, trusted
-from compressor.trust.verification import check
+from compressor.trust.verification import check, signatures_in
 
 pytest.importorskip("cryptography", reason="keys need it: pip install .[trust]")
 
@@ -283,3 +283,22 @@ def test_a_folder_that_was_signed_goes_on(signed, keys) -> None:
     assert call("sign", signed, "--key", keys / "release")[0] == 0
     assert call("verify", signed, "--key", keys / "release.pub")[0] == 0
     assert (signed / MANIFEST).exists()
+
+
+def test_what_another_key_says_of_the_release_before_is_hearsay(signed, copied, keys) -> None:
+    """Who can write there can add a signature of any number and name: the signer's own counts, or what is given."""
+    key, folder = read_private(keys / "release"), copied("next")
+    sign_folder(signed, read_private(keys / "other"), name="theirs", release=2**53 - 2)
+    statement = sign_folder(folder, key, replaces=signed, anew=True)
+    assert (statement.name, statement.release, statement.replaces) == ("digits", 3, read_manifest(signed).digest)
+    nist = read_private(keys / "nist")
+    with pytest.raises(WrongUseError, match=r"was not signed by the key .* give --name and --release"):
+        sign_folder(folder, nist, replaces=signed, anew=True)
+    with pytest.raises(WrongUseError, match="give --name and --release"):
+        sign_folder(folder, nist, replaces=signed, release=3, anew=True)
+    statement = sign_folder(folder, nist, replaces=signed, name="digits", release=3, anew=True)
+    assert statement.replaces == read_manifest(signed).digest
+    own = signatures_in(signed)[key.public.key_id]
+    (signed / SIGNATURE).write_bytes(signature_file({key.public.key_id: (own[0], bytes(64))}))
+    with pytest.raises(TrustError, match="is not by the key"):
+        sign_folder(folder, key, replaces=signed, anew=True)

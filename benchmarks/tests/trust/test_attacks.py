@@ -1,17 +1,70 @@
 """The benchmark of trust on a tiny budget: whatever is done to a signed folder is told."""
 
+import random
+
 import pytest
 
-from benchmarks.trust import attacks
+from benchmarks.trust import attacks, kills, mutants
+from compressor.errors import TrustError
 
 
 def test_a_tiny_budget(tmp_path) -> None:
     """Every flip and every move is told, the older release refused, no kill leaves what can be read."""
     pytest.importorskip("cryptography", reason="keys need it: pip install .[trust]")
-    found = attacks.measured(tmp_path, count=40, killed=4, megabytes=2)
-    assert found["flips"] == {"made": 40, "told": 40}
+    found = attacks.measured(tmp_path, count=40, killed=2, megabytes=1, times=1)
+    assert found["flips"] == {"made": 40, "told": 40, "untold": 0}
     assert found["moves"] == dict.fromkeys(("removed", "added", "renamed", "swapped", "linked", "unsigned"), True)
     assert found["replay_refused"]
-    assert found["kills"]["wrong"] == 0
-    assert {*found["costs"]} == {"megabytes", "sha256sum", "verify", "decrypt"}
+    assert found["secrets"]["wrong"] == 0
+    assert found["moves_untold"] == 0
+    assert found["costs"]["most_mebibytes"] == max(found["costs"][name]["mebibytes"] for name in ("verify", "decrypt"))
     assert all(found["costs"][name]["mebibytes"] > 1 for name in ("sha256sum", "verify", "decrypt"))
+
+
+def test_what_readers_do_is_counted() -> None:
+    """Refused, read, read as something else, an error of another type, and a file that never ends."""
+
+    def read(chance: random.Random) -> bool:
+        way = chance.choice([TrustError("no"), KeyError("x"), None, False, True])
+        if isinstance(way, Exception):
+            raise way
+        if way is None:
+            while True:
+                pass
+        return bool(way)
+
+    found = mutants.counts_of(read, files=40, seed=0, seconds=0.02)
+    counts = [found[name] for name in ("refused", "untyped", "hangs", "read", "other")]
+    assert sum(counts) == 40
+    assert all(counts)
+    assert any("KeyError" in odd for odd in found["odd"])
+    assert mutants.summed({"a": found, "b": found})["files"] == 80
+
+
+def test_a_command_is_killed_at_every_write_point(tmp_path) -> None:
+    """Each point once, with what was there whole; then it ends, and its file is that of one that nobody killed."""
+    pytest.importorskip("cryptography", reason="keys need it: pip install .[trust]")
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def intact() -> bool:
+        return not (out / "key").exists() or (out / "key").read_bytes().startswith(b"-----BEGIN")
+
+    tried = kills.Tried(["trust", "list", "--store", str(out / "none")], intact, lambda: None)
+    with pytest.raises(SystemExit, match="trust ended with 2"):
+        kills.at_every_point(tried, tmp_path)
+    (tmp_path / "plain").write_bytes(b"content" * 1000)
+    kills.generate(tmp_path / "x25519", kills.Kind.X25519)
+    sealed = out / "sealed"
+
+    def content() -> bytes:
+        return kills.decrypted(sealed, kills.read_private(tmp_path / "x25519"))
+
+    command = ["encrypt", str(tmp_path / "plain"), "--to", str(tmp_path / "x25519.pub"), "--out", str(sealed)]
+    whole = kills.Tried(command, lambda: not sealed.exists() or content() == b"content" * 1000, content)
+    assert kills.at_every_point(whole, tmp_path) >= 3
+    assert content() == b"content" * 1000
+    lost = kills.Tried(command, lambda: False, content)
+    (tmp_path / "seen").unlink()
+    with pytest.raises(SystemExit, match="encrypt ended with -9"):
+        kills.at_every_point(lost, tmp_path)

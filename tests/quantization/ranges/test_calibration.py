@@ -181,3 +181,24 @@ def test_auto_judges_by_the_outputs() -> None:
     y = (np.clip(np.round(-rounded(x) / scale) + zero, 0, 15) - zero) * scale
     error = np.square(np.maximum(y, 0) - expected).sum() / np.square(expected).sum()
     assert errors["MinMax(samples=None)"] == pytest.approx(error, rel=1e-3)
+
+
+def test_tensors_without_elements_leave_the_range_of_the_others() -> None:
+    """A selection that picks nothing in some batch has no values there, and those of the other batches count."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Greater", ["x", "zero"], ["picked"]),
+            helper.make_node("Compress", ["x", "picked"], ["output"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["m"])],
+        [helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    batches = [(torch.full((64,), value), torch.zeros(64)) for value in (-1.0, 3.0, -2.0)]
+    observed, samples = observe_tensors(model, ["x", "output"], batches, binned=True)
+    assert samples == 192
+    assert (observed["output"].low, observed["output"].high) == (3.0, 3.0)
+    nothing, _ = observe_tensors(model, ["output"], batches[:1], binned=True)
+    assert nothing["output"].high < nothing["output"].low or not nothing["output"].counts.any()

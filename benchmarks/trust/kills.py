@@ -1,0 +1,272 @@
+"""Commands that are killed at every point at which they write, and at random moments, and given again until they end.
+
+Each of run, compare, pack, sign and encrypt is killed (SIGKILL) once at every distinct write point, which is a call of
+the system (open to write, fsync, rename, link, unlink) on a file; then at random moments until there were as many kills
+as wanted. After every kill what was there before must be there, old or new and whole; in the end the files must be
+those of a command that nobody killed, byte for byte, or what verifies and decrypts to the same.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.cli.app import app
+from compressor.errors import CompressorError
+from compressor.packing.files import unpack
+from compressor.storage import sha256
+from compressor.trust.encryption import decrypted
+from compressor.trust.keys import Kind, generate, read_private
+from compressor.trust.signing import sign_folder, signed_by
+from compressor.trust.verification import check
+from compressor.workload import Workload
+from workbench.tiny import TinyResNet, make_workload
+
+_RECIPE = """
+name: {name}
+stages:
+  - drop_blocks: {{remove: 0.5}}
+  - distill: {{epochs: {epochs}, tail_epochs: 0}}
+  - quantize
+"""
+_TEMPORARY = re.compile(r"\.compressor-[^/]*\.tmp")
+# A command that is given again so often and is killed no more has hung or goes in a circle.
+_MOST_ROUNDS = 2000
+
+
+def tiny() -> Workload:
+    """A small network with data, made anew."""
+    torch.manual_seed(0)
+    return make_workload(TinyResNet().eval(), train=512)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A command, what must hold whenever it was killed, and what its files are when it has ended."""
+
+    command: list[str]
+    intact: Callable[[], bool]
+    result: Callable[[], Any]
+
+
+def tries(place: Path, whole: Path) -> dict[str, Callable[[Path], Tried]]:
+    """{command: what is tried in an empty folder}; `place` has keys and recipes, `whole` a model and a run's folder."""
+    model = whole / "model.onnx"
+    options = ["--workload", "benchmarks.trust.kills:tiny", "--quiet", "--no-store"]
+
+    def run(out: Path) -> Tried:
+        def result() -> Any:
+            return sha256((out / "run/model.onnx").read_bytes()), check(out / "run").holds
+
+        return Tried(["run", str(place / "a.yaml"), *options, "--out", str(out / "run")], lambda: True, result)
+
+    def compare(out: Path) -> Tried:
+        def result() -> Any:
+            return {str(path.relative_to(out)): sha256(path.read_bytes()) for path in out.rglob("model.onnx")}
+
+        recipes = [str(place / f"{name}.yaml") for name in "ab"]
+        return Tried(["compare", *recipes, *options, "--out", str(out / "all")], lambda: True, result)
+
+    def pack(out: Path) -> Tried:
+        packed, source = out / "model.pack", model.read_bytes()
+
+        def intact() -> bool:
+            if packed.exists():
+                unpack(packed, out / "again")
+                (out / "again").unlink()
+            return model.read_bytes() == source
+
+        command = ["pack", str(model), "--out", str(packed), "--quiet"]
+        return Tried(command, intact, lambda: sha256(packed.read_bytes()))
+
+    def sign(out: Path) -> Tried:
+        folder = Path(shutil.copytree(whole, out / "signed"))
+        key = place / "p256"
+        sign_folder(folder, read_private(key), name="tiny")
+
+        def releases() -> int:
+            public = place / "p256.pub"
+            checked = check(folder).require_files()
+            statement = signed_by(folder, checked.manifest, public).statement
+            assert statement is not None
+            return statement.release
+
+        def result() -> Any:
+            return releases(), check(folder).holds, sorted(path.name for path in folder.iterdir())
+
+        command = ["sign", str(folder), "--key", str(key), "--name", "tiny", "--release", "2", "--openssf"]
+        return Tried([*command, "--no-inspect", "--quiet"], lambda: releases() in {1, 2}, result)
+
+    def encrypt(out: Path) -> Tried:
+        sealed, source = out / "model.enc", model.read_bytes()
+
+        def result() -> Any:
+            return decrypted(sealed, read_private(place / "x25519")) == source
+
+        command = ["encrypt", str(model), "--to", str(place / "x25519.pub"), "--out", str(sealed), "--quiet"]
+        return Tried(command, lambda: model.read_bytes() == source and (not sealed.exists() or result()), result)
+
+    return {"run": run, "compare": compare, "pack": pack, "sign": sign, "encrypt": encrypt}
+
+
+def prepared(place: Path, *, epochs: int) -> Path:
+    """Puts keys and recipes into `place`, and gives the folder of a whole run."""
+    for kind in (Kind.P256, Kind.X25519):
+        generate(place / kind.value, kind)
+    for name, length in (("a", epochs), ("b", 1)):
+        (place / f"{name}.yaml").write_text(_RECIPE.format(name=name, epochs=length), encoding="utf-8")
+    made = place / "whole"
+    made.mkdir()
+    command = tries(place, made)["run"](made).command
+    if end := ended(command, place / "said"):
+        raise SystemExit(f"the run that nobody killed ended with {end}: {(place / 'said').read_text()}")
+    return made / "run"
+
+
+def ended(command: list[str], said: Path, *, seen: Path | None = None, seconds: float | None = None) -> int:
+    """How the command ended in a process of its own: its exit code, or less than 0 where it was killed.
+
+    With `seen` it kills itself at the first write point that is not in that file yet, and notes it there; after
+    `seconds` it is killed from here.
+    """
+    process = os.fork()
+    if process == 0:
+        _work(command, said, seen)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(process, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _work(command: list[str], said: Path, seen: Path | None) -> None:
+    code = 1
+    try:
+        sink = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        if seen is not None:
+            _hook_(seen)
+        app(command)
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else 0 if ending.code is None else 1
+    except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _hook_(seen: Path) -> None:
+    """Lets this process kill itself before the first write that `seen` does not name, and name it there."""
+    known, own = set(seen.read_text().splitlines()) if seen.exists() else set(), os.getpid()
+    real = os.open
+
+    def point(what: str, path: Any) -> None:
+        name = f"{what} {_TEMPORARY.sub('part', os.fsdecode(path))}"
+        if os.getpid() != own or name in known or not isinstance(path, str | bytes | os.PathLike):
+            return
+        with os.fdopen(real(seen, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as file:
+            file.write(f"{name}\n")
+        os.kill(own, signal.SIGKILL)
+
+    def before(what: str, *, place: int) -> None:
+        call = getattr(os, what)
+
+        def hooked(*given: Any, **named: Any) -> Any:
+            path = given[place]
+            point(what, f"/proc/self/fd/{path}" if isinstance(path, int) else path)
+            return call(*given, **named)
+
+        def synced(descriptor: int) -> Any:
+            point(what, Path(f"/proc/self/fd/{descriptor}").readlink())
+            return call(descriptor)
+
+        def opened(path: Any, flags: int, *given: Any, **named: Any) -> Any:
+            if flags & (os.O_WRONLY | os.O_RDWR):
+                point(what, path)
+            return call(path, flags, *given, **named)
+
+        setattr(os, what, {"fsync": synced, "open": opened}.get(what, hooked))
+
+    for what, place in {"open": 0, "fsync": 0, "replace": 1, "link": 1, "unlink": 0}.items():
+        before(what, place=place)
+
+
+def at_every_point(tried: Tried, place: Path) -> int:
+    """Kills the command once at every write point, and lets it end; how many kills that were."""
+    for kills in range(_MOST_ROUNDS):
+        end = ended(tried.command, place / "said", seen=place / "seen")
+        if end == 0:
+            return kills
+        if end != -signal.SIGKILL or not tried.intact():
+            raise SystemExit(f"{tried.command[0]} ended with {end}: {(place / 'said').read_text()[-2000:]}")
+    raise SystemExit(f"{tried.command[0]} is killed for ever")
+
+
+def at_random(tried: Tried, place: Path, *, count: int, whole: float, chance: random.Random) -> int:
+    """Kills the command at random moments of the `whole` seconds that it takes, and lets it end; how many were in time.
+
+    Where it ended before, what it made is taken away, so that the next one has something to do.
+    """
+    kills = 0
+    for _ in range(count):
+        end = ended(tried.command, place / "said", seconds=chance.uniform(0, whole))
+        if end not in {0, -signal.SIGKILL} or not tried.intact():
+            raise SystemExit(f"{tried.command[0]} ended with {end}: {(place / 'said').read_text()[-2000:]}")
+        kills += end != 0
+    if end := ended(tried.command, place / "said"):
+        raise SystemExit(f"{tried.command[0]} ended with {end}: {(place / 'said').read_text()[-2000:]}")
+    return kills
+
+
+def of_one(make: Callable[[Path], Tried], place: Path, *, count: int, chance: random.Random) -> dict[str, Any]:
+    """What became of one command: kills, of those at write points, and how many ends were not as if nobody had."""
+    found: dict[str, Any] = {"kills": 0, "points": 0, "lost": 0, "other": 0}
+    places = {name: place / name for name in ("whole", "points", "random")}
+    for inner in places.values():
+        inner.mkdir()
+    tried = make(places["whole"])
+    began = time.perf_counter()
+    if end := ended(tried.command, place / "said"):
+        raise SystemExit(f"{tried.command[0]} ended with {end}: {(place / 'said').read_text()[-2000:]}")
+    whole, wanted = time.perf_counter() - began, tried.result()
+    for name in ("points", "random"):
+        tried = make(places[name])
+        if name == "points":
+            found["points"] = kills = at_every_point(tried, place)
+        else:
+            kills = at_random(tried, place, count=max(0, count - found["points"]), whole=whole, chance=chance)
+        found["kills"] += kills
+        try:
+            found["other"] += tried.result() != wanted
+        except (CompressorError, OSError):
+            found["lost"] += 1
+    return found
+
+
+def measured(place: Path, *, kills: int, epochs: int = 2, only: list[str] | None = None) -> dict[str, Any]:
+    """{command: what became of it}, with as many kills of each."""
+    os.environ.update({"COMPRESSOR_QUIET_SECONDS": "0", "COMPRESSOR_TURNS": "off"})
+    chance = random.Random(0)  # noqa: S311 - moments, no secrets
+    whole = prepared(place, epochs=epochs)
+    rows: dict[str, Any] = {}
+    makers = tries(place, whole)
+    for name in only or makers:
+        inner = place / f"of {name}"
+        inner.mkdir()
+        rows[name] = of_one(makers[name], inner, count=kills // len(makers), chance=chance)
+        print(f"{name}: {rows[name]}", flush=True)
+    sums = {what: sum(row[what] for row in rows.values()) for what in ("kills", "points", "lost", "other")}
+    return {"commands": rows, "all": sums}
