@@ -12,6 +12,7 @@ from benchmarks.documents import (
     packing_page,
     quantization_page,
     structure_page,
+    studio_page,
     teachers_page,
     techniques_page,
     training_page,
@@ -64,6 +65,9 @@ def main() -> None:
     if (tried := load("trust")) is not None or load("membership") is not None:
         trust = DOCS / "trust.md"
         write_atomic(trust, trust_page.page(trust.read_text(encoding="utf-8"), tried, load("membership")))
+    if (studio := load("studio")) is not None:
+        sliders = DOCS / "studio.md"
+        write_atomic(sliders, studio_page.page(sliders.read_text(encoding="utf-8"), studio))
     write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 

@@ -108,4 +108,5 @@ def studio(
             try:
                 serve(app, address, opened)
             finally:
+                desk.planning.end()
                 desk.runs.end()

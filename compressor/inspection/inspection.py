@@ -21,6 +21,7 @@ from compressor.kept_state import private_copy
 from compressor.measuring.node_times import NodeTime, node_times
 from compressor.pruning.narrowing import Gone, multiple_of, reason_to_lock, survivors
 from compressor.runtime import OnnxModule
+from compressor.storage import sha256
 from compressor.structure.blocks import Block, fault_without_blocks, find_blocks, skipped
 from compressor.structure.calling.shown import Shown, shown_by
 from compressor.structure.couplings import Coupled
@@ -31,6 +32,7 @@ from compressor.structure.recurrent_layers import stack_and_layer
 from compressor.structure.source_lines import call_lines, error_line, shortened
 from compressor.structure.trials import evaluating, outputs_at
 from compressor.target import Target
+from compressor.tensor_files import raw_bytes
 from compressor.workload import Workload, free_axes
 
 _A_FILE = "an ONNX file has no layers to take out; give the torch model that it came from"
@@ -133,20 +135,47 @@ class Inspection:
         return {**data, **data.pop("found"), "target": {**data["target"], "isa": self.target.isa.value}}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Looked:
+    """An `inspection` with what it found things in: a copy of the `model`, prepared for narrowing, and its `graph`.
+
+    `blocks` are those that can be dropped. `graph` is None where the structure could not be traced.
+    """
+
+    inspection: Inspection
+    model: nn.Module
+    graph: StructureGraph | None
+    blocks: Mapping[str, Block]
+
+    @property
+    def groups(self) -> tuple[Coupled, ...]:
+        """The groups that can be narrowed."""
+        names = {group.name for group in self.inspection.free_groups}
+        return tuple(group for group in self.graph.groups if group.name in names) if self.graph is not None else ()
+
+
 def inspect(workload: Workload, *, target: Target, seconds: float = 2.0) -> Inspection:
     """What can be made smaller of the workload's model, timed for about `seconds` on `target`; the model is left as is.
 
     Whatever cannot be done (traced, exported, timed) is told in the inspection and the rest goes on. Every group is
     proved by taking half of it out of a copy, every block by skipping it: forward and backward have to run.
     """
+    return look(workload, target=target, seconds=seconds).inspection
+
+
+def look(workload: Workload, *, target: Target, seconds: float = 2.0, times: Sequence[NodeTime] = ()) -> Looked:
+    """As `inspect`, with what it was found in. `times` are those of the model's exported file, where they are known."""
     model, example = private_copy(workload.model), workload.example_inputs
     refusals: dict[str, str] = {}
     with evaluating(model):
-        fold_(model, example)
+        folded = fold_(model, example)
         lines = call_lines(model, example)
-        shares = Shares.of(model, _times(model, workload, target, seconds, refusals))
+        if not times or folded or not _tells_apart(model):
+            times = _times(model, workload, target, seconds, refusals)
+        shares = Shares.of(model, times)
         blocks = _blocks(model, workload, refusals)
-        graph, reasons = _structure(private_copy(model), shown_by(workload), target, refusals)
+        prepared = private_copy(model)
+        graph, reasons = _structure(prepared, shown_by(workload), target, refusals)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if isinstance(model, OnnxModule):
         refusals |= dict.fromkeys(("blocks", "widths"), _A_FILE)
@@ -161,7 +190,7 @@ def inspect(workload: Workload, *, target: Target, seconds: float = 2.0) -> Insp
     }
     prunable = tuple(_prunable(group, shares, reasons, lines) for group in groups.values())
     droppable = tuple(_droppable(name, block, reason, shares, lines) for name, (block, reason) in blocks.items())
-    return Inspection(
+    inspection = Inspection(
         workload=workload.name,
         model=type(model).__name__,
         parameters=parameters,
@@ -176,6 +205,9 @@ def inspect(workload: Workload, *, target: Target, seconds: float = 2.0) -> Insp
         remaining={what: max(0.0, 1 - share) for what, share in remaining.items() if share is not None},
         operators=shares.operators(),
         refusals=refusals,
+    )
+    return Looked(
+        inspection=inspection, model=prepared, graph=graph, blocks={name: blocks[name][0] for name in dropped}
     )
 
 
@@ -251,6 +283,12 @@ def _times(
         line = error_line(error)
         refusals["times"] = shortened(f"{type(error).__name__}: {error}{f' at {line}' if line else ''}")
         return ()
+
+
+def _tells_apart(model: nn.Module) -> bool:
+    """Whether no two parameters hold the same values, so that the file has a tensor of its own for each."""
+    seen = [sha256(bytes(raw_bytes(parameter))) for parameter in model.parameters()]
+    return len(set(seen)) == len(seen)
 
 
 def _distinct(model: nn.Module) -> nn.Module:

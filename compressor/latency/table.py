@@ -82,6 +82,10 @@ class LatencyTable:
             self._measure(missing)
         return [self._entries[operator] for operator in wanted]
 
+    def known(self, operators: Sequence[Operator], precision: str = "float32") -> list[float | None]:
+        """As `milliseconds`, with nothing measured: None where the table has no time."""
+        return [self._entries.get(runnable(operator, precision)) for operator in operators]
+
     def total(self, operators: Sequence[Operator], precision: str = "float32") -> float:
         """The milliseconds of a call of one model made of all these operators."""
         return math.fsum(self.milliseconds(in_one_model(operators, precision), precision))

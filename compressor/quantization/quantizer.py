@@ -18,6 +18,7 @@ from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.quantization.accuracy.layer_rounding import round_layers
 from compressor.quantization.accuracy.linear_layers import LinearLayer
 from compressor.quantization.accuracy.smoothing import SmoothQuant
+from compressor.quantization.choice.chosen_widths import ChosenWidths
 from compressor.quantization.choice.give_back import GiveBack
 from compressor.quantization.choice.mixed_precision import MixedPrecision
 from compressor.quantization.grids.schemes import Scheme
@@ -51,7 +52,7 @@ class QuantizationSettings(IntegerSettings):
 
     equalization: CrossLayerEqualization | None = None
     smoothing: SmoothQuant | None = None
-    mixed: MixedPrecision | None = None
+    mixed: MixedPrecision | ChosenWidths | None = None
     rounding: Nearest | GPTQ | AdaRound = field(default_factory=Nearest)
     bias_correction: BiasCorrection | None = field(default_factory=BiasCorrection)
     give_back: GiveBack | None = None

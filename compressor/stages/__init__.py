@@ -30,6 +30,7 @@ from compressor.quantization.accuracy.bias_correction import BiasCorrection
 from compressor.quantization.accuracy.equalization import CrossLayerEqualization
 from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.quantization.accuracy.smoothing import SmoothQuant
+from compressor.quantization.choice.chosen_widths import ChosenWidths
 from compressor.quantization.choice.give_back import GiveBack
 from compressor.quantization.choice.mixed_precision import MixedPrecision
 from compressor.quantization.choice.sensitivity import SQNR, TaskMetric
@@ -114,6 +115,7 @@ __all__ = [
     "Candidate",
     "Canonical",
     "Channelwise",
+    "ChosenWidths",
     "ClusterWeights",
     "Constant",
     "Correlation",

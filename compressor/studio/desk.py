@@ -1,14 +1,16 @@
 """What lies on the table: a workload, what was found of its model, and what the page shows of both."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compressor.errors import CompressorError
 from compressor.files.export import export_onnx
 from compressor.files.weights import count_parameters
-from compressor.inspection.inspection import Inspection, inspect
+from compressor.inspection.inspection import Inspection, Looked, look
 from compressor.inspection.recommendation import recommend
+from compressor.measuring.node_times import NodeTime, node_times
 from compressor.report.numbers import printable
 from compressor.runtime import OnnxModule
 from compressor.studio.drawing import drawn, told
@@ -33,8 +35,9 @@ class Desk:
     def __init__(self, workload: Workload, name: str, target: Target, out: Path) -> None:
         self.workload, self.name, self.target = workload, name, target
         self.events = Broadcast()
-        self.planning = Planning(workload, name, target, out, self.events)
         self.runs = Runs(name, out, self.events, up=workload.metric.higher_is_better)
+        self.planning = Planning(workload, name, target, out, self.events, finished=self.runs.finished)
+        self.runs.when_done = self.planning.wake
         self.inspection: Inspection | None = None
         self.picture: Picture | None = None
         self.failed: str | None = None
@@ -47,6 +50,8 @@ class Desk:
             "box": self._box,
             "plan": self._plan,
             "runs": self._runs,
+            "stages": self._stages,
+            "beside": self._beside,
         }
 
     def look(self) -> threading.Thread:
@@ -57,32 +62,47 @@ class Desk:
 
     def _look(self) -> None:
         try:
-            self.picture = self._pictured()
-            self.events.publish("pictured", {})
-            self.inspection = inspect(self.workload, target=self.target)
+            # The shape is there at once, its times behind one run, what can go when it is proved.
+            file = self._file()
+            names = [name for name, _ in self.workload.model.named_modules()]
+            picture = Picture.untimed(file, self.workload.example_inputs, modules=names)
+            self._show(picture)
+            times = self._times(file, names)
+            self._show(picture.timed(times))
+            looked = look(self.workload, target=self.target, times=times)
+            self.inspection = looked.inspection
         except Exception as error:  # noqa: BLE001 - a user's model raises anything, and the page says what
             self.failed = printable(f"{type(error).__name__}: {error}")
         self.events.publish("looked", {"failed": self.failed})
-        if self.inspection is not None and self.failed is None:
-            self._begin_planning(self.inspection)
+        if self.failed is None:
+            self._begin_planning(looked, file)
 
-    def _begin_planning(self, inspection: Inspection) -> None:
+    def _begin_planning(self, looked: Looked, file: bytes) -> None:
         if isinstance(self.workload.model, OnnxModule):
             self.unplanned = "An ONNX file has no layers to take out: give the torch model that it came from."
         else:
             try:
-                self.planning.begin(inspection)
+                self.planning.begin(looked, file)
             except Exception as error:  # noqa: BLE001 - a user's model raises anything, and the page says what
                 self.unplanned = printable(f"{type(error).__name__}: {error}")
         if self.unplanned:
             self.events.publish("planned", {"failed": self.unplanned})
 
-    def _pictured(self) -> Picture:
-        model = self.workload.model
-        file = export_onnx(model, self.workload).onnx_bytes
+    def _file(self) -> bytes:
+        file = export_onnx(self.workload.model, self.workload).onnx_bytes
         self._parameters, _ = count_parameters(file)
-        names = [name for name, _ in model.named_modules()]
-        return Picture.of(file, self.workload.example_inputs, modules=names, target=self.target)
+        return file
+
+    def _show(self, picture: Picture) -> None:
+        self.picture = picture
+        self.events.publish("pictured", {})
+
+    def _times(self, file: bytes, names: Sequence[str]) -> tuple[NodeTime, ...]:
+        """The times of the file's operators; none where it cannot be timed, which the picture shows."""
+        try:
+            return node_times(file, self.workload.example_inputs, modules=names, target=self.target)
+        except (CompressorError, ValueError, RuntimeError):
+            return ()
 
     def page(self) -> dict[str, Any]:
         """What the page's template takes."""
@@ -129,6 +149,16 @@ class Desk:
         shown = self.runs.page()
         busy = any(run["state"] in {"going on", "pausing"} for run in shown["runs"])
         return render("runs", may_edit=may_edit, busy=busy, ready=self.planning.is_ready, **shown)
+
+    def _stages(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
+        del may_edit
+        found = self.runs.stages(query.get("run", ""))
+        return None if found is None else render("stages", **found)
+
+    def _beside(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
+        del may_edit
+        found = self.runs.beside(query.get("one", ""), query.get("other", ""))
+        return None if found is None else render("beside", **found)
 
     def run(self, version: int) -> str:
         """Begins a run of the draft, which is of this version, and gives its name.

@@ -82,12 +82,17 @@ class Picture:
         cls, onnx_bytes: bytes, inputs: Inputs, *, modules: Collection[str], target: Target, seconds: float = 2.0
     ) -> "Picture":
         """The picture of the file, timed for about `seconds`; what cannot be timed has no time."""
+        try:
+            times = node_times(onnx_bytes, inputs, modules=modules, target=target, seconds=seconds)
+        except (CompressorError, ValueError, RuntimeError):
+            times = ()
+        return cls.untimed(onnx_bytes, inputs, modules=modules).timed(times)
+
+    @classmethod
+    def untimed(cls, onnx_bytes: bytes, inputs: Inputs, *, modules: Collection[str]) -> "Picture":
+        """The picture of the file without its times, at once."""
         proto = parse(onnx_bytes)
         owners = node_places(onnx_bytes, modules)
-        try:
-            timed = node_times(onnx_bytes, inputs, modules=modules, target=target, seconds=seconds)
-        except (CompressorError, ValueError, RuntimeError):
-            timed = ()
         for number, node in enumerate(proto.graph.node):
             node.name = str(number)
         try:
@@ -112,13 +117,17 @@ class Picture:
                 )
             )
             writers |= dict.fromkeys(filter(None, node.output), number)
-        times: dict[int, float] = {}
-        for time in timed:
-            number = _origin(time, found)
-            times[number] = times.get(number, 0.0) + time.ms
-        if timed:
-            found = [replace(operator, ms=times.get(number, 0.0)) for number, operator in enumerate(found)]
         return cls(found)
+
+    def timed(self, times: Sequence[NodeTime]) -> "Picture":
+        """The same with the times of its operators, or as it is without any."""
+        if not times:
+            return self
+        found: dict[int, float] = {}
+        for time in times:
+            number = _origin(time, self.operators)
+            found[number] = found.get(number, 0.0) + time.ms
+        return Picture([replace(each, ms=found.get(number, 0.0)) for number, each in enumerate(self.operators)])
 
     @property
     def ms(self) -> float | None:

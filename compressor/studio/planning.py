@@ -1,34 +1,59 @@
-"""Planning on the page: what is free, the draft, what it costs at once, and what it loses once that is measured."""
+"""Planning on the page: what is free, the draft, what it costs at once, and what it loses, foretold and measured."""
 
-import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError
-from compressor.inspection.inspection import Inspection
+from compressor.estimate import Estimate
+from compressor.inspection.inspection import Looked
+from compressor.pruning.choice.costs import block_key
 from compressor.recipe.recipe import Recipe
 from compressor.report.numbers import printable, shorten, si, size
 from compressor.storage import sha256
-from compressor.studio.choice import Choice
+from compressor.studio.choice import BITS, CRITERIA, FLOAT_BITS, USUAL_BITS, Choice, choice_of
 from compressor.studio.drafts import ConflictError, Draft
 from compressor.studio.drawing import percent
 from compressor.studio.events import Broadcast
+from compressor.studio.foresight.background import Background
+from compressor.studio.foresight.recovery import Recovery, Trained
 from compressor.studio.pages import render
 from compressor.studio.whatif import Judged, Numbers, WhatIf
 from compressor.target import Target
 from compressor.workload import Workload
 
+# A finished run: its name, its recipe, and the drop on validation data behind its training.
+Finished = tuple[str, Recipe, float]
+# Steps of measuring between two that pages are told of.
+_TOLD_EVERY = 4
+
 
 class Planning:
-    """The draft of what `workload`, called `name`, is to become, kept in `out`; pages are told by `events`."""
+    """The draft of what `workload`, called `name`, is to become, kept in `out`; pages are told by `events`.
 
-    def __init__(self, workload: Workload, name: str, target: Target, out: Path, events: Broadcast) -> None:
+    `finished` gives the runs that are done, by which it is told what training wins back.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        name: str,
+        target: Target,
+        out: Path,
+        events: Broadcast,
+        *,
+        finished: Callable[[], Sequence[Finished]] = tuple,
+    ) -> None:
         self._workload, self._target, self._events = workload, target, events
-        self._path = out / f"draft-{sha256(name.encode())[:12]}.jsonl"
+        self._out, self._named = out, sha256(name.encode())[:12]
+        self._finished = finished
         self._shares: dict[str, float | None] = {}
-        self._judging = threading.Lock()
         self._judged: tuple[int, Judged | None] | None = None
         self._ready: tuple[WhatIf, Draft] | None = None
+        self._background: Background | None = None
+        self._trained: dict[str, Trained | None] = {}
+        self._asked_ahead = self._formed = False
+        self.unmeasured = ""
 
     @property
     def is_ready(self) -> bool:
@@ -45,18 +70,29 @@ class Planning:
         """The draft. Raises NotReadyError until it is known what is free."""
         return self._both()[1]
 
-    def begin(self, inspection: Inspection) -> None:
-        """Finds out what is free and what it costs, then what it is worth; takes seconds to minutes."""
-        whatif = WhatIf(self._workload, self._target, inspection)
-        self._shares = {group.name: group.time_fraction for group in inspection.free_groups}
-        self._shares |= {block.name: block.time_fraction for block in inspection.free_blocks}
-        draft = Draft(self._path, lambda data: Choice.from_json(data, whatif.free))
+    def begin(self, looked: Looked, file: bytes) -> None:
+        """Takes what is free and what the exported `file` costs; what parts are worth is measured beside from then on.
+
+        Takes about a second.
+        """
+        whatif = WhatIf(self._workload, self._target, looked, file, out=self._out, kept=f"losses-{self._named}")
+        self._shares = {group.name: group.time_fraction for group in looked.inspection.free_groups}
+        self._shares |= {block.name: block.time_fraction for block in looked.inspection.free_blocks}
+        draft = Draft(self._out / f"draft-{self._named}.jsonl", lambda data: Choice.from_json(data, whatif.free))
         self._ready = whatif, draft
         self._events.publish("planned", {"version": draft.version})
-        self._judge()
-        whatif.measure()
-        self._events.publish("measured", {})
-        whatif.warm()
+        jobs = (self._judge, self._time, self._form, self._measure, self._ahead, self._look_back, whatif.pack)
+        self._background = Background(jobs, self._failed)
+        self._background.start()
+
+    def settle(self, seconds: float = 600.0) -> bool:
+        """Waits until all that is measured beside the page is measured, for so long at most; whether it is."""
+        return self._background is not None and self._background.settle(seconds)
+
+    def end(self) -> None:
+        """Ends what is measured beside the page; what was measured is kept."""
+        if self._background is not None:
+            self._background.end()
 
     def read(self, data: Any) -> Choice:
         """The choice that a page sent. Raises ValueError."""
@@ -83,8 +119,13 @@ class Planning:
     def changed(self) -> dict[str, Any]:
         """`edited`, with the other pages told, and the draft judged beside."""
         self._events.publish("drafted", {"version": self.draft.version})
-        threading.Thread(target=self._judge, name="judging a draft", daemon=True).start()
+        self.wake()
         return self.edited()
+
+    def wake(self) -> None:
+        """Says that there may be something to measure: the draft was edited, or a run is done."""
+        if self._background is not None:
+            self._background.wake()
 
     def recipe(self, version: int) -> Recipe | None:
         """The recipe of the draft, None where nothing is chosen. Raises ConflictError for another version of it."""
@@ -96,6 +137,10 @@ class Planning:
         """The draft with what takes at most so many percent of the time, for the least loss. Raises BudgetError."""
         return self.whatif.within(share / 100, self.draft.choice)
 
+    def recovery(self) -> Recovery | None:
+        """What training won back in the finished runs of this model; None without any that tells."""
+        return Recovery.of([run for run in self._trained.values() if run is not None])
+
     def page(self, *, may_edit: bool) -> str:
         """The controls as HTML."""
         whatif, draft = self._both()
@@ -104,7 +149,14 @@ class Planning:
             "plan",
             may_edit=may_edit,
             version=draft.version,
-            can_choose=whatif.can_choose,
+            can_choose=bool(whatif.sensitivities(choice.criterion).items),
+            criteria=list(CRITERIA),
+            criterion=choice.criterion,
+            layers=[
+                {"name": printable(name), "key": name, "bits": choice.bits.get(name, USUAL_BITS)}
+                for name in whatif.free.layers
+            ],
+            bits=[(bits, "float" if bits == FLOAT_BITS else f"{bits} bits") for bits in BITS],
             forms=whatif.free.forms,
             form=choice.form,
             epochs=choice.epochs,
@@ -132,35 +184,133 @@ class Planning:
 
     def _share(self, name: str) -> dict[str, Any]:
         share = self._shares.get(name)
-        return {"time": "" if share is None else percent(share), "bar": round(100 * (share or 0.0), 1)}
+        return {
+            "time": "" if share is None else percent(share),
+            "bar": round(100 * (share or 0.0), 1),
+            "loss": self._worth(name),
+        }
+
+    def _worth(self, name: str) -> str:
+        """What the model loses where all of a part goes that can: "+0.31", the loss that is added."""
+        whatif = self.whatif
+        known = whatif.sensitivities(self.draft.choice.criterion)
+        stops = whatif.free.widths.get(name)
+        worth = known.worth(block_key(name), 0) if stops is None else known.worth(name, stops[-1])
+        return "" if worth is None else f"{worth:+.2g}"
 
     def _tiles(self, choice: Choice, version: int | None) -> dict[str, Any]:
-        """What the template of the tiles takes; a choice without a version is not judged."""
+        """What the template of the tiles takes; a choice without a version is foretold, not judged."""
         now, before = self.whatif.numbers(choice), self.whatif.reference
-        judged = self._judged
-        if judged is not None and judged[0] != version:
-            judged = None
+        if now.rough:
+            self.wake()
+        judged = self._judged if self._judged is not None and self._judged[0] == version else None
+        known = self.whatif.sensitivities(choice.criterion)
+        unchanged = not choice.widths and not choice.drop
+        foretold = None if unchanged else self.whatif.forecast(choice)
         return {
             "tiles": _tiles(now, before),
             "scored": self._workload.metric.scored,
             "metric": printable(self._workload.metric.name),
             "judged": None if judged is None or judged[1] is None else _words(judged[1]),
+            "foretold": None if foretold is None else _drop_in_words(foretold),
+            "trained": self._trained_in_words(choice, foretold, judged[1] if judged is not None else None),
             "waiting": judged is None,
-            "unchanged": not choice.widths and not choice.drop,
+            "measuring": f"{known.done} of {known.total}" if known.done < known.total else "",
+            "unmeasured": printable(self.unmeasured),
+            "unchanged": unchanged,
         }
 
-    def _judge(self) -> None:
-        """Judges the draft as it stands; of several that wait, the last one counts."""
-        with self._judging:
-            version, choice = self.draft.version, self.draft.choice
-            if self._judged is not None and self._judged[0] == version:
-                return
-            try:
-                found = self.whatif.judged(choice)
-            except (CompressorError, ValueError, RuntimeError):
-                found = None
-            self._judged = version, found
+    def _trained_in_words(
+        self, choice: Choice, foretold: Estimate | None, judged: Judged | None
+    ) -> dict[str, Any] | None:
+        """What will be left of the drop behind the training, by the finished runs; None where nothing can be said."""
+        drop = judged.drop if judged is not None else foretold
+        if drop is None or not choice.epochs or not (choice.widths or choice.drop):
+            return None
+        recovery = self.recovery()
+        if recovery is None:
+            return {"by": "no run of this model has shown yet what training wins back", "runs": 0}
+        few, many = recovery.epochs
+        shares = f"{min(recovery.shares):.0%} to {max(recovery.shares):.0%}"
+        runs = len(recovery.shares)
+        over = f"{few} epochs" if few == many else f"{few} to {many} epochs"
+        return {
+            **_drop_in_words(recovery.after(drop)),
+            "by": f"if training wins back {shares} of it, as in {runs} run{'s' * (runs > 1)} over {over}",
+            "runs": runs,
+        }
+
+    # What is measured beside, step by step. ------------------------------------------------------------------------
+
+    def _judge(self) -> bool:
+        """Judges the draft as it stands."""
+        version, choice = self.draft.version, self.draft.choice
+        if self._judged is not None and self._judged[0] == version:
+            return False
+        try:
+            found = self.whatif.judged(choice)
+        except (CompressorError, ValueError, RuntimeError) as error:
+            found, self.unmeasured = None, f"{type(error).__name__}: {error}"
+        self._judged = version, found
         self._events.publish("judged", {"version": version})
+        return True
+
+    def _time(self) -> bool:
+        if not self.whatif.time_wanted():
+            return False
+        if self.whatif.is_timed:
+            self._events.publish("timed", {"version": self.draft.version})
+        return True
+
+    def _form(self) -> bool:
+        if self._formed:
+            return False
+        self._formed = True
+        before = self.whatif.free.forms
+        self.whatif.form_integers()
+        # Controls are drawn anew only where there are others: somebody may be at them.
+        changed = self.whatif.free.forms != before
+        self._events.publish("planned" if changed else "timed", {"version": self.draft.version})
+        return True
+
+    def _measure(self) -> bool:
+        known = self.whatif.sensitivities(self.draft.choice.criterion)
+        had = bool(known.items)
+        if not known.step():
+            return False
+        if known.items and not had:
+            self._events.publish("measured", {"version": self.draft.version})
+        if known.done % _TOLD_EVERY == 0 or known.done == known.total:
+            told = {"version": self.draft.version, "done": known.done, "total": known.total}
+            self._events.publish("measuring", told)
+        return True
+
+    def _ahead(self) -> bool:
+        if self._asked_ahead:
+            return False
+        self._asked_ahead = True
+        self.whatif.warm()
+        return True
+
+    def _look_back(self) -> bool:
+        """What one more of the finished runs had lost before it trained."""
+        for name, recipe, after in self._finished():
+            if name in self._trained:
+                continue
+            choice = choice_of(recipe, self.whatif.free)
+            judged = None if choice is None or not choice.epochs else self.whatif.judged(choice)
+            self._trained[name] = (
+                None
+                if choice is None or judged is None
+                else Trained(before=judged.drop.value, after=after, epochs=choice.epochs)
+            )
+            self._events.publish("timed", {"version": self.draft.version})
+            return True
+        return False
+
+    def _failed(self, error: Exception) -> None:
+        self.unmeasured = f"{type(error).__name__}: {error}"
+        self._events.publish("timed", {"version": self.draft.version})
 
     def _both(self) -> tuple[WhatIf, Draft]:
         if self._ready is None:
@@ -179,31 +329,39 @@ def _place(stops: tuple[int, ...], width: int) -> int:
 
 
 def _tiles(now: Numbers, before: Numbers) -> list[dict[str, Any]]:
-    rows = (
+    rows: tuple[tuple[str, float | None, float | None, Callable[[float], str]], ...] = (
         ("milliseconds a call", now.ms, before.ms, lambda value: f"{value:.3g} ms"),
         ("file", now.size_bytes, before.size_bytes, lambda value: size(round(value))),
+        ("packed file", now.packed_bytes, before.packed_bytes, lambda value: size(round(value))),
         ("parameters", now.parameters, before.parameters, si),
         ("multiply-accumulates", now.macs, before.macs, si),
     )
     return [
         {
             "label": label,
-            "value": words(value),
-            "before": words(whole),
-            "left": f"{value / whole:.0%}" if whole else "",
-            "bar": round(100 * min(1.0, value / whole), 1) if whole else 0,
-            "better": value < 0.995 * whole,
+            "value": "…" if value is None else words(value),
+            "before": "…" if whole is None else words(whole),
+            "left": f"{value / whole:.0%}" if value is not None and whole else "",
+            "bar": round(100 * min(1.0, value / whole), 1) if value is not None and whole else 0,
+            "better": value is not None and whole is not None and value < 0.995 * whole,
+            "rough": now.rough and label.startswith("milliseconds"),
         }
         for label, value, whole, words in rows
     ]
 
 
 def _words(judged: Judged) -> dict[str, Any]:
-    drop = judged.drop
     return {
         "score": f"{judged.score.value:.3f}",
+        "samples": f"{judged.samples:,}",
+        **_drop_in_words(judged.drop),
+    }
+
+
+def _drop_in_words(drop: Estimate) -> dict[str, Any]:
+    """How the score changes: with its sign, so that what is lost has a minus."""
+    return {
         "drop": f"{-drop.value:+.3f}",
         "interval": "" if drop.low == drop.high else f"{-drop.high:+.3f} to {-drop.low:+.3f}",
-        "samples": f"{judged.samples:,}",
         "bad": drop.low > 0,
     }

@@ -1,13 +1,15 @@
 """The runs of the studio: begun from the draft, watched, paused, gone on with, and all of them beside each other."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,16 @@ from compressor.report.record import RunRecord
 from compressor.report.scatter import Panel, Point, panel
 from compressor.storage import read_json, write_atomic
 from compressor.studio.events import Broadcast
+from compressor.studio.outcomes.program import program
+from compressor.studio.outcomes.stages import beside, stage_by_stage
 
 _NAME = re.compile(r"run-\d{3,6}")
+# What was asked for, as data and as a program, lies beside a run's folder.
+RECIPE, PROGRAM = "recipe.yaml", "run.py"
 # What may be taken away, and as what.
 FILES = {
+    RECIPE: "application/yaml",
+    PROGRAM: "text/x-python; charset=utf-8",
     "model.onnx": "application/octet-stream",
     "plan.json": "application/json",
     "weights.safetensors": "application/octet-stream",
@@ -32,7 +40,10 @@ FILES = {
     "report.json": "application/json",
     "report.md": "text/markdown; charset=utf-8",
 }
-RECIPE = "recipe.yaml"
+# How much of what a failed run's process wrote is shown.
+_LOG_LINES, _LOG_BYTES = 12, 4000
+_WORKER = "compressor.studio.worker"
+_TRAININGS = ("distill", "fine_tune")
 
 
 class RunRefusedError(Exception):
@@ -59,6 +70,7 @@ class Runs:
         self._lock = threading.Lock()
         self._going: dict[str, _Going] = {}
         self._told: dict[str, list[dict[str, Any]]] = {}
+        self.when_done: Callable[[], object] = lambda: None
 
     def names(self) -> list[str]:
         """The runs that there are, in order."""
@@ -73,6 +85,7 @@ class Runs:
             name = f"run-{number:03d}"
             self._out.mkdir(parents=True, exist_ok=True)
             write_atomic(self._recipe(name), recipe.dump())
+            write_atomic(self._program(name), program(recipe, self._workload, str(self._out / f"{name}-again")))
             self._start(name)
         return name
 
@@ -102,6 +115,8 @@ class Runs:
                 raise RunRefusedError(f"{name} is going on; pause it first")
             shutil.rmtree(self._out / name, ignore_errors=True)
             self._recipe(name).unlink(missing_ok=True)
+            self._program(name).unlink(missing_ok=True)
+            self._log(name).unlink(missing_ok=True)
             self._told.pop(name, None)
         self._changed()
 
@@ -123,15 +138,45 @@ class Runs:
 
     def file(self, name: str, wanted: str) -> tuple[Path, str] | None:
         """The path and media type of a file of a run, None where there is none; neither name is a path."""
-        if name not in self.names() or wanted not in {*FILES, RECIPE}:
+        beside = {RECIPE: self._recipe(name), PROGRAM: self._program(name)}
+        if name not in self.names() or wanted not in FILES:
             return None
-        path = self._recipe(name) if wanted == RECIPE else self._out / name / wanted
-        return (path, FILES.get(wanted, "application/yaml")) if path.is_file() else None
+        path = beside.get(wanted, self._out / name / wanted)
+        return (path, FILES[wanted]) if path.is_file() else None
 
     def page(self) -> dict[str, Any]:
         """What the template of the runs takes."""
         rows = [self._row(name) for name in reversed(self.names())]
-        return {"runs": rows, "panels": self._panels()}
+        done = [row["name"] for row in rows if row["result"] is not None]
+        return {"runs": rows, "done": done, "panels": self._panels()}
+
+    def stages(self, name: str) -> dict[str, Any] | None:
+        """What the template of one finished run takes; None where there is no such result."""
+        record = self._finished(name)
+        return None if record is None else stage_by_stage(name, record)
+
+    def beside(self, one: str, other: str) -> dict[str, Any] | None:
+        """What the template of two finished runs takes; None where one of them has no result."""
+        records = [self._finished(one), self._finished(other)]
+        known = [record for record in records if record is not None]
+        return beside((one, other), known) if len(known) == len(records) else None
+
+    def finished(self) -> list[tuple[str, Recipe, float]]:
+        """The finished runs that trained: name, recipe, and the drop on validation data behind the last training."""
+        found = []
+        for name in self.names():
+            record = self._finished(name)
+            drops = [
+                step.validation["drop"]["value"]
+                for step in (record.steps if record is not None else ())
+                if step.kept and step.stage in _TRAININGS and step.validation.get("drop")
+            ]
+            if drops:
+                found.append((name, Recipe.load(self._recipe(name)), float(drops[-1])))
+        return found
+
+    def _finished(self, name: str) -> RunRecord | None:
+        return self._record(name) if name in self.names() and self.state(name) == "done" else None
 
     def _row(self, name: str) -> dict[str, Any]:
         state, told = self.state(name), self._told.get(name, [])
@@ -155,8 +200,9 @@ class Runs:
             "charts": _charts(epochs) if state != "done" else [],
             "to_go": _to_go(epochs, self._epochs(name)) if state == "going on" else "",
             "failed": printable(told[-1]["reason"]) if state == "failed" else "",
+            "log": self._last_words(name) if state == "failed" else "",
             "result": self._result(name) if state == "done" else None,
-            "files": [wanted for wanted in (RECIPE, *FILES) if self.file(name, wanted) is not None],
+            "files": [wanted for wanted in FILES if self.file(name, wanted) is not None],
             "command": self._command(name),
         }
 
@@ -171,6 +217,16 @@ class Runs:
         except (CompressorError, OSError):
             return 0
         return max((getattr(stage, "epochs", 0) for stage in stages), default=0)
+
+    def _last_words(self, name: str) -> str:
+        """The end of what the run's process wrote to standard error."""
+        try:
+            with self._log(name).open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
+                text = log.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return "\n".join(printable(line) for line in text.splitlines()[-_LOG_LINES:])
 
     def _record(self, name: str) -> RunRecord | None:
         try:
@@ -211,6 +267,12 @@ class Runs:
     def _recipe(self, name: str) -> Path:
         return self._out / f"{name}.yaml"
 
+    def _log(self, name: str) -> Path:
+        return self._out / f"{name}.log"
+
+    def _program(self, name: str) -> Path:
+        return self._out / f"{name}.py"
+
     def _known(self, name: str) -> None:
         if name not in self.names():
             raise RunRefusedError("there is no such run")
@@ -220,14 +282,15 @@ class Runs:
             raise RunRefusedError(f"{next(iter(self._going))} is going on; one at a time, so that they time alone")
 
     def _start(self, name: str) -> None:
-        process = subprocess.Popen(  # noqa: S603 - this very Python, and names of ours
-            [sys.executable, "-m", "compressor.studio.worker", self._recipe(name), self._workload, self._out / name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
+        with self._log(name).open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603 - this very Python, and names of ours
+                [sys.executable, "-m", _WORKER, self._recipe(name), self._workload, self._out / name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
         self._told[name] = []
         self._going[name] = _Going(process=process, told=self._told[name])
         threading.Thread(target=self._follow, args=(name,), name=f"following {name}", daemon=True).start()
@@ -250,13 +313,25 @@ class Runs:
             if pipe is not None:
                 pipe.close()
         if code not in {0, 143, -15} and not (going.told and going.told[-1]["kind"] == "Failed"):
-            going.told.append({"kind": "Failed", "reason": f"its process ended with code {code}"})
+            going.told.append({"kind": "Failed", "reason": _ended(code)})
         with self._lock:
             del self._going[name]
         self._changed()
+        self.when_done()
 
     def _changed(self) -> None:
         self._events.publish("ran", {"runs": len(self.names())})
+
+
+def _ended(code: int) -> str:
+    """How a process ended that said nothing of it."""
+    if code >= 0:
+        return f"its process ended with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"its process was ended by {name}; what it finished is kept, and it goes on from there"
 
 
 def _final(record: RunRecord | None) -> Measurement | None:

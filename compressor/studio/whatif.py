@@ -4,54 +4,57 @@ Milliseconds come from the latency table, scaled to the file as it was measured;
 masked and the blocks skipped, nothing trained.
 """
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.errors import BudgetError, CompressorError
 from compressor.estimate import Estimate
-from compressor.files.export import export_onnx
-from compressor.inspection.inspection import Inspection
+from compressor.inspection.inspection import Looked
 from compressor.intervals import paired_drop, score_estimate
-from compressor.kept_state import private_copy
 from compressor.latency.table import LatencyTable
 from compressor.measuring.timing import time_interleaved
-from compressor.pruning.choice.costs import LatencyCosts, StructureCosts, block_key, file_time, table_times
-from compressor.pruning.choice.knapsack_choice import Item, choose_structure
-from compressor.pruning.choice.loss_probe import batch_statistics, masked
-from compressor.pruning.choice.losses import StructureLosses
-from compressor.pruning.choice.shipped_form import shipped_file
+from compressor.packing.files import packed_size
+from compressor.pruning.choice.costs import LatencyCosts, StructureCosts, block_key, file_time, float_key, table_times
+from compressor.pruning.choice.knapsack_choice import choose_structure
+from compressor.pruning.choice.shipped_form import in_integers
 from compressor.pruning.choice.width_choice import width_options
-from compressor.pruning.narrowing import gone_channels, multiple_of
-from compressor.pruning.ranking.criteria import Taylor
+from compressor.pruning.narrowing import multiple_of
 from compressor.pruning.ranking.criterion import channel_scores
+from compressor.quantization.placement.policy import matches
 from compressor.stage import Context
-from compressor.structure.blocks import find_blocks, skipped
-from compressor.structure.calling.shown import shown_by
-from compressor.structure.graph import trace_structure
-from compressor.structure.preparing.preparation import prepare_
 from compressor.structure.trials import evaluating
-from compressor.studio.choice import Choice, Free
+from compressor.studio.choice import CRITERIA, FLOAT_BITS, FORMS, USUAL_BITS, Choice, Free
+from compressor.studio.foresight.prompt_times import PromptTimes
+from compressor.studio.foresight.sensitivities import Sensitivities
 from compressor.target import Target
-from compressor.workload import Workload, first_batches, free_axes, predict, resize_batch
+from compressor.workload import Workload, resize_batch
 
-# Batches that parts are judged on, and a whole choice.
-_CALIBRATION_BATCHES, _VALIDATION_BATCHES = 4, 8
 _FLOAT_BYTES, _INTEGER_BYTES = 4, 1
+# Operators that are timed in one step, some hundredths of a second each.
+_AT_ONCE = 8
+# Packing takes a second a megabyte.
+_MOST_PACKED = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a choice costs: milliseconds a call, parameters, multiply-accumulates of a sample, bytes of the file."""
+    """What a choice costs: milliseconds a call, parameters, multiply-accumulates of a sample, bytes of the file.
 
-    ms: float
+    `packed_bytes` are those of the packed file. None is what is not measured yet of the form that was chosen; `rough`
+    says that some layers' times stand in for others.
+    """
+
+    ms: float | None
     parameters: float
     macs: float
-    size_bytes: float
+    size_bytes: float | None
+    packed_bytes: float | None
+    rough: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,37 +66,35 @@ class Judged:
     samples: int
 
 
-class WhatIf:
-    """The model of `workload` with what of it is free, as `inspection` found it. Takes seconds to make."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Form:
+    """A form of the numbers that is known: its file's bytes, and what foretells milliseconds, promptly or exactly."""
 
-    def __init__(self, workload: Workload, target: Target, inspection: Inspection) -> None:
-        self._workload, self._target = workload, target
-        # Numbers follow from shapes alone: they do not wait for what is measured on the model.
-        self._counting, self._trying = threading.Lock(), threading.Lock()
-        self._ranked: Mapping[str, Tensor] | None = None
-        self._items: list[Item] = []
-        self._reference: Tensor | None = None
-        self._model = private_copy(workload.model)
-        example = workload.example_inputs
-        context = Context(target=target, progress=False)
-        file = export_onnx(workload.model, workload).onnx_bytes
-        try:
-            integer: bytes | None = shipped_file(private_copy(workload.model), workload, context, "int8")
-        except CompressorError:
-            integer = None
+    size_bytes: int
+    prompt: PromptTimes
+    promptly: LatencyCosts
+    exactly: LatencyCosts
+
+
+class WhatIf:
+    """The model of `workload`, whose exported file is `file`, with what of it is free, as `looked` found it.
+
+    Knows the float form when it is made; `form_integers` and `sensitivities` find out the rest. What is measured of
+    losses is kept in files of the folder `out`, whose names begin with `kept`.
+    """
+
+    def __init__(
+        self, workload: Workload, target: Target, looked: Looked, file: bytes, *, out: Path, kept: str
+    ) -> None:
+        self._workload, self._target, self._file = workload, target, file
+        self._table = LatencyTable(target, progress=False)
+        self._model, self._groups, self._blocks = looked.model, looked.groups, dict(looked.blocks)
+        self._align = align = {group.name: multiple_of(group, None, target.channel_multiple) for group in self._groups}
+        inputs = resize_batch(workload.example_inputs, target.batch_size)
         with evaluating(self._model):
-            prepare_(self._model, example)
-            graph = trace_structure(self._model, shown_by(workload))
-            free = {group.name for group in inspection.free_groups}
-            self._groups = [group for group in graph.groups if group.name in free]
-            names = {block.name for block in inspection.free_blocks}
-            found = find_blocks(self._model, example, free=free_axes(workload)) if names else {}
-            self._blocks = {name: block for name, block in found.items() if name in names}
-            self._align = {group.name: multiple_of(group, None, target.channel_multiple) for group in self._groups}
-            inputs = resize_batch(example, target.batch_size)
-            self._costs = StructureCosts(self._model, inputs, graph, list(self._blocks))
+            self._costs = StructureCosts(self._model, inputs, looked.graph, list(self._blocks))
         self.free = Free(
-            widths={group.name: width_options(group.width, self._align[group.name]) for group in self._groups},
+            widths={group.name: width_options(group.width, align[group.name]) for group in self._groups},
             blocks=tuple(self._blocks),
             inside={
                 name: tuple(
@@ -103,81 +104,127 @@ class WhatIf:
                 )
                 for name in self._blocks
             },
-            forms=("float32",) if integer is None else ("float32", "int8"),
+            forms=FORMS,
+            norms=any(
+                isinstance(module, _BatchNorm) and module.running_mean is not None for module in self._model.modules()
+            ),
+            classes=workload.metric.classes,
+            layers=tuple(filter(None, self._costs.layer_weights({}))),
         )
-        timing = time_interleaved(integer or file, file, inputs, threads=target.threads)
-        table = LatencyTable(target, progress=False)
-        files = {"float32": file} | ({} if integer is None else {"int8": integer})
-        measured = {"float32": timing.reference_ms.value, "int8": timing.candidate_ms.value}
-        self._latency = {
-            form: LatencyCosts(
-                self._costs,
-                table_times(table, form),
-                file=file_time(made, example, table, form),
-                measured_ms=measured[form],
-            )
-            for form, made in files.items()
-        }
-        self._bytes = {form: len(made) for form, made in files.items()}
+        self._out, self._kept = out, kept
+        self._sensitivities: dict[str, Sensitivities] = {}
         self._whole = {group.name: group.width for group in self._groups} | {
             block_key(name): 1 for name in self._blocks
         }
         self._parameters = self._costs.parameters([{}])[0]
+        self._packed: dict[str, int | None] = {}
+        self._files = {"float32": file}
+        self._forms = {"float32": self._form("float32", file, looked.inspection.latency_ms)}
         self.reference = self.numbers(Choice())
 
     def state(self, choice: Choice) -> dict[str, int]:
         """The choice in the words of costs: a width for every group, 1 or 0 for every block."""
         return self._whole | dict(choice.widths) | {block_key(name): 0 for name in choice.drop}
 
+    def _costed(self, choice: Choice) -> dict[str, int]:
+        """`state`, with the layers that stay in float."""
+        in_integers = choice.form == "int8"
+        floats = [name for name, bits in choice.bits.items() if bits == FLOAT_BITS and in_integers]
+        return self.state(choice) | dict.fromkeys(map(float_key, floats), 1)
+
     def numbers(self, choice: Choice) -> Numbers:
-        """What the choice costs. What the latency table lacks is measured first, and kept on disk."""
-        state = self.state(choice)
-        with self._counting:
-            parameters = self._costs.parameters([state])[0]
-            each = _FLOAT_BYTES if choice.form == "float32" else _INTEGER_BYTES
-            return Numbers(
-                ms=self._latency[choice.form]([state])[0],
-                parameters=parameters,
-                macs=self._costs.macs([state])[0],
-                size_bytes=max(0.0, self._bytes[choice.form] - each * (self._parameters - parameters)),
-            )
+        """What the choice costs, at once; what the latency table lacks is `wanted` from then on."""
+        state, form = self._costed(choice), self._forms.get(choice.form)
+        parameters, (macs,) = self._costs.parameters([state])[0], self._costs.macs([state])
+        if form is None:
+            return Numbers(ms=None, parameters=parameters, macs=macs, size_bytes=None, packed_bytes=None)
+        rough = form.prompt.lacks(state)
+        each = _FLOAT_BYTES if choice.form == "float32" else _INTEGER_BYTES
+        size = max(0.0, form.size_bytes - each * (self._parameters - parameters) + self._bytes_of_bits(choice, state))
+        packed = self._packed.get(choice.form)
+        return Numbers(
+            ms=form.promptly([state])[0],
+            parameters=parameters,
+            macs=macs,
+            size_bytes=size,
+            packed_bytes=None if packed is None else packed * size / form.size_bytes,
+            rough=rough,
+        )
+
+    def _bytes_of_bits(self, choice: Choice, state: Mapping[str, int]) -> float:
+        """By how many bytes the weights of layers with bits of their own are more than they are in 8, or fewer."""
+        if choice.form != "int8" or not choice.bits:
+            return 0.0
+        weights = self._costs.layer_weights(state)
+        return sum(weights.get(name, 0) * (bits - USUAL_BITS) / 8 for name, bits in choice.bits.items())
+
+    def time_wanted(self) -> bool:
+        """Times some operators that `numbers` was asked for and lacked; whether there were any."""
+        return any(form.prompt.measure(_AT_ONCE) for form in [*self._forms.values()])
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether nothing that was asked for is lacking."""
+        return not any(form.prompt.wanted for form in [*self._forms.values()])
 
     def warm(self) -> None:
-        """Measures what single changes of the whole model take, so that the first slider answers at once."""
-        for form in self.free.forms:
+        """Asks for what single changes of the whole model take, so that the first slider has its time at once."""
+        for form in self._forms:
             for name, stops in self.free.widths.items():
                 for width in stops[1:]:
                     self.numbers(Choice(widths={name: width}, form=form))
 
-    def measure(self) -> None:
-        """Measures what every block and width is worth, so that `within` can choose."""
-        with self._trying, evaluating(self._model):
-            losses = StructureLosses(
+    def form_integers(self) -> None:
+        """Finds out what the model costs in 8 bits; where it has no such form, there is none to choose."""
+        try:
+            prepared = in_integers(self._file, self._workload, Context(target=self._target, progress=False))
+            integer = prepared.shipped()
+        except CompressorError:
+            self.free = replace(self.free, forms=("float32",), layers=())
+            return
+        static = prepared.placement.static
+        layers = tuple(name for name in self.free.layers if any(matches(node, name) for node in static))
+        self.free = replace(self.free, layers=layers)
+        inputs = resize_batch(self._workload.example_inputs, self._target.batch_size)
+        timing = time_interleaved(integer, self._file, inputs, threads=self._target.threads)
+        self._files["int8"] = integer
+        ms = self.reference.ms
+        self._forms["int8"] = self._form("int8", integer, None if ms is None else ms / timing.speedup.value)
+
+    def pack(self) -> bool:
+        """Finds out what one more of the files takes packed; False where all are known."""
+        form = next((form for form in self._files if form not in self._packed), None)
+        if form is None:
+            return False
+        self._packed[form] = packed_size(self._files[form], most=_MOST_PACKED)
+        if form == "float32":
+            self.reference = self.numbers(Choice())
+        return True
+
+    def sensitivities(self, criterion: str) -> Sensitivities:
+        """What parts are worth where channels go by that criterion, a name in `CRITERIA`."""
+        if criterion not in self._sensitivities:
+            self._sensitivities[criterion] = Sensitivities(
                 self._model,
+                self._workload,
                 self._groups,
                 self._blocks,
-                scores=self._scores(),
+                scores=lambda: self._scores(criterion),
                 align=self._align,
-                data=first_batches(self._workload.calibration, _CALIBRATION_BATCHES),
-                loss=self._workload.loss,
+                path=self._out / f"{self._kept}-{criterion}.json",
             )
-            self._items = losses.items(losses.whole)
-
-    @property
-    def can_choose(self) -> bool:
-        """Whether `measure` is done."""
-        return bool(self._items)
+        return self._sensitivities[criterion]
 
     def within(self, fraction: float, choice: Choice) -> Choice:
         """`choice` with the widths and blocks of the least loss that take at most this fraction of the float time.
 
-        Raises BudgetError where there are none.
+        Raises BudgetError where there are none, and as long as it is not known what each is worth, or the form costs.
         """
-        limit = fraction * self.reference.ms
-        if not self._items:
-            raise BudgetError(limit, self.reference.ms)
-        with self._counting:
-            found = choose_structure(self._items, self._latency[choice.form], limit, self._whole)
+        limit, form = fraction * (self.reference.ms or 0.0), self._forms.get(choice.form)
+        items = self.sensitivities(choice.criterion).items
+        if not items or form is None:
+            raise BudgetError(limit, self.reference.ms or 0.0)
+        found = choose_structure(items, form.exactly, limit, self._whole)
         state = self._whole | found.state
         return replace(
             choice,
@@ -185,31 +232,40 @@ class WhatIf:
             drop=tuple(name for name in self.free.blocks if not state[block_key(name)]),
         )
 
+    def forecast(self, choice: Choice) -> Estimate | None:
+        """The drop that the choice will have before anything is trained, with its 90 % interval, at once.
+
+        By what its parts lose one by one, in float; None as long as that is not measured, or without a score.
+        """
+        known = self.sensitivities(choice.criterion)
+        foreseen, loss = known.forecast, known.loss(self.state(choice))
+        return None if foreseen is None or loss is None or not foreseen.has_interval else foreseen.drop(loss)
+
     def judged(self, choice: Choice) -> Judged | None:
         """What the choice loses on validation data before anything is trained, in float; None without a score."""
         metric = self._workload.metric
         if not metric.scored:
             return None
-        data = first_batches(self._workload.validation, _VALIDATION_BATCHES)
-        state = self.state(choice)
-        with self._trying, evaluating(self._model), torch.no_grad():
-            if self._reference is None:
-                self._reference = torch.cat([metric.rows(predict(self._model, x), y) for x, y in data])
-            rows = self._reference
-            if choice.widths or choice.drop:
-                cut = gone_channels(tuple(self._groups), self._scores(), state)
-                gone = {name: self._blocks[name] for name in choice.drop}
-                with masked(self._model, cut), skipped(self._model, gone), batch_statistics(self._model):
-                    rows = torch.cat([metric.rows(predict(self._model, x), y) for x, y in data])
-        return Judged(
-            drop=paired_drop(rows, self._reference, metric), score=score_estimate(rows, metric), samples=len(rows)
+        known = self.sensitivities(choice.criterion)
+        reference = known.reference()
+        rows = known.rows(self.state(choice)) if choice.widths or choice.drop else reference
+        return Judged(drop=paired_drop(rows, reference, metric), score=score_estimate(rows, metric), samples=len(rows))
+
+    def _form(self, name: str, file: bytes, measured_ms: float | None) -> _Form:
+        prompt = PromptTimes(self._table, self._costs, name)
+        time = file_time(file, self._workload.example_inputs, self._table, name)
+        ms = time.whole_ms if measured_ms is None else measured_ms
+        return _Form(
+            size_bytes=len(file),
+            prompt=prompt,
+            promptly=LatencyCosts(self._costs, prompt, file=time, measured_ms=ms),
+            exactly=LatencyCosts(self._costs, table_times(self._table, name), file=time, measured_ms=ms),
         )
 
-    def _scores(self) -> Mapping[str, Tensor]:
-        if self._ranked is None:
-            graph: Any = _Groups(tuple(self._groups))
-            self._ranked = channel_scores(Taylor(), self._model, graph, self._workload, 0)
-        return self._ranked
+    def _scores(self, criterion: str) -> Mapping[str, Tensor]:
+        graph: Any = _Groups(self._groups)
+        with evaluating(self._model):
+            return channel_scores(CRITERIA[criterion], self._model, graph, self._workload, 0)
 
 
 @dataclass(frozen=True)

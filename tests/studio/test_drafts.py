@@ -31,7 +31,13 @@ def test_equal_choices_are_equal_texts():
     """In whatever order they were clicked; what is whole is left out."""
     one = {"widths": {"layer1.0.conv1": 32, "conv1": 64}, "drop": ["layer1.1", "layer1.0"], "form": "int8", "epochs": 2}
     found = _read(one)
-    assert found.to_json() == {**one, "widths": {"layer1.0.conv1": 32}, "drop": ["layer1.0", "layer1.1"]}
+    assert found.to_json() == {
+        **one,
+        "widths": {"layer1.0.conv1": 32},
+        "drop": ["layer1.0", "layer1.1"],
+        "criterion": "taylor",
+        "bits": {},
+    }
     assert _read(found.to_json()) == found
 
 

@@ -12,8 +12,9 @@ import httpx
 
 from compressor.errors import BudgetError
 from compressor.files.export import export_onnx
-from compressor.inspection.inspection import inspect
+from compressor.inspection.inspection import look
 from compressor.kept_state import private_copy
+from compressor.latency.table import LatencyTable
 from compressor.measuring.macs import count_macs
 from compressor.stage import Context
 from compressor.studio.access import Access, Role
@@ -22,7 +23,7 @@ from compressor.studio.choice import Choice
 from compressor.studio.desk import Desk
 from compressor.studio.whatif import WhatIf
 from compressor.target import Isa, Target
-from workbench.tiny import TinyResNet, make_workload
+from workbench.tiny import TinyResNet, make_workload, synthetic_images
 
 HOST = "127.0.0.1:8765"
 
@@ -31,15 +32,23 @@ HOST = "127.0.0.1:8765"
 def desk(tmp_path_factory):
     """A small residual CNN on the table, with all that planning needs."""
     torch.manual_seed(0)
-    workload = make_workload(TinyResNet(32).eval())
+    model = TinyResNet(32)
+    with torch.no_grad():
+        # It answers every class, so that answers change with its channels.
+        model.linear.bias -= model(synthetic_images(256, seed=1)[0]).mean(dim=0)
+    workload = make_workload(model.eval())
     target = Target(isa=Isa.X86_AVX2)
     desk = Desk(workload, "small", target, tmp_path_factory.mktemp("studio"))
-    desk.inspection = inspect(workload, target=target, seconds=0.05)
+    looked = look(workload, target=target, seconds=0.05)
+    desk.inspection = looked.inspection
     with pytest.MonkeyPatch.context() as patch:
         # It only fills the latency table ahead of time.
         patch.setattr(WhatIf, "warm", lambda _: None)
-        desk.planning.begin(desk.inspection)
-    return desk
+        desk.planning.begin(looked, export_onnx(workload.model, workload).onnx_bytes)
+        assert desk.planning.settle(300)
+    assert not desk.planning.unmeasured
+    yield desk
+    desk.planning.end()
 
 
 CHOICES = [
@@ -186,7 +195,66 @@ def test_before_anything_is_known_there_is_nothing_to_edit(tiny_workload, tmp_pa
     assert "Finding out" in browser.get("/part/plan").text
 
 
-def test_numbers_are_asked_for_while_losses_are_measured(desk):
-    """What is tried on the model holds no slider up: the two have locks of their own."""
-    with desk.planning.whatif._trying:
-        assert desk.planning.whatif.numbers(CHOICES[0]).ms > 0
+def test_a_slider_waits_for_no_measurement(desk, monkeypatch):
+    """Numbers are there at once, roughly, where nothing was timed yet; they are timed beside, and then they stand."""
+    whatif, choice = desk.planning.whatif, Choice(widths={"conv1": 8, "layer2.0.conv2": 24})
+    with monkeypatch.context() as patch:
+        patch.setattr(LatencyTable, "_measure", lambda *_: pytest.fail("measured"))
+        patch.setattr(whatif._table, "_entries", {})
+        first = whatif.numbers(choice)
+        assert first.rough
+        assert 0 < first.ms < whatif.reference.ms
+    desk.planning.wake()
+    assert desk.planning.settle(60)
+    assert whatif.is_timed
+    assert not whatif.numbers(choice).rough
+
+
+def test_a_drop_is_foretold_at_once_and_measured_where_one_lets_go(desk):
+    """The forecast stands on the tile of what is tried, with its interval; the kept draft shows what was measured."""
+    whatif, browser = desk.planning.whatif, Browser(desk)
+    told = whatif.forecast(CHOICES[3])
+    assert told.low < told.value < told.high
+    tried = browser.post("/try", {"choice": CHOICES[3].to_json()}).json()["tiles"]
+    assert "foretold (90 %)" in tried
+    assert "no run of this model has shown yet" in tried
+    version = browser.get("/draft").json()["version"]
+    browser.post("/edit", {"version": version, "choice": CHOICES[3].to_json()})
+    assert desk.planning.settle(60)
+    assert ", measured" in browser.get("/draft").json()["tiles"]
+    browser.post("/undo", {"version": version + 1})
+
+
+def test_what_was_measured_is_not_measured_again(desk, monkeypatch):
+    """A studio that begins anew reads it; with other weights all of it is measured anew."""
+    whatif = desk.planning.whatif
+    known = whatif.sensitivities("taylor")
+    assert known.done == known.total > 40
+
+    def again():
+        monkeypatch.setattr(whatif, "_sensitivities", {})
+        return whatif.sensitivities("taylor")
+
+    read = again()
+    read.step()
+    assert read.done == known.done
+    state = whatif.state(CHOICES[3])
+    assert read.loss(state) == pytest.approx(known.loss(state))
+    assert read.forecast.drop(0.3) == known.forecast.drop(0.3)
+    weight = whatif._model.get_submodule("linear").weight
+    with torch.no_grad():
+        weight.mul_(2)
+        other = again()
+        other.step()
+        weight.div_(2)
+    assert other.done == 0
+
+
+def test_what_is_packed_is_told(desk):
+    """The file as it is packs to less than its bytes, and half of it to about half of that."""
+    whatif = desk.planning.whatif
+    assert 0 < whatif.reference.packed_bytes < whatif.reference.size_bytes
+    smaller = whatif.numbers(CHOICES[3])
+    assert smaller.packed_bytes / whatif.reference.packed_bytes == pytest.approx(
+        smaller.size_bytes / whatif.reference.size_bytes
+    )

@@ -10,9 +10,12 @@ pytest.importorskip("starlette")
 from compressor.recipe.recipe import Recipe
 from compressor.running.pipeline import Pipeline
 from compressor.stages import Distill, SetStructure
+from compressor.studio.choice import Choice, Free
 from compressor.studio.events import Broadcast
+from compressor.studio.outcomes.program import program
 from compressor.studio.pages import render
 from compressor.studio.runs import RunRefusedError, Runs
+from compressor.target import Target
 from compressor.workloads import load
 
 STRUCTURE = SetStructure(widths=("layer1.0.conv1=8",), drop=("layer2.1",))
@@ -97,6 +100,67 @@ def test_a_run_is_paused_and_goes_on(runs):
         runs.resume(name)
     runs.discard(name)
     assert runs.names() == []
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """A worker that does what the file `does` says, in the place of the one that imports torch."""
+    (tmp_path / "stand_in.py").write_text("import pathlib, sys, time\nexec(pathlib.Path('does').read_text())\n")
+    monkeypatch.setattr("compressor.studio.runs._WORKER", "stand_in")
+    return tmp_path / "does"
+
+
+def test_what_a_failed_process_wrote_is_shown(runs, worker):
+    """Its last lines stand beside the reason, escaped; the log goes with the run when it is discarded."""
+    worker.write_text("print('x' * 9000 + '<b>\\x1b[31mno memory', file=sys.stderr); sys.exit(3)")
+    name = runs.begin(Recipe(stages=(STRUCTURE,)))
+    _until(runs, name, "failed")
+    row = runs.page()["runs"][0]
+    assert row["failed"] == "its process ended with code 3"
+    assert "no memory" in row["log"]
+    assert "\x1b" not in row["log"]
+    assert len(row["log"]) < 5000
+    html = render("runs", may_edit=True, busy=False, ready=True, **runs.page())
+    assert "&lt;b&gt;" in html
+    assert 'data-do="resume"' in html
+    runs.discard(name)
+    assert not list(runs._out.iterdir())
+
+
+def test_a_killed_process_is_offered_to_go_on(runs, worker):
+    """SIGKILL in the middle, whoever sent it: the run says so, and a second start goes on in the same folder."""
+    worker.write_text("time.sleep(60)")
+    name = runs.begin(Recipe(stages=(STRUCTURE,)))
+    runs._going[name].process.kill()
+    _until(runs, name, "failed")
+    row = runs.page()["runs"][0]
+    assert "SIGKILL" in row["failed"]
+    assert "goes on from there" in row["failed"]
+    worker.write_text("folder = pathlib.Path(sys.argv[3]); folder.mkdir(); (folder / 'report.json').write_text('{}')")
+    runs.resume(name)
+    _until(runs, name, "done")
+
+
+def test_the_program_of_a_draft_is_its_recipe():
+    """Run in the place of Pipeline and load, it asks for the very stages, evaluations, target and seed."""
+    choice = Choice(
+        widths={"conv1": 16}, drop=("layer2.1",), form="int8", epochs=3, criterion="l1", bits={"linear": 4, "conv1": 32}
+    )
+    recipe = choice.recipe(Free(widths={"conv1": (32, 16)}, blocks=("layer2.1",), classes=True), Target(threads=2))
+    assert Recipe.loads(recipe.dump()) == recipe
+    text = program(recipe, "mine:small", "runs/again")
+    asked = {}
+
+    class Stand(Pipeline):
+        def run(self, workload, **more):
+            asked.update(more, workload=workload, stages=self.stages, evaluations=self.evaluations)
+
+    text = text.replace("from compressor.workloads import load\n", "").replace("Pipeline, ", "")
+    exec(text, {"load": lambda name: name, "Pipeline": Stand})
+    assert tuple(asked["stages"]) == recipe.stages
+    assert tuple(asked["evaluations"]) == recipe.evaluations
+    assert asked["target"] == recipe.target()
+    assert (asked["workload"], asked["out"], asked["seed"]) == ("mine:small", "runs/again", 0)
 
 
 @pytest.mark.parametrize("name", ["run-1", "run-0001/../..", "../run-001", "run-001.yaml", "", "run-999", "run-١٢٣"])

@@ -32,6 +32,11 @@ def block_key(name: str) -> str:
     return f"block:{name}"
 
 
+def float_key(name: str) -> str:
+    """What a state calls it that the layer `name` stays in float among integers: 1 where it does."""
+    return f"float:{name}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Record:
     """One layer, or one parameter: on which groups and blocks it depends, and what it is at given sizes."""
@@ -40,6 +45,7 @@ class _Record:
     groups: tuple[str, ...]
     blocks: tuple[str, ...]
     operators: Callable[[SizeOf, State], list[Operator]]
+    tensors: tuple[str, ...] = ()
 
 
 class StructureCosts:
@@ -47,8 +53,9 @@ class StructureCosts:
 
     `model` is in eval mode, and left as it is; `inputs` have the batch size that is to be paid for. `graph` is its
     structure, None where all states are whole but for `blocks`, the names of those that may go. A state gives widths by
-    group name and 1 or 0 by `block_key`; what it leaves out stands whole. Products outside of known layers are counted,
-    and shrink with the heads of the module they run in, or with whatever makes them smaller when it is tried.
+    group name, 1 or 0 by `block_key`, and by `float_key`; what it leaves out stands whole, in the form of all. Products
+    outside of known layers are counted, and shrink with the heads of the module they run in, or with whatever makes
+    them smaller when it is tried.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class StructureCosts:
             record for number, call in enumerate(calls) for record in self._records_of(call, follows.get(number, ()))
         ]
         self._parameters = self._parameter_records(model)
+        self._whole = [(*(self._widths[group] for group in record.groups), 0) for record in self._records]
         self._known: dict[tuple[int, tuple[int, ...]], list[Operator]] = {}
 
     def parameters(self, states: Sequence[State]) -> list[float]:
@@ -99,16 +107,36 @@ class StructureCosts:
 
     def operators(self, state: State) -> list[Operator]:
         """All that is counted in `state`, in the order of the calls."""
-        found: list[Operator] = []
-        for key in self._keys(state):
-            if key not in self._known:
-                self._known[key] = self._records[key[0]].operators(self._size_of(state), state)
-            found += self._known[key]
-        return found
+        return [operator for key in self._keys(state) for operator in self._of(key, state)]
+
+    def origins(self, state: State) -> list[Operator]:
+        """What each of `operators(state)` is in the state with everything in it."""
+        return [operator for number, _ in self._keys(state) for operator in self._of((number, self._whole[number]), {})]
+
+    def _of(self, key: tuple[int, tuple[int, ...]], state: State) -> list[Operator]:
+        if key not in self._known:
+            found = self._records[key[0]].operators(self._size_of(state), state)
+            self._known[key] = [replace(each, precision="float32") for each in found] if key[1][-1] else found
+        return self._known[key]
+
+    def layer_weights(self, state: State) -> dict[str, int]:
+        """How many weights each layer that runs in `state` has, biases left out."""
+        size_of = self._size_of(state)
+        return {
+            record.name: sum(math.prod(size_of(tensor)) for tensor in record.tensors)
+            for record in self._records
+            if record.tensors and all(state.get(block, 1) for block in record.blocks)
+        }
 
     def _keys(self, state: State) -> list[tuple[int, tuple[int, ...]]]:
         return [
-            (number, tuple(state.get(group, self._widths[group]) for group in record.groups))
+            (
+                number,
+                (
+                    *(state.get(group, self._widths[group]) for group in record.groups),
+                    state.get(float_key(record.name), 0),
+                ),
+            )
             for number, record in enumerate(self._records)
             if all(state.get(block, 1) for block in record.blocks)
         ]
@@ -161,7 +189,11 @@ class StructureCosts:
             return call.narrowed(shapes, {tensor: size_of(tensor) for tensor in tensors})
 
         return _Record(
-            name=call.name, groups=tuple(sorted(groups)), blocks=self._within(call.name), operators=operators
+            name=call.name,
+            groups=tuple(sorted(groups)),
+            blocks=self._within(call.name),
+            operators=operators,
+            tensors=tuple(tensors),
         )
 
     def _head_of(self, module: str) -> str | None:

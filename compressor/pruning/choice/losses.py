@@ -78,6 +78,25 @@ class StructureLosses:
             self._known[key] = value if math.isfinite(value) else _BROKEN
         return self._known[key]
 
+    def asked(self, state: State) -> list[dict[str, int]]:
+        """The states whose losses `items` goes by, each once, in its order, for those who measure them one by one."""
+        here = dict(state)
+        found = [here]
+        for name, inside in self._inside.items():
+            standing = here | {block_key(name): 1}
+            found += [standing, here | {block_key(name): 0}]
+            found += [narrower for group in inside for narrower in self._narrower(group, standing)]
+        found += [narrower for group in self._outside for narrower in self._narrower(group, here)]
+        return list({self._key(each): each for each in found}.values())
+
+    def knows(self, state: State) -> bool:
+        """Whether the loss in `state` was measured, or said by `remember`."""
+        return self._key(state) in self._known
+
+    def remember(self, state: State, loss: float) -> None:
+        """Takes `loss` for that of `state`, as it was measured before."""
+        self._known[self._key(state)] = loss
+
     def items(self, state: State, label: str = "measuring losses") -> list[Item]:
         """What can be decided, each choice with the loss it adds when everything else is as in `state`."""
         here = dict(state)
@@ -103,12 +122,9 @@ class StructureLosses:
 
     def _choices(self, group: Coupled, state: State, base: float, bar: Any) -> tuple[Choice, ...]:
         options = self._options[group.name]
-        spread = np.linspace(0, len(options) - 1, min(_MEASURED_WIDTHS + 1, len(options))).round().astype(int)
-        # The width at hand is known already.
-        places = sorted({*spread.tolist(), options.index(state[group.name])})
-        measured = []
-        for place in places:
-            measured.append(self.of({**state, group.name: options[place]}) - base)
+        places, measured = self._places(group, state), []
+        for place, narrower in zip(places, self._narrower(group, state), strict=True):
+            measured.append(self.of(narrower) - base)
             bar.update(place > 0)
         removed = [removed_importance(self._scores[group.name], width) for width in options]
         # Where scores are all alike, importance is the number of channels.
@@ -117,6 +133,16 @@ class StructureLosses:
         return tuple(
             Choice(changes={group.name: width}, loss=float(value)) for width, value in zip(options, losses, strict=True)
         )
+
+    def _places(self, group: Coupled, state: State) -> list[int]:
+        """Which of the widths of `group` are measured: some, evenly spread, and the one at hand."""
+        options = self._options[group.name]
+        spread = np.linspace(0, len(options) - 1, min(_MEASURED_WIDTHS + 1, len(options))).round().astype(int)
+        return sorted({*spread.tolist(), options.index(state[group.name])})
+
+    def _narrower(self, group: Coupled, state: State) -> list[dict[str, int]]:
+        options = self._options[group.name]
+        return [{**state, group.name: options[place]} for place in self._places(group, state)]
 
     def _never_free(self, items: list[Item]) -> list[Item]:
         """`items`, where taking all of one away loses a tenth of the mean loss more, and a part of it a part of that.

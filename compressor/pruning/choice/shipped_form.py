@@ -6,7 +6,7 @@ from torch import nn
 
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
-from compressor.quantization.post_training import prepare
+from compressor.quantization.post_training import Prepared, prepare
 from compressor.quantization.settings import IntegerSettings
 from compressor.stage import Context
 from compressor.workload import Workload, first_batches
@@ -21,11 +21,15 @@ def shipped_file(model: nn.Module, workload: Workload, context: Context, form: s
     exported = export_onnx(model, workload, memory=context.exports).onnx_bytes
     if form == "float32":
         return exported
-    brief = replace(workload, calibration=first_batches(workload.calibration, 1))
     try:
-        prepared = prepare(exported, IntegerSettings(), brief, Context(target=context.target, progress=False))
+        return in_integers(exported, workload, context).shipped()
     except StageError as error:
         raise StageError(
             f"{type(model).__name__} has no 8-bit form: {error}; set form='float32' in the latency target"
         ) from error
-    return prepared.shipped()
+
+
+def in_integers(exported: bytes, workload: Workload, context: Context) -> Prepared:
+    """The integer form of an exported file as `shipped_file` takes it. Raises StageError where there is none."""
+    brief = replace(workload, calibration=first_batches(workload.calibration, 1))
+    return prepare(exported, IntegerSettings(), brief, Context(target=context.target, progress=False))

@@ -77,7 +77,7 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
         embedding = node.op_type == "Gather" and node.input[0] in constants
         if not operator_of(node.op_type).heavy and not embedding:
             continue
-        matched = [pattern for pattern in skip if _matches(node.name, pattern)]
+        matched = [pattern for pattern in skip if matches(node.name, pattern)]
         used.update(matched)
         if matched:
             left[node.name] = f"skipped by the pattern {matched[0]!r}"
@@ -133,7 +133,7 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
             case _:
                 static.append(node.name)
     for place in places_inside(graph):
-        matched = [pattern for pattern in skip if _matches(place.name, pattern)]
+        matched = [pattern for pattern in skip if matches(place.name, pattern)]
         used.update(matched)
         if matched:
             left[place.name] = f"skipped by the pattern {matched[0]!r}"
@@ -171,7 +171,8 @@ def _is_sequence_model(graph: onnx.ModelProto, constants: set[str]) -> bool:
     return False
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a node of that name is meant by the glob `pattern`, over node names and module paths."""
     # A module path stands for all that the module does: `layer3` for `layer3.0.conv1`.
     return any(fnmatchcase(name, candidate) for candidate in (pattern, f"{pattern}[._/]*"))
 

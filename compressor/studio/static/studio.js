@@ -123,7 +123,11 @@ function chosen() {
     if (slider.value !== slider.max) widths[slider.dataset.width] = stops[Number(slider.value)];
   }
   const drop = [...planning.querySelectorAll("[data-block]")].filter((box) => !box.checked).map((box) => box.dataset.block);
-  return { widths, drop, form: control("form").value, epochs: Math.round(Number(control("epochs").value)) };
+  const bits = {};
+  for (const select of planning.querySelectorAll("[data-bits]")) if (select.value !== "8") bits[select.dataset.bits] = Number(select.value);
+  return {
+    widths, drop, bits, form: control("form").value, epochs: Math.round(Number(control("epochs").value)), criterion: control("criterion").value,
+  };
 }
 
 function spell(slider) {
@@ -143,8 +147,11 @@ function take(draft) {
     spell(slider);
   }
   for (const box of planning.querySelectorAll("[data-block]")) box.checked = !draft.choice.drop.includes(box.dataset.block);
+  for (const select of planning.querySelectorAll("[data-bits]")) select.value = String(draft.choice.bits[select.dataset.bits] || 8);
   control("form").value = draft.choice.form;
+  if (control("bits")) control("bits").hidden = draft.choice.form !== "int8";
   control("epochs").value = draft.choice.epochs;
+  control("criterion").value = draft.choice.criterion;
   control("undo").disabled = !draft.undo;
   control("redo").disabled = !draft.redo;
   control("tiles").innerHTML = draft.tiles;
@@ -179,7 +186,7 @@ planning.addEventListener("input", (event) => {
   if (event.target.matches("[data-width]")) { spell(event.target); attempt(); }
 });
 planning.addEventListener("change", (event) => {
-  if (event.target.matches("[data-width], [data-block], #form, #epochs")) { waits = false; change("edit", { choice: chosen() }); }
+  if (event.target.matches("[data-width], [data-block], [data-bits], #form, #epochs, #criterion")) { waits = false; change("edit", { choice: chosen() }); }
 });
 planning.addEventListener("click", async (event) => {
   const id = event.target.id;
@@ -198,9 +205,19 @@ document.addEventListener("keydown", (event) => {
   control(event.shiftKey ? "redo" : "undo").click();
 });
 events.addEventListener("planned", () => show("plan"));
-events.addEventListener("measured", () => { if (control("choose")) { control("choose").disabled = false; control("choosing").textContent = ""; } });
+events.addEventListener("measured", () => {
+  if (!control("choose")) return;
+  control("choose").disabled = false;
+  control("choosing").textContent = "";
+  // Who is at a slider keeps it; the losses stand beside them the next time.
+  if (!planning.contains(document.activeElement)) show("plan");
+});
+events.addEventListener("measuring", (event) => {
+  const { done, total } = JSON.parse(event.data);
+  if (control("choosing") && control("choose").disabled) control("choosing").textContent = `measuring what each part is worth, ${done} of ${total} …`;
+});
 events.addEventListener("drafted", (event) => { if (JSON.parse(event.data).version !== version) refresh(); });
-events.addEventListener("judged", async (event) => {
+for (const kind of ["judged", "timed", "measuring"]) events.addEventListener(kind, async (event) => {
   if (JSON.parse(event.data).version !== version || !control("tiles")) return;
   const answer = await ask("draft");
   const draft = answer && await answer.json();
@@ -215,9 +232,10 @@ let showing = false, again = false;
 async function showRuns() {
   if (showing) { again = true; return; }
   showing = true;
-  const open = new Set([...runs.querySelectorAll("details[open]")].map((item) => item.closest("article").getAttribute("aria-labelledby")));
+  const called = (item) => item.closest("article").getAttribute("aria-labelledby") + item.firstElementChild.textContent;
+  const open = new Set([...runs.querySelectorAll("details[open]")].map(called));
   await show("runs");
-  for (const item of runs.querySelectorAll("details")) item.open = open.has(item.closest("article").getAttribute("aria-labelledby"));
+  for (const item of runs.querySelectorAll("details")) item.open = open.has(called(item));
   showing = false;
   if (again) { again = false; showRuns(); }
 }
@@ -227,9 +245,20 @@ runs.addEventListener("click", async (event) => {
   if (!button) return;
   say("");
   if (button.id === "run") await ask("run", { version });
+  if (button.id === "compare") {
+    const answer = await ask(`part/beside?one=${control("one").value}&other=${control("other").value}`);
+    if (answer) control("beside").innerHTML = await answer.text();
+    return;
+  }
   if (button.dataset.do === "discard" && !confirm(`Delete ${button.dataset.run} and its files?`)) return;
   if (button.dataset.do) await ask(`runs/${button.dataset.run}/${button.dataset.do}`, {});
   showRuns();
 });
+runs.addEventListener("toggle", async (event) => {
+  const item = event.target, name = item.dataset.stages;
+  if (!name || !item.open || item.lastElementChild.innerHTML) return;
+  const answer = await ask(`part/stages?run=${name}`);
+  if (answer) item.lastElementChild.innerHTML = await answer.text();
+}, true);
 events.addEventListener("planned", showRuns);
 events.addEventListener("ran", showRuns);

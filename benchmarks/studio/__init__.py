@@ -1,0 +1,1 @@
+"""What the studio foretells, held against what comes of it."""
