@@ -90,7 +90,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-demo bench-compare bench-search bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-studio bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
+bench: bench-demo bench-compare bench-compare-itself bench-overhead bench-search bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-studio bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -102,6 +102,13 @@ bench-demo: $(VENV)/installed-dev  ## seconds of make demo, alone and beside eig
 
 bench-compare: $(VENV)/installed-dev  ## twelve recipes compared, beside the same run one by one: seconds, and the files (hours; resumes; wants a quiet machine)
 	$(BIN)/python -m benchmarks.compare.tree
+
+.PHONY: bench-compare-itself bench-overhead
+bench-compare-itself: $(VENV)/installed-dev  ## a recipe compared with itself over seeds: how often a difference is declared (five minutes; resumes)
+	$(BIN)/python -m benchmarks.compare.itself
+
+bench-overhead: $(VENV)/installed-dev  ## what an empty stage costs, and looking up ten thousand stored ones (a minute)
+	$(BIN)/python -m benchmarks.compare.overhead
 
 bench-search: $(VENV)/installed-dev  ## a search among 48 recipes of the digits beside all of them: share of the volume and of the work (half an hour; resumes)
 	$(BIN)/python -m benchmarks.compare.search

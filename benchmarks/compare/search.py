@@ -5,9 +5,10 @@
 Points are (drop on validation, milliseconds, KiB), against the reference's milliseconds and KiB and the largest drop of
 the grid; test data are not read. The search has a store of its own. What it made short of the whole length counts as
 what it is: a file that may ship. A candidate's milliseconds are those that the grid measured of it, for its structure
-is the same at every length. Work is the seconds of stages, each made once, as a grid would share them too; epochs of
-training stand beside them, which no other program on the machine can change. Recipes drawn at random are those of the
-grid, whole, in 200 orders, until the next one would cost more than the search did. What has ended is kept in DIR.
+is the same at every length. Work is the seconds of the processor for stages, each made once, as a grid would share them
+too; epochs of training stand beside them. Recipes drawn at random are those of the grid, whole, in 200 orders, until
+the next one would cost more than the search did. Shipped recipes that the digits' network can be given are run whole,
+and told alone and all together, whatever they cost. What has ended is kept in DIR.
 """
 
 import argparse
@@ -17,12 +18,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.compare.cost import stages_by_the_processor
 from benchmarks.data import cifar
 from benchmarks.stored import RESULTS
 from compressor import Recipe, Workload, search
 from compressor.machine import environment
 from compressor.searching.finals import newest
-from compressor.searching.front import Point, hypervolume
+from compressor.searching.front import Point, beats, hypervolume
 from compressor.searching.space import prefixes
 from compressor.searching.trials import Trial
 from compressor.storage import write_json
@@ -32,6 +34,8 @@ from compressor.workloads.digits import digits
 RESULT = RESULTS / "search.json"
 GOALS = {"volume": 0.95, "work": 0.25}
 _ORDERS = 200
+# Of those that ship: what the digits' network can be given, one of each kind, and none that needs a student.
+SHIPPED = ("int8", "int4", "prune_distill_int8", "drop_blocks_distill_int8", "merge_distill_int8", "slim_distill_int8")
 
 SPACE = """
 name: grid
@@ -62,14 +66,20 @@ def main() -> None:
     recipes = Recipe.loads_all(SPACE.format(epochs=options.epochs))
     workload = WORKLOADS[options.workload]()
     where = environment(Target())
-    found = measured(workload, recipes, options.out / f"{options.workload}-{options.epochs}")
+    with stages_by_the_processor():
+        found = measured(workload, recipes, options.out / f"{options.workload}-{options.epochs}", shipped=SHIPPED)
     print(line(found), flush=True)
     asked = {"workload": options.workload, "epochs": options.epochs}
     write_json(options.result, {"benchmark": "search", "environment": where, **asked, **found})
 
 
-def measured(workload: Workload, recipes: Sequence[Recipe], out: Path) -> dict[str, Any]:
-    """The shares of volume and work of a search among `recipes`, beside those of random recipes at its cost."""
+def measured(
+    workload: Workload, recipes: Sequence[Recipe], out: Path, *, shipped: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The shares of volume and work of a search among `recipes`, beside those of random recipes at its cost.
+
+    And beside those of the `shipped` recipes by name.
+    """
     # One rung is the whole length: with it every recipe is run as it is.
     grid = search(workload, recipes, out=out / "grid", max_drop=None, rungs=1)
     searched = search(workload, recipes, out=out / "search", max_drop=None)
@@ -95,6 +105,45 @@ def measured(workload: Workload, recipes: Sequence[Recipe], out: Path) -> dict[s
         "search_minutes": round(searched.made_seconds / 60, 2),
         "goals": GOALS,
         "finalists": [row.name for row in searched.rows[1:]],
+        **(
+            _shipped(
+                workload, shipped, out / "shipped", limit=limit, whole=whole, grid_seconds=grid.made_seconds, made=made
+            )
+            if shipped
+            else {}
+        ),
+    }
+
+
+def _shipped(
+    workload: Workload,
+    names: Sequence[str],
+    out: Path,
+    *,
+    limit: Point,
+    whole: float,
+    grid_seconds: float,
+    made: Sequence[Point],
+) -> dict[str, Any]:
+    """What the shipped recipes give: volume and work of each against the grid's, and who has a point that beats it."""
+    result = search(workload, list(names), out=out, max_drop=None, rungs=1)
+    ended = [trial for trial in result.trials if trial.ended]
+    points = {trial.candidate: _point(trial, trial) for trial in ended}
+    rows = [
+        {
+            "recipe": trial.candidate,
+            "volume": round(hypervolume([points[trial.candidate]], limit) / whole, 4),
+            "work": round(trial.made_seconds / grid_seconds, 4),
+            "beaten_by_the_search": any(beats(point, points[trial.candidate]) for point in made),
+            "beats_all_of_the_search": all(beats(points[trial.candidate], point) for point in made),
+        }
+        for trial in ended
+    ]
+    return {
+        "shipped": rows,
+        "shipped_failed": [trial.candidate for trial in result.trials if not trial.ended],
+        "shipped_volume": round(hypervolume(list(points.values()), limit) / whole, 4),
+        "shipped_work": round(result.made_seconds / grid_seconds, 4),
     }
 
 
@@ -153,6 +202,7 @@ def line(found: dict[str, Any]) -> str:
     return (
         f"{found['volume']:.1%} of the volume of {found['recipes']} recipes for {found['work']:.1%} of the work "
         f"({wanted}), {found['epochs_of_training']:.1%} of the epochs; at random {found['random_volume']:.1%}"
+        + (f"; all shipped recipes {found['shipped_volume']:.1%}" if "shipped" in found else "")
     )
 
 

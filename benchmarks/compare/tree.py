@@ -1,12 +1,13 @@
 """Twelve recipes compared, beside the same recipes run one by one: seconds, and whether every file is the same.
 
-    python -m benchmarks.compare.tree [--workload resnet20] [--epochs 3] [--images 50000] [--out DIR]
+    python -m benchmarks.compare.tree [--workload resnet20|digits|tiny] [--epochs 3] [--out DIR]
 
 Two sets: every combination of two structures, two trainings and three forms; and twelve forms behind one structure
 and one training. A comparison works what its recipes begin with once, by a store of its own; one by one nothing is
 shared.
-Both time their files as runs do, so that what timing and scoring take counts on both sides. What has ended is kept in
-DIR, so that a killed benchmark goes on; one that was killed within a run or a comparison begins that one again.
+Both time their files as runs do, so that what timing and scoring take counts on both sides. Seconds of the processor
+stand beside those of the wall: other programs change them little. What has ended is kept in DIR, so that a killed
+benchmark goes on; one that was killed within a run or a comparison begins that one again.
 """
 
 import argparse
@@ -16,12 +17,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
+
+from benchmarks.compare.cost import processor_seconds
 from benchmarks.data import cifar
 from benchmarks.stored import RESULTS
 from compressor import Pipeline, Recipe, Workload, compare
 from compressor.machine import environment
 from compressor.storage import read_json, sha256, write_json
 from compressor.target import Target
+from compressor.workloads.digits import digits
 from compressor.workloads.residual import ResNet
 
 RESULT = RESULTS / "compare.json"
@@ -50,7 +55,7 @@ stages:
 SETS = {"every combination": COMBINATIONS, "one beginning": BEGINNING}
 
 
-def digits_like() -> Workload:
+def tiny() -> Workload:
     """A network and images of noise, so small that the benchmark itself can be tried, wide enough to be narrowed."""
     from workbench.tiny import make_workload
 
@@ -59,7 +64,8 @@ def digits_like() -> Workload:
 
 WORKLOADS: dict[str, Callable[[int], Workload]] = {
     "resnet20": lambda images: cifar.around(cifar.resnet20().model, "cifar10-resnet20", train_images=images),
-    "tiny": lambda _: digits_like(),
+    "digits": lambda _: digits(progress=False),
+    "tiny": lambda _: tiny(),
 }
 
 
@@ -70,8 +76,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=50_000, help="training images of resnet20")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-compare"))
+    parser.add_argument("--threads", type=int, help="of torch; those that wait for each other count as work")
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     workload = WORKLOADS[options.workload](options.images)
     where = environment(Target())
     sets = []
@@ -97,40 +106,44 @@ def measured(name: str, recipes: list[Recipe], workload: Workload, out: Path) ->
         Pipeline.from_recipe(recipe).run(workload, out=out / recipe.name, seed=recipe.seed)
         return {recipe.name: digest(out / recipe.name)}
 
-    seconds, files = done.of("together", together)
+    both = done.of("together", together)
     each = {recipe.name: done.of(recipe.name, lambda recipe=recipe: alone(recipe)) for recipe in recipes}
-    one_by_one = sum(took for took, _ in each.values())
-    first = each[recipes[0].name][0]
-    same = sum(files[recipe] == own[recipe] for recipe, (_, own) in each.items())
-    return {
-        "set": name,
-        "recipes": len(recipes),
-        "seconds": round(seconds, 1),
-        "one_by_one_seconds": round(one_by_one, 1),
-        "one_seconds": round(first, 1),
-        "of_one_by_one": round(seconds / one_by_one, 3),
-        "of_one": round(seconds / first, 3),
-        "goal": GOALS[name],
-        "same_files": same,
-    }
+    files = both["files"]
+    same = sum(files[recipe] == own["files"][recipe] for recipe, own in each.items())
+    found: dict[str, Any] = {"set": name, "recipes": len(recipes), "goal": GOALS[name], "same_files": same}
+    for kind in ("seconds", "cpu_seconds"):
+        one_by_one, first = sum(own[kind] for own in each.values()), each[recipes[0].name][kind]
+        found[kind] = {
+            "together": round(both[kind], 1),
+            "one_by_one": round(one_by_one, 1),
+            "one": round(first, 1),
+            "of_one_by_one": round(both[kind] / one_by_one, 3),
+            "of_one": round(both[kind] / first, 3),
+        }
+    return found
 
 
 class Done:
-    """What has ended in `folder`, with its seconds and files; what has not begins in a folder without anything."""
+    """What has ended in `folder`: seconds of the wall and the processor, and files.
+
+    What has not begins in a folder without anything.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._file = folder, folder / "done.json"
         self._known = read_json(self._file) if self._file.exists() else {}
 
-    def of(self, name: str, work: Callable[[], dict[str, str]]) -> tuple[float, dict[str, str]]:
-        """The seconds that `work` takes, and the files that it gives."""
+    def of(self, name: str, work: Callable[[], dict[str, str]]) -> dict[str, Any]:
+        """The `seconds` and `cpu_seconds` that `work` takes, and the `files` that it gives."""
         if name not in self._known:
             shutil.rmtree(self._folder / name, ignore_errors=True)
-            started = perf_counter()
+            started, spent = perf_counter(), processor_seconds()
             files = work()
-            self._known[name] = {"seconds": perf_counter() - started, "files": files}
+            seconds, cpu_seconds = perf_counter() - started, processor_seconds() - spent
+            self._known[name] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "files": files}
             write_json(self._file, self._known)
-        return self._known[name]["seconds"], self._known[name]["files"]
+        found: dict[str, Any] = self._known[name]
+        return found
 
 
 def digest(run: Path) -> str:
@@ -141,11 +154,12 @@ def digest(run: Path) -> str:
 
 def line(found: dict[str, Any]) -> str:
     """One set in a line."""
-    ratio = found["of_one_by_one"] if found["set"] == "every combination" else found["of_one"]
+    which = "of_one_by_one" if found["set"] == "every combination" else "of_one"
     of = "all one by one" if found["set"] == "every combination" else "one recipe"
     return (
-        f"{found['set']}: {found['recipes']} recipes in {found['seconds']:.0f} s, {ratio:.2f}x {of} "
-        f"(at most {found['goal']}x wanted), {found['same_files']} of {found['recipes']} files the same"
+        f"{found['set']}: {found['recipes']} recipes in {found['seconds']['together']:.0f} s, "
+        f"{found['seconds'][which]:.2f}x {of} (at most {found['goal']}x wanted), {found['cpu_seconds'][which]:.2f}x by "
+        f"the processor; {found['same_files']} of {found['recipes']} files the same"
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from compressor.cli.options import (
     AsJson,
     Batch,
     BatchSize,
+    ExecutorName,
     ExportSeconds,
     FreeSizes,
     MetricName,
@@ -23,6 +25,7 @@ from compressor.cli.options import (
     Student,
     Threads,
     Verbose,
+    Workers,
     WorkloadName,
     recipes_like,
     recipes_of,
@@ -77,6 +80,8 @@ def auto(
     batch: Batch = "free",
     streams: Streams = None,
     metric: MetricName = None,
+    executor: ExecutorName = None,
+    workers: Workers = None,
     no_store: NoStore = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -91,6 +96,8 @@ def auto(
     `compressor auto space.yaml -w digits --out runs/auto`, with a space of yours: a recipe whose values are sweeps,
     `remove: {sweep: [0.3, 0.5]}`
 
+    `compressor auto -w mine:workload --out runs/auto --workers 4`, four trials at once (docs/scale.md)
+
     All recipes are trained for a part of their length, and those that no other beats in drop, time and size for
     longer, until few are trained whole. Validation data decide; the best are scored on test data at the end, once.
     `compressor run best.yaml` gives the same file again, unless its stages choose by measured times. The same command
@@ -103,21 +110,25 @@ def auto(
         if not space and (settings or student):
             raise WrongUseError("--set and --student go into a space of yours, and none is given; name a recipe")
         plans = recipes_of(space, settings, student) if space else None
+        from compressor.running.executors.choosing import executor_of
         from compressor.running.pipeline import PipelineWarning
         from compressor.searching.sampler import sampler_of
         from compressor.searching.search import BEST, search
         from compressor.target import Target
 
         warnings.simplefilter("always", PipelineWarning)
+        chosen = executor_of(executor, workers=workers, progress=not quiet)
+        load = partial(
+            workload_of,
+            workload,
+            free_sizes=free_sizes,
+            export_seconds=export_seconds,
+            batch=batch,
+            streams=streams,
+            metric=metric,
+        )
         result = search(
-            workload_of(
-                workload,
-                free_sizes=free_sizes,
-                export_seconds=export_seconds,
-                batch=batch,
-                streams=streams,
-                metric=metric,
-            ),
+            load(),
             plans,
             out=out,
             max_drop=max_drop,
@@ -130,6 +141,8 @@ def auto(
             target=Target(batch_size=batch_size or 1, threads=threads or 1),
             progress=not quiet,
             store=store_of(no_store=no_store),
+            executor=chosen,
+            workload_from=load,
         )
         if as_json:
             typer.echo(json.dumps(result.to_json(), indent=2))

@@ -1,17 +1,21 @@
 """The runs that a comparison is made of: every recipe once for each seed, and the controls beside them."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from compressor.comparing.controls import Control, controls_of
 from compressor.errors import RecipeError
 from compressor.recipe.recipe import Recipe
+from compressor.recipe.sweeps import name_of
 from compressor.running.pipeline import Pipeline
 from compressor.stage import stage_name
 from compressor.target import Target
 
 REFERENCE = "reference"
+# The folder of a comparison in which its stages are kept where no other store is given.
+SHARED = "shared"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,26 +32,52 @@ class Arm:
     control: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Controls:
+    """The runs to compare with, and which rows are whose: by recipe and kind. Recipes with equal ones share them."""
+
+    arms: tuple[Arm, ...] = ()
+    rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
 def arms_of(plans: Mapping[str, Recipe | Pipeline], *, seed: int | None, seeds: int) -> list[Arm]:
     """The runs of `plans`, `seeds` of each, counted up from `seed` or the recipe's own.
 
     Raises RecipeError that names the recipes, and the values chosen, that cannot work.
     """
     pipelines = _pipelines(plans)
+    taken = {*plans, REFERENCE, SHARED}
     found = []
     for name, plan in plans.items():
         first = seed if seed is not None else plan.seed if isinstance(plan, Recipe) else 0
-        found += _seeded(name, pipelines[name], first, seeds)
+        found += _seeded(name, pipelines[name], first, seeds, taken)
     return found
 
 
-def control_arms(of: Arm, *, seeds: int) -> list[Arm]:
-    """The controls of `of`, the first run of its row, with as many seeds."""
-    found = []
-    for control in controls_of(of.pipeline.stages):
-        name = f"control-{control.kind.replace(' ', '_')}"
-        found += _seeded(name, _control_pipeline(control), of.seed, seeds, control=control.kind)
-    return found
+def controls_beside(arms: Sequence[Arm], *, seeds: int) -> Controls:
+    """The controls of every recipe in `arms` that has any, with as many seeds."""
+    firsts = {arm.row: arm for arm in reversed(arms)}
+    owners: list[tuple[Control, int, list[str]]] = []
+    for row in dict.fromkeys(arm.row for arm in arms):
+        seed = firsts[row].seed
+        for control in controls_of(firsts[row].pipeline.stages):
+            known = next((rows for other, at, rows in owners if (other, at) == (control, seed)), None)
+            if known is None:
+                owners.append((control, seed, [row]))
+            else:
+                known.append(row)
+    alone = Counter(control.kind for control, _, _ in owners)
+    taken = {REFERENCE, SHARED, *(name for arm in arms for name in (arm.row, arm.folder))}
+    found: list[Arm] = []
+    by_recipe: dict[str, dict[str, str]] = {}
+    for control, seed, rows in owners:
+        kind = f"control-{control.kind.replace(' ', '_')}"
+        name = _free(kind if alone[control.kind] == 1 else name_of(kind, rows[0]), taken)
+        taken.add(name)
+        found += _seeded(name, _control_pipeline(control), seed, seeds, taken, control=control.kind)
+        for row in rows:
+            by_recipe.setdefault(row, {})[control.kind] = name
+    return Controls(arms=tuple(found), rows=by_recipe)
 
 
 def named(plans: Sequence[Recipe | Pipeline]) -> dict[str, Recipe | Pipeline]:
@@ -55,36 +85,40 @@ def named(plans: Sequence[Recipe | Pipeline]) -> dict[str, Recipe | Pipeline]:
     found: dict[str, Recipe | Pipeline] = {}
     for plan in plans:
         name = plan.name if isinstance(plan, Recipe) else "-".join(map(stage_name, plan.stages))[:80]
-        count = 1
-        while (unique := name if count == 1 else f"{name}-{count}") in found or unique == REFERENCE:
-            count += 1
-        found[unique] = plan
+        found[_free(name, {*found, REFERENCE, SHARED})] = plan
     return found
 
 
 def common_target(plans: Sequence[Recipe | Pipeline]) -> Target:
-    """The load that all recipes ask for. Raises ValueError where they ask for different ones."""
+    """The load that all recipes ask for. Raises RecipeError where they ask for different ones."""
     targets = {plan.target() for plan in plans if isinstance(plan, Recipe)} or {Target()}
     if len(targets) > 1:
         loads = ", ".join(sorted(f"batch_size={one.batch_size} threads={one.threads}" for one in targets))
-        raise ValueError(
+        told = (
             f"the recipes ask for different loads ({loads}), whose times cannot be compared; "
             "give one for all (target=Target(...), --batch-size, --threads)"
         )
+        raise RecipeError([told])
     return targets.pop()
 
 
-def _seeded(name: str, pipeline: Pipeline, first: int, seeds: int, *, control: str = "") -> list[Arm]:
-    return [
-        Arm(
-            row=name,
-            folder=name if number == 0 else f"{name}-seed_{first + number}",
-            pipeline=pipeline,
-            seed=first + number,
-            control=control,
-        )
-        for number in range(seeds)
-    ]
+def _seeded(name: str, pipeline: Pipeline, first: int, seeds: int, taken: set[str], *, control: str = "") -> list[Arm]:
+    """The runs of a row, whose first one has its name; the names of the others are added to those `taken`."""
+    found = []
+    for seed in range(first, first + seeds):
+        folder = name if seed == first else _free(f"{name}-seed_{seed}", taken)
+        taken.add(folder)
+        found.append(Arm(row=name, folder=folder, pipeline=pipeline, seed=seed, control=control))
+    return found
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, or the first of "name-2", "name-3" and so on that is not among `taken`."""
+    count, found = 1, name
+    while found in taken:
+        count += 1
+        found = f"{name}-{count}"
+    return found
 
 
 def _control_pipeline(control: Control) -> Pipeline:

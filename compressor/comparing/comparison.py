@@ -1,22 +1,33 @@
 """Several recipes on one workload, each run and resumed like a single one: one table and one picture of them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape as html_escape
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from compressor.checks import check_count
-from compressor.comparing.arms import REFERENCE, Arm, arms_of, common_target, control_arms, named
-from compressor.comparing.controls import controls_of
+from compressor.comparing.arms import (
+    REFERENCE,
+    SHARED,
+    Controls,
+    arms_of,
+    common_target,
+    controls_beside,
+    named,
+)
 from compressor.comparing.rows import rows_of, with_letters
-from compressor.comparing.runs import Runs, reference_in
+from compressor.comparing.runs import TIMES, Runs, reference_in
 from compressor.comparing.sharing import Cost, cost_of
 from compressor.comparing.significance import told_apart
+from compressor.comparing.spreading import pool_of
 from compressor.comparing.timing import timed_together
 from compressor.comparing.words import alike_sentences, control_sentences
+from compressor.errors import RecipeError
 from compressor.estimate import Estimate
 from compressor.machine import environment
 from compressor.measuring.scores import FileScores
@@ -26,7 +37,6 @@ from compressor.progress.events import Listener
 from compressor.recipe.recipe import Recipe
 from compressor.report.comparison import (
     ComparisonRow,
-    best_of,
     comparison_html,
     comparison_markdown,
     comparison_svg,
@@ -41,6 +51,7 @@ from compressor.report.view import busy_sentence
 from compressor.running.executors.choosing import executor_of
 from compressor.running.executors.protocol import Executor
 from compressor.running.folder import MODEL_FILE, refuse_files_of_others
+from compressor.running.lock import writing_in
 from compressor.running.pipeline import Pipeline
 from compressor.running.preflight import check_workload
 from compressor.running.session import Session
@@ -54,7 +65,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA_VERSION = 1
-_DATA, _TIMES, _SHARED = "comparison.json", "times.json", "shared"
+_DATA = "comparison.json"
 _PAGES = ("comparison.md", "comparison.html", "comparison.svg", "comparison.csv")
 # Every pair of so many is tested, and every file timed again; of more, those on the front and what they are told from.
 _ALL_PAIRS = 40
@@ -65,7 +76,8 @@ class Comparison:
     """What `compare` gives. `rows` begin with the reference; `reports` and `failures` (error texts) are by name.
 
     `busy` is a sentence where the machine was, "" else. `cost` says what was shared, `told` what else there is to say:
-    of controls, of what is alike. `p_values` are those of pairs of rows, corrected by Holm for their number.
+    of controls, of what is alike. `p_values` are those of pairs of rows, corrected by Holm for their number. `controls`
+    are the rows that recipes are compared with, by recipe and by kind ("training only", "random structure").
     """
 
     workload: str
@@ -76,6 +88,7 @@ class Comparison:
     cost: Cost | None = None
     told: tuple[str, ...] = ()
     p_values: dict[tuple[str, str], float] = field(default_factory=dict)
+    controls: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         failed = f", {len(self.failures)} failed" if self.failures else ""
@@ -101,8 +114,8 @@ class Comparison:
 
     @property
     def any_budget_met(self) -> bool:
-        """Whether at least one recipe met its budget."""
-        return any(report.budget_met for report in self.reports.values())
+        """Whether at least one recipe met its budget, under all of its seeds."""
+        return any(self._met(row) for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as JSON values; intervals are {"value", "low", "high"}."""
@@ -121,9 +134,10 @@ class Comparison:
                 "pareto": row.pareto,
                 "alike": row.alike,
                 "control": row.control,
+                "controls": self.controls.get(row.name, {}),
                 "seeds": row.seeds,
                 "report": row.report,
-                "budget_met": self.reports[row.name].budget_met if row.name in self.reports else None,
+                "budget_met": self._met(row),
             }
             for row in self.rows
         ]
@@ -140,6 +154,10 @@ class Comparison:
             }
         )
         return found
+
+    def _met(self, row: ComparisonRow) -> bool | None:
+        """Whether a recipe met its budget, as one without any did; None for the reference and the controls."""
+        return row.budget_met is not False if row.name in self.reports else None
 
     def _flat_rows(self) -> list[dict[str, Any]]:
         left_out = {"scale", "course", "recipe"}
@@ -175,14 +193,15 @@ def compare(
     `on_event` is told of every run; all must be measured under the same load. Stages that several recipes begin with
     are made once, by way of `store`, by default one in `out`.
 
-    With `seeds` above 1 each recipe is run under as many seeds, and its row tells the mean. With `controls` the best
-    recipe that takes structure away is run beside two controls: its training alone, and a random choice of as much.
+    With `seeds` above 1 each recipe is run under as many seeds, and its row tells the mean. With `controls` every
+    recipe that takes structure away has two runs beside it, which equal recipes share: its training alone, and a random
+    choice of as much.
     A recipe that fails is listed with its error and the others go on; a killed comparison goes on where it was when
     called again. `executor` says where runs are worked, by name as the command line does ("local", "dask:local",
     "tcp://...", "ray:local", "ray://..."), and `workers` how many at once; without both, one after the other in this
     process. Workers are sent the workload, or make it themselves by `workload_from` (docs/scale.md). Raises RecipeError
     for a recipe that cannot be read or cannot work, WorkloadError for a workload that cannot work, ExecutorError for
-    workers that cannot be had.
+    workers that cannot be had, RunFolderError where another program writes in `out`.
     """
     if isinstance(recipes, str | Path | Recipe | Pipeline):
         raise TypeError(f"compare takes a list of recipes, got {recipes!r} alone; write [{recipes!r}]")
@@ -193,7 +212,7 @@ def compare(
                 "stages, write Pipeline([...])"
             )
     if not recipes:
-        raise ValueError("compare needs at least one recipe, such as 'int8'")
+        raise RecipeError(["compare needs at least one recipe, such as 'int8'"])
     refuse_teams("a comparison", "spread its runs by workers= or executor= (--workers, --executor)")
     check_count(seeds, "seeds counts the runs of every recipe")
     plans = named(
@@ -207,26 +226,38 @@ def compare(
     arms = arms_of(plans, seed=seed, seeds=seeds)
     if executor is None or isinstance(executor, str):
         executor = executor_of(executor, workers=workers, progress=progress)
-    session = Session(store=store or Store(folder / _SHARED), times=Times(folder / _TIMES))
-    asked = {"target": target, "accept_changes": accept_changes}
-    runs = Runs(workload=workload, folder=folder, session=session, asked=asked, progress=progress, on_event=on_event)
-    with runs.side_by_side(executor, workload_from):
-        runs.run(arms)
-        judged = _judged(arms, rows_of(runs.reports(), {}, {})) if controls else None
-        beside = control_arms(judged, seeds=seeds) if judged else []
-        runs.run(beside)
-    kinds = {arm.row: arm.control for arm in beside}
+    with writing_in(folder):
+        session = Session(store=store or Store(folder / SHARED), times=Times(folder / TIMES))
+        asked = {"target": target, "accept_changes": accept_changes}
+        runs = Runs(
+            workload=workload, folder=folder, session=session, asked=asked, progress=progress, on_event=on_event
+        )
+        with pool_of(executor, workload_from or workload, progress=progress) as pool:
+            runs.run(arms, pool)
+            failed = runs.failures()
+            ended = [arm for arm in arms if arm.row not in failed] if controls else []
+            beside = controls_beside(ended, seeds=seeds)
+            runs.run(beside.arms, pool)
+        comparison = _compared(runs, beside, checked, target, seeds=seeds)
+        _write(comparison, folder)
+    return comparison
+
+
+def _compared(runs: Runs, beside: Controls, workload: Workload, target: Target, *, seeds: int) -> Comparison:
+    """What came of the runs: their files timed together, and compared sample by sample."""
+    session = runs.session
+    kinds = {arm.row: arm.control for arm in beside.arms}
     reports = runs.reports()
-    timings = _timed_together(folder, rows_of(reports, {}, kinds), workload, target, session.times)
+    timings = _timed_together(runs.folder, rows_of(reports, {}, kinds), workload, target, session.times)
     rows = rows_of(reports, timings, kinds)
-    p_values = _p_values(rows, runs, checked)
+    p_values = _p_values(rows, runs, beside, workload)
     rows = with_letters(rows, p_values)
     cost = cost_of(session.worked)
     failures = runs.failures()
     first = {name: each[0] for name, each in reports.items()}
     busy = [environment(target), *(report.environment for report in first.values() if not timings)]
     failed = [f"{name}, {kinds[name]}, failed: {_one_line(error)}" for name, error in failures.items() if name in kinds]
-    comparison = Comparison(
+    return Comparison(
         workload=workload.name,
         rows=rows,
         reports={name: report for name, report in first.items() if name not in kinds},
@@ -235,42 +266,38 @@ def compare(
         cost=cost,
         told=(
             *alike_sentences(rows, p_values, seeds=seeds),
-            *control_sentences(rows, p_values, of=judged.row if judged else ""),
+            *control_sentences(rows, p_values, beside.rows),
             *failed,
             *cost.sentences(),
         ),
         p_values=p_values,
+        controls={name: dict(of) for name, of in beside.rows.items()},
     )
-    _write(comparison, folder)
-    return comparison
 
 
-def _judged(arms: Sequence[Arm], rows: Sequence[ComparisonRow]) -> Arm | None:
-    """The first run of the best recipe that has controls, by the times of its own run: the same one after a kill."""
-    firsts = {arm.row: arm for arm in reversed(arms)}
-    able = {name for name, arm in firsts.items() if controls_of(arm.pipeline.stages)}
-    shown = [row for row in rows if row.name in able or row.name == REFERENCE]
-    best = best_of(shown) or next((row for row in shown if row.name != REFERENCE), None)
-    return None if best is None else firsts[best.name]
+def _p_values(
+    rows: Sequence[ComparisonRow], runs: Runs, beside: Controls, workload: Workload
+) -> dict[tuple[str, str], float]:
+    """The corrected p values: of every pair of the reference and the recipes, and of each recipe and its controls.
 
-
-def _p_values(rows: Sequence[ComparisonRow], runs: Runs, workload: Workload) -> dict[tuple[str, str], float]:
-    """The corrected p value of every pair of rows, of many rows of those on the front, with the controls."""
+    Of many recipes those on the front are tested, and corrected for all, for the front is made of their scores.
+    """
     if not workload.metric.scored:
         return {}
-    shown = rows if len(rows) <= _ALL_PAIRS else [row for row in rows if row.pareto or row.control]
-    shown = [row for row in rows if row.name == REFERENCE or row in shown]
+    recipes = [row.name for row in rows if not row.control]
+    shown = recipes if len(recipes) <= _ALL_PAIRS else [row.name for row in rows if row.name == REFERENCE or row.pareto]
+    names = [*shown, *dict.fromkeys(name for each in shown for name in beside.rows.get(each, {}).values())]
     scores = FileScores(workload, seed=0, known=runs.rows())
-    files: dict[str, list[bytes]] = {}
-    for row in shown:
-        reference = runs.reference()
-        found = runs.files(row.name) if row.name != REFERENCE else None if reference is None else [reference]
-        if found is not None:
-            files[row.name] = found
-    tensors: dict[str, list[Tensor]] = {
-        name: [scores.rows(file, "test") for file in found] for name, found in files.items()
+    reference = runs.reference()
+    files = {
+        name: [] if reference is None else [reference] if name == REFERENCE else runs.files(name) for name in names
     }
-    return told_apart(tensors, workload.metric)
+    tensors: dict[str, list[Tensor]] = {
+        name: [scores.rows(file, "test") for file in found] for name, found in files.items() if found
+    }
+    own = [(name, control) for name in recipes for control in beside.rows.get(name, {}).values()]
+    tested = [pair for pair in [*combinations(shown, 2), *own] if set(pair) <= tensors.keys()]
+    return told_apart(tensors, workload.metric, pairs=tested, among=math.comb(len(recipes), 2) + len(own))
 
 
 def _timed_together(
@@ -278,11 +305,9 @@ def _timed_together(
 ) -> dict[str, Timing]:
     """The files of the recipes against the reference's, timed one after another in this session.
 
-    Of many rows those of the front and the controls: the others are beaten anyway. Nothing for one recipe.
+    Of many rows those of the front: the others are beaten anyway. Nothing for one recipe.
     """
-    names = [row.name for row in rows if row.name != REFERENCE]
-    if len(rows) > _ALL_PAIRS:
-        names = [row.name for row in rows if row.name in names and (row.pareto or row.control)]
+    names = [row.name for row in rows if row.name != REFERENCE and (row.pareto or len(rows) <= _ALL_PAIRS)]
     paths = {name: folder / name / MODEL_FILE for name in names}
     references = [reference_in(folder / name) for name in names]
     if len(rows) < 3 or not names or not all(path.is_file() for path in [*paths.values(), *references]):

@@ -48,9 +48,12 @@ def rows_of(
 
 
 def with_letters(rows: Sequence[ComparisonRow], p_values: Mapping[tuple[str, str], float]) -> tuple[ComparisonRow, ...]:
-    """`rows` with the letters that those share which cannot be told apart, by the corrected p values of their pairs."""
-    names = [row.name for row in rows if any(row.name in pair for pair in p_values)]
-    found = letters(names, {frozenset(pair) for pair, p in p_values.items() if p < LEVEL})
+    """`rows` with the letters that those share which cannot be told apart, by the corrected p values of their pairs.
+
+    Controls have none: each is tested against its own recipes alone.
+    """
+    names = [row.name for row in rows if not row.control and any(row.name in pair for pair in p_values)]
+    found = letters(names, {frozenset(pair) for pair, p in p_values.items() if p < LEVEL and set(pair) <= set(names)})
     return tuple(replace(row, alike=found.get(row.name, "")) for row in rows)
 
 

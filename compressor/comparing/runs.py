@@ -1,7 +1,6 @@
 """The runs of a comparison as they come about: one after the other in this process, or side by side in workers."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from compressor.comparing.arms import Arm
-from compressor.comparing.working import Came, Order, came_of, seen
-from compressor.errors import ExecutorError
+from compressor.comparing.spreading import apart, spread
+from compressor.comparing.working import Came, Order, came_of
 from compressor.progress.bars import say
 from compressor.progress.events import Listener, emit, listening
 from compressor.report.numbers import duration
 from compressor.report.report import Report
-from compressor.running.executors.protocol import Executor, Pool, Task, as_ended
-from compressor.running.executors.serial import Serial
+from compressor.running.executors.protocol import Pool
 from compressor.running.folder import MODEL_FILE
 from compressor.running.session import Session, Worked
 from compressor.workload import Workload
 
-WAY_OUT = "what it is made of must be there, and importable, where they run"
+TIMES = "times.json"
 
 
 @dataclass(kw_only=True)
@@ -39,29 +37,11 @@ class Runs:
     on_event: Listener | None
     _ended: dict[str, tuple[Arm, Report | str]] = field(default_factory=dict)
     _rows: dict[Any, Tensor] = field(default_factory=dict, repr=False)
-    _pool: Pool | None = None
 
-    @contextmanager
-    def side_by_side(self, executor: Executor, workload_from: Callable[[], Workload] | None) -> Iterator[None]:
-        """A stretch in which runs are worked by `executor`. Raises ExecutorError where it cannot be had."""
-        if isinstance(executor, Serial):
-            yield
-            return
-        with executor.open(self.workload if workload_from is None else workload_from) as pool:
-            self._pool = pool
-            try:
-                (ended,) = as_ended(pool, [Task(key="workload", work=seen)])
-                if ended.failure is not None:
-                    raise ExecutorError(f"workers cannot make the workload ({ended.failure}); {WAY_OUT}")
-                say(f"{pool.workers} runs at once, by {executor.name}", shown=self.progress)
-                yield
-            finally:
-                self._pool = None
-
-    def run(self, arms: Sequence[Arm]) -> None:
-        """Runs all arms; what one raises is its failure."""
-        if self._pool is not None:
-            self._run_in(self._pool, arms)
+    def run(self, arms: Sequence[Arm], pool: Pool | None) -> None:
+        """Runs all arms, by `pool` or one after the other in this process; what one raises is its failure."""
+        if pool is not None:
+            self._run_in(pool, arms)
             return
         for number, arm in enumerate(arms, start=1):
             say(_begins(arm, number, len(arms)), shown=self.progress)
@@ -115,29 +95,29 @@ class Runs:
             self._ended[arm.folder] = arm, result.report
 
     def _run_in(self, pool: Pool, arms: Sequence[Arm]) -> None:
-        order = Order.of(self.folder, self.session, self.asked)
-        waiting, running = list(arms), dict[str, Arm]()
+        order = Order.of(self.folder, self.session, self.asked, times=TIMES)
+        waiting = list(arms)
         ends: dict[str, tuple[Report | str, tuple[Worked, ...]]] = {}
+
+        def take(running: Sequence[Arm]) -> Arm | None:
+            if not waiting:
+                return None
+            arm = apart(waiting, running)
+            waiting.remove(arm)
+            say(_begins(arm, len(arms) - len(waiting), len(arms)), shown=self.progress)
+            return arm
+
         try:
-            while waiting or running:
-                while waiting and len(running) < pool.workers:
-                    arm = apart(waiting, list(running.values()))
-                    waiting.remove(arm)
-                    say(_begins(arm, len(arms) - len(waiting), len(arms)), shown=self.progress)
-                    pool.submit(Task(key=arm.folder, work=came_of, arguments=(arm, order)))
-                    running[arm.folder] = arm
-                ended = pool.ended()
-                assert ended is not None  # something is under way
-                del running[ended.key]
+            for arm, ended in spread(pool, take, came_of, order):
                 if ended.failure is not None:
-                    ends[ended.key] = str(ended.failure), ()
-                    say(f"  {ended.key} failed: {ended.failure}", shown=self.progress)
+                    ends[arm.folder] = str(ended.failure), ()
+                    say(f"  {arm.folder} failed: {ended.failure}", shown=self.progress)
                     continue
                 came: Came = ended.value
                 self._take_in(came)
-                ends[ended.key] = came.report, came.worked
+                ends[arm.folder] = came.report, came.worked
                 again = f", at try {ended.tries}" if ended.tries > 1 else ""
-                say(f"  {ended.key}: done in {duration(ended.seconds)}{again}", shown=self.progress)
+                say(f"  {arm.folder}: done in {duration(ended.seconds)}{again}", shown=self.progress)
         finally:
             order.forget()
         # As if they had come one after the other.
@@ -158,22 +138,6 @@ class Runs:
 def reference_in(run: Path) -> Path:
     """Where a run has the file of its reference."""
     return run / "stages" / "00-reference" / MODEL_FILE
-
-
-def apart(waiting: Sequence[Arm], running: Sequence[Arm]) -> Arm:
-    """Which of `waiting` begins least like those that run, the first of equals: two that begin alike wait for one."""
-    return min(waiting, key=lambda arm: max((_common(arm, other) for other in running), default=0))
-
-
-def _common(one: Arm, other: Arm) -> int:
-    """How many stages both begin with."""
-    count = 0
-    if one.seed == other.seed:
-        for mine, theirs in zip(one.pipeline.stages, other.pipeline.stages, strict=False):
-            if mine != theirs:
-                break
-            count += 1
-    return count
 
 
 def _begins(arm: Arm, number: int, count: int) -> str:

@@ -2,7 +2,7 @@
 
 Two files are compared sample by sample: McNemar's exact test where a sample is right or wrong (McNemar 1947,
 Psychometrika 12, the binomial form), else the standard error of their paired difference. Over several seeds the
-scatter from seed to seed comes to it (Bouthillier et al. 2021, arXiv:2103.03098, sec. 3), with the degrees of freedom
+scatter from seed to seed comes to it (Bouthillier et al. 2021, arXiv:2103.03098, sec. 3). Degrees of freedom are those
 of Welch 1947 and Satterthwaite 1946. Many pairs at once are corrected by Holm 1979. Who cannot be told apart shares a
 letter (Piepho 2004, "An algorithm for a letter-based representation of all-pairwise comparisons").
 """
@@ -20,7 +20,6 @@ from compressor.metrics import Metric
 from compressor.scoring.means import mean_of_asked
 
 LEVEL = 0.05
-_NO_LIMIT = 1e9  # degrees of freedom of a normal distribution
 
 
 def p_value(one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric, *, seed: int = 0) -> float:
@@ -32,25 +31,35 @@ def p_value(one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric, *, s
         return mcnemar(int((one[0] > other[0]).sum()), int((other[0] > one[0]).sum()))
     scores = [np.array([metric.aggregate(rows) for rows in group], dtype=float) for group in (one, other)]
     difference = float(scores[0].mean() - scores[1].mean())
-    by_seed = [float(group.var(ddof=1)) / len(group) if len(group) > 1 else 0.0 for group in scores]
-    error2 = _sample_variance(one, other, metric, seed) + sum(by_seed)
+    # The variance of each part, with its degrees of freedom: of the samples, and of the seeds of either.
+    parts = [(_sample_variance(one, other, metric, seed), len(one[0]) - 1)]
+    parts += [(float(group.var(ddof=1)) / len(group), len(group) - 1) for group in scores if len(group) > 1]
+    error2 = sum(variance for variance, _ in parts)
     if not math.isfinite(difference) or not math.isfinite(error2):
         return 1.0
     if error2 == 0:
         return 1.0 if difference == 0 else 0.0
-    # Welch and Satterthwaite; the samples are so many that their part has no end of degrees of freedom.
-    spread = sum(part**2 / (len(group) - 1) for part, group in zip(by_seed, scores, strict=True) if part)
-    freedom = min(error2**2 / spread, _NO_LIMIT) if spread else _NO_LIMIT
+    # Welch and Satterthwaite.
+    freedom = error2**2 / sum(variance**2 / count for variance, count in parts if variance)
     return _two_sided(abs(difference) / math.sqrt(error2), freedom)
 
 
 def told_apart(
-    rows: Mapping[str, Sequence[Tensor]], metric: Metric, *, pairs: Collection[tuple[str, str]] | None = None
+    rows: Mapping[str, Sequence[Tensor]],
+    metric: Metric,
+    *,
+    pairs: Collection[tuple[str, str]] | None = None,
+    among: int = 0,
 ) -> dict[tuple[str, str], float]:
-    """The corrected p value of every pair of `rows`, or of `pairs` alone, by the two names in the order of `rows`."""
+    """The corrected p value of every pair of `rows`, or of `pairs` alone, by the two names in the order of `rows`.
+
+    `among` is the number of pairs that they were chosen from by how they score, where there was a choice: whoever looks
+    at the best of many must correct for all of them. Pairs that were left out count as alike.
+    """
     asked = list(combinations(rows, 2)) if pairs is None else list(pairs)
     found = [p_value(rows[one], rows[other], metric) for one, other in asked]
-    return dict(zip(asked, holm(found), strict=True))
+    left_out = max(0, among - len(asked))
+    return dict(zip(asked, holm([*found, *[1.0] * left_out]), strict=False))
 
 
 def letters(names: Sequence[str], apart: Collection[frozenset[str]]) -> dict[str, str]:
@@ -95,11 +104,6 @@ def _sample_variance(one: Sequence[Tensor], other: Sequence[Tensor], metric: Met
     scores = resampled([*one, *other], metric, seed)
     difference = scores[:, : len(one)].mean(axis=1) - scores[:, len(one) :].mean(axis=1)
     return float(np.nanvar(difference))
-
-
-def _of_each_sample(group: Sequence[Tensor]) -> Tensor:
-    """The mean score of each sample over the seeds, (samples,)."""
-    return torch.stack([rows.double().reshape(len(rows), -1).mean(1) for rows in group]).mean(0)
 
 
 def _two_sided(statistic: float, freedom: float) -> float:

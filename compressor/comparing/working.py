@@ -1,6 +1,6 @@
-"""One run of a comparison in a worker, in the comparison's folder or, where there is no shared disk, in one of its own.
+"""One run in a worker, in the folder of the table it is for or, where there is no shared disk, in one of its own.
 
-What comes back is the same either way; a worker that does not see the comparison's folder sends its files along.
+What comes back is the same either way; a worker that does not see that folder sends its files along.
 """
 
 import secrets
@@ -22,28 +22,28 @@ from compressor.store.kept import Store
 from compressor.store.place import users_store
 from compressor.workload import Workload
 
-TIMES = "times.json"
 _MARK = ".workers"
 _LOCKS = {".lock", ".lock.held"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What every run of a comparison is asked: its folder, its store, and settings.
+    """What every run is asked that is worked for the same table: its folder, its store, and settings.
 
-    Who reads `mark` in that folder shares the disk.
+    Who reads `mark` in that folder shares the disk. `times` is where times of the session are kept in it.
     """
 
     folder: Path
     mark: str
     asked: dict[str, Any]
+    times: str
     store: Path
     store_bytes: int
     store_days: float
 
     @classmethod
-    def of(cls, folder: Path, session: Session, asked: dict[str, Any]) -> "Order":
-        """The order of a comparison in `folder`, whose store is that of `session`."""
+    def of(cls, folder: Path, session: Session, asked: dict[str, Any], *, times: str) -> "Order":
+        """The order of what is worked in `folder`, whose store is that of `session`."""
         assert session.store is not None
         folder = folder.absolute()
         mark = secrets.token_hex(16)
@@ -53,6 +53,7 @@ class Order:
             folder=folder,
             mark=mark,
             asked=asked,
+            times=times,
             store=store.folder.absolute(),
             store_bytes=store.most_bytes,
             store_days=store.most_days,
@@ -65,7 +66,7 @@ class Order:
 
     @property
     def is_here(self) -> bool:
-        """Whether this process sees the comparison's folder."""
+        """Whether this process sees the folder."""
         with suppress(OSError):
             return (self.folder / _MARK).read_text(encoding="utf-8") == self.mark
         return False
@@ -91,13 +92,17 @@ class Came:
             write_atomic(folder / self.name / path, content)
 
 
+# What workers call for a run, with the workload or what makes it.
+Work = Callable[[Any, Arm, Order], Any]
+
+
 def came_of(workload: Workload | Callable[[], Workload], arm: Arm, order: Order) -> Came:
     """Runs `arm`, in a worker. Raises what the run does."""
     events: list[Any] = []
     with ExitStack() as stack:
         here = order.is_here
         folder = order.folder if here else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        session = Session(store=_store(order, here=here), times=Times(folder / TIMES))
+        session = Session(store=_store(order, here=here), times=Times(folder / order.times))
         result = arm.pipeline.run(
             _made(workload),
             out=folder / arm.folder,
@@ -135,7 +140,7 @@ def _made(workload: Workload | Callable[[], Workload]) -> Workload:
 
 
 def _store(order: Order, *, here: bool) -> Store | None:
-    """The store of the comparison; on a disk of its own, a worker's own one."""
+    """The store that all share; on a disk of its own, a worker's own one."""
     if not here:
         return users_store()
     return Store(order.store, most_bytes=order.store_bytes, most_days=order.store_days)

@@ -4,7 +4,8 @@ import errno
 import os
 import re
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from compressor.errors import RunFolderError, StorageError
+from compressor.errors import RunFolderError, StorageError, WriteError
 from compressor.storage import is_running, read_json, write_json
 
 LOCK_FILE = ".lock"
@@ -99,6 +100,22 @@ class FolderLock:
     def _by_another(self) -> str:
         who = _told(self.folder / LOCK_FILE) or _holder(self.folder)
         return f"{self.folder} is being written by {who}; wait for it to end, stop it, or give another folder"
+
+
+@contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Holds `folder`, which is made where there is none. Raises RunFolderError where another writer holds it."""
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FolderLock(folder))
+        except WriteError:
+            raise
+        except OSError as error:
+            raise RunFolderError(
+                f"{folder} cannot be a folder to write in ({error.strerror or error}); give another one"
+            ) from error
+        yield
 
 
 def _is_note(path: Path) -> bool:

@@ -30,6 +30,11 @@ class Clock:
     def __post_init__(self) -> None:
         self._began = monotonic()
 
+    @property
+    def ends(self) -> bool:
+        """Whether there is a limit."""
+        return self.total < math.inf
+
     def left(self, *, part: float = 1.0) -> float:
         """The seconds that are left of this part of the total, below 0 where it is over."""
         return part * self.total - self.spent - (monotonic() - self._began)

@@ -13,6 +13,7 @@ from compressor.report.comparison import ComparisonRow
 from compressor.report.record import Step
 from compressor.report.report import Report
 from compressor.running.folder import MODEL_FILE
+from compressor.running.reference_base import without_base
 from compressor.searching.front import best_groups, ranks
 from compressor.searching.halving import worst
 from compressor.searching.limits import Limits
@@ -46,7 +47,8 @@ def newest(trials: Sequence[Trial]) -> list[Trial]:
 def finalists_of(trials: Sequence[Trial], limits: Limits, *, most: int) -> list[Trial]:
     """At most `most` of the candidates' newest trials: within the limits, and beaten by none that is.
 
-    Where none is within the limits, those that miss them by least.
+    The fastest and the smallest are among them, the others those that add most to the volume that they dominate. Where
+    none is within the limits, those that miss them by least.
     """
     known = newest(trials)
     within = [trial for trial in known if not limits.excess(trial)]
@@ -56,8 +58,12 @@ def finalists_of(trials: Sequence[Trial], limits: Limits, *, most: int) -> list[
     front = [trial for trial, rank in zip(within, ranks(points), strict=True) if rank == 0]
     if len(front) <= most:
         return front
+    fastest = min(range(len(front)), key=lambda at: (front[at].latency_ms.value, front[at].size_bytes))
+    smallest = min(range(len(front)), key=lambda at: (front[at].size_bytes, front[at].latency_ms.value))
+    ends = list(dict.fromkeys([fastest, smallest]))[:most]
     groups = [[limits.point(trial)] for trial in front]
-    return [front[index] for index in sorted(best_groups(groups, most, worst(points)))]
+    others = [at for at in best_groups(groups, len(front), worst(points)) if at not in ends]
+    return [front[at] for at in sorted([*ends, *others[: most - len(ends)]])]
 
 
 def finals_of(
@@ -76,7 +82,7 @@ def finals_of(
     """
     files = {name: (folders[name] / MODEL_FILE).read_bytes() for name in finalists}
     reference = (next(iter(folders.values())) / "stages" / "00-reference" / MODEL_FILE).read_bytes()
-    scores = FileScores(workload, seed=0)
+    scores = FileScores(workload, seed=0, based=not without_base(workload))
     timings = timed_together(files, reference, workload, target, times)
     tested = {name: [_on_test(reports[name], files[name], reference, scores)] for name in finalists}
     rows = rows_of(tested, timings, {})

@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from compressor.errors import CompressorError
+from compressor.batches import Inputs
+from compressor.comparing.arms import Arm
+from compressor.comparing.timing import timed_together
 from compressor.files.export import export_onnx
 from compressor.latency.prediction import predict_ms
 from compressor.latency.table import LatencyTable
+from compressor.measuring.session_times import Times
 from compressor.recipe.recipe import Recipe
-from compressor.running.failures import ends_the_run
 from compressor.running.folder import MODEL_FILE
-from compressor.running.pipeline import Pipeline
-from compressor.running.session import Session
 from compressor.searching.limits import Limits
 from compressor.searching.space import Candidate, prefixes
+from compressor.searching.working import Failed, Working, arm_of
 from compressor.stage import Effect, replacement, stage_name
 from compressor.target import Target
 from compressor.workload import Workload
@@ -33,15 +32,7 @@ class TooSlow:
     seconds: float = 0.0
 
 
-def too_slow(
-    candidates: Sequence[Candidate],
-    workload: Workload,
-    limits: Limits,
-    session: Session,
-    asked: dict[str, Any],
-    *,
-    folder: Path,
-) -> TooSlow:
+def too_slow(candidates: Sequence[Candidate], workload: Workload, limits: Limits, working: Working) -> TooSlow:
     """Those of `candidates` whose structure, in the form that they ship, is predicted beyond the limit of latency.
 
     The structure is taken out as a run would, which trains nothing; it goes into the store, where trials find it. The
@@ -50,38 +41,64 @@ def too_slow(
     """
     if limits.max_latency_ms is None:
         return TooSlow()
-    target: Target = asked["target"]
-    table = LatencyTable(target, progress=False)
-    reference = export_onnx(workload.model, workload).onnx_bytes
-    dense = predict_ms(reference, workload.example_inputs, table)
-    files: dict[str, bytes] = {}
-    factor, seconds = 1.0, 0.0
-    names = set()
+    # By candidate what its structure is known by, "" where it has that of the reference.
+    keys: dict[str, str] = {}
+    structures: dict[str, Arm] = {}
     for candidate in candidates:
         count = _before_training(candidate.recipe)
-        if count is None:
-            continue
-        key = prefixes(candidate.recipe)[count - 1] if count else ""
-        if key and key not in files:
-            out = folder / key[:16]
-            try:
-                pipeline = Pipeline(candidate.recipe.stages[:count])
-                report = pipeline.run(workload, out=out, seed=candidate.recipe.seed, session=session, **asked).report
-            except CompressorError as error:
-                if ends_the_run(error):
-                    raise
-                continue  # its trial will say why
-            files[key] = (out / MODEL_FILE).read_bytes()
-            seconds += sum(step.seconds for step in report.steps[1:])
-            measured = report.reference.measurement
-            if measured is not None:
-                factor = measured.latency_ms.value / dense
-        precision = "int8" if _quantized(candidate.recipe) else "float32"
-        file = files[key] if key else reference
-        predicted = factor * predict_ms(file, workload.example_inputs, table, precision=precision)
-        if predicted > _CARE * limits.max_latency_ms:
-            names.add(candidate.recipe.name)
+        if count is not None:
+            key = prefixes(candidate.recipe)[count - 1] if count else ""
+            keys[candidate.recipe.name] = key
+            if key:
+                structures.setdefault(key, arm_of(candidate.recipe, f"structures/{key[:16]}", stages=count))
+    waiting = list(structures.values())
+    reports = {
+        arm.folder: end.report
+        for arm, end, _ in working.ends(lambda _: waiting.pop(0) if waiting else None)
+        if not isinstance(end, Failed)  # else its trials will say why
+    }
+    made = {key: arm.folder for key, arm in structures.items() if arm.folder in reports}
+    seconds = sum(step.seconds for report in reports.values() for step in report.steps[1:])
+    target: Target = working.asked["target"]
+    predicted = _Predicted.of(workload, target, working.session.times)
+    files = {key: (working.folder / folder / MODEL_FILE).read_bytes() for key, folder in made.items()}
+    files[""] = predicted.reference
+    names = {
+        candidate.recipe.name
+        for candidate in candidates
+        if (file := files.get(keys.get(candidate.recipe.name, "none"))) is not None
+        and predicted.ms(file, quantized=_quantized(candidate.recipe)) > _CARE * limits.max_latency_ms
+    }
     return TooSlow(names=frozenset(names), seconds=seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Predicted:
+    """What the latency table says of files, times what was measured of the reference for what it says of that."""
+
+    reference: bytes
+    table: LatencyTable
+    inputs: Inputs
+    factor: float
+
+    @classmethod
+    def of(cls, workload: Workload, target: Target, times: Times) -> "_Predicted":
+        """The table on this machine, with the reference's time in this session."""
+        table = LatencyTable(target, progress=False)
+        reference = export_onnx(workload.model, workload).onnx_bytes
+        timing = timed_together({"reference": reference}, reference, workload, target, times)["reference"]
+        dense = predict_ms(reference, workload.example_inputs, table)
+        return cls(
+            reference=reference,
+            table=table,
+            inputs=workload.example_inputs,
+            factor=timing.reference_ms.value / dense,
+        )
+
+    def ms(self, file: bytes, *, quantized: bool) -> float:
+        """The milliseconds of a call of `file`, where it is `quantized` those of its integer form."""
+        precision = "int8" if quantized else "float32"
+        return self.factor * predict_ms(file, self.inputs, self.table, precision=precision)
 
 
 def _before_training(recipe: Recipe) -> int | None:

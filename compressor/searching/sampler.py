@@ -7,7 +7,7 @@ was killed goes on as if it had not been.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from compressor.errors import WrongUseError
 from compressor.searching.front import Point
@@ -16,7 +16,14 @@ from compressor.storage import sha256
 
 
 class Sampler(Protocol):
-    """What chooses the next candidate of the first rung."""
+    """What chooses the next candidate of the first rung.
+
+    `listens` says that the choice heeds what it is told: it is then asked anew for every worker that is free.
+    """
+
+    @property
+    def listens(self) -> bool:
+        """Whether the order depends on what came of the trials."""
 
     def next(
         self, untried: Sequence[Candidate], told: Sequence[tuple[Candidate, Point]], space: Sequence[Candidate]
@@ -32,6 +39,8 @@ class Sampler(Protocol):
 class Grid:
     """The space in the order in which it is written."""
 
+    listens: ClassVar[bool] = False
+
     def next(
         self, untried: Sequence[Candidate], told: Sequence[tuple[Candidate, Point]], space: Sequence[Candidate]
     ) -> Candidate:
@@ -44,6 +53,7 @@ class Grid:
 class Random:
     """By chance, from `seed`: stem after stem, and the encodings of a stem together, for they share its training."""
 
+    listens: ClassVar[bool] = False
     seed: int = 0
 
     def next(
@@ -61,6 +71,7 @@ class Optuna:
     The extra `search` brings Optuna along. Its study is made anew from the trials for every question.
     """
 
+    listens: ClassVar[bool] = True
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,52 +1,51 @@
 """A search for the recipe to ship: trials at rising rungs, the finalists on test data, and files that say it all."""
 
 import math
-import shutil
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
 from compressor.checks import check_count, check_positive
-from compressor.errors import CompressorError, RunFolderError, StageError, WorkloadError, WrongUseError
+from compressor.comparing.spreading import pool_of
+from compressor.errors import RunFolderError, StageError, WorkloadError, WrongUseError
 from compressor.identity.workload import identify
 from compressor.machine import environment
 from compressor.measuring.session_times import Times
-from compressor.progress.bars import progress_bar, say
+from compressor.progress.bars import say
 from compressor.progress.events import Listener
 from compressor.recipe.recipe import Recipe
 from compressor.report.numbers import duration
 from compressor.report.report import Report
 from compressor.report.view import busy_sentence
 from compressor.running.changes import changes
-from compressor.running.failures import ends_the_run
+from compressor.running.executors.choosing import executor_of
+from compressor.running.executors.protocol import Executor
 from compressor.running.folder import MODEL_FILE, refuse_files_of_others, versions
-from compressor.running.lock import FolderLock
-from compressor.running.pipeline import Pipeline, PipelineWarning
+from compressor.running.lock import writing_in
 from compressor.running.preflight import check_workload
 from compressor.running.reference_base import without_base
 from compressor.running.session import Session
+from compressor.running.together.helping import refuse_teams
 from compressor.searching.clock import Clock, Forecast
 from compressor.searching.finals import finalists_of, finals_of, newest
-from compressor.searching.front import Point
 from compressor.searching.halving import going_on, rungs_of
 from compressor.searching.limits import Limits
+from compressor.searching.memory import Memory
 from compressor.searching.pages import DATA, PAGES, write_pages
 from compressor.searching.prediction import TooSlow, too_slow
 from compressor.searching.result import SearchResult
-from compressor.searching.sampler import Random, Sampler
-from compressor.searching.space import Candidate, candidates_of, prefixes, recipes_of, usual_recipes
-from compressor.searching.trials import Trial, TrialFiles, folder_name, measured
+from compressor.searching.rung import TRIALS, Rung
+from compressor.searching.sampler import Grid, Random, Sampler
+from compressor.searching.space import Candidate, candidates_of, recipes_of, usual_recipes
+from compressor.searching.trials import Trial, TrialFiles
 from compressor.searching.words import told_of, why_of
-from compressor.stage import stage_name
+from compressor.searching.working import TIMES, Withheld, Working, arm_of, withheld
 from compressor.storage import json_safe, read_sealed, write_atomic, write_sealed
 from compressor.store.kept import Store
 from compressor.target import Target
 from compressor.workload import Workload
 
-_ASKED, _TIMES, _SHARED, _TRIALS = "asked.json", "times.json", "shared", "trials"
+_ASKED, _SHARED = "asked.json", "shared"
 BEST = "best.yaml"
 # Timing and scoring a finalist, and the pages.
 _FINAL_SECONDS = 4.0
@@ -70,6 +69,9 @@ def search(
     progress: bool = True,
     on_event: Listener | None = None,
     store: Store | None = None,
+    executor: Executor | str | None = None,
+    workers: int | None = None,
+    workload_from: Callable[[], Workload] | None = None,
 ) -> SearchResult:
     """Finds the recipe to ship among those of `space`, and writes it as best.yaml, with its model.onnx, into `out`.
 
@@ -85,9 +87,13 @@ def search(
     reads. A search that was killed goes on where it was when called again with the same `out`, as does one that is
     given more minutes; limits may change from call to call, and cost no trial again.
 
+    `executor` says where trials are worked, and `workers` how many at once, as in `compare`; workers are sent the
+    workload, or make it themselves by `workload_from` (docs/scale.md).
+
     Raises RecipeError for a space that cannot be read or cannot work, WorkloadError for a workload without scores,
     WrongUseError where the minutes do not suffice for one trial, RunFolderError where `out` holds the search of another
-    workload, StageError where no trial gave a file.
+    workload, or another program writes there, ExecutorError for workers that cannot be had, StageError where no trial
+    gave a file.
     """
     limits = Limits(max_drop=max_drop, max_latency_ms=max_latency_ms, max_size_bytes=max_size_bytes)
     check_count(finalists, "finalists counts the files that are scored on test data")
@@ -98,33 +104,40 @@ def search(
     if minutes is not None:
         check_positive(minutes, "minutes is the time that the search may take", way_out="leave it out for no limit")
     _refuse_unscored(workload, limits)
+    refuse_teams("a search", "spread its trials by workers= or executor= (--workers, --executor)")
     folder = Path(out)
     target = target or Target()
     refuse_files_of_others(folder, DATA, (*PAGES, BEST, MODEL_FILE), keys={"schema_version", "trials", "why"})
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"{folder} cannot be a folder: {error.strerror}; give another one") from error
-    with FolderLock(folder):
+    if executor is None or isinstance(executor, str):
+        executor = executor_of(executor, workers=workers, progress=progress)
+    with writing_in(folder):
         workload = check_workload(workload)
         _refuse_others(folder, workload, target)
         recipes = recipes_of(space) if space is not None else usual_recipes(folder, workload, target, progress=progress)
-        found = _Search(
-            workload=workload,
-            # What trials are judged by, and all that they see: the test data is for the finalists.
-            withheld=replace(workload, test=workload.validation),
-            candidates={each.recipe.name: each for each in candidates_of(recipes)},
-            limits=limits,
-            folder=folder,
-            files=TrialFiles(folder / _TRIALS),
-            session=Session(store=store or Store(folder / _SHARED), times=Times(folder / _TIMES)),
-            asked={"target": target, "progress": progress, "on_event": on_event},
-            clock=Clock(total=math.inf if minutes is None else 60 * minutes),
-            forecast=Forecast(workload=workload),
-            sampler=sampler or Random(),
-            eta=eta,
-        )
-        found.go(most_rungs=rungs, trials=trials, finalists=finalists)
+        candidates = {each.recipe.name: each for each in candidates_of(recipes)}
+        seen = withheld(workload)
+        with pool_of(
+            executor, seen if workload_from is None else Withheld(source=workload_from), progress=progress
+        ) as pool:
+            found = _Search(
+                workload=workload,
+                candidates=candidates,
+                limits=limits,
+                working=Working(
+                    workload=seen,
+                    folder=folder,
+                    session=Session(store=store or Store(folder / _SHARED), times=Times(folder / TIMES)),
+                    asked={"target": target},
+                    progress=progress,
+                    on_event=on_event,
+                    pool=pool,
+                ),
+                memory=Memory(files=TrialFiles(folder / TRIALS), forecast=Forecast(workload=workload)),
+                clock=Clock(total=math.inf if minutes is None else 60 * minutes),
+                sampler=sampler or Random(),
+                eta=eta,
+            )
+            found.go(most_rungs=rungs, trials=trials, finalists=finalists)
         result = _finished(found, minutes=minutes, finalists=finalists, target=target)
         write_pages(result, folder)
     return result
@@ -135,34 +148,23 @@ class _Search:
     """A search on its way: what it was given, and the trials that it has made."""
 
     workload: Workload
-    withheld: Workload
     candidates: dict[str, Candidate]
     limits: Limits
-    folder: Path
-    files: TrialFiles
-    session: Session
-    asked: dict[str, Any]
+    working: Working
+    memory: Memory
     clock: Clock
-    forecast: Forecast
     sampler: Sampler
     eta: int
     made: list[Trial] = field(default_factory=list)
     slow: TooSlow = field(default_factory=TooSlow)
     not_begun: list[str] = field(default_factory=list)
     _reports: dict[str, Report] = field(default_factory=dict)
-    _worked: set[str] = field(default_factory=set)
-    _broken: dict[str, str] = field(default_factory=dict)
 
     def go(self, *, most_rungs: int, trials: int | None, finalists: int) -> None:
         """Makes the trials of every rung, those on disk taken as they are."""
-        for trial in self.files:
-            self.clock.spent += trial.seconds
-            self._learn(trial)
-        self.clock.spent += finalists * _FINAL_SECONDS
-        going = list(self.candidates.values())
-        slow = too_slow(going, self.withheld, self.limits, self.session, self.asked, folder=self.folder / "structures")
-        self.slow = slow
-        going = [each for each in going if each.recipe.name not in slow.names]
+        self.clock.spent += self.memory.spent_seconds + finalists * _FINAL_SECONDS
+        self.slow = too_slow(list(self.candidates.values()), self.workload, self.limits, self.working)
+        going = [each for name, each in self.candidates.items() if name not in self.slow.names]
         if not going:
             raise WrongUseError(
                 f"no recipe of the space can be as fast as {self.limits.max_latency_ms:g} ms: by the latency table "
@@ -171,155 +173,85 @@ class _Search:
             )
         fractions = rungs_of(going, eta=self.eta, most=most_rungs)
         self._refuse_short(going, fractions[0])
+        found: dict[str, Trial] = {}
         # Every rung has its share of the time; what is left of it in the end goes to what had none.
         for shared in (True, False):
             self.not_begun.clear()
             able = going
             for number in range(len(fractions)):
-                ended = self._rung(able, number, fractions, trials=trials, shared=shared)
-                able = going_on(ended, self.candidates, self.limits, eta=self.eta)
+                share = (number + 1) / len(fractions) if shared else 1.0
+                made = self._rung(able, number, fractions, trials=trials, share=share, made_before=len(found))
+                found |= {trial.recipe: trial for trial in made}
+                able = going_on([each for each in made if each.ended], self.candidates, self.limits, eta=self.eta)
             if not self.not_begun:
                 break
         # What earlier calls made under other limits, or in fewer minutes, counts as well.
-        texts = {each.at(fraction).dump() for each in self.candidates.values() for fraction in fractions}
-        known = {trial.recipe for trial in self.made}
-        self.made += [trial for trial in self.files if trial.recipe in texts - known]
+        for number, fraction in enumerate(fractions):
+            texts = {each.at(fraction).dump() for each in self.candidates.values()} - found.keys()
+            found |= {trial.recipe: replace(trial, rung=number) for trial in self.memory.files if trial.recipe in texts}
+        self.made = list(found.values())
         if not any(trial.ended for trial in self.made):
             told = "; ".join(dict.fromkeys(f"{trial.recipe_name}: {trial.error}" for trial in self.made[:3]))
             why = f"all {len(self.made)} trials failed. {told}" if self.made else "the time did not suffice for a trial"
             raise StageError(f"nothing came of the search: {why}; see to that, or give another space")
 
+    def path(self, trial: Trial) -> Path:
+        """The folder of the run of a trial."""
+        return self.memory.files.path(trial.name)
+
     def report(self, trial: Trial) -> Report:
         """The report of the run of a trial, from disk where it was made in an earlier session."""
         if trial.name not in self._reports:
             # Every stage of it is on disk; what is made again is the report alone.
-            self._reports[trial.name] = self._run(Recipe.loads(trial.recipe), self.files.path(trial.name))
+            self._reports[trial.name] = self.working.run(arm_of(Recipe.loads(trial.recipe), f"{TRIALS}/{trial.name}"))
         return self._reports[trial.name]
 
     def _rung(
-        self, going: Sequence[Candidate], number: int, fractions: Sequence[float], *, trials: int | None, shared: bool
+        self,
+        going: Sequence[Candidate],
+        number: int,
+        fractions: Sequence[float],
+        *,
+        trials: int | None,
+        share: float,
+        made_before: int,
     ) -> list[Trial]:
-        """The trials of one rung that gave a file; the first is in the order of the sampler."""
+        """The trials of one rung; the first is in the order of the sampler."""
         first = number == 0
-        waiting = list(going)
-        told: list[tuple[Candidate, Point]] = []
-        found: list[Trial] = []
-        count = min(len(waiting), trials or len(waiting)) if first else len(waiting)
+        count = min(len(going), trials or len(going)) if first else len(going)
         label = f"rung {number + 1} of {len(fractions)}"
         say(f"{label}: {count} trials, trained for {fractions[number]:.0%} of their length", shown=self._shown)
-        with progress_bar(desc=label, unit="trial", total=count, shown=self._shown) as bar:
-            for _ in range(count):
-                candidate = self.sampler.next(waiting, told, list(self.candidates.values())) if first else waiting[0]
-                waiting.remove(candidate)
-                trial = self._trial(candidate, number, fractions, (number + 1) / len(fractions) if shared else 1.0)
-                bar.update()
-                if trial is not None and trial.ended:
-                    found.append(trial)
-                    told.append((candidate, self.limits.point(trial)))
-        return found
+        rung = Rung(
+            number=number,
+            fraction=fractions[number],
+            label=label,
+            waiting=list(going),
+            count=count,
+            space=list(self.candidates.values()),
+            sampler=self.sampler if first else Grid(),
+            share=share,
+            limits=self.limits,
+            memory=self.memory,
+            clock=self.clock,
+            made_before=made_before,
+            shown=self._shown,
+        )
+        rung.go(self.working)
+        self._reports |= rung.reports
+        self.not_begun += rung.not_begun
+        return list(rung.trials.values())
 
     @property
     def _shown(self) -> bool:
-        return bool(self.asked["progress"])
-
-    def _trial(self, candidate: Candidate, rung: int, fractions: Sequence[float], share: float) -> Trial | None:
-        """The trial of a candidate at a rung: as on disk, or made now; None where there is no time for it."""
-        recipe = candidate.at(fractions[rung])
-        text = recipe.dump()
-        known = self.files.get(text)
-        if known is None:
-            plain = self.forecast.plain(recipe, self._worked)
-            needed = self.forecast.careful(plain)
-            # A rung has its share of the time; what is left of it goes to the next one.
-            if needed > self.clock.left(part=share if self.made else 1.0):
-                self.not_begun.append(recipe.name)
-                return None
-            known = self._broken_trial(candidate, recipe, text, rung) or self._made(
-                candidate, recipe, text, rung, plain=plain
-            )
-        if known not in self.made:
-            self.made.append(known)
-        return known
-
-    def _made(self, candidate: Candidate, recipe: Recipe, text: str, rung: int, *, plain: float) -> Trial:
-        name = folder_name(recipe.name, text)
-        left = self.clock.left()
-        more = "" if left == math.inf else f", {duration(left)} left"
-        say(f"trial {len(self.made) + 1}: {recipe.name}{more}", shown=self._shown)
-        before, started = len(self.session.worked), perf_counter()
-        told: dict[str, Any]
-        try:
-            report = self._run(recipe, self.files.path(name))
-        except CompressorError as error:
-            if ends_the_run(error):
-                raise
-            told = {"error": error.sentence, "failed_stage": error.stage_number}
-        else:
-            self._reports[name] = report
-            told = measured(report)
-        trial = self._trial_of(
-            candidate,
-            recipe,
-            text,
-            rung,
-            seconds=perf_counter() - started,
-            predicted_seconds=plain,
-            made_seconds=sum(one.seconds for one in self.session.worked[before:] if one.how == "made"),
-            **told,
-        )
-        self.files.add(trial)
-        self._learn(trial)
-        if not trial.ended:
-            say(f"  failed: {trial.error}", shown=self._shown)
-        return trial
-
-    def _run(self, recipe: Recipe, folder: Path) -> Report:
-        """One recipe run on what is not withheld: the one place where trials are worked."""
-        with warnings.catch_warnings():
-            # What is doubtful in an order of stages was said of the space.
-            warnings.simplefilter("ignore", PipelineWarning)
-            pipeline = Pipeline.from_recipe(recipe)
-        ended = pipeline.run(self.withheld, out=folder, seed=recipe.seed, session=self.session, **self.asked)
-        return ended.report
-
-    def _broken_trial(self, candidate: Candidate, recipe: Recipe, text: str, rung: int) -> Trial | None:
-        """The failure of a trial that begins with stages which failed in another one: they would do so again."""
-        error = next((self._broken[key] for key in prefixes(recipe) if key in self._broken), None)
-        if error is None:
-            return None
-        trial = self._trial_of(candidate, recipe, text, rung, seconds=0.0, error=error)
-        self.files.add(trial)
-        return trial
-
-    @staticmethod
-    def _trial_of(candidate: Candidate, recipe: Recipe, text: str, rung: int, **told: Any) -> Trial:
-        return Trial(
-            name=folder_name(recipe.name, text),
-            candidate=candidate.recipe.name,
-            rung=rung,
-            recipe=text,
-            recipe_name=recipe.name,
-            stages=tuple(map(stage_name, recipe.stages)),
-            keys=tuple(prefixes(recipe)),
-            **told,
-        )
-
-    def _learn(self, trial: Trial) -> None:
-        if trial.ended:
-            self._worked.update(trial.keys)
-            self.forecast.told(trial)
-        elif trial.failed_stage:
-            self._broken[trial.keys[trial.failed_stage - 1]] = (
-                f"its beginning is that of {trial.recipe_name}: {trial.error}"
-            )
+        return self.working.progress
 
     def _refuse_short(self, going: Sequence[Candidate], fraction: float) -> None:
         """Raises WrongUseError where not even the shortest trial can end in time, and none has been made."""
-        if self.clock.total == math.inf or any(True for _ in self.files):
+        if not self.clock.ends or any(True for _ in self.memory.files):
             return
-        needed = {each.recipe.name: self.forecast.plain(each.at(fraction), set()) for each in going}
+        needed = {each.recipe.name: self.memory.plain_seconds(each.at(fraction)) for each in going}
         name = min(needed, key=needed.__getitem__)
-        whole = self.clock.total - self.clock.left() + self.forecast.careful(needed[name])
+        whole = self.clock.total - self.clock.left() + self.memory.forecast.careful(needed[name])
         if whole > self.clock.total:
             raise WrongUseError(
                 f"{self.clock.total / 60:g} minutes do not suffice for one trial: the shortest, {name}, and the "
@@ -333,28 +265,28 @@ def _finished(found: _Search, *, minutes: float | None, finalists: int, target: 
     finals = finals_of(
         chosen,
         {name: found.report(trial) for name, trial in chosen.items()},
-        {name: found.files.path(trial.name) for name, trial in chosen.items()},
+        {name: found.path(trial) for name, trial in chosen.items()},
         found.workload,
         limits=found.limits,
         target=target,
-        times=found.session.times,
+        times=found.working.session.times,
     )
     tried = len({trial.candidate for trial in found.made})
     why, best = why_of(finals.rows, newest(found.made), found.limits, space=len(found.candidates), tried=tried)
     recipes = {name: Recipe.loads(trial.recipe) for name, trial in chosen.items()}
     recipe = None
-    for path in (found.folder / BEST, found.folder / MODEL_FILE):
+    folder = found.working.folder
+    for path in (folder / BEST, folder / MODEL_FILE):
         path.unlink(missing_ok=True)
     if best is not None:
-        trial = chosen[best]
         recipe = replace(recipes[best], description=why)
-        write_atomic(found.folder / BEST, recipe.dump())
-        shutil.copyfile(found.files.path(trial.name) / MODEL_FILE, found.folder / MODEL_FILE)
+        write_atomic(folder / MODEL_FILE, (found.path(chosen[best]) / MODEL_FILE).read_bytes())
+        write_atomic(folder / BEST, recipe.dump())
     return SearchResult(
         workload=found.workload.name,
         why=why,
         recipe=recipe,
-        model=None if recipe is None else found.folder / MODEL_FILE,
+        model=None if recipe is None else folder / MODEL_FILE,
         rows=finals.rows,
         finalists=recipes,
         trials=tuple(found.made),

@@ -78,6 +78,9 @@ def measured(report: Report) -> dict[str, Any]:
     assert measurement is not None  # only a step with a file can be final
     told = step.validation
     drop = told.get("drop")
+    if drop is None and report.final:
+        # The reference's error is no base for a fraction: the error itself is what it has become worse by.
+        drop = told["score"]
     found: dict[str, Any] = {
         "score": Estimate(**told["score"]),
         # The reference itself, where no stage was kept, has none.

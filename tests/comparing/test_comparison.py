@@ -1,6 +1,7 @@
 """Several recipes side by side: names, rows, the Pareto front, failures and files."""
 
 import json
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from compressor.measuring.timing import Timing
 from compressor.recipe.recipe import Recipe
 from compressor.report.record import Step
 from compressor.report.report import Report
+from compressor.running.lock import FolderLock
 from compressor.running.pipeline import Pipeline, PipelineWarning
 from compressor.stages import DropBlocks, FineTune, Quantize
 from compressor.target import Target
@@ -331,28 +333,66 @@ def test_files_of_others_are_not_replaced(tmp_path, fake_run, tiny_workload, the
 STRUCTURE = (DropBlocks(remove=0.5), FineTune(epochs=2, tail_epochs=0))
 
 
-def test_controls_are_run_beside_the_best(tiny_workload, tmp_path, fake_run) -> None:
-    """Of two recipes that drop blocks the better one gets both controls, of its own seed, epochs and amount."""
+def test_every_recipe_with_structure_has_controls(tiny_workload, tmp_path, fake_run) -> None:
+    """Each its own training and a random choice of as much, under its seed; equal ones are run once."""
     slow, fast = (report_of(measured(0.8, latency, 300, 1 / latency)) for latency in (0.5, 0.2))
-    fake_run.ends = {"slow": slow, "fast": fast, "control-training_only": slow, "control-random_structure": slow}
+    shared, drawn = "control-training_only-slow", ["control-random_structure-slow", "control-random_structure-fast"]
+    fake_run.ends = dict.fromkeys(["slow", "plain", "other", shared, *drawn, "control-training_only-other"], slow)
+    fake_run.ends["fast"] = fast
+    fake_run.ends["control-random_structure-other"] = slow
+    training = FineTune(epochs=1, tail_epochs=0)
     plans = [
-        Recipe(name="slow", stages=(DropBlocks(remove=0.3), FineTune(epochs=1, tail_epochs=0)), budget=Budget()),
-        Recipe(name="fast", stages=STRUCTURE, budget=Budget(), seed=4),
+        Recipe(name="slow", stages=(DropBlocks(remove=0.3), training), budget=Budget()),
+        Recipe(name="fast", stages=(DropBlocks(remove=0.5), training), budget=Budget()),
+        Recipe(name="other", stages=(DropBlocks(remove=0.5), training), seed=4),
+        named("plain"),
     ]
     comparison = compare(plans, tiny_workload, out=tmp_path)
     controls = {name: asked for name, asked in fake_run.asked.items() if name.startswith("control")}
-    assert controls["control-training_only"]["stages"] == STRUCTURE[1:]
-    assert controls["control-random_structure"]["stages"] == (STRUCTURE[0].by_chance(), STRUCTURE[1])
-    assert {(asked["seed"], asked["budget"]) for asked in controls.values()} == {(4, None)}
-    assert [(row.name, row.control) for row in comparison.rows[3:]] == [
-        ("control-training_only", "training only"),
-        ("control-random_structure", "random structure"),
-    ]
-    assert not any(row.pareto for row in comparison.rows[3:])
-    assert list(comparison.reports) == ["slow", "fast"]
+    assert controls[shared]["stages"] == (training,)
+    assert controls[drawn[0]]["stages"] == (DropBlocks(remove=0.3).by_chance(), training)
+    assert {name: asked["seed"] for name, asked in controls.items() if asked["seed"]} == {
+        "control-training_only-other": 4,
+        "control-random_structure-other": 4,
+    }
+    assert {asked["budget"] for asked in controls.values()} == {None}
+    assert comparison.controls["fast"] == {"training only": shared, "random structure": drawn[1]}
+    assert "plain" not in comparison.controls
+    assert [row.name for row in comparison.rows[5:]] == list(controls)
+    assert not any(row.pareto for row in comparison.rows[5:])
+    assert list(comparison.reports) == ["slow", "fast", "other", "plain"]
+    saved = json.loads((tmp_path / "comparison.json").read_text())
+    assert saved["rows"][2]["controls"] == comparison.controls["fast"]
     fake_run.asked.clear()
     compare(plans, tiny_workload, out=tmp_path, controls=False)
-    assert list(fake_run.asked) == ["slow", "fast"]
+    assert list(fake_run.asked) == ["slow", "fast", "other", "plain"]
+
+
+def test_names_of_runs_are_their_own(tiny_workload, tmp_path, fake_run) -> None:
+    """A recipe that is called as another one's second seed, as a control or as the store, has a folder of its own."""
+    fine = report_of(measured(0.8, 0.2, 300, 5.0))
+    fake_run.ends = defaultdict(lambda: fine)
+    plans = [
+        Recipe(name="a", stages=STRUCTURE),
+        named("a-seed_1"),
+        named("control-training_only"),
+        named("shared"),
+    ]
+    compare(plans, tiny_workload, out=tmp_path, seeds=2)
+    assert len(fake_run.asked) == 12
+    assert {"a-seed_1-2", "a-seed_1", "control-training_only-2", "shared-2"} <= fake_run.asked.keys()
+    assert fake_run.asked["a-seed_1"]["stages"] == (Quantize(),)
+
+
+def test_one_comparison_at_a_time_in_a_folder(tiny_workload, tmp_path, fake_run) -> None:
+    """A second one is refused, by the process that writes there."""
+    fake_run.ends = {"a": report_of(measured(0.8, 0.2, 300, 5.0))}
+    with (
+        FolderLock(tmp_path),
+        pytest.raises(RunFolderError, match="is being written by process"),
+    ):
+        compare([named("a")], tiny_workload, out=tmp_path)
+    assert fake_run.asked == {}
 
 
 def test_a_control_that_fails_is_told_and_no_failed_recipe(tiny_workload, tmp_path, fake_run) -> None:

@@ -1,8 +1,5 @@
 """A comparison that is killed again and again ends with the table of one that was not."""
 
-import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +7,7 @@ import pytest
 
 from compressor.storage import read_json, sha256
 from workbench import ROOT
+from workbench.kills import killed_until_it_ends, whole_seconds
 
 WORKLOAD = f"""
 import sys
@@ -32,9 +30,7 @@ stages:
 
 
 def command(out: str) -> list[str]:
-    program = "from compressor.cli import main; main()"
-    options = ["compare", "killed.yaml", "--workload", "tiny_workload:tiny", "--out", out, "--quiet", "--no-store"]
-    return [sys.executable, "-c", program, *options]
+    return ["compare", "killed.yaml", "--workload", "tiny_workload:tiny", "--out", out, "--quiet", "--no-store"]
 
 
 def table(folder: Path) -> Any:
@@ -50,23 +46,15 @@ def table(folder: Path) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_comparisons_end_with_the_same_table(tmp_path, seed) -> None:
     """Kill -9 at random moments, then the same command again, until it ends: rows, files, letters are the same."""
     (tmp_path / "tiny_workload.py").write_text(WORKLOAD, encoding="utf-8")
     (tmp_path / "killed.yaml").write_text(RECIPE, encoding="utf-8")
-    subprocess.run(command("whole"), cwd=tmp_path, check=True, timeout=600)
-    moments, kills = random.Random(seed), 0  # noqa: S311 - moments to kill at, not secrets
-    for _ in range(60):
-        process = subprocess.Popen(command("cut"), cwd=tmp_path)
-        try:
-            assert process.wait(timeout=moments.uniform(5, 20 + 2 * kills)) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    assert kills > 0, "the comparison was never killed: make it longer"
+    seconds = whole_seconds(command("whole"), tmp_path)
+    kills = killed_until_it_ends(command("cut"), tmp_path, seed=seed, whole=seconds)
+    assert kills >= 3, "it was hardly killed: make the comparison longer"
     whole, cut = (table(tmp_path / name) for name in ("whole", "cut"))
     assert whole == cut
     assert [row["name"] for row in whole[0]][:3] == ["reference", "killed-without", "killed-quantize"]

@@ -28,15 +28,15 @@ def test_mcnemar_is_the_binomial_test() -> None:
 
 
 def test_numbers_are_compared_in_pairs() -> None:
-    """Of errors, the paired z test: what is hard for both cancels, unlike in the test of two groups."""
+    """Of errors, the paired t test: what is hard for both cancels, unlike in the test of two groups."""
     generator = np.random.default_rng(0)
     hard = generator.normal(5, 3, 500)
     one, other = (torch.from_numpy(hard + generator.normal(mean, 0.5, 500)) for mean in (0.0, 0.1))
-    difference = (one - other).numpy()
-    z = abs(difference.mean()) / (difference.std(ddof=1) / 500**0.5)
     found = p_value([one], [other], Metric.mse())
-    assert found == pytest.approx(2 * stats.norm.sf(z), rel=1e-6)
+    assert found == pytest.approx(stats.ttest_rel(one, other).pvalue, rel=1e-6)
     assert found < 0.01 < stats.ttest_ind(one, other).pvalue
+    # Of few samples the normal distribution would tell apart too often.
+    assert p_value([one[:6]], [other[:6]], Metric.mse()) == pytest.approx(stats.ttest_rel(one[:6], other[:6]).pvalue)
 
 
 def test_a_metric_that_is_no_mean_is_resampled() -> None:
@@ -84,6 +84,16 @@ def test_pairs_are_corrected_together() -> None:
     assert list(found) == [("one", "other"), ("one", "last"), ("other", "last")]
     assert found["one", "last"] == pytest.approx(3 * 2 * 0.5**9)
     assert found["other", "last"] == 1.0
+
+
+def test_pairs_that_were_chosen_are_corrected_for_all() -> None:
+    """One pair, looked at because it is the largest of six differences: six times its p value."""
+    one, other = torch.ones(100), torch.ones(100)
+    other[:8] = 0
+    rows = {"one": [one], "other": [other]}
+    alone = told_apart(rows, ACCURACY)["one", "other"]
+    assert alone == pytest.approx(2 * 0.5**8)
+    assert told_apart(rows, ACCURACY, among=6) == {("one", "other"): pytest.approx(6 * alone)}
 
 
 @pytest.mark.parametrize(

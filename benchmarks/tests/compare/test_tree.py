@@ -19,7 +19,9 @@ def test_each_set_has_twelve_recipes(name: str) -> None:
 def test_seconds_and_files(tmp_path, monkeypatch, small_workload) -> None:
     """A comparison of 4 seconds against two runs of 5: 0.4 of both, 0.8 of one; a file that differs is counted out."""
     clock = iter([0.0, 4.0, 10.0, 15.0, 20.0, 25.0])
+    spent = iter([0.0, 3.0, 3.0, 5.0, 5.0, 7.0])
     monkeypatch.setattr(tree, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(tree, "processor_seconds", lambda: next(spent))
 
     def leave(folder, content: bytes) -> None:
         folder.mkdir(parents=True)
@@ -39,7 +41,10 @@ def test_seconds_and_files(tmp_path, monkeypatch, small_workload) -> None:
     monkeypatch.setattr(Pipeline, "run", run)
     recipes = [Recipe.loads(f"name: {name}\nstages: [quantize]") for name in "ab"]
     found = tree.measured("every combination", recipes, small_workload, tmp_path)
-    assert (found["of_one_by_one"], found["of_one"], found["same_files"]) == (0.4, 0.8, 1)
+    assert (found["seconds"]["of_one_by_one"], found["seconds"]["of_one"], found["same_files"]) == (0.4, 0.8, 1)
+    assert (found["cpu_seconds"]["of_one_by_one"], found["cpu_seconds"]["of_one"]) == (0.75, 1.5)
     # All of it is kept: the clock, which has run out, is not asked again.
     assert tree.measured("every combination", recipes, small_workload, tmp_path) == found
-    assert "0.40x all one by one (at most 0.4x wanted), 1 of 2 files the same" in tree.line(found)
+    assert "0.40x all one by one (at most 0.4x wanted), 0.75x by the processor; 1 of 2 files the same" in tree.line(
+        found
+    )

@@ -1,0 +1,49 @@
+"""What a search knows of the trials that were made: their files, what they take, and which beginnings fail."""
+
+from dataclasses import dataclass, field
+
+from compressor.recipe.recipe import Recipe
+from compressor.searching.clock import Forecast
+from compressor.searching.space import prefixes
+from compressor.searching.trials import Trial, TrialFiles
+
+
+@dataclass(kw_only=True)
+class Memory:
+    """The trials in `files`, and what follows from them for those that are to come."""
+
+    files: TrialFiles
+    forecast: Forecast
+    _worked: set[str] = field(default_factory=set)
+    _broken: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for trial in self.files:
+            self._learn(trial)
+
+    @property
+    def spent_seconds(self) -> float:
+        """What all trials on disk took."""
+        return sum(trial.seconds for trial in self.files)
+
+    def keep(self, trial: Trial) -> None:
+        """Puts a trial on disk, and learns from it."""
+        self.files.add(trial)
+        self._learn(trial)
+
+    def plain_seconds(self, recipe: Recipe) -> float:
+        """The plain forecast of a trial: what it shares with those that were made trains nothing."""
+        return self.forecast.plain(recipe, self._worked)
+
+    def failure_of(self, recipe: Recipe) -> str:
+        """Why a recipe would fail: it begins with stages that failed in another one; "" where none is known."""
+        return next((self._broken[key] for key in prefixes(recipe) if key in self._broken), "")
+
+    def _learn(self, trial: Trial) -> None:
+        if trial.ended:
+            self._worked.update(trial.keys)
+            self.forecast.told(trial)
+        elif trial.failed_stage:
+            self._broken[trial.keys[trial.failed_stage - 1]] = (
+                f"its beginning is that of {trial.recipe_name}: {trial.error}"
+            )
