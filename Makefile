@@ -136,8 +136,9 @@ bench-aa: $(VENV)/installed-dev  ## one file measured against itself, 100 times
 	$(BIN)/python -m benchmarks.aa
 	$(BIN)/python -m benchmarks.documents
 
-bench-folds: $(VENV)/installed-dev  ## two recipes cross-validated, and how often one differs from itself (hours; resumes)
+bench-folds: $(VENV)/installed-dev  ## two recipes cross-validated, and how often one differs from itself (half an hour; resumes)
 	$(BIN)/python -m benchmarks.judging.folds
+	$(BIN)/python -m benchmarks.documents
 
 bench-latency: $(VENV)/installed-dev  ## predicted against measured milliseconds of whole models
 	$(BIN)/python -m benchmarks.structure.latency_table
@@ -191,7 +192,7 @@ bench-techniques: $(VENV)/installed-dev  ## one network by every technique: accu
 	$(BIN)/python -m benchmarks.techniques
 	$(BIN)/python -m benchmarks.documents
 
-bench-teachers: $(VENV)/installed-dev  ## ResNet-20's structure taught by ResNet-56: every objective, three seeds, equal minutes (five hours; resumes)
+bench-teachers: $(VENV)/installed-dev  ## ResNet-20's structure taught by ResNet-56: every objective, three seeds, equal minutes of a processor (an hour; resumes)
 	$(BIN)/python -m benchmarks.teaching.teachers
 	$(BIN)/python -m benchmarks.documents
 

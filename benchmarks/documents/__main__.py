@@ -9,6 +9,7 @@ from benchmarks.documents import (
     architectures_page,
     evaluations_page,
     first_page,
+    folds_page,
     packing_page,
     quantization_page,
     structure_page,
@@ -68,6 +69,9 @@ def main() -> None:
     if (studio := load("studio")) is not None:
         sliders = DOCS / "studio.md"
         write_atomic(sliders, studio_page.page(sliders.read_text(encoding="utf-8"), studio))
+    if (folds := load("folds")) is not None:
+        crossed = DOCS / "folds.md"
+        write_atomic(crossed, folds_page.page(crossed.read_text(encoding="utf-8"), folds))
     write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 

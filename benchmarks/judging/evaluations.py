@@ -5,7 +5,7 @@
 Trainings are cut to `--epochs` over `--images`, so that all of it takes minutes: the rows are of files that were made
 so, and say nothing of the recipes at full length. No budget rolls a stage back. All questions are asked of the half of
 the test images that nothing has read; each change is paired with the network's own fp32 file on the same corrupted
-images. A killed run goes on where it was.
+images. A killed run goes on where it was, and rows that are stored stay where they were made by the same settings.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from compressor.measuring.measure import score_rows
 from compressor.recipe.recipe import Recipe
 from compressor.running.pipeline import Pipeline
 from compressor.stage import Stage
-from compressor.storage import write_json
+from compressor.storage import read_json, write_json
 from compressor.target import Target
 from compressor.workload import Workload, first_batches
 
@@ -45,21 +45,21 @@ def main() -> None:
     workload = cifar.around(cifar.resnet20().model, "cifar10-resnet20", train_images=arguments.images)
     if arguments.batches is not None:
         workload = replace(workload, test=first_batches(workload.test, arguments.batches))
-    rows = {}
+    made = {"epochs": arguments.epochs, "images": arguments.images, "severity": arguments.severity}
+    made["test_images"] = sum(len(targets) for _, targets in workload.test)
+    rows = stored(arguments.result, made)
     for name in arguments.recipes:
         rows[name] = one_recipe(name, workload, arguments)
         print_row(name, rows[name])
-        result = {
-            "benchmark": "evaluations",
-            "environment": environment(Target()),
-            "epochs": arguments.epochs,
-            "images": arguments.images,
-            "severity": arguments.severity,
-            "test_images": rows[name]["test_images"],
-            "recipes": rows,
-        }
-        write_json(arguments.result, result)
+        known = {"benchmark": "evaluations", "environment": environment(Target())}
+        write_json(arguments.result, {**known, **made, "recipes": rows})
     print(f"stored in {arguments.result}")
+
+
+def stored(path: Path, made: dict[str, int]) -> dict[str, Any]:
+    """The rows in `path`, if they were `made` so."""
+    found = read_json(path) if path.exists() else {}
+    return found["recipes"] if all(found.get(name) == value for name, value in made.items()) else {}
 
 
 def one_recipe(name: str, workload: Workload, asked: argparse.Namespace) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Cross-validation of two recipes on digits and spoken digits, and how often a recipe differs from itself.
 
-    python -m benchmarks.judging.folds [--data digits speech] [--folds 5] [--partings 10] [--seeds 3] [--samples 0]
-        [--epochs 8] [--result FILE] [--out DIR]
+    python -m benchmarks.judging.folds [--data digits speech] [--folds 5] [--partings 2] [--seeds 2] [--samples 0]
+        [--epochs 8] [--tries 300] [--result FILE] [--out DIR]
 
 Every parting cuts the samples into folds in another way; in each fold one reference is trained, and every recipe is run
 under several seeds. Two seeds of one recipe in the same folds are a try: they differ by chance alone, and a try whose
-interval excludes 0 has claimed a difference that is not there. Files are timed for a moment: this is about scores.
-A killed benchmark goes on where it was. `--samples` takes the first so many, for a trial.
+interval excludes 0 has claimed a difference that is not there. Runs take minutes, so that these tries are few; those of
+`--tries`, of networks that cost milliseconds (`verdicts`), say how often the test itself is wrong. Files are timed for
+a moment: this is about scores. A killed benchmark goes on where it was. `--samples` takes the first so many, for a
+trial.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from torch.nn import functional as F
 
 from benchmarks.aa import describe
 from benchmarks.arms import slug
+from benchmarks.judging import verdicts
 from benchmarks.stored import RESULTS
 from compressor import Fold, Pipeline, Workload
 from compressor.machine import environment
@@ -128,14 +131,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--partings", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=3, help="of each recipe; any two are a try")
+    parser.add_argument("--partings", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=2, help="of each recipe; any two are a try")
     parser.add_argument("--samples", type=int, default=0, help="the first so many; 0 for all")
     parser.add_argument("--epochs", type=int, default=8, help="of recovery; references train three times as long")
+    parser.add_argument("--tries", type=int, default=300, help="on digits, of networks that cost milliseconds")
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/folds"))
     arguments = parser.parse_args()
-    measure.time_interleaved = functools.partial(timing.time_interleaved, seconds=0.3, repeats=5)
+    measure.time_interleaved = functools.partial(timing.time_interleaved, seconds=0.05, repeats=3)
+    told_of_test = verdicts.tried(*digits(), tries=arguments.tries, folds=arguments.folds)
     found: dict[str, Any] = {}
     for name in arguments.data:
         inputs, targets = DATA[name]()
@@ -164,7 +169,8 @@ def main() -> None:
         first, second = (partings[0][0] for partings in runs.values())
         found[name]["second_below_first"] = vars(second.difference(first))
     settings = {key: getattr(arguments, key) for key in ("folds", "partings", "seeds", "samples", "epochs")}
-    write_json(arguments.result, {**settings, "data": found, "environment": environment(Target())})
+    known = {"benchmark": "folds", "environment": environment(Target()), **settings}
+    write_json(arguments.result, {**known, "verdicts": told_of_test, "data": found})
     print(f"stored in {arguments.result}")
 
 

@@ -1,12 +1,18 @@
 """The benchmark of teachers: steps that fit into equal time, the student's blocks, and what counts as a difference."""
 
+import copy
+from argparse import Namespace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.documents import teachers_page
-from benchmarks.teaching.teachers import ARMS, SOFT, Pace, compared, student_of
+from benchmarks.teaching.teachers import ARMS, LABELS, SOFT, Pace, Shared, compared, planned, stage_of, student_of
 from compressor.metrics import Metric
-from compressor.stages import Distill
+from compressor.stages import Distill, FineTune
+from compressor.storage import write_json
 from compressor.workloads.residual import ResNet
 
 
@@ -30,8 +36,42 @@ def test_the_student_has_the_teachers_blocks() -> None:
 
 
 def test_every_arm_is_a_stage() -> None:
-    assert all(Distill(**settings) for settings in ARMS.values())
-    assert SOFT in ARMS
+    """All but labels ask a teacher, which costs the others what it costs."""
+    kinds = {arm: type(stage_of(arm, 0.06, 4, steps=3)) for arm in ARMS}
+    assert kinds.pop(LABELS) is FineTune
+    assert set(kinds.values()) == {Distill}
+    assert SOFT in kinds
+
+
+def test_a_plan_stays_and_is_not_taken_for_another_budget(tmp_path) -> None:
+    """A resumed benchmark takes the steps that it began with; other minutes are refused beside them."""
+    workload = SimpleNamespace(train=range(10))
+    asked = Namespace(minutes=1.0, clock="processor", images=1280, views=2, rate=0.06, out=tmp_path)
+    budget = {"minutes": 1.0, "clock": "processor", "images": 1280, "views": 2, "rate": 0.06}
+    write_json(tmp_path / "plan.json", {"budget": budget, "paces": {SOFT: {"computed": 2.0, "remembered": 0.5}}})
+    assert planned([SOFT], workload, asked) == {SOFT: 60}
+    with pytest.raises(SystemExit, match="give the same, or another --out"):
+        planned([SOFT], workload, Namespace(**{**vars(asked), "minutes": 2.0}))
+
+
+def test_equal_images_are_answered_once() -> None:
+    """By copies of the teacher, too; other images, and the other number format, are computed."""
+    called = []
+
+    class Counting(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            called.append(len(images))
+            return images.flatten(1)
+
+    teacher = Shared(Counting())
+    images = torch.rand(2, 3)
+    assert torch.equal(teacher(images), copy.deepcopy(teacher)(images.clone()))
+    assert called == [2]
+    with torch.autocast("cpu"):
+        teacher(images)
+    teacher(images + 1)
+    assert called == [2, 2, 2]
+    Shared.answers.clear()
 
 
 def test_an_arm_differs_where_images_and_seeds_agree() -> None:
@@ -54,21 +94,25 @@ def test_an_arm_differs_where_images_and_seeds_agree() -> None:
 
 def test_the_page_has_a_row_for_every_arm() -> None:
     """What is stored stands between the marks, with the verdict in words."""
-    runs = [{"steps": 1200}, {"steps": 1300}]
+    runs = [{"steps": 1200}, {"steps": 1200}]
     gain = {"value": 0.01, "low": 0.002, "high": 0.018}
+    soft, other = {"scores": [0.88, 0.9], "mean": 0.89}, {"scores": [0.9, 0.9], "mean": 0.9, "gain": gain}
     result = {
-        "minutes": 12.0,
+        "minutes": 2.0,
+        "clock": "processor",
+        "images": 10_000,
         "seeds": [0, 1],
         "test_images": 5000,
-        "environment": {"cpu": "a CPU"},
         "rows": [
-            {"arm": SOFT, "scores": [0.88, 0.9], "mean": 0.89, "runs": runs},
-            {"arm": "decoupled", "scores": [0.9, 0.9], "mean": 0.9, "gain": gain, "differs": True, "runs": runs},
+            {"arm": SOFT, "validation": soft, "test": soft, "runs": runs},
+            {"arm": "decoupled", "validation": {**other, "differs": True}, "test": other, "runs": runs},
         ],
     }
     text = teachers_page.page("before\n<!-- results -->\nold\n<!-- /results -->\nafter", result)
-    assert "| decoupled | 90.00 | 90.00, 90.00 | +1.00 [+0.20, +1.80] | 1,200, 1,300 |" in text
+    told = "+1.00 [+0.20, +1.80]"
+    assert f"| decoupled | 90.00 | 90.00, 90.00 | {told} | {told} | 1,200 |" in text
     assert "the arm differs: better than soft targets: decoupled." in text
+    assert "2 minutes of one thread's processor time" in text
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after")

@@ -20,6 +20,7 @@ from compressor.checks import check_fraction, check_kinds, check_positive
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
 from compressor.identity.workload import knowing
+from compressor.kept_state import private_copy
 from compressor.notes.quantization import Agreement
 from compressor.notes.training import Teaching
 from compressor.quantization.file.compact_graph import serialize
@@ -38,13 +39,14 @@ from compressor.training.freezing import freezing
 from compressor.training.judged import output_kind, settled
 from compressor.training.lessons import Lessons
 from compressor.training.loop import train
+from compressor.training.new_data.going_on import GoesOn
 from compressor.training.passes.losses import Position
 from compressor.training.precision import Float32
 from compressor.training.progress import epochs_note
-from compressor.training.settings import TrainingSettings
 from compressor.training.snapshots import digest
 from compressor.training.teaching import Teacher
 from compressor.workload import Workload, first_batches, predict
+from compressor.workloads import function_named
 
 # A value next to a rounding boundary falls to the other side when a sum is added in another order, and later layers
 # widen it: two correct executions of one file differ. Torch may differ from the fused file by a few times what the
@@ -56,7 +58,7 @@ _EMULATED_SAMPLES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizationAwareTraining(TrainingSettings):
+class QuantizationAwareTraining(GoesOn):
     """The model as an integer graph that was trained as one, for accuracy that `Quantize` does not keep.
 
     `weights` of 2 to 8 bits and `activations` of 8 or 16, whose ranges begin by `calibration` as in `Quantize`, learn
@@ -71,6 +73,9 @@ class QuantizationAwareTraining(TrainingSettings):
     frozen parameters, and of those that the globs `freeze` name by themselves or by their modules, are the rounded
     originals. `layer_rates` name parameters of the graph. The other settings are those of every training
     (`TrainingSettings`).
+
+    With `data` the model goes on learning from new data beside a share `replay` of the old ones (`GoesOn`), and the
+    teacher is what it was before: Learning without Forgetting. Ranges begin by the workload's calibration data.
     """
 
     effect: ClassVar[Effect] = Effect.ENCODING
@@ -97,6 +102,7 @@ class QuantizationAwareTraining(TrainingSettings):
             )
         check_kinds(self)
         self._integers(self.weights)
+        self.read_data_(function_named)
 
     def apply(self, model: nn.Module, workload: Workload, context: Context) -> nn.Module:
         """An OnnxModule of the trained integer graph. Raises StageError where nothing can be quantized or trained."""
@@ -106,6 +112,7 @@ class QuantizationAwareTraining(TrainingSettings):
                 "output, and this one has them elsewhere, or in steps; use Quantize, with rounding=GPTQ() for accuracy"
             )
         context = knowing(context, workload, self)
+        self.hold(context, model)
         # Pairs of 7-bit products cannot saturate, whatever the steps that training finds. MatMulNBits never does.
         pairs = not isinstance(self.form, WeightOnly) and self.weights.bits == 8
         saturates = pairs and context.target.isa in SATURATING
@@ -122,7 +129,10 @@ class QuantizationAwareTraining(TrainingSettings):
         with freezing(model, self.freeze):
             learner.freeze_({name for name, own in model.named_parameters() if not own.requires_grad})
         workload = settled(workload)
-        teacher = Teacher(workload.model, workload, self.precision, seed=context.seed, remember=True)
+        former = None if self.new_data is None else private_copy(model)
+        original = workload.model if former is None else former
+        before, going_on = self.scores(model, workload), self.on_new_data(workload)
+        teacher = Teacher(original, going_on, self.precision, seed=context.seed, remember=True)
         lessons = Lessons(
             workload=workload,
             kind=output_kind(workload),
@@ -139,9 +149,9 @@ class QuantizationAwareTraining(TrainingSettings):
         with teacher.form.applied(teacher.asked):
             logs = train(
                 learner,
-                workload,
+                going_on,
                 # The learner's parameters have names of their own, and its frozen ones are frozen already.
-                replace(self, precision=Float32(), freeze=()),
+                replace(self, precision=Float32(), freeze=(), data=None),
                 context=context,
                 objective=objective,
                 label="quantization-aware training",
@@ -153,7 +163,14 @@ class QuantizationAwareTraining(TrainingSettings):
         trained = replace(prepared, exported=serialize(graph), graph=graph, activations=activations, weights=weights)
         placed = trained.place()
         context.tell(epochs_note(logs, workload.metric, context.details))
-        context.tell(Teaching(teacher_cache=teacher.summary(), taught=lessons.says()))
+        context.tell(
+            Teaching(
+                teacher=None if former is None else f"{type(former).__name__}, as it was",
+                teacher_cache=teacher.summary(),
+                taught=lessons.says(),
+            )
+        )
+        self.tell(context, workload, before, learner)
         context.tell(agreement(learner, placed, workload))
         onnx_bytes = finish(trained, workload, context, placed=placed)
         if context.target.signed_activations:

@@ -15,10 +15,11 @@ from compressor.intervals import paired_drop
 from compressor.measuring.measure import score_rows
 from compressor.metrics import Metric
 from compressor.recipe.recipe import Recipe
+from compressor.runtime import OnnxModule
 from compressor.stage import Context
-from compressor.stages import Distill, FineTune, SparsifyWeights
+from compressor.stages import Distill, FineTune, QuantizationAwareTraining, SparsifyWeights
 from compressor.training.held_zeros import zeros_entry
-from compressor.training.optimizers.choices import SGD
+from compressor.training.optimizers.choices import SGD, AdamW
 from workbench.same_data import same_data
 from workbench.tiny import synthetic_images
 
@@ -79,6 +80,37 @@ def test_few_new_samples_choose_the_epoch_as_much_as_many_old_ones() -> None:
     assert 2.4 < float(model.weight.detach()) < 3.1
     assert context.details["new_after"] == 1.0
     assert context.details["old_after"] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("soft_weight", "learnt"), [(1.0, False), (0.0, True)])
+def test_an_integer_graph_goes_on_with_new_data(soft_weight, learnt) -> None:
+    """Two classes whose new labels are the other way round: it is held by the model it was, or follows the labels.
+
+    The workload's own model says the opposite, so that a teacher taken from there would turn it around.
+    """
+    model, original = nn.Linear(4, 2), nn.Linear(4, 2)
+    with torch.no_grad():
+        model.bias.zero_(), original.bias.zero_()
+        model.weight.copy_(torch.tensor([[0.5, 0, 0, 0], [-0.5, 0, 0, 0]]))
+        original.weight.copy_(-model.weight)
+    inputs = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
+    labels = (inputs[:, 0] < 0).long()
+    same = Metric(name="same", per_sample=lambda outputs, _: torch.ones(len(outputs)))
+    context = Context(progress=False)
+    stage = QuantizationAwareTraining(
+        epochs=10,
+        optimizer=AdamW(rate=0.05),
+        soft_weight=soft_weight,
+        data=Batches((inputs, 1 - labels), batch_size=24, shuffle=True),
+        replay=0.0,
+    )
+    workload = same_data(original, [(inputs, labels)], inputs[:2], metric=same)
+    trained = stage.apply(model, workload, context)
+    assert isinstance(trained, OnnxModule)
+    old_score = float((trained(inputs).argmax(1) == labels).float().mean())
+    assert (old_score < 0.1) if learnt else (old_score > 0.9)
+    assert context.details["teacher"] == "Linear, as it was"
+    assert (context.details["replay"], context.details["old_after"]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -156,7 +188,7 @@ def test_a_run_tells_what_was_forgotten_of_the_old_test_data(trained_workload, t
 )
 def test_new_data_that_do_not_fit_are_refused_before_any_work(trained_workload, tmp_path, data, message) -> None:
     """Classes that the model has not, inputs of another form, fewer labels than samples: no folder is made."""
-    for stage in (FineTune(data=data), Distill(data=data)):
+    for stage in (FineTune(data=data), Distill(data=data), QuantizationAwareTraining(data=data)):
         with pytest.raises(StageError, match=f"stage 1, .*{message}"):
             Pipeline([stage]).run(trained_workload, out=tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()

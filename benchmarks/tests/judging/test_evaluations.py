@@ -1,9 +1,10 @@
 """The benchmark of evaluations: trainings that are cut, and its table."""
 
 from benchmarks.documents import evaluations_page
-from benchmarks.judging.evaluations import RECIPES, shortened
+from benchmarks.judging.evaluations import RECIPES, shortened, stored
 from compressor.recipe.recipe import Recipe
 from compressor.stages import Distill, Polynomial, Quantize, SparsifyWeights
+from compressor.storage import write_json
 
 
 def test_every_training_is_cut_and_nothing_else_is_changed() -> None:
@@ -15,6 +16,16 @@ def test_every_training_is_cut_and_nothing_else_is_changed() -> None:
     )
     assert shortened(SparsifyWeights(sparsity=0.8), 3) == SparsifyWeights(sparsity=0.8)
     assert all(Recipe.load(name).stages for name in RECIPES)
+
+
+def test_rows_of_other_settings_are_not_kept(tmp_path) -> None:
+    """What is stored stays beside new rows only where epochs, images, severity and test images are the same."""
+    made = {"epochs": 2, "images": 100, "severity": 3, "test_images": 50}
+    path = tmp_path / "evaluations.json"
+    assert stored(path, made) == {}
+    write_json(path, {**made, "recipes": {"int8": {"score": 1}}})
+    assert stored(path, made) == {"int8": {"score": 1}}
+    assert stored(path, {**made, "epochs": 3}) == {}
 
 
 def test_the_table_tells_changes_beyond_chance() -> None:

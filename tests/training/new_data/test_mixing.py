@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from compressor.batches import Batches
 from compressor.errors import WorkloadError
 from compressor.metrics import Metric
-from compressor.stages import Distill, FineTune
+from compressor.stages import Distill, FineTune, QuantizationAwareTraining
 from compressor.training.new_data.mixing import Mixed, NewData
 from compressor.training.validation import Joined, of_parts, with_part
 
@@ -110,7 +110,7 @@ def generated():
     yield torch.zeros(2), torch.zeros(2)
 
 
-@pytest.mark.parametrize("kind", [FineTune, Distill])
+@pytest.mark.parametrize("kind", [FineTune, Distill, QuantizationAwareTraining])
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
