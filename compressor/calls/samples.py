@@ -138,13 +138,24 @@ def in_rows(session: ort.InferenceSession, inputs: Any, count: int | None = None
 
 
 def _count(layout: Layout, values: Mapping[str, Tensor], shapes: Mapping[str, Sequence[Any]]) -> int:
-    for name, value in values.items():
-        axis = layout.axis_of(name)
-        if axis is not None and value.ndim > axis:
-            return value.shape[0] if value.ndim > len(shapes.get(name, ())) else value.shape[axis]
+    axes = {name: layout.axis_of(name) for name in values}
+    batched = {name: axis for name, axis in axes.items() if axis is not None and values[name].ndim > axis}
+    for name in batched:
+        if values[name].ndim > len(shapes.get(name, ())):
+            return values[name].shape[0]
+    heads = {len(values[name]) for name in batched}
+    # Samples in rows fit a file that has them elsewhere by chance, and hardly in every input.
+    if len(heads) == 1 and not all(_fits(values[name].shape, shapes.get(name, ())) for name in batched):
+        return heads.pop()
+    for name, axis in batched.items():
+        return values[name].shape[axis]
     rows = {name: value for name, value in values.items() if value.ndim > len(shapes.get(name, ()))}
-    heads = {name: value for name, value in values.items() if value.ndim and shapes.get(name, [1])[:1] in ([1], [None])}
-    return next((len(value) for value in (*rows.values(), *heads.values())), 1)
+    lone = {name: value for name, value in values.items() if value.ndim and shapes.get(name, [1])[:1] in ([1], [None])}
+    return next((len(value) for value in (*rows.values(), *lone.values())), 1)
+
+
+def _fits(shape: Sequence[int], declared: Sequence[Any]) -> bool:
+    return all(size in (None, own) for own, size in zip(shape, declared, strict=False))
 
 
 def _in_rows(value: Tensor, axis: int | None, shape: Sequence[Any], count: int) -> Tensor:

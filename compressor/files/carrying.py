@@ -31,7 +31,11 @@ def carried_over(onnx_bytes: bytes, source: bytes) -> bytes:
     theirs = [entry for entry in before.metadata_props if not entry.key.startswith(OURS) or entry.key == LAYOUT_KEY]
     del made.metadata_props[:]
     made.metadata_props.extend([*theirs, *ours])
-    made.doc_string, made.domain, made.model_version = before.doc_string, before.domain, before.model_version
+    for entry in ("doc_string", "domain", "model_version"):
+        # What was never said is told apart from an empty text or a zero.
+        made.ClearField(entry)
+        if before.HasField(entry):
+            setattr(made, entry, getattr(before, entry))
     made.graph.name, made.graph.doc_string = before.graph.name, before.graph.doc_string
     for side in ("input", "output"):
         wanted, found = (_declared(graph, side) for graph in (before.graph, made.graph))

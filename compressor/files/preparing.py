@@ -21,13 +21,14 @@ from compressor.errors import CompressorError, OnnxFileError, first_said
 from compressor.files.carrying import note_layout_, note_reading_, noted_layout
 from compressor.files.converting.batch import batched_elsewhere
 from compressor.files.converting.comparing import TOLERANCE, difference
+from compressor.files.converting.constants import with_constants
 from compressor.files.converting.inputs import MOST_SAMPLES, Sample, example_feeds, made_up
 from compressor.files.converting.layouts import free_layout, kept_layout, why_fixed
-from compressor.files.converting.operators import in_opset, without_functions
+from compressor.files.converting.operators import draws, in_opset, without_functions
 from compressor.files.converting.precision import in_single_precision, is_quantized, other_precisions
 from compressor.files.converting.streams import check_streams
 from compressor.files.declarations import check_declarations, check_outputs, dtype_of, given_inputs
-from compressor.files.graphs import OPSET, copy_of, opset_of
+from compressor.files.graphs import OPSET, opset_of
 from compressor.files.limits import MAX_BYTES, Limits, regular_size
 from compressor.sessions import Feeds, load_session, session_options
 
@@ -203,7 +204,13 @@ def _prepared(
             "the command line, model.onnx:data.npz with some"
         )
     watcher.watcher.ran()
-    model = _converted(_with_constants(original), path)
+    problem = difference(run(feeds), expected) if draws(original) else ""
+    if problem:
+        raise OnnxFileError(
+            f"{path} draws random numbers ({', '.join(draws(original))}), so that no two runs agree ({problem}); give "
+            "inputs with which they do not count, such as a noise scale of 0, or export it without them"
+        )
+    model = _converted(with_constants(original), path)
     problem = difference(_runner(model, limits, path)(feeds), expected)
     if problem:
         raise OnnxFileError(f"{path} computes something else in opset {OPSET}: {problem}; export it with that opset")
@@ -287,16 +294,6 @@ def _run_of(run: "_Run", model: onnx.ModelProto, feeds: Feeds) -> tuple[Feeds, l
         count = max(2, min(MOST_SAMPLES, int(_RUN_SECONDS / seconds)))
         feeds = {name: values[:count] for name, values in feeds.items()}
     return feeds, run(feeds)
-
-
-def _with_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the inputs that are weights: only constants are folded, fused and quantized."""
-    model, inputs = copy_of(model), given_inputs(model)
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    # Weights that are no inputs came with the fourth version of the format.
-    model.ir_version = max(model.ir_version, 4)
-    return model
 
 
 def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
@@ -391,7 +388,7 @@ def _runner(model: onnx.ModelProto, limits: Limits, path: Path) -> _Run:
 def _session(model: onnx.ModelProto) -> Any:
     options = session_options()
     options.log_severity_level = 4  # what fails here is tried in another way, or raised
-    return load_session(_with_constants(model).SerializeToString(), options)
+    return load_session(with_constants(model).SerializeToString(), options)
 
 
 def is_memory(text: str) -> bool:

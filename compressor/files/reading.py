@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from compressor.batches import Inputs
 from compressor.checks import check_one_of
@@ -49,7 +50,8 @@ def read_onnx(
     check_one_of(batch, "batch is what becomes of a batch that the file fixes", ("free", "fixed"))
     sample = None if example is None else _arrays(example)
     onnx_bytes = open_file(Path(path), sample, batch=batch, streams=streams).onnx_bytes
-    onnx_bytes = onnx_bytes if judged is None else _judging(onnx_bytes, judged, path)
+    if judged is not None:
+        onnx_bytes = _judging(onnx_bytes, judged, path)
     note_given(onnx_bytes, Path(path))
     return OnnxModule(onnx_bytes)
 
@@ -79,17 +81,25 @@ def read_onnx_alone(
     return OnnxModule(prepared.onnx_bytes), prepared.skipped
 
 
-def _judging(onnx_bytes: bytes, judged: str, path: str | Path) -> bytes:
+def judged_by(onnx_bytes: bytes, judged: str) -> bytes:
+    """The file whose output `judged`, one that it has, is the one that loss and metric read."""
     model = parse(onnx_bytes)
-    names = [value.name for value in model.graph.output]
-    if judged not in names:
-        raise OnnxFileError(f"{path} has the outputs {', '.join(names)}, and none called {judged!r}")
     note_layout_(model, noted_layout(model).judging(judged))
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _arrays(example: Inputs) -> Sample:
+def _judging(onnx_bytes: bytes, judged: str, path: str | Path) -> bytes:
+    names = [value.name for value in parse(onnx_bytes).graph.output]
+    if judged not in names:
+        raise OnnxFileError(f"{path} has the outputs {', '.join(names)}, and none called {judged!r}")
+    return judged_by(onnx_bytes, judged)
+
+
+def _arrays(example: Any) -> Sample:
     if isinstance(example, Mapping):
-        return {name: np.asarray(tensor.detach().cpu()) for name, tensor in example.items()}
-    tensors = example if isinstance(example, tuple) else (example,)
-    return [np.asarray(tensor.detach().cpu()) for tensor in tensors]
+        return {name: _array(values) for name, values in example.items()}
+    return [_array(values) for values in (example if isinstance(example, tuple) else (example,))]
+
+
+def _array(values: Any) -> NDArray[Any]:
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)

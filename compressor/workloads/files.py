@@ -13,10 +13,10 @@ from torch import Tensor
 from compressor.errors import OnnxFileError, WorkloadError
 from compressor.files.converting.inputs import made_up
 from compressor.files.preparing import Batch, Watcher
-from compressor.files.reading import read_onnx_alone, read_onnx_on
+from compressor.files.reading import judged_by, read_onnx_alone, read_onnx_on
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Numbers
-from compressor.runtime import Feeds, OnnxModule, layout_of
+from compressor.runtime import Feeds, OnnxModule, judged_output, layout_of
 from compressor.workload import Workload, resize_batch
 from compressor.workloads.arrays import read_arrays
 from compressor.workloads.unlabelled import FEWEST_SAMPLES, answers, metric_without_labels
@@ -70,7 +70,7 @@ def workload_of_files(
     if "targets" not in arrays:
         whole = size or 1
         cut = [_rows(part, slice(len(part[1]) // whole * whole)) for part in fitting.parts]
-        fitting.parts = _answered(module, (cut[0], cut[1]), batch_size=size or _BATCH)
+        module, fitting.parts = _answered(module, (cut[0], cut[1]), batch_size=size or _BATCH)
         usual = metric_without_labels(fitting.parts[0][1])
     train, test = fitting.parts
     if not size:
@@ -120,10 +120,27 @@ def _refuse_classes_as_numbers(
             )
 
 
-def _answered(module: OnnxModule, parts: tuple[Samples, Samples], *, batch_size: int) -> tuple[Samples, Samples]:
-    """The parts with the module's own judged outputs as targets."""
-    train, test = ((inputs, answers(module, inputs, count=len(rows), batch_size=batch_size)) for inputs, rows in parts)
-    return train, test
+def _answered(
+    module: OnnxModule, parts: tuple[Samples, Samples], *, batch_size: int
+) -> tuple[OnnxModule, tuple[Samples, Samples]]:
+    """(`module`, the parts with its judged outputs as targets).
+
+    An output that has no row for every sample, as boxes that are selected have none, makes room for the next one.
+    """
+    names = [value.name for value in module.session.get_outputs()]
+    judged = judged_output(module.session)
+    refused: WorkloadError | None = None
+    for name in (judged, *(each for each in names if each != judged)):
+        judging = module if name == judged else OnnxModule(judged_by(module.onnx_bytes, name))
+        try:
+            train, test = (
+                (inputs, answers(judging, inputs, count=len(rows), batch_size=batch_size)) for inputs, rows in parts
+            )
+        except WorkloadError as error:
+            refused = refused or error
+        else:
+            return judging, (train, test)
+    raise refused or WorkloadError("the file has no outputs")
 
 
 def workload_of_file(model: Path, *, batch: Batch = "free", streams: Mapping[str, str] | None = None) -> Workload:

@@ -44,12 +44,45 @@ def example_feeds(model: onnx.ModelProto, sample: Sample, streams: Mapping[str, 
     # A stream has a dimension more than its steps, and so have rows of samples of a file without a batch.
     more = [name for name in names if values[name].ndim > len(declared[name])]
     for name in more:
-        values[name] = values[name][:, 0] if streams and values[name].ndim > 1 else values[name][0]
+        values[name] = np.asarray(values[name][:, 0] if streams and values[name].ndim > 1 else values[name][0])
+    if not more:
+        values = _from_rows(declared, values)
     sizes = _sizes(declared, values)
     values |= {name: given[name] if name in given else _zeros(model, name, sizes) for name in streams.values()}
     # One sample is whole, whatever is free in it.
     whole = () if streams else more
-    return {name: values[name].copy() if name in whole else _first(values[name], declared, name) for name in declared}
+    batches = {
+        (dims[0].dim_param, len(values[name]))
+        for name, dims in declared.items()
+        if len(dims) and dims[0].dim_param and values[name].ndim
+    }
+    return {
+        name: values[name].copy() if name in whole else _first(values[name], dims, batches)
+        for name, dims in declared.items()
+    }
+
+
+def _from_rows(declared: Mapping[str, Any], values: Feeds) -> Feeds:
+    """`values` as the file has them, where they have samples in rows: nothing else fits the sizes that are declared."""
+    if len({len(array) for array in values.values() if array.ndim}) != 1:
+        return values
+    batches = {
+        dims[axis].dim_param
+        for name, array in values.items()
+        for dims in [declared[name]]
+        if array.ndim == len(dims) and not _fits(array.shape, dims)
+        for axis in range(1, array.ndim)
+        if dims[axis].dim_param and _fits(np.moveaxis(array, 0, axis).shape, dims)
+    }
+    turned = {}
+    for name, array in values.items():
+        axis = next((at for at, dim in enumerate(declared[name]) if dim.dim_param in batches), 0)
+        turned[name] = np.moveaxis(array, 0, axis) if axis < array.ndim else array
+    return turned
+
+
+def _fits(shape: Sequence[int], dims: Any) -> bool:
+    return all(not dim.dim_value or dim.dim_value == size for size, dim in zip(shape, dims, strict=True))
 
 
 def _fitting(names: Sequence[str], declared: Mapping[str, Any], sample: Sequence[Any]) -> list[str]:
@@ -79,13 +112,14 @@ def _zeros(model: onnx.ModelProto, name: str, sizes: Mapping[str, int]) -> NDArr
     return np.zeros(shape, dtype=helper.tensor_dtype_to_np_dtype(kind.elem_type))
 
 
-def _first(values: NDArray[Any], declared: Mapping[str, Any], name: str) -> NDArray[Any]:
-    dims = declared[name]
-    # What is called like a first dimension varies with it wherever it stands.
-    batches = {each[0].dim_param for each in declared.values() if each and each[0].dim_param}
+def _first(values: NDArray[Any], dims: Any, batches: set[tuple[str, int]]) -> NDArray[Any]:
+    """As many samples as are compared; `batches` are names and sizes of first dimensions, wherever they stand."""
     if len(dims) == values.ndim:
         # Of what a file fixes, it takes no more.
-        ends = [each.dim_value or (MOST_SAMPLES if each.dim_param in batches else None) for each in dims]
+        ends = [
+            each.dim_value or (MOST_SAMPLES if (each.dim_param, size) in batches else None)
+            for each, size in zip(dims, values.shape, strict=True)
+        ]
         if dims and not dims[0].HasField("dim_value"):
             ends[0] = MOST_SAMPLES
         values = values[tuple(map(slice, ends))]

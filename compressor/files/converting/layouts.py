@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from compressor.files.converting.batch import freed
 from compressor.files.declarations import given_inputs
-from compressor.outputs.layout import Layout
+from compressor.outputs.layout import Layout, judged_name
 from compressor.sessions import Feeds
 
 Array = NDArray[Any]
@@ -57,8 +57,9 @@ def free_layout(
         if isinstance(both, str):
             continue
         found = _axes_of_outputs(first, second, both, difference)
-        if found is not None:
-            names = [value.name for value in model.graph.output]
+        names = [value.name for value in model.graph.output]
+        judged = names.index(judged_name(names))
+        if found is not None and _has_rows(first[judged], found[judged], single, axes):
             given = dict(zip(names, found, strict=True))
             _declare_(free, given)
             return free, Layout(
@@ -235,6 +236,12 @@ def _axes_of_outputs(
             return None
         found.append(axis)
     return found
+
+
+def _has_rows(output: Array, axis: int | None, feeds: Feeds, axes: Axes) -> bool:
+    """Whether an output has one row for every sample of `feeds`, and not several, as steps in rows of their own are."""
+    counts = {feeds[name].shape[at] for name, at in axes.items() if at is not None}
+    return axis is None or {output.shape[axis]} == counts
 
 
 def _joint(first: Sequence[int], second: Sequence[int], both: Sequence[int]) -> int | None:

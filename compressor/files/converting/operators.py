@@ -1,13 +1,20 @@
-"""Functions of a file's own written out, and its opset made the one that is written here."""
+"""Functions of a file's own written out, its opset made the one that is written here, and what draws numbers."""
 
 import onnx
-from onnx import helper, version_converter
-from onnx.inliner import inline_local_functions
+from onnx import helper, shape_inference, version_converter
+from onnx.inliner import inline_local_functions, inline_selected_functions
 
 from compressor.files.graphs import OPSET, all_nodes, copy_of, opset_of
 
 # The last opset in which Resize and Upsample count pixels from their corners and round down, and cannot say so.
 _CORNERS = 10
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+
+
+def draws(model: onnx.ModelProto) -> list[str]:
+    """The kinds of operators in `model` that draw random numbers, sorted."""
+    nodes = [*all_nodes(model.graph), *(node for function in model.functions for node in function.node)]
+    return sorted({node.op_type for node in nodes} & _RANDOM)
 
 
 def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,12 +40,29 @@ def in_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = opset_of(model)
     if opset == OPSET:
         return model
-    converted = version_converter.convert_version(model, OPSET)
+    converted = version_converter.convert_version(_without_later(model), OPSET)
     if opset <= _CORNERS:
         for node in all_nodes(converted.graph):
             if node.op_type == "Resize":
                 _count_from_corners_(node)
     return converted
+
+
+def _without_later(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with operators that came after the opset that is written here as their own definitions have them."""
+    opset = opset_of(model)
+    named = {node.op_type for node in all_nodes(model.graph) if node.domain in {"", "ai.onnx"}}
+    later = [("", name) for name in sorted(named) if onnx.defs.has(name, opset) and not onnx.defs.has(name, OPSET)]
+    if not later:
+        return model
+    # Definitions depend on types, which the inliner takes from what is declared alone.
+    typed = shape_inference.infer_shapes(model)
+    typed.graph.value_info.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in model.graph.initializer
+    )
+    written = inline_selected_functions(typed, later, inline_schema_functions=True)
+    del written.graph.value_info[:]
+    return written
 
 
 def _count_from_corners_(node: onnx.NodeProto) -> None:
