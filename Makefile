@@ -8,7 +8,7 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-clusters test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz lock locked sbom check-dependencies check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
+.PHONY: help demo test test-slow test-browser test-clusters test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz lock locked sbom wheel check-dependencies check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
 	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-trust bench-membership bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-search bench-exclusive bench-capacity bench-evaluations bench-studio
 
 help:  ## list the targets
@@ -234,8 +234,8 @@ test-interoperability: $(VENV)/installed-dev .venv-trust  ## signatures verified
 	$(BIN)/python -m pytest -n 0 tests/trust/test_openssf.py
 
 # torch is the user's own build, as above; all else is what requirements.lock names by its hashes.
-lock: .venv-supply  ## requirements.lock anew: every package of the development environment with its hashes
-	$(BIN)/python -m workbench.supply lock --tool .venv-supply/bin/pip-compile
+lock: $(VENV)/installed-dev  ## requirements.lock anew: every package of the development environment with its hash
+	$(BIN)/python -m workbench.supply lock
 
 locked: $(BIN)/python  ## the development environment from requirements.lock alone: nothing whose hash is not in it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
@@ -245,12 +245,15 @@ locked: $(BIN)/python  ## the development environment from requirements.lock alo
 sbom: $(VENV)/installed-dev  ## build/sbom.cdx.json: what the package needs at run time, in CycloneDX, from what is installed
 	$(BIN)/python -m workbench.supply sbom --out build/sbom.cdx.json
 
+wheel: $(VENV)/installed-dev  ## build/wheel/*.whl, the same bytes from the same commit
+	$(BIN)/python -m workbench.supply wheel
+
 .venv-supply: $(BIN)/python
 	$(PYTHON) -m venv $@
-	$@/bin/python -m pip install --quiet --disable-pip-version-check pip-tools pip-audit || { rm -rf $@; exit 1; }
+	$@/bin/python -m pip install --quiet --disable-pip-version-check pip-audit || { rm -rf $@; exit 1; }
 
 check-dependencies: .venv-supply  ## known holes in what requirements.lock names (asks the advisory database, so needs a network)
-	.venv-supply/bin/pip-audit --disable-pip --no-deps --require-hashes -r requirements.lock
+	.venv-supply/bin/pip-audit --strict --disable-pip --no-deps --require-hashes -r requirements.lock
 
 # TensorFlow and onnx want different protobufs.
 .venv-tfmot:

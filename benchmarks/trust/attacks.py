@@ -1,6 +1,6 @@
 """What of a signed folder can be changed untold, what readers make of damage, what a kill loses, and what it costs.
 
-    python -m benchmarks.trust.attacks --flips 10000 --files 5000 --onnx 500 --kills 200 --megabytes 1000
+    python -m benchmarks.trust.attacks --flips 10000 --files 5900 --onnx 500 --kills 200 --megabytes 1000
 
 Flips bits at random over all files of a signed folder, one at a time; moves, swaps, removes and adds files; brings an
 older release back; kills encryption and decryption at random moments and looks for the content in what is left; feeds
@@ -220,7 +220,7 @@ def main() -> None:
         "--secrets", type=int, default=40, help="kills of encryption and decryption that are looked into"
     )
     parser.add_argument("--kills", type=int, default=200, help="of commands")
-    parser.add_argument("--files", type=int, default=5000, help="damaged ones for each reader")
+    parser.add_argument("--files", type=int, default=5900, help="damaged ones for each reader")
     parser.add_argument("--onnx", type=int, default=500, help="damaged ONNX files")
     parser.add_argument("--megabytes", type=int, default=1000)
     asked = parser.parse_args()
