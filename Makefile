@@ -9,7 +9,7 @@ OUT ?= runs/demo
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
 .PHONY: help demo test test-slow test-browser test-clusters test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz lock locked sbom wheel check-dependencies check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
-	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-trust bench-membership bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-search bench-exclusive bench-capacity bench-evaluations bench-studio
+	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-trust bench-membership bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-search bench-exclusive bench-capacity bench-evaluations bench-studio bench-studio-load docs-studio
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -90,7 +90,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-demo bench-compare bench-compare-itself bench-overhead bench-search bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-studio bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
+bench: bench-demo bench-compare bench-compare-itself bench-overhead bench-search bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-studio bench-studio-load bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -204,6 +204,12 @@ STUDIO_PLANS ?= 100
 bench-studio: $(VENV)/installed-dev  ## what the studio's sliders foretell beside what comes of it, and how promptly they answer (an hour; resumes; wants a quiet machine)
 	$(BIN)/python -m benchmarks.studio.foresight --plans $(STUDIO_PLANS)
 	$(BIN)/python -m benchmarks.documents
+
+bench-studio-load: $(VENV)/installed-dev  ## twenty people at one studio, ten requests a second each: what is lost, and how long they wait (two minutes; wants a quiet machine)
+	$(BIN)/python -m benchmarks.studio.load
+
+docs-studio: $(VENV)/installed-dev  ## the pictures of docs/studio.md, from a studio of the digits in headless Chromium (minutes)
+	$(BIN)/python -m benchmarks.studio.pictures
 
 bench-classic: $(VENV)/installed-dev .venv-tfmot  ## MNIST pruned to 90 % beside tensorflow_model_optimization (half an hour; resumes)
 	$(BIN)/python -m benchmarks.classic

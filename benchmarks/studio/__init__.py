@@ -1,1 +1,1 @@
-"""What the studio foretells, held against what comes of it."""
+"""The studio: what it foretells against what comes of it, how fast it answers many, and its pictures for the docs."""

@@ -23,7 +23,10 @@ def logged(out: Path, session: "Session", what: str) -> None:
 
     log = log_above(out)
     if log is not None:
-        log.append(f"studio {what}", what=out, by={"role": session.role.value, "session": session.name})
+        by = {"role": session.role.value, "session": session.name}
+        if session.person:
+            by["person"] = session.person
+        log.append(f"studio {what}", what=out, by=by)
 
 
 def studio(
@@ -38,6 +41,21 @@ def studio(
         list[str] | None,
         typer.Option(
             metavar="NAME[:PORT]", help="A further name that browsers may use: that of a proxy in front. Repeatable."
+        ),
+    ] = None,
+    public_origin: Annotated[
+        str,
+        typer.Option(
+            metavar="ORIGIN", help="What browsers call a proxy in front: `https://lab.example.org`, without a path."
+        ),
+    ] = "",
+    prefix: Annotated[
+        str, typer.Option(metavar="PATH", help="The path at which a proxy in front has the studio: `/studio`.")
+    ] = "",
+    person: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Somebody with a link and drafts of their own: letters, digits, - and _. Repeatable."
         ),
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="A certificate (PEM), with which the page is https.")] = None,
@@ -62,6 +80,7 @@ def studio(
     links that are printed lets one browser in, and another one takes its place then. Ctrl-C ends it.
     """
     with reported(verbose=verbose, changes=out):
+        from compressor.studio.drafting.shelf import distinct_people
         from compressor.studio.serving import Address, listening_socket, serve, server_module, tell_links
 
         server_module()
@@ -72,7 +91,10 @@ def studio(
             tls_cert=tls_cert,
             tls_key=tls_key,
             plain_http=plain_http,
+            origin=public_origin,
+            prefix=prefix,
         )
+        people = distinct_people(person or ())
         opened = listening_socket(address)
         with opened:
             from compressor.studio.access import Access
@@ -80,8 +102,9 @@ def studio(
             from compressor.studio.desk import Desk
             from compressor.target import Target
 
-            desk = Desk(workload_of(workload), workload, Target(batch_size=batch_size or 1, threads=threads or 1), out)
-            access, got = Access(), opened.getsockname()[1]
+            target = Target(batch_size=batch_size or 1, threads=threads or 1)
+            desk = Desk(workload_of(workload), workload, target, out, people=people)
+            access, got = Access(people), opened.getsockname()[1]
 
             # Exporting a model hushes stderr for a while: the links go where it was before.
             terminal = sys.stderr
@@ -98,6 +121,9 @@ def studio(
                 access,
                 hosts=address.hosts(got),
                 scheme=address.scheme,
+                origin=address.origin,
+                prefix=address.prefix,
+                cookie=address.cookie(got),
                 entered=entered,
                 changed=partial(logged, out),
             )

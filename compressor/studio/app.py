@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,18 +21,21 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from compressor.errors import BudgetError, StorageError
-from compressor.studio.access import SESSION_SECONDS, Access, Role, Session, TooManyTriesError
-from compressor.studio.desk import Desk
+from compressor.report.numbers import printable
+from compressor.studio.access import SESSION_SECONDS, Access, Role, Session, TooManyTriesError, TooOftenError
+from compressor.studio.desk import Desk, Visitor
 from compressor.studio.doing import Doing, done
-from compressor.studio.drafts import ConflictError
-from compressor.studio.guard import App, Guard, RefusedError
+from compressor.studio.drafting.draft import ConflictError
+from compressor.studio.drafting.shelf import ForeignDraftError, NoDraftError
+from compressor.studio.guard import OWN, App, Guard, RefusedError
 from compressor.studio.pages import render, static
 from compressor.studio.planning import NotReadyError
 from compressor.studio.runs import RunRefusedError
 
 _Result = TypeVar("_Result")
 
-_COOKIE = "compressor_studio"
+# As `secrets.token_urlsafe` writes them: nothing else is put into a page again.
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{20,100}")
 
 
 def studio_app(
@@ -40,21 +44,28 @@ def studio_app(
     *,
     hosts: frozenset[str],
     scheme: str = "http",
+    origin: str = "",
+    prefix: str = "",
+    cookie: str = "compressor_studio",
     entered: Callable[[Role], object] = lambda role: role,
     changed: Callable[[Session, str], object] = lambda session, _: session,
 ) -> App:
     """The studio of `desk` as an ASGI application, for those whom `access` lets in.
 
-    `hosts` and `scheme` as in `Guard`; `entered` is called when a link was used, for its token is spent, and
-    `changed` before something is changed, or refused to a viewer, with whose session and what; it raises StorageError
-    to keep it from being done.
+    `hosts`, `scheme`, `origin` and `prefix` as in `Guard`; `cookie` is the session's name in a browser, which tells the
+    studios of one machine apart; `entered` is called when a link was used, for its token is spent, and `changed` before
+    something is changed, or refused to a viewer, with whose session and what; it raises StorageError to keep it from
+    being done.
     """
-    doors = _Doors(desk, access, secure=scheme == "https", entered=entered, changed=changed)
+    secure = scheme == "https" or origin.startswith("https:")
+    jar = {"key": cookie, "path": f"{prefix}/", "httponly": True, "samesite": "strict", "secure": secure}
+    doors = _Doors(desk, access, jar=jar, entered=entered, changed=changed)
     routes = [
         Route("/", doors.page),
         Route("/enter", doors.enter),
         Route("/leave", doors.leave, methods=["POST"]),
         Route("/events", doors.events),
+        Route("/latest", doors.latest),
         Route("/static/{name}", doors.static),
         Route("/part/{name}", doors.part),
         Route("/draft", doors.draft),
@@ -67,7 +78,9 @@ def studio_app(
         routes=routes,
         exception_handlers={404: _not_found, 405: _not_found, RefusedError: _refused, StorageError: _not_kept},
     )
-    return Guard(app, hosts=hosts, scheme=scheme)
+    # A redirect would name this server as it is called here, behind whatever proxy.
+    app.router.redirect_slashes = False
+    return Guard(app, hosts=hosts, scheme=scheme, origin=origin, prefix=prefix)
 
 
 class _Doors:
@@ -76,71 +89,89 @@ class _Doors:
         desk: Desk,
         access: Access,
         *,
-        secure: bool,
+        jar: dict[str, Any],
         entered: Callable[[Role], object],
         changed: Callable[[Session, str], object],
     ) -> None:
-        self._desk, self._access, self._secure, self._entered = desk, access, secure, entered
+        self._desk, self._access, self._jar, self._entered = desk, access, jar, entered
         self._changed = changed
 
     def _session(self, request: Request, *, changes: bool = False, edits: bool = False) -> Session:
         """The session of `request`; what changes something brings the session's word, and an editor alone edits."""
-        session = self._access.session(request.cookies.get(_COOKIE))
+        session = self._known(request)
         if session is None:
             raise RefusedError(401, "this page is for those who have its link; it stands in the terminal")
         if changes and not session.brings(request.headers.get("x-csrf-token")):
             raise RefusedError(403, "the page is older than your session; load it again")
         refused = edits and session.role is not Role.EDITOR
-        what = request.url.path.strip("/")
+        what = printable(request.scope["path"].strip("/"))
         if changes and what != Doing.TRY:
             self._changed(session, f"refused: {what}" if refused else what)
         if refused:
             raise RefusedError(403, "you came in to watch; the link to edit stands in the terminal")
         return session
 
+    def _known(self, request: Request) -> Session | None:
+        try:
+            return self._access.session(request.cookies.get(self._jar["key"]))
+        except TooOftenError as error:
+            raise RefusedError(429, "that is more than a page asks for; wait a moment") from error
+
     async def page(self, request: Request) -> Response:
-        session = self._access.session(request.cookies.get(_COOKIE))
+        session = self._known(request)
         if session is None:
-            return HTMLResponse(render("door", sentence="Open the link that stands in the terminal."), 401)
-        return HTMLResponse(render("page", session=session, **self._desk.page()))
+            return HTMLResponse(render("door", sentence="Open the link that stands in the terminal.", link=""), 401)
+        draft = request.query_params.get("draft", "")
+        return HTMLResponse(render("page", session=session, draft=draft, **self._desk.page()))
 
     async def enter(self, request: Request) -> Response:
+        token = request.query_params.get("token")
+        if "prefetch" in request.headers.get("sec-purpose", ""):
+            raise RefusedError(503, "a link is spent when somebody opens it, and not before")
+        if request.headers.get("sec-fetch-site", "none") not in OWN:
+            # Another site's page, which neither spends a link nor makes everybody wait by wrong ones: one more click,
+            # which that page cannot do, and without which the browser would keep the cookie to itself.
+            link = f"enter?token={token}" if token is not None and _TOKEN.fullmatch(token) else ""
+            return HTMLResponse(render("door", sentence="You come from another page.", link=link))
         try:
-            session = self._access.enter(request.query_params.get("token"))
+            session = self._access.enter(token)
         except TooManyTriesError as error:
             sentence = f"Too many wrong links. Wait {error.seconds:.0f} seconds."
             after = {"retry-after": f"{error.seconds:.0f}"}
-            return HTMLResponse(render("door", sentence=sentence), 429, headers=after)
+            return HTMLResponse(render("door", sentence=sentence, link=""), 429, headers=after)
         if session is None:
             sentence = "This link was used or is an old one. The terminal shows the next one."
-            return HTMLResponse(render("door", sentence=sentence), 401)
+            return HTMLResponse(render("door", sentence=sentence, link=""), 401)
         self._changed(session, "enter")
         self._entered(session.role)
         # Relative, so that it holds behind a proxy's prefix; the address without the token takes its place.
         response = RedirectResponse("./", 303)
-        response.set_cookie(
-            _COOKIE,
-            session.cookie,
-            max_age=int(SESSION_SECONDS),
-            httponly=True,
-            samesite="strict",
-            secure=self._secure,
-        )
+        response.set_cookie(value=session.cookie, max_age=int(SESSION_SECONDS), **self._jar)
         return response
 
     async def leave(self, request: Request) -> Response:
         self._access.leave(self._session(request, changes=True))
         response = Response(status_code=204)
-        response.delete_cookie(_COOKIE)
+        response.delete_cookie(**self._jar)
         return response
 
     async def events(self, request: Request) -> Response:
         session = self._session(request)
 
-        def allowed() -> bool:
-            return self._access.session(session.cookie) is not None
+        if not self._access.may_stream(session):
+            raise RefusedError(429, "more pages listen than one browser shows; close some")
 
-        return StreamingResponse(self._desk.events.stream(allowed), media_type="text/event-stream")
+        async def told() -> AsyncIterator[bytes]:
+            with self._access.streaming(session):
+                async for event in self._desk.events.stream(partial(self._access.lives, session)):
+                    yield event
+
+        # The header tells nginx to hand on what comes as it comes.
+        return StreamingResponse(told(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+    async def latest(self, request: Request) -> Response:
+        self._session(request)
+        return JSONResponse(self._desk.events.latest())
 
     async def static(self, request: Request) -> Response:
         found = static(request.path_params["name"])
@@ -150,25 +181,30 @@ class _Doors:
         return Response(content, media_type=media)
 
     async def draft(self, request: Request) -> Response:
-        self._session(request)
-        return JSONResponse(await _worked(self._desk.planning.edited))
+        visitor, query = _visitor(self._session(request)), dict(request.query_params)
+
+        def edited() -> dict[str, Any]:
+            return self._desk.planning.edited(self._desk.draft(query, visitor))
+
+        return JSONResponse(await _worked(edited))
 
     def doing(self, what: str) -> Callable[[Request], Awaitable[Response]]:
         """What answers a request to do something with the draft."""
 
         async def answer(request: Request) -> Response:
-            self._session(request, changes=True, edits=True)
+            session = self._session(request, changes=True, edits=True)
             given = await _given(request)
-            return JSONResponse(await _worked(partial(done, self._desk.planning, Doing(what), given)))
+            return JSONResponse(await _worked(partial(done, self._desk.planning, Doing(what), given, session.person)))
 
         return answer
 
     async def run(self, request: Request) -> Response:
         self._session(request, changes=True, edits=True)
-        version = (await _given(request)).get("version")
-        if type(version) is not int:
-            raise RefusedError(400, "a run says which version of the draft it is of")
-        return JSONResponse({"run": await _worked(partial(self._desk.run, version))})
+        given = await _given(request)
+        draft, version = given.get("draft"), given.get("version")
+        if type(version) is not int or not isinstance(draft, str):
+            raise RefusedError(400, "a run says which draft it is of, and which version")
+        return JSONResponse({"run": await _worked(partial(self._desk.run, draft, version))})
 
     async def runs(self, request: Request) -> Response:
         self._session(request, changes=True, edits=True)
@@ -192,10 +228,14 @@ class _Doors:
     async def part(self, request: Request) -> Response:
         session = self._session(request)
         name, query = request.path_params["name"], dict(request.query_params)
-        html = await _worked(partial(self._desk.part, name, query, may_edit=session.role is Role.EDITOR))
+        html = await _worked(partial(self._desk.part, name, query, _visitor(session)))
         if html is None:
             raise RefusedError(404, "there is no such part of the page")
         return HTMLResponse(html)
+
+
+def _visitor(session: Session) -> Visitor:
+    return Visitor(person=session.person, may_edit=session.role is Role.EDITOR)
 
 
 async def _not_found(_: Request, __: Exception) -> Response:
@@ -230,6 +270,10 @@ async def _worked(work: Callable[[], _Result]) -> _Result:
         raise RefusedError(409, "somebody else has edited this draft since; the page shows it as it is now") from error
     except RunRefusedError as error:
         raise RefusedError(409, str(error)) from error
+    except NoDraftError as error:
+        raise RefusedError(404, str(error)) from error
+    except ForeignDraftError as error:
+        raise RefusedError(403, str(error)) from error
     except NotReadyError as error:
         raise RefusedError(503, str(error)) from error
     except BudgetError as error:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from compressor.inspection.recommendation import recommend
 from compressor.measuring.node_times import NodeTime, node_times
 from compressor.report.numbers import printable
 from compressor.runtime import OnnxModule
+from compressor.studio.draft_table import draft_table
+from compressor.studio.drafting.draft import Draft
 from compressor.studio.drawing import drawn, told
 from compressor.studio.events import Broadcast
 from compressor.studio.overview import findings, overview
 from compressor.studio.pages import render
 from compressor.studio.picture import Detail, Picture
-from compressor.studio.planning import NotReadyError, Planning
+from compressor.studio.planning import Planning
 from compressor.studio.runs import Runs
 from compressor.target import Target
 from compressor.workload import Workload
@@ -26,29 +29,41 @@ from compressor.workload import Workload
 Query = Mapping[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Visitor:
+    """Who asks: an editor, by the name of whom drafts are, or somebody who watches."""
+
+    person: str = ""
+    may_edit: bool = False
+
+
 class Desk:
     """`workload`, which the command line calls `name`, on `target`; `look` finds out about it beside the server.
 
-    What is done on the page is kept in the folder `out`.
+    What is done on the page is kept in the folder `out`; `people` are those who have drafts of their own.
     """
 
-    def __init__(self, workload: Workload, name: str, target: Target, out: Path) -> None:
+    def __init__(
+        self, workload: Workload, name: str, target: Target, out: Path, *, people: Sequence[str] = ("",)
+    ) -> None:
         self.workload, self.name, self.target = workload, name, target
         self.events = Broadcast()
         self.runs = Runs(name, out, self.events, up=workload.metric.higher_is_better)
-        self.planning = Planning(workload, name, target, out, self.events, finished=self.runs.finished)
+        finished = self.runs.finished
+        self.planning = Planning(workload, name, target, out, self.events, people=people, finished=finished)
         self.runs.when_done = self.planning.wake
         self.inspection: Inspection | None = None
         self.picture: Picture | None = None
         self.failed: str | None = None
         self.unplanned = ""
         self._parameters = 0
-        self._parts: dict[str, Callable[[Query, bool], str | None]] = {
+        self._parts: dict[str, Callable[[Query, Visitor], str | None]] = {
             "overview": self._overview,
             "findings": self._findings,
             "picture": self._picture,
             "box": self._box,
             "plan": self._plan,
+            "drafts": self._drafts,
             "runs": self._runs,
             "stages": self._stages,
             "beside": self._beside,
@@ -95,7 +110,7 @@ class Desk:
 
     def _show(self, picture: Picture) -> None:
         self.picture = picture
-        self.events.publish("pictured", {})
+        self.events.publish("pictured", {"timed": picture.ms is not None})
 
     def _times(self, file: bytes, names: Sequence[str]) -> tuple[NodeTime, ...]:
         """The times of the file's operators; none where it cannot be timed, which the picture shows."""
@@ -114,64 +129,74 @@ class Desk:
             "failed": self.failed,
         }
 
-    def part(self, name: str, query: Query, *, may_edit: bool) -> str | None:
-        """A part of the page as HTML, None where there is none of that name."""
-        return self._parts[name](query, may_edit) if name in self._parts else None
+    def part(self, name: str, query: Query, visitor: Visitor) -> str | None:
+        """A part of the page as HTML, None where there is none of that name. Raises NoDraftError."""
+        return self._parts[name](query, visitor) if name in self._parts else None
 
-    def _overview(self, query: Query, may_edit: bool) -> str:  # noqa: FBT001 - every part takes it
-        del query, may_edit
+    def draft(self, query: Query, visitor: Visitor) -> Draft:
+        """The draft that is asked for; the visitor's first where none is. Raises NoDraftError and NotReadyError."""
+        shelf, key = self.planning.shelf, query.get("draft", "")
+        return shelf.get(key) if key else shelf.first(visitor.person)
+
+    def _overview(self, query: Query, visitor: Visitor) -> str:
+        del query, visitor
         if self.picture is None:
             return render("waiting", failed=self.failed)
         return render("overview", **overview(self.picture, self._parameters))
 
-    def _findings(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
-        del query, may_edit
+    def _findings(self, query: Query, visitor: Visitor) -> str | None:
+        del query, visitor
         if self.inspection is None:
             return render("waiting", failed=self.failed)
         return render("findings", **findings(self.inspection, recommend(self.inspection, self.target)))
 
-    def _picture(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
-        del may_edit
+    def _picture(self, query: Query, visitor: Visitor) -> str | None:
+        del visitor
         detail = _detail(query)
         if self.picture is None or detail is None:
             return None
         return render("picture", **drawn(self.picture, self.inspection, detail))
 
-    def _plan(self, query: Query, may_edit: bool) -> str:  # noqa: FBT001
-        del query
-        try:
-            return self.planning.page(may_edit=may_edit)
-        except NotReadyError:
+    def _plan(self, query: Query, visitor: Visitor) -> str:
+        if not self.planning.is_ready:
             return render("unplanned", reason=self.unplanned, failed=self.failed)
+        draft = self.draft(query, visitor)
+        return self.planning.page(draft, may_edit=visitor.may_edit and draft.person == visitor.person)
 
-    def _runs(self, query: Query, may_edit: bool) -> str:  # noqa: FBT001
+    def _drafts(self, query: Query, visitor: Visitor) -> str | None:
+        if not self.planning.is_ready:
+            return None
+        draft = self.draft(query, visitor)
+        return render("drafts", **draft_table(self.planning, draft, visitor.person, may_edit=visitor.may_edit))
+
+    def _runs(self, query: Query, visitor: Visitor) -> str:
         del query
         shown = self.runs.page()
         busy = any(run["state"] in {"going on", "pausing"} for run in shown["runs"])
-        return render("runs", may_edit=may_edit, busy=busy, ready=self.planning.is_ready, **shown)
+        return render("runs", may_edit=visitor.may_edit, busy=busy, ready=self.planning.is_ready, **shown)
 
-    def _stages(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
-        del may_edit
+    def _stages(self, query: Query, visitor: Visitor) -> str | None:
+        del visitor
         found = self.runs.stages(query.get("run", ""))
         return None if found is None else render("stages", **found)
 
-    def _beside(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
-        del may_edit
+    def _beside(self, query: Query, visitor: Visitor) -> str | None:
+        del visitor
         found = self.runs.beside(query.get("one", ""), query.get("other", ""))
         return None if found is None else render("beside", **found)
 
-    def run(self, version: int) -> str:
-        """Begins a run of the draft, which is of this version, and gives its name.
+    def run(self, key: str, version: int) -> str:
+        """Begins a run of the draft of that key, which is of this version, and gives its name.
 
-        Raises ValueError where nothing is chosen, ConflictError, and RunRefusedError.
+        Raises ValueError where nothing is chosen, NoDraftError, ConflictError, and RunRefusedError.
         """
-        recipe = self.planning.recipe(version)
+        recipe = self.planning.recipe(self.planning.shelf.get(key), version)
         if recipe is None:
             raise ValueError("nothing is chosen yet; narrow a layer, drop a block, or take 8 bits")
         return self.runs.begin(recipe)
 
-    def _box(self, query: Query, may_edit: bool) -> str | None:  # noqa: FBT001
-        del may_edit
+    def _box(self, query: Query, visitor: Visitor) -> str | None:
+        del visitor
         detail, number = _detail(query), query.get("number", "")
         if self.picture is None or detail is None:
             return None

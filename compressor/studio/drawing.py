@@ -1,5 +1,6 @@
 """A drawing of a graph in pixels and words, for the template that makes it SVG."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from compressor.inspection.inspection import Inspection
 from compressor.report.numbers import printable, shorten, si, size
 from compressor.studio.picture import Box, Detail, Picture, couplings
 
-_WIDTH, _HEIGHT, _ACROSS, _DOWN, _EDGE = 132, 44, 164, 62, 10
+_WIDTH, _HEIGHT, _ACROSS, _DOWN, _EDGE = 132, 44, 156, 62, 10
 _NAME_LETTERS = 18
 # Shares of the time from which a box is drawn warmer.
 _HEAT = (0.002, 0.01, 0.03, 0.08, 0.2)
@@ -17,6 +18,9 @@ def drawn(picture: Picture, inspection: Inspection | None, detail: Detail) -> di
     """What the template of the picture takes."""
     drawing = picture.drawing(detail)
     coupled = couplings(inspection)
+    groups = inspection.found.groups if inspection is not None else ()
+    widths = {number: group.name for number, group in enumerate(groups) if group.locked is None}
+    blocks = [block.name for block in inspection.free_blocks] if inspection is not None else []
     return {
         "detail": str(detail),
         "details": [(str(each), f"{len(picture.drawing(each).boxes):,}") for each in Detail],
@@ -24,7 +28,14 @@ def drawn(picture: Picture, inspection: Inspection | None, detail: Detail) -> di
         "height": _EDGE * 2 + max(1, drawing.layout.lanes) * _DOWN - (_DOWN - _HEIGHT),
         "box_width": _WIDTH,
         "box_height": _HEIGHT,
-        "boxes": [_box(number, box, drawing.layout.nodes[number], coupled) for number, box in enumerate(drawing.boxes)],
+        "boxes": [
+            {
+                **_box(number, box, drawing.layout.nodes[number], coupled),
+                "widths": json.dumps([widths[each] for each in _groups(box, coupled) if each in widths]),
+                "blocks": json.dumps([name for name in blocks if _within(box, name)]),
+            }
+            for number, box in enumerate(drawing.boxes)
+        ],
         "ways": [_way(way) for way in drawing.layout.ways],
         "timed": any(box.ms is not None for box in drawing.boxes),
     }
@@ -39,13 +50,23 @@ def _box(number: int, box: Box, place: tuple[int, int], coupled: Mapping[str, tu
         "y": _EDGE + place[1] * _DOWN,
         "name": box.name or box.kinds[0],
         "short": shorten(box.name or box.kinds[0], _NAME_LETTERS),
-        "says": shorten(kinds, 15) + ("" if not share else f" {percent(share)}"),
+        "says": shorten(kinds, 15) + ("" if not share else f" · {percent(share)}"),
         "spoken": f"{box.name or 'without a module'}: {', '.join(box.kinds[:3])}"
         + ("" if share is None else f", {percent(share)} of the time"),
         "heat": 0 if share is None else sum(share >= step for step in _HEAT),
         "bar": 0 if share is None else round(min(1.0, share) * _WIDTH, 1),
-        "groups": " ".join(map(str, sorted({each for layer in box.layers for each in coupled.get(layer, ())}))),
+        "groups": " ".join(map(str, _groups(box, coupled))),
     }
+
+
+def _groups(box: Box, coupled: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """The numbers of the groups that the box's layers belong to."""
+    return sorted({each for layer in box.layers for each in coupled.get(layer, ())})
+
+
+def _within(box: Box, block: str) -> bool:
+    """Whether all of the box's layers are the block's: it goes with it."""
+    return bool(box.layers) and all(layer == block or layer.startswith(f"{block}.") for layer in box.layers)
 
 
 def _way(points: tuple[tuple[int, int], ...]) -> str:
@@ -72,8 +93,7 @@ def told(picture: Picture, inspection: Inspection | None, detail: Detail, number
         return None
     box = boxes[number]
     coupled = couplings(inspection)
-    numbers = sorted({each for layer in box.layers for each in coupled.get(layer, ())})
-    groups = [] if inspection is None else [inspection.found.groups[each] for each in numbers]
+    groups = [] if inspection is None else [inspection.found.groups[each] for each in _groups(box, coupled)]
     blocks = [
         block
         for block in (inspection.found.blocks if inspection is not None else ())
@@ -90,6 +110,7 @@ def told(picture: Picture, inspection: Inspection | None, detail: Detail, number
         "groups": [
             {
                 "width": group.width,
+                "key": group.name,
                 "kind": printable(group.kind),
                 "name": printable(group.name),
                 "others": [printable(layer) for layer in group.coupled if layer not in {*box.layers, group.name}],
@@ -101,6 +122,7 @@ def told(picture: Picture, inspection: Inspection | None, detail: Detail, number
         "blocks": [
             {
                 "name": printable(block.name),
+                "key": block.name,
                 "locked": printable(block.locked or ""),
                 "line": printable(block.line or ""),
             }

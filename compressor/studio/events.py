@@ -19,6 +19,7 @@ class Broadcast:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._latest: dict[str, bytes] = {}
+        self._counted: dict[str, tuple[int, Any]] = {}
         self._queues: set[asyncio.Queue[bytes | None]] = set()
 
     @property
@@ -28,11 +29,17 @@ class Broadcast:
 
     def publish(self, kind: str, data: Any) -> None:
         """Tells every page, and those that come later until another event of this kind takes its place."""
-        event = f"event: {kind}\ndata: {json.dumps(json_safe(data))}\n\n".encode()
+        told = json_safe(data)
+        event = f"event: {kind}\ndata: {json.dumps(told)}\n\n".encode()
         self._latest[kind] = event
+        self._counted[kind] = self._counted.get(kind, (0, None))[0] + 1, told
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._deliver, event)
+
+    def latest(self) -> dict[str, tuple[int, Any]]:
+        """How many events of each kind there were, and the last one: for pages that no stream reaches."""
+        return dict(self._counted)
 
     def _deliver(self, event: bytes) -> None:
         for queue in [*self._queues]:
@@ -51,6 +58,8 @@ class Broadcast:
             queue.put_nowait(event)
         self._queues.add(queue)
         try:
+            # At once, so that a page knows whether anything comes: some proxies hold a stream back until it ends.
+            yield b"event: here\ndata: {}\n\n"
             while True:
                 told: bytes | None = b": here\n\n"
                 with suppress(TimeoutError):

@@ -17,10 +17,14 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Everything that the page sends is a few names and numbers.
 MOST_BYTES = 256 * 1024
 BODY_SECONDS = 10.0
-READING = frozenset({"GET", "HEAD"})
+_MOST_DIGITS = 20
+# Cookies of other servers on this machine come along; more than these is no browser's.
+MOST_HEADER_BYTES = 32 * 1024
+# HEAD is not known: it would spend a link and open streams of events, for nothing.
+READING = frozenset({"GET"})
 _KNOWN = READING | {"POST"}
 # Of a browser: asked for by a page of ours, or by the person.
-_OWN = frozenset({"same-origin", "none"})
+OWN = frozenset({"same-origin", "none"})
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'; object-src 'none'",
@@ -46,12 +50,12 @@ class Guard:
     """`app` behind the checks that need no session.
 
     `hosts` are the values of the header Host that are served, ports and all, in lower case; an Origin has to be one of
-    them behind `scheme`.
+    them behind `scheme`, or `origin`, by which browsers know a proxy in front. A proxy may leave its `prefix` in paths.
     """
 
-    def __init__(self, app: App, *, hosts: frozenset[str], scheme: str) -> None:
-        self._app, self._hosts = app, hosts
-        self._origins = frozenset(f"{scheme}://{host}" for host in hosts)
+    def __init__(self, app: App, *, hosts: frozenset[str], scheme: str, origin: str = "", prefix: str = "") -> None:
+        self._app, self._hosts, self._prefix = app, hosts, prefix
+        self._origins = frozenset({f"{scheme}://{host}" for host in hosts} | ({origin} if origin else set()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves what is allowed, and answers the rest with a status and a sentence."""
@@ -75,16 +79,26 @@ class Guard:
         try:
             self._check(scope)
             body = await _whole(receive) if scope["method"] not in READING else None
-            await self._app(scope, _replayed(body, receive) if body is not None else receive, answer)
+            await self._app(self._bare(scope), _replayed(body, receive) if body is not None else receive, answer)
         except RefusedError as refused:
             if begun:
                 raise
             await plain(answer, refused.status, refused.sentence)
 
+    def _bare(self, scope: Scope) -> Scope:
+        """The request without the proxy's prefix, and without Range: what is taken away is taken whole."""
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
+        path = scope["path"]
+        if self._prefix and path.startswith(f"{self._prefix}/"):
+            path = path.removeprefix(self._prefix)
+        return {**scope, "headers": headers, "path": path}
+
     def _check(self, scope: Scope) -> None:
         found: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
+            raise RefusedError(431, f"headers may have {MOST_HEADER_BYTES} bytes; delete this site's cookies")
         if any(len(found.get(name, ())) > 1 for name in ("host", "origin", "content-length", "sec-fetch-site")):
             raise RefusedError(400, "a header is given twice")
         (host,) = found.get("host", [""])
@@ -97,12 +111,14 @@ class Guard:
         if origin and origin.lower() not in self._origins:
             raise RefusedError(403, "another site sent this request")
         navigates = found.get("sec-fetch-mode") == ["navigate"] and scope["method"] in READING
-        if site and site not in _OWN and not navigates:
+        if site and site not in OWN and not navigates:
             raise RefusedError(403, "another site sent this request")
         if scope["method"] not in READING and not origin:
             raise RefusedError(403, "a request that changes something has to say its Origin")
         (length,) = found.get("content-length", ["0"])
-        if not length.isdecimal() or int(length) > MOST_BYTES:
+        if scope["method"] in READING and (length != "0" or "transfer-encoding" in found):
+            raise RefusedError(400, "a request that reads brings nothing with it")
+        if not (length.isascii() and length.isdecimal() and len(length) < _MOST_DIGITS) or int(length) > MOST_BYTES:
             raise RefusedError(413, f"a request may have {MOST_BYTES} bytes")
 
 

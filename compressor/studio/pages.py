@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 _STATIC = {
+    "idiomorph.js": ("compressor.studio", "static/idiomorph.js", "text/javascript; charset=utf-8"),
     "studio.js": ("compressor.studio", "static/studio.js", "text/javascript; charset=utf-8"),
     "studio.css": ("compressor.studio", "static/studio.css", "text/css; charset=utf-8"),
     # The report's own colours and letters: one look for both.

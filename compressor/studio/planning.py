@@ -12,7 +12,8 @@ from compressor.recipe.recipe import Recipe
 from compressor.report.numbers import printable, shorten, si, size
 from compressor.storage import sha256
 from compressor.studio.choice import BITS, CRITERIA, FLOAT_BITS, USUAL_BITS, Choice, choice_of
-from compressor.studio.drafts import ConflictError, Draft
+from compressor.studio.drafting.draft import ConflictError, Draft
+from compressor.studio.drafting.shelf import Shelf
 from compressor.studio.drawing import percent
 from compressor.studio.events import Broadcast
 from compressor.studio.foresight.background import Background
@@ -29,9 +30,10 @@ _TOLD_EVERY = 4
 
 
 class Planning:
-    """The draft of what `workload`, called `name`, is to become, kept in `out`; pages are told by `events`.
+    """The drafts of what `workload`, called `name`, is to become, kept in `out`; pages are told by `events`.
 
-    `finished` gives the runs that are done, by which it is told what training wins back.
+    `people` are those who have drafts of their own: one without a name, where nobody was named. `finished` gives the
+    runs that are done, by which it is told what training wins back.
     """
 
     def __init__(
@@ -42,14 +44,17 @@ class Planning:
         out: Path,
         events: Broadcast,
         *,
+        people: Sequence[str] = ("",),
         finished: Callable[[], Sequence[Finished]] = tuple,
     ) -> None:
         self._workload, self._target, self._events = workload, target, events
-        self._out, self._named = out, sha256(name.encode())[:12]
+        self._out, self._name, self._people = out, name, tuple(people)
         self._finished = finished
         self._shares: dict[str, float | None] = {}
-        self._judged: tuple[int, Judged | None] | None = None
-        self._ready: tuple[WhatIf, Draft] | None = None
+        # By the draft's key: its version, and what it loses.
+        self._judged: dict[str, tuple[int, Judged | None]] = {}
+        self._latest = ""
+        self._ready: tuple[WhatIf, Shelf] | None = None
         self._background: Background | None = None
         self._trained: dict[str, Trained | None] = {}
         self._asked_ahead = self._formed = False
@@ -66,8 +71,8 @@ class Planning:
         return self._both()[0]
 
     @property
-    def draft(self) -> Draft:
-        """The draft. Raises NotReadyError until it is known what is free."""
+    def shelf(self) -> Shelf:
+        """The drafts. Raises NotReadyError until it is known what is free."""
         return self._both()[1]
 
     def begin(self, looked: Looked, file: bytes) -> None:
@@ -75,12 +80,13 @@ class Planning:
 
         Takes about a second.
         """
-        whatif = WhatIf(self._workload, self._target, looked, file, out=self._out, kept=f"losses-{self._named}")
+        kept = f"losses-{sha256(self._name.encode())[:12]}"
+        whatif = WhatIf(self._workload, self._target, looked, file, out=self._out, kept=kept)
         self._shares = {group.name: group.time_fraction for group in looked.inspection.free_groups}
         self._shares |= {block.name: block.time_fraction for block in looked.inspection.free_blocks}
-        draft = Draft(self._out / f"draft-{self._named}.jsonl", lambda data: Choice.from_json(data, whatif.free))
-        self._ready = whatif, draft
-        self._events.publish("planned", {"version": draft.version})
+        shelf = Shelf(self._out, self._name, self._people, lambda data: Choice.from_json(data, whatif.free))
+        self._ready = whatif, shelf
+        self._events.publish("planned", {"forms": len(whatif.free.forms)})
         jobs = (self._judge, self._time, self._form, self._measure, self._ahead, self._look_back, whatif.pack)
         self._background = Background(jobs, self._failed)
         self._background.start()
@@ -102,52 +108,64 @@ class Planning:
         """What `choice` would cost, for a page that has not decided: the tiles."""
         return {"tiles": render("tiles", **self._tiles(choice, None))}
 
-    def edited(self) -> dict[str, Any]:
+    def edited(self, draft: Draft) -> dict[str, Any]:
         """The draft for a page, after whatever was done to it."""
-        draft = self.draft
         choice = draft.choice
         recipe = choice.recipe(self.whatif.free, self._target)
         return {
+            "draft": draft.key,
+            "name": draft.name,
             "version": draft.version,
             "choice": choice.to_json(),
             "undo": draft.can_undo,
             "redo": draft.can_redo,
-            "tiles": render("tiles", **self._tiles(choice, draft.version)),
+            "tiles": render("tiles", **self._tiles(choice, draft)),
             "recipe": "" if recipe is None else recipe.dump(),
         }
 
-    def changed(self) -> dict[str, Any]:
+    def told_of(self, draft: Draft) -> None:
+        """Tells the pages that something became of the draft."""
+        self._events.publish("drafted", {"draft": draft.key, "version": draft.version})
+
+    def changed(self, draft: Draft) -> dict[str, Any]:
         """`edited`, with the other pages told, and the draft judged beside."""
-        self._events.publish("drafted", {"version": self.draft.version})
+        self._latest = draft.key
+        self.told_of(draft)
         self.wake()
-        return self.edited()
+        return self.edited(draft)
 
     def wake(self) -> None:
         """Says that there may be something to measure: the draft was edited, or a run is done."""
         if self._background is not None:
             self._background.wake()
 
-    def recipe(self, version: int) -> Recipe | None:
+    def recipe(self, draft: Draft, version: int) -> Recipe | None:
         """The recipe of the draft, None where nothing is chosen. Raises ConflictError for another version of it."""
-        if version != self.draft.version:
-            raise ConflictError(f"version {self.draft.version} is the latest")
-        return self.draft.choice.recipe(self.whatif.free, self._target)
+        if version != draft.version:
+            raise ConflictError(f"version {draft.version} is the latest")
+        return draft.choice.recipe(self.whatif.free, self._target)
 
-    def within(self, share: int) -> Choice:
-        """The draft with what takes at most so many percent of the time, for the least loss. Raises BudgetError."""
-        return self.whatif.within(share / 100, self.draft.choice)
+    def judged(self, draft: Draft) -> Judged | None:
+        """What the draft loses as it stands; None where that is not known."""
+        version, found = self._judged.get(draft.key, (-1, None))
+        return found if version == draft.version else None
+
+    def within(self, share: int, choice: Choice) -> Choice:
+        """`choice` with what takes at most so many percent of the time, for the least loss. Raises BudgetError."""
+        return self.whatif.within(share / 100, choice)
 
     def recovery(self) -> Recovery | None:
         """What training won back in the finished runs of this model; None without any that tells."""
         return Recovery.of([run for run in self._trained.values() if run is not None])
 
-    def page(self, *, may_edit: bool) -> str:
-        """The controls as HTML."""
-        whatif, draft = self._both()
+    def page(self, draft: Draft, *, may_edit: bool) -> str:
+        """The controls of the draft as HTML."""
+        whatif = self.whatif
         choice = draft.choice
         return render(
             "plan",
             may_edit=may_edit,
+            draft=draft.key,
             version=draft.version,
             can_choose=bool(whatif.sensitivities(choice.criterion).items),
             criteria=list(CRITERIA),
@@ -170,40 +188,41 @@ class Planning:
                     "at": _place(stops, choice.widths.get(name, stops[0])),
                     "now": choice.widths.get(name, stops[0]),
                     "whole": stops[0],
-                    **self._share(name),
+                    **self._share(name, choice),
                 }
                 for name, stops in whatif.free.widths.items()
             ],
             blocks=[
-                {"name": printable(name), "key": name, "stays": name not in choice.drop, **self._share(name)}
+                {"name": printable(name), "key": name, "stays": name not in choice.drop, **self._share(name, choice)}
                 for name in whatif.free.blocks
             ],
-            **{key: value for key, value in self.edited().items() if key in {"undo", "redo", "recipe"}},
-            **self._tiles(choice, draft.version),
+            **{key: value for key, value in self.edited(draft).items() if key in {"undo", "redo", "recipe"}},
+            **self._tiles(choice, draft),
         )
 
-    def _share(self, name: str) -> dict[str, Any]:
+    def _share(self, name: str, choice: Choice) -> dict[str, Any]:
         share = self._shares.get(name)
         return {
             "time": "" if share is None else percent(share),
             "bar": round(100 * (share or 0.0), 1),
-            "loss": self._worth(name),
+            "loss": self._worth(name, choice),
         }
 
-    def _worth(self, name: str) -> str:
+    def _worth(self, name: str, choice: Choice) -> str:
         """What the model loses where all of a part goes that can: "+0.31", the loss that is added."""
         whatif = self.whatif
-        known = whatif.sensitivities(self.draft.choice.criterion)
+        known = whatif.sensitivities(choice.criterion)
         stops = whatif.free.widths.get(name)
         worth = known.worth(block_key(name), 0) if stops is None else known.worth(name, stops[-1])
         return "" if worth is None else f"{worth:+.2g}"
 
-    def _tiles(self, choice: Choice, version: int | None) -> dict[str, Any]:
-        """What the template of the tiles takes; a choice without a version is foretold, not judged."""
+    def _tiles(self, choice: Choice, draft: Draft | None) -> dict[str, Any]:
+        """What the template of the tiles takes; a choice that is no draft is foretold, not judged."""
         now, before = self.whatif.numbers(choice), self.whatif.reference
         if now.rough:
             self.wake()
-        judged = self._judged if self._judged is not None and self._judged[0] == version else None
+        judged = None if draft is None else self.judged(draft)
+        waiting = draft is None or self._judged.get(draft.key, (-1, None))[0] != draft.version
         known = self.whatif.sensitivities(choice.criterion)
         unchanged = not choice.widths and not choice.drop
         foretold = None if unchanged else self.whatif.forecast(choice)
@@ -211,10 +230,10 @@ class Planning:
             "tiles": _tiles(now, before),
             "scored": self._workload.metric.scored,
             "metric": printable(self._workload.metric.name),
-            "judged": None if judged is None or judged[1] is None else _words(judged[1]),
+            "judged": None if judged is None else _words(judged),
             "foretold": None if foretold is None else _drop_in_words(foretold),
-            "trained": self._trained_in_words(choice, foretold, judged[1] if judged is not None else None),
-            "waiting": judged is None,
+            "trained": self._trained_in_words(choice, foretold, judged),
+            "waiting": waiting,
             "measuring": f"{known.done} of {known.total}" if known.done < known.total else "",
             "unmeasured": printable(self.unmeasured),
             "unchanged": unchanged,
@@ -242,24 +261,30 @@ class Planning:
 
     # What is measured beside, step by step. ------------------------------------------------------------------------
 
+    def _drafts(self) -> list[Draft]:
+        """All of them, the one that was changed last before the others."""
+        return sorted(self.shelf.all(), key=lambda draft: draft.key != self._latest)
+
     def _judge(self) -> bool:
-        """Judges the draft as it stands."""
-        version, choice = self.draft.version, self.draft.choice
-        if self._judged is not None and self._judged[0] == version:
-            return False
-        try:
-            found = self.whatif.judged(choice)
-        except (CompressorError, ValueError, RuntimeError) as error:
-            found, self.unmeasured = None, f"{type(error).__name__}: {error}"
-        self._judged = version, found
-        self._events.publish("judged", {"version": version})
-        return True
+        """Judges one draft as it stands."""
+        for draft in self._drafts():
+            version, choice = draft.version, draft.choice
+            if self._judged.get(draft.key, (-1, None))[0] == version:
+                continue
+            try:
+                found = self.whatif.judged(choice)
+            except (CompressorError, ValueError, RuntimeError) as error:
+                found, self.unmeasured = None, f"{type(error).__name__}: {error}"
+            self._judged[draft.key] = version, found
+            self._events.publish("judged", {"draft": draft.key, "version": version})
+            return True
+        return False
 
     def _time(self) -> bool:
         if not self.whatif.time_wanted():
             return False
         if self.whatif.is_timed:
-            self._events.publish("timed", {"version": self.draft.version})
+            self._events.publish("timed", {})
         return True
 
     def _form(self) -> bool:
@@ -270,20 +295,21 @@ class Planning:
         self.whatif.form_integers()
         # Controls are drawn anew only where there are others: somebody may be at them.
         changed = self.whatif.free.forms != before
-        self._events.publish("planned" if changed else "timed", {"version": self.draft.version})
+        self._events.publish("planned" if changed else "timed", {"forms": len(self.whatif.free.forms)})
         return True
 
     def _measure(self) -> bool:
-        known = self.whatif.sensitivities(self.draft.choice.criterion)
-        had = bool(known.items)
-        if not known.step():
-            return False
-        if known.items and not had:
-            self._events.publish("measured", {"version": self.draft.version})
-        if known.done % _TOLD_EVERY == 0 or known.done == known.total:
-            told = {"version": self.draft.version, "done": known.done, "total": known.total}
-            self._events.publish("measuring", told)
-        return True
+        for criterion in dict.fromkeys(draft.choice.criterion for draft in self._drafts()):
+            known = self.whatif.sensitivities(criterion)
+            had = bool(known.items)
+            if not known.step():
+                continue
+            if known.items and not had:
+                self._events.publish("measured", {"criterion": criterion})
+            if known.done % _TOLD_EVERY == 0 or known.done == known.total:
+                self._events.publish("measuring", {"done": known.done, "total": known.total})
+            return True
+        return False
 
     def _ahead(self) -> bool:
         if self._asked_ahead:
@@ -304,15 +330,15 @@ class Planning:
                 if choice is None or judged is None
                 else Trained(before=judged.drop.value, after=after, epochs=choice.epochs)
             )
-            self._events.publish("timed", {"version": self.draft.version})
+            self._events.publish("timed", {})
             return True
         return False
 
     def _failed(self, error: Exception) -> None:
         self.unmeasured = f"{type(error).__name__}: {error}"
-        self._events.publish("timed", {"version": self.draft.version})
+        self._events.publish("timed", {})
 
-    def _both(self) -> tuple[WhatIf, Draft]:
+    def _both(self) -> tuple[WhatIf, Shelf]:
         if self._ready is None:
             raise NotReadyError("what is free is not known yet; the page will show it")
         return self._ready

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from compressor.studio.access import Access, Role
 # From the first byte of a request to the end of its headers.
 HEADER_SECONDS = 10.0
 _MOST_CONNECTIONS = 200
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~@-]+)+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +25,10 @@ class Address:
     """Where the studio listens, and who it says it is.
 
     Only this machine reaches it, unless `host` is another address, which takes a certificate (`tls_cert`, `tls_key`) or
-    `plain_http`, with which everybody on the network between can read along and take over a session. `names` are
-    further values of the header Host, `name` or `name:port`, for a proxy in front. Raises WrongUseError.
+    `plain_http`, with which everybody on the network between can read along and take over a session. For a proxy in
+    front: `origin` is what browsers call it, such as `https://lab.example.org`, `prefix` the path at which it has the
+    studio, such as `/studio`, and `names` are further values of the header Host, `name` or `name:port`, that it may
+    send. Raises WrongUseError.
     """
 
     host: str = "127.0.0.1"
@@ -32,8 +37,17 @@ class Address:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     plain_http: bool = False
+    origin: str = ""
+    prefix: str = ""
 
     def __post_init__(self) -> None:
+        if self.origin and not _ORIGIN.fullmatch(self.origin):
+            raise WrongUseError(
+                f"--public-origin {self.origin} is no origin: give scheme, name and port, in lower case and without a "
+                "path, such as https://lab.example.org or http://localhost:8888"
+            )
+        if self.prefix and not _PREFIX.fullmatch(self.prefix):
+            raise WrongUseError(f"--prefix {self.prefix} is no path: it begins with / and does not end with it")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise WrongUseError("a certificate needs its key: give --tls-cert and --tls-key, or neither")
         for path in (self.tls_cert, self.tls_key):
@@ -64,12 +78,18 @@ class Address:
     def hosts(self, port: int) -> frozenset[str]:
         """The values of the header Host that are served, where the server got `port`."""
         own = {"127.0.0.1", "localhost", "[::1]"} if self.is_local else {self.host}
-        return frozenset({f"{name}:{port}" for name in own} | {name.lower() for name in self.names})
+        proxy = {self.origin.partition("://")[2]} if self.origin else set[str]()
+        return frozenset({f"{name}:{port}" for name in own} | {name.lower() for name in self.names} | proxy)
 
     def link(self, port: int, token: str) -> str:
         """What a browser opens to come in."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{port}/enter?token={token}"
+        origin = self.origin or f"{self.scheme}://{host}:{port}"
+        return f"{origin}{self.prefix}/enter?token={token}"
+
+    def cookie(self, port: int) -> str:
+        """The name of a session's cookie: browsers do not tell ports apart, and two studios must not share one."""
+        return f"compressor_studio_{port}"
 
 
 def listening_socket(address: Address) -> socket.socket:
@@ -118,9 +138,14 @@ def server_module() -> Any:
 
 
 def tell_links(access: Access, address: Address, port: int, tell: Callable[[str], object]) -> None:
-    """Tells the link of either role; each is good for one browser."""
-    tell(f"to edit:  {address.link(port, access.token(Role.EDITOR))}")
-    tell(f"to watch: {address.link(port, access.token(Role.VIEWER))}")
+    """Tells the link of everybody who edits, and of those who watch; each is good for one browser."""
+    links = {
+        f"to edit{f', {person}' if person else ''}:" if role is Role.EDITOR else "to watch:": access.token(role, person)
+        for role, person in access.keys
+    }
+    width = max(map(len, links))
+    for words, token in links.items():
+        tell(f"{words:{width}} {address.link(port, token)}")
 
 
 def _patient() -> type[Any]:

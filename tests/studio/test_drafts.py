@@ -6,7 +6,7 @@ pytest.importorskip("starlette")
 
 from compressor.recipe.recipe import Recipe
 from compressor.studio.choice import Choice, Free
-from compressor.studio.drafts import ConflictError, Draft
+from compressor.studio.drafting.draft import ConflictError, Draft
 from compressor.target import Target
 
 FREE = Free(
@@ -142,8 +142,8 @@ def test_a_damaged_line_is_no_edit(tmp_path, line):
 
 def test_a_long_journal_is_written_anew(tmp_path, monkeypatch):
     """With the steps that can be undone, and no more lines than those; versions go on."""
-    monkeypatch.setattr("compressor.studio.drafts._MOST_LINES", 10)
-    monkeypatch.setattr("compressor.studio.drafts._MOST_STEPS", 6)
+    monkeypatch.setattr("compressor.studio.drafting.draft._MOST_LINES", 10)
+    monkeypatch.setattr("compressor.studio.drafting.draft._MOST_STEPS", 6)
     draft = _draft(tmp_path)
     for number in range(40):
         draft.edit((ONE, TWO)[number % 2], number)

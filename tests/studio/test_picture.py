@@ -8,12 +8,13 @@ pytest.importorskip("starlette")
 from compressor.files.export import export_onnx
 from compressor.inspection.inspection import inspect
 from compressor.measuring.macs import count_macs
-from compressor.studio.desk import Desk
+from compressor.studio.desk import Desk, Visitor
 from compressor.studio.drawing import drawn, told
 from compressor.studio.layout import laid_out
 from compressor.studio.pages import render
 from compressor.studio.picture import Detail, Operator, Picture
 from compressor.target import Target
+from workbench.studio import long_picture
 from workbench.tiny import TinyResNet, make_workload
 
 
@@ -46,26 +47,9 @@ def test_no_two_nodes_have_one_place():
     assert all(layout.nodes[a][0] < layout.nodes[b][0] for a, b in edges)
 
 
-def _long(count: int) -> Picture:
-    operators = [
-        Operator(
-            kind="Conv",
-            layer=f"net.{number}",
-            module=f"net.{number}",
-            weighted=True,
-            ms=0.01,
-            weight_bytes=64,
-            macs=100,
-            sources=tuple(sorted({max(0, number - 1), max(0, number - 5)} - {number})),
-        )
-        for number in range(count)
-    ]
-    return Picture(operators)
-
-
 def test_five_thousand_nodes_are_laid_out_once():
     """Every node of a long network is a box of its own; asked for again, the drawing is there."""
-    picture = _long(5000)
+    picture = long_picture(5000)
     drawing = picture.drawing(Detail.OPERATORS)
     assert len(set(drawing.layout.nodes)) == len(drawing.boxes) == 5000
     assert drawing.layout.columns == 5000
@@ -151,4 +135,4 @@ def test_what_is_not_there_is_not_shown(looked, query, tmp_path):
     workload, inspection, picture, _ = looked
     desk = Desk(workload, "small", Target(), tmp_path)
     desk.inspection, desk.picture = inspection, picture
-    assert desk.part("box", query, may_edit=True) is None
+    assert desk.part("box", query, Visitor()) is None

@@ -123,15 +123,15 @@ def test_an_edit_is_kept_and_taken_back(desk):
     browser = Browser(desk)
     version = browser.get("/draft").json()["version"]
     choice = CHOICES[0].to_json()
-    kept = browser.post("/edit", {"version": version, "choice": choice}).json()
+    kept = browser.post("/edit", {"draft": "1", "version": version, "choice": choice}).json()
     assert kept["choice"] == choice
     assert "layer1.0.conv1=16" in kept["recipe"]
-    late = Browser(desk).post("/edit", {"version": version, "choice": CHOICES[2].to_json()})
+    late = Browser(desk).post("/edit", {"draft": "1", "version": version, "choice": CHOICES[2].to_json()})
     assert late.status_code == 409
     assert "somebody else" in late.text
-    again = browser.post("/edit", {"version": version, "choice": choice})
+    again = browser.post("/edit", {"draft": "1", "version": version, "choice": choice})
     assert again.status_code == 409
-    undone = browser.post("/undo", {"version": version + 1}).json()
+    undone = browser.post("/undo", {"draft": "1", "version": version + 1}).json()
     assert undone["choice"] == Choice().to_json()
     assert undone["redo"] is True
 
@@ -149,26 +149,36 @@ def test_a_target_is_chosen_by_request(desk):
     """The knapsack's choice becomes the draft; one out of reach is a sentence."""
     browser = Browser(desk)
     version = browser.get("/draft").json()["version"]
-    chosen = browser.post("/choose", {"version": version, "percent": 80})
+    chosen = browser.post("/choose", {"draft": "1", "version": version, "percent": 80})
     assert chosen.status_code == 200
     assert "set_structure" in chosen.json()["recipe"]
-    assert browser.post("/choose", {"version": version + 1, "percent": 1}).status_code == 422
-    browser.post("/undo", {"version": version + 1})
+    assert browser.post("/choose", {"draft": "1", "version": version + 1, "percent": 1}).status_code == 422
+    browser.post("/undo", {"draft": "1", "version": version + 1})
 
 
-@pytest.mark.parametrize("path", ["/try", "/edit", "/undo", "/redo", "/choose"])
+@pytest.mark.parametrize("path", ["/try", "/edit", "/undo", "/redo", "/choose", "/save", "/rename", "/delete"])
 def test_who_watches_changes_nothing(desk, path):
     """15. The server refuses, whatever the page of a viewer sends."""
     browser = Browser(desk, Role.VIEWER)
     before = browser.get("/draft").json()
-    given = {"version": before["version"], "choice": CHOICES[0].to_json(), "percent": 80}
+    given = {"draft": "1", "version": before["version"], "choice": CHOICES[0].to_json(), "percent": 80}
     assert browser.post(path, given).status_code == 403
     assert browser.get("/draft").json() == before
     assert 'fieldset class="plain-set" disabled' in browser.get("/part/plan").text
 
 
 @pytest.mark.parametrize(
-    "data", [{}, {"version": "1"}, {"version": True}, {"version": 10**30}, {"version": 0, "percent": 0.5}, [], 3, None]
+    "data",
+    [
+        {},
+        {"version": "1"},
+        {"version": True},
+        {"draft": 1, "version": 0},
+        {"draft": "1", "version": 10**30},
+        [],
+        3,
+        None,
+    ],
 )
 @pytest.mark.parametrize("path", ["/edit", "/choose"])
 def test_what_is_no_edit_is_refused(desk, path, data):
@@ -219,10 +229,10 @@ def test_a_drop_is_foretold_at_once_and_measured_where_one_lets_go(desk):
     assert "foretold (90 %)" in tried
     assert "no run of this model has shown yet" in tried
     version = browser.get("/draft").json()["version"]
-    browser.post("/edit", {"version": version, "choice": CHOICES[3].to_json()})
+    browser.post("/edit", {"draft": "1", "version": version, "choice": CHOICES[3].to_json()})
     assert desk.planning.settle(60)
     assert ", measured" in browser.get("/draft").json()["tiles"]
-    browser.post("/undo", {"version": version + 1})
+    browser.post("/undo", {"draft": "1", "version": version + 1})
 
 
 def test_what_was_measured_is_not_measured_again(desk, monkeypatch):

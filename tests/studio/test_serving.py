@@ -1,7 +1,9 @@
 """The studio on a socket: whom it listens to, and for how long."""
 
 import asyncio
+import gc
 import socket
+import sys
 import threading
 
 import pytest
@@ -12,9 +14,18 @@ pytest.importorskip("uvicorn")
 import uvicorn
 
 from compressor.errors import WrongUseError
+from compressor.studio import access as doors
 from compressor.studio import serving
+from compressor.studio.access import Access, Role
 from compressor.studio.events import Broadcast
 from compressor.studio.guard import plain
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
@@ -88,18 +99,62 @@ def test_a_page_that_sleeps_does_not_hold_the_others_up():
         stuck = events.stream(lambda: True)
         events.publish("first", {})
         await anext(stuck)
-        task = asyncio.create_task(listens(301))
+        task = asyncio.create_task(listens(302))
         for number in range(300):
             events.publish("step", {"number": number})
             await asyncio.sleep(0)
         await task
         late = events.stream(lambda: True)
-        return [await anext(late), await anext(late)], [event async for event in stuck]
+        return [await anext(late) for _ in range(3)], [event async for event in stuck]
 
     late, missed = asyncio.run(run())
-    assert len(heard) == 301
-    assert late[1] == b'event: step\ndata: {"number": 299}\n\n'
+    assert heard[0] == b"event: here\ndata: {}\n\n"
+    assert len(heard) == 302
+    assert events.latest() == {"first": (1, {}), "step": (300, {"number": 299})}
+    assert late[2] == b'event: step\ndata: {"number": 299}\n\n'
     assert len(missed) < 300
+
+
+def test_memory_is_flat_over_an_hour_of_events(monkeypatch):
+    """Pages come, listen and go, links are used, one page is asleep all the time: what is kept does not grow."""
+    monkeypatch.setattr(doors, "_MOST_SESSIONS", 4)
+    monkeypatch.setattr("compressor.studio.events._MOST_WAITING", 32)
+    events, clock = Broadcast(), Clock()
+    access = Access(clock=clock)
+
+    async def page(session):
+        with access.streaming(session):
+            async for _ in events.stream(lambda: access.lives(session)):
+                pass
+
+    async def minutes(count):
+        for minute in range(count):
+            session = access.enter(access.token(Role.EDITOR))
+            task = asyncio.create_task(page(session))
+            for second in range(20):
+                clock.now += 3
+                events.publish(("ran", "drafted", "judged")[second % 3], {"minute": minute, "words": "x" * 200})
+                await asyncio.sleep(0)
+                assert access.session(session.cookie) is session
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        gc.collect(1)  # what is older was there before
+        return sys.getallocatedblocks()
+
+    async def hour():
+        asleep = events.stream(lambda: True)
+        events.publish("first", {})
+        await anext(asleep)
+        # Sessions are kept up to a number of them, and events for the page that sleeps: that fills first.
+        before = await minutes(10)
+        after = await minutes(60)
+        await asleep.aclose()
+        return before, after
+
+    before, after = asyncio.run(hour())
+    # Of 1200 events in sixty pages: one kept object for each would be more.
+    assert after - before < 500
+    assert events.listeners == 0
 
 
 def test_a_stream_ends_with_its_session():
@@ -109,7 +164,8 @@ def test_a_stream_ends_with_its_session():
     async def run():
         stream = events.stream(lambda: inside[0])
         events.publish("one", 1)
-        first = await anext(stream)
+        here, first = await anext(stream), await anext(stream)
+        assert here.startswith(b"event: here")
         inside[0] = False
         events.publish("two", 2)
         return first, [event async for event in stream]

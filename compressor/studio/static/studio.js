@@ -3,9 +3,14 @@
 const body = document.body;
 const message = document.getElementById("message");
 
+let said = 0;
+
+// What is wrong stays until something else is said.
 function say(text, bad = false) {
+  clearTimeout(said);
   message.textContent = text;
   message.classList.toggle("bad", bad);
+  if (text && !bad) said = setTimeout(say, 8000, "");
 }
 
 async function ask(path, data) {
@@ -26,25 +31,113 @@ async function ask(path, data) {
   return null;
 }
 
+// What is on the page already stays the same element: focus and what is folded open are not lost.
+const gently = {
+  morphStyle: "innerHTML",
+  ignoreActiveValue: true,
+  callbacks: {
+    beforeAttributeUpdated: (name, node) => !(name === "open" && node.tagName === "DETAILS"),
+    beforeNodeMorphed: (node) => !(node.dataset && node.dataset.filled),
+  },
+};
+
+// What was asked for by itself is not emptied when the part around it is shown anew.
+function fill(place, html) {
+  place.innerHTML = html;
+  place.dataset.filled = "yes";
+}
+
+const asking = {};
+
 async function show(name, query = "") {
   const place = document.querySelector(`[data-part="${name}"]`);
-  const answer = place && await ask(`part/${name}${query}`);
-  if (!answer) return;
-  place.innerHTML = await answer.text();
+  const mine = asking[name] = (asking[name] || 0) + 1;
+  const answer = await ask(`part/${name}${query}`);
+  if (!answer) return false;
+  const html = await answer.text();
+  // Answers may come in another order than they were asked for: the last question counts.
+  if (mine !== asking[name]) return true;
+  Idiomorph.morph(place, html, gently);
   place.setAttribute("aria-busy", "false");
   place.dispatchEvent(new CustomEvent("shown", { bubbles: true }));
+  return true;
 }
 
 document.getElementById("leave").addEventListener("click", async () => {
   if (await ask("leave", {})) location.reload();
 });
 
-const events = new EventSource("events");
-let lost = false;
-events.addEventListener("open", () => { if (lost) { lost = false; say(""); } });
-events.addEventListener("error", () => { lost = true; say("The studio does not answer; trying again.", true); });
-events.addEventListener("pictured", async () => { await show("overview"); await show("picture"); await show("findings"); });
-events.addEventListener("looked", async () => { await show("picture", detailShown()); await show("findings"); });
+// What happens is told by a stream of events. It is closed while nobody looks: a browser has six connections for all its
+// pages. A new one begins with the latest of each kind. Where a proxy holds streams back, the page asks instead.
+const heard = {}, last = {}, counts = {};
+const once = new Set(["pictured", "looked", "planned", "measured"]);
+let events = null, lost = false, later = 0;
+
+function on(kind, act) { heard[kind] = [...(heard[kind] || []), act]; }
+
+function hear(kind, data) {
+  // What happens once in the life of a server is told again by each stream.
+  if (once.has(kind) && last[kind] === data) return;
+  last[kind] = data;
+  for (const act of heard[kind] || []) act(JSON.parse(data));
+}
+
+function found() {
+  if (!lost) return;
+  lost = false;
+  say("");
+  refresh();
+  showRuns();
+}
+
+function miss() {
+  lost = true;
+  say("The studio does not answer; trying again. Your draft is kept.", true);
+}
+
+// Whether the session has ended, mostly because the studio was started again.
+async function ended() {
+  const answer = await fetch("latest").catch(() => null);
+  if (!answer || answer.status !== 401) return false;
+  say("The studio was started again, or your session has ended. Your draft is kept: open the link that stands in the terminal.", true);
+  return true;
+}
+
+function listen() {
+  silence();
+  events = new EventSource("events");
+  later = setTimeout(poll, 5000);
+  events.addEventListener("here", () => { clearTimeout(later); found(); });
+  events.addEventListener("error", async () => {
+    clearTimeout(later);
+    miss();
+    if (events.readyState === EventSource.CLOSED && !await ended()) later = setTimeout(listen, 3000);
+  });
+  for (const kind of Object.keys(heard)) events.addEventListener(kind, (event) => hear(kind, event.data));
+}
+
+async function poll() {
+  silence();
+  const answer = await fetch("latest").catch(() => null);
+  if (answer && answer.status === 401) { await ended(); return; }
+  if (answer && answer.ok) {
+    found();
+    for (const [kind, [count, data]] of Object.entries(await answer.json())) {
+      if (counts[kind] !== count) { counts[kind] = count; hear(kind, JSON.stringify(data)); }
+    }
+  } else miss();
+  if (!document.hidden) later = setTimeout(poll, 2000);
+}
+
+function silence() {
+  clearTimeout(later);
+  if (events) events.close();
+}
+
+document.addEventListener("visibilitychange", () => { if (document.hidden) silence(); else listen(); });
+
+on("pictured", async () => { await show("overview"); await show("picture", detailShown()); });
+on("looked", async () => { await show("overview"); await show("picture", detailShown()); await show("findings"); await open(draft); });
 
 function detailShown() {
   const pressed = picture.querySelector("[data-detail][aria-pressed=true]");
@@ -68,9 +161,29 @@ picture.addEventListener("click", async (event) => {
   }
   const box = event.target.closest(".box");
   if (box) choose(box);
+  const to = button && [...planning.querySelectorAll("[data-width], [data-block]")].find((item) =>
+    (button.dataset.toWidth && item.dataset.width === button.dataset.toWidth) || (button.dataset.toBlock && item.dataset.block === button.dataset.toBlock));
+  if (to) { to.scrollIntoView({ block: "center" }); to.focus(); }
+  else if (button && (button.dataset.toWidth || button.dataset.toBlock)) say("The controls are not there yet; they appear below the picture.");
 });
 
-picture.addEventListener("shown", () => { zoom = 1; });
+picture.addEventListener("shown", () => { zoom = 1; mark(); });
+
+// What the draft takes out or narrows is marked in the picture as well.
+function mark() {
+  if (!control("plan")) return;
+  const { widths, drop } = chosen();
+  for (const box of boxes()) {
+    const out = JSON.parse(box.dataset.blocks).some((name) => drop.includes(name));
+    const narrow = JSON.parse(box.dataset.widths).filter((name) => name in widths);
+    box.classList.toggle("out", out);
+    box.classList.toggle("narrow", !out && narrow.length > 0);
+    box.dataset.says = box.dataset.says || box.getAttribute("aria-label");
+    const more = out ? ", goes" : narrow.length ? `, narrowed to ${narrow.map((name) => widths[name]).join(" and ")}` : "";
+    box.setAttribute("aria-label", box.dataset.says + more);
+    box.querySelector("title").textContent = box.dataset.says + more;
+  }
+}
 
 async function choose(box) {
   const groups = new Set(box.dataset.groups.split(" ").filter(Boolean));
@@ -114,7 +227,16 @@ picture.addEventListener("input", (event) => {
 // What if: every change is shown at once as the server predicts it, and kept where the person lets go.
 const planning = document.getElementById("planning");
 const control = (id) => document.getElementById(id);
-let version = 0, trying = null, waits = false;
+let draft = body.dataset.draft, version = 0, trying = null, waits = false;
+
+function asked() { return draft ? `?draft=${encodeURIComponent(draft)}` : ""; }
+
+// Which draft is open stands in the address: it is there after the page was loaded again, and in every tab another.
+function opened(key, number) {
+  if (key !== draft || !location.search) history.replaceState(null, "", `?draft=${encodeURIComponent(key)}`);
+  draft = key;
+  version = number;
+}
 
 function chosen() {
   const widths = {};
@@ -137,38 +259,62 @@ function spell(slider) {
   slider.parentElement.querySelector("output").textContent = width;
 }
 
-function take(draft) {
-  version = draft.version;
+function take(taken) {
+  // An answer from before the last edit.
+  if (taken.draft === draft && taken.version < version) return;
+  opened(taken.draft, taken.version);
   for (const slider of planning.querySelectorAll("[data-width]")) {
     const stops = slider.dataset.stops.split(" ").map(Number);
-    const width = draft.choice.widths[slider.dataset.width];
+    const width = taken.choice.widths[slider.dataset.width];
     const place = width === undefined ? stops.length - 1 : stops.findIndex((stop) => stop >= width);
     slider.value = place;
     spell(slider);
   }
-  for (const box of planning.querySelectorAll("[data-block]")) box.checked = !draft.choice.drop.includes(box.dataset.block);
-  for (const select of planning.querySelectorAll("[data-bits]")) select.value = String(draft.choice.bits[select.dataset.bits] || 8);
-  control("form").value = draft.choice.form;
-  if (control("bits")) control("bits").hidden = draft.choice.form !== "int8";
-  control("epochs").value = draft.choice.epochs;
-  control("criterion").value = draft.choice.criterion;
-  control("undo").disabled = !draft.undo;
-  control("redo").disabled = !draft.redo;
-  control("tiles").innerHTML = draft.tiles;
-  control("recipe").textContent = draft.recipe || "Nothing is chosen yet.";
-  document.dispatchEvent(new CustomEvent("drafted"));
+  for (const box of planning.querySelectorAll("[data-block]")) box.checked = !taken.choice.drop.includes(box.dataset.block);
+  for (const select of planning.querySelectorAll("[data-bits]")) select.value = String(taken.choice.bits[select.dataset.bits] || 8);
+  control("form").value = taken.choice.form;
+  if (control("bits")) control("bits").hidden = taken.choice.form !== "int8";
+  control("epochs").value = taken.choice.epochs;
+  control("criterion").value = taken.choice.criterion;
+  control("undo").disabled = !taken.undo;
+  control("redo").disabled = !taken.redo;
+  control("tiles").innerHTML = taken.tiles;
+  control("recipe").textContent = taken.recipe || "Nothing is chosen yet.";
+  mark();
+  runnable();
 }
 
 async function refresh() {
-  const answer = control("plan") && await ask("draft");
-  if (answer) take(await answer.json());
+  if (!control("plan")) return;
+  const before = draft;
+  const answer = await fetch(`draft${asked()}`).catch(() => null);
+  if (before !== draft) return;
+  if (answer && answer.ok) take(await answer.json());
+  else if (answer && answer.status === 404) await open("");
 }
+
+// Shows another draft; without a key the first one, and where there is no such draft as well.
+async function open(key) {
+  draft = key;
+  version = -1;
+  if (!await show("plan", asked()) && key) { draft = ""; await show("plan"); }
+  if (control("plan")) await show("drafts", asked());
+}
+
+let changing = 0;
 
 async function change(path, more) {
   say("");
-  const answer = await ask(path, { version, ...more });
-  if (answer) take(await answer.json());
-  else if (control("plan")) { const now = await fetch("draft"); if (now.ok) take(await now.json()); }
+  changing += 1;
+  const answer = await ask(path, { draft, version, ...more });
+  changing -= 1;
+  if (!answer) { await refresh(); return false; }
+  const before = draft, taken = await answer.json();
+  take(taken);
+  // Another draft may be somebody else's no more.
+  if (taken.draft !== before) await show("plan", asked());
+  await show("drafts", asked());
+  return true;
 }
 
 async function attempt() {
@@ -181,9 +327,14 @@ async function attempt() {
   if (waits) { waits = false; attempt(); }
 }
 
-planning.addEventListener("shown", () => { if (control("plan")) version = Number(control("plan").dataset.version); });
+planning.addEventListener("shown", () => {
+  const { draft: key, version: number } = control("plan") ? control("plan").dataset : {};
+  if (key === draft && Number(number) < version) refresh();
+  else if (key) opened(key, Number(number));
+  mark();
+});
 planning.addEventListener("input", (event) => {
-  if (event.target.matches("[data-width]")) { spell(event.target); attempt(); }
+  if (event.target.matches("[data-width]")) { spell(event.target); mark(); attempt(); }
 });
 planning.addEventListener("change", (event) => {
   if (event.target.matches("[data-width], [data-block], [data-bits], #form, #epochs, #criterion")) { waits = false; change("edit", { choice: chosen() }); }
@@ -198,44 +349,69 @@ planning.addEventListener("click", async (event) => {
     control("choosing").textContent = "";
   }
 });
+const drafts = document.getElementById("drafts");
+drafts.addEventListener("click", async (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  const name = control("draft-name") && control("draft-name").value;
+  if (button.dataset.open) open(button.dataset.open);
+  if (button.id === "rename" && await change("rename", { name })) say(`It is called "${name.trim()}" now.`);
+  if (button.id === "save" && await change("save", { name })) say(`Saved as "${name.trim()}", which is open now.`);
+  if (button.id === "delete" && confirm(`Delete the draft "${name}"?`)) await change("delete", {});
+});
+drafts.addEventListener("keydown", (event) => {
+  if (event.target.id === "draft-name" && event.key === "Enter" && control("rename")) control("rename").click();
+});
 document.addEventListener("keydown", (event) => {
   if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || !control("plan")) return;
-  if (event.target.matches("input[type=number], input[type=search], textarea")) return;
+  if (event.target.matches("input[type=number], input[type=search], input[type=text], textarea")) return;
   event.preventDefault();
   control(event.shiftKey ? "redo" : "undo").click();
 });
-events.addEventListener("planned", () => show("plan"));
-events.addEventListener("measured", () => {
+on("planned", () => open(draft));
+on("measured", () => {
   if (!control("choose")) return;
   control("choose").disabled = false;
   control("choosing").textContent = "";
   // Who is at a slider keeps it; the losses stand beside them the next time.
-  if (!planning.contains(document.activeElement)) show("plan");
+  if (!planning.contains(document.activeElement)) open(draft);
 });
-events.addEventListener("measuring", (event) => {
-  const { done, total } = JSON.parse(event.data);
+on("measuring", ({ done, total }) => {
   if (control("choosing") && control("choose").disabled) control("choosing").textContent = `measuring what each part is worth, ${done} of ${total} …`;
 });
-events.addEventListener("drafted", (event) => { if (JSON.parse(event.data).version !== version) refresh(); });
-for (const kind of ["judged", "timed", "measuring"]) events.addEventListener(kind, async (event) => {
-  if (JSON.parse(event.data).version !== version || !control("tiles")) return;
-  const answer = await ask("draft");
-  const draft = answer && await answer.json();
+on("drafted", async (told) => {
+  // Of this page's own change the answer tells.
+  if (changing) return;
+  if (told.draft === draft && told.version !== version) await refresh();
+  await show("drafts", asked());
+});
+for (const kind of ["judged", "timed", "measuring"]) on(kind, async (told) => {
+  if (!control("tiles") || changing) return;
+  if (kind !== "measuring") await show("drafts", asked());
+  if (kind === "judged" && (told.draft !== draft || told.version !== version)) return;
+  const answer = await ask(`draft${asked()}`);
+  const taken = answer && await answer.json();
   // Who is dragging meanwhile sees what is tried, not what was kept.
-  if (draft && draft.version === version && !trying) control("tiles").innerHTML = draft.tiles;
+  if (taken && taken.draft === draft && taken.version === version && !trying) control("tiles").innerHTML = taken.tiles;
 });
 
 // Runs: begun from the draft as it is kept, watched as they go.
 const runs = document.getElementById("runs");
 let showing = false, again = false;
 
+// An empty draft has nothing to run.
+function runnable() {
+  const button = control("run");
+  if (button && control("recipe")) button.disabled = button.dataset.able !== "yes" || control("recipe").textContent === "Nothing is chosen yet.";
+}
+runs.addEventListener("shown", runnable);
+
 async function showRuns() {
   if (showing) { again = true; return; }
   showing = true;
-  const called = (item) => item.closest("article").getAttribute("aria-labelledby") + item.firstElementChild.textContent;
-  const open = new Set([...runs.querySelectorAll("details[open]")].map(called));
+  const chosen = ["one", "other"].map((id) => control(id) && control(id).value);
   await show("runs");
-  for (const item of runs.querySelectorAll("details")) item.open = open.has(called(item));
+  ["one", "other"].forEach((id, number) => { if (control(id) && chosen[number]) control(id).value = chosen[number]; });
   showing = false;
   if (again) { again = false; showRuns(); }
 }
@@ -244,10 +420,10 @@ runs.addEventListener("click", async (event) => {
   const button = event.target.closest("button");
   if (!button) return;
   say("");
-  if (button.id === "run") await ask("run", { version });
+  if (button.id === "run") await ask("run", { draft, version });
   if (button.id === "compare") {
     const answer = await ask(`part/beside?one=${control("one").value}&other=${control("other").value}`);
-    if (answer) control("beside").innerHTML = await answer.text();
+    if (answer) fill(control("beside"), await answer.text());
     return;
   }
   if (button.dataset.do === "discard" && !confirm(`Delete ${button.dataset.run} and its files?`)) return;
@@ -258,7 +434,8 @@ runs.addEventListener("toggle", async (event) => {
   const item = event.target, name = item.dataset.stages;
   if (!name || !item.open || item.lastElementChild.innerHTML) return;
   const answer = await ask(`part/stages?run=${name}`);
-  if (answer) item.lastElementChild.innerHTML = await answer.text();
+  if (answer) fill(item.lastElementChild, await answer.text());
 }, true);
-events.addEventListener("planned", showRuns);
-events.addEventListener("ran", showRuns);
+on("planned", showRuns);
+on("ran", showRuns);
+listen();

@@ -1,4 +1,4 @@
-"""The draft that a person works on: every edit is on disk before it counts, with undo, redo, and a number each.
+"""One draft of a person: every edit is on disk before it counts, with undo, redo, and a number each; it has a name.
 
 The journal is a file of JSON lines that only grows; a line that a kill cut off is no edit. Two pages that edit the
 same version are told apart by its number: the later one is refused, not lost.
@@ -18,6 +18,7 @@ from compressor.studio.choice import Choice
 # Longer journals are written anew with the steps that can still be undone.
 _MOST_LINES = 2000
 _MOST_STEPS = 200
+MOST_LETTERS = 60
 
 
 class ConflictError(Exception):
@@ -25,10 +26,16 @@ class ConflictError(Exception):
 
 
 class Draft:
-    """A choice with its history in the journal at `path`; `read` makes a choice of its JSON, or raises ValueError."""
+    """A choice with its history in the journal at `path`; `read` makes a choice of its JSON, or raises ValueError.
 
-    def __init__(self, path: Path, read: Callable[[Any], Choice]) -> None:
+    `key` is what requests call it, and `person` whose it is; its `name` is for people, and may change.
+    """
+
+    def __init__(
+        self, path: Path, read: Callable[[Any], Choice], *, key: str = "1", person: str = "", name: str = "Draft 1"
+    ) -> None:
         self._path, self._read = path, read
+        self.key, self.person, self.name = key, person, name
         self._lock = threading.Lock()
         self._steps: list[Choice] = [Choice()]
         self._at = 0
@@ -63,10 +70,34 @@ class Draft:
         """Takes the step that was taken back once more, if there is one. Raises as `edit`."""
         self._take({"do": "redo"}, version)
 
+    def rename(self, name: Any, version: int) -> None:
+        """Calls the draft `name`, of 1 to `MOST_LETTERS` printable characters. Raises ValueError, and as `edit`."""
+        self._take({"do": "name", "name": checked_name(name)}, version)
+
+    def keep(self) -> None:
+        """Writes the journal of a draft that has none yet, so that it is found again."""
+        with self._lock:
+            if not self._path.exists():
+                self._compact()
+
+    def delete(self, version: int) -> None:
+        """Deletes the journal, where `version` is the latest. Raises ConflictError, and StorageError."""
+        with self._lock:
+            self._refuse_old(version)
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(f"{self._path}: the draft was not deleted: {error.strerror}") from error
+            # A page that still shows it edits nothing back to life.
+            self.version = -1
+
+    def _refuse_old(self, version: int) -> None:
+        if version != self.version:
+            raise ConflictError(f"version {self.version} is the latest, and {version} was edited")
+
     def _take(self, step: dict[str, Any], version: int) -> None:
         with self._lock:
-            if version != self.version:
-                raise ConflictError(f"version {self.version} is the latest, and {version} was edited")
+            self._refuse_old(version)
             numbered = {"version": version + 1, **step}
             self._write(numbered)
             self._apply(numbered)
@@ -81,6 +112,8 @@ class Draft:
             self._at = max(0, self._at - 1)
         elif step["do"] == "redo":
             self._at = min(len(self._steps) - 1, self._at + 1)
+        elif step["do"] == "name":
+            self.name = checked_name(step["name"])
         self.version = step["version"]
 
     def _write(self, step: dict[str, Any]) -> None:
@@ -114,12 +147,18 @@ class Draft:
 
     def _compact(self) -> None:
         kept = [*self._steps[1:], *[None] * (len(self._steps) - 1 - self._at)]
-        base = self.version - len(kept)
-        lines = [
-            {"version": base + number, "do": "undo"}
-            if step is None
-            else {"version": base + number, "do": "edit", "choice": step.to_json()}
-            for number, step in enumerate(kept, start=1)
-        ]
+        steps: list[dict[str, Any]] = [{"do": "name", "name": self.name}]
+        steps += [{"do": "undo"} if step is None else {"do": "edit", "choice": step.to_json()} for step in kept]
+        # The last one has the draft's number; those before it count down, and may fall below the first.
+        first = self.version - len(steps) + 1
+        lines = [{"version": number, **step} for number, step in enumerate(steps, start=first)]
         write_atomic(self._path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
         self._lines = len(lines)
+
+
+def checked_name(name: Any) -> str:
+    """`name` without spaces around it. Raises ValueError for what is no name of a draft."""
+    found = name.strip() if isinstance(name, str) else ""
+    if not 1 <= len(found) <= MOST_LETTERS or not found.isprintable():
+        raise ValueError(f"a draft's name has 1 to {MOST_LETTERS} printable characters")
+    return found

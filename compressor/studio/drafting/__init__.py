@@ -1,0 +1,1 @@
+"""Drafts: one with its journal, and the shelf that holds everybody's."""
