@@ -14,6 +14,7 @@ from compressor.pruning.choice.targets import Macs
 from compressor.stage import Context
 from compressor.stages.layer_dropping import DropBlocks
 from compressor.stages.structure_shrinking import ShrinkStructure
+from compressor.structure import other_sizes
 from compressor.structure.blocks import find_blocks
 from compressor.structure.other_sizes import bound_to_size
 from workbench.same_data import same_data
@@ -170,3 +171,30 @@ def test_a_stage_that_finds_only_such_blocks_says_so() -> None:
     workload = same_data(model, data, torch.randn(2, 3, 8, 8), loss=lambda outputs, _: outputs.square().mean())
     with pytest.raises(StageError, match=r"no block of the model can be dropped; 1 is locked: .*at some sizes alone"):
         DropBlocks(remove=0.9).apply(private_copy(model), workload, Context(progress=False))
+
+
+class Normed(nn.Module):
+    """A block whose norm is given other channels at other heights: the map is turned before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+        self.conv = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x.transpose(1, 2)).transpose(1, 2))
+
+
+def test_norms_that_are_passed_by_still_refuse_other_channels(monkeypatch) -> None:
+    """Computed once, to see that the model runs on shapes alone; then passed by, and other channels are refused."""
+    model, inputs = Images(conv(), Normed()).eval(), torch.randn(2, 8, 8, 8)
+    computed, compute = [], torch.batch_norm
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "batch_norm", lambda *given: (computed.append(given[0].device.type), compute(*given))[1])
+        assert bound_to_size(model, inputs, ["block", "free"]) == {}
+    assert computed == ["meta"]
+    passed = other_sizes._norms_passed(private_copy(model))
+    assert passed.block.norm(torch.randn(2, 8, 5, 5)).shape == (2, 8, 5, 5)
+    for wrong in (torch.randn(2, 9, 5, 5), torch.randn(2, 8, 5)):
+        with pytest.raises(ValueError, match=r"channels|expected 4D"):
+            passed.block.norm(wrong)

@@ -268,3 +268,24 @@ def test_what_is_packed_is_told(desk):
     assert smaller.packed_bytes / whatif.reference.packed_bytes == pytest.approx(
         smaller.size_bytes / whatif.reference.size_bytes
     )
+
+
+def test_bits_of_a_layer_change_bytes_and_float_changes_kernels(desk):
+    """4 bits save half a byte a weight, float adds three and runs in float32; other layers and the float form stay."""
+    whatif, layer = desk.planning.whatif, "layer2.0.conv1"
+    assert layer in whatif.free.layers
+    usual, few, floats = (whatif.numbers(Choice(form="int8", bits=bits)) for bits in ({}, {layer: 4}, {layer: 32}))
+    weights = 64 * 32 * 9
+    assert usual.size_bytes - few.size_bytes == weights / 2
+    assert floats.size_bytes - usual.size_bytes == 3 * weights
+    assert few.ms == usual.ms
+    state = whatif._costed(Choice(form="int8", bits={layer: 32}))
+    changed = [
+        each
+        for each, plain in zip(whatif._costs.operators(state), whatif._costs.operators({}), strict=True)
+        if each != plain
+    ]
+    assert [each.precision for each in changed] == ["float32"]
+    assert whatif.numbers(Choice(bits={layer: 4})) == whatif.numbers(Choice())
+    stage = Choice(form="int8", bits={layer: 4}).recipe(whatif.free, desk.target).stages[-1]
+    assert stage.mixed.layers == (f"{layer}=4",)

@@ -17,6 +17,7 @@ from compressor.studio.pages import render
 from compressor.studio.runs import RunRefusedError, Runs
 from compressor.target import Target
 from compressor.workloads import load
+from workbench.report_samples import narrowed, rollback
 
 STRUCTURE = SetStructure(widths=("layer1.0.conv1=8",), drop=("layer2.1",))
 
@@ -189,3 +190,25 @@ def test_a_damaged_report_is_no_result(runs, tmp_path):
         assert page["runs"][0]["result"] is None
         assert page["panels"] == []
         assert "run-002" in render("runs", may_edit=False, busy=False, ready=True, **page)
+
+
+def test_runs_are_told_stage_by_stage_and_beside_each_other(runs):
+    """The waterfall of one; of two the rows of the longer one, with what differs; where there is no such run, none."""
+    one, other = rollback(), narrowed()
+    for number, record in enumerate((one, other), start=1):
+        folder = runs._out / f"run-00{number}"
+        folder.mkdir(parents=True)
+        (runs._out / f"run-00{number}.yaml").write_text("name: studio\nstages: [quantize]\n")
+        (folder / "report.json").write_text(json.dumps(record.to_json()))
+    html = render("stages", **runs.stages("run-001"))
+    assert html.count("<svg") == 3
+    beside = runs.beside("run-001", "run-002")
+    assert len(beside["rows"]) == max(len(one.steps), len(other.steps))
+    assert beside["rows"][0]["cells"][0]["stage"] == "reference"
+    both = [record.shipped.measurement for record in (one, other)]
+    assert f"{both[1].latency_ms.value / both[0].latency_ms.value - 1:+.0%} time" in beside["whole"]
+    assert "rolled back" in render("beside", **beside)
+    page = render("runs", may_edit=True, busy=False, ready=True, **runs.page())
+    assert 'id="compare"' in page
+    assert runs.stages("run-009") is None
+    assert runs.beside("run-001", "../run-002") is None

@@ -30,6 +30,8 @@ from compressor.studio.foresight.forecast import Forecast, Observed
 from compressor.tensor_files import raw_bytes
 from compressor.workload import Workload, first_batches, input_tensors, predict
 
+# Raised when what is measured means something else: what was kept before would not compare.
+_METHOD = 2
 # Batches that single changes are judged on, and choices of several.
 _SINGLE_BATCHES, _BATCHES = 4, 8
 # Choices of several changes that say how well single ones foretell: three of them lie beyond the 90 % interval.
@@ -208,7 +210,10 @@ class Sensitivities:
     def _drop(self, rows: Tensor, reference: Tensor) -> dict[str, float]:
         drop = paired_drop(rows, reference, self._workload.metric)
         error = (drop.high - drop.low) / _ERRORS
-        return {"drop": drop.value, "error": error if math.isfinite(error) else 0.0}
+        # Of answers that are right or wrong, half a sample more changed in either way than did (Agresti and Min 2005,
+        # Statistics in Medicine 24, section 3): that none did does not say that none will.
+        least = 1 / len(rows) if self._workload.metric.proportion else 0.0
+        return {"drop": drop.value, "error": math.hypot(error, least) if math.isfinite(error) else least}
 
     def _options(self, name: str) -> tuple[int, ...]:
         return tuple(sorted((value for part, value in self._worth if part == name), reverse=True))
@@ -241,7 +246,9 @@ class Sensitivities:
 
     def _key(self) -> str:
         """What the measurements depend on: weights, the data that are read, the ranking, and how they are made."""
-        parts = [repr((_SINGLE_BATCHES, _BATCHES, self._workload.metric.name, sorted(self._align.items()))).encode()]
+        parts = [
+            repr((_METHOD, _SINGLE_BATCHES, _BATCHES, self._workload.metric.name, sorted(self._align.items()))).encode()
+        ]
         tensors = [*self._model.state_dict().values(), *self._ranking().values()]
         for inputs, targets in self._batches():
             tensors += [*input_tensors(inputs), *([targets] if isinstance(targets, Tensor) else [])]

@@ -12,7 +12,9 @@ from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.export import export_onnx
 from compressor.measuring.scores import score_rows
+from compressor.notes.quantization import Sensitivities
 from compressor.quantization.choice import width_search
+from compressor.quantization.choice.chosen_widths import ChosenWidths
 from compressor.quantization.choice.mixed_precision import MixedPrecision
 from compressor.quantization.choice.sensitivity import SQNR, Sensitivity, TaskMetric, predicted_db
 from compressor.quantization.choice.width_search import fewest_bytes, quantized_choices, with_times, within_time
@@ -341,4 +343,46 @@ def test_a_recipe_names_all_of_it() -> None:
     )
     (stage,) = recipe.stages
     assert stage.mixed == MixedPrecision(bits=(4, 8, 32), latency=0.5, criterion=TaskMetric())
+    assert Recipe.loads(recipe.dump()) == recipe
+
+
+def weight_bits(prepared: Prepared) -> dict[str, int]:
+    return {name: grid.bits for name, grid in prepared.weights.items()}
+
+
+def test_layers_get_the_bits_that_their_names_say(prepared: Prepared) -> None:
+    """A module path means all inside, the last name that fits counts, 32 is float, and the rest has the usual 8."""
+    chosen = ChosenWidths(layers=("layer2=4", "layer2.1.conv1=3", "linear=32"))
+    found = chosen.apply(prepared, None, QUIET)
+    bits = {name: bits for name, bits in weight_bits(found).items() if name.endswith("weight")}
+    assert bits["layer2.1.conv1.weight"] == 3
+    assert bits["layer2.1.conv2.weight"] == 4
+    assert bits["layer1.0.conv1.weight"] == 8
+    assert "linear.weight" not in bits
+    assert "linear" not in found.placement.static
+    told = {layer.node: layer.bits for layer in Sensitivities.from_json(found.details).sensitivity}
+    assert told["linear"] == 32
+    assert told["layer2.1.conv1"] == 3
+
+
+def test_a_name_that_fits_nothing_is_refused(prepared: Prepared) -> None:
+    """With a name that is near; and fewer bits where ranges are found at run time."""
+    with pytest.raises(StageError, match=r"no layer in integers is called 'layer7'"):
+        ChosenWidths(layers=("layer7=4",)).apply(prepared, None, QUIET)
+    moved = replace(prepared.placement, static=prepared.placement.static[:-1], dynamic=prepared.placement.static[-1:])
+    name = moved.dynamic[0]
+    with pytest.raises(StageError, match="found at run time have weights of 8 bits"):
+        ChosenWidths(layers=(f"{name}=4",)).apply(replace(prepared, placement=moved), None, QUIET)
+
+
+@pytest.mark.parametrize("layers", [(), ("linear",), ("linear=1",), ("linear=9",), ("linear=16",), ("=4",), ("a=-4",)])
+def test_what_is_no_width_is_refused(layers: tuple[str, ...]) -> None:
+    """When it is written, with how it is written."""
+    with pytest.raises(ValueError, match="linear=4"):
+        ChosenWidths(layers=layers)
+
+
+def test_a_recipe_can_say_it() -> None:
+    """And gives the same stage back."""
+    recipe = Recipe(stages=(Quantize(mixed=ChosenWidths(layers=("linear=4",))),))
     assert Recipe.loads(recipe.dump()) == recipe
