@@ -130,7 +130,7 @@ class Choice:
                 stages.append(Distill(epochs=self.epochs))
             elif free.norms:
                 stages.append(ReestimateBatchNorm())
-        if self.form == "int8":
+        if self.form == "int8" and self.form in free.forms:
             gone = tuple(f"{block}." for block in self.drop)
             layers = tuple(f"{name}={bits}" for name, bits in self.bits.items() if not name.startswith(gone))
             stages.append(Quantize(mixed=ChosenWidths(layers=layers) if layers else None))

@@ -87,7 +87,16 @@ class Planning:
         shelf = Shelf(self._out, self._name, self._people, lambda data: Choice.from_json(data, whatif.free))
         self._ready = whatif, shelf
         self._events.publish("planned", {"forms": len(whatif.free.forms)})
-        jobs = (self._judge, self._time, self._form, self._measure, self._ahead, self._look_back, whatif.pack)
+        jobs = (
+            self._judge,
+            self._time,
+            self._read,
+            self._form,
+            self._measure,
+            self._ahead,
+            self._look_back,
+            whatif.pack,
+        )
         self._background = Background(jobs, self._failed)
         self._background.start()
 
@@ -151,7 +160,15 @@ class Planning:
         return found if version == draft.version else None
 
     def within(self, share: int, choice: Choice) -> Choice:
-        """`choice` with what takes at most so many percent of the time, for the least loss. Raises BudgetError."""
+        """`choice` with what takes at most so many percent of the time, for the least loss.
+
+        Raises BudgetError where nothing does, and NotReadyError as long as it is not measured what parts are worth.
+        """
+        known = self.whatif.sensitivities(choice.criterion)
+        if not known.items or not self.whatif.is_known(choice.form):
+            raise NotReadyError(
+                f"what each part is worth is being measured, {known.done} of {known.total}; wait for it"
+            )
         return self.whatif.within(share / 100, choice)
 
     def recovery(self) -> Recovery | None:
@@ -286,6 +303,12 @@ class Planning:
         if self.whatif.is_timed:
             self._events.publish("timed", {})
         return True
+
+    def _read(self) -> bool:
+        """What was measured by an earlier studio."""
+        criteria = dict.fromkeys(draft.choice.criterion for draft in self._drafts())
+        known = next((each for each in map(self.whatif.sensitivities, criteria) if not each.begun), None)
+        return known is not None and known.step()
 
     def _form(self) -> bool:
         if self._formed:

@@ -70,6 +70,7 @@ class Runs:
         self._lock = threading.Lock()
         self._going: dict[str, _Going] = {}
         self._told: dict[str, list[dict[str, Any]]] = {}
+        self._records: dict[str, tuple[int, RunRecord]] = {}
         self.when_done: Callable[[], object] = lambda: None
 
     def names(self) -> list[str]:
@@ -118,6 +119,7 @@ class Runs:
             self._program(name).unlink(missing_ok=True)
             self._log(name).unlink(missing_ok=True)
             self._told.pop(name, None)
+            self._records.pop(name, None)
         self._changed()
 
     def end(self) -> None:
@@ -229,8 +231,13 @@ class Runs:
         return "\n".join(printable(line) for line in text.splitlines()[-_LOG_LINES:])
 
     def _record(self, name: str) -> RunRecord | None:
+        """The report of a run, read once for as long as it stays the same; None without one that can be read."""
+        path = self._out / name / "report.json"
         try:
-            return RunRecord.from_json(read_json(self._out / name / "report.json"))
+            written = path.stat().st_mtime_ns
+            if name not in self._records or self._records[name][0] != written:
+                self._records[name] = written, RunRecord.from_json(read_json(path))
+            return self._records[name][1]
         except (StorageError, OSError, KeyError, TypeError, ValueError):
             return None
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compressor.errors import BudgetError, CompressorError
+from compressor.errors import CompressorError
 from compressor.estimate import Estimate
 from compressor.inspection.inspection import Looked
 from compressor.intervals import paired_drop, score_estimate
@@ -134,7 +134,10 @@ class WhatIf:
 
     def numbers(self, choice: Choice) -> Numbers:
         """What the choice costs, at once; what the latency table lacks is `wanted` from then on."""
-        state, form = self._costed(choice), self._forms.get(choice.form)
+        # A draft may come from where there were 8 bits to choose.
+        name = choice.form if choice.form in self.free.forms else FORMS[0]
+        choice = replace(choice, form=name)
+        state, form = self._costed(choice), self._forms.get(name)
         parameters, (macs,) = self._costs.parameters([state])[0], self._costs.macs([state])
         if form is None:
             return Numbers(ms=None, parameters=parameters, macs=macs, size_bytes=None, packed_bytes=None)
@@ -157,6 +160,10 @@ class WhatIf:
             return 0.0
         weights = self._costs.layer_weights(state)
         return sum(weights.get(name, 0) * (bits - USUAL_BITS) / 8 for name, bits in choice.bits.items())
+
+    def is_known(self, form: str) -> bool:
+        """Whether it is known what the model costs in that form."""
+        return form in self._forms
 
     def time_wanted(self) -> bool:
         """Times some operators that `numbers` was asked for and lacked; whether there were any."""
@@ -218,13 +225,10 @@ class WhatIf:
     def within(self, fraction: float, choice: Choice) -> Choice:
         """`choice` with the widths and blocks of the least loss that take at most this fraction of the float time.
 
-        Raises BudgetError where there are none, and as long as it is not known what each is worth, or the form costs.
+        Asks for what is known: `sensitivities` to their end, and the form. Raises BudgetError where there are none.
         """
-        limit, form = fraction * (self.reference.ms or 0.0), self._forms.get(choice.form)
-        items = self.sensitivities(choice.criterion).items
-        if not items or form is None:
-            raise BudgetError(limit, self.reference.ms or 0.0)
-        found = choose_structure(items, form.exactly, limit, self._whole)
+        limit, items = fraction * (self.reference.ms or 0.0), self.sensitivities(choice.criterion).items
+        found = choose_structure(items, self._forms[choice.form].exactly, limit, self._whole)
         state = self._whole | found.state
         return replace(
             choice,

@@ -74,6 +74,11 @@ class Sensitivities:
         self._forecast: Forecast | None = None
 
     @property
+    def begun(self) -> bool:
+        """Whether it is known what is to be measured, and what of it was."""
+        return self._losses is not None
+
+    @property
     def done(self) -> int:
         """How many steps are done."""
         return len(self._singles) + len(self._probes)
@@ -242,7 +247,10 @@ class Sensitivities:
             Observed(loss=self.loss(_state(each["state"])) or 0.0, drop=each["drop"], error=each["error"])
             for each in self._probes
         ]
-        self._forecast = Forecast(singles=tuple(singles), probes=tuple(probes))
+        found = Forecast(singles=tuple(singles), probes=tuple(probes))
+        # Worked out here, so that no answer waits for it.
+        _ = found.widening
+        self._forecast = found
 
     def _key(self) -> str:
         """What the measurements depend on: weights, the data that are read, the ranking, and how they are made."""
