@@ -59,7 +59,7 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("choice", [CHOICES[1], CHOICES[3]], ids=["widths", "widths and a block"])
 def test_predictions_are_those_of_the_model_that_comes_of_it(desk, choice):
     """The recipe's first stage is applied, exported and counted: parameters and products are equal, bytes near."""
     whatif, workload = desk.planning.whatif, desk.workload
