@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError
-from compressor.estimate import Estimate
 from compressor.inspection.inspection import Looked
 from compressor.pruning.choice.costs import block_key
 from compressor.recipe.recipe import Recipe
-from compressor.report.numbers import printable, shorten, si, size
+from compressor.report.numbers import printable, shorten
 from compressor.storage import sha256
 from compressor.studio.choice import BITS, CRITERIA, FLOAT_BITS, USUAL_BITS, Choice, choice_of
 from compressor.studio.drafting.draft import ConflictError, Draft
@@ -19,7 +18,8 @@ from compressor.studio.events import Broadcast
 from compressor.studio.foresight.background import Background
 from compressor.studio.foresight.recovery import Recovery, Trained
 from compressor.studio.pages import render
-from compressor.studio.whatif import Judged, Numbers, WhatIf
+from compressor.studio.tiles import cost_tiles, drop_in_words, judged_in_words, trained_in_words
+from compressor.studio.whatif import Judged, WhatIf
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -244,36 +244,16 @@ class Planning:
         unchanged = not choice.widths and not choice.drop
         foretold = None if unchanged else self.whatif.forecast(choice)
         return {
-            "tiles": _tiles(now, before),
+            "tiles": cost_tiles(now, before),
             "scored": self._workload.metric.scored,
             "metric": printable(self._workload.metric.name),
-            "judged": None if judged is None else _words(judged),
-            "foretold": None if foretold is None else _drop_in_words(foretold),
-            "trained": self._trained_in_words(choice, foretold, judged),
+            "judged": None if judged is None else judged_in_words(judged),
+            "foretold": None if foretold is None else drop_in_words(foretold),
+            "trained": trained_in_words(choice, self.recovery(), foretold if judged is None else judged.drop),
             "waiting": waiting,
             "measuring": f"{known.done} of {known.total}" if known.done < known.total else "",
             "unmeasured": printable(self.unmeasured),
             "unchanged": unchanged,
-        }
-
-    def _trained_in_words(
-        self, choice: Choice, foretold: Estimate | None, judged: Judged | None
-    ) -> dict[str, Any] | None:
-        """What will be left of the drop behind the training, by the finished runs; None where nothing can be said."""
-        drop = judged.drop if judged is not None else foretold
-        if drop is None or not choice.epochs or not (choice.widths or choice.drop):
-            return None
-        recovery = self.recovery()
-        if recovery is None:
-            return {"by": "no run of this model has shown yet what training wins back", "runs": 0}
-        few, many = recovery.epochs
-        shares = f"{min(recovery.shares):.0%} to {max(recovery.shares):.0%}"
-        runs = len(recovery.shares)
-        over = f"{few} epochs" if few == many else f"{few} to {many} epochs"
-        return {
-            **_drop_in_words(recovery.after(drop)),
-            "by": f"if training wins back {shares} of it, as in {runs} run{'s' * (runs > 1)} over {over}",
-            "runs": runs,
         }
 
     # What is measured beside, step by step. ------------------------------------------------------------------------
@@ -375,42 +355,3 @@ def _place(stops: tuple[int, ...], width: int) -> int:
     """Where a slider stands, from the narrowest stop up: at the nearest that is at least `width`."""
     rising = stops[::-1]
     return next((place for place, stop in enumerate(rising) if stop >= width), len(rising) - 1)
-
-
-def _tiles(now: Numbers, before: Numbers) -> list[dict[str, Any]]:
-    rows: tuple[tuple[str, float | None, float | None, Callable[[float], str]], ...] = (
-        ("milliseconds a call", now.ms, before.ms, lambda value: f"{value:.3g} ms"),
-        ("file", now.size_bytes, before.size_bytes, lambda value: size(round(value))),
-        ("packed file", now.packed_bytes, before.packed_bytes, lambda value: size(round(value))),
-        ("parameters", now.parameters, before.parameters, si),
-        ("multiply-accumulates", now.macs, before.macs, si),
-    )
-    return [
-        {
-            "label": label,
-            "value": "…" if value is None else words(value),
-            "before": "…" if whole is None else words(whole),
-            "left": f"{value / whole:.0%}" if value is not None and whole else "",
-            "bar": round(100 * min(1.0, value / whole), 1) if value is not None and whole else 0,
-            "better": value is not None and whole is not None and value < 0.995 * whole,
-            "rough": now.rough and label.startswith("milliseconds"),
-        }
-        for label, value, whole, words in rows
-    ]
-
-
-def _words(judged: Judged) -> dict[str, Any]:
-    return {
-        "score": f"{judged.score.value:.3f}",
-        "samples": f"{judged.samples:,}",
-        **_drop_in_words(judged.drop),
-    }
-
-
-def _drop_in_words(drop: Estimate) -> dict[str, Any]:
-    """How the score changes: with its sign, so that what is lost has a minus."""
-    return {
-        "drop": f"{-drop.value:+.3f}",
-        "interval": "" if drop.low == drop.high else f"{-drop.high:+.3f} to {-drop.low:+.3f}",
-        "bad": drop.low > 0,
-    }

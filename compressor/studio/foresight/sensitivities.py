@@ -257,7 +257,9 @@ class Sensitivities:
         parts = [
             repr((_METHOD, _SINGLE_BATCHES, _BATCHES, self._workload.metric.name, sorted(self._align.items()))).encode()
         ]
-        tensors = [*self._model.state_dict().values(), *self._ranking().values()]
+        # Of scores the order: their last digits follow from how many threads there were.
+        order = [scores.argsort(stable=True) for scores in self._ranking().values()]
+        tensors = [*self._model.state_dict().values(), *order]
         for inputs, targets in self._batches():
             tensors += [*input_tensors(inputs), *([targets] if isinstance(targets, Tensor) else [])]
         return sha256(b"".join([*parts, *(raw_bytes(tensor.detach().cpu().contiguous()) for tensor in tensors)]))
