@@ -48,6 +48,8 @@ def paired_drop(rows: Tensor, reference_rows: Tensor, metric: Metric, *, seed: i
             "score both on the same data, in the same order"
         )
     value = metric.drop(_finite(metric.aggregate(reference_rows), metric), _finite(metric.aggregate(rows), metric))
+    if value == 0 and torch.equal(rows, reference_rows):  # and so it is on every resample
+        return Estimate(value, value, value)
     scores = resampled([reference_rows, rows], metric, seed)
     return _percentiles(value, np.array([metric.drop(reference, score) for reference, score in scores.tolist()]))
 

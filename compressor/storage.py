@@ -24,6 +24,8 @@ from compressor.errors import StorageError, WriteError
 _MOST_JSON_BYTES = 32_000_000
 _DEEPEST_JSON = 100
 _TEMPORARY = re.compile(r"\.compressor-(?P<host>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{16}\.tmp")
+# Without waiting for who might write to a pipe.
+_TO_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 # What it says where a folder stands in the place of a file, or a file in that of a folder.
 _OTHER_KIND = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 # What the disk says when it has no room: no space, no quota, a file beyond the limit of the process.
@@ -123,7 +125,7 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, *, way_out: str = "delete it to start this step again") -> Any:
+def read_json(path: Path | str, *, way_out: str = "delete it to start this step again") -> Any:
     """The JSON value in `path`. Raises StorageError, ending with `way_out`, where it is not JSON or beyond limits."""
     return parsed_json(read_bytes(path, way_out=way_out, most=_MOST_JSON_BYTES), path, way_out=way_out)
 
@@ -133,7 +135,7 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_json(path, {**value, "sha256": _seal(value)})
 
 
-def read_sealed(path: Path, *, way_out: str) -> dict[str, Any]:
+def read_sealed(path: Path | str, *, way_out: str) -> dict[str, Any]:
     """What `write_sealed` put there. Raises StorageError, ending with `way_out`, where anything of it differs."""
     value = read_json(path, way_out=way_out)
     if not isinstance(value, dict) or value.pop("sha256", None) != _seal(value):
@@ -141,23 +143,35 @@ def read_sealed(path: Path, *, way_out: str) -> dict[str, Any]:
     return value
 
 
-def read_bytes(path: Path, *, way_out: str, most: int | None = None) -> bytes:
+def read_bytes(path: Path | str, *, way_out: str, most: int | None = None) -> bytes:
     """What is in the file `path`, at most `most` bytes.
 
     Raises StorageError, ending with `way_out`, where it cannot be read, is no regular file, or has more.
     """
+    other = f"{path} is no regular file, but a device, a pipe or a socket; {way_out}"
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
-            raise StorageError(f"{path} is no regular file, but a device, a pipe or a socket; {way_out}")
-        if most is not None and facts.st_size > most:
-            raise StorageError(f"{path} has {facts.st_size:,} bytes, and at most {most:,} are read; {way_out}")
-        return path.read_bytes()
+        descriptor = os.open(path, _TO_READ)
+        try:
+            facts = os.fstat(descriptor)
+            if stat.S_ISDIR(facts.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(facts.st_mode):
+                raise StorageError(other)
+            if most is not None and facts.st_size > most:
+                raise StorageError(f"{path} has {facts.st_size:,} bytes, and at most {most:,} are read; {way_out}")
+            parts = []
+            while part := os.read(descriptor, facts.st_size + 1):
+                parts.append(part)
+            return b"".join(parts)
+        finally:
+            os.close(descriptor)
     except OSError as error:
+        if error.errno == errno.ENXIO:  # what opening a socket says
+            raise StorageError(other) from error
         raise StorageError(f"{path} cannot be read ({error.strerror}); {way_out}") from error
 
 
-def parsed_json(raw: bytes, path: Path, *, way_out: str) -> Any:
+def parsed_json(raw: bytes, path: Path | str, *, way_out: str) -> Any:
     """The JSON value in `raw`, the content of `path`.
 
     Raises StorageError, ending with `way_out`, where it is none, or is nested deeper than code that walks it can go.
@@ -166,6 +180,8 @@ def parsed_json(raw: bytes, path: Path, *, way_out: str) -> Any:
         value = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not readable JSON ({error}); {way_out}") from error
+    if raw.count(b"[") + raw.count(b"{") < _DEEPEST_JSON:
+        return value
     level = [value]
     for _ in range(_DEEPEST_JSON):
         level = [inner for outer in level for inner in _inside(outer) if isinstance(inner, dict | list)]

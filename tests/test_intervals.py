@@ -62,6 +62,15 @@ def test_paired_drop_is_tighter_than_two_intervals() -> None:
     assert 0.03 <= drop.high < 0.06
 
 
+def test_paired_drop_of_equal_rows_is_zero_without_a_resample(monkeypatch) -> None:
+    """Stages that change nothing are asked about often; what differs in one sample is resampled."""
+    monkeypatch.setattr("compressor.intervals.resampled", None)
+    rows = torch.randn(50, 3)
+    assert paired_drop(rows, rows.clone(), Metric.mse()) == Estimate(0.0, 0.0, 0.0)
+    with pytest.raises(TypeError):
+        paired_drop(rows, rows + torch.eye(50)[:, :3], Metric.mse())
+
+
 def test_paired_drop_is_relative_for_unbounded_metrics() -> None:
     """An error of 3 after 2 is a drop of one half, exactly so when every sample grew by half."""
     drop = paired_drop(torch.full((10,), 3.0), torch.full((10,), 2.0), Metric.mse())

@@ -67,7 +67,8 @@ def cache(
         if action is Action.LIST:
             _list(store, as_json=as_json)
         elif action is Action.SIZE:
-            count, size = len(store.entries()), store.size_bytes()
+            entries = store.entries()
+            count, size = len(entries), sum(entry.size_bytes for entry in entries)
             facts = {"folder": str(store.folder), "stages": count, "bytes": size, "most_bytes": store.most_bytes}
             _tell(
                 facts,

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from compressor.errors import PackError
 from compressor.packing import reader
 from compressor.packing.writer import packed
-from compressor.storage import read_bytes, write_atomic, written_whole
+from compressor.storage import read_bytes, sha256, write_atomic, written_whole
 
 # What is told of the work: bytes done since the last time, and bytes in all.
 Told = Callable[[int, int], None]
@@ -52,14 +52,25 @@ def pack(path: str | Path, out: str | Path | None = None, *, told: Told | None =
     return Packed(out, len(parts), len(data), parts[len(reader.MAGIC) + 9 : len(reader.MAGIC) + 41].hex())
 
 
+# Of the last files by their digests: stages that change nothing, and runs beside each other, ask again.
+_sizes: dict[str, int | None] = {}
+_REMEMBERED = 100
+
+
 def packed_size(onnx_bytes: bytes, *, most: int) -> int | None:
     """The bytes of the packed file; None for what cannot be packed, and for files of more than `most` bytes."""
     if len(onnx_bytes) > most:
         return None
-    try:
-        return sum(map(len, packed(onnx_bytes)))
-    except PackError:
-        return None
+    digest = sha256(onnx_bytes)
+    if digest not in _sizes:
+        try:
+            size: int | None = sum(map(len, packed(onnx_bytes)))
+        except PackError:
+            size = None
+        while len(_sizes) >= _REMEMBERED:
+            _sizes.pop(next(iter(_sizes)), None)
+        _sizes[digest] = size
+    return _sizes[digest]
 
 
 def unpack(

@@ -97,7 +97,7 @@ class Store:
 
         What is damaged is taken out of the store, and told.
         """
-        folder = self._place(key)
+        folder = self._named(key)
         if not os.path.lexists(folder):
             return None
         try:
@@ -107,7 +107,7 @@ class Store:
                 self.discard(key, str(error))
             return None
         with suppress(OSError):
-            os.utime(folder / _ENTRY)
+            os.utime(f"{folder}/{_ENTRY}")
         return found
 
     def put(
@@ -175,7 +175,7 @@ class Store:
         found = []
         for folder in self._folders():
             try:
-                _read(folder, folder.name)
+                _read(str(folder), folder.name)
             except StorageError as error:
                 if folder.exists():
                     found.append(str(error).removesuffix(f"; {_MADE_ANEW}"))
@@ -203,9 +203,13 @@ class Store:
         return len(gone), sum(gone)
 
     def _place(self, key: str) -> Path:
+        return Path(self._named(key))
+
+    def _named(self, key: str) -> str:
+        """The folder of a stage, as text: looking up thousands, making paths would take most of the time."""
         if not _KEY.fullmatch(key):
             raise ValueError(f"a key is the 64 digits of a SHA-256, got {key!r}")
-        return self.folder / key[:2] / key
+        return f"{self.folder}/{key[:2]}/{key}"
 
     def _folders(self) -> Iterator[Path]:
         for group in sorted(_children(self.folder)):
@@ -274,26 +278,27 @@ class Store:
             warnings.warn(text, StoreWarning, stacklevel=3)
 
 
-def _read(folder: Path, key: str) -> Kept:
+def _read(folder: str, key: str) -> Kept:
     """The stage in `folder`. Raises StorageError where anything of it is not as it was written."""
-    saved = read_sealed(folder / _ENTRY, way_out=_MADE_ANEW)
+    entry = f"{folder}/{_ENTRY}"
+    saved = read_sealed(entry, way_out=_MADE_ANEW)
     files, facts, made = (saved.get(name) for name in ("files", "facts", "made"))
     if saved.get("key") != key or not isinstance(files, dict) or not isinstance(facts, dict):
-        raise StorageError(f"{folder / _ENTRY} is not what the store wrote there; {_MADE_ANEW}")
+        raise StorageError(f"{entry} is not what the store wrote there; {_MADE_ANEW}")
     contents = {}
     for name, digest in files.items():
         if not _FILE.fullmatch(name):
-            raise StorageError(f"{folder / _ENTRY} names {name!r}, which is no file of a stage; {_MADE_ANEW}")
-        contents[name] = read_bytes(folder / name, way_out=_MADE_ANEW)
+            raise StorageError(f"{entry} names {name!r}, which is no file of a stage; {_MADE_ANEW}")
+        contents[name] = read_bytes(f"{folder}/{name}", way_out=_MADE_ANEW)
         if sha256(contents[name]) != digest:
-            raise StorageError(f"{folder / name} is not the file that was written; {_MADE_ANEW}")
+            raise StorageError(f"{folder}/{name} is not the file that was written; {_MADE_ANEW}")
     return Kept(facts=facts, contents=contents, made=str(made))
 
 
 def _listed(folder: Path) -> Entry:
     used = datetime.fromtimestamp(_used(folder), UTC).isoformat(timespec="seconds")
     try:
-        saved: Any = read_json(folder / _ENTRY)
+        saved: Any = read_json(f"{folder}/{_ENTRY}")
         stage, seconds, made = str(saved["stage"]), float(saved["seconds"]), str(saved["made"])
     except (StorageError, KeyError, TypeError, ValueError):
         stage, seconds, made = "damaged", math.nan, ""

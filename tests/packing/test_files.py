@@ -16,7 +16,7 @@ from compressor.cli.app import app
 from compressor.clustering.codebook_files import with_codebooks
 from compressor.errors import PackError, StorageError
 from compressor.files.graphs import parse
-from compressor.packing import chunk, reader, writer
+from compressor.packing import chunk, files, reader, writer
 from compressor.packing.files import check, copy_reader, pack, packed_size, unpack
 from compressor.packing.layouts import inner_shapes
 from compressor.packing.wire import weights_in
@@ -184,6 +184,18 @@ def test_packed_is_smaller_than_by_general_coders() -> None:
     counts = np.bincount(weight.reshape(-1).astype(np.int64) + 128)
     some = counts[counts > 0]
     assert size < -(some * np.log2(some / weight.size)).sum() / 8
+
+
+def test_the_size_of_a_file_is_found_once(monkeypatch) -> None:
+    """The same bytes are not packed a second time, nor is a file that is beyond the limit; others are."""
+    asked: list[int] = []
+    monkeypatch.setattr(files, "packed", lambda data: asked.append(len(data)) or [data])
+    monkeypatch.setattr(files, "_sizes", {})
+    monkeypatch.setattr(files, "_REMEMBERED", 2)
+    assert [packed_size(data, most=3) for data in (b"a", b"a", b"bbbb", b"bb")] == [1, 1, None, 2]
+    assert asked == [1, 2]
+    assert [packed_size(data, most=3) for data in (b"ccc", b"bb", b"a")] == [3, 2, 1]
+    assert asked == [1, 2, 3, 1]
 
 
 def test_neighbours_that_go_together_are_used() -> None:
