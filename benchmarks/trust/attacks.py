@@ -222,21 +222,38 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200, help="of commands")
     parser.add_argument("--files", type=int, default=5900, help="damaged ones for each reader")
     parser.add_argument("--onnx", type=int, default=500, help="damaged ONNX files")
+    parser.add_argument("--again", action="store_true", help="does again what is stored")
     parser.add_argument("--megabytes", type=int, default=1000)
     asked = parser.parse_args()
     from benchmarks.trust import kills as killing
     from benchmarks.trust import mutants
 
     result: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {}
+
+    def store(**found: Any) -> None:
+        result.update(found)
+        write_json(RESULT, {**result, "benchmark": "trust", "environment": environment(Target())})
+
+    def fed(place: Path) -> dict[str, Any]:
+        known = {} if asked.again else result.get("mutants", {}).get("readers", {})
+        made = mutants.measured(
+            place, files=asked.files, onnx=asked.onnx, known=known, store=lambda found: store(mutants=found)
+        )
+        return {"mutants": made}
+
+    def killed(place: Path) -> dict[str, Any]:
+        known = {} if asked.again else result.get("kills", {}).get("commands", {})
+        made = killing.measured(place, kills=asked.kills, known=known, store=lambda found: store(kills=found))
+        return {"kills": made}
+
     works: dict[str, Callable[[Path], dict[str, Any]]] = {
         "folder": lambda place: measured(place, count=asked.flips, killed=asked.secrets, megabytes=asked.megabytes),
-        "mutants": lambda place: {"mutants": mutants.measured(place, files=asked.files, onnx=asked.onnx)},
-        "kills": lambda place: {"kills": killing.measured(place, kills=asked.kills)},
+        "mutants": fed,
+        "kills": killed,
     }
     for part in asked.parts:
         with tempfile.TemporaryDirectory() as place:
-            result |= works[part](Path(place))
-        write_json(RESULT, {**result, "benchmark": "trust", "environment": environment(Target())})
+            store(**works[part](Path(place)))
     print(f"stored in {RESULT}")
 
 

@@ -105,7 +105,7 @@ def one_recipe(name: str, workload: Workload, references: tuple[str, ...], asked
     """What the recipe's last file gives away, beside the network's own."""
     attack = MembershipInference(samples=asked.samples, references=references)
     pipeline = Pipeline(list(Recipe.load(name).stages), evaluations=[attack])
-    folder = asked.out / f"{workload.name}-{name}-{asked.samples}-{len(references)}"
+    folder = asked.out / f"{workload.name}-{Path(name).stem}-{asked.samples}-{len(references)}"
     result = pipeline.run(workload, out=folder, seed=0)
     step = result.report.steps[-1]
     return {"score": asdict(step.measurement.score), "answers": step.details["evaluations"]}

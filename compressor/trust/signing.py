@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import StorageError, TrustError, WrongUseError
-from compressor.storage import write_atomic
+from compressor.storage import is_left_over, write_atomic
 from compressor.trust.keys import PrivateKey
 from compressor.trust.manifest import (
     MANIFEST,
@@ -84,6 +84,9 @@ def sign_folder(
         raise WrongUseError(f"a name has 1 to {LONGEST_NAME} printable characters, got {name[:50]!r}")
     replaced = None if replaces is None else read_manifest(replaces).digest
     before = None if replaces is None else _own_release(replaces, key, given=name is not None and release is not None)
+    # What a signer that was killed had not yet named: no manifest lists it, and verification refuses it.
+    for left in filter(is_left_over, folder.iterdir()):
+        left.unlink(missing_ok=True)
     if inspect is not None:
         inspect(folder)
     manifest = _listed_anew(folder) if anew else check(folder).require_files().manifest

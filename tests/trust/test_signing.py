@@ -1,7 +1,10 @@
 """A signature counts for one manifest, by a trusted key, while it and the key last, and for no older release."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from typer.testing import CliRunner
 
 from compressor.cli.app import app
 from compressor.errors import TrustError, WrongUseError
-from compressor.storage import sha256, write_sealed
+from compressor.storage import sha256, temporary_name, write_sealed
 from compressor.trust.canonical import canonical
 from compressor.trust.keys import read_private, read_public
 from compressor.trust.manifest import MANIFEST, SIGNATURE, Manifest, described, read_manifest, write_manifest
@@ -302,3 +305,20 @@ def test_what_another_key_says_of_the_release_before_is_hearsay(signed, copied, 
     (signed / SIGNATURE).write_bytes(signature_file({key.public.key_id: (own[0], bytes(64))}))
     with pytest.raises(TrustError, match="is not by the key"):
         sign_folder(folder, key, replaces=signed, anew=True)
+
+
+def test_what_a_killed_signer_left_is_taken_away_by_the_next(signed, keys) -> None:
+    """Half a signature under a name of its own: verification refuses it, and signing again makes the folder whole."""
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = signed / temporary_name().replace(f"-{os.getpid()}-", f"-{dead.stdout.strip()}-")
+    alive = signed.parent / temporary_name()
+    for path in (left, alive):
+        path.write_bytes(b"half")
+    assert call("verify", signed)[0] == 4
+    sign_folder(signed, read_private(keys / "release"), name="digits", release=3)
+    assert not left.exists()
+    assert alive.exists()
+    assert check(signed).holds
+    (signed / alive.name).write_bytes(b"of a writer that is at work")
+    with pytest.raises(TrustError, match="is not listed"):
+        sign_folder(signed, read_private(keys / "release"), name="digits", release=4)
