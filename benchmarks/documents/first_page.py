@@ -170,15 +170,17 @@ def threads_section(result: dict) -> list[str]:
         + f" | {load['ratio']:.2f} |"
         for load in result["loads"]
     ]
+    machines = [load["environment"] for load in result["loads"]]
+    where = " and ".join(dict.fromkeys(f"{machine.get('cpu')} with {machine['cores']} cores" for machine in machines))
     names = [name for name in result["loads"][0]["medians"] if name.isdigit()]
     head = " | ".join(["busy processes", *(f"threads fixed at {name}" for name in names), "chosen by timing", "ratio"])
     return [
         "## Training beside other work (`make bench-threads`)",
         "",
         (
-            f"ResNet-20, batch 128, images a second of the training loop on {result['environment'].get('cpu')} with "
-            f"{result['environment']['cores']} cores: medians of interleaved rounds. *Ratio*: threads chosen by "
-            "timing over the best fixed number, which nobody knows beforehand; the aim is 0.9."
+            f"ResNet-20, batch 128, images a second of the training loop on {where}: medians of interleaved rounds. "
+            "*Ratio*: threads chosen by timing over the best fixed number, which nobody knows beforehand; the aim is "
+            "0.9."
         ),
         "",
         f"| {head} |",

@@ -60,6 +60,7 @@ def _tried(result: dict) -> Iterator[str]:
 
 
 def _members(result: dict) -> Iterator[str]:
+    yield "### What models give away"
     yield (
         f"`make bench-membership`: {result['samples']:,} training samples beside test samples. In the row of the "
         "network's own file the value in percent, below by how much a recipe's file gives away more, in points, with "

@@ -268,7 +268,7 @@ def measured(
     known: Mapping[str, dict[str, Any]] | None = None,
     store: Callable[[dict[str, Any]], object] = lambda found: found,
 ) -> dict[str, Any]:
-    """{command: what became of it}; `store` gets the rows after every command, and what is `known` is taken as it is."""
+    """{command: what became of it}; `store` gets the rows after each, and what is `known` is taken as it is."""
     os.environ.update({"COMPRESSOR_QUIET_SECONDS": "0", "COMPRESSOR_TURNS": "off"})
     chance = random.Random(0)  # noqa: S311 - moments, no secrets
     makers = tries(place, prepared(place, epochs=epochs))
