@@ -37,13 +37,15 @@ def pack(path: str | Path, out: str | Path | None = None, *, told: Told | None =
     """Packs the ONNX file at `path` into `out`, by default beside it with the ending .pack, and says what came of it.
 
     `unpack` gives its very bytes back. `told` hears of the progress. Raises PackError where it is no ONNX file, or
-    keeps its weights in other files, and StorageError where it cannot be read or the other not be written.
+    keeps its weights in other files, or `out` is that very file, and StorageError where it cannot be read or the other
+    not be written.
     """
     path = Path(path)
     out = path.with_suffix(".pack") if out is None else Path(out)
     data = read_bytes(path, way_out="give the path of an ONNX file", most=reader.MOST_TOTAL)
     if data.startswith(reader.MAGIC):
         raise PackError(f"{path} cannot be packed: it is a packed model already; compressor unpack {path} unpacks it")
+    _check_apart(path, out, "packed")
     try:
         parts = b"".join(packed(data, told=None if told is None else lambda done: told(done, len(data))))
     except PackError as error:
@@ -80,13 +82,14 @@ def unpack(
 
     The file appears when it is whole and its SHA-256 is the one of the file that was packed; a file that is there
     already is replaced where `out` names it, and refused where it does not. Raises PackError where `path` is no packed
-    model, is damaged, of another version, or holds more than `most_bytes`, and StorageError where either cannot be
-    read or written.
+    model, is damaged, of another version, holds more than `most_bytes`, or is `out` itself, and StorageError where
+    either cannot be read or written.
     """
     path = Path(path)
     if out is None and path.with_suffix(".onnx").exists():
         raise PackError(f"{path.with_suffix('.onnx')} is there already; name it, or another file, to write to")
     out = path.with_suffix(".onnx") if out is None else Path(out)
+    _check_apart(path, out, "unpacked")
     with _opened(path, most_bytes) as (source, header), written_whole(out, header.size) as target:
         _copy(source, header, target, told)
     return Packed(path, path.stat().st_size, header.size, header.sha256.hex())
@@ -121,10 +124,17 @@ def copy_reader(out: str | Path) -> Path:
     return Path(out)
 
 
+def _check_apart(path: Path, out: Path, made: str) -> None:
+    """Raises PackError where what is written to `out` would take the place of what is read from `path`."""
+    if out.exists() and path.exists() and out.samefile(path):
+        raise PackError(f"{path} cannot be {made} onto itself: {out} is the same file; name another to write to")
+
+
 @contextmanager
 def _opened(path: Path, most_bytes: int) -> Iterator[tuple[BinaryIO, reader.Header]]:
     if not path.is_file():
-        raise PackError(f"{path} cannot be unpacked: there is no such file; give the path of a packed model")
+        why = "it is a folder, or a device" if path.exists() else "there is no such file"
+        raise PackError(f"{path} cannot be unpacked: {why}; give the path of a packed model")
     try:
         with path.open("rb") as source:
             yield source, reader.read_header(source, most=most_bytes)

@@ -609,6 +609,8 @@ def main() -> None:
     parser.add_argument("packed", type=Path)
     parser.add_argument("out", type=Path, help="where the model goes, such as model.onnx")
     arguments = parser.parse_args()
+    if arguments.out.exists() and arguments.packed.exists() and arguments.out.samefile(arguments.packed):
+        sys.exit(f"error: {arguments.packed} cannot be unpacked onto itself; name another file to write to")
     part = arguments.out.with_name(f"{arguments.out.name}.part")
     try:
         with arguments.packed.open("rb") as source, part.open("w+b") as target:

@@ -325,6 +325,28 @@ def test_other_files_are_told_apart(tmp_path) -> None:
         unpack(made)
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_no_file_is_written_over_itself(link, tmp_path, monkeypatch) -> None:
+    """By its own name or by another one of it: the model that was packed, and the pack that was unpacked, stay."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(_file(_normal(9, 9)))
+    made = pack(path).path
+    before = path.read_bytes(), made.read_bytes()
+    for work, name in ((pack, path), (unpack, made)):
+        out = tmp_path / "link" if link else name
+        if link:
+            out.unlink(missing_ok=True)
+            out.symlink_to(name)
+        with pytest.raises(PackError, match=r"onto itself: .* is the same file; name another to write to"):
+            work(name, out)
+    monkeypatch.setattr("sys.argv", ["reader.py", str(made), str(out)])
+    with pytest.raises(SystemExit, match="cannot be unpacked onto itself"):
+        reader.main()
+    assert (path.read_bytes(), made.read_bytes()) == before
+    with pytest.raises(PackError, match="it is a folder, or a device"):
+        unpack(tmp_path)
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"hello, this is a text", b"\x00" * 100, b"\x3a\xff\xff\xff\xff\x7f" + b"\0" * 9]
 )
