@@ -117,6 +117,11 @@ class Distill(GoesOn):
         object.__setattr__(self, "functions", (_function(self.loss, _LOSS), _function(self.teacher_inputs, _INPUTS)))
         self.read_data_(function_named)
         object.__setattr__(self, "replacement", _student(self.student))
+        if self.teacher is not None and self.teacher is self.student:
+            raise ValueError(
+                "student and teacher are one network, which would be taught what it says already; give a teacher that "
+                "was trained, or leave it out: the workload's model teaches then"
+            )
         if self.replacement is not None:
             object.__setattr__(self, "effect", Effect.STRUCTURE)
 

@@ -19,8 +19,14 @@ def check_student(student: nn.Module, workload: Workload) -> None:
     """Nothing where `student` can take the place of `workload.model`, which teaches it.
 
     Tried are `example_inputs`, in another number of samples too, and `other_inputs`. Raises StageError where the
-    student does not take them, and where its outputs have another number, shape or kind of numbers than the teacher's.
+    student does not take them, and where its outputs have another number, shape or kind of numbers than the teacher's;
+    and where the two are one network.
     """
+    if student is workload.model:
+        raise StageError(
+            f"the student is the workload's own {type(student).__name__}, which is its teacher; give a network of its "
+            "own, or leave student out to distill into the model itself"
+        )
     own, teacher = private_copy(student).eval(), private_copy(workload.model).eval()
     example = workload.example_inputs
     calls = {"example_inputs": example}

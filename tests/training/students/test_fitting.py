@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from compressor.errors import StageError
+from compressor.stages import Distill
 from compressor.training.students.fitting import check_student
 from workbench.tiny import TinyResNet
 
@@ -46,6 +47,15 @@ def test_other_outputs_are_refused(tiny_workload, student, message) -> None:
     workload = replace(tiny_workload, example_inputs=tiny_workload.example_inputs[:2])
     with pytest.raises(StageError, match=message):
         check_student(student, workload)
+
+
+def test_the_teacher_is_no_student_of_its_own(tiny_workload) -> None:
+    """One network on both sides, as the workload's model or as a teacher that is given."""
+    with pytest.raises(StageError, match=r"is the workload's own \w+, which is its teacher; give a network of its own"):
+        check_student(tiny_workload.model, tiny_workload)
+    network = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="student and teacher are one network"):
+        Distill(student=network, teacher=network)
 
 
 def test_several_outputs_keep_their_names(tiny_workload) -> None:
