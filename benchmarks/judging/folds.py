@@ -33,7 +33,7 @@ from compressor.pruning.choice.targets import Macs
 from compressor.running.folds.crossing import CrossValidation
 from compressor.stage import Stage
 from compressor.stages import AdamW, FineTune, PruneChannels, Quantize
-from compressor.storage import write_json
+from compressor.storage import read_json, write_json
 from compressor.target import Target
 
 RESULT = RESULTS / "folds.json"
@@ -127,6 +127,13 @@ def crossed(stages: list[Stage], of_fold: Callable[[Fold], Workload], asked: dic
     return Pipeline(stages).cross_validate(of_fold, progress=False, **asked)
 
 
+def verdicts_of(path: Path, asked: argparse.Namespace) -> Any:
+    """What the cheap tries say, from `path` where they were made before."""
+    if not path.exists():
+        write_json(path, verdicts.tried(*digits(), tries=asked.tries, folds=asked.folds))
+    return read_json(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
@@ -140,7 +147,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench/folds"))
     arguments = parser.parse_args()
     measure.time_interleaved = functools.partial(timing.time_interleaved, seconds=0.05, repeats=3)
-    told_of_test = verdicts.tried(*digits(), tries=arguments.tries, folds=arguments.folds)
+    told_of_test = verdicts_of(arguments.out / f"verdicts-{arguments.tries}-{arguments.folds}.json", arguments)
     found: dict[str, Any] = {}
     for name in arguments.data:
         inputs, targets = DATA[name]()

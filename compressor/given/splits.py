@@ -85,7 +85,9 @@ def labels_of(targets: Any) -> NDArray[Any]:
     Raises FoldsError without any.
     """
     found = targets if isinstance(targets, list) else judged_target(targets)
-    if found is None:
+    if isinstance(found, np.ndarray) and found.dtype.kind == "O":
+        found = found.tolist()  # which says what they are: whole numbers, texts or something else
+    if found is None or (isinstance(found, list) and any(entry is None for entry in found)):
         raise FoldsError("folds need the targets of all samples, got none; give the labels, or the numbers to predict")
     if isinstance(found, list) and not all(map(_is_plain, found)):
         # Of any lengths: what they are does not matter, as they are no classes.

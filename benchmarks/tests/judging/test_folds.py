@@ -11,9 +11,9 @@ def test_verdicts_are_of_the_same_folds_and_follow_from_the_seeds() -> None:
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(40) % 2
     rows = torch.randn(40, 3, generator=generator) + 3 * targets[:, None]
-    first, again, other = (
-        verdicts.crossed(rows, targets, folds=4, parting=1, seed=seed, epochs=2) for seed in (0, 0, 1)
-    )
+    first, other = verdicts.crossed(rows, targets, folds=4, parting=1, seeds=(0, 1), epochs=20)
+    again, _ = verdicts.crossed(rows, targets, folds=4, parting=1, seeds=(0, 1), epochs=20)
+    assert first.score.value > 0.9
     assert sum(row.tested for row in first.rows) == 40
     assert [row.score for row in first.rows] == [row.score for row in again.rows]
     assert first.difference(again).value == 0

@@ -1,6 +1,6 @@
 """Cross-validation: a run for each fold in a folder of its own, resumed like any other, and one report of them all."""
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from compressor.report.report import Report
 from compressor.report.view import total_seconds
 from compressor.running.folder import refuse_files_of_others
 from compressor.running.folds.fold import Fold
-from compressor.running.folds.given import check_held_back, workload_of
+from compressor.running.folds.given import check_held_back, check_unseen, workload_of
 from compressor.runtime import OnnxModule
 from compressor.scoring.agreement import Decisions
 from compressor.scoring.relative import Signal
@@ -33,6 +33,8 @@ Reference = Literal["anew", "given"]
 OfFold = Callable[[Fold], Workload]
 # What a run of one fold is asked: the workload, the seed and the folder; it gives the report.
 RunFold = Callable[[Workload, int, Path], Report]
+# Draws take seeds of 32 bits, and every fold one more than the fold before it.
+_SEEDS = 1 << 32
 _DATA, _PAGES = "folds.json", ("folds.md", "folds.html")
 _NOT_ANEW = (
     "was trained on its own training samples, and would be tested on some of them in every fold. Give a function of "
@@ -79,7 +81,7 @@ def cross_validated(
     stages: tuple[str, ...],
 ) -> CrossValidation:
     """`run` in every fold, and the report of all in `out`. See `Pipeline.cross_validate`."""
-    _check(workload, folds=folds, repeats=repeats, reference=reference)
+    _check(workload, folds=folds, repeats=repeats, reference=reference, seeds={"seed": seed, "run_seed": run_seed})
     given = reference == "given"
     refuse_files_of_others(out, _DATA, _PAGES, keys={"schema_version", "rows", "folds"})
     rows: list[FoldRow] = []
@@ -125,7 +127,7 @@ def _name(index: int, folds: int, repeats: int) -> str:
     ).name
 
 
-def _check(workload: Workload | OfFold, *, folds: int, repeats: int, reference: str) -> None:
+def _check(workload: Workload | OfFold, *, folds: int, repeats: int, reference: str, seeds: Mapping[str, int]) -> None:
     try:
         check_count(
             folds,
@@ -134,9 +136,15 @@ def _check(workload: Workload | OfFold, *, folds: int, repeats: int, reference: 
             way_out="with one fold nothing is left to train on, and one split has no deviation",
         )
         check_count(repeats, "repeats counts the ways in which the samples are parted")
+        for name, given in seeds.items():
+            check_count(given, f"{name} decides every draw", least=0)
         check_one_of(reference, "reference says which model a fold is compared with", ("anew", "given"))
     except ValueError as error:
         raise FoldsError(str(error)) from error
+    most = _SEEDS - folds * repeats
+    for name, given in seeds.items():
+        if given > most:
+            raise FoldsError(f"{name} decides every draw, at most {most}; got {given}")
     if not isinstance(workload, Workload):
         if not callable(workload):
             raise FoldsError(f"a workload, or a function of the fold that returns one, is wanted; got {workload!r}")
@@ -172,6 +180,7 @@ def _made(function: OfFold, fold: Fold) -> Workload:
             f"{fold.name} tests on {len(fold.parts.test)} samples, and test of the workload has {count}; give it those "
             "of fold.split alone: test=(inputs[test], labels[test])"
         )
+    check_unseen(workload, fold)
     return workload
 
 

@@ -64,6 +64,8 @@ class Fold:
         check_fraction(
             validation, "validation is the fraction of the samples beside the fold that decide", within="(0, 1)"
         )
+        if stratified is not None and not isinstance(stratified, bool):
+            raise FoldsError(f"stratified is True, False or left out, got {stratified!r}")
         test = in_fold(
             targets,
             folds=self.folds,
@@ -82,7 +84,13 @@ class Fold:
         classes = stratified is not False and labels.ndim == 1 and labels.dtype.kind in "biuUSO"
         strata = np.unique(labels, return_inverse=True)[1].tolist() if classes else None
         beside = np.setdiff1d(np.arange(len(labels)), test).tolist()
-        train, decides = parted(beside, max(1, round(len(beside) * validation)), strata, self.seed + self.index)
+        count = max(1, round(len(beside) * validation))
+        if count >= len(beside):
+            raise FoldsError(
+                f"validation={validation} takes {count} of the {len(beside)} samples beside {self.name}, and none is "
+                "left to train on; lower it, or give more samples"
+            )
+        train, decides = parted(beside, count, strata, self.seed + self.index)
         self.parts = Parts(np.array(train, dtype=np.int64), np.array(decides, dtype=np.int64), test)
         return self.parts
 

@@ -60,6 +60,17 @@ def check_held_back(workload: Workload) -> None:
             )
 
 
+def check_unseen(workload: Workload, fold: Fold) -> None:
+    """Raises FoldsError where half of what tests in `fold`, or more, also trains or decides, as far as can be told."""
+    for name in ("train", "validation"):
+        test, other = workload.test, getattr(workload, name)
+        if isinstance(test, Batches) and isinstance(other, Batches) and (shared := _shared(test, other)) >= 0.5:
+            raise FoldsError(
+                f"{100 * shared:.0f} % of the samples that test in {fold.name} are in {name}, too, and would be told "
+                f"too well; give {name} those of fold.split: {name}=(inputs[{name}], labels[{name}])"
+            )
+
+
 def _parts_of(workload: Workload) -> tuple[Batches, Batches]:
     for name in ("validation", "test"):
         data = getattr(workload, name)

@@ -137,6 +137,7 @@ def test_targets_that_are_no_classes_are_parted_plainly(targets) -> None:
         (np.array(["a"] * 9 + ["b"] * 3), 2, "at least 4 samples of every class.*class 'b' has 3"),
         (torch.zeros(9, dtype=torch.long), 3, "all 9 targets are 0"),
         (None, 3, "got none"),
+        ([None] * 9, 3, "got none"),
         (torch.tensor(3), 3, "a single int64"),
     ],
 )
@@ -152,6 +153,27 @@ def test_counts_that_are_no_classes_can_be_said_to_be_none() -> None:
     with pytest.raises(FoldsError, match="stratified=False"):
         fold().split(counts)
     assert len(fold().split(counts, stratified=False).test) == 4
+
+
+def test_objects_are_what_they_hold() -> None:
+    """An array of objects, as tables give it, is parted as the whole numbers in it are."""
+    plain = fold().split(LABELS)
+    assert np.array_equal(fold().split(np.array(LABELS.tolist(), dtype=object)).test, plain.test)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (
+            {"validation": 0.99},
+            r"validation=0\.99 takes 40 of the 40 samples beside fold-1, and none is left",
+        ),
+        ({"stratified": "yes"}, "stratified is True, False or left out, got 'yes'"),
+    ],
+)
+def test_splits_that_leave_nothing_or_mean_nothing_are_refused(asked, says) -> None:
+    with pytest.raises(FoldsError, match=says):
+        fold().split(LABELS, **asked)
 
 
 def test_a_second_split_by_other_targets_is_refused() -> None:
@@ -174,6 +196,9 @@ def cross(workload, out=None, **asked):
         ({"folds": True}, "a whole number"),
         ({"repeats": 0}, "at least 1; got 0"),
         ({"reference": "old"}, "anew, given"),
+        ({"seed": -1}, "seed decides every draw, at least 0; got -1"),
+        ({"seed": 1.5}, "seed decides every draw, a whole number"),
+        ({"run_seed": 1 << 32}, "run_seed decides every draw, at most 4294967293; got 4294967296"),
     ],
 )
 def test_settings_without_a_meaning_are_refused_before_work(asked, says, tmp_path) -> None:
@@ -232,16 +257,28 @@ def whole_test(fold: Fold) -> Workload:
     return workload_of_parts(network().eval(), (train, validation, np.arange(60)))
 
 
+def trained_on_all(fold: Fold) -> Workload:
+    _, validation, test = fold.split(LABELS)
+    return workload_of_parts(network().eval(), (np.arange(60), validation, test))
+
+
+def decided_by_test(fold: Fold) -> Workload:
+    train, _, test = fold.split(LABELS)
+    return workload_of_parts(network().eval(), (train, test, test))
+
+
 @pytest.mark.parametrize(
     ("function", "says"),
     [
         (unsplit, "did not ask it for its samples"),
         (whole_test, "tests on 20 samples, and test of the workload has 60"),
         (lambda fold: fold, "must return a compressor.Workload"),
+        (trained_on_all, "100 % of the samples that test in fold-1 are in train, too"),
+        (decided_by_test, "100 % of the samples that test in fold-1 are in validation, too"),
     ],
 )
 def test_functions_that_do_not_heed_the_fold_are_refused(function, says, tmp_path) -> None:
-    """All folds would test on the same samples, or on too many."""
+    """All folds would test on the same samples, on too many, or on those that train or decide."""
     with pytest.raises(FoldsError, match=says):
         cross(function, tmp_path)
     assert times("stage") == 0
