@@ -23,6 +23,8 @@ from compressor.errors import StorageError, WriteError
 # Reports of large networks have some megabytes; Python needs thirty times as much for the values of a text.
 _MOST_JSON_BYTES = 32_000_000
 _DEEPEST_JSON = 100
+# Each takes a hundred bytes or so in Python: what small values fill is more than their text by far.
+_MOST_JSON_VALUES = 4_000_000
 _TEMPORARY = re.compile(r"\.compressor-(?P<host>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{16}\.tmp")
 # Without waiting for who might write to a pipe.
 _TO_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -174,8 +176,11 @@ def read_bytes(path: Path | str, *, way_out: str, most: int | None = None) -> by
 def parsed_json(raw: bytes, path: Path | str, *, way_out: str) -> Any:
     """The JSON value in `raw`, the content of `path`.
 
-    Raises StorageError, ending with `way_out`, where it is none, or is nested deeper than code that walks it can go.
+    Raises StorageError, ending with `way_out`, where it is none, has more than four million values, or is nested deeper
+    than code that walks it can go.
     """
+    if (count := values_in(raw)) > _MOST_JSON_VALUES:
+        raise StorageError(f"{path} has up to {count:,} values, and at most {_MOST_JSON_VALUES:,} are read; {way_out}")
     try:
         value = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
@@ -188,6 +193,11 @@ def parsed_json(raw: bytes, path: Path | str, *, way_out: str) -> Any:
         if not level:
             return value
     raise StorageError(f"{path} is nested more than {_DEEPEST_JSON} levels deep, and no file of ours is; {way_out}")
+
+
+def values_in(raw: bytes) -> int:
+    """How many values stand in the JSON `raw` at most."""
+    return 1 + sum(map(raw.count, b",[{"))
 
 
 def _inside(value: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import StorageError, WriteError
-from compressor.storage import is_left_over, read_json, temporary_name, write_atomic
+from compressor.storage import is_left_over, parsed_json, read_json, temporary_name, write_atomic
 
 Usage = namedtuple("Usage", "total used free")  # noqa: PYI024 - as shutil has it
 
@@ -176,3 +176,9 @@ def test_json_beyond_limits_is_named(tmp_path) -> None:
     os.mkfifo(path)
     with pytest.raises(StorageError, match=r"a\.json is no regular file"):
         read_json(path)
+
+
+def test_a_flood_of_small_values_is_not_read() -> None:
+    """Ten million empty lists are thirty megabytes of text, a gigabyte in Python, and some seconds of work."""
+    with pytest.raises(StorageError, match="up to 4,000,002 values, and at most 4,000,000 are read; get it again"):
+        parsed_json(b"[" + b"1," * 4_000_000 + b"1]", Path("it"), way_out="get it again")

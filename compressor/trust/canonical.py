@@ -10,13 +10,13 @@ import re
 from typing import Any
 
 from compressor.errors import TrustError
-from compressor.storage import json_safe
+from compressor.storage import json_safe, values_in
 
 # RFC 7493, sec. 2.2: beyond, readers that have doubles alone read another number.
 LARGEST_INTEGER = (1 << 53) - 1
 _DEEPEST = 64
-# A manifest of a hundred thousand files has a third of them; each takes a hundred bytes or so in Python.
-_MOST_VALUES = 2_000_000
+# A manifest of a hundred thousand files has fewer; each takes a hundred bytes or so in Python.
+_MOST_VALUES = 1_000_000
 _PARTS = re.compile(r"(-?)(\d+)(?:\.(\d+))?(?:e([+-]\d+))?")
 
 
@@ -54,7 +54,7 @@ def parsed(raw: bytes, *, what: str, most_bytes: int) -> Any:
 
 def require_few_values(raw: bytes, what: str) -> None:
     """Raises TrustError where the JSON `raw` may hold more values than are read: small ones fill the memory."""
-    if (count := sum(map(raw.count, b",[{"))) > _MOST_VALUES:
+    if (count := values_in(raw)) > _MOST_VALUES:
         raise TrustError(f"{what} has up to {count:,} values, and at most {_MOST_VALUES:,} are read")
 
 
