@@ -41,7 +41,7 @@ def walk(page: Page, out: Path) -> None:
     """The walk-through of the docs: look, choose, narrow, run."""
     page.wait_for_selector("#plan", timeout=5 * _MINUTE)
     page.wait_for_selector("#choose:enabled", timeout=5 * _MINUTE)
-    page.locator(".box:not([data-widths='[]'])").first.click()
+    page.locator(".box[data-widths]").first.click()
     page.wait_for_selector("#box h3")
     keep(page, out / "picture.png", ".top", "#picture")
     page.fill("#percent", "50")

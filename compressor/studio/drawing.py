@@ -1,7 +1,7 @@
 """A drawing of a graph in pixels and words, for the template that makes it SVG."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compressor.inspection.inspection import Inspection
@@ -23,7 +23,7 @@ def drawn(picture: Picture, inspection: Inspection | None, detail: Detail) -> di
     blocks = [block.name for block in inspection.free_blocks] if inspection is not None else []
     return {
         "detail": str(detail),
-        "details": [(str(each), f"{len(picture.drawing(each).boxes):,}") for each in Detail],
+        "details": [(str(each), f"{picture.count(each):,}") for each in Detail],
         "width": _EDGE * 2 + max(1, drawing.layout.columns) * _ACROSS - (_ACROSS - _WIDTH),
         "height": _EDGE * 2 + max(1, drawing.layout.lanes) * _DOWN - (_DOWN - _HEIGHT),
         "box_width": _WIDTH,
@@ -31,8 +31,8 @@ def drawn(picture: Picture, inspection: Inspection | None, detail: Detail) -> di
         "boxes": [
             {
                 **_box(number, box, drawing.layout.nodes[number], coupled),
-                "widths": json.dumps([widths[each] for each in _groups(box, coupled) if each in widths]),
-                "blocks": json.dumps([name for name in blocks if _within(box, name)]),
+                "widths": _listed([widths[each] for each in _groups(box, coupled) if each in widths]),
+                "blocks": _listed([name for name in blocks if _within(box, name)]),
             }
             for number, box in enumerate(drawing.boxes)
         ],
@@ -43,20 +43,27 @@ def drawn(picture: Picture, inspection: Inspection | None, detail: Detail) -> di
 
 def _box(number: int, box: Box, place: tuple[int, int], coupled: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     share = box.time_fraction
-    kinds = box.kinds[0] if len(box.kinds) == 1 else f"{box.kinds[0]} +{len(box.members) - 1}"
+    name, kinds = box.name or box.kinds[0], box.kinds[0]
+    short = shorten(name, _NAME_LETTERS)
+    says = shorten(kinds if len(box.kinds) == 1 else f"{kinds} +{len(box.members) - 1}", 15)
+    says += f" · {percent(share)}" if share else ""
+    # What is seen comes first, so that who says it aloud is understood.
+    more = [*([name] if name != short else []), *box.kinds[:3]]
     return {
         "number": number,
         "x": _EDGE + place[0] * _ACROSS,
         "y": _EDGE + place[1] * _DOWN,
-        "name": box.name or box.kinds[0],
-        "short": shorten(box.name or box.kinds[0], _NAME_LETTERS),
-        "says": shorten(kinds, 15) + ("" if not share else f" · {percent(share)}"),
-        "spoken": f"{box.name or 'without a module'}: {', '.join(box.kinds[:3])}"
-        + ("" if share is None else f", {percent(share)} of the time"),
+        "short": short,
+        "says": says,
+        "spoken": f"{short} {says}{' of the time' if share else ''}: {', '.join(more)}",
         "heat": 0 if share is None else sum(share >= step for step in _HEAT),
-        "bar": 0 if share is None else round(min(1.0, share) * _WIDTH, 1),
         "groups": " ".join(map(str, _groups(box, coupled))),
     }
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`names` as JSON, which holds whatever a name may hold; nothing where there are none."""
+    return json.dumps(names) if names else ""
 
 
 def _groups(box: Box, coupled: Mapping[str, tuple[int, ...]]) -> list[int]:

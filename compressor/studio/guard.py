@@ -84,6 +84,11 @@ class Guard:
             if begun:
                 raise
             await plain(answer, refused.status, refused.sentence)
+        except asyncio.CancelledError:
+            # The server ends, and what was streaming with it: that is no error to be told in the terminal.
+            if not begun:
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _bare(self, scope: Scope) -> Scope:
         """The request without the proxy's prefix, and without Range: what is taken away is taken whole."""

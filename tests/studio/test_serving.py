@@ -18,7 +18,7 @@ from compressor.studio import access as doors
 from compressor.studio import serving
 from compressor.studio.access import Access, Role
 from compressor.studio.events import Broadcast
-from compressor.studio.guard import plain
+from compressor.studio.guard import Guard, plain
 
 
 class Clock:
@@ -83,6 +83,32 @@ def test_headers_that_do_not_end_are_cut_off(monkeypatch):
         servers[0].should_exit = True
         thread.join(10)
     assert not thread.is_alive()
+
+
+def test_the_end_of_the_server_is_no_error_in_the_terminal(caplog):
+    """A page that listens when Ctrl-C comes is let go, and no traceback is written."""
+
+    async def listening(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"event: here\n\n", "more_body": True})
+        await asyncio.sleep(60)
+
+    servers = []
+    make = uvicorn.Server
+    opened = serving.listening_socket(serving.Address(port=0))
+    port = opened.getsockname()[1]
+    app = Guard(listening, hosts=frozenset({"a"}), scheme="http")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn, "Server", lambda config: servers.append(make(config)) or servers[-1])
+        thread = threading.Thread(target=serving.serve, args=(app, serving.Address(port=0), opened))
+        thread.start()
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as page:
+            page.sendall(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b"event: here" in page.recv(4096) + page.recv(4096)
+            servers[0].should_exit = True
+            thread.join(10)
+    assert not thread.is_alive()
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_page_that_sleeps_does_not_hold_the_others_up():

@@ -49,6 +49,13 @@ function fill(place, html) {
 
 const asking = {};
 
+// Thousands of boxes at once are not worth comparing: the button that was pressed keeps the focus.
+function drawn(place, html) {
+  const focus = place.contains(document.activeElement) && document.activeElement.dataset.detail;
+  place.innerHTML = html;
+  if (focus) place.querySelector(`[data-detail="${focus}"]`).focus();
+}
+
 async function show(name, query = "") {
   const place = document.querySelector(`[data-part="${name}"]`);
   const mine = asking[name] = (asking[name] || 0) + 1;
@@ -57,7 +64,8 @@ async function show(name, query = "") {
   const html = await answer.text();
   // Answers may come in another order than they were asked for: the last question counts.
   if (mine !== asking[name]) return true;
-  Idiomorph.morph(place, html, gently);
+  if (name === "picture") drawn(place, html);
+  else Idiomorph.morph(place, html, gently);
   place.setAttribute("aria-busy", "false");
   place.dispatchEvent(new CustomEvent("shown", { bubbles: true }));
   return true;
@@ -173,24 +181,30 @@ picture.addEventListener("shown", () => { zoom = 1; mark(); });
 function mark() {
   if (!control("plan")) return;
   const { widths, drop } = chosen();
-  for (const box of boxes()) {
-    const out = JSON.parse(box.dataset.blocks).some((name) => drop.includes(name));
-    const narrow = JSON.parse(box.dataset.widths).filter((name) => name in widths);
+  for (const box of picture.querySelectorAll("[data-blocks], [data-widths]")) {
+    const out = JSON.parse(box.dataset.blocks || "[]").some((name) => drop.includes(name));
+    const narrow = JSON.parse(box.dataset.widths || "[]").filter((name) => name in widths);
     box.classList.toggle("out", out);
     box.classList.toggle("narrow", !out && narrow.length > 0);
     box.dataset.says = box.dataset.says || box.getAttribute("aria-label");
     const more = out ? ", goes" : narrow.length ? `, narrowed to ${narrow.map((name) => widths[name]).join(" and ")}` : "";
     box.setAttribute("aria-label", box.dataset.says + more);
-    box.querySelector("title").textContent = box.dataset.says + more;
   }
 }
 
+// What a box is called stands where the pointer rests.
+picture.addEventListener("pointerover", (event) => {
+  const box = event.target.closest(".box");
+  if (!box) return;
+  box.closest(".graph").title = box.getAttribute("aria-label");
+});
+
 async function choose(box) {
-  const groups = new Set(box.dataset.groups.split(" ").filter(Boolean));
+  const groups = new Set((box.dataset.groups || "").split(" ").filter(Boolean));
   for (const other of boxes()) {
     other.tabIndex = other === box ? 0 : -1;
     other.classList.toggle("chosen", other === box);
-    other.classList.toggle("coupled", other !== box && other.dataset.groups.split(" ").some((group) => groups.has(group)));
+    other.classList.toggle("coupled", other !== box && (other.dataset.groups || "").split(" ").some((group) => groups.has(group)));
   }
   const detail = picture.querySelector("[data-detail][aria-pressed=true]").dataset.detail;
   const answer = await ask(`part/box?detail=${detail}&number=${box.dataset.number}`);
@@ -295,8 +309,9 @@ async function refresh() {
 
 // Shows another draft; without a key the first one, and where there is no such draft as well.
 async function open(key) {
+  // What is asked for of one draft is refused by another.
+  if (key !== draft) version = -1;
   draft = key;
-  version = -1;
   if (!await show("plan", asked()) && key) { draft = ""; await show("plan"); }
   if (control("plan")) await show("drafts", asked());
 }
