@@ -21,6 +21,7 @@ from compressor.studio.access import Access, Role
 from compressor.studio.app import studio_app
 from compressor.studio.choice import Choice
 from compressor.studio.desk import Desk
+from compressor.studio.foresight import sensitivities
 from compressor.studio.whatif import WhatIf
 from compressor.target import Isa, Target
 from workbench.tiny import TinyResNet, make_workload, synthetic_images
@@ -258,6 +259,24 @@ def test_what_was_measured_is_not_measured_again(desk, monkeypatch):
         other.step()
         weight.div_(2)
     assert other.done == 0
+
+
+def test_measuring_pauses_while_something_is_timed(desk, monkeypatch):
+    """Before every batch, so that a run's times are its own."""
+    known, batches = desk.planning.whatif.sensitivities("taylor"), []
+
+    def between(items):
+        for item in items:
+            batches.append(item)
+            yield item
+
+    monkeypatch.setattr(sensitivities, "between", between)
+    desk.planning.whatif.judged(CHOICES[0])
+    assert len(batches) == len(known._data)
+    batches.clear()
+    known._losses._known.clear()
+    known._single(known._asked[1])
+    assert len(batches) == len(known._losses._data)
 
 
 def test_what_is_packed_is_told(desk):

@@ -6,7 +6,7 @@ trained. Data are of the validation set: a network knows its training data too w
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from compressor.structure.couplings import Coupled
 from compressor.structure.trials import evaluating
 from compressor.studio.foresight.forecast import Forecast, Observed
 from compressor.tensor_files import raw_bytes
+from compressor.turns.taking import between
 from compressor.workload import Workload, first_batches, input_tensors, predict
 
 # Raised when what is measured means something else: what was kept before would not compare.
@@ -150,7 +151,7 @@ class Sensitivities:
             batch_statistics(self._model),
         ):
             metric = self._workload.metric
-            return torch.cat([metric.rows(predict(self._model, x), y) for x, y in self._batches()[:batches]])
+            return torch.cat([metric.rows(predict(self._model, x), y) for x, y in _InTurns(self._batches()[:batches])])
 
     def reference(self, batches: int = _BATCHES) -> Tensor:
         """The metric's rows of the whole model on the same data, by the statistics of batches as well."""
@@ -163,7 +164,7 @@ class Sensitivities:
 
     def _batches(self) -> list[Batch]:
         if not self._data:
-            self._data = first_batches(self._workload.validation, _BATCHES)
+            self._data = _InTurns(first_batches(self._workload.validation, _BATCHES))
         return self._data
 
     def _ranking(self) -> Mapping[str, Tensor]:
@@ -178,7 +179,7 @@ class Sensitivities:
             self._blocks,
             scores=self._ranking(),
             align=self._align,
-            data=self._batches()[:_SINGLE_BATCHES],
+            data=_InTurns(self._batches()[:_SINGLE_BATCHES]),
             loss=self._watched,
         )
         self._asked = self._losses.asked(self._losses.whole) if self._groups or self._blocks else []
@@ -280,6 +281,13 @@ class Sensitivities:
 
     def _write(self) -> None:
         write_json(self._path, {"key": self._kept, "singles": self._singles, "probes": self._probes})
+
+
+class _InTurns(list[Batch]):
+    """Batches before each of which one waits while a run, or anything else on this machine, is timed."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return between(super().__iter__())
 
 
 def drawn_state(seed: int, widths: Mapping[str, Sequence[int]], blocks: Sequence[str]) -> dict[str, int]:
