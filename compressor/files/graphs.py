@@ -16,6 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 OPSET = 20
 # Of ONNX Runtime's own operators.
 RUNTIME_DOMAIN = "com.microsoft"
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 def parse(onnx_bytes: bytes) -> ModelProto:
@@ -63,7 +64,8 @@ def opset_of(model: ModelProto) -> int:
 
 def inner_graphs(node: NodeProto) -> list[GraphProto]:
     """The bodies of a node that branches or loops (If, Loop, Scan), without the graphs inside of these."""
-    return [graph for entry in node.attribute for graph in _graphs_of(entry)]
+    # Of all attributes the type is read alone: every node of every graph is asked, again and again.
+    return [graph for entry in node.attribute if entry.type in _GRAPHS for graph in _graphs_of(entry)]
 
 
 def _graphs_of(entry: onnx.AttributeProto) -> Iterable[GraphProto]:
@@ -99,7 +101,7 @@ def names_captured(node: NodeProto) -> list[str]:
 
 def names_read(node: NodeProto) -> list[str]:
     """The tensors that `node` reads, its inputs first, then what the graphs inside of it read from outside."""
-    return [*filter(None, node.input), *names_captured(node)]
+    return [*filter(None, node.input), *(names_captured(node) if node.attribute else ())]
 
 
 def readers(nodes: Iterable[NodeProto]) -> dict[str, list[NodeProto]]:

@@ -127,9 +127,19 @@ class _Trial:
         """The attempt of these settings; without details where it does not hold, without a file where there is none."""
         told = TriedForm(form=label, kept=False)
         own = replace(self.context, details={}, folder=None)
+
+        def check(placed: bytes) -> None:
+            nonlocal told
+            if placed in self.files:
+                raise StageError(f"the same file as {self.files[placed]}")
+            self.files[placed] = label
+            told = self._judged(told, placed)
+            if told.why is not None:
+                raise StageError(told.why)
+
         try:
             file = quantized_file(
-                self.exported, settings, self.workload, own, spare=spare, calibrating=self._calibrated
+                self.exported, settings, self.workload, own, spare=spare, calibrating=self._calibrated, check=check
             )
         except (StageError, ValueError) as error:
             return _Attempt(told=replace(told, why=str(error)))
@@ -139,12 +149,6 @@ class _Trial:
             size_bytes=len(file),
             integer_kernels=covered.integer_kernels if covered else None,
         )
-        if file in self.files:
-            return _Attempt(told=replace(told, why=f"the same file as {self.files[file]}"), onnx_bytes=file)
-        self.files[file] = label
-        told = self._judged(told, file)
-        if told.why is not None:
-            return _Attempt(told=told, onnx_bytes=file)
         return _Attempt(told=replace(told, speedup=self._timed(file)), onnx_bytes=file, details=own.details)
 
     def _calibrated(

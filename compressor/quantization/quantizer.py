@@ -73,20 +73,25 @@ def quantized_file(
     *,
     spare: Sparing | None = None,
     calibrating: Calibrating | None = None,
+    check: Callable[[bytes], None] | None = None,
 ) -> bytes:
     """The integer file of an exported float file, with details to the report; `spare` keeps what does harm in float.
 
-    `calibrating` gives what `calibrated` does, to whoever has it already. Raises StageError where nothing can be
-    quantized and where the outputs broke.
+    `calibrating` gives what `calibrated` does, to whoever has it already. `check` is given a file that computes the
+    same before the one that ships is made, and raises StageError where that is not worth it. Raises StageError where
+    nothing can be quantized and where the outputs broke, too.
     """
     prepared = (calibrating or calibrated)(exported, settings, workload, context)
+    # Signed activations add up in 32 bits, and the file is for Arm alone.
+    portable = None if context.target.signed_activations else settings.portable
     if spare is not None:
+        if portable is not None:
+            # What is searched is what ships: unsafe weights are other ones on a CPU that saturates.
+            prepared = made_portable(prepared, portable, workload, context)
         prepared = spare(prepared, settings.activations, workload)
     if settings.mixed is not None:
         prepared = settings.mixed.apply(prepared, workload, context)
-    # Signed activations add up in 32 bits, and the file is for Arm alone.
-    portable = None if context.target.signed_activations else settings.portable
-    if portable is not None:
+    if portable is not None and (spare is None or settings.mixed is not None):
         prepared = made_portable(prepared, portable, workload, context)
     correction = settings.bias_correction
     if correction is not None and correction.method == "auto" and not prepared.placement.static:
@@ -126,7 +131,10 @@ def quantized_file(
     else:
         # A layer in float again needs its own bias: what goes back is decided on uncorrected graphs.
         prepared = settings.give_back.apply(prepared, workload, context, correct=corrected)
-    onnx_bytes = finish(prepared, workload, context)
+    placed = prepared.place()
+    if check is not None:
+        check(prepared.shipped(placed))
+    onnx_bytes = finish(prepared, workload, context, placed=placed)
     if portable is None:
         return onnx_bytes
     checked = check_cpus(onnx_bytes, workload, context, samples=portable.samples)

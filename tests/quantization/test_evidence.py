@@ -15,11 +15,12 @@ from compressor.estimate import Estimate
 from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import Timing
 from compressor.metrics import Metric
-from compressor.quantization import evidence
+from compressor.quantization import evidence, quantizer
 from compressor.quantization.choice import give_back
 from compressor.quantization.choice.spare import Spare
 from compressor.quantization.evidence import by_evidence
 from compressor.quantization.placement.forms import ByEvidence
+from compressor.quantization.post_training import finish
 from compressor.quantization.quantizer import calibrated
 from compressor.runtime import open_session
 from compressor.stage import Context
@@ -102,7 +103,7 @@ def test_what_loses_too_much_is_tried_with_its_harm_in_float(clock: dict[str, An
     workload = _workload(exported)
     file, details = _made(exported, workload, max_drop=0.02)
     first, second = details["candidates"][:2]
-    assert "quantization broke the model" in first["why"]
+    assert "too little, wanted are 10 dB" in first["why"]
     assert details["chosen_form"] == second["form"] == "static, harmful signals spared"
     assert second["integer_kernels"]
     assert second["sqnr_db"] > 10
@@ -110,6 +111,27 @@ def test_what_loses_too_much_is_tried_with_its_harm_in_float(clock: dict[str, An
     assert second["drop"]["value"] <= 0.02
     rows = [score_rows(each, workload.test, workload.metric).mean() for each in (exported, file)]
     assert rows[0] - rows[1] <= 0.02
+
+
+def test_what_does_not_hold_is_no_file(clock: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forms that lose too much, or compute what another one did, are refused before a file is written and checked."""
+    written: list[float] = []
+
+    def counted(*arguments: Any, **settings: Any) -> bytes:
+        written.append(1)
+        return finish(*arguments, **settings)
+
+    monkeypatch.setattr(quantizer, "finish", counted)
+    exported = _network(loud=True)
+    _, details = _made(exported, _workload(exported), max_drop=0.02)
+    assert [entry["kept"] for entry in details["candidates"]] == [False, True]
+    assert len(written) == 1
+    written.clear()
+    clock["speeds"] = [0.5] * 9
+    exported = _network(loud=False)
+    with pytest.raises(StageError, match="the same file as static"):
+        _made(exported, _workload(exported), max_drop=0.05)
+    assert len(written) == 3
 
 
 def test_of_forms_that_hold_the_fastest_is_taken_and_ties_go_to_the_smallest(clock: dict[str, Any]) -> None:

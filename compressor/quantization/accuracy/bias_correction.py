@@ -22,14 +22,14 @@ from onnx import TensorProto, numpy_helper
 
 from compressor.checks import check_count, check_one_of
 from compressor.errors import NothingToImproveError
-from compressor.files.graphs import initializers, producers
+from compressor.files.graphs import attribute, initializers, producers
 from compressor.notes.quantization import BiasesCorrected
 from compressor.progress.bars import progress_bar
 from compressor.quantization.accuracy.channel_scaling import Array, read_weights, with_weights
 from compressor.quantization.accuracy.channel_statistics import (
     ChannelStatistics,
     channel_statistics,
-    output_sqnr_db,
+    outputs_sqnr_db,
     probed,
     with_outputs,
 )
@@ -75,14 +75,22 @@ class BiasCorrection:
         correction that does not bring the outputs on calibration data closer to those of the float graph is not kept:
         `graph` comes back. Raises NothingToImproveError where no layer with a bias is quantized.
         """
-        biased, layers = self.biased(graph, place(graph))
+        placed = place(graph)
+        biased, layers = self.biased(graph, placed)
         if not layers:
             raise NothingToImproveError(
                 "bias_correction", "no bias to correct: no Conv, Gemm or MatMul with a bias is quantized"
             )
-        correct = self._empirical if self.method == "empirical" else self._analytic
-        corrected, missing = correct(biased, layers, place, workload, context)
-        return self.judged(graph, corrected, place, workload, layers=len(layers), missing=missing)
+
+        def placed_once(each: onnx.ModelProto) -> onnx.ModelProto:
+            return placed if each is graph else place(each)
+
+        if self.method == "empirical":
+            # It changes the graph that it is given.
+            corrected, missing = self._empirical(biased, layers, place, workload, context)
+        else:
+            corrected, missing = self._analytic(biased, layers, placed_once, workload, context)
+        return self.judged(graph, corrected, placed_once, workload, layers=len(layers), missing=missing)
 
     def biased(self, graph: onnx.ModelProto, placed: onnx.ModelProto) -> tuple[onnx.ModelProto, list[LinearLayer]]:
         """The float graph with a bias for every layer that `placed`, its quantized graph, has quantized; these."""
@@ -103,10 +111,8 @@ class BiasCorrection:
 
         `missing` of the `layers` could not be corrected.
         """
-        before, after = (
-            output_sqnr_db(graph, place(each), workload.calibration, samples=self.samples)
-            for each in (graph, corrected)
-        )
+        placed = [place(each) for each in (graph, corrected)]
+        before, after = outputs_sqnr_db(graph, placed, workload.calibration, samples=self.samples)
         method = ("empirical" if learned else "analytic") if self.method == "auto" else self.method
         note = BiasesCorrected(
             method=method,
@@ -195,6 +201,12 @@ def constant_value(model: onnx.ModelProto, tensor: str) -> Array | None:
     constants = initializers(model.graph)
     if tensor in constants:
         return numpy_helper.to_array(constants[tensor])
+    made = producers(model.graph.node).get(tensor)
+    if made is not None and made.op_type == "DequantizeLinear" and constants.keys() >= set(made.input):
+        values = [numpy_helper.to_array(constants[name]) for name in made.input]
+        if values[1].ndim <= 1:
+            # As nearly all weights are: a session for each takes longer than all the rest.
+            return _dequantized(made, values)
     part = with_outputs(model, [tensor])
     produced = {*producers(part.graph.node), *constants, ""}
     if tensor not in produced or any(name not in produced for node in part.graph.node for name in node.input):
@@ -202,6 +214,16 @@ def constant_value(model: onnx.ModelProto, tensor: str) -> Array | None:
     del part.graph.input[:]
     value: Array = open_session(part.SerializeToString()).run([tensor], {})[0]
     return value
+
+
+def _dequantized(node: onnx.NodeProto, values: list[Array]) -> Array:
+    """What the DequantizeLinear `node` gives for the constants `values`: integers, scale and zero point."""
+    integers, scale, *rest = values
+    axis = int(attribute(node, "axis", 1)) if scale.ndim else 0
+    shape = [-1 if place == axis % integers.ndim else 1 for place in range(integers.ndim)] if scale.ndim else []
+    zero_point = rest[0].astype(np.int32).reshape(shape) if rest else 0
+    found: Array = (integers.astype(np.int32) - zero_point).astype(np.float32) * scale.reshape(shape)
+    return found
 
 
 def _mean(part: onnx.ModelProto, tensor: str, axis: int, workload: Workload, samples: int) -> Array:

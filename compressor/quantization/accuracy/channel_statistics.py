@@ -1,6 +1,6 @@
 """What the channels of a graph's tensors were over calibration data: extremes, means and deviations, one pass."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,17 +142,31 @@ def output_sqnr_db(before: onnx.ModelProto, after: onnx.ModelProto, data: Iterab
     """How well `after` keeps the outputs of `before` over the first `samples` samples: decibels of the worst, at most
     200. Outputs of whole numbers have none.
     """
-    outputs = [[value.name for value in model.graph.output] for model in (before, after)]
-    pairs = zip(
-        probed(before, outputs[0], data, samples=samples), probed(after, outputs[1], data, samples=samples), strict=True
-    )
-    signal, noise = [0.0] * len(outputs[0]), [0.0] * len(outputs[0])
-    for expected, got in pairs:
-        for place, (wanted, found) in enumerate(zip(*outputs, strict=True)):
-            if expected[wanted].dtype.kind == "f":
-                reference = expected[wanted].astype(np.float64)
-                signal[place] += float(np.square(reference).sum())
-                noise[place] += float(np.square(reference - got[found]).sum())
-    if not np.isfinite(noise).all():
-        return float("-inf")
-    return min(reported_db(decibels(*powers)) for powers in zip(signal, noise, strict=True))
+    (found,) = outputs_sqnr_db(before, [after], data, samples=samples)
+    return found
+
+
+def outputs_sqnr_db(
+    before: onnx.ModelProto, after: Sequence[onnx.ModelProto], data: Iterable[Any], *, samples: int
+) -> list[float]:
+    """The same for each of the models `after`, for which `before` runs once."""
+    names = [value.name for value in before.graph.output]
+    signal, noise = np.zeros(len(names)), np.zeros((len(after), len(names)))
+    runs = [
+        probed(model, [value.name for value in model.graph.output], data, samples=samples) for model in (before, *after)
+    ]
+    for expected, *found in zip(*runs, strict=True):
+        for place, name in enumerate(names):
+            if expected[name].dtype.kind != "f":
+                continue
+            reference = expected[name].astype(np.float64)
+            signal[place] += float(np.square(reference).sum())
+            for which, (model, got) in enumerate(zip(after, found, strict=True)):
+                value = got[model.graph.output[place].name]
+                noise[which, place] += float(np.square(reference - value).sum())
+    return [
+        min(reported_db(decibels(float(power), float(each))) for power, each in zip(signal, left, strict=True))
+        if np.isfinite(left).all()
+        else float("-inf")
+        for left in noise
+    ]

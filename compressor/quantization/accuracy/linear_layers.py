@@ -93,7 +93,11 @@ def linear_layers(graph: onnx.ModelProto) -> list[LinearLayer]:
 
 
 def with_biases(graph: onnx.ModelProto, layers: list[LinearLayer]) -> tuple[onnx.ModelProto, list[LinearLayer]]:
-    """The graph with a bias of zeros for every one of `layers` that has none, and the layers with it."""
+    """The graph with a bias of zeros for every one of `layers` that has none, itself where none lacks one, and the
+    layers with it.
+    """
+    if all(layer.bias for layer in layers):
+        return graph, layers
     changed = copy_of(graph)
     nodes = {node.name: node for node in changed.graph.node}
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}

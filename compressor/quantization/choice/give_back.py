@@ -31,6 +31,8 @@ Correct = Callable[[Prepared], Prepared]
 Group = tuple[str, ...]
 _SLOWER = "given back: its integer form is slower"
 _HARMFUL = "given back: it costs too much accuracy"
+# A gain in time that is less than this share of the file's by its profile is less than a timing can prove.
+_LEAST_GAIN = 0.005
 _WAY_OUT = "train with QuantizationAwareTraining, use more bits, or allow more"
 
 
@@ -177,8 +179,11 @@ def _faster(prepared: Prepared, workload: Workload, context: Context, told: _Tol
     while True:
         current = prepared.shipped()
         integer_ms = layer_ms(current, prepared.graph, inputs, threads=threads)
+        least = _LEAST_GAIN * sum(integer_ms.values())
         for groups in _time_trials(prepared, float_ms, integer_ms):
             names = [name for group in groups for name in group]
+            if sum(integer_ms[name] - float_ms[name] for name in names) < least:
+                continue
             try:
                 candidate = prepared.without(dict.fromkeys(names, _SLOWER))
             except StageError:

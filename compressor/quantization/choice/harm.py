@@ -48,7 +48,9 @@ class Rounded:
         self.expected = [plain.run(None, feeds) for feeds in slices]
         self._names = {name: f"rounded_{number}" for number, name in enumerate(self.grids)}
         self._off = {name: grid_numbers(given) for name, given in self._names.items()}
-        self._values = {name: _value(initializers(graph.graph)[name]) for name in self.weights}
+        constants = initializers(graph.graph)
+        self._values = {name: onnx.numpy_helper.to_array(constants[name]) for name in self.weights}
+        self._rounded = {name: stored.values().numpy() for name, stored in self.weights.items()}
         self._session = open_session(_fed(graph, self._names, self.weights).SerializeToString(), threads=threads)
 
     def noise(self, signals: Sequence[str], *, grids: Mapping[str, ActivationGrid] | None = None) -> float:
@@ -62,8 +64,8 @@ class Rounded:
             numbers |= (
                 grid_numbers(given, _steps(others.get(name, self.grids[name]))) if name in chosen else self._off[name]
             )
-        for name, stored in self.weights.items():
-            numbers[name] = stored.values().numpy() if name in chosen else self._values[name]
+        for name in self.weights:
+            numbers[name] = (self._rounded if name in chosen else self._values)[name]
         self.runs += 1
         found = [self._session.run(None, {**feeds, **numbers}) for feeds in self.slices]
         return worst_share(self.expected, found)
@@ -133,10 +135,6 @@ def _fed(graph: onnx.ModelProto, names: Mapping[str, str], weights: Mapping[str,
     del result.graph.initializer[:]
     result.graph.initializer.extend(kept)
     return result
-
-
-def _value(tensor: onnx.TensorProto) -> npt.NDArray[np.generic]:
-    return onnx.numpy_helper.to_array(tensor)
 
 
 def _in_order(graph: onnx.ModelProto, names: set[str]) -> list[str]:

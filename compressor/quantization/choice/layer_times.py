@@ -12,7 +12,7 @@ import onnx
 from compressor.batches import Inputs
 from compressor.files.graphs import initializers
 from compressor.measuring.node_times import kernel_times
-from compressor.quantization.file.audit import original_name
+from compressor.quantization.file.audit import OriginalNames
 from compressor.quantization.placement.names import converted_by
 
 # What the fusion of integer kernels, the dynamic form and the placement append to a layer's or a tensor's name.
@@ -74,7 +74,7 @@ def islands(graph: onnx.ModelProto, static: Collection[str], layers: Collection[
 
 class _Owners:
     def __init__(self, graph: onnx.ModelProto) -> None:
-        self.graph = graph
+        self.original = OriginalNames(graph)
         self.names = {node.name for node in graph.graph.node}
         self.producers = {name: node.name for node in graph.graph.node for name in node.output}
         self.readers = {name: node.name for node in reversed(graph.graph.node) for name in node.input}
@@ -89,6 +89,6 @@ class _Owners:
             sides = (self.readers, self.producers)
             first, second = sides if operator == "QuantizeLinear" else sides[::-1]
             layer = first.get(tensor) or second.get(tensor)
-            return None if layer is None else original_name(layer, self.graph)
-        layer = original_name(kernel, self.graph)
+            return None if layer is None else self.original.of(layer)
+        layer = self.original.of(kernel)
         return layer if layer in self.names else None

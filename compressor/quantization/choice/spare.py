@@ -99,12 +99,12 @@ class Spare:
         for level in self.levels:
             # What was judged may keep more than was asked for: the next one keeps more than it.
             try:
-                spared, candidate, noise = search.least(max(level, reached + _BETTER_DB))
+                spared, candidate, placed, noise = search.least(max(level, reached + _BETTER_DB))
             except StageError as error:
                 tried.append(str(error))
                 break
             reached = _db(noise)
-            missed = self.missed(candidate.shipped())
+            missed = self.missed(candidate.shipped(placed))
             if not missed:
                 return candidate.noting(GivenBack(given_back=_told(harms, spared, whole, noise)))
             tried.append(f"{reached:.1f} dB with {len(spared)} of {len(harms)} signals in float, {missed}")
@@ -131,16 +131,20 @@ class _Search:
         # Those first that do much harm for little work.
         self.order = sorted(harms, key=lambda name: -harms[name] / (costs[name] + _LEAST_COST))
 
-    def least(self, level: float) -> tuple[list[str], Prepared, float]:
-        """(the signals, the graph without them, its noise). Raises StageError where `level` is out of reach."""
+    def least(self, level: float) -> tuple[list[str], Prepared, onnx.ModelProto, float]:
+        """(the signals, the graph without them, what it places, its noise).
+
+        Raises StageError where `level` is out of reach.
+        """
         allowed = 10 ** (-level / 10)
         predicted = _PREDICTED * allowed
         while True:
             spared = self.order[: self._fewest(predicted) if predicted > _NO_NOISE else None]
             candidate = _without(self.prepared, spared)
-            noise = self._noise(candidate)
+            placed = candidate.place()
+            noise = self._noise(placed)
             if noise <= allowed:
-                return spared, candidate, noise
+                return spared, candidate, placed, noise
             if len(spared) == len(self.order):
                 raise StageError(
                     f"with all {len(spared)} signals of calibrated layers in float the outputs keep {_db(noise):.1f} "
@@ -180,8 +184,8 @@ class _Search:
         left = [name for name in self.rounded.order if name not in gone]
         return self.rounded.noise(left, grids=self.prepared.activations)
 
-    def _noise(self, candidate: Prepared) -> float:
-        session = open_session(serialize(candidate.place()), threads=1)
+    def _noise(self, placed: onnx.ModelProto) -> float:
+        session = open_session(serialize(placed), threads=1)
         return worst_share(self.rounded.expected, [session.run(None, feeds) for feeds in self.rounded.slices])
 
 
@@ -243,14 +247,18 @@ def _costs(prepared: Prepared, signals: Sequence[str], feeds: Feeds) -> dict[str
             channels = max(1, weight.dims[weight_axis(node, len(weight.dims))])
             work[name] = output.size * math.prod(weight.dims) // channels
     total = max(1, sum(work.values()))
-    return {signal: sum(work.get(name, 0) for name in _touching(prepared, {signal})) / total for signal in signals}
+    costs = dict.fromkeys(signals, 0)
+    for name, touched in _touched(prepared, set(signals)).items():
+        for signal in touched:
+            costs[signal] += work.get(name, 0)
+    return {signal: cost / total for signal, cost in costs.items()}
 
 
 def _without(prepared: Prepared, signals: Collection[str]) -> Prepared:
     """`prepared` with these signals in float. Raises StageError where nothing is left on integers."""
     if not signals:
         return prepared
-    nodes = _touching(prepared, set(signals))
+    nodes = set(_touched(prepared, set(signals)))
     placement = prepared.placement
     layers = {name for name in (*placement.static, *placement.dynamic, *placement.weight_only) if name in nodes}
     why = dict.fromkeys(layers, "spared: rounding what it reads or gives costs too much accuracy")
@@ -259,10 +267,10 @@ def _without(prepared: Prepared, signals: Collection[str]) -> Prepared:
     return replace(rest, static=frozenset(kept) & rest.static)
 
 
-def _touching(prepared: Prepared, signals: set[str]) -> set[str]:
-    """The nodes whose integers round one of `signals`."""
+def _touched(prepared: Prepared, signals: set[str]) -> dict[str, set[str]]:
+    """{node: those of `signals` that its integers round}, of the nodes that round any."""
     read = readers(prepared.graph.graph.node)
-    found = set()
+    found = {}
     for node in prepared.graph.graph.node:
         reads = signals.intersection(node.input)
         makes = signals.intersection(node.output)
@@ -270,7 +278,7 @@ def _touching(prepared: Prepared, signals: set[str]) -> set[str]:
             # It has a kernel with float output, where its readers are float.
             makes = {name for name in makes if not read[name]}
         if reads or makes:
-            found.add(node.name)
+            found[node.name] = reads | makes
     return found
 
 

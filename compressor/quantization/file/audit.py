@@ -51,9 +51,10 @@ def coverage(
     integer = Counter(node.op_type for node in nodes if rows[node.op_type].multiplies_integers)
     stored = len(placement.weight_only) + len(placement.float16)
     left = []
+    names = OriginalNames(graph)
     for node in nodes:
         if rows[node.op_type].multiplies_floats:
-            name = original_name(node.name, graph)
+            name = names.of(node.name)
             reason = placement.left.get(name) or _unfused(name, placement, activation_bits)
             left.append(FloatOperator(node=name, op=node.op_type, reason=reason))
     left += _float_tables(graph, placement)
@@ -74,7 +75,7 @@ def coverage(
             sorted(Counter(node.op_type for node in nodes if _follows_on_integers(rows[node.op_type])).items())
         ),
         left_in_float=tuple(left),
-        float_islands=tuple(_islands(nodes, graph)),
+        float_islands=tuple(_islands(nodes, names)),
         conversions=sum(_converts(node) for node in nodes),
         kernels_seen_on=elsewhere,
     )
@@ -113,7 +114,7 @@ def _unfused(name: str, placement: Placement, activation_bits: int) -> str:
     return "ONNX Runtime did not fuse it into an int8 kernel"
 
 
-def _islands(nodes: Sequence[onnx.NodeProto], graph: onnx.ModelProto) -> list[FloatOperator]:
+def _islands(nodes: Sequence[onnx.NodeProto], names: "OriginalNames") -> list[FloatOperator]:
     """Operators without weights between a DequantizeLinear and a QuantizeLinear, in the order of the graph."""
     made, read = producers(nodes), readers(nodes)
     found = []
@@ -124,7 +125,7 @@ def _islands(nodes: Sequence[onnx.NodeProto], graph: onnx.ModelProto) -> list[Fl
         sources = [made[name].op_type for name in node.input if name in made]
         after = [reader.op_type for name in node.output for reader in read[name]]
         if "DequantizeLinear" in sources and "QuantizeLinear" in after:
-            name = original_name(node.name, graph, weighted=False)
+            name = names.of(node.name, weighted=False)
             found.append(FloatOperator(node=name, op=node.op_type, reason=_why_island(node, made)))
     return found
 
@@ -141,18 +142,32 @@ def _why_island(node: onnx.NodeProto, made: Mapping[str, onnx.NodeProto]) -> str
     return "ONNX Runtime did not fuse it"
 
 
-def original_name(fused: str, graph: onnx.ModelProto, *, weighted: bool = True) -> str:
-    """The name in `graph` of what ONNX Runtime calls `fused`, an operator with weights or not."""
-    # It names a fused node after its activation, a convolution in another layout after its output, and adds suffixes.
-    nodes = [*all_nodes(graph.graph)]
-    made = producers(nodes)
-    for node in sorted(nodes, key=lambda node: -len(node.name)):
-        if fused in {node.name, f"{node.output[0]}_nchwc"} or fused.startswith(f"{node.name}/"):
-            if operator_of(node.op_type).heavy or not weighted:
-                return str(node.name)
-            source = made.get(node.input[0]) if node.input else None
-            return str(source.name) if source is not None else fused
-    return fused
+class OriginalNames:
+    """The names in `graph` of what ONNX Runtime runs under names of its own."""
+
+    def __init__(self, graph: onnx.ModelProto) -> None:
+        nodes = [*all_nodes(graph.graph)]
+        self._made = producers(nodes)
+        self._named: dict[str, onnx.NodeProto] = {}
+        self._relaid: dict[str, onnx.NodeProto] = {}
+        for node in sorted(nodes, key=lambda node: -len(node.name)):
+            self._named.setdefault(node.name, node)
+            self._relaid.setdefault(f"{node.output[0]}_nchwc", node)
+
+    def of(self, fused: str, *, weighted: bool = True) -> str:
+        """The name of what is called `fused`, an operator with weights or not; `fused` where it does not tell."""
+        # It names a fused node after its activation, a convolution in another layout after its output, and adds
+        # suffixes: the longest name that fits is the one.
+        heads = (fused, *(fused[:place] for place, letter in enumerate(fused) if letter == "/"))
+        found = [self._named[head] for head in heads if head in self._named]
+        found += [self._relaid[fused]] if fused in self._relaid else []
+        node = max(found, key=lambda node: len(node.name), default=None)
+        if node is None:
+            return fused
+        if operator_of(node.op_type).heavy or not weighted:
+            return str(node.name)
+        source = self._made.get(node.input[0]) if node.input else None
+        return str(source.name) if source is not None else fused
 
 
 def verified_outputs(

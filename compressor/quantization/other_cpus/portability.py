@@ -20,7 +20,7 @@ from compressor.files.graphs import parse
 from compressor.intervals import paired_drop
 from compressor.notes.quantization import CheckedCpus, MadePortable
 from compressor.progress.bars import progress_bar
-from compressor.quantization.file.audit import original_name
+from compressor.quantization.file.audit import OriginalNames
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.other_cpus.cpu_emulation import SaturatingModel, Saturation, emulated, exact_run
@@ -168,7 +168,7 @@ def made_portable(prepared: Prepared, portable: Portable, workload: Workload, co
         workload,
         context,
         samples=portable.samples,
-        name_of=lambda fused: original_name(fused, prepared.graph),
+        name_of=OriginalNames(prepared.graph).of,
     )
     told = MadePortable(cure=repr(portable.cure), seven_bits=tuple(sorted(nodes)))
     return _seven_bits(prepared, nodes).noting(told)

@@ -128,6 +128,7 @@ class _Placing(Rewriting):
     def run(self) -> None:
         graph = self.model.graph
         self.outputs = output_names(graph)
+        self.signed = any(grid.signed for grid in self.activations.values())
         keep_trailing_moves_float(graph, self.nodes)
         drop_saturating(graph, self.nodes, self.activations, self.constants)
         self.readers = readers(graph.node)
@@ -251,11 +252,10 @@ class _Placing(Rewriting):
     def _constant(self, name: str) -> str:
         if name in self.for_integers:
             return self.for_integers[name]
-        signed = any(grid.signed for grid in self.activations.values())
         values = torch.from_numpy(numpy_helper.to_array(self.constants[name]).copy())
-        scale, zero_point = choose_affine(*extremes(values), Asymmetric(), signed=signed)
-        kind = _NUMPY[8, signed]
-        integers = quantize(values, scale, zero_point, signed=signed).numpy().astype(kind)
+        scale, zero_point = choose_affine(*extremes(values), Asymmetric(), signed=self.signed)
+        kind = _NUMPY[8, self.signed]
+        integers = quantize(values, scale, zero_point, signed=self.signed).numpy().astype(kind)
         self.for_integers[name] = self._stored(name, integers, scale.numpy(), zero_point.numpy().astype(kind), None)
         return self.for_integers[name]
 

@@ -194,6 +194,29 @@ def test_constants_are_computed_and_others_are_not() -> None:
     assert constant_value(placed, "w_float") == np.array([[1.0]])
     assert constant_value(placed, "output") is None
     assert constant_value(model, "w") == np.array([[np.float32(1.4)]])
+    folded = [helper.make_node("Neg", ["w"], ["turned"]), helper.make_node("Gemm", ["input", "turned"], ["output"])]
+    model = graph_of(folded, {"w": np.array([[1.4]])}, ["n", 1], ["n", 1])
+    assert constant_value(model, "turned") == np.array([[np.float32(-1.4)]])
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_a_dequantized_weight_is_what_onnx_runtime_gives(axis: int | None) -> None:
+    """Integers, scale and zero point, one or one a channel on either axis, to the bit."""
+    random = np.random.default_rng(0)
+    count = () if axis is None else (3, 4)[axis]
+    values = {
+        "w": random.integers(-128, 128, size=(3, 4)).astype(np.int8),
+        "scale": random.uniform(0.01, 1, size=count).astype(np.float32),
+        "zero": random.integers(-5, 5, size=count).astype(np.int8),
+    }
+    settings = {} if axis is None else {"axis": axis}
+    nodes = [
+        helper.make_node("DequantizeLinear", [*values], ["float"], "made", **settings),
+        helper.make_node("Add", ["input", "float"], ["output"], "sum"),
+    ]
+    model = graph_of(nodes, values, [3, 4], [3, 4])
+    given = open_session(model.SerializeToString()).run(None, {"input": np.zeros((3, 4), np.float32)})[0]
+    np.testing.assert_array_equal(constant_value(model, "float"), given)
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,16 @@ def test_nothing_goes_back_without_proof(
     assert [entry["kept"] for entry in found.details["give_back"]["tried"]] == [False]
 
 
+def test_gains_that_no_timing_could_prove_are_not_timed(
+    prepared: Prepared, workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer whose profile says that a thousandth of the file's time could be won stays as it is, untimed."""
+    tried = timed(monkeypatch, {"conv1": 1.01}, {1: 1.2})
+    found = GiveBack(max_drop=None).apply(prepared, workload, QUIET)
+    assert tried == []
+    assert found.placement.static == prepared.placement.static
+
+
 def test_the_layer_that_costs_the_accuracy_goes_back(prepared: Prepared, workload: Workload) -> None:
     """With one layer's integers spoiled, this one goes back and no other, and the score is there again."""
     broken = spoiled(prepared, "layer2.1.conv1")

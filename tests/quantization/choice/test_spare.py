@@ -9,6 +9,7 @@ from compressor.errors import StageError
 from compressor.quantization.choice.harm import Rounded
 from compressor.quantization.choice.spare import Spare
 from compressor.quantization.grids.schemes import Asymmetric
+from compressor.quantization.other_cpus.portability import Portable, made_portable
 from compressor.quantization.placement.forms import Dynamic, Static
 from compressor.quantization.post_training import Prepared, prepare
 from compressor.quantization.ranges.calibration import sample_slices
@@ -52,7 +53,10 @@ def _loud_front() -> tuple[bytes, Workload]:
 
 
 def _prepared(exported: bytes, workload: Workload, form: Static | Dynamic | None = None) -> Prepared:
-    return prepare(exported, Quantize(form=form or Static()), workload, Context(progress=False))
+    context = Context(progress=False)
+    prepared = prepare(exported, Quantize(form=form or Static()), workload, context)
+    # As `quantized_file` searches: on a CPU without VNNI other weights are others.
+    return made_portable(prepared, Portable(), workload, context)
 
 
 def _noise(prepared: Prepared, workload: Workload) -> float:
