@@ -70,6 +70,8 @@ def check_tuple(value: Collection[Any], says: str, *, least: int = 0) -> None:
     """`value` is no bare string, which Python would read letter by letter, and has at least `least` entries."""
     if isinstance(value, str):
         raise ValueError(f"{says}, got the string {value!r}; write ({value!r},)")
+    if not isinstance(value, Collection):
+        raise ValueError(f"{says}, got {value!r}; write ({value!r},)")
     if len(value) < least:
         raise ValueError(f"{says}, at least {least}; got {value!r}")
 

@@ -111,6 +111,11 @@ class Distill(GoesOn):
         check_fraction(self.soft_weight, "soft_weight is the teacher's fraction of the loss", within="[0, 1]")
         check_count(self.views, "views counts the augmented passes that are replayed")
         check_tuple(self.features, "features is a tuple of module names")
+        for feature in self.features:
+            if not isinstance(feature, str | Hint):
+                raise ValueError(f"features are names of modules, or Hint(student=..., teacher=...); got {feature!r}")
+        if self.teacher is not None and not isinstance(self.teacher, nn.Module):
+            raise ValueError(f"teacher is a torch.nn.Module that was trained; got {self.teacher!r}")
         check_not_negative(self.feature_weight, "feature_weight is a factor")
         self._check_objectives()
         # Found here, so that a name that is wrong is refused before any work, and their code is part of the stage.
@@ -134,8 +139,13 @@ class Distill(GoesOn):
                     f"objectives are {', '.join(kind.__name__ + '()' for kind in known)}, got {objective!r}; a "
                     "function of your own goes into loss="
                 )
-        if self.objectives and (self.loss is not None or not self.soft_weight):
-            other = "loss replaces them" if self.loss is not None else "soft_weight is 0"
+        unused = {
+            "loss replaces them": self.loss is not None,
+            "soft_weight is 0": not self.soft_weight,
+            "all have the weight 0": not any(objective.weight for objective in self.objectives),
+        }
+        other = next((why for why, true in unused.items() if true), None)
+        if self.objectives and other is not None:
             raise ValueError(f"objectives would not be used: {other}; leave one of the two out")
         if self.student is not None and self._by_itself():
             raise ValueError(
