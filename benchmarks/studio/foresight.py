@@ -52,6 +52,7 @@ PARTS = ("score", "ms", "answer")
 ANSWERING, ASKED = cifar.resnet56, 200
 # The studio draws its own plans by smaller seeds.
 _SEEDS = 1000
+_MOST_SECONDS = 3600
 # Of plans that a model does not survive, so many in a row end a network.
 _MOST_REFUSED = 50
 
@@ -226,7 +227,7 @@ def answered(workload: Workload, target: Target, folder: Path) -> dict[str, Any]
     planning = Planning(workload, workload.name, target, folder, Broadcast())
     folder.mkdir(parents=True, exist_ok=True)
     planning.begin(look(workload, target=target), file)
-    planning.settle()
+    _settled(planning)
     whatif = planning.whatif
     requests = []
     for seed in range(ASKED):
@@ -235,7 +236,7 @@ def answered(workload: Workload, target: Target, folder: Path) -> dict[str, Any]
     for request in requests:
         whatif.numbers(planning.read(request))
     planning.wake()
-    planning.settle()
+    _settled(planning)
     cpu, wall = [], []
     for request in requests:
         start, began = time.thread_time(), time.perf_counter()
@@ -254,6 +255,14 @@ def answered(workload: Workload, target: Target, folder: Path) -> dict[str, Any]
         "largest_ms": cpu[-1],
         "median_wall_ms": statistics.median(wall),
     }
+
+
+def _settled(planning: Planning) -> None:
+    """Everything beside the page is measured. Raises TimeoutError where that takes more than an hour."""
+    if not planning.settle(_MOST_SECONDS):
+        raise TimeoutError(f"not all was measured within {_MOST_SECONDS} s; run it again, what was measured is kept")
+    if planning.unmeasured:
+        raise RuntimeError(planning.unmeasured)
 
 
 def print_row(name: str, row: dict[str, Any]) -> None:
