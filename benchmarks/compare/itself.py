@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.compare.cost import processor_seconds
 from benchmarks.stored import RESULTS
 from compressor.batches import judged_target
-from compressor.comparing.significance import LEVEL, p_value, told_apart
+from compressor.comparing.significance import LEVEL, told_apart
 from compressor.kept_state import private_copy
 from compressor.machine import environment
 from compressor.metrics import Metric
@@ -36,7 +35,7 @@ from compressor.workloads.digits import digits
 
 RESULT = RESULTS / "compare-itself.json"
 GOAL = 0.05
-_DRAWN, _FAMILIES, _FAMILY = 2000, 200, 12
+_DRAWN, _FAMILIES, _FAMILY = 1000, 200, 12
 Trainings = Sequence[Tensor]
 
 
@@ -51,17 +50,13 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    before = processor_seconds()
     workload = digits(progress=False)
     folder = options.out / f"remove-{options.remove}-epochs-{options.epochs}"
     rows = trained(workload, options.tries * 2 * options.seeds, folder, remove=options.remove, epochs=options.epochs)
     found = told(rows, workload.metric, tries=options.tries, seeds=options.seeds)
     asked = {name: getattr(options, name) for name in ("tries", "seeds", "epochs", "remove")}
-    seconds = round(processor_seconds() - before, 1)
     where = environment(Target())
-    write_json(
-        options.result, {"benchmark": "compare-itself", "environment": where, **asked, "cpu_seconds": seconds, **found}
-    )
+    write_json(options.result, {"benchmark": "compare-itself", "environment": where, **asked, **found})
     print(line(options.tries, found))
 
 
@@ -96,11 +91,11 @@ def scored(model: torch.nn.Module, workload: Workload) -> Tensor:
 def told(rows: Trainings, metric: Metric, *, tries: int, seeds: int) -> dict[str, Any]:
     """How often two groups of `seeds` trainings are told apart, of those that share none, and of those drawn anew."""
     groups = [list(rows[at : at + seeds]) for at in range(0, len(rows), seeds)]
-    p_values = [p_value(groups[2 * number], groups[2 * number + 1], metric) for number in range(tries)]
+    p_values = [_p(groups[2 * number], groups[2 * number + 1], metric) for number in range(tries)]
     chance = random.Random(0)  # noqa: S311 - draws, not secrets
     drawn = [chance.sample(range(len(rows)), 2 * seeds) for _ in range(_DRAWN)]
-    apart = [p_value(_of(rows, each[:seeds]), _of(rows, each[seeds:]), metric) < LEVEL for each in drawn]
-    alone = [p_value([rows[one]], [rows[other]], metric) < LEVEL for one, other, *_ in drawn]
+    apart = [_p(_of(rows, each[:seeds]), _of(rows, each[seeds:]), metric) < LEVEL for each in drawn]
+    alone = [_p([rows[one]], [rows[other]], metric) < LEVEL for one, other, *_ in drawn]
     families = [
         _family(rows, chance.sample(range(len(rows)), _FAMILY * seeds), metric, seeds) for _ in range(_FAMILIES)
     ]
@@ -117,6 +112,10 @@ def told(rows: Trainings, metric: Metric, *, tries: int, seeds: int) -> dict[str
         "score": {"mean": round(float(scores.mean()), 4), "deviation": round(float(scores.std()), 4)},
         "goal": GOAL,
     }
+
+
+def _p(one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric) -> float:
+    return told_apart({"one": one, "other": other}, metric)["one", "other"]
 
 
 def _family(rows: Trainings, drawn: Sequence[int], metric: Metric, seeds: int) -> bool:

@@ -1,14 +1,14 @@
 """A grid of 48 recipes run whole, then searched: the share of the hypervolume that was found, and that of the work.
 
-    python -m benchmarks.compare.search [--workload digits] [--epochs 9] [--out DIR]
+    python -m benchmarks.compare.search [--workload digits] [--epochs 9] [--eta 3 4] [--out DIR]
 
 Points are (drop on validation, milliseconds, KiB), against the reference's milliseconds and KiB and the largest drop of
-the grid; test data are not read. The search has a store of its own. What it made short of the whole length counts as
-what it is: a file that may ship. A candidate's milliseconds are those that the grid measured of it, for its structure
-is the same at every length. Work is the seconds of the processor for stages, each made once, as a grid would share them
-too; epochs of training stand beside them. Recipes drawn at random are those of the grid, whole, in 200 orders, until
-the next one would cost more than the search did. Shipped recipes that the digits' network can be given are run whole,
-and told alone and all together, whatever they cost. What has ended is kept in DIR.
+the grid; test data are not read. Each search, one for every `eta`, has a store of its own. What it made short of the
+whole length counts as what it is: a file that may ship. A candidate's milliseconds are those that the grid measured of
+it, for its structure is the same at every length. Work is the seconds of the processor for stages, each made once, as a
+grid would share them too; epochs of training stand beside them. Recipes drawn at random are those of the grid, whole,
+in 200 orders, until the next one would cost more than the search did. Shipped recipes that the digits' network can be
+given are run whole, and told alone and all together, whatever they cost. What has ended is kept in DIR.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from compressor import Recipe, Workload, search
 from compressor.machine import environment
 from compressor.searching.finals import newest
 from compressor.searching.front import Point, beats, hypervolume
+from compressor.searching.result import SearchResult
 from compressor.searching.space import prefixes
 from compressor.searching.trials import Trial
 from compressor.storage import write_json
@@ -60,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", choices=list(WORKLOADS), default="digits")
     parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--eta", type=int, nargs="+", default=[3, 4], help="how much longer each rung trains")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-search"))
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
@@ -67,44 +69,58 @@ def main() -> None:
     workload = WORKLOADS[options.workload]()
     where = environment(Target())
     with stages_by_the_processor():
-        found = measured(workload, recipes, options.out / f"{options.workload}-{options.epochs}", shipped=SHIPPED)
+        folder = options.out / f"{options.workload}-{options.epochs}"
+        found = measured(workload, recipes, folder, etas=options.eta, shipped=SHIPPED)
     print(line(found), flush=True)
     asked = {"workload": options.workload, "epochs": options.epochs}
     write_json(options.result, {"benchmark": "search", "environment": where, **asked, **found})
 
 
 def measured(
-    workload: Workload, recipes: Sequence[Recipe], out: Path, *, shipped: Sequence[str] = ()
+    workload: Workload,
+    recipes: Sequence[Recipe],
+    out: Path,
+    *,
+    etas: Sequence[int] = (3,),
+    shipped: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The shares of volume and work of a search among `recipes`, beside those of random recipes at its cost.
+    """The shares of volume and work of searches among `recipes`, beside those of random recipes at their cost.
 
     And beside those of the `shipped` recipes by name.
     """
     # One rung is the whole length: with it every recipe is run as it is.
     grid = search(workload, recipes, out=out / "grid", max_drop=None, rungs=1)
-    searched = search(workload, recipes, out=out / "search", max_drop=None)
-    lost = [trial.recipe_name for result in (grid, searched) for trial in result.trials if not trial.ended]
-    if lost:
-        raise RuntimeError(f"trials failed: {lost}")
+    _refuse_failed(grid)
     reference = grid.rows[0]
     points = {trial.candidate: _point(trial, trial) for trial in grid.trials}
     limit = (max(point[0] for point in points.values()) + 1e-3, reference.latency_ms.value, reference.size_bytes / 1024)
     whole = hypervolume(list(points.values()), limit)
     own = {trial.candidate: trial for trial in grid.trials}
-    made = [_point(trial, own[trial.candidate]) for trial in newest(searched.trials)]
     costs = _costs(grid.trials)
-    drawn = [_random_volume(costs, points, limit, searched.made_seconds, seed) for seed in range(_ORDERS)]
+    searches, made = [], []
+    for eta in etas:
+        searched = search(workload, recipes, out=out / f"search-{eta}", max_drop=None, eta=eta)
+        _refuse_failed(searched)
+        found = [_point(trial, own[trial.candidate]) for trial in newest(searched.trials)]
+        drawn = [_random_volume(costs, points, limit, searched.made_seconds, seed) for seed in range(_ORDERS)]
+        made += found
+        searches.append(
+            {
+                "eta": eta,
+                "trials": len(searched.trials),
+                "volume": round(hypervolume(found, limit) / whole, 4),
+                "random_volume": round(fmean(drawn) / whole, 4),
+                "work": round(searched.made_seconds / grid.made_seconds, 4),
+                "epochs_of_training": round(epochs_of(searched.trials) / epochs_of(grid.trials), 4),
+                "minutes": round(searched.made_seconds / 60, 2),
+                "finalists": [row.name for row in searched.rows[1:]],
+            }
+        )
     return {
         "recipes": len(recipes),
-        "trials": len(searched.trials),
-        "volume": round(hypervolume(made, limit) / whole, 4),
-        "random_volume": round(fmean(drawn) / whole, 4),
-        "work": round(searched.made_seconds / grid.made_seconds, 4),
-        "epochs_of_training": round(epochs_of(searched.trials) / epochs_of(grid.trials), 4),
         "grid_minutes": round(grid.made_seconds / 60, 2),
-        "search_minutes": round(searched.made_seconds / 60, 2),
+        "searches": searches,
         "goals": GOALS,
-        "finalists": [row.name for row in searched.rows[1:]],
         **(
             _shipped(
                 workload, shipped, out / "shipped", limit=limit, whole=whole, grid_seconds=grid.made_seconds, made=made
@@ -113,6 +129,13 @@ def measured(
             else {}
         ),
     }
+
+
+def _refuse_failed(result: SearchResult) -> None:
+    """Raises RuntimeError where a trial failed: the shares would be of another grid."""
+    lost = [trial.recipe_name for trial in result.trials if not trial.ended]
+    if lost:
+        raise RuntimeError(f"trials failed: {lost}")
 
 
 def _shipped(
@@ -197,13 +220,16 @@ def _costs(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
 
 
 def line(found: dict[str, Any]) -> str:
-    """What came of it, in a line."""
+    """What came of it, in a line for each search."""
     wanted = f"at least {GOALS['volume']:.0%} for at most {GOALS['work']:.0%} wanted"
-    return (
-        f"{found['volume']:.1%} of the volume of {found['recipes']} recipes for {found['work']:.1%} of the work "
-        f"({wanted}), {found['epochs_of_training']:.1%} of the epochs; at random {found['random_volume']:.1%}"
-        + (f"; all shipped recipes {found['shipped_volume']:.1%}" if "shipped" in found else "")
-    )
+    lines = [
+        f"eta {each['eta']}: {each['volume']:.1%} of the volume of {found['recipes']} recipes for {each['work']:.1%} "
+        f"of the work ({wanted}), {each['epochs_of_training']:.1%} of the epochs; at random {each['random_volume']:.1%}"
+        for each in found["searches"]
+    ]
+    if "shipped" in found:
+        lines.append(f"all shipped recipes: {found['shipped_volume']:.1%} for {found['shipped_work']:.1%}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

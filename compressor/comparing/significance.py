@@ -3,16 +3,20 @@
 Two files are compared sample by sample: McNemar's exact test where a sample is right or wrong (McNemar 1947,
 Psychometrika 12, the binomial form), else the standard error of their paired difference. Over several seeds the
 scatter from seed to seed comes to it (Bouthillier et al. 2021, arXiv:2103.03098, sec. 3). Degrees of freedom are those
-of Welch 1947 and Satterthwaite 1946. Many pairs at once are corrected by Holm 1979. Who cannot be told apart shares a
-letter (Piepho 2004, "An algorithm for a letter-based representation of all-pairwise comparisons").
+of Welch 1947 and Satterthwaite 1946. Of three seeds a variance is hardly known, and of many pairs one has two small
+ones by chance: no row's counts as smaller than the mean within all rows. Many pairs at once are corrected by Holm 1979.
+Who cannot be told apart shares a letter (Piepho 2004, "An algorithm for a letter-based representation of all-pairwise
+comparisons").
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.intervals import holm, mcnemar, resampled
@@ -22,18 +26,37 @@ from compressor.scoring.means import mean_of_asked
 LEVEL = 0.05
 
 
-def p_value(one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric, *, seed: int = 0) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """How scores scatter from seed to seed over all recipes of a comparison: a variance, and its degrees of freedom."""
+
+    variance: float
+    freedom: int
+
+    @classmethod
+    def of(cls, groups: Collection[Sequence[Tensor]], metric: Metric) -> "Scatter | None":
+        """The mean variance within `groups` of seeds, of those that scatter at all; None where none does."""
+        found = [(_scores(group, metric).var(ddof=1), len(group) - 1) for group in groups if len(group) > 1]
+        found = [(variance, freedom) for variance, freedom in found if 0 < variance < math.inf]
+        total = sum(freedom for _, freedom in found)
+        return cls(variance=sum(v * f for v, f in found) / total, freedom=total) if found else None
+
+
+def p_value(
+    one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric, *, scatter: Scatter | None = None, seed: int = 0
+) -> float:
     """How likely scores that differ so much are where nothing differs, two-sided, in [0, 1].
 
     `one` and `other` hold a tensor of rows for every seed, (samples,) or (samples, k), all of the same samples.
+    `scatter` is that of all recipes beside them: few seeds that happen to lie close together tell of no small scatter.
     """
     if len(one) == len(other) == 1 and _right_or_wrong(metric, *one, *other):
         return mcnemar(int((one[0] > other[0]).sum()), int((other[0] > one[0]).sum()))
-    scores = [np.array([metric.aggregate(rows) for rows in group], dtype=float) for group in (one, other)]
+    scores = [_scores(group, metric) for group in (one, other)]
     difference = float(scores[0].mean() - scores[1].mean())
     # The variance of each part, with its degrees of freedom: of the samples, and of the seeds of either.
     parts = [(_sample_variance(one, other, metric, seed), len(one[0]) - 1)]
-    parts += [(float(group.var(ddof=1)) / len(group), len(group) - 1) for group in scores if len(group) > 1]
+    parts += [_by_seed(group, scatter) for group in scores if len(group) > 1]
     error2 = sum(variance for variance, _ in parts)
     if not math.isfinite(difference) or not math.isfinite(error2):
         return 1.0
@@ -57,7 +80,8 @@ def told_apart(
     at the best of many must correct for all of them. Pairs that were left out count as alike.
     """
     asked = list(combinations(rows, 2)) if pairs is None else list(pairs)
-    found = [p_value(rows[one], rows[other], metric) for one, other in asked]
+    scatter = Scatter.of(rows.values(), metric)
+    found = [p_value(rows[one], rows[other], metric, scatter=scatter) for one, other in asked]
     left_out = max(0, among - len(asked))
     return dict(zip(asked, holm([*found, *[1.0] * left_out]), strict=False))
 
@@ -90,6 +114,18 @@ def _letter(number: int) -> str:
 
 def _right_or_wrong(metric: Metric, *groups: Tensor) -> bool:
     return metric.proportion and all(rows.ndim == 1 and bool(((rows == 0) | (rows == 1)).all()) for rows in groups)
+
+
+def _scores(group: Sequence[Tensor], metric: Metric) -> NDArray[np.float64]:
+    return np.array([metric.aggregate(rows) for rows in group], dtype=float)
+
+
+def _by_seed(scores: NDArray[np.float64], scatter: Scatter | None) -> tuple[float, int]:
+    """The variance of a mean over seeds with its degrees of freedom: their own, or that of all where it is larger."""
+    own, freedom = float(scores.var(ddof=1)), len(scores) - 1
+    if scatter is not None and 0 < own < scatter.variance:
+        own, freedom = scatter.variance, scatter.freedom
+    return own / len(scores), freedom
 
 
 def _sample_variance(one: Sequence[Tensor], other: Sequence[Tensor], metric: Metric, seed: int) -> float:

@@ -86,6 +86,22 @@ def test_pairs_are_corrected_together() -> None:
     assert found["other", "last"] == 1.0
 
 
+def test_a_scatter_that_is_small_by_chance_counts_as_that_of_all() -> None:
+    """Two rows whose seeds agree to a sample lie two points apart; beside rows that scatter by five they are alike."""
+
+    def rows(*wrong: int) -> list[torch.Tensor]:
+        return [torch.cat([torch.zeros(count), torch.ones(400 - count)]) for count in wrong]
+
+    close = {"one": rows(60, 60, 61), "other": rows(68, 68, 69)}
+    wide = {str(number): rows(50, 70, 90) for number in range(4)}
+    assert told_apart(close, ACCURACY)["one", "other"] < 0.01
+    found = told_apart({**close, **wide}, ACCURACY, pairs=[("one", "other")])
+    assert found["one", "other"] > 0.2
+    # Rows that do not scatter at all, as without training, keep that.
+    still = {"one": rows(60, 60, 60), "other": rows(68, 68, 68)}
+    assert told_apart({**still, **wide}, ACCURACY, pairs=[("one", "other")])["one", "other"] < 0.01
+
+
 def test_pairs_that_were_chosen_are_corrected_for_all() -> None:
     """One pair, looked at because it is the largest of six differences: six times its p value."""
     one, other = torch.ones(100), torch.ones(100)

@@ -160,10 +160,7 @@ def test_processes_find_what_this_one_does(tmp_path, monkeypatch) -> None:
     torch.set_num_threads(1)
     text = """
     name: space
-    stages:
-      - sweep: [{drop_blocks: {remove: 0.5}}, {prune_channels: {remove: 0.4}}]
-      - distill: {epochs: 3, tail_epochs: 0}
-      - sweep: [null, quantize]
+    stages: [{drop_blocks: {remove: 0.5}}, {sweep: [{distill: {epochs: 1}}, {fine_tune: {epochs: 1}}]}]
     """
     try:
         results = [

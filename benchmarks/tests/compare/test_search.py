@@ -27,13 +27,16 @@ def test_shares_of_volume_and_work(tmp_path) -> None:
       - distill: {epochs: 9, tail_epochs: 0}
       - sweep: [null, quantize]
     """
-    found = bench.measured(small_workload(), Recipe.loads_all(text), tmp_path)
-    # Nine stems for an epoch, three for three, one for nine, of nine for nine.
-    assert found["epochs_of_training"] == pytest.approx((9 * 1 + 3 * 3 + 1 * 9) / 81, abs=1e-4)
-    assert found["work"] == pytest.approx(27 / 81, abs=1e-4)
-    assert found["trials"] > 9
-    assert 0.5 < found["random_volume"] <= 1
-    assert 0.5 < found["volume"] <= 1
+    found = bench.measured(small_workload(), Recipe.loads_all(text), tmp_path, etas=(3, 4))
+    three, four = found["searches"]
+    # Nine stems for an epoch, three for three, one for nine, of nine for nine; then three for two.
+    assert three["epochs_of_training"] == pytest.approx((9 * 1 + 3 * 3 + 1 * 9) / 81, abs=1e-4)
+    assert four["epochs_of_training"] == pytest.approx((9 * 1 + 3 * 2 + 1 * 9) / 81, abs=1e-4)
+    assert three["work"] == pytest.approx(27 / 81, abs=1e-4)
+    assert three["trials"] > 9
+    assert 0.5 < three["random_volume"] <= 1
+    assert 0.5 < three["volume"] <= 1
     assert "of the volume of 18 recipes" in bench.line(found)
     # What has ended is on disk: the same again, without a run that is new.
-    assert bench.measured(small_workload(), Recipe.loads_all(text), tmp_path)["volume"] == found["volume"]
+    again = bench.measured(small_workload(), Recipe.loads_all(text), tmp_path, etas=(3, 4))
+    assert again["searches"][0]["volume"] == three["volume"]
