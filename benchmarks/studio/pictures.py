@@ -47,7 +47,7 @@ def walk(page: Page, out: Path) -> None:
     page.fill("#percent", "50")
     page.click("#choose")
     page.wait_for_selector("#recipe:has-text('set_structure')")
-    page.wait_for_selector("#tiles .value:not(.muted)")
+    page.wait_for_selector("#tiles:has-text(', measured')", timeout=5 * _MINUTE)
     keep(page, out / "whatif.png", "#planning")
     page.fill("#draft-name", "half the time, 8 bits")
     page.click("#save")
