@@ -17,6 +17,10 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 from compressor.errors import StageError
 
 Kind = TypeVar("Kind")
+# What others call the rate of an optimizer.
+RATES = ("learning_rate", "lr", "rate")
+# Units of sizes, in small letters.
+BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 Within = Literal["[0, 1)", "[0, 1]", "(0, 1)", "(0, 1]"]
 
 
@@ -29,7 +33,7 @@ def check_fraction(
     """
     if _is_number(value) and _lies(value, within):
         return
-    meant = value / 100 if _is_number(value) and value > 1 else math.nan
+    meant = _percent(value)
     hint = f"; did you mean {meant:g}?" if _lies(meant, within) and meant >= least_meant else ""
     raise ValueError(f"{says}, in {within}; got {value!r}{_end(way_out) or hint}")
 
@@ -37,7 +41,9 @@ def check_fraction(
 def check_max_drop(value: float | None) -> None:
     """`value`, how much of the score may be lost, is None (anything) or lies in [0, 1)."""
     if value is not None:
-        check_fraction(value, "max_drop is a fraction (0.01 is one point of accuracy)")
+        # Who writes 1 means a point: that the whole score may be lost is said by None.
+        hint = "did you mean 0.01?" if _is_number(value) and value == 1 else ""
+        check_fraction(value, "max_drop is a fraction (0.01 is one point of accuracy)", way_out=hint)
 
 
 def check_count(value: int, says: str, *, least: int = 1, way_out: str = "") -> None:
@@ -126,10 +132,10 @@ def explains_settings(kind: type[Kind]) -> type[Kind]:
         except TypeError:
             known = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
             unknown = next((name for name in settings if name not in known), None)
-            if unknown == "learning_rate" and "optimizer" in known:
+            if unknown in RATES and "optimizer" in known:
                 rate = settings[unknown] if _is_number(settings[unknown]) else 0.01
                 raise TypeError(
-                    f"{kind.__name__} has no 'learning_rate': the rate is the optimizer's; write "
+                    f"{kind.__name__} has no {unknown!r}: the rate is the optimizer's; write "
                     f"optimizer=SGD(rate={rate}) or optimizer=AdamW(rate={rate / 50:g}), of compressor.stages, or "
                     "leave it out to have it found"
                 ) from None
@@ -180,6 +186,16 @@ def _kinds(settings: Any) -> dict[str, tuple[type, ...]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _percent(value: Any) -> float:
+    """The fraction that is meant by 30 or "30 %"; NaN where nothing is."""
+    if isinstance(value, str) and value.rstrip().endswith("%"):
+        try:
+            return float(value.rstrip().removesuffix("%")) / 100
+        except ValueError:
+            return math.nan
+    return value / 100 if _is_number(value) and value > 1 else math.nan
 
 
 def _lies(value: float, within: Within) -> bool:

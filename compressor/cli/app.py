@@ -33,6 +33,7 @@ from compressor.cli.options import (
     Verbose,
     WorkloadName,
     asked_of,
+    folder_named,
     recipe_of,
     recipes_like,
     store_of,
@@ -98,7 +99,12 @@ def run(
         ),
     ],
     workload: WorkloadName,
-    out: Annotated[Path | None, typer.Option(help="Folder of the result: model.onnx, report.html, .md, .json.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=folder_named, metavar="FOLDER", help="Folder of the result: model.onnx, report.html, .md, .json."
+        ),
+    ] = None,
     settings: Settings = None,
     student: Student = None,
     seed: Seed = None,

@@ -30,6 +30,7 @@ from compressor.cli.options import (
     Verbose,
     Workers,
     WorkloadName,
+    folder_named,
     recipes_like,
     recipes_of,
     store_of,
@@ -43,7 +44,12 @@ def compare(
         list[str], typer.Argument(help="YAML files or names of shipped recipes.", autocompletion=recipes_like)
     ],
     workload: WorkloadName,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison; every recipe gets a folder in it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=folder_named, metavar="FOLDER", help="Folder of the comparison; every recipe gets a folder in it."
+        ),
+    ],
     settings: Settings = None,
     student: Student = None,
     seed: Seed = None,

@@ -185,6 +185,13 @@ def asked_of(recipe: "Recipe", names: list[str] | None) -> "Recipe":
     return replace(recipe, evaluations=(*recipe.evaluations, *more))
 
 
+def folder_named(text: str) -> Path:
+    """The folder of an option. An empty name, as of a variable that is not set, would be the current one."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty, and a folder is wanted, such as runs/first; `.` is the current one")
+    return Path(text)
+
+
 def recipes_like(incomplete: str) -> list[str]:
     """The shipped recipes whose names begin so, for the shell's completion; it completes files by itself."""
     from compressor.recipe.shipped import shipped_recipes
@@ -212,7 +219,8 @@ def workload_of(
         workload = load(name, batch=batch, metric=metric, streams=pairs)
     except (Exception, SystemExit) as error:  # whatever the user's module raises
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise WrongUseError(f"workload {name!r} cannot be had{place_of(error)}: {kind}{error}") from error
+        said = str(error) or "it gave no reason"
+        raise WrongUseError(f"workload {name!r} cannot be had{place_of(error)}: {kind}{said}") from error
     if free_sizes is not None and isinstance(workload.model, OnnxModule):
         raise WrongUseError(f"--free-sizes is about models that are exported, and {name} is an ONNX file already")
     try:

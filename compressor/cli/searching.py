@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from compressor.checks import BYTES
 from compressor.cli.exits import BUDGET_NOT_MET, reported
 from compressor.cli.options import (
     AsJson,
@@ -27,6 +28,7 @@ from compressor.cli.options import (
     Verbose,
     Workers,
     WorkloadName,
+    folder_named,
     recipes_like,
     recipes_of,
     store_of,
@@ -34,13 +36,18 @@ from compressor.cli.options import (
 )
 from compressor.errors import WrongUseError
 
-_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-
 
 def auto(
     *,
     workload: WorkloadName,
-    out: Annotated[Path, typer.Option(help="Folder of the search: best.yaml, model.onnx, search.html, every trial.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=folder_named,
+            metavar="FOLDER",
+            help="Folder of the search: best.yaml, model.onnx, search.html, every trial.",
+        ),
+    ],
     space: Annotated[
         list[str] | None,
         typer.Argument(
@@ -171,6 +178,6 @@ def _check_limits(max_drop: float, max_latency_ms: float | None, size: int | Non
 def parsed_size(text: str) -> int:
     """The bytes of a size such as 300KiB, 2.5 MB or 4096. Raises WrongUseError for anything else."""
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", text[:100].lower())
-    if found is None or found[2] not in _UNITS or float(found[1]) <= 0:
+    if found is None or found[2] not in BYTES or float(found[1]) <= 0:
         raise WrongUseError(f"--max-size is a size above 0 such as 300KiB, 2MB or 4096 (bytes), got {text[:100]!r}")
-    return round(float(found[1]) * _UNITS[found[2]])
+    return round(float(found[1]) * BYTES[found[2]])

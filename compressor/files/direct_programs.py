@@ -8,8 +8,10 @@ translations or by the two here. What they give is the same file.
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -91,11 +93,12 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 @contextmanager
-def one_table() -> Iterator[None]:
+def one_table(*, direct: bool = False) -> Iterator[None]:
     """Within it exporters take copies of one table of translations, which torch builds anew for every export.
 
-    Half a second each goes into reading the sources of five hundred functions. A torch that has no such table, or has
-    it elsewhere, builds it as ever.
+    A second goes into reading the sources of five hundred functions, of which programs that are written as they are
+    need some forty: `direct` has the table of these. A torch that has no such table, or has it elsewhere, builds it as
+    ever.
     """
     kind: Any = getattr(_registration, "ONNXRegistry", None)
     own = vars(kind).get("from_torchlib") if kind is not None else None
@@ -105,7 +108,7 @@ def one_table() -> Iterator[None]:
     build: Callable[..., Any] = own.__func__
 
     def copied(cls: Any, *settings: Any, **named: Any) -> Any:
-        made = copy.copy(_table(build, cls, settings, tuple(named.items())))
+        made = copy.copy(_table(build, cls, settings, tuple(named.items()), direct))
         # An export may add translations of its own.
         made.functions = {target: list(found) for target, found in made.functions.items()}
         return made
@@ -118,8 +121,35 @@ def one_table() -> Iterator[None]:
 
 
 @cache
-def _table(build: Callable[..., Any], kind: Any, settings: tuple[Any, ...], named: tuple[tuple[str, Any], ...]) -> Any:
-    return build(kind, *settings, **dict(named))
+def _table(
+    build: Callable[..., Any],
+    kind: Any,
+    settings: tuple[Any, ...],
+    named: tuple[tuple[str, Any], ...],
+    direct: bool,  # noqa: FBT001 # a key of the cache
+) -> Any:
+    with _known_alone() if direct else nullcontext():
+        return build(kind, *settings, **dict(named))
+
+
+@contextmanager
+def _known_alone() -> Iterator[None]:
+    """Within it onnxscript knows translations of the operators above alone; all, where it keeps them elsewhere."""
+    from onnxscript.function_libs.torch_lib import registration
+
+    import_module("onnxscript.function_libs.torch_lib.ops")  # which registers them
+    every: Any = getattr(registration, "default_registry", None)
+    if not hasattr(every, "items"):
+        yield
+        return
+    known_operators: set[Any] = _KNOWN
+    names = {f"{target.name()}{end}" for target in known_operators for end in ("", ".default")}
+    known = [(name, found) for name, found in every.items() if name in names]
+    registration.default_registry = SimpleNamespace(items=lambda: iter(known))
+    try:
+        yield
+    finally:
+        registration.default_registry = every
 
 
 def write_direct_(program: torch.export.ExportedProgram, **settings: Any) -> torch.onnx.ONNXProgram | None:
@@ -128,7 +158,8 @@ def write_direct_(program: torch.export.ExportedProgram, **settings: Any) -> tor
         return None
     # The exporter asks the program for its decomposition.
     program.run_decompositions = lambda *_, **__: program
-    return torch.onnx.export(program, dynamo=True, custom_translation_table=TRANSLATIONS, **settings)
+    with one_table(direct=True):
+        return torch.onnx.export(program, dynamo=True, custom_translation_table=TRANSLATIONS, **settings)
 
 
 def made_direct_(program: torch.export.ExportedProgram) -> bool:

@@ -21,6 +21,8 @@ from compressor.files.graphs import OPSET
 from compressor.files.verification import ExportTask
 
 Exporter = Literal["dynamo", "torchscript"]
+# Whether a program had to be decomposed in this process: the next one may have to be as well.
+_decomposing: list[bool] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,7 @@ def write(
     def work() -> bytes:
         try:
             if exporter == "dynamo":
-                with one_table():
-                    proto, is_direct = _dynamo(task, direct=direct)
+                proto, is_direct = _dynamo(task, direct=direct)
             else:
                 proto, is_direct = _torchscript(task, on_values=on_values), False
             outcome = Written(onnx_bytes=proto.SerializeToString(deterministic=True), direct=is_direct)
@@ -58,10 +59,14 @@ def write(
         return pickle.dumps(outcome)
 
     _warm()
+    if _decomposing:
+        _warm_whole()
     try:
         outcome: Written = pickle.loads(run_limited(work, limit))  # noqa: S301 - it was made a few lines above
     except ChildError as error:
         return Written(error=str(error))
+    if exporter == "dynamo" and not outcome.direct:
+        _decomposing.append(True)
     return outcome
 
 
@@ -86,9 +91,19 @@ def condensed(error: BaseException) -> str:
 @cache
 def _warm() -> None:
     """Loads and fills what exporters need, so that not every child process has to anew."""
-    program = torch.export.export(nn.Linear(1, 1), (torch.zeros(2, 1),), dynamic_shapes=({0: Dim.AUTO, 1: Dim.STATIC},))
+    write_direct_(_program_of_a_layer(), opset_version=OPSET, verbose=False)
+
+
+@cache
+def _warm_whole() -> None:
+    """The same for programs that are decomposed, and need the whole table of translations."""
     with one_table():
-        torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+        torch.onnx.export(_program_of_a_layer(), dynamo=True, opset_version=OPSET, verbose=False)
+
+
+def _program_of_a_layer() -> torch.export.ExportedProgram:
+    sizes = ({0: Dim.AUTO, 1: Dim.STATIC},)
+    return torch.export.export(nn.Linear(1, 1), (torch.zeros(2, 1),), dynamic_shapes=sizes)
 
 
 def _traced(model: nn.Module, task: ExportTask) -> torch.export.ExportedProgram:
@@ -116,7 +131,8 @@ def _dynamo(task: ExportTask, *, direct: bool) -> tuple[onnx.ModelProto, bool]:
             program = _traced(task.model, task)
     written_directly = made is not None
     if made is None:
-        made = torch.onnx.export(program, dynamo=True, **settings)
+        with one_table():
+            made = torch.onnx.export(program, dynamo=True, **settings)
     assert made is not None  # None is only returned when a path is given
     proto: onnx.ModelProto = made.model_proto
     return proto, written_directly

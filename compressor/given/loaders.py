@@ -153,6 +153,12 @@ def _first_batch(name: str, data: Iterable[Any]) -> Any:
 
 
 def _split(name: str, batch: Any) -> Batch:
+    if _are_samples(batch):
+        raise WorkloadError(
+            f"a batch of {name} must be (inputs, targets), or a dict with labels, of tensors or arrays with the "
+            f"samples first; got a list of {len(batch)} samples, each a {type(batch[0]).__name__}; put them together: "
+            "torch.utils.data.default_collate(batch), as a DataLoader does without a collate_fn"
+        )
     try:
         inputs, targets = split_batch(batch)
         samples = _samples(inputs)
@@ -167,9 +173,22 @@ def _split(name: str, batch: Any) -> Batch:
             f"a batch of {name} must be (inputs, targets) of tensors or arrays, and holds {strange[0]}; convert it in "
             "the dataset or in collate_fn"
         )
+    loose = [leaf.layout for leaf in target_tensors((inputs, targets)) if leaf.layout != torch.strided]
+    if loose:
+        raise WorkloadError(f"a batch of {name} must be of dense tensors, got {loose[0]}; convert them with to_dense()")
     if not samples:
         raise WorkloadError(f"the first batch of {name} must hold samples, got none; leave empty batches out")
     return inputs, targets
+
+
+def _are_samples(batch: Any) -> bool:
+    """Whether `batch` is a list of samples that nobody has put together: dicts, or pairs with one label each."""
+    if not isinstance(batch, list) or not batch:
+        return False
+    if all(isinstance(each, Mapping) for each in batch):
+        return True
+    pairs = [each for each in batch if isinstance(each, tuple | list) and len(each) == 2]
+    return len(pairs) == len(batch) and all(np.ndim(label) == 0 for _, label in pairs)
 
 
 def _samples(inputs: Inputs) -> int:

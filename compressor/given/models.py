@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 from torch import nn
 
@@ -17,6 +18,13 @@ _INSIDE = {
 }
 
 
+def into_a_module(value: Any) -> str:
+    """How a module is made of something that is none."""
+    if callable(value) and not isinstance(value, type):
+        return "call it in the forward of one, which holds its weights"
+    return "load the weights into one first"
+
+
 def as_usual_model(model: nn.Module) -> nn.Module:
     """`model` as stages work with it: unwrapped, in float32, in main memory; itself where it is all that already.
 
@@ -28,7 +36,7 @@ def as_usual_model(model: nn.Module) -> nn.Module:
         text = "its class" if isinstance(model, type) else type(model).__name__
         raise WorkloadError(
             f"model must be a torch.nn.Module, got {text}"
-            + ("; make one of it, as in Net()" if isinstance(model, type) else "; load the weights into one first")
+            + ("; make one of it, as in Net()" if isinstance(model, type) else f"; {into_a_module(model)}")
         )
     done = []
     inner = model

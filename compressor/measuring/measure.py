@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compressor.batches import Inputs
 from compressor.estimate import Estimate
+from compressor.files.graphs import same_structure
 from compressor.files.weights import count_parameters
 from compressor.intervals import score_estimate
 from compressor.measuring.macs import count_macs
@@ -89,13 +90,14 @@ def timed_against(
     """How long the file and `base` take on `target`, timed interleaved.
 
     Where it `decides` whether something stays, a first answer that leaves open which file is faster is not enough: they
-    are timed again, for longer. What `times`, those of the session, know is not timed again.
+    are timed again, for longer. Where it does not, files that differ in the values of their weights alone are timed for
+    a moment. What `times`, those of the session, know is not timed again.
     """
     inputs = resize_batch(example_inputs, target.batch_size)
 
     def take() -> Timing:
         timed = partial(time_interleaved, onnx_bytes, base, inputs, threads=target.threads)
-        if onnx_bytes == base:  # there is no ratio to resolve
+        if onnx_bytes == base or (not decides and same_structure(onnx_bytes, base)):  # there is no ratio to resolve
             return timed(seed=seed, seconds=_SECONDS_ALONE)
         found = timed(seed=seed)
         if decides and found.speedup.low < 1 < found.speedup.high:

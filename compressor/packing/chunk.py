@@ -3,24 +3,36 @@
 import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.packing.classes import Classes, Fitted, fitted
-from compressor.packing.coding import BitWriter, encode, followed, lanes_for, levels_of, write_tables
+from compressor.packing.coding import (
+    BitWriter,
+    encode,
+    followed,
+    lanes_for,
+    levels_of,
+    tables_bits,
+    write_tables,
+)
 from compressor.packing.forms import Form, PlaneOf
 from compressor.packing.reader import MOST_CHUNK, MOST_TABLES, PRECISION, frequencies, weight_of
 
 # How many tables are tried, by the bytes that symbols take without classes: a table has to be paid by them.
 _TRIED = ((300, (1,)), (4_000, (1, 2, 4)), (60_000, (1, 6, 16)), (1_500_000, (4, 16, 32)), (MOST_CHUNK, (32,)))
 _FINENESS = (0, 1, 2)
+# What the coder of tables adds to their information differs by fewer bytes than this from one to another.
+_CLOSE = 4.0
 # What lies this part of the symbols or farther from the middle says most of the next one.
 _OUTER = 0.27
 # Settings of LZMA (lc, lp, pb): its usual ones, those for text, and those for numbers of four bytes.
-_SETTINGS = ((3, 0, 2), (3, 0, 0), (4, 0, 0), (0, 2, 2))
-_SMALL = 1 << 18
+_SETTINGS: tuple[tuple[int, int, int], ...] = ((3, 0, 2), (3, 0, 0), (4, 0, 0), (0, 2, 2))
+# All are tried on so many bytes, and on a piece of so many from the middle of more.
+_SMALL, _PIECE = 1 << 18, 1 << 15
 # So many weights of a chunk have tables of their own, the others share some.
 _MOST_OWN, _JOINED = 24, ("joined",)
 
@@ -51,6 +63,32 @@ class _Pool:
     def tables(self) -> int:
         """How many tables it has, for one context."""
         return len(self.fit.counts)
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """A pool whose `size_bytes` are all but those of its tables, and the levels of these."""
+
+    pool: _Pool
+    levels: list[list[int]]
+
+    @classmethod
+    def of(cls, pool: _Pool, counts: NDArray[np.int64]) -> "_Sized":
+        """`pool`, whose `size_bytes` are those of its classes, with symbols that occur so often."""
+        levels = levels_of(counts, pool.fineness)
+        return cls(replace(pool, size_bytes=pool.size_bytes + _coded_bytes(counts, levels, pool.fineness)), levels)
+
+    @cached_property
+    def about_bytes(self) -> float:
+        """What it takes with its tables, but for the few bytes that their coder adds."""
+        return self.pool.size_bytes + tables_bits(np.array(self.levels, np.int64)) / 8
+
+    @cached_property
+    def coded(self) -> _Pool:
+        """The pool with what it takes in all."""
+        side = BitWriter()
+        write_tables(side, self.levels, self.pool.fineness)
+        return replace(self.pool, size_bytes=self.pool.size_bytes + len(side.finish()))
 
 
 def chunk_body(data: bytes, start: int, end: int, placed: Sequence[Placed]) -> bytes:
@@ -113,15 +151,26 @@ def chunk_body(data: bytes, start: int, end: int, placed: Sequence[Placed]) -> b
 
 
 def deflated(data: bytes) -> tuple[bytes, int]:
-    """(`data` by LZMA, its settings as one number), by the settings that suit it best."""
+    """(`data` by LZMA, its settings as one number), by those that suit it best, or a piece from its middle."""
     if not data:
         return b"", 0
-    found = []
-    for lc, lp, pb in _SETTINGS if len(data) <= _SMALL else _SETTINGS[:1]:
-        chosen = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": MOST_CHUNK}]
-        chosen[0] |= {"lc": lc, "lp": lp, "pb": pb}
-        found.append((lzma.compress(data, lzma.FORMAT_RAW, filters=chosen), lc + 9 * lp + 45 * pb))
+    tried = _SETTINGS
+    if len(data) > _SMALL:
+        piece = middle(data)
+        tried = (min(_SETTINGS, key=lambda settings: len(_by_lzma(piece, settings))),)
+    found = [(_by_lzma(data, (lc, lp, pb)), lc + 9 * lp + 45 * pb) for lc, lp, pb in tried]
     return min(found, key=lambda one: len(one[0]))
+
+
+def middle(data: bytes) -> bytes:
+    """A piece from the middle of `data`, which stands for all of it."""
+    return data[max(0, (len(data) - _PIECE) // 2) :][:_PIECE]
+
+
+def _by_lzma(data: bytes, settings: tuple[int, int, int]) -> bytes:
+    chosen: dict[str, int] = dict(zip(("lc", "lp", "pb"), settings, strict=True))
+    chosen |= {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": MOST_CHUNK}
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=[chosen])
 
 
 def _few_kinds(placed: Sequence[Placed]) -> list[Placed]:
@@ -207,12 +256,19 @@ def _pool(planes: Sequence[PlaneOf], most: int) -> _Pool:
         fit = one if count == 1 else fitted(parts, alphabet, most=count)
         fit = Fitted(fit.classes, fit.counts[:, :used])
         side = _classes_size(fit)
-        found += [_Pool(fit, fineness, _size(fit.counts, fineness) + side) for fineness in _FINENESS]
-    best = min(found, key=lambda pool: pool.size_bytes)
-    return min([best, *_with_contexts(best, parts)], key=lambda pool: pool.size_bytes)
+        found += [_Sized.of(_Pool(fit, fineness, side), fit.counts) for fineness in _FINENESS]
+    best = _smallest(found)
+    return _smallest([best, _with_contexts(best.pool, parts)]).coded
 
 
-def _with_contexts(pool: _Pool, parts: Sequence[NDArray[np.uint8]]) -> list[_Pool]:
+def _smallest(tried: Sequence[_Sized]) -> _Sized:
+    """The one of `tried` that takes the fewest bytes: where several may be it they are coded, else estimated."""
+    least = min(one.about_bytes for one in tried)
+    near = [one for one in tried if one.about_bytes <= least + _CLOSE]
+    return near[0] if len(near) == 1 else min(near, key=lambda one: one.coded.size_bytes)
+
+
+def _with_contexts(pool: _Pool, parts: Sequence[NDArray[np.uint8]]) -> _Sized:
     """The same with the symbol before each as a context: below, among or above the middle half of its table."""
     counts = pool.fit.counts
     middle = (np.cumsum(counts, axis=1) - counts / 2) / np.maximum(1, counts.sum(axis=1, keepdims=True))
@@ -228,7 +284,7 @@ def _with_contexts(pool: _Pool, parts: Sequence[NDArray[np.uint8]]) -> list[_Poo
     side = BitWriter()
     _write_bounds(side, bounds)
     more = len(side.finish()) + _classes_size(pool.fit)
-    return [_Pool(pool.fit, fineness, _size(found, fineness) + more, bounds) for fineness in _FINENESS]
+    return _smallest([_Sized.of(_Pool(pool.fit, fineness, more, bounds), found) for fineness in _FINENESS])
 
 
 def _classes_size(fit: Fitted) -> int:
@@ -240,13 +296,10 @@ def _classes_size(fit: Fitted) -> int:
     return len(side.finish())
 
 
-def _size(counts: NDArray[np.int64], fineness: int) -> float:
-    """The bytes of symbols that occur so often, (tables, alphabet), and of the tables that they are coded by."""
-    levels = levels_of(counts, fineness)
-    side = BitWriter()
-    write_tables(side, levels, fineness)
+def _coded_bytes(counts: NDArray[np.int64], levels: list[list[int]], fineness: int) -> float:
+    """The bytes of symbols that occur so often, (tables, alphabet), by tables of these levels."""
     rows = np.array(_frequencies(levels, fineness), np.float64)
-    return float(-(counts * np.log2(np.maximum(rows, 1) / (1 << PRECISION))).sum()) / 8 + len(side.finish())
+    return float(-(counts * np.log2(np.maximum(rows, 1) / (1 << PRECISION))).sum()) / 8
 
 
 def _frequencies(levels: list[list[int]], fineness: int) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """Symbols and numbers into bytes: the other direction of what `reader.py` decodes, where the sources stand."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,10 +74,16 @@ class BitWriter:
 def levels_of(counts: NDArray[np.int64], fineness: int) -> list[list[int]]:
     """The level of every count, (tables, alphabet): the one whose weight is nearest, by the scale that it is on."""
     scale = 1 << fineness + 1
+    found = np.searchsorted(_bounds(fineness), counts * scale) + 1
+    levels: list[list[int]] = np.where(counts > 0, found, 0).tolist()
+    return levels
+
+
+@cache
+def _bounds(fineness: int) -> NDArray[np.float64]:
+    """The counts between two levels each, on the scale of levels."""
     weights = np.array([weight_of(level, fineness) for level in range(1, (40 << fineness) + 1)], np.float64)
-    bounds = np.sqrt(weights[1:] * weights[:-1])
-    found = np.searchsorted(bounds, counts * scale) + 1
-    return [[int(level) for level in row] for row in np.where(counts > 0, found, 0)]
+    return np.sqrt(weights[1:] * weights[:-1])
 
 
 def write_tables(bits: BitWriter, levels: list[list[int]], fineness: int) -> None:
@@ -88,6 +95,53 @@ def write_tables(bits: BitWriter, levels: list[list[int]], fineness: int) -> Non
             guess, context = level_guess(row[:place], above, place, number)
             bits.signed(level - guess, ("level", context))
         above = row
+
+
+def tables_bits(levels: NDArray[np.int64]) -> float:
+    """About the bits that `write_tables` appends for these levels, (tables, alphabet): what each bit informs of.
+
+    Contexts learn from their own bits alone, so that each can be gone through by itself; it takes a tenth of the time.
+    """
+    left, above, corner = np.zeros_like(levels), np.zeros_like(levels), np.zeros_like(levels)
+    left[:, 1:], above[1:], corner[1:, 1:] = levels[:, :-1], levels[:-1], levels[:-1, :-1]
+    corner[1:, 0] = above[1:, 0]
+    low, high = np.minimum(left, above), np.maximum(left, above)
+    guess = np.where(corner >= high, low, np.where(corner <= low, high, left + above - corner))
+    guess[:, 0] = above[:, 0]
+    context = 5 * (1 + np.minimum(above, 1)) + np.minimum(np.abs(left - corner), 3)
+    context[:, 0] = 5 * (1 + np.minimum(above[:, 0], 1)) + 4
+    guess[0], context[0] = left[0], np.minimum(left[0], 1)
+    change, context = (levels - guess).reshape(-1), context.reshape(-1)
+    number = np.where(change >= 0, 2 * change, -2 * change - 1) + 1
+    length = np.frexp(number)[1].astype(np.int64) - 1
+    total, keys, bits = 0.0, list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+    for place in range(int(length.max(initial=0)) + 1):
+        there, more = length >= place, length > place
+        keys.append(context[there] << 16 | place)
+        bits.append(more[there].astype(np.int64))
+        if place >= 3:
+            total += float(more.sum())
+            continue
+        rest = length[more] - place
+        keys.append(context[more] << 16 | length[more] + 1 << 8 | number[more] >> rest)
+        bits.append(number[more] >> rest - 1 & 1)
+    key, bit = np.concatenate(keys), np.concatenate(bits)
+    order = np.argsort(key, kind="stable")
+    starts = np.flatnonzero(np.diff(key[order], prepend=-1, append=-1))
+    found = bit[order].tolist()
+    costs = _costs()
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        known = [32768, 0]
+        for one in found[start:end]:
+            total += costs[65536 - known[0] if one else known[0]]
+            learn(known, one)
+    return total
+
+
+@cache
+def _costs() -> list[float]:
+    """The bits of what has so many chances of 65536."""
+    return [16.0, *(16 - np.log2(np.arange(1, 65537))).tolist()]
 
 
 def lanes_for(count: int, size_bytes: float) -> int:

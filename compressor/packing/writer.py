@@ -8,7 +8,7 @@ from onnx import TensorProto
 
 from compressor.errors import PackError
 from compressor.files.graphs import parse
-from compressor.packing.chunk import Placed, chunk_body, deflated
+from compressor.packing.chunk import Placed, chunk_body, deflated, middle
 from compressor.packing.forms import Shape, best_form
 from compressor.packing.layouts import inner_shapes
 from compressor.packing.reader import MAGIC, MOST_CHUNK, MOST_TOTAL, VERSION
@@ -20,10 +20,11 @@ _LEAST = 24
 _MOST_WEIGHT = MOST_CHUNK // 2
 _SAMPLE = 1 << 16
 # LZMA is tried where deflate, which is quick and finds what repeats as well, comes below this part of what a weight
-# takes as symbols, or of what a whole chunk does: on noise LZMA is no better.
+# takes as symbols, or of what a whole chunk does: on noise LZMA is no better. How much better it is than deflate on a
+# piece from the middle of a whole chunk has to make up for the rest.
 _NEAR, _WORSE = 0.98, 1.1
 # So many bytes are quick by LZMA.
-_SMALL = 1 << 20
+_SMALL = 1 << 16
 # What is computed with as a rule: indices and shapes, in which LZMA finds more than their frequencies tell.
 _NOT_WEIGHTS = {TensorProto.BOOL, TensorProto.INT64, TensorProto.UINT64, TensorProto.COMPLEX64, TensorProto.COMPLEX128}
 
@@ -102,9 +103,18 @@ def _chunk(
         if not _repeats(raw, form.bits / 8):
             placed.append(Placed(weight.offset, weight.length, form))
     body = chunk_body(data, start, end, placed)
-    if placed and (end - start <= _SMALL or len(zlib.compress(data[start:end], 6)) < _WORSE * len(body)):
+    if placed and (end - start <= _SMALL or _repeats_in_all(data[start:end], len(body))):
         return min(body, chunk_body(data, start, end, []), key=len)
     return body
+
+
+def _repeats_in_all(raw: bytes, size: int) -> bool:
+    """Whether a whole chunk that takes `size` bytes as symbols may be shorter by LZMA."""
+    found = len(zlib.compress(raw, 6))
+    if found >= _WORSE * size:
+        return False
+    piece = middle(raw)
+    return found * len(deflated(piece)[0]) < size * len(zlib.compress(piece, 6))
 
 
 def _repeats(raw: bytes, estimate: float) -> bool:

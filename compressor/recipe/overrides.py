@@ -22,6 +22,10 @@ def override_(data: dict[str, Any], override: str) -> Place:
         raise ValueError("an override is path=value, such as stages.0.remove=0.3 or seed=3")
     if len(keys) > _MOST_KEYS:
         raise ValueError(f"the path has {len(keys)} keys, and no value of a recipe has more than {_MOST_KEYS}")
+    if not text.strip():
+        raise ValueError(
+            f"{bounded(path, LONGEST_REASON)} is given no value; write {keys[-1]}=null where none is meant"
+        )
     value = parse_value(text)
     if keys[0] != "stages":
         return _fields_(data, (), keys, value)

@@ -7,11 +7,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compressor.checks import did_you_mean, unknown_setting
+from compressor.checks import BYTES, RATES, did_you_mean, unknown_setting
 from compressor.plugins import reasons
 from compressor.recipe.models import is_mark, options, settings
 from compressor.recipe.text import Place
 
+# How a number is written where its unit stands beside it, or a comma in it, and what each unit is worth.
+_WITH_UNIT = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*([a-zA-Zµ%]*)")
+_UNITS: dict[str, dict[str, float]] = {
+    "": {"": 1.0, "%": 0.01, "x": 1.0, "db": 1.0},
+    "_ms": {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3},
+    "_bytes": dict(BYTES),
+}
 _WANTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -60,8 +67,12 @@ def explain(
         else:
             found.append((place, f"{dotted(place)}: {_lower(item['msg'])}, got {_shown(value)}"))
     for place, texts in wanted.items():
-        what = " or ".join(dict.fromkeys(texts))
-        found.append((place, f"{dotted(place)} must be {what}, got {_shown(_at(data, place))}"))
+        what, value = " or ".join(dict.fromkeys(texts)), _at(data, place)
+        hint = _number_meant(place, value) if any("number" in text for text in texts) else ""
+        if _WANTED["list_type"] in texts and isinstance(value, str | Mapping) and value and place:
+            named = [value] if isinstance(value, str) else list(map(str, value))
+            hint = f"; write {place[-1]}: [{', '.join(named)}], or a line with a dash for each"
+        found.append((place, f"{dotted(place)} must be {what}, got {_shown(value)}{hint}"))
     return found
 
 
@@ -122,14 +133,14 @@ def _keys(kinds: Mapping[str, type[Any]], owner: str) -> str:
 def _unknown_key(loc: Place, kinds: Mapping[str, type[Any]], top: list[str], value: Any) -> str:
     key, owner = loc[-1], _owner(loc)
     if owner not in kinds:
-        return f"a recipe has no {key!r}{did_you_mean(key, top)} (it has {', '.join(top)})"
+        return f"a recipe has no {key!r}{_elsewhere(key, kinds, top, value)} (it has {', '.join(top)})"
     known = list(settings(kinds[owner]))
     if any(field.name == key for field in dataclasses.fields(kinds[owner])):
         return f"{owner}.{key} is an object of Python and cannot be set in a recipe; use the Python API for it"
-    if key == "learning_rate" and "optimizer" in known:
+    if key in RATES and "optimizer" in known:
         rate = value if isinstance(value, int | float) else 0.01
         return (
-            f"{owner} has no 'learning_rate': the rate is the optimizer's; write optimizer: {{sgd: "
+            f"{owner} has no {key!r}: the rate is the optimizer's; write optimizer: {{sgd: "
             f"{{rate: {rate}}}}} or {{adam_w: {{rate: {rate / 50:g}}}}}, or leave it out to have it found"
         )
     chosen = next((name for name, hint in settings(kinds[owner]).items() if key in options(hint)), None)
@@ -145,6 +156,16 @@ def _unknown_key(loc: Place, kinds: Mapping[str, type[Any]], top: list[str], val
     return unknown_setting(owner, str(key), known)
 
 
+def _elsewhere(key: Any, kinds: Mapping[str, type[Any]], top: list[str], value: Any) -> str:
+    """Where a key that stands at the top of a recipe, or what stands below it, belongs; else what was meant."""
+    if "budget" in kinds and key in settings(kinds["budget"]):
+        return f"; it belongs into the budget: budget: {{{key}: {_plain(value)}}}"
+    below = next((name for name in value if name in top), None) if isinstance(value, Mapping) else None
+    if below is not None:
+        return f"; {below} stands at the top: {below}: {_plain(value[below])}"
+    return did_you_mean(key, top)
+
+
 def _inside(kind: type[Any], key: str) -> tuple[str, str, str] | tuple[()]:
     """(field, value object, key) of the first field of `kind` whose value objects have a field `key`."""
     for name, hint in settings(kind).items():
@@ -156,6 +177,17 @@ def _inside(kind: type[Any], key: str) -> tuple[str, str, str] | tuple[()]:
 
 def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool | None) else str(value)
+
+
+def _number_meant(place: Place, value: Any) -> str:
+    """The number that a text says with its unit, in quotes or with a comma, as a question; "" where it says none."""
+    found = _WITH_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
+    key = next((end for end in ("_ms", "_bytes") if place and str(place[-1]).endswith(end)), "")
+    worth = {**_UNITS[""], **_UNITS[key]}.get(found[2].lower()) if found else None
+    if found is None or worth is None:
+        return ""
+    number = round(float(found[1].replace(",", ".")) * worth, 12)
+    return f"; did you mean {int(number) if number == int(number) else number}?"
 
 
 def _number_type(place: Place, name: str, names: list[str]) -> str:

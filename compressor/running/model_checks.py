@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from compressor.errors import StorageError, WorkloadError
+from compressor.given.models import into_a_module
 from compressor.kept_state import private_copy
 from compressor.running.described import listed
 from compressor.running.failures import FAULTS, in_short
@@ -40,9 +42,7 @@ def check_model(model: nn.Module) -> None:
     of inference mode, not finite or not float32, and what cannot be copied: every stage works on a copy.
     """
     if not isinstance(model, nn.Module):
-        raise WorkloadError(
-            f"model must be a torch.nn.Module, got {type(model).__name__}; load the weights into one first"
-        )
+        raise WorkloadError(f"model must be a torch.nn.Module, got {type(model).__name__}; {into_a_module(model)}")
     for path, module in model.named_modules():
         _check_kind(path, module)
     _check_weights(model)
@@ -164,7 +164,8 @@ def _check_copy(model: nn.Module) -> None:
             f"({in_short(error)}); make it when it is first used, or leave it out of copies in __getstate__ and make "
             "it again in __setstate__"
         ) from error
-    if type(copied) is not type(model):
+    # Every GraphModule has a class of its own.
+    if type(copied) is not type(model) and not (isinstance(copied, GraphModule) and isinstance(model, GraphModule)):
         raise WorkloadError(f"copy.deepcopy(model) gives {type(copied).__name__}, not {type(model).__name__}; {COPIES}")
     own, theirs = tensors_of(model), tensors_of(copied)
     if own.keys() != theirs.keys():

@@ -181,6 +181,7 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
         )
     for inputs, _ in batches:
         _check_form(name, _one_step(workload.model, inputs), workload.example_inputs)
+    _check_not_finite(name, batches, workload)
     inputs, targets = telling(batches)
     if _is_stream(workload.model) and name in ("train", "calibration"):
         # Single steps, of which the judged output has a dimension less.
@@ -210,6 +211,14 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
         if trainer is not None and several is not None:
             check_training_step(workload, several, trainer)
     return workload
+
+
+def _check_not_finite(name: str, batches: list[Batch], workload: Workload) -> None:
+    """Raises WorkloadError where inputs that are NaN or Inf make outputs NaN, which are scored as anything."""
+    for number, (inputs, _) in enumerate(batches):
+        if any(leaf.is_floating_point() and not bool(leaf.isfinite().all()) for leaf in input_tensors(inputs)):
+            label = f"batch {number} of {name}, whose inputs hold NaN or Inf"
+            checked_forward(workload.model, _one_step(workload.model, inputs), label, workload.example_inputs)
 
 
 def _is_stream(model: nn.Module) -> bool:

@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -61,11 +62,10 @@ def load(
             f"batch is about the batch that an ONNX file fixes, model.onnx or model.onnx:data.npz; got {name[:200]!r}"
         )
     module_name, separator, function_name = _READY.get(name, name).partition(":")
-    if separator and module_name.endswith(".py"):
-        dotted = ".".join(Path(module_name).with_suffix("").parts)
+    if separator and (module_name.endswith(".py") or ("/" in module_name and Path(f"{module_name}.py").is_file())):
         raise WorkloadError(
-            f"a workload is package.module:function, as in Python's imports, got {name[:200]!r}; did you mean "
-            f"{dotted + separator + function_name!r}?"
+            f"a workload is package.module:function, as in Python's imports, got {name[:200]!r}; "
+            f"{_as_imported(Path(module_name), function_name)}"
         )
     if not separator or not function_name or not all(map(str.isidentifier, module_name.split("."))):
         refuse_near_files(name)
@@ -90,6 +90,7 @@ def load(
             f"{name} must be given an argument, as functions of a fold are in a cross-validation (--folds 5); any "
             "other takes nothing and returns a compressor.Workload"
         )
+    _refuse_arguments(name, function)
     workload = function()
     if not isinstance(workload, Workload):
         raise WorkloadError(
@@ -97,6 +98,34 @@ def load(
             "return Workload.from_loaders(...), or from_datasets(...)"
         )
     return workload
+
+
+def _as_imported(path: Path, function: str) -> str:
+    """How `function` of the Python file at `path` is named from the current folder, or from which one it is."""
+    whole = path.absolute().with_suffix("")
+    try:
+        parts = Path(os.path.normpath(whole)).relative_to(Path.cwd()).parts
+    except ValueError:
+        return f"run it in the folder {whole.parent}, as {whole.name}:{function}"
+    return f"did you mean {'.'.join(parts) + ':' + function!r}?"
+
+
+def _refuse_arguments(name: str, function: Callable[..., Any]) -> None:
+    """Raises WorkloadError for a function that cannot be called without arguments."""
+    try:
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
+        ]
+    except (TypeError, ValueError):
+        return
+    if needed:
+        raise WorkloadError(
+            f"{name} must be callable without arguments, and needs {', '.join(needed)}; give them defaults, or name a "
+            "function that calls it with them"
+        )
 
 
 def _refuse_bare_module(name: str) -> None:
@@ -166,6 +195,10 @@ def _function_in(module: ModuleType, name: str) -> Callable[..., Any]:
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         made = [key for key in own if getattr(getattr(module, key), "__module__", None) == module.__name__]
         known = f"; it has {', '.join(made[:_SHOWN])}" if made else ""
+        if hasattr(module, name):
+            raise WorkloadError(
+                f"{module.__name__}.{name} is no function, but of type {type(function).__name__}{known}"
+            )
         raise WorkloadError(f"{module.__name__} has no function {name!r}{did_you_mean(name, own)}{known}")
     found: Callable[..., Any] = function
     return found

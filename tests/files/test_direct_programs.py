@@ -9,7 +9,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 from torch.onnx._internal.exporter import _registration
 
-from compressor.files import export, exporters
+from compressor.files import direct_programs, export, exporters
 from compressor.files.direct_programs import made_direct_, one_table
 from compressor.files.export import export_onnx
 from workbench.same_data import same_data
@@ -192,3 +192,16 @@ def test_the_table_of_translations_is_built_once(monkeypatch: pytest.MonkeyPatch
     assert first.opset_version == third.opset_version == 20
     _registration.ONNXRegistry.from_torchlib(20)
     assert built == [20, 20]
+
+
+def test_programs_written_as_they_are_have_the_same_translations_from_a_small_table() -> None:
+    """What they are made of is translated as by the whole table, which takes a second to build."""
+    with one_table():
+        whole = _registration.ONNXRegistry.from_torchlib(20).functions
+    with one_table(direct=True):
+        small = _registration.ONNXRegistry.from_torchlib(20).functions
+    names = {target.name() for target in direct_programs._KNOWN} & {*whole}
+    assert len(names) > 30
+    assert len(small) < len(whole) / 3
+    for name in names:
+        assert [each.onnx_function.name for each in small[name]] == [each.onnx_function.name for each in whole[name]]

@@ -512,6 +512,83 @@ USES = {
         lambda: Budget(max_drop=2),
         r"in \[0, 1\); got 2; did you mean 0.02\?",
     ),
+    "a function of two arguments": (
+        lambda: typed("run", "int8", "-w", "mine:two", "--out", "o"),
+        r"2: error: .*mine:two must be callable without arguments, and needs a, b; give them defaults",
+    ),
+    "a number for a function": (
+        lambda: typed("run", "int8", "-w", "mine:number", "--out", "o"),
+        r"2: error: .*mine.number is no function, but of type int; it has two, nothing, tiny",
+    ),
+    "a path for a module": (
+        lambda: typed("run", "int8", "-w", str(Path("mine.py").absolute()) + ":tiny", "--out", "o"),
+        r"2: error: .*as in Python's imports.*did you mean 'mine:tiny'\?",
+    ),
+    "a path elsewhere for a module": (
+        lambda: typed("run", "int8", "-w", "/elsewhere/wl.py:tiny", "--out", "o"),
+        r"2: error: .*run it in the folder /elsewhere, as wl:tiny",
+    ),
+    "a value that is empty": (
+        lambda: typed("run", "int8", "--set", "budget.max_drop=", "-w", "digits", "--out", "o"),
+        r"2: error: .*budget.max_drop is given no value; write max_drop=null where none is meant",
+    ),
+    "a limit outside of the budget": (
+        lambda: typed("run", "int8", "--set", "max_drop=0.02", "-w", "digits", "--out", "o"),
+        r"2: error: .*no 'max_drop'; it belongs into the budget: budget: \{max_drop: 0.02\}",
+    ),
+    "a key one level too deep": (
+        lambda: typed("run", "deep.yaml", "-w", "digits", "--out", "o"),
+        r"2: error: .*no 'target'; threads stands at the top: threads: 2",
+    ),
+    "a rate beside the optimizer": (
+        lambda: FineTune(epochs=1, lr=0.1),
+        r"FineTune has no 'lr': the rate is the optimizer's; write optimizer=SGD\(rate=0.1\)",
+    ),
+    "a function for a model": (
+        lambda: datasets(lambda x: x),
+        r"must be a torch.nn.Module, got function; call it in the forward of one",
+    ),
+    "a folder without a name": (
+        lambda: typed("run", "int8", "-w", "mine:tiny", "--out", ""),
+        r"2: .*it is empty, and a folder is wanted, such as runs/first",
+    ),
+    "samples that nobody put together": (
+        lambda: loaders(train=[[{"x": x, "label": y} for x, y in zip(X, Y, strict=True)]]),
+        r"got a list of 40 samples, each a dict; put them together: torch.utils.data.default_collate",
+    ),
+    "pairs that nobody put together": (
+        lambda: loaders(train=[list(zip(X, Y, strict=True))]),
+        r"got a list of 40 samples, each a tuple; put them together",
+    ),
+    "sparse batches": (
+        lambda: loaders(train=[(X.to_sparse(), Y)]),
+        r"must be of dense tensors, got torch.sparse_coo; convert them with to_dense\(\)",
+    ),
+    "NaN in a late batch": (
+        lambda: loaders(test=[(X, Y), (X / 0 * 0, Y)]),
+        r"gives NaN for batch 1 of test, whose inputs hold NaN or Inf: .*check the inputs for NaN",
+    ),
+    "a stage without its list": (
+        lambda: typed("run", "int8", "--set", "stages=quantize", "-w", "digits", "--out", "o"),
+        r"2: error: .*stages must be a list, got 'quantize'; write stages: \[quantize\]",
+    ),
+    "a point for a fraction": (
+        lambda: typed("run", "int8", "--set", "budget.max_drop=1", "-w", "digits", "--out", "o"),
+        r"2: error: .*in \[0, 1\); got 1.0; did you mean 0.01\?",
+    ),
+    "a fraction in percent": (
+        lambda: typed("run", "int8", "--set", "budget.max_drop=2%", "-w", "digits", "--out", "o"),
+        r"2: error: .*must be a number, got '2%'; did you mean 0.02\?",
+    ),
+    "a fraction in percent, in Python": (lambda: Budget(max_drop="2 %"), r"got '2 %'; did you mean 0.02\?"),
+    "bytes with a unit": (
+        lambda: typed("run", "int8", "--set", "budget.max_size_bytes=1.5MiB", "-w", "digits", "--out", "o"),
+        r"2: error: .*got '1.5MiB'; did you mean 1572864\?",
+    ),
+    "a time with a unit": (
+        lambda: typed("run", "int8", "--set", "budget.max_latency_ms=2 s", "-w", "digits", "--out", "o"),
+        r"2: error: .*got '2 s'; did you mean 2000\?",
+    ),
     "percent for a fraction": (
         lambda: PruneChannels(remove=30),
         r"in \[0, 1\); got 30; did you mean 0.3\?",
@@ -566,7 +643,7 @@ USES = {
     ),
     "a module without a function": (
         lambda: typed("run", "int8", "-w", "mine.py", "--out", "o"),
-        r"2: error: .*got 'mine.py' without a function; mine.py has mine:nothing, mine:tiny",
+        r"2: error: .*got 'mine.py' without a function; mine.py has mine:two, mine:nothing, mine:tiny",
     ),
     "a model for a function": (
         lambda: typed("run", "int8", "-w", "mine:model", "--out", "o"),
@@ -597,9 +674,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("user")
     (made / "mine.py").write_text(
         "from torch import nn\n\nfrom workbench.tiny import TinyResNet, make_workload\n\nmodel = nn.Linear(3, 4)\n"
+        "number = 5\n\n\ndef two(a, b):\n    pass\n"
         "\n\ndef nothing():\n    pass\n\n\ndef tiny():\n"
         "    return make_workload(TinyResNet(width=8).eval(), train=64, test=32, batch_size=16)\n"
     )
+    (made / "deep.yaml").write_text("target: {threads: 2}\nstages: [quantize]\n")
     (made / "odd.yaml").write_text("stages: [quantise]\n")
     (made / "text.onnx").write_text("no ONNX")
     shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("x", "output")]

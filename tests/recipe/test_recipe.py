@@ -197,7 +197,7 @@ def test_all_errors_at_once_with_lines() -> None:
             "r.yaml:9: unknown value for stages.2.encode.weights 'symetric'; did you mean 'symmetric'? "
             "(known: symmetric, asymmetric)"
         ),
-        "r.yaml:10: stages.2.encode.skip must be a list, got 'abc'",
+        "r.yaml:10: stages.2.encode.skip must be a list, got 'abc'; write skip: [abc], or a line with a dash for each",
         "r.yaml:12: stages.3.teach.mode must be 'fast' or 'slow', got 'slowly'",
         "r.yaml:13: stages.3.teach.epochs must be a whole number, got 0.5",
     ]
@@ -223,7 +223,11 @@ def test_fifty_percent_is_refused_with_a_hint() -> None:
         ("- encode\n", "r.yaml:1: a recipe is a mapping with the key 'stages', got list"),
         ("name: x\n", "r.yaml:1: the recipe needs 'stages'"),
         ("stages: []\n", "r.yaml:1: stages is empty; give at least 1"),
-        ("stages: {encode: {}}\n", "r.yaml:1: stages must be a list, got a mapping with 'encode'"),
+        (
+            "stages: {encode: {}}\n",
+            "r.yaml:1: stages must be a list, got a mapping with 'encode'; write stages: [encode], or a line with a dash "
+            "for each",
+        ),
         ("stages: [encode]\nname: ../up\n", ("r.yaml:2: name must be one word of letters, digits, dots, dashes and "
          "underscores, got '../up'")),
         ("stages:\n\t- encode\n", "r.yaml:2: a tab in the indentation; YAML wants spaces"),
