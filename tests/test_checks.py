@@ -73,10 +73,12 @@ def test_a_way_out_of_its_own_ends_the_sentence() -> None:
 
 
 def test_a_drop_is_a_fraction_or_none() -> None:
-    """None looks at no drop, 0.01 is a point, and 1 (a point, to some) is told what a point is."""
+    """None looks at no drop, 0.01 is a point, and who writes 1 is asked whether a point was meant."""
     check_max_drop(None)
     check_max_drop(0.01)
-    assert message_of(check_max_drop, 1) == ("max_drop is a fraction (0.01 is one point of accuracy), in [0, 1); got 1")
+    says = "max_drop is a fraction (0.01 is one point of accuracy), in [0, 1)"
+    assert message_of(check_max_drop, 1) == f"{says}; got 1; did you mean 0.01?"
+    assert message_of(check_max_drop, "2 %") == f"{says}; got '2 %'; did you mean 0.02?"
 
 
 def test_counts_are_whole_numbers() -> None:
