@@ -226,8 +226,8 @@ def test_fifty_percent_is_refused_with_a_hint() -> None:
         (
             "stages: {encode: {}}\n",
             (
-                "r.yaml:1: stages must be a list, got a mapping with 'encode'; write stages: [encode], or a line with a "
-                "dash for each"
+                "r.yaml:1: stages must be a list, got a mapping with 'encode'; write stages: [encode], or a line with "
+                "a dash for each"
             ),
         ),
         ("stages: [encode]\nname: ../up\n", ("r.yaml:2: name must be one word of letters, digits, dots, dashes and "
