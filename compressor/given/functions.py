@@ -5,6 +5,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -230,7 +231,21 @@ def _tried(name: str, function: Function, outputs: Tensor, targets: Any) -> Tens
         raise WorkloadError(
             f"the metric {name} must give a finite number on {shapes}, got {float(rows)}; check the scale"
         )
+    _check_same_again(name, function, outputs, targets, rows)
     return rows
+
+
+def _check_same_again(name: str, function: Function, outputs: Tensor, targets: Any, rows: Tensor) -> None:
+    """Raises WorkloadError where `rows` were no answer to the arguments alone: others lie in between."""
+    with suppress(Exception):
+        _asked(function, outputs.flip(0), targets)
+    again = _as_tensor(_asked(function, outputs, targets))
+    if again.shape != rows.shape or not torch.allclose(again, rows, equal_nan=True):
+        told = f", {float(rows):.4g} and then {float(again):.4g}" if rows.numel() == again.numel() == 1 else ""
+        raise WorkloadError(
+            f"the metric {name} must give the same again for the same outputs and targets, got another{told}: it draws "
+            "at random, or adds up what it was shown before. Let it compute from its arguments alone"
+        )
 
 
 def _name(function: Function) -> str:

@@ -272,6 +272,14 @@ USES = {
         lambda: datasets(metric=lambda outputs, targets: {"f1": 1.0}),
         r"one number, or one row a sample.*got dict; return the number",
     ),
+    "a metric that draws": (
+        lambda: datasets(metric=lambda outputs, targets: float(torch.rand(()))),
+        r"must give the same again for the same outputs and targets, got another, 0\.\d+ and then 0\.\d+: it draws",
+    ),
+    "a metric that adds up": (
+        lambda: datasets(metric=lambda outputs, targets, seen=[]: (seen.append(outputs.argmax(1)), len(seen))[1]),
+        r"got another, 1 and then 3: .*adds up what it was shown before. Let it compute from its arguments alone",
+    ),
     "a metric of one argument": (
         lambda: datasets(metric=lambda outputs: 1.0),
         r"must take \(outputs, targets\) and fails.*1 positional argument but 2.*lambda outputs, targets",
