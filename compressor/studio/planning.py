@@ -166,9 +166,8 @@ class Planning:
         """
         known = self.whatif.sensitivities(choice.criterion)
         if not known.items or not self.whatif.is_known(choice.form):
-            raise NotReadyError(
-                f"what each part is worth is being measured, {known.done} of {known.total}; wait for it"
-            )
+            so_far = f", {known.done} of {known.total}" if known.total else ""
+            raise NotReadyError(f"what each part is worth is still being measured{so_far}; wait for it")
         return self.whatif.within(share / 100, choice)
 
     def recovery(self) -> Recovery | None:

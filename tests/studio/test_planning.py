@@ -22,6 +22,7 @@ from compressor.studio.app import studio_app
 from compressor.studio.choice import Choice
 from compressor.studio.desk import Desk
 from compressor.studio.foresight import sensitivities
+from compressor.studio.planning import NotReadyError
 from compressor.studio.whatif import WhatIf
 from compressor.target import Isa, Target
 from workbench.tiny import TinyResNet, make_workload, synthetic_images
@@ -277,6 +278,13 @@ def test_measuring_pauses_while_something_is_timed(desk, monkeypatch):
     known._losses._known.clear()
     known._single(known._asked[1])
     assert len(batches) == len(known._losses._data)
+
+
+def test_a_target_waits_for_what_parts_are_worth(desk, monkeypatch):
+    """That it is not known yet is another answer than that nothing is within reach."""
+    monkeypatch.setattr(desk.planning.whatif, "_sensitivities", {})
+    with pytest.raises(NotReadyError, match="still being measured; wait"):
+        desk.planning.within(50, Choice())
 
 
 def test_what_is_packed_is_told(desk):
