@@ -19,8 +19,10 @@ from compressor.quantization import evidence, quantizer
 from compressor.quantization.choice import give_back
 from compressor.quantization.choice.spare import Spare
 from compressor.quantization.evidence import by_evidence
+from compressor.quantization.other_cpus.pair_safety import safe_grids
+from compressor.quantization.other_cpus.portability import integer_nodes
 from compressor.quantization.placement.forms import ByEvidence
-from compressor.quantization.post_training import finish
+from compressor.quantization.post_training import Prepared, finish
 from compressor.quantization.quantizer import calibrated
 from compressor.runtime import open_session
 from compressor.stage import Context
@@ -111,6 +113,25 @@ def test_what_loses_too_much_is_tried_with_its_harm_in_float(clock: dict[str, An
     assert second["drop"]["value"] <= 0.02
     rows = [score_rows(each, workload.test, workload.metric).mean() for each in (exported, file)]
     assert rows[0] - rows[1] <= 0.02
+
+
+def test_the_search_for_harm_is_given_the_weights_that_ship() -> None:
+    """Scales that grow for CPUs that saturate have grown before the search, and grow no more behind it."""
+    exported, seen = _network(loud=True), list[Prepared]()
+    settings, workload, context = Quantize(), _workload(exported), Context(progress=False)
+
+    def kept(prepared: Prepared, *_: Any) -> Prepared:
+        seen.append(prepared)
+        return prepared
+
+    with pytest.raises(StageError, match="broke the model"):
+        quantizer.quantized_file(exported, settings, workload, context, spare=kept)
+    (given,) = seen
+    usual = calibrated(exported, settings, workload, context).weights
+    safe, shipped = (safe_grids(given.graph, weights, integer_nodes(given)) for weights in (given.weights, usual))
+    for name, grid in given.weights.items():
+        assert torch.equal(grid.scale, safe[name].scale)
+        assert torch.equal(grid.integers, shipped[name].integers)
 
 
 def test_what_does_not_hold_is_no_file(clock: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
