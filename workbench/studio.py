@@ -32,6 +32,8 @@ class Studio:
     def begin(self) -> None:
         """Starts it, and waits for its links."""
         own = {"PYTHONPATH": str(ROOT), "COMPRESSOR_QUIET_SECONDS": "0", "COMPRESSOR_TURNS": "off"}
+        # A stage that an earlier run has made would be taken from there, and nothing would be seen of its training.
+        own |= {"COMPRESSOR_STORE": "off"}
         command = [sys.executable, "-m", "compressor.cli", "studio", *self._words, "--port", str(self._port)]
         self._latest = {}
         self._process = subprocess.Popen(
