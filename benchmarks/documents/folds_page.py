@@ -11,7 +11,7 @@ def page(text: str, result: dict) -> str:
 
 
 def section(result: dict) -> list[str]:
-    """The recipes by data set, the difference between the two, and how often nothing was called something."""
+    """How often nothing was called something, the recipes by data set, and the difference between the two."""
     test, folds = result["verdicts"], result["folds"]
     wrong, missed = test["claimed"], test["found"]
     return [
@@ -20,19 +20,24 @@ def section(result: dict) -> list[str]:
         f"{wrong['count']} of {test['tries']} tries ({_share(wrong)}; at most 5 % is the goal). One trained for",
         f"{test['shorter_epochs']} in place of {test['epochs']} epochs, {100 * test['shorter_by']:.1f} points worse in",
         f"the mean, is called different in {missed['count']} ({_share(missed)}).",
+        *(_recipes(result["data"]) if result["data"] else ["Recipes were not cross-validated in this run."]),
+    ]
+
+
+def _recipes(found: dict) -> list[str]:
+    differences = "; ".join(f"{name} {_points(data['second_below_first'])}" for name, data in found.items())
+    return [
         "",
         "| data | recipe | reference, % | file, % | drop, points | differs from itself, of tries |",
         "|---|---|---|---|---|---|",
         *(
             f"| {name} | {recipe} | {_percent(row['reference'])} | {_percent(row['score'])} | {_points(row['drop'])} | "
             f"{row['claimed']['count']} of {row['tries']} |"
-            for name, data in result["data"].items()
+            for name, data in found.items()
             for recipe, row in data["recipes"].items()
         ),
         "",
-        "By how many points the second recipe is below the first: "
-        + "; ".join(f"{name} {_points(data['second_below_first'])}" for name, data in result["data"].items())
-        + ".",
+        f"By how many points the second recipe is below the first: {differences}.",
     ]
 
 

@@ -136,7 +136,7 @@ def verdicts_of(path: Path, asked: argparse.Namespace) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
+    parser.add_argument("--data", nargs="*", choices=list(DATA), default=list(DATA), help="none: the cheap tries alone")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--partings", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=2, help="of each recipe; any two are a try")

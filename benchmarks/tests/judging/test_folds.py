@@ -42,3 +42,4 @@ def test_the_page_says_how_often_nothing_was_called_something() -> None:
     assert "called different from itself in\n3 of 300 tries (95 % interval 0.3 to 2.9 %" in text
     assert "| digits | prune | 97.00 [96.00, 98.00] | 96.00 [95.00, 97.00] | +1.00 [+0.00, +2.00] | 0 of 2 |" in text
     assert "stale words" not in text
+    assert "Recipes were not cross-validated in this run." in "\n".join(folds_page.section({**result, "data": {}}))
