@@ -48,6 +48,7 @@ def _tried(result: dict) -> Iterator[str]:
         yield (
             f"| `verify` and `decrypt` of {cost['megabytes']:,} MB | {cost['verify']['cpu_seconds']:.2f} and "
             f"{cost['decrypt']['cpu_seconds']:.2f} s of the processor | {cost['of_sha256sum']:.2f} times `sha256sum`, "
+            f"{_beside_openssl(cost)}"
             f"{cost['most_mebibytes']:.0f} MiB at most |"
         )
     if "mutants" in result:
@@ -57,6 +58,10 @@ def _tried(result: dict) -> Iterator[str]:
             "reports, plans without their weights and ONNX files carry none: a change that leaves them sound makes "
             "another one of them, which is what manifests and signatures are for."
         )
+
+
+def _beside_openssl(cost: dict) -> str:
+    return "" if cost.get("of_openssl") is None else f"{cost['of_openssl']:.2f} times `openssl dgst`, "
 
 
 def _members(result: dict) -> Iterator[str]:

@@ -151,6 +151,8 @@ def costs(place: Path, *, megabytes: int, times: int = 3) -> dict[str, dict[str,
         "verify": [*ours, "verify", big, "--key", place / "release.pub", "-q"],
         "decrypt": [*ours, "decrypt", sealed, "--key", place / "box", "-q"],
     }
+    if shutil.which("openssl"):  # which computes by the processor's own instructions where sha256sum may not
+        commands["openssl"] = ["openssl", "dgst", "-sha256", big / "model.bin"]
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(times):
         for name, command in commands.items():
@@ -204,6 +206,9 @@ def measured(place: Path, *, count: int, killed: int, megabytes: int, times: int
             "megabytes": megabytes,
             **ratios,
             "of_sha256sum": (seconds["verify"] + seconds["decrypt"]) / seconds["sha256sum"],
+            "of_openssl": (
+                (seconds["verify"] + seconds["decrypt"]) / seconds["openssl"] if "openssl" in seconds else None
+            ),
             "most_mebibytes": max(ratios[name]["mebibytes"] for name in ("verify", "decrypt")),
         },
     }
