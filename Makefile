@@ -192,7 +192,7 @@ bench-techniques: $(VENV)/installed-dev  ## one network by every technique: accu
 	$(BIN)/python -m benchmarks.techniques
 	$(BIN)/python -m benchmarks.documents
 
-bench-teachers: $(VENV)/installed-dev  ## ResNet-20's structure taught by ResNet-56: every objective, three seeds, equal minutes of a processor (an hour; resumes)
+bench-teachers: $(VENV)/installed-dev  ## ResNet-20's structure taught by ResNet-56: every objective, three seeds, equal minutes of a processor (five hours; resumes)
 	$(BIN)/python -m benchmarks.teaching.teachers
 	$(BIN)/python -m benchmarks.documents
 

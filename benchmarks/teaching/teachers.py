@@ -1,6 +1,6 @@
 """What a student is drawn to, at equal minutes: ResNet-20's structure out of ResNet-56, taught by it.
 
-    python -m benchmarks.teaching.teachers [--minutes 2] [--clock processor] [--images 10000] [--seeds 0 1 2]
+    python -m benchmarks.teaching.teachers [--minutes 12] [--clock processor] [--images 10000] [--seeds 0 1 2]
         [--arms ...] [--out DIR] [--result FILE]
 
 Every arm begins with the same network, ResNet-56 with the first, middle and last block of every stage, and is trained
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=2.0, help="of every training, its teacher's included")
+    parser.add_argument("--minutes", type=float, default=12.0, help="of every training, its teacher's included")
     parser.add_argument("--clock", choices=list(CLOCKS), default="processor", help="whose minutes")
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--rate", type=float, default=0.06)
