@@ -19,7 +19,7 @@ from compressor.progress.events import (
     listening,
 )
 from compressor.progress.sinks import numbers_of
-from compressor.stages import DropBlocks, FineTune
+from compressor.stages import DropBlocks, FineTune, PruneChannels
 
 
 def test_a_run_tells_of_stages_and_epochs(trained_workload: Workload, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_run_tells_of_stages_and_epochs(trained_workload: Workload, tmp_path: 
 def test_what_is_undone_is_told(trained_workload: Workload, tmp_path: Path) -> None:
     """A segment that loses too much is rolled back as a whole, by the numbers of its stages."""
     told: list[Event] = []
-    Pipeline([DropBlocks(remove=0.5)], budget=Budget(max_drop=0.0, not_slower=False)).run(
+    Pipeline([PruneChannels(remove=0.9)], budget=Budget(max_drop=0.0, not_slower=False)).run(
         trained_workload, out=tmp_path, progress=False, on_event=told.append
     )
     (undone,) = [event for event in told if isinstance(event, RolledBack)]

@@ -22,7 +22,7 @@ def test_training_keeps_the_order_of_its_fields() -> None:
     """Snapshots are identified by the repr: what every training is told stands first, as it is inherited."""
     assert " ".join(field.name for field in fields(QuantizationAwareTraining)) == (
         "epochs steps tail_epochs optimizer schedule weight_decay layer_rates clip accumulate averaging patience "
-        "precision freeze weights activations calibration temperature soft_weight form skip"
+        "precision freeze data replay held new_data weights activations calibration temperature soft_weight form skip"
     )
 
 

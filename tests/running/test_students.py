@@ -199,6 +199,7 @@ def test_a_file_can_teach_a_student() -> None:
         refuse_for_files([FineTune(), Distill(student=small())])
 
 
+@pytest.mark.slow
 def test_a_student_that_is_rolled_back_leaves_the_model(trained_workload, tmp_path) -> None:
     """One that learned nothing goes over the drop: the stage after it works on the reference again."""
     useless = Distill(epochs=1, tail_epochs=0, optimizer=SGD(rate=1e-9), views=1, student=small())

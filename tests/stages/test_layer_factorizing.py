@@ -267,6 +267,7 @@ def test_a_counted_target_is_met(target, trained_workload):
     assert right > 0.5
 
 
+@pytest.mark.slow
 def test_a_latency_is_met_by_the_table_and_the_clock(trained_workload, monkeypatch):
     """By a clock and a table that count products the target is met at once; each candidate was priced by the table."""
     clock = structure_clock.install(monkeypatch)
@@ -280,6 +281,7 @@ def test_a_latency_is_met_by_the_table_and_the_clock(trained_workload, monkeypat
     assert len(clock.timed) == 2
 
 
+@pytest.mark.slow
 def test_layers_that_no_chain_makes_faster_stay_whole(trained_workload, monkeypatch):
     """Where the table finds 1x1 convolutions slow, nothing becomes faster but separable kernels, and that is said."""
     structure_clock.install(monkeypatch)

@@ -142,6 +142,7 @@ def test_what_would_lose_the_zeros_is_refused(setting) -> None:
         SparseTraining(**setting)
 
 
+@pytest.mark.slow
 def test_pipeline_from_zeros_to_a_smaller_file(trained_workload, tmp_path) -> None:
     """Sparse training and removal in one run: the file shrinks, and the report says which scores went."""
     stages = [

@@ -232,10 +232,9 @@ def test_codebooks_of_channels_keep_the_contract() -> None:
 
 
 # The default cure of products that other CPUs saturate moves single weights by a step or more.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "last",
-    [Quantize(portable=None), pytest.param(QuantizationAwareTraining(epochs=1), marks=pytest.mark.slow)],
-    ids=lambda stage: type(stage).__name__,
+    "last", [Quantize(portable=None), QuantizationAwareTraining(epochs=1)], ids=lambda stage: type(stage).__name__
 )
 def test_shared_values_reach_the_integer_file(last, trained_workload, tmp_path) -> None:
     """Merged, clustered, tuned and quantized: few integers a channel, a smaller packed file, a rebuild."""

@@ -111,6 +111,7 @@ def test_channels_in_a_better_order_keep_more(trained_workload) -> None:
     assert errors[0] < errors[1]
 
 
+@pytest.mark.slow
 def test_the_recipe_for_two_of_four_ends_in_a_file_with_the_pattern(trained_workload, tmp_path) -> None:
     """`two_of_four_int8` as shipped: half of what fits is zero in the file, and the plan rebuilds it."""
     recipe = Recipe.load("two_of_four_int8", overrides=["stages.1.epochs=1"])

@@ -439,6 +439,7 @@ def test_the_signal_is_what_varies() -> None:
     assert signal_to_noise_db(masked, masked.nan_to_num(), pooled=True) == -float("inf")
 
 
+@pytest.mark.slow
 def test_every_stage_that_trains_says_its_format(tiny_workload) -> None:
     """Fine-tuning, distillation, sparse training and training between pruning steps: the report names what was used."""
     number_format = BFloat16()

@@ -89,6 +89,7 @@ def test_an_instance_is_all_that_the_stages_need(outside: ModuleType) -> None:
     assert kept(shrink, workload)[0] == [0, 3]
 
 
+@pytest.mark.slow
 def test_a_run_with_it_reports_it(outside: ModuleType, tiny_workload: Workload, tmp_path: Path) -> None:
     """The contract of stages holds, and report.json names the criterion with its parameters."""
     stage = PruneChannels(remove=0.4, criterion=outside.LargestWeight(), align=4)

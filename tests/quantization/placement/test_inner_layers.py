@@ -74,7 +74,7 @@ class Quantized:
         # One half goes one way at a branch, the other half the other.
         halves = [half + shift for half, shift in zip(inputs.chunk(2), (0.3, -0.3), strict=True)]
         context = Context(progress=False)
-        self.before, settings = model, {"portable": None, **settings}
+        self.before = model
         self.file = quantized_file(model, QuantizationSettings(**settings), calibrated_on(torch.cat(halves)), context)
         self.details = context.details
         sessions = [open_session(file) for file in (model, self.file)]
