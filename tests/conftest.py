@@ -5,6 +5,7 @@ from workbench.fixtures import (  # noqa: F401 - pytest finds fixtures by their 
     _seeded,
     _timed_briefly,
     _trained_model,
+    chromium,
     own_seconds,
     tiny_cnn,
     tiny_workload,

@@ -5,6 +5,8 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,3 +101,15 @@ def _trained_model() -> TinyResNet:
 @pytest.fixture
 def trained_workload(_trained_model: TinyResNet) -> Workload:
     return make_workload(copy.deepcopy(_trained_model))
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium without a window, through Playwright; skips where one of them is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("needs /usr/bin/chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield opened
+        opened.close()

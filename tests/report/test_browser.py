@@ -1,7 +1,6 @@
 """The report as a browser shows it."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -42,20 +41,9 @@ PAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("needs /usr/bin/chromium")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-def show(browser, html: str, *, width: int, scheme: str = "light"):
+def show(chromium, html: str, *, width: int, scheme: str = "light"):
     """The page in a window of `width`, and what it logged, asked for or popped up."""
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     seen: list[str] = []
     page.on("console", lambda message: seen.append(message.text))
     page.on("pageerror", lambda error: seen.append(str(error)))
@@ -67,11 +55,11 @@ def show(browser, html: str, *, width: int, scheme: str = "light"):
 
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("width", [1300, 800, 390])
-def test_nothing_is_cut_off_and_no_labels_collide(browser, name: str, width: int) -> None:
+def test_nothing_is_cut_off_and_no_labels_collide(chromium, name: str, width: int) -> None:
     """From a telephone to a desk, light and dark, a page is as wide as its window, and no two texts of a chart meet."""
     html = PAGES[name]()
     for scheme in ("light", "dark"):
-        page, seen = show(browser, html, width=width, scheme=scheme)
+        page, seen = show(chromium, html, width=width, scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(_CUT) == []
         assert page.evaluate(_OVERLAPS) == []
@@ -80,9 +68,9 @@ def test_nothing_is_cut_off_and_no_labels_collide(browser, name: str, width: int
         page.close()
 
 
-def test_the_comparison_says_first_what_to_ship(browser) -> None:
+def test_the_comparison_says_first_what_to_ship(chromium) -> None:
     """The conclusion stands above the picture."""
-    page, _ = show(browser, PAGES["comparison"](), width=800)
+    page, _ = show(chromium, PAGES["comparison"](), width=800)
     assert page.locator(".lede").bounding_box()["y"] < page.locator("figure").first.bounding_box()["y"]
     page.close()
 
@@ -110,9 +98,9 @@ def explored(count: int, *, name: str = "recipe") -> list[ComparisonRow]:
     return rows
 
 
-def test_the_comparison_is_explored(browser) -> None:
+def test_the_comparison_is_explored(chromium) -> None:
     """Filters, the axis, sorting, a click and the keyboard: picture, table and what is known of the chosen file."""
-    page, seen = show(browser, comparison_html(explored(6), "six"), width=1280)
+    page, seen = show(chromium, comparison_html(explored(6), "six"), width=1280)
     assert page.locator("#explorer").is_visible()
     assert not page.locator(".still").first.is_visible()
     assert page.locator("#plot circle").count() == 7
@@ -156,10 +144,10 @@ def test_the_comparison_is_explored(browser) -> None:
     page.close()
 
 
-def test_five_hundred_runs_open_at_once(browser) -> None:
+def test_five_hundred_runs_open_at_once(chromium) -> None:
     """A page of 500 rows draws its picture with names on the front, and nothing sticks out of a telephone."""
     html = comparison_html(explored(500), "many")
-    page, seen = show(browser, html, width=390, scheme="dark")
+    page, seen = show(chromium, html, width=390, scheme="dark")
     assert page.locator("#plot circle").count() == 501
     assert page.locator("#table tbody tr").count() == 501
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -169,10 +157,10 @@ def test_five_hundred_runs_open_at_once(browser) -> None:
     page.close()
 
 
-def test_hostile_names_end_no_script(browser) -> None:
+def test_hostile_names_end_no_script(chromium) -> None:
     """Names and recipes full of markup are shown as they are, and run nothing; no other script may run."""
     rows = explored(3, name="</script><script>alert(1)</script>")
-    page, seen = show(browser, comparison_html(rows, "<img src=x onerror=alert(1)>"), width=1280)
+    page, seen = show(chromium, comparison_html(rows, "<img src=x onerror=alert(1)>"), width=1280)
     page.focus("#plot")
     page.keyboard.press("Home")
     assert "</script><script>alert(1)</script>_0" in page.inner_text("#chosen")
@@ -184,9 +172,9 @@ def test_hostile_names_end_no_script(browser) -> None:
     page.close()
 
 
-def test_hostile_names_run_nothing(browser) -> None:
+def test_hostile_names_run_nothing(chromium) -> None:
     """A report full of markup opens without a dialog, a request or an error."""
-    page, seen = show(browser, hostile().to_html(), width=1280)
+    page, seen = show(chromium, hostile().to_html(), width=1280)
     page.wait_for_timeout(200)
     assert seen == []
     assert page.locator("script, img, iframe").count() == 0
@@ -194,7 +182,7 @@ def test_hostile_names_run_nothing(browser) -> None:
     page.close()
 
 
-def test_dark_and_light_are_both_legible(browser) -> None:
+def test_dark_and_light_are_both_legible(chromium) -> None:
     """Text and background differ by a contrast of at least 7 in both colour schemes."""
     contrast = """() => {
       const light = text => { const [r, g, b] = text.match(/[0-9.]+/g).map(Number).map(v => v / 255)
@@ -203,6 +191,6 @@ def test_dark_and_light_are_both_legible(browser) -> None:
       const [a, b] = [light(style.color), light(style.backgroundColor)].sort((x, y) => y - x)
       return (a + .05) / (b + .05) }"""
     for scheme in ("light", "dark"):
-        page, _ = show(browser, rollback().to_html(), width=1280, scheme=scheme)
+        page, _ = show(chromium, rollback().to_html(), width=1280, scheme=scheme)
         assert page.evaluate(contrast) >= 7
         page.close()

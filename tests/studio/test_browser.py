@@ -27,17 +27,6 @@ DESKS: dict[int, Desk] = {}
 
 
 @pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("needs /usr/bin/chromium")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     """A studio on a socket, with a small network that was looked at; gives access and the address."""
     torch.manual_seed(0)
@@ -62,9 +51,9 @@ def studio(tmp_path_factory):
         thread.join(10)
 
 
-def _enter(browser, studio, role=Role.EDITOR, **window):
+def _enter(chromium, studio, role=Role.EDITOR, **window):
     access, address, port = studio
-    page = browser.new_context(**window).new_page()
+    page = chromium.new_context(**window).new_page()
     seen: list[str] = []
     page.on("console", lambda message: seen.append(message.text))
     page.on("pageerror", lambda error: seen.append(str(error)))
@@ -89,9 +78,9 @@ def _violations(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1300, 390])
-def test_everybody_can_use_it(browser, studio, width, scheme) -> None:
+def test_everybody_can_use_it(chromium, studio, width, scheme) -> None:
     """Names, contrast, order and roles as axe-core wants them, with all that can be opened open."""
-    page, _ = _enter(browser, studio, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, _ = _enter(chromium, studio, viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.locator("[data-width]").first.focus()
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector("#recipe:has-text('set_structure')")
@@ -108,23 +97,23 @@ def test_everybody_can_use_it(browser, studio, width, scheme) -> None:
     page.context.close()
 
 
-def test_the_door_and_a_watching_page_can_be_used(browser, studio) -> None:
+def test_the_door_and_a_watching_page_can_be_used(chromium, studio) -> None:
     """Those who come without a link, by another page's link, and to watch."""
     _, address, port = studio
-    page = browser.new_context().new_page()
+    page = chromium.new_context().new_page()
     page.goto(f"http://127.0.0.1:{port}/")
     assert _violations(page) == []
     page.goto(address.link(port, "x" * 43))
     assert _violations(page) == []
     page.context.close()
-    page, _ = _enter(browser, studio, Role.VIEWER)
+    page, _ = _enter(chromium, studio, Role.VIEWER)
     assert _violations(page) == []
     page.context.close()
 
 
-def test_every_control_has_a_name(browser, studio) -> None:
+def test_every_control_has_a_name(chromium, studio) -> None:
     """As a screen reader says them: no two buttons of one name that do different things, none without."""
-    page, _ = _enter(browser, studio)
+    page, _ = _enter(chromium, studio)
     named = page.evaluate(
         """() => [...document.querySelectorAll("button, input, select, a[href], summary")].map((item) =>
              [(item.getAttribute("aria-label") || [...(item.labels || [])].map((each) => each.innerText).join(" ")
@@ -136,10 +125,10 @@ def test_every_control_has_a_name(browser, studio) -> None:
     page.context.close()
 
 
-def test_nothing_moves_for_those_who_do_not_want_it(browser, studio) -> None:
+def test_nothing_moves_for_those_who_do_not_want_it(chromium, studio) -> None:
     """With the system's setting no animation or transition runs, while the page waits and when all of it is there."""
     access, address, port = studio
-    page = browser.new_context(reduced_motion="reduce").new_page()
+    page = chromium.new_context(reduced_motion="reduce").new_page()
     page.goto(address.link(port, access.token(Role.VIEWER)))
     moving = "document.getAnimations().length"
     assert page.evaluate(moving) == 0
@@ -154,9 +143,9 @@ def test_nothing_moves_for_those_who_do_not_want_it(browser, studio) -> None:
     page.context.close()
 
 
-def test_all_of_it_by_the_tabulator(browser, studio) -> None:
+def test_all_of_it_by_the_tabulator(chromium, studio) -> None:
     """Every control is reached by Tab, in the order in which the page is read, and shows that it is."""
-    page, _ = _enter(browser, studio, viewport={"width": 1300, "height": 900})
+    page, _ = _enter(chromium, studio, viewport={"width": 1300, "height": 900})
     wanted = page.evaluate(
         """() => [...document.querySelectorAll("button:enabled, input:enabled, select:enabled")]
              .filter((item) => item.offsetParent && !item.closest("details:not([open])")).length"""
@@ -178,11 +167,11 @@ def test_all_of_it_by_the_tabulator(browser, studio) -> None:
     page.context.close()
 
 
-def test_five_thousand_operators(browser, studio) -> None:
+def test_five_thousand_operators(chromium, studio) -> None:
     """From the click to the boxes on the screen in less than two seconds, the best of three: wants a quiet machine."""
     desk = DESKS[studio[2]]
     kept, desk.picture = desk.picture, long_picture(5000)
-    page, _ = _enter(browser, studio)
+    page, _ = _enter(chromium, studio)
     try:
         seconds = []
         for _ in range(3):
@@ -203,17 +192,17 @@ def test_five_thousand_operators(browser, studio) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1300, 800, 390])
-def test_nothing_sticks_out(browser, studio, width, scheme) -> None:
+def test_nothing_sticks_out(chromium, studio, width, scheme) -> None:
     """The page is as wide as its window, asks for nothing elsewhere, and no script or style is refused."""
-    page, seen = _enter(browser, studio, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, seen = _enter(chromium, studio, viewport={"width": width, "height": 900}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert seen == []
     page.context.close()
 
 
-def test_the_keyboard_is_enough(browser, studio) -> None:
+def test_the_keyboard_is_enough(chromium, studio) -> None:
     """A slider by an arrow key, the recipe that comes of it, undo, and a box of the picture."""
-    page, seen = _enter(browser, studio)
+    page, seen = _enter(chromium, studio)
     page.locator("[data-width]").first.focus()
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector("#recipe:has-text('set_structure')")
@@ -227,10 +216,10 @@ def test_the_keyboard_is_enough(browser, studio) -> None:
     page.context.close()
 
 
-def test_two_people_see_one_draft(browser, studio) -> None:
+def test_two_people_see_one_draft(chromium, studio) -> None:
     """What an editor changes a viewer sees, and cannot change."""
-    editor, _ = _enter(browser, studio)
-    viewer, _ = _enter(browser, studio, Role.VIEWER)
+    editor, _ = _enter(chromium, studio)
+    viewer, _ = _enter(chromium, studio, Role.VIEWER)
     editor.locator("[data-block]").first.click()
     viewer.wait_for_selector("#recipe:has-text('drop')")
     assert viewer.locator("[data-block]").first.is_disabled()

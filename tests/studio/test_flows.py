@@ -16,17 +16,6 @@ _MINUTE = 60_000
 
 
 @pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("needs /usr/bin/chromium")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     """A studio on the digits for Ada and Ben, as they would start it."""
     opened = Studio("digits", tmp_path_factory.mktemp("runs"), "--person", "ada", "--person", "ben")
@@ -37,8 +26,8 @@ def studio(tmp_path_factory):
 class Page:
     """A window of somebody who came in; `seen` is whatever the browser complained of."""
 
-    def __init__(self, browser, link, **window):
-        self.context = browser.new_context(accept_downloads=True, **window)
+    def __init__(self, chromium, link, **window):
+        self.context = chromium.new_context(accept_downloads=True, **window)
         self.page = self.context.new_page()
         self.seen: list[str] = []
         self.page.on("console", lambda message: self.seen.append(message.text) if message.type == "error" else None)
@@ -66,8 +55,8 @@ class Page:
 
 
 @pytest.fixture
-def ada(browser, studio):
-    page = Page(browser, studio.link("to edit, ada"))
+def ada(chromium, studio):
+    page = Page(chromium, studio.link("to edit, ada"))
     yield page
     page.close()
 
@@ -152,9 +141,9 @@ def test_drafts_are_saved_opened_renamed_and_deleted(ada):
     assert ada.seen == []
 
 
-def test_two_windows_of_one_draft(browser, studio, ada):
+def test_two_windows_of_one_draft(chromium, studio, ada):
     """The other sees an edit; of two at once the later one is told, sees what is there, and edits on."""
-    other = Page(browser, studio.link("to edit, ada"))
+    other = Page(chromium, studio.link("to edit, ada"))
     ada.narrow()
     other.wait("#recipe:has-text('set_structure')")
     # Both have seen the same version; the other's stream is cut, so that it does not learn of the next.
@@ -173,9 +162,9 @@ def test_two_windows_of_one_draft(browser, studio, ada):
     other.close()
 
 
-def test_people_with_their_own_drafts(browser, studio, ada):
+def test_people_with_their_own_drafts(chromium, studio, ada):
     """Ben sees Ada's draft in the table, opens it, cannot change it, and copies it."""
-    ben = Page(browser, studio.link("to edit, ben"))
+    ben = Page(chromium, studio.link("to edit, ben"))
     name = ada.narrow()
     ada.wait(f"#recipe:has-text('{name}')")
     assert "Nothing is chosen" in ben.text("#recipe")
@@ -193,9 +182,9 @@ def test_people_with_their_own_drafts(browser, studio, ada):
     ben.close()
 
 
-def test_who_watches_changes_nothing(browser, studio):
+def test_who_watches_changes_nothing(chromium, studio):
     """Every control is off, and a request that the page did not make is refused by the server."""
-    page = Page(browser, studio.link("to watch"))
+    page = Page(chromium, studio.link("to watch"))
     on = "#planning input:enabled, #planning select:enabled, #planning button:enabled, #run:enabled, [data-do]:enabled"
     assert page.page.locator(on).count() == 0
     status = page.page.evaluate(
@@ -206,9 +195,9 @@ def test_who_watches_changes_nothing(browser, studio):
     page.close()
 
 
-def test_whoever_leaves_is_out(browser, studio):
+def test_whoever_leaves_is_out(chromium, studio):
     """The page is the door again, also by the address and the way back."""
-    page = Page(browser, studio.link("to watch"))
+    page = Page(chromium, studio.link("to watch"))
     page.page.click("#leave")
     page.page.wait_for_selector("text=Open the link that stands in the terminal")
     page.page.goto(page.page.url)
@@ -216,7 +205,7 @@ def test_whoever_leaves_is_out(browser, studio):
     page.close()
 
 
-def test_a_run_is_begun_paused_gone_on_with_and_taken_away(browser, studio, ada):
+def test_a_run_is_begun_paused_gone_on_with_and_taken_away(chromium, studio, ada):
     """With its loss as it trains; what is taken away is the recipe that was seen, and a file."""
     ada.page.fill("#epochs", "40")
     ada.page.locator("#epochs").blur()
@@ -256,11 +245,11 @@ def test_a_run_is_cancelled(ada):
     ada.page.click("#whole")
 
 
-def test_the_studio_is_killed_in_the_middle_of_an_edit_and_of_a_run(browser, tmp_path):
+def test_the_studio_is_killed_in_the_middle_of_an_edit_and_of_a_run(chromium, tmp_path):
     """The page says so; begun again, the draft is as it was with its steps, and the run goes on where it was."""
     studio = Studio("digits", tmp_path / "runs")
     try:
-        page = Page(browser, studio.link())
+        page = Page(chromium, studio.link())
         page.page.fill("#epochs", "60")
         page.page.locator("#epochs").blur()
         name = page.narrow(2)

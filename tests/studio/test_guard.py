@@ -12,7 +12,6 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("httpx")
 
-import httpx
 
 from compressor.errors import StorageError
 from compressor.studio import desk as desks
@@ -21,31 +20,7 @@ from compressor.studio.access import SESSION_SECONDS, Access, Role
 from compressor.studio.app import studio_app
 from compressor.studio.desk import Desk
 from compressor.target import Target
-
-HOST = "127.0.0.1:8765"
-OWN = {"origin": f"http://{HOST}"}
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def access(clock):
-    return Access(clock=clock)
-
-
-@pytest.fixture
-def desk(tiny_workload, tmp_path):
-    return Desk(tiny_workload, "tiny", Target(), tmp_path)
+from workbench.visitors import HOST, OWN, Visitor
 
 
 @pytest.fixture
@@ -53,26 +28,9 @@ def app(desk, access):
     return studio_app(desk, access, hosts=frozenset({HOST}))
 
 
-class Browser:
-    """Requests to the application without a network."""
-
-    def __init__(self, app, base=f"http://{HOST}"):
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=base)
-
-    def __call__(self, method, path, **more):
-        return asyncio.run(self.client.request(method, path, **more))
-
-    def enters(self, access, role=Role.EDITOR):
-        answer = self("GET", f"/enter?token={access.token(role)}")
-        assert answer.status_code == 303
-        page = self("GET", "/").text
-        self.csrf = page.partition('data-csrf="')[2].partition('"')[0]
-        return answer
-
-
 @pytest.fixture
 def browser(app):
-    return Browser(app)
+    return Visitor(app)
 
 
 def test_the_link_lets_in_and_is_gone_from_the_address(browser, access):
@@ -105,7 +63,7 @@ def test_a_used_token_and_one_of_another_start_open_nothing(browser, access, app
     """3. and 16. A token is good once: out of a history, or sent again, it is refused."""
     token = access.token(Role.EDITOR)
     browser.enters(access)
-    other = Browser(app)
+    other = Visitor(app)
     assert other("GET", f"/enter?token={token}").status_code == 401
     assert other("GET", f"/enter?token={Access().token(Role.EDITOR)}").status_code == 401
 
@@ -164,7 +122,7 @@ def test_what_changes_something_brings_the_sessions_word(browser, access, word):
 @pytest.mark.parametrize("host", ["evil.example:8765", "127.0.0.1", "127.0.0.1:80", "", "localhost.evil.example:8765"])
 def test_a_foreign_host_is_not_served(app, access, host):
     """8. A name that was bound to 127.0.0.1 by somebody else (DNS rebinding) gets nothing, not even the door."""
-    answer = Browser(app)("GET", "/", headers={"host": host})
+    answer = Visitor(app)("GET", "/", headers={"host": host})
     assert answer.status_code == 400
     assert "link" in answer.text
 
@@ -191,7 +149,7 @@ def test_names_are_shown_as_they_are_written(tiny_workload, access, tmp_path):
     """11. A workload's name that is a script is text on the page."""
     evil = "<script>alert(1)</script>\"'&"
     workload = replace(tiny_workload, name=evil)
-    browser = Browser(studio_app(Desk(workload, evil, Target(), tmp_path), access, hosts=frozenset({HOST})))
+    browser = Visitor(studio_app(Desk(workload, evil, Target(), tmp_path), access, hosts=frozenset({HOST})))
     browser.enters(access)
     page = browser("GET", "/").text
     assert "<script>alert" not in page
@@ -209,7 +167,7 @@ def test_a_name_is_no_path(browser, access, name):
 
 def test_a_large_upload_is_not_read(app):
     """13. Two gigabytes are refused at the header, and what hides its length as soon as it is too much."""
-    browser, read = Browser(app), 0
+    browser, read = Visitor(app), 0
 
     async def endless():
         nonlocal read
@@ -258,7 +216,7 @@ def test_the_cookie_of_an_ended_session_is_worth_nothing(browser, access, app):
     browser.enters(access)
     kept = dict(browser.client.cookies)
     browser("POST", "/leave", headers={**OWN, "x-csrf-token": browser.csrf})
-    other = Browser(app)
+    other = Visitor(app)
     other.client.cookies.update(kept)
     assert other("GET", "/").status_code == 401
 
@@ -351,7 +309,7 @@ def test_who_asked_for_a_change_is_told_before_it_is_made(desk, access):
         hosts=frozenset({HOST}),
         changed=lambda session, what: told.append((session.role, session.name, what)),
     )
-    editor, viewer = Browser(app), Browser(app)
+    editor, viewer = Visitor(app), Visitor(app)
     editor.enters(access)
     viewer.enters(access, Role.VIEWER)
     for browser, paths in ((editor, ("/try", "/undo", "/runs/run-001/pause", "/leave")), (viewer, ("/run",))):
@@ -374,6 +332,6 @@ def test_who_asked_for_a_change_is_told_before_it_is_made(desk, access):
         raise StorageError("the log is full")
 
     app = studio_app(desk, access, hosts=frozenset({HOST}), changed=full)
-    answer = Browser(app)("GET", f"/enter?token={access.token(Role.EDITOR)}")
+    answer = Visitor(app)("GET", f"/enter?token={access.token(Role.EDITOR)}")
     assert (answer.status_code, answer.text) == (507, "the log is full\n")
     assert "set-cookie" not in answer.headers

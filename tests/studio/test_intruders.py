@@ -20,44 +20,15 @@ from compressor.studio.app import studio_app
 from compressor.studio.desk import Desk
 from compressor.target import Target
 from workbench.tiny import TinyResNet, make_workload
-
-HOST = "127.0.0.1:8765"
-OWN = {"origin": f"http://{HOST}"}
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def access(clock):
-    return Access(clock=clock)
-
-
-@pytest.fixture
-def desk(tiny_workload, tmp_path):
-    return Desk(tiny_workload, "tiny", Target(), tmp_path)
+from workbench.visitors import HOST, OWN, Visitor
 
 
 @pytest.fixture
 def ask(desk, access):
     """Requests of one browser, that came in to edit."""
-    app = studio_app(desk, access, hosts=frozenset({HOST}))
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=f"http://{HOST}")
-
-    def asked(method, path, **more):
-        return asyncio.run(client.request(method, path, **more))
-
-    assert asked("GET", f"/enter?token={access.token(Role.EDITOR)}").status_code == 303
-    return asked
+    visitor = Visitor(studio_app(desk, access, hosts=frozenset({HOST})))
+    visitor.enters(access)
+    return visitor
 
 
 def test_another_site_spends_no_link_and_makes_nobody_wait(ask, access):
@@ -89,6 +60,7 @@ def test_one_session_does_not_take_the_others_time(ask, access, clock):
     """More requests than any page makes are refused, for as long as they come; others are served meanwhile."""
     (cookie,) = access._sessions
     other = access.enter(access.token(Role.VIEWER))
+    clock.now += 10
     for _ in range(200):
         assert access.session(cookie) is not None
     with pytest.raises(doors.TooOftenError):

@@ -34,19 +34,8 @@ def transformer():
 NETWORKS = ("benchmarks.data.cifar:resnet20", "drawn:mobilenetv2", "drawn:transformer")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("needs /usr/bin/chromium")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda name: name.partition(":")[2])
-def test_a_network_is_seen_and_made_smaller(browser, network, tmp_path) -> None:
+def test_a_network_is_seen_and_made_smaller(chromium, network, tmp_path) -> None:
     """Its picture in all details, a width that is narrowed, what that costs, and back; nothing sticks out anywhere."""
     data = os.environ.get("COMPRESSOR_DATA", "")
     if "resnet20" in network and not (Path(data) / "resnet20.safetensors").is_file():
@@ -54,7 +43,7 @@ def test_a_network_is_seen_and_made_smaller(browser, network, tmp_path) -> None:
     (tmp_path / "drawn.py").write_text(WORKLOADS)
     studio = Studio(network, tmp_path / "runs", cwd=tmp_path)
     try:
-        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page = chromium.new_page(viewport={"width": 1300, "height": 900})
         seen: list[str] = []
         page.on("console", lambda message: seen.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: seen.append(str(error)))

@@ -1,14 +1,11 @@
 """What a choice costs, as the page shows it: held against the models that come of it, and asked for by requests."""
 
-import asyncio
-
 import pytest
 import torch
 
 pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 
-import httpx
 
 from compressor.errors import BudgetError
 from compressor.files.export import export_onnx
@@ -26,8 +23,7 @@ from compressor.studio.planning import NotReadyError
 from compressor.studio.whatif import WhatIf
 from compressor.target import Isa, Target
 from workbench.tiny import TinyResNet, make_workload, synthetic_images
-
-HOST = "127.0.0.1:8765"
+from workbench.visitors import HOST, Visitor
 
 
 @pytest.fixture(scope="module")
@@ -104,31 +100,22 @@ def test_the_knapsack_keeps_the_target(desk):
         whatif.within(0.0001, Choice())
 
 
-class Browser:
-    def __init__(self, desk, role=Role.EDITOR):
-        access = Access()
-        app = studio_app(desk, access, hosts=frozenset({HOST}))
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=f"http://{HOST}")
-        self.get(f"/enter?token={access.token(role)}")
-        self.csrf = self.get("/").text.partition('data-csrf="')[2].partition('"')[0]
-
-    def get(self, path):
-        return asyncio.run(self.client.get(path))
-
-    def post(self, path, data, **headers):
-        headers = {"origin": f"http://{HOST}", "x-csrf-token": self.csrf, **headers}
-        return asyncio.run(self.client.post(path, json=data, headers=headers))
+def _visitor(desk, role=Role.EDITOR):
+    access = Access()
+    visitor = Visitor(studio_app(desk, access, hosts=frozenset({HOST})))
+    visitor.enters(access, role)
+    return visitor
 
 
 def test_an_edit_is_kept_and_taken_back(desk):
     """By requests, as the page makes them: numbers and recipe come back, a later page is told, undo undoes."""
-    browser = Browser(desk)
+    browser = _visitor(desk)
     version = browser.get("/draft").json()["version"]
     choice = CHOICES[0].to_json()
     kept = browser.post("/edit", {"draft": "1", "version": version, "choice": choice}).json()
     assert kept["choice"] == choice
     assert "layer1.0.conv1=16" in kept["recipe"]
-    late = Browser(desk).post("/edit", {"draft": "1", "version": version, "choice": CHOICES[2].to_json()})
+    late = _visitor(desk).post("/edit", {"draft": "1", "version": version, "choice": CHOICES[2].to_json()})
     assert late.status_code == 409
     assert "somebody else" in late.text
     again = browser.post("/edit", {"draft": "1", "version": version, "choice": choice})
@@ -140,7 +127,7 @@ def test_an_edit_is_kept_and_taken_back(desk):
 
 def test_trying_keeps_nothing(desk):
     """A slider on its way shows numbers, and the draft stays as it is."""
-    browser = Browser(desk)
+    browser = _visitor(desk)
     before = browser.get("/draft").json()
     tried = browser.post("/try", {"choice": CHOICES[2].to_json()})
     assert "milliseconds a call" in tried.json()["tiles"]
@@ -149,7 +136,7 @@ def test_trying_keeps_nothing(desk):
 
 def test_a_target_is_chosen_by_request(desk):
     """The knapsack's choice becomes the draft; one out of reach is a sentence."""
-    browser = Browser(desk)
+    browser = _visitor(desk)
     version = browser.get("/draft").json()["version"]
     chosen = browser.post("/choose", {"draft": "1", "version": version, "percent": 80})
     assert chosen.status_code == 200
@@ -161,7 +148,7 @@ def test_a_target_is_chosen_by_request(desk):
 @pytest.mark.parametrize("path", ["/try", "/edit", "/undo", "/redo", "/choose", "/save", "/rename", "/delete"])
 def test_who_watches_changes_nothing(desk, path):
     """15. The server refuses, whatever the page of a viewer sends."""
-    browser = Browser(desk, Role.VIEWER)
+    browser = _visitor(desk, Role.VIEWER)
     before = browser.get("/draft").json()
     given = {"draft": "1", "version": before["version"], "choice": CHOICES[0].to_json(), "percent": 80}
     assert browser.post(path, given).status_code == 403
@@ -185,7 +172,7 @@ def test_who_watches_changes_nothing(desk, path):
 @pytest.mark.parametrize("path", ["/edit", "/choose"])
 def test_what_is_no_edit_is_refused(desk, path, data):
     """With a sentence, and no change; never an error of the server's own."""
-    browser = Browser(desk)
+    browser = _visitor(desk)
     before = browser.get("/draft").json()["version"]
     assert browser.post(path, data).status_code in {400, 409}
     assert browser.get("/draft").json()["version"] == before
@@ -193,7 +180,7 @@ def test_what_is_no_edit_is_refused(desk, path, data):
 
 def test_the_page_shows_every_control(desk):
     """A slider for each free width, a switch for each free block, under names that a screen reader reads."""
-    html = Browser(desk).get("/part/plan").text
+    html = _visitor(desk).get("/part/plan").text
     free = desk.planning.whatif.free
     assert html.count('type="range"') == len(free.widths) > 3
     assert html.count("data-block=") == len(free.blocks) > 1
@@ -202,7 +189,7 @@ def test_the_page_shows_every_control(desk):
 
 def test_before_anything_is_known_there_is_nothing_to_edit(tiny_workload, tmp_path):
     """Requests are answered by a sentence, and the page waits."""
-    browser = Browser(Desk(tiny_workload, "tiny", Target(), tmp_path))
+    browser = _visitor(Desk(tiny_workload, "tiny", Target(), tmp_path))
     assert browser.post("/edit", {"version": 0, "choice": Choice().to_json()}).status_code == 503
     assert "Finding out" in browser.get("/part/plan").text
 
@@ -224,7 +211,7 @@ def test_a_slider_waits_for_no_measurement(desk, monkeypatch):
 
 def test_a_drop_is_foretold_at_once_and_measured_where_one_lets_go(desk):
     """The forecast stands on the tile of what is tried, with its interval; the kept draft shows what was measured."""
-    whatif, browser = desk.planning.whatif, Browser(desk)
+    whatif, browser = desk.planning.whatif, _visitor(desk)
     told = whatif.forecast(CHOICES[3])
     assert told.low < told.value < told.high
     tried = browser.post("/try", {"choice": CHOICES[3].to_json()}).json()["tiles"]

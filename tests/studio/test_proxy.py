@@ -12,9 +12,7 @@ import httpx
 from compressor.errors import WrongUseError
 from compressor.studio.access import Access, Role
 from compressor.studio.app import studio_app
-from compressor.studio.desk import Desk
 from compressor.studio.serving import Address, tell_links
-from compressor.target import Target
 
 PORT = 8765
 
@@ -59,11 +57,6 @@ class Proxied:
         assert self("POST", "/leave", headers={**word, "origin": "https://evil.example"}).status_code == 403
         assert self("POST", "/leave", headers={**word, "origin": self.address.origin}).status_code == 204
         return entered.headers["set-cookie"].lower()
-
-
-@pytest.fixture
-def desk(tiny_workload, tmp_path):
-    return Desk(tiny_workload, "tiny", Target(), tmp_path)
 
 
 @pytest.mark.parametrize("strips", [True, False])

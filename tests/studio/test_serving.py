@@ -19,13 +19,7 @@ from compressor.studio import serving
 from compressor.studio.access import Access, Role
 from compressor.studio.events import Broadcast
 from compressor.studio.guard import Guard, plain
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from workbench.visitors import Clock
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])

@@ -1,13 +1,10 @@
 """Drafts of several people: each has some by name, changes its own alone, and finds them again after a kill."""
 
-import asyncio
-
 import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 
-import httpx
 
 from compressor.errors import WrongUseError
 from compressor.estimate import Estimate
@@ -20,8 +17,8 @@ from compressor.studio.drafting.draft import ConflictError
 from compressor.studio.drafting.shelf import ForeignDraftError, NoDraftError, Shelf, distinct_people
 from compressor.studio.whatif import Numbers
 from compressor.target import Target
+from workbench.visitors import HOST, Visitor
 
-HOST = "127.0.0.1:8765"
 FREE = Free(widths={"conv1": (64, 32, 16)}, blocks=("layer1",), forms=("float32", "int8"))
 NARROW, SHORT = Choice(widths={"conv1": 32}), Choice(drop=("layer1",), form="int8", epochs=3)
 
@@ -142,19 +139,10 @@ class Costs:
         return None
 
 
-class Browser:
-    def __init__(self, desk, access, role=Role.EDITOR, person=""):
-        app = studio_app(desk, access, hosts=frozenset({HOST}))
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=f"http://{HOST}")
-        self.get(f"/enter?token={access.token(role, person)}")
-        self.csrf = self.get("/").text.partition('data-csrf="')[2].partition('"')[0]
-
-    def get(self, path):
-        return asyncio.run(self.client.get(path))
-
-    def post(self, path, **data):
-        headers = {"origin": f"http://{HOST}", "x-csrf-token": self.csrf}
-        return asyncio.run(self.client.post(path, json=data, headers=headers))
+def _visitor(desk, access, role=Role.EDITOR, person=""):
+    visitor = Visitor(studio_app(desk, access, hosts=frozenset({HOST})))
+    visitor.enters(access, role, person)
+    return visitor
 
 
 @pytest.fixture
@@ -163,35 +151,35 @@ def table(tiny_workload, tmp_path):
     people = ("ada", "ben")
     desk, access = Desk(tiny_workload, "net", Target(), tmp_path, people=people), Access(people)
     desk.planning._ready = Costs(), _shelf(tmp_path, *people)
-    return (*(Browser(desk, access, person=person) for person in people), Browser(desk, access, Role.VIEWER))
+    return (*(_visitor(desk, access, person=person) for person in people), _visitor(desk, access, Role.VIEWER))
 
 
 def test_people_work_beside_each_other(table):
     """Each edits a draft of one's own at the same time; what the other has can be looked at and copied, not changed."""
     ada, ben, watching = table
     assert ada.get("/draft").json()["draft"] == "ada.1"
-    assert ada.post("/edit", draft="ada.1", version=0, choice=NARROW.to_json()).status_code == 200
-    assert ben.post("/edit", draft="ben.1", version=0, choice=SHORT.to_json()).status_code == 200
+    assert ada.post("/edit", {"draft": "ada.1", "version": 0, "choice": NARROW.to_json()}).status_code == 200
+    assert ben.post("/edit", {"draft": "ben.1", "version": 0, "choice": SHORT.to_json()}).status_code == 200
     before = ben.get("/draft?draft=ada.1").json()
     assert before["choice"] == NARROW.to_json()
     for path in ("/edit", "/undo", "/rename", "/delete"):
-        answer = ben.post(path, draft="ada.1", version=1, choice=SHORT.to_json(), name="mine")
+        answer = ben.post(path, {"draft": "ada.1", "version": 1, "choice": SHORT.to_json(), "name": "mine"})
         assert answer.status_code == 403
         assert "ada's" in answer.text
     assert ada.get("/draft").json() == before
-    copied = ben.post("/save", draft="ada.1", version=1, name="like Ada's").json()
+    copied = ben.post("/save", {"draft": "ada.1", "version": 1, "name": "like Ada's"}).json()
     assert (copied["draft"], copied["name"], copied["choice"]) == ("ben.2", "like Ada's", NARROW.to_json())
     assert 'fieldset class="plain-set" disabled' in ben.get("/part/plan?draft=ada.1").text
     assert 'fieldset class="plain-set" >' in ben.get("/part/plan?draft=ben.2").text
     # Who watches sees all of it, and saves nothing.
     assert watching.get("/draft?draft=ben.2").json()["choice"] == NARROW.to_json()
-    assert watching.post("/save", draft="ben.2", version=2, name="x").status_code == 403
+    assert watching.post("/save", {"draft": "ben.2", "version": 2, "name": "x"}).status_code == 403
 
 
 def test_drafts_stand_side_by_side(table):
     """A row for each, with its numbers; before and after of the one that is open, layer by layer."""
     ada, ben, _ = table
-    ada.post("/edit", draft="ada.1", version=0, choice=NARROW.to_json())
+    ada.post("/edit", {"draft": "ada.1", "version": 0, "choice": NARROW.to_json()})
     html = ben.get("/part/drafts?draft=ada.1").text
     assert html.count('scope="row"') == 1 + 2 + 1
     assert "1.5 ms" in html
@@ -205,7 +193,7 @@ def test_a_name_is_text_on_every_page(table):
     """11. A draft's name that is a script is shown as it is written."""
     ada, _, watching = table
     evil = "<img src=x onerror=alert(1)>\"'&"
-    assert ada.post("/rename", draft="ada.1", version=0, name=evil).json()["name"] == evil
+    assert ada.post("/rename", {"draft": "ada.1", "version": 0, "name": evil}).json()["name"] == evil
     html = watching.get("/part/drafts?draft=ada.1").text
     assert "<img" not in html
     assert "&lt;img src=x" in html
@@ -214,10 +202,10 @@ def test_a_name_is_text_on_every_page(table):
 def test_a_draft_that_is_gone_is_a_sentence(table):
     """A page that shows a deleted draft is told, and a key that is none is no path."""
     ada, *_ = table
-    kept = ada.post("/save", draft="ada.1", version=0, name="short-lived").json()
-    assert ada.post("/delete", draft=kept["draft"], version=kept["version"]).json()["draft"] == "ada.1"
+    kept = ada.post("/save", {"draft": "ada.1", "version": 0, "name": "short-lived"}).json()
+    assert ada.post("/delete", {"draft": kept["draft"], "version": kept["version"]}).json()["draft"] == "ada.1"
     for key in (kept["draft"], "../../x", "ada.1.jsonl", "%00"):
         assert ada.get(f"/draft?draft={key}").status_code == 404
         assert ada.get(f"/part/plan?draft={key}").status_code == 404
-    assert ada.post("/edit", draft=kept["draft"], version=2, choice=NARROW.to_json()).status_code == 404
-    assert ada.post("/run", draft="nothing", version=0).status_code == 404
+    assert ada.post("/edit", {"draft": kept["draft"], "version": 2, "choice": NARROW.to_json()}).status_code == 404
+    assert ada.post("/run", {"draft": "nothing", "version": 0}).status_code == 404

@@ -316,20 +316,43 @@ async function open(key) {
   if (control("plan")) await show("drafts", asked());
 }
 
-let changing = 0;
+let changing = 0, refused = false, unsent = false, turn = Promise.resolve();
 
-async function change(path, more) {
-  say("");
+// One change at a time, each on the version that the one before gave. `more` is asked when its turn has come.
+function change(path, more = () => ({})) {
   changing += 1;
-  const answer = await ask(path, { draft, version, ...more });
+  turn = turn.catch(() => {}).then(() => send(path, more()));
+  return turn;
+}
+
+async function send(path, data) {
+  if (!refused) say("");
+  const answer = refused ? null : await ask(path, { draft, version, ...data });
   changing -= 1;
+  // What waits was chosen on what is not there any more.
+  refused = !answer && changing > 0;
   if (!answer) { await refresh(); return false; }
   const before = draft, taken = await answer.json();
-  take(taken);
+  // What was chosen meanwhile is sent next, and must not be put back.
+  if (changing) opened(taken.draft, taken.version);
+  else take(taken);
   // Another draft may be somebody else's no more.
   if (taken.draft !== before) await show("plan", asked());
   await show("drafts", asked());
   return true;
+}
+
+// Waits for what was chosen last; whether it was kept, so that the draft is what the page shows.
+async function settled() {
+  const waiting = changing > 0, kept = await turn.catch(() => false);
+  return !waiting || kept;
+}
+
+// Of edits that wait only one is sent: it takes the page as it is then.
+function edit() {
+  if (unsent) return;
+  unsent = true;
+  change("edit", () => { unsent = false; return { choice: chosen() }; });
 }
 
 async function attempt() {
@@ -352,15 +375,15 @@ planning.addEventListener("input", (event) => {
   if (event.target.matches("[data-width]")) { spell(event.target); mark(); attempt(); }
 });
 planning.addEventListener("change", (event) => {
-  if (event.target.matches("[data-width], [data-block], [data-bits], #form, #epochs, #criterion")) { waits = false; change("edit", { choice: chosen() }); }
+  if (event.target.matches("[data-width], [data-block], [data-bits], #form, #epochs, #criterion")) { waits = false; edit(); }
 });
 planning.addEventListener("click", async (event) => {
   const id = event.target.id;
-  if (id === "undo" || id === "redo") change(id, {});
-  if (id === "whole") change("edit", { choice: { widths: {}, drop: [], form: "float32", epochs: 8 } });
+  if (id === "undo" || id === "redo") change(id);
+  if (id === "whole") change("edit", () => ({ choice: { widths: {}, drop: [], form: "float32", epochs: 8 } }));
   if (id === "choose") {
     control("choosing").textContent = "choosing …";
-    await change("choose", { percent: Math.round(Number(control("percent").value)) });
+    await change("choose", () => ({ percent: Math.round(Number(control("percent").value)) }));
     control("choosing").textContent = "";
   }
 });
@@ -370,9 +393,9 @@ drafts.addEventListener("click", async (event) => {
   if (!button) return;
   const name = control("draft-name") && control("draft-name").value;
   if (button.dataset.open) open(button.dataset.open);
-  if (button.id === "rename" && await change("rename", { name })) say(`It is called "${name.trim()}" now.`);
-  if (button.id === "save" && await change("save", { name })) say(`Saved as "${name.trim()}", which is open now.`);
-  if (button.id === "delete" && confirm(`Delete the draft "${name}"?`)) await change("delete", {});
+  if (button.id === "rename" && await change("rename", () => ({ name }))) say(`It is called "${name.trim()}" now.`);
+  if (button.id === "save" && await change("save", () => ({ name }))) say(`Saved as "${name.trim()}", which is open now.`);
+  if (button.id === "delete" && confirm(`Delete the draft "${name}"?`)) await change("delete");
 });
 drafts.addEventListener("keydown", (event) => {
   if (event.target.id === "draft-name" && event.key === "Enter" && control("rename")) control("rename").click();
@@ -435,7 +458,7 @@ runs.addEventListener("click", async (event) => {
   const button = event.target.closest("button");
   if (!button) return;
   say("");
-  if (button.id === "run") await ask("run", { draft, version });
+  if (button.id === "run" && await settled()) await ask("run", { draft, version });
   if (button.id === "compare") {
     const answer = await ask(`part/beside?one=${control("one").value}&other=${control("other").value}`);
     if (answer) fill(control("beside"), await answer.text());
