@@ -3,6 +3,7 @@
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -220,6 +221,8 @@ def test_the_page_on_adding_a_stage_works_as_it_is_written(install: Install) -> 
         assert entry is not None
         assert entry[1] == named
         install(package, source[1], f"{entry[1]} = {entry[2]}", group)
+    (project,) = re.findall(r"```toml\n(# pyproject\.toml\n.*?)```", page, re.DOTALL)
+    assert tomllib.loads(project)["tool"]["setuptools"]["py-modules"] == ["clipping"]
     lines = re.findall(r"`(- \w+: \{.*?\})`", page)
     assert len(lines) == 2
     clip, prune = Recipe.loads("stages:\n" + "".join(f"  {line}\n" for line in lines)).stages
