@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -69,6 +69,18 @@ class Metric:
                 "over samples to aggregate="
             )
         return rows
+
+    def together(self, rows: Sequence[Tensor]) -> Tensor:
+        """The rows of several batches in one tensor. Raises WorkloadError where they are not equally long."""
+        other = next((part for part in rows if part.shape[1:] != rows[0].shape[1:]), None)
+        if other is not None:
+            sizes = " and ".join("1" if part.ndim == 1 else str(part.shape[1]) for part in (rows[0], other))
+            raise WorkloadError(
+                f"the metric {self.name} is computed of all samples at once, which have to be of one size, and keeps "
+                f"{sizes} numbers of a sample in two batches; pad the batches to one length, or give a metric with a "
+                "row of its own for each sample, as in error.flatten(1).mean(dim=1)"
+            )
+        return torch.cat(list(rows))
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
         """The score of one set of outputs."""
@@ -194,10 +206,13 @@ class Metric:
 
     @staticmethod
     def macro_f1() -> "Metric":
-        """The unweighted mean over classes of F1, with classes that occur in targets or predictions."""
+        """The unweighted mean over classes of F1, with classes that occur in targets or predictions.
+
+        Of a class a sample, or of one for each of its positions, in which dimension the loss and the shapes say.
+        """
         return Metric(
             name="macro_f1",
-            per_sample=ByClass(rows=classes.predicted_and_true, axis=1),
+            per_sample=ByClass(rows=classes.answered_and_true),
             aggregate=classes.macro_f1,
             classes=True,
         )

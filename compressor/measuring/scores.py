@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import onnxruntime as ort
-import torch
 from torch import Tensor
 
 from compressor.estimate import Estimate
@@ -42,7 +41,7 @@ def score_rows(onnx_bytes: bytes, data: Iterable[Any], metric: Metric, *, thread
             f"{metric.name} needs at least one sample, got none; if data is a generator, pass something that can be "
             "iterated again"
         )
-    return torch.cat(rows)
+    return metric.together(rows)
 
 
 def predictions(onnx_bytes: bytes, data: Iterable[Any], threads: Threads) -> Iterator[tuple[Tensor, Tensor]]:

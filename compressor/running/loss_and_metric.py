@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.batches import Targets, judged_target, with_judged
+from compressor.batches import Batch, Inputs, Targets, judged_target, with_judged
 from compressor.errors import WorkloadError
 from compressor.given.notices import WorkloadWarning
 from compressor.metrics import Metric
@@ -67,6 +67,18 @@ def check_judged(name: str, outputs: Tensor, given: Targets, workload: Workload,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _check_rows(f"the metric {metric.name}, on {where}", metric, outputs, targets)
+
+
+def check_lengths(name: str, workload: Workload, first: Batch, other: Batch, given: Callable[[Inputs], Tensor]) -> None:
+    """Nothing where the metric can score two batches of the set `name` together, whose samples differ in their size.
+
+    `given` answers inputs. Raises WorkloadError.
+    """
+    metric = workload.metric
+    try:
+        metric.together([metric.rows(given(inputs), judged_target(targets)) for inputs, targets in (first, other)])
+    except WorkloadError as error:
+        raise WorkloadError(f"{name} has batches of two sizes: {error}") from error
 
 
 def _value(label: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> float:

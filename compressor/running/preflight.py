@@ -3,6 +3,7 @@
 import contextlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from compressor.running.doubtful_outputs import (
 )
 from compressor.running.failures import FAULTS, in_short, layer_of
 from compressor.running.forward_checks import check_copy, check_repeatable, check_training_step, checked_forward
-from compressor.running.loss_and_metric import check_judged
+from compressor.running.loss_and_metric import check_judged, check_lengths
 from compressor.running.model_checks import check_model
 from compressor.stage import Stage, replacement, stage_name
 from compressor.streams.passes import KEEP_TWO, one_pass
@@ -205,6 +206,14 @@ def _check_set(name: str, data: Iterable[Any], workload: Workload, trainer: str 
     for number, (each, values) in enumerate(batches):
         _check_targets(f"batch {number} of {name}", each, judged_target(values), outputs, workload, soft=soft)
     check_judged(name, outputs, targets, workload, by_metric=not soft)
+    if name in ("validation", "test"):
+        shape = judged_target(targets).shape[1:]
+        other = next((batch for batch in batches if judged_target(batch[1]).shape[1:] != shape), None)
+        if other is not None:
+            answer = partial(
+                checked_forward, workload.model, label=f"a batch of {name}", example=workload.example_inputs
+            )
+            check_lengths(name, workload, (inputs, targets), other, answer)
     if name == "train":
         _check_trainable(batches, outputs, workload)
         several = next((batch for batch in batches if batch_size_of(batch[0]) > 1), None)

@@ -96,15 +96,24 @@ def among_best(outputs: Tensor, targets: Tensor, kind: Classes, *, k: int) -> Te
     return hits if hits.ndim == 1 else hits.flatten(1).nanmean(dim=1)
 
 
-def predicted_and_true(outputs: Tensor, targets: Tensor, kind: Classes) -> Tensor:
-    """The class that is answered and the label, (batch, 2, ...); -1 for both where nothing is asked."""
+def answered_and_true(outputs: Tensor, targets: Tensor, kind: Classes) -> Tensor:
+    """The class that is answered and the label, (batch, 2), -1 for both where nothing is asked.
+
+    Of several positions a sample the counts that `_right_answered_labelled` gives, (batch, 3 * classes).
+    """
+    if targets.ndim > 1:
+        return _right_answered_labelled(outputs, targets, kind)
     answers, labels, asked = kind.predicted(outputs, targets)
     # What is not asked has the class -1, which no output has.
     return torch.stack([answers, labels], dim=1).where(asked.unsqueeze(1), -1)
 
 
 def macro_f1(rows: Tensor) -> float:
-    """The mean of F1 over the classes that occur, of rows (answer, label); NaN where nothing was asked."""
+    """The mean of F1 over the classes that occur, of rows of `answered_and_true`; NaN where nothing was asked."""
+    if rows.shape[1] > 2:
+        right, answered, labelled = rows.double().sum(dim=0).reshape(3, -1)
+        total = answered + labelled
+        return float((2 * right[total > 0] / total[total > 0]).mean()) if bool((total > 0).any()) else float("nan")
     predicted, true = rows[rows[:, 1] >= 0].long().unbind(dim=1)
     if not len(true):
         return float("nan")
@@ -128,6 +137,10 @@ def overlaps(outputs: Tensor, targets: Tensor, kind: Classes) -> Tensor:
             f"miou judges maps, outputs (batch, classes, ...) by targets (batch, ...), got {tuple(outputs.shape)} and "
             f"{tuple(targets.shape)}; for one label a sample, use accuracy or f1"
         )
+    return _right_answered_labelled(outputs, targets, kind)
+
+
+def _right_answered_labelled(outputs: Tensor, targets: Tensor, kind: Classes) -> Tensor:
     answers, truths, asked = (part.flatten(1) for part in kind.predicted(outputs, targets))
     count = outputs.shape[kind.axis]
     answered = _counts(answers, asked, count)

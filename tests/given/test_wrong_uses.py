@@ -91,6 +91,14 @@ def heads(out):
     return {"kind": out, "depth": out.sum(1)}
 
 
+def series(*lengths):
+    return [(torch.randn(8, length, 3), torch.randn(8, length, 1)) for length in lengths]
+
+
+def whole_error(outputs, targets):
+    return (outputs - targets).abs().mean()
+
+
 USES = {
     "a class for a model": (
         lambda: datasets(Net),
@@ -596,6 +604,16 @@ USES = {
     "a time with a unit": (
         lambda: typed("run", "int8", "--set", "budget.max_latency_ms=2 s", "-w", "digits", "--out", "o"),
         r"2: error: .*got '2 s'; did you mean 2000\?",
+    ),
+    "a score of all numbers of two lengths": (
+        lambda: loaders(nn.Linear(3, 1), **dict.fromkeys(("train", "validation", "test"), series(5, 7)), metric="r2"),
+        r"validation has batches of two sizes: the metric r2 .* keeps 10 and 14 numbers.*pad the batches to one length",
+    ),
+    "a function of all samples of two lengths": (
+        lambda: loaders(
+            nn.Linear(3, 1), **dict.fromkeys(("train", "validation", "test"), series(5, 7)), metric=whole_error
+        ),
+        r"validation has batches of two sizes: the metric whole_error .*pad the batches to one length",
     ),
     "percent for a fraction": (
         lambda: PruneChannels(remove=30),

@@ -1,5 +1,6 @@
 """Every named metric gives scikit-learn's number, or one that was computed by hand, whatever the batches."""
 
+import re
 import warnings
 
 import numpy as np
@@ -29,6 +30,10 @@ def classes(count=4):
 
 def labels(count=5):
     return torch.randn(N, count), (torch.rand(N, count) < 0.3).float()
+
+
+def numbers():
+    return torch.randn(N, 2), torch.randn(N, 2)
 
 
 def test_auroc_of_two_classes_is_scikit_learns():
@@ -90,6 +95,19 @@ def test_r2_is_scikit_learns(shape):
         assert in_batches(Metric.r2(), *more) == pytest.approx(expected)
 
 
+def test_f1_of_positions_is_scikit_learns():
+    """Of every token or pixel, wherever the classes lie, in batches of two lengths; label -100 left out."""
+    outputs, targets = torch.randn(N, 5, 3), torch.randint(0, 3, (N, 5))
+    targets[:, 4] = -100
+    counted = targets.flatten() >= 0
+    expected = f1_score(targets.flatten()[counted], outputs.argmax(-1).flatten()[counted], average="macro")
+    metric = Metric.macro_f1()
+    assert in_batches(metric, outputs, targets) == pytest.approx(expected)
+    assert in_batches(metric, outputs.movedim(-1, 1), targets) == pytest.approx(expected)
+    short = [metric.rows(outputs[:40, :4], targets[:40, :4]), metric.rows(outputs[40:], targets[40:])]
+    assert metric.aggregate(metric.together(short)) == pytest.approx(expected)
+
+
 def test_miou_is_scikit_learns_over_pixels():
     """Of five classes, one that never occurs and label 255 left out."""
     outputs, targets = torch.randn(N, 5, 4, 3), torch.randint(0, 4, (N, 4, 3))
@@ -124,15 +142,32 @@ def test_perplexity_is_the_exponential_of_the_log_loss():
 
 
 CASES = {
+    "accuracy": classes,
     "f1": classes,
+    "macro_f1": classes,
     "auroc": classes,
     "top-2": classes,
     "multilabel_f1": labels,
     "multilabel_accuracy": labels,
-    "r2": lambda: (torch.randn(N, 2), torch.randn(N, 2)),
+    "label_accuracy": labels,
+    "r2": numbers,
+    "mse": numbers,
+    "mae": numbers,
     "miou": lambda: (torch.randn(N, 3, 2, 2), torch.randint(0, 3, (N, 2, 2))),
+    "pixel_accuracy": lambda: (torch.randn(N, 3, 2, 2), torch.randint(0, 3, (N, 2, 2))),
     "perplexity": lambda: (torch.randn(N, 4, 3), torch.randint(0, 3, (N, 4))),
+    "token_accuracy": lambda: (torch.randn(N, 4, 3), torch.randint(0, 3, (N, 4))),
 }
+# Boxes, and agreement with a reference's own outputs.
+ELSEWHERE = {"map", "map50", "agreement", "relative"}
+
+
+def test_no_name_is_left_out():
+    """What follows holds for every metric that has a name; four have tests of their own."""
+    with pytest.raises(ValueError, match="metric must be one of") as told:
+        Metric.named("")
+    names = re.match(r"metric must be one of (.*?) or top<k>", str(told.value))[1].split(", ")
+    assert {*names, "top-2"} == CASES.keys() | ELSEWHERE
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -143,9 +178,9 @@ def test_each_has_an_interval_and_a_paired_drop(name):
     if targets.is_floating_point():
         good = outputs + 3 * (2 * targets - 1) if set(targets.unique().tolist()) <= {0, 1} else targets + 0.1 * outputs
     else:
-        kinds = outputs.shape[1 if name == "miou" else -1]
-        good = F.one_hot(targets, kinds).float()
-        good = outputs + 4 * (good.movedim(-1, 1) if name == "miou" else good)
+        maps = name in {"miou", "pixel_accuracy"}
+        good = F.one_hot(targets, outputs.shape[1 if maps else -1]).float()
+        good = outputs + 4 * (good.movedim(-1, 1) if maps else good)
     rows, better = metric.rows(outputs, targets), metric.rows(good, targets)
     estimate = score_estimate(rows, metric)
     assert estimate.low < estimate.value < estimate.high
