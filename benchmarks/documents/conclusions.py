@@ -1,8 +1,10 @@
 """What the tables of a page of results say, in a sentence or two before each, from the same stored results."""
 
+import statistics
 from collections.abc import Callable
 
 from benchmarks.documents.cells import points, spread
+from benchmarks.quantization.filled_widths import CLASSES
 from benchmarks.structure.efficiency import DENSE
 
 _PEER = "Torch-Pruning"
@@ -14,7 +16,7 @@ def concluded(lines: list[str], name: str, result: object) -> list[str]:
     return lines if conclusion is None else [*lines[:2], f"**{conclusion(result)}**", "", *lines[2:]]
 
 
-def _cifar(networks: dict[str, dict]) -> str:
+def cifar(networks: dict[str, dict]) -> str:
     found = []
     for network, result in networks.items():
         size = result["results"]["fp32"]["measurement"]["size_bytes"]
@@ -114,8 +116,77 @@ def _quantizers(result: dict) -> str:
     return f"The first of our files of each network: {'; '.join(found)}."
 
 
+def _pruning_time(result: dict) -> str:
+    found = []
+    for model, tools in result["models"].items():
+        seconds = {
+            tool: statistics.median(row["graph"] + row["prune"] for row in rows if "prune" in row)
+            for tool, rows in tools.items()
+            if any("prune" in row for row in rows)
+        }
+        own = seconds.pop("compressor")
+        found += [f"{own / other:.2f}x of {tool}'s on {model}" for tool, other in seconds.items()]
+    return f"Finding the groups and pruning takes {', '.join(found)}."
+
+
+def _integer_speed(result: dict) -> str:
+    found = [
+        f"{network} {entry['speedup']['value']:.2f}x of at most {entry['bound']:.2f}x"
+        for network, entry in result["networks"].items()
+    ]
+    faster = [
+        f"{row['form']} ({network})"
+        for network, entry in result["networks"].items()
+        for row in entry["forms"]
+        if row["over_ours"]["low"] > 1
+    ]
+    return f"Over float: {', '.join(found)}. Other forms that are faster than ours: {', '.join(faster) or 'none'}."
+
+
+def _filled_widths(result: dict) -> str:
+    paying = {CLASSES[mask]: sum(row["time"] < 1 for row in rows) for mask, rows in result["classes"].items()}
+    count = len(next(iter(result["classes"].values())))
+    told = ", ".join(f"{mask} in {number}" for mask, number in paying.items())
+    return f"Filling up to 16 channels pays, by what the CPU has, in so many of {count} sizes: {told}."
+
+
+def _techniques_of_quantization(result: dict) -> str:
+    found = []
+    for setting, entry in result["settings"].items():
+        rows = {label: row for label, row in entry["rows"].items() if "sqnr_db" in row}
+        best = max(rows, key=lambda label: rows[label]["sqnr_db"])
+        plain = rows["plain"]
+        if rows[best]["sqnr_db"] - plain["sqnr_db"] >= 1:
+            lost = 100 * (plain["test"]["drop"]["value"] - rows[best]["test"]["drop"]["value"])
+            found.append(
+                f"{setting}: {best}, {plain['sqnr_db']:.1f} to {rows[best]['sqnr_db']:.1f} dB, {lost:.2f} points fewer "
+                "lost"
+            )
+    others = len(result["settings"]) - len(found)
+    return f"What brings most, where anything brings 1 dB: {'; '.join(found)}. Nothing does in {others} settings."
+
+
+def _calibration(result: dict) -> str:
+    growth = {method: row["mib"] for method, row in result["memory_growth"].items()}
+    ours = max(value for method, value in growth.items() if not method.startswith("onnxruntime"))
+    theirs = max(value for method, value in growth.items() if method.startswith("onnxruntime"))
+    counts = sorted({row["images"] for row in result["rows"]})
+    return (
+        f"From {counts[0]:,} to {counts[-1]:,} images our calibration grows by at most {ours:.0f} MiB, ONNX Runtime's "
+        f"by up to {theirs:,.0f} MiB within the images it can take."
+    )
+
+
+def _saturation(result: dict) -> str:
+    found = []
+    for network, (_, *rows) in result["networks"].items():
+        lost = {row["file"]: 100 * row["drop_saturated"][0] for row in rows}
+        found.append(f"{network} {lost['8 bits']:.1f} points, with safe pairs {lost['8 bits, safe pairs']:.1f}")
+    return f"What 8 bits lose on such a CPU: {'; '.join(found)}."
+
+
 CONCLUSIONS: dict[str, Callable[..., str]] = {
-    "cifar10": _cifar,
+    "cifar10": cifar,
     "training-throughput": _throughput,
     "training-threads": _threads,
     "aa": _aa,
@@ -126,5 +197,13 @@ CONCLUSIONS: dict[str, Callable[..., str]] = {
     "recovery": _recovery,
     "recurrent": _pipelines,
     "dense-outputs": _pipelines,
+    "pruning-time": _pruning_time,
     "quantization": _quantizers,
+    "integer-speed": _integer_speed,
+    "filled-widths": _filled_widths,
+    "quantization-ablation": _techniques_of_quantization,
+    "calibration": _calibration,
+    "saturation": _saturation,
 }
+# Sections that begin with what they found, in their own words.
+IN_OWN_WORDS = {"imagenet", "never-slower", "files"}

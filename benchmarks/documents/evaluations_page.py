@@ -20,7 +20,15 @@ def section(result: dict) -> list[str]:
         f"Trainings were cut to {result['epochs']} epochs over {result['images']:,} images: those rows are of files",
         "that were made so, not of the recipes at full length.",
     ]
+    worse = [
+        f"`{name}` in {answer['what']}"
+        for name, row in recipes.items()
+        for answer in row["answers"]
+        if answer["worse"] is not None and answer["worse"]["low"] > 0
+    ]
     return [
+        f"**Worse beyond chance: {'; '.join(worse) or 'none of these recipes, in nothing that was asked'}.**",
+        "",
         f"ResNet-20 on CIFAR-10 (`make bench-evaluations`), {result['test_images']:,} test images that no decision",
         "has read. In the first row the answer of the network's own file, in percent; below by how many points a",
         "recipe's file is worse, paired, with the 95 % interval. In bold where the interval excludes 0.",

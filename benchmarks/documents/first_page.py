@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.data.cifar import WORKLOADS
-from benchmarks.documents.conclusions import concluded
+from benchmarks.documents.conclusions import cifar, concluded
 from benchmarks.stored import load
 from workbench import ROOT
 
@@ -36,8 +36,8 @@ def page(networks: dict[str, dict]) -> str:
 def readme(networks: dict[str, dict]) -> str:
     """The README with its table of results."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = "\n".join(table_rows(networks, short=True))
-    return MARK.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
+    lines = "\n".join([f"**{cifar(networks)}**", "", *table_rows(networks, short=True)])
+    return MARK.sub(lambda match: f"{match[1]}{lines}\n{match[2]}", text)
 
 
 def cifar_section(results: dict[str, dict]) -> list[str]:

@@ -28,6 +28,12 @@ def page(result: dict) -> str:
         "Written by `make docs` from `benchmarks/results/techniques.json`.",
         "",
         (
+            "**Zeros, in any pattern, and shared values make no file faster and the plain file no smaller: ONNX "
+            "Runtime computes with them as with all others. They are for the size after zstd. Rows of few values, "
+            "zero among them, fit codebooks: with `StoreCodebooks()` the file itself is smaller, and as fast.**"
+        ),
+        "",
+        (
             f"ResNet-20 on CIFAR-10. Every technique is followed by the same training: `Distill` for "
             f"{result['epochs']} epochs on {result['images']:,} images, with the same optimizer and rate; then by "
             f"`Quantize()` for the int8 rows. Accuracy and its paired drop from the dense float32 file: "
@@ -39,12 +45,6 @@ def page(result: dict) -> str:
                 if thread
                 else "."
             )
-        ),
-        "",
-        (
-            "Zeros, in any pattern, and shared values make no file faster and the plain file no smaller: ONNX Runtime "
-            "computes with them as with all others. They are for the size after zstd. Rows of few values, zero among "
-            "them, fit codebooks: with `StoreCodebooks()` the file itself is smaller, and as fast."
         ),
         "",
         f"![Points of accuracy lost against the size after zstd and against the speed-up, for every file]({PICTURE})",
@@ -129,6 +129,8 @@ def classic_section(result: dict) -> list[str]:
     lines = [
         "## Beside `tensorflow_model_optimization` (`make bench-classic`)",
         "",
+        f"**{_beside(networks)}**",
+        "",
         (
             f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}. Both tools go on from "
             "the same trained weights, with the same images, batch size, Adam and constant rate, layer by layer. What "
@@ -152,6 +154,15 @@ def classic_section(result: dict) -> list[str]:
                 f"{row['compressed_bytes'] / 1024:.1f}{_one_sign(row)} |"
             )
     return [*lines, ""]
+
+
+def _beside(networks: dict) -> str:
+    found = []
+    for network, entry in networks.items():
+        theirs, own = entry["arms"][THEIRS], entry["arms"][OURS]
+        sizes = f"{own['compressed_bytes'] / 1024:.1f} and {theirs['compressed_bytes'] / 1024:.1f} KiB after zstd"
+        found.append(f"{network}: the other tool is {points(theirs['below_ours'])} points below ours, {sizes}")
+    return f"{'; '.join(found)}."
 
 
 def _one_sign(row: dict) -> str:

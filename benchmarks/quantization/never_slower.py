@@ -139,12 +139,13 @@ def section(result: dict[str, Any]) -> list[str]:
     parts = [
         "## Never slower (`make bench-never-slower`)",
         "",
+        f"**Files that are measurably slower than their fp32 file: {', '.join(slower) or 'none'}.**",
+        "",
         (
             "`Pipeline([Quantize(give_back=GiveBack(max_drop=None))], budget=Budget(max_drop=None))` on the "
             f"{len(rows)} tiny networks of `workbench/zoo`, random weights, batch 1, one thread, {where.get('cpu')}: "
             f"{count['kept']} files kept ({median}{back} of them with layers given back to float), "
-            f"{count['rolled back']} rolled back to fp32, {count['failed']} failed. Files that are measurably slower "
-            f"than their fp32 file: {', '.join(slower) or 'none'}."
+            f"{count['rolled back']} rolled back to fp32, {count['failed']} failed."
         ),
         "",
         "| network | outcome | speed-up | smaller | given back | why |",

@@ -227,10 +227,10 @@ def section(result: dict[str, Any]) -> list[str]:
     ]
     if "drop" in ours and "drop" in plain:
         parts += [
-            f"`Quantize()` loses {points(ours['drop'])} points and agrees with float on {_percent(ours['agreement'])} "
-            f"of the photographs at {ours['sqnr_db']:.1f} dB; without its bias correction it would be "
-            f"{points(plain['drop'])} points, {_percent(plain['agreement'])} and {plain['sqnr_db']:.1f} dB."
-            + _four_bits(rows)
+            f"**`Quantize()` loses {points(ours['drop'])} points and agrees with float on "
+            f"{_percent(ours['agreement'])} of the photographs at {ours['sqnr_db']:.1f} dB; without its bias "
+            f"correction it would be {points(plain['drop'])} points, {_percent(plain['agreement'])} and "
+            f"{plain['sqnr_db']:.1f} dB." + _four_bits(rows) + "**"
         ]
     if parts[-1]:
         parts += [""]

@@ -18,10 +18,14 @@ def section(result: dict[str, Any]) -> list[str]:
         "## Files that packages ship (`make bench-files`)",
         "",
         (
+            f"**Of {len(rows)} files {len(kept)} ship in integers, {len(holding)} of them with "
+            f"{100 * _GOAL_DECISIONS:g} % of their decisions or more, {len(faster)} of these at {_GOAL_SPEED:g}x the "
+            "speed of float at least.**"
+        ),
+        "",
+        (
             "The ONNX files that programs ship, on inputs made as their programs make them, quantized by "
-            f"`Quantize(form=ByEvidence())`, without labels, {where.get('cpu')}: of {len(rows)} files {len(kept)} ship "
-            f"in integers, {len(holding)} of them with {100 * _GOAL_DECISIONS:g} % of their decisions or more, "
-            f"{len(faster)} of these at {_GOAL_SPEED:g}x the speed of float at least. Timed: {result['how_timed']}. "
+            f"`Quantize(form=ByEvidence())`, without labels, {where.get('cpu')}. Timed: {result['how_timed']}. "
             "*Decisions* are those on samples that nothing was chosen by: the largest class, F1 of what lies above the "
             "program's threshold, or equal numbers, by output. *Signal* is in decibels around the mean of each output."
         ),

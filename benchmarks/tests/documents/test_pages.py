@@ -1,5 +1,7 @@
 """The documents show the stored results: none is typed."""
 
+import re
+
 from benchmarks.documents import (
     architectures_page,
     first_page,
@@ -8,7 +10,7 @@ from benchmarks.documents import (
     techniques_page,
     training_page,
 )
-from benchmarks.documents.conclusions import CONCLUSIONS, concluded
+from benchmarks.documents.conclusions import CONCLUSIONS, IN_OWN_WORDS, concluded
 from benchmarks.stored import load, load_all
 from workbench import ROOT
 from workbench.zoo import ARCHITECTURES
@@ -74,14 +76,23 @@ def test_the_page_has_the_error_of_predictions():
 
 
 def test_pages_of_results_say_first_what_their_tables_show():
-    """Every section that has a conclusion has it below its heading, before any table."""
-    pages = {"docs/structure.md": structure_page.SECTIONS, "docs/benchmarks.md": ("training-throughput", "aa")}
-    for page, stored in pages.items():
-        sections = text(page).split("\n## ")[1:]
-        found = [section.split("\n")[2] for section in sections]
-        concluded = [line for line in found if line.startswith("**") and line.endswith(".**")]
-        wanted = [name for name in stored if name in CONCLUSIONS and load(name) is not None]
-        assert len(concluded) >= len(wanted) > 0
+    """Every section of a page of results begins with its conclusion, in bold."""
+    sections = {**structure_page.SECTIONS, **quantization_page.SECTIONS}
+    assert sections.keys() == (sections.keys() & CONCLUSIONS.keys()) | IN_OWN_WORDS
+    names = ("benchmarks", "structure", "quantization-results", "classic")
+    found = [section for name in names for section in text(f"docs/{name}.md").split("\n## ")[1:]]
+    told = [section.split("\n") for section in found if "(`make bench-" in section.split("\n")[0]]
+    assert [lines[0] for lines in told if not re.fullmatch(r"\*\*.+\.\*\*", lines[2])] == []
+
+
+def test_tables_on_other_pages_come_after_what_they_show():
+    """Where `make docs` writes into a page that people write, and in the README."""
+    for name in ("README.md", "docs/packing.md", "docs/evaluations.md"):
+        block = re.search(r"<!-- results -->\n(.*?)<!-- /results -->", text(name), re.DOTALL)
+        assert block is not None, name
+        for table in re.split(r"\n(?=\*\*)", block[1]):
+            assert re.match(r"\*\*.+\.\*\*\n", table), f"{name}: {table[:100]}"
+    assert re.search(r"\n\n\*\*.+\.\*\*\n", text("docs/techniques.md").partition("\n|")[0])
 
 
 def test_a_conclusion_counts_what_its_table_shows():
