@@ -129,7 +129,7 @@ def find_candidates_(
 
     What each candidate changes comes back by the layer's name, for layers that have some.
     """
-    for one in found:
+    for one in progress_bar(found, desc="ranks", unit="layer"):
         every = [each for each in _aligned(one, align(one.layer)) if each.macs < one.layer.macs]
         one.candidates = _undominated(every)
         if not one.candidates:

@@ -7,12 +7,13 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 from compressor.errors import WrongUseError
 from compressor.machine import others_running
+from compressor.progress.bars import tick, waiting
 from compressor.turns.taking import Met, is_timing, timing_alone
 
 SECONDS = "COMPRESSOR_QUIET_SECONDS"
@@ -60,26 +61,31 @@ def quiet_machine(threads: int = 1) -> Iterator[Met]:
             yield _met.get() or met
         return
     asked = _asked_seconds()
-    with timing_alone() as met:
-        if not asked:
-            yield met
-            return
-        started, most = time.monotonic(), _patience.seconds(asked)
-        others = _busy_by(threads)
-        while others and time.monotonic() - started < most:
-            time.sleep(_POLL_SECONDS)
-            others = _busy_by(threads)
-        waited = time.monotonic() - started
-        _patience.told_(vain=bool(others), waited=waited)
-        told = f"{others} threads of other programs that wanted a core" if others else ""
-        if told and waited >= 1:
-            told += f", for {waited:.0f} s"
-        both = replace(met, waited=met.waited + waited, says=" and ".join(filter(None, [met.says, told])))
+    with ExitStack() as stack:
+        with waiting("waiting for a quiet machine", at_once=False):
+            met = stack.enter_context(timing_alone(tick))
+            both = _waited(met, threads, asked) if asked else met
         token = _met.set(both)
         try:
             yield both
         finally:
             _met.reset(token)
+
+
+def _waited(met: Met, threads: int, asked: float) -> Met:
+    """What was `met`, and the others that want cores, who are waited for: `asked` seconds at most."""
+    started, most = time.monotonic(), _patience.seconds(asked)
+    others = _busy_by(threads)
+    while others and time.monotonic() - started < most:
+        tick()
+        time.sleep(_POLL_SECONDS)
+        others = _busy_by(threads)
+    waited = time.monotonic() - started
+    _patience.told_(vain=bool(others), waited=waited)
+    told = f"{others} threads of other programs that wanted a core" if others else ""
+    if told and waited >= 1:
+        told += f", for {waited:.0f} s"
+    return replace(met, waited=met.waited + waited, says=" and ".join(filter(None, [met.says, told])))
 
 
 def _busy_by(threads: int) -> int:

@@ -6,12 +6,15 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
 
 # Seconds of work before a bar is drawn: what is done sooner needs none.
 _DELAY = 0.5
+# Seconds between two looks at a clock.
+_APART = 0.1
 # Columns of a bar for everything but its name: percent, times, and what a training says.
 _REST = 60
 _KNOWN = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} to go{postfix}"
@@ -67,12 +70,25 @@ def progress_bar(
 
 
 @contextmanager
-def waiting(desc: str) -> Iterator[None]:
-    """Within it, `tick` shows how long the work called `desc` has taken, also where stderr is taken away meanwhile."""
+def waiting(desc: str, *, at_once: bool = True) -> Iterator[None]:
+    """Within it, `tick` shows how long the work called `desc` has taken, also where stderr is taken away meanwhile.
+
+    It stands there `at_once`, or, for what is over in a moment as a rule, by a tick after half a second and by ten a
+    second then.
+    """
     with progress_bar(desc=desc) as bar:
-        token = _waiting.set(bar.refresh)
+        later = monotonic() + _DELAY
+
+        def look() -> None:
+            nonlocal later
+            if (now := monotonic()) >= later:
+                later = now + _APART
+                bar.refresh()
+
+        token = _waiting.set(bar.refresh if at_once else look)
         try:
-            tick()
+            if at_once:
+                tick()
             yield
         finally:
             _waiting.reset(token)

@@ -16,12 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compressor.checks import check_count
 from compressor.errors import StageError
 from compressor.notes.training import NormsReestimated
+from compressor.progress.bars import progress_bar
 from compressor.stage import Context, Effect
 from compressor.structure.calling.draws import kept_randomness
 from compressor.training.freezing import still_modules
 from compressor.training.passes.lone import unless_lone
 from compressor.training.precision import Form
 from compressor.training.replay import kept_modes, replayed
+from compressor.training.streams import said_length
 from compressor.workload import Workload, batches_of, call_model
 
 
@@ -62,7 +64,7 @@ class ReestimateBatchNorm:
         former = {name: [buffer.clone() for buffer in norm.buffers()] for name, norm in norms.items()}
         momenta = {name: norm.momentum for name, norm in norms.items()}
         form = Form.of(model)
-        used = 0
+        used, total = 0, min(self.batches, said_length(workload.train) or self.batches)
         with kept_randomness(), kept_modes(model), form.applied(model):
             model.eval()
             for norm in norms.values():
@@ -72,7 +74,10 @@ class ReestimateBatchNorm:
                 norm.training = True
             try:
                 with replayed(context.seed, 0), torch.no_grad():
-                    for inputs, _ in islice(batches_of(workload.train), self.batches):
+                    batches = islice(batches_of(workload.train), self.batches)
+                    for inputs, _ in progress_bar(
+                        batches, desc="statistics", unit="batch", total=total, shown=context.progress
+                    ):
                         run = partial(call_model, model, form.place(inputs))
                         used += unless_lone(model, inputs, run) is not None
             finally:

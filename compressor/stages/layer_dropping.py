@@ -121,7 +121,8 @@ class DropBlocks:
             def fault_without(names: list[str]) -> str | None:
                 return fault_without_blocks(model, {name: found[name] for name in names}, example, wanted)
 
-            locked = {name: reason for name in found if (reason := fault_without([name])) is not None}
+            trying = progress_bar(found, desc="trying blocks", unit="block", shown=context.progress)
+            locked = {name: reason for name in trying if (reason := fault_without([name])) is not None}
             free = {name: block for name, block in found.items() if name not in locked}
             quota = self._quota(free, locked, model, workload)
             with progress_bar(desc="ranking blocks", total=0, shown=context.progress) as bar:

@@ -32,6 +32,7 @@ from compressor.low_rank.settings import (
     WeightError,
 )
 from compressor.notes.structure import FactorizedLayer, FactorizedLayers, LockedLayers
+from compressor.progress.bars import progress_bar
 from compressor.pruning.choice.goals import Goal, LatencyGoal, goal_of, out_of_reach
 from compressor.pruning.choice.measured_choice import Proposal, measured_choice
 from compressor.pruning.choice.targets import Latency, Macs, Parameters
@@ -127,15 +128,14 @@ class _Search:
             low = choice.too_low(self.layers.free, allowed, stage.target)
             self.layers = self.layers.without(low)
         whitenings = self._whitenings()
-        self.found = {
-            layer.name: choice.take_apart(model, layer, allowed, whitenings.get(layer.name))
-            for layer in self.layers.free
-        }
+        bar = progress_bar(self.layers.free, desc="taking layers apart", unit="layer", shown=context.progress)
+        self.found = {layer.name: choice.take_apart(model, layer, allowed, whitenings.get(layer.name)) for layer in bar}
 
     def by_layer(self) -> dict[str, Candidate]:
         """The chain of each layer by its own error or the rank that is given."""
         target, chosen = self.stage.target, dict[str, Candidate]()
-        for name, found in self.found.items():
+        bar = progress_bar(self.found.items(), desc="ranks", unit="layer", shown=self.context.progress)
+        for name, found in bar:
             if isinstance(target, Energy):
                 best = choice.by_energy(found, target, self._align(found.layer))
             else:

@@ -18,6 +18,7 @@ from compressor.checks import check_count, check_fraction, check_globs, check_ki
 from compressor.errors import StageError
 from compressor.kept_state import private_copy
 from compressor.notes.structure import ChannelsRemoved, Group, Groups, LockedLayers, UnreachedLayers
+from compressor.progress.bars import progress_bar
 from compressor.pruning.channel_slices import removal_lock
 from compressor.pruning.merging.elimination import Reading, alone, elimination, share_of_one, shares
 from compressor.pruning.merging.fed import Calibration, Noise
@@ -237,7 +238,7 @@ class _Case:
     def _by_fraction(self, remove: float) -> Gone:
         free = self.free
         orders, curves = {}, {}
-        for group in free:
+        for group in progress_bar(free, desc="who resembles whom", unit="group"):
             self.scores[group] = alone(self._readings[group])
             orders[group], curves[group.name] = elimination(self._readings[group], group.width - 1)
         widths = widths_of_least_loss(
@@ -255,7 +256,7 @@ class _Case:
     def _by_cosine(self) -> Gone:
         assert self.stage.cosine is not None  # one of both is given
         gone: Gone = {}
-        for group in self.free:
+        for group in progress_bar(self.free, desc="who resembles whom", unit="group"):
             vectors = self._vectors[group]
             alike = similar_pairs(vectors, self.stage.cosine, self.seed)
             fed = [self._likeness(reader) for reader in self._readers[group]]

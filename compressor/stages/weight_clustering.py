@@ -15,6 +15,7 @@ from compressor.clustering.codebooks import DensityCentroids, KMeansPlusPlus, Li
 from compressor.errors import StageError
 from compressor.notes.structure import LockedLayers
 from compressor.notes.training import SharedValues, ValueCount
+from compressor.progress.bars import progress_bar
 from compressor.pruning.narrowing import fold_model_
 from compressor.quantization.grids.schemes import PerBlock, PerChannel, PerTensor
 from compressor.sparsity.layers import SparseWeight, sparse_weights
@@ -82,7 +83,8 @@ class ClusterWeights:
                 f"no weights of {type(model).__name__} can share values: {reasons}; lower clusters, take larger "
                 "codebooks (granularity=PerTensor()) or ignore fewer layers"
             )
-        counts = tuple(self._share_(weight, zeros=weight.name in zeros, seed=context.seed) for weight in chosen)
+        bar = progress_bar(chosen, desc="codebooks", unit="layer", shown=context.progress)
+        counts = tuple(self._share_(weight, zeros=weight.name in zeros, seed=context.seed) for weight in bar)
         context.plan.append(clusters_entry([weight.name for weight in chosen]))
         context.tell(SharedValues(shared_by=repr(self), shared_values=counts))
         return model

@@ -7,6 +7,7 @@ from torch import nn
 
 from compressor.batches import Inputs
 from compressor.errors import StageError
+from compressor.progress.bars import waiting
 from compressor.structure.axes.axis import Axis, lock
 from compressor.structure.axes.groups import AxisStructure
 from compressor.structure.axes.runs import trace_axes
@@ -62,6 +63,7 @@ class StructureGraph(Protocol):
 
 
 @collector_paused()
+@waiting("looking at the structure", at_once=False)
 def trace_structure(model: nn.Module, inputs: Inputs | Shown, *, settled: bool = True) -> StructureGraph:
     """The structure of `model` as calls on `inputs` show it, a batch of at least 2 or more; the model stays as it is.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs
+from compressor.progress.bars import tick, waiting
 from compressor.structure.axes.decisions import Steps
 from compressor.structure.axes.forced_paths import Forced
 from compressor.structure.axes.groups import AxisStructure
@@ -70,6 +71,7 @@ class ProbedStructure:
         """What is left of every tensor."""
         return self._structure.sizes_without(gone)
 
+    @waiting("trying narrower copies", at_once=False)
     def settle(self) -> None:
         """Finds the attributes that keep sizes and the groups that go together, and locks the others; once."""
         settling, self._settling = self._settling, None
@@ -78,6 +80,7 @@ class ProbedStructure:
             with evaluating(self._model), collector_paused():
                 settling.run(partial(self._fault_without, backward=False))
 
+    @waiting("trying what is left", at_once=False)
     def fault_without(self, gone: dict[Coupled, list[int]]) -> str | None:
         """Why these channels cannot go, or None: narrowed, the model must run at two batch sizes, backwards too
         where it brings derivatives of its own, and compute what it computes with the channels at zero.
@@ -88,6 +91,7 @@ class ProbedStructure:
             return self._fault_without(gone, backward=True)
 
     def _fault_without(self, gone: dict[Coupled, list[int]], *, backward: bool) -> str | None:
+        tick()
         try:
             self.slices = {}
             narrow = apply_plan_(sharing_copy(self._model), self._structure.entries(gone), slices=self.slices)

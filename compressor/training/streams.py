@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from compressor.batches import Batch, Batches, split_batch
 from compressor.errors import StageError
+from compressor.progress.bars import progress_bar
 from compressor.streams.own_state import Counters, OwnState
 from compressor.tensor_files import raw_bytes
 from compressor.training.replay import replayed
@@ -241,10 +242,11 @@ def _samplers(loader: DataLoader[Any]) -> list[Any]:
 def _count(data: Iterable[Any], own: OwnState, seed: int, most: int) -> int | None:
     """How many batches a pass gives, at least 1; None where there are more than `most`, or it takes too long."""
     started, count = monotonic(), 0
-    with replayed(seed, 0), own.kept():
+    with replayed(seed, 0), own.kept(), progress_bar(desc="counting batches", unit="batch") as bar:
         own.begin_(0)
         for _ in data:
             count += 1
+            bar.update()
             if count > most or monotonic() - started > PATIENCE_SECONDS:
                 return None
     return max(1, count)

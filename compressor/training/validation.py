@@ -16,8 +16,10 @@ from compressor.budget import describe_drop
 from compressor.errors import StageError
 from compressor.intervals import paired_drop
 from compressor.metrics import Metric
+from compressor.progress.bars import progress_bar
 from compressor.training.precision import Form
 from compressor.training.replay import kept_modes, replayed
+from compressor.training.streams import said_length
 from compressor.workload import Workload, batches_of
 
 
@@ -66,7 +68,7 @@ def validation_rows(model: nn.Module, workload: Workload, form: Form) -> Tensor 
     rows, data = [], workload.validation
     with kept_modes(model), replayed(0, 0), torch.no_grad():
         model.eval()
-        for inputs, targets in batches_of(data):
+        for inputs, targets in progress_bar(batches_of(data), desc="validation", unit="batch", total=said_length(data)):
             outputs = form.predict(model, inputs).cpu()
             if bool(outputs.isnan().any()):
                 return None
@@ -74,7 +76,7 @@ def validation_rows(model: nn.Module, workload: Workload, form: Form) -> Tensor 
             rows.append(with_part(found, data.part) if isinstance(data, Joined) else found)
     if not rows:
         raise StageError("the validation data has no batches, so no epoch can be chosen; give validation data")
-    return torch.cat(rows)
+    return workload.metric.together(rows)
 
 
 def validation_score(model: nn.Module, workload: Workload, form: Form) -> float:

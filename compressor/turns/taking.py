@@ -81,10 +81,11 @@ def working() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def timing_alone() -> Iterator[Met]:
+def timing_alone(meanwhile: Callable[[], object] = lambda: None) -> Iterator[Met]:
     """A stretch in which nobody else times and work of ours pauses; what was met says where that was not to be had.
 
-    It may be taken again inside itself, and inside of work, whose turn it interrupts.
+    It may be taken again inside itself, and inside of work, whose turn it interrupts. `meanwhile` is called again and
+    again as long as it waits.
     """
     mine = _mine()
     if mine.timing is not None:
@@ -95,9 +96,9 @@ def timing_alone() -> Iterator[Met]:
     started = time.monotonic()
     try:
         says = []
-        if not _taken(gate, LONGEST_TURN):
+        if not _taken(gate, LONGEST_TURN, meanwhile):
             says.append(f"another timing, for more than {LONGEST_TURN:.0f} s")
-        if not _taken(work, LONGEST_BATCH):
+        if not _taken(work, LONGEST_BATCH, meanwhile):
             says.append(f"work that did not pause within {LONGEST_BATCH:.0f} s")
         mine.timing = Met(waited=time.monotonic() - started, says=" and ".join(says))
         yield mine.timing
@@ -140,8 +141,9 @@ def _joined(gate: Flock, work: Flock) -> bool:
         gate.release()
 
 
-def _taken(lock: Flock, seconds: float) -> bool:
+def _taken(lock: Flock, seconds: float, meanwhile: Callable[[], object]) -> bool:
     until = time.monotonic() + seconds
     while not (taken := lock.take(alone=True)) and time.monotonic() < until:
+        meanwhile()
         time.sleep(_POLL_SECONDS)
     return taken

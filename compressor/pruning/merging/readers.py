@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from compressor.batches import Inputs
+from compressor.progress.bars import progress_bar
 from compressor.pruning.constant_channels import read_inputs
 from compressor.pruning.merging.elimination import Reading
 from compressor.pruning.merging.fed import batch_statistics
@@ -157,7 +158,7 @@ def run(model: nn.Module, batches: Sequence[Inputs]) -> None:
     """Calls `model` on the batches, without gradients, with batch normalization by the statistics of each."""
     form = Form.of(model)
     with batch_statistics(model), torch.no_grad():
-        for inputs in batches:
+        for inputs in progress_bar(batches, desc="statistics of channels", unit="batch"):
             call_model(model, form.place(inputs))
 
 

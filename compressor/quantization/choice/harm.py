@@ -7,7 +7,7 @@ the one that does most first: of hundreds of signals a few do nearly all of it.
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,10 +30,17 @@ class Rounded:
     """The outputs of a float graph on `slices` of inputs with any of its signals on their grids, and their noise.
 
     Signals are the activations that the integer graph of `prepared` rounds, and the weights that it stores as integers;
-    `order` has them in the order of the graph.
+    `order` has them in the order of the graph. `told` is called at every run.
     """
 
-    def __init__(self, prepared: Prepared, slices: Sequence[Feeds], *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        slices: Sequence[Feeds],
+        *,
+        threads: int = 1,
+        told: Callable[[], object] = lambda: None,
+    ) -> None:
         graph, placed = prepared.graph, prepared.place()
         made = producers(placed.graph.node)
         stored = set(initializers(graph.graph))
@@ -42,7 +49,7 @@ class Rounded:
         }
         self.weights: dict[str, WeightGrid] = {name: grid for name, grid in prepared.weights.items() if name in stored}
         self.order = _in_order(graph, {*self.grids, *self.weights})
-        self.slices = slices
+        self.slices, self._told = slices, told
         self.runs = 0
         plain = open_session(graph.SerializeToString(), threads=threads)
         self.expected = [plain.run(None, feeds) for feeds in slices]
@@ -67,6 +74,7 @@ class Rounded:
         for name in self.weights:
             numbers[name] = (self._rounded if name in chosen else self._values)[name]
         self.runs += 1
+        self._told()
         found = [self._session.run(None, {**feeds, **numbers}) for feeds in self.slices]
         return worst_share(self.expected, found)
 

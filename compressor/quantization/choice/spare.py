@@ -9,6 +9,7 @@ most harm stay float, as few as leave the noise of the others within the limit, 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx
 
@@ -17,6 +18,7 @@ from compressor.errors import StageError
 from compressor.files.graphs import copy_of, initializers, output_names, readers
 from compressor.files.operators import Fact, facts_of, operator_of
 from compressor.notes.quantization import Calibrated, FloatAgain, GivenBack
+from compressor.progress.bars import progress_bar
 from compressor.quantization.choice.harm import Rounded, worst_share
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.activations import ActivationGrid, activation_grids
@@ -83,7 +85,12 @@ class Spare:
         """
         if not prepared.placement.static:
             raise StageError("no layer has calibrated activations, whose signals could be spared")
-        rounded, runs = self._rounded(prepared, workload)
+        with progress_bar(desc="what does harm", unit="run", total=_FEWEST_RUNS) as bar:
+            return self._spared(prepared, scheme, workload, bar)
+
+    def _spared(self, prepared: Prepared, scheme: Scheme, workload: Workload, bar: Any) -> Prepared:
+        rounded, runs = self._rounded(prepared, workload, lambda: bar.update(bar.n < bar.total))
+        bar.total = runs
         whole = rounded.noise(rounded.order)
         worth = _WORTH * 10 ** (-min(self.levels) / 10)
         ranging = math.ceil(_RANGES_SHARE * runs)
@@ -110,7 +117,7 @@ class Spare:
             tried.append(f"{reached:.1f} dB with {len(spared)} of {len(harms)} signals in float, {missed}")
         raise StageError("; ".join(tried))
 
-    def _rounded(self, prepared: Prepared, workload: Workload) -> tuple[Rounded, int]:
+    def _rounded(self, prepared: Prepared, workload: Workload, told: Callable[[], object]) -> tuple[Rounded, int]:
         """(the graph with signals to round, the runs that a search may take), the same on every machine."""
         calibrated = Calibrated.from_json(prepared.details)
         known = _COUNTED_SAMPLES if calibrated is None else min(calibrated.samples, _COUNTED_SAMPLES)
@@ -118,7 +125,7 @@ class Spare:
         wanted = max(_FEWEST_RUNS, _RUNS_A_SIGNAL * (len(prepared.activations) + len(prepared.weights)))
         count = max(_FEWEST_SAMPLES, min(self.samples, total // wanted))
         slices = sample_slices(prepared.graph, workload.calibration, size=count, samples=count)
-        return Rounded(prepared, slices), max(_FEWEST_RUNS, total // count)
+        return Rounded(prepared, slices, told=told), max(_FEWEST_RUNS, total // count)
 
 
 class _Search:

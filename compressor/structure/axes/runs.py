@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_targets, map_tensors
+from compressor.progress.bars import tick
 from compressor.structure.axes.axis import Axis, leaves
 from compressor.structure.axes.decisions import Place, Steps
 from compressor.structure.axes.forced_paths import Operators
@@ -292,6 +293,7 @@ class _Runs:
                 step.loss(output_tensor(raw), targets)
 
     def _call(self, copy: nn.Module, inputs: Inputs, *, by_shapes: bool) -> Any:
+        tick()
         self.watch.add_copy(self.model, copy)
         known = self._known(inputs, by_shapes=by_shapes)
         with torch.no_grad(), seeded(self._seed) as draws, self.watch.hooks(copy), self.watch, self.coverage.watched():

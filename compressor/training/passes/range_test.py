@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from compressor.progress.bars import progress_bar
 from compressor.training.optimizers.choices import SGD, AdamW, AutoOptimizer, Known, Optimizer
 from compressor.training.optimizers.composition import suits_sgd
 from compressor.training.optimizers.groups import optimizer_for
@@ -117,9 +118,13 @@ def _tried(
     """(rates, losses of the model as it is, losses of the one that learns) of the first `count` batches."""
     model, computed_in = passes.model, passes.form.autocast
     start = capture(model)
+    bar = progress_bar(desc="looking for a rate", unit="batch", total=2 * count)
     try:
+        before = []
         with replayed(seed, 0):
-            before = [passes.value(loss, own) for _, loss, own in islice(passes.losses(0, 0, computed_in), count)]
+            for _, loss, own in islice(passes.losses(0, 0, computed_in), count):
+                before.append(passes.value(loss, own))
+                bar.update()
         restore_(model, start)
         low, high = _LOWEST[kind], _HIGHEST[kind]
         rates = [low * (high / low) ** (number / max(1, len(before) - 1)) for number in range(len(before))]
@@ -132,6 +137,8 @@ def _tried(
             for rate, (_, loss, samples) in zip(rates, passes.losses(0, 0, computed_in), strict=False):
                 after.append(check_finite(passes.value(loss, samples), "loss"))
                 updates.add_(loss, samples, rate, "the range test")
+                bar.update()
     finally:
+        bar.close()
         restore_(model, start)
     return rates, before, after
