@@ -1,5 +1,7 @@
 """The package keeps the shape that docs/architecture.md and the import contracts say it has."""
 
+import ast
+
 import pytest
 
 from workbench import ROOT, house
@@ -40,3 +42,19 @@ def test_a_folder_can_be_taken_in_at_a_glance(folder) -> None:
 def test_importing_a_folder_imports_nothing(folder) -> None:
     """`__init__` files hold a docstring, so that no circle and no slow import hides there."""
     assert (folder / "__init__.py").read_text().count("\n") == 1
+
+
+# Packages that take a second to import, or are extras, and serve a few calls: imported by those.
+_LATE = {"sklearn", "scipy", "pandas", "matplotlib", "torchvision", "optuna", "ray", "dask", "mlflow", "tensorboard"}
+
+
+@pytest.mark.parametrize("folder", house.folders(), ids=lambda folder: folder.relative_to(ROOT).as_posix())
+def test_slow_packages_are_imported_where_they_are_used(folder) -> None:
+    """Whoever runs a recipe does not wait for what it does not call."""
+    early = set()
+    for path in house.modules(folder):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            early |= {(path.name, name) for name in names if name.partition(".")[0] in _LATE}
+    assert not early

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 Scores = NDArray[np.float64]
 
@@ -54,6 +52,9 @@ def learned(members: Sequence[Asked], others: Sequence[Asked], *, seed: int) -> 
     the one before compression and the one after, it is the attack on both at once: CompLeak (2025, arXiv:2507.16872),
     whose attacker, too, learns from what the two models say of one sample.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     sets = [_columns(members), _columns(others)]
     generator = np.random.default_rng(seed)
     halves = [generator.permutation(len(each)) < len(each) // 2 for each in sets]
