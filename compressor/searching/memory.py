@@ -1,5 +1,6 @@
 """What a search knows of the trials that were made: their files, what they take, and which beginnings fail."""
 
+import math
 from dataclasses import dataclass, field
 
 from compressor.recipe.recipe import Recipe
@@ -23,8 +24,12 @@ class Memory:
 
     @property
     def spent_seconds(self) -> float:
-        """What all trials on disk took."""
-        return sum(trial.seconds for trial in self.files)
+        """The seconds in which trials on disk were being made; those made side by side count once."""
+        spent, until = 0.0, -math.inf
+        for begun, ended in sorted((trial.ended_at - trial.seconds, trial.ended_at) for trial in self.files):
+            spent += max(0.0, ended - max(begun, until))
+            until = max(until, ended)
+        return spent
 
     def keep(self, trial: Trial) -> None:
         """Puts a trial on disk, and learns from it."""

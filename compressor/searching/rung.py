@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from time import time
 from typing import Any
 
 from compressor.comparing.arms import Arm
@@ -136,6 +137,7 @@ class Rung:
             predicted_seconds=run.seconds,
             stages=tuple(map(stage_name, run.recipe.stages)),
             keys=tuple(prefixes(run.recipe)),
+            ended_at=time(),
             **told,
         )
         self.memory.keep(trial)

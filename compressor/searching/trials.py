@@ -25,9 +25,10 @@ class Trial:
     """A recipe at one rung, run and measured on validation; `error` says why where it was not.
 
     `name` is its folder, `candidate` the recipe of the space that it is of, `recipe` the YAML text of what was run, and
-    `recipe_name` the name in it. `seconds` is the wall time that it took, `predicted_seconds` the plain forecast of it,
-    and `made_seconds` the work on stages that it did not share. `failed_stage` is the place of the stage that failed, 1
-    for the first. `stages` are those of the recipe by name, and `keys` their `prefixes`.
+    `recipe_name` the name in it. `seconds` is the wall time that it took, to the moment `ended_at`, in seconds since
+    1970; `predicted_seconds` is the plain forecast of it, and `made_seconds` the work on stages that it did not share.
+    `failed_stage` is the place of the stage that failed, 1 for the first. `stages` are those of the recipe by name, and
+    `keys` their `prefixes`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Trial:
     recipe: str
     recipe_name: str
     seconds: float
+    ended_at: float = 0.0
     predicted_seconds: float = 0.0
     made_seconds: float = 0.0
     error: str = ""

@@ -1,16 +1,21 @@
 """Which trials go on, what limits say of them, and how recipes with shorter trainings are made."""
 
+from dataclasses import replace
+
 import pytest
 
 from compressor.errors import RecipeError
 from compressor.estimate import Estimate
 from compressor.recipe.recipe import Recipe
+from compressor.searching.clock import Forecast
 from compressor.searching.finals import finalists_of, newest
 from compressor.searching.halving import going_on, rungs_of
 from compressor.searching.limits import Limits
+from compressor.searching.memory import Memory
 from compressor.searching.sampler import Grid, Random
 from compressor.searching.space import candidates_of, prefixes
-from compressor.searching.trials import Trial
+from compressor.searching.trials import Trial, TrialFiles
+from workbench.two_layers import small_workload
 
 SPACE = """
 name: space
@@ -171,3 +176,11 @@ def test_samplers_keep_stems_together(space) -> None:
     assert len(orders) > 1
     assert all(stems[0::2] == stems[1::2] for stems in orders)
     assert order(Random(3)) == order(Random(3))
+
+
+def test_trials_made_side_by_side_spend_their_time_once(tmp_path) -> None:
+    """From 0 to 30 s and from 10 to 40 s, then from 100 to 105 s: 45 s."""
+    memory = Memory(files=TrialFiles(tmp_path), forecast=Forecast(workload=small_workload()))
+    for name, ended, seconds in (("a", 30.0, 30.0), ("c", 105.0, 5.0), ("b", 40.0, 30.0)):
+        memory.files.add(replace(trial(name, 0.1, 1.0, 10), ended_at=ended, seconds=seconds))
+    assert memory.spent_seconds == 45.0

@@ -37,7 +37,7 @@ def command(out: str) -> list[str]:
 def found(folder: Path) -> Any:
     """What must not depend on kills: all but seconds."""
     saved = read_json(folder / "search.json")
-    seconds = {"seconds", "predicted_seconds", "made_seconds"}
+    seconds = {"seconds", "predicted_seconds", "made_seconds", "ended_at"}
     trials = [{name: value for name, value in trial.items() if name not in seconds} for trial in saved["trials"]]
     files = {name: (folder / name).read_bytes() for name in ("best.yaml", "model.onnx")}
     recipes = {path.name: path.read_text() for path in sorted((folder / "recipes").iterdir())}

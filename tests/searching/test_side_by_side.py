@@ -58,7 +58,8 @@ def found(out, **changes):
 
 def told(result) -> Any:
     """All but seconds."""
-    trials = [{**vars(trial), "seconds": 0, "made_seconds": 0, "predicted_seconds": 0} for trial in result.trials]
+    clocks = dict.fromkeys(("seconds", "ended_at", "made_seconds", "predicted_seconds"), 0)
+    trials = [vars(trial) | clocks for trial in result.trials]
     rows = [replace(row, seconds=0) for row in result.rows]
     return trials, result.why, rows, list(result.finalists)
 
