@@ -21,6 +21,8 @@ from compressor.runtime import feeds_of, open_session
 # slows down, long against the few calls that refill the caches after the other file ran.
 _BLOCK_SECONDS = 0.002
 _MAX_BLOCK_CALLS = 32
+# So many blocks of a file say what a repeat can: the error of their median lies below what repeats differ by.
+_MOST_BLOCKS_A_SECOND = 12
 # Refilling the caches after the other file ran takes some 0.1 ms: below 1 % of calls that are slower than this.
 _SLOW_SECONDS = 0.02
 # The smallest standard error of a ratio that is believed: seven repeats then resolve half a percent. On a quiet machine
@@ -54,13 +56,14 @@ def time_interleaved(
     repeats: int = 7,
     seconds: float = 2.0,
 ) -> Timing:
-    """The latency of both files for `inputs`, and the ratio with its 95 % interval, in about `seconds`.
+    """The latency of both files for `inputs`, and the ratio with its 95 % interval, in `seconds` or less.
 
     Each of the `repeats` (>= 3) opens fresh sessions of both, in an order drawn from `seed`, warms them up and runs
     them in turns, in blocks of calls A B B A. Its ratio is the median over the pairs of neighbouring blocks; value and
-    interval are the mean and Student's t over the repeats' logarithms. Slow files take longer than `seconds`: every
-    repeat runs each file at least four times. Other timings on this machine, and work of ours, wait meanwhile. Raises
-    ValueError for files that cannot be loaded or fed `inputs`.
+    interval are the mean and Student's t over the repeats' logarithms. Files of a millisecond take about half of
+    `seconds`, for enough blocks have run then; slow files take longer: every repeat runs each file at least four times.
+    Other timings on this machine, and work of ours, wait meanwhile. Raises ValueError for files that cannot be loaded
+    or fed `inputs`.
     """
     check_count(repeats, "repeats counts the sessions that the interval comes from", least=3)
     check_positive(seconds, "seconds is the time to spend")
@@ -97,7 +100,8 @@ def _repeats(
             calls[which] = _call(files[which], inputs, threads)
             typical.append(_warm_up(calls[which], _WARM_UP_SHARE / 2 * seconds / repeats))
         budget = max(seconds / repeats - (perf_counter() - start), 0.25 * seconds / repeats)
-        found.append(_interleave((calls[0], calls[1]), typical, budget, first=int(generator.integers(2))))
+        first, most = int(generator.integers(2)), round(_MOST_BLOCKS_A_SECOND * seconds)
+        found.append(_interleave((calls[0], calls[1]), typical, budget, first=first, most=most))
     return found
 
 
@@ -108,9 +112,17 @@ def _call(file: bytes, inputs: Inputs, threads: int) -> Callable[[], Any]:
 
 
 def _interleave(
-    calls: tuple[Callable[[], Any], Callable[[], Any]], typical: Sequence[float], budget: float, *, first: int
+    calls: tuple[Callable[[], Any], Callable[[], Any]],
+    typical: Sequence[float],
+    budget: float,
+    *,
+    first: int,
+    most: int,
 ) -> NDArray[np.float64]:
-    """The seconds per call of both, (2, blocks), from blocks of calls in the order A B B A for `budget` seconds."""
+    """The seconds per call of both, (2, blocks), from blocks of calls in the order A B B A.
+
+    For `budget` seconds, until there are `most` blocks of each, but at least two.
+    """
     # Both get blocks of the same size by the same rule: sizes of their own would follow the noise of the warm-up, and
     # a file whose blocks came out shorter would look slower (1 % in A/A runs of a 2.4 ms model).
     together = math.sqrt(typical[0] * typical[1])
@@ -120,7 +132,7 @@ def _interleave(
     gc.disable()
     try:
         end = perf_counter() + budget
-        while len(blocks[0]) < 2 or perf_counter() < end:
+        while len(blocks[0]) < 2 or (len(blocks[0]) < most and perf_counter() < end):
             for which in (first, 1 - first, 1 - first, first):
                 call, times = calls[which], []
                 if size > 1:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from compressor.estimate import Estimate
-from compressor.measuring.timing import _exp_interval, time_interleaved
+from compressor.measuring.timing import _exp_interval, _interleave, time_interleaved
 from workbench.onnx_files import convolutions, scaled
 
 
@@ -20,6 +20,13 @@ def test_interval_never_pretends_more_than_the_resolution() -> None:
     estimate = _exp_interval(np.zeros(7), floor=0.002)
     assert estimate.high == pytest.approx(np.exp(2.446912 * 0.002), rel=1e-6)
     assert not estimate.excludes(1.004)
+
+
+def test_short_calls_end_when_enough_blocks_have_run() -> None:
+    """Of sixty seconds none is waited for, and a budget that is over leaves two blocks of each file all the same."""
+    calls = (lambda: None, lambda: None)
+    assert _interleave(calls, [1e-3, 1e-3], 60.0, first=0, most=6).shape == (2, 6)
+    assert _interleave(calls, [1e-3, 1e-3], 0.0, first=1, most=6).shape == (2, 2)
 
 
 @pytest.mark.usefixtures("own_seconds")
