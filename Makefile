@@ -35,7 +35,7 @@ $(VENV)/installed-dev: pyproject.toml $(VENV)/constraints.txt
 
 # Shorter than the recipe trains, for a first look.
 demo: $(VENV)/installed  ## compress the embedded default, into runs/demo
-	$(BIN)/compressor run drop_blocks_distill_int8 --set stages.1.epochs=8 --workload digits --out $(OUT)
+	$(BIN)/compressor run drop_blocks_distill_int8 --set stages.1.epochs=6 --set stages.1.views=3 --workload digits --out $(OUT)
 	@echo "Look at $(OUT)/report.html"
 
 test: $(VENV)/installed-dev  ## the test suite
