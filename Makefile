@@ -90,7 +90,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-demo bench-compare bench-compare-itself bench-overhead bench-search bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-studio bench-studio-load bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
+bench: bench-demo bench-compare bench-compare-itself bench-overhead bench-search bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-studio bench-studio-load bench-studio-drawing bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -207,6 +207,10 @@ bench-studio: $(VENV)/installed-dev  ## what the studio's sliders foretell besid
 
 bench-studio-load: $(VENV)/installed-dev  ## twenty people at one studio, ten requests a second each: what is lost, and how long they wait (two minutes; wants a quiet machine)
 	$(BIN)/python -m benchmarks.studio.load
+
+.PHONY: bench-studio-drawing
+bench-studio-drawing: $(VENV)/installed-dev  ## five thousand operators on the studio's page, in headless Chromium: seconds from the click to the screen (a minute; wants a quiet machine)
+	$(BIN)/python -m benchmarks.studio.drawing
 
 docs-studio: $(VENV)/installed-dev  ## the pictures of docs/studio.md, from a studio of the digits in headless Chromium (minutes)
 	$(BIN)/python -m benchmarks.studio.pictures

@@ -1,4 +1,4 @@
-"""`compressor studio` in a process of its own, as a person starts it, and a picture of a long network."""
+"""`compressor studio` in a process of its own, as a person starts it, or in a thread; a picture of a long network."""
 
 import os
 import re
@@ -7,8 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from compressor.studio import serving
+from compressor.studio.access import Access
+from compressor.studio.desk import Desk
 from compressor.studio.picture import Operator, Picture
 from workbench import ROOT
 
@@ -54,6 +59,12 @@ class Studio:
         self._given.add(self._latest[whom])
         return self._latest[whom]
 
+    @property
+    def cpu_seconds(self) -> float:
+        """Seconds that all processors together have spent in it, in steps of a hundredth; of Linux."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
         """Ends it as a power cut would."""
         self._process.kill()
@@ -75,6 +86,24 @@ class Studio:
                 self.said.append(line.rstrip())
                 if found := _LINK.match(line.rstrip()):
                     self._latest[found[1]] = found[2]
+
+
+@contextmanager
+def served(desk: Desk) -> Iterator[tuple[Access, serving.Address, int]]:
+    """`desk` on a free port of this machine, from a thread: who may come in, the address and the port."""
+    from compressor.studio.app import studio_app
+
+    address, access = serving.Address(port=0), Access()
+    opened = serving.listening_socket(address)
+    port = opened.getsockname()[1]
+    server = serving.server(studio_app(desk, access, hosts=address.hosts(port)), address)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+    thread.start()
+    try:
+        yield access, address, port
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
 def long_picture(count: int) -> Picture:

@@ -7,6 +7,7 @@ which the start of a call and the change of layout at the input cancel.
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from compressor.target import Isa, Target, filled_width
 _INNER = 4
 
 
+@lru_cache(maxsize=1 << 14)
 def runnable(operator: Operator, precision: str) -> Operator:
     """The operator as the table keeps it: with the precision it really runs in, without what its time ignores.
 

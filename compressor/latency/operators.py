@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -58,7 +59,7 @@ class Operator:
             raise ValueError(f"the kernel {self.kernel} does not fit the padded map {self.size}; got {self}")
         object.__setattr__(self, "flags", tuple(sorted(self.flags)))
 
-    @property
+    @cached_property
     def output_size(self) -> tuple[int, ...]:
         """The map that a convolution makes; `size` for everything else."""
         if self.kind not in CONVOLUTIONS:
@@ -72,7 +73,7 @@ class Operator:
         steps = zip(self.size, pads, spans, self.stride, strict=True)
         return tuple((size - 1) * stride - pad + span for size, pad, span, stride in steps)
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-accumulates of the whole batch; 0 for light operators."""
         if self.kind in CONVOLUTIONS:

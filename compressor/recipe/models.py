@@ -39,9 +39,14 @@ SETTINGS_CONFIG = ConfigDict(extra="forbid", strict=True, protected_namespaces=(
 _FULL, _BARE, _PLAIN = "\tfull", "\tbare", "\tplain"
 
 
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def settings(kind: type[Any]) -> dict[str, Any]:
     """The fields of a dataclass that a recipe can set, with their types."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable, which mypy does not see
     names = [field.name for field in dataclasses.fields(kind) if field.init]
     return {name: hint for name in names if (hint := _writable(_spelled_out(hints[name]))) is not None}
 

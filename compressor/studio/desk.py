@@ -1,6 +1,7 @@
 """What lies on the table: a workload, what was found of its model, and what the page shows of both."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,23 @@ from typing import Any
 from compressor.errors import CompressorError
 from compressor.files.export import export_onnx
 from compressor.files.weights import count_parameters
+from compressor.identity.package import package_code
+from compressor.identity.values import Identifier
 from compressor.inspection.inspection import Inspection, Looked, look
 from compressor.inspection.recommendation import recommend
+from compressor.kept_state import private_copy
 from compressor.measuring.node_times import NodeTime, node_times
 from compressor.report.numbers import printable
+from compressor.running.folder import versions
 from compressor.runtime import OnnxModule
+from compressor.storage import sha256
+from compressor.store.place import users_store
 from compressor.studio.draft_table import draft_table
 from compressor.studio.drafting.draft import Draft
 from compressor.studio.drawing import drawn, told
 from compressor.studio.events import Broadcast
 from compressor.studio.overview import findings, overview
-from compressor.studio.pages import render
+from compressor.studio.pages import Kept, render
 from compressor.studio.picture import Detail, Picture
 from compressor.studio.planning import Planning
 from compressor.studio.runs import Runs
@@ -27,6 +34,9 @@ from compressor.target import Target
 from compressor.workload import Workload
 
 Query = Mapping[str, str]
+# What of a workload decides what its file is, and that file's name in the store.
+_EXPORTED = ("model", "example_inputs", "free_sizes", "export_seconds", "metric", "output", "others")
+_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +66,8 @@ class Desk:
         self.picture: Picture | None = None
         self.failed: str | None = None
         self.unplanned = ""
+        self._drawings: Kept[str] = Kept(len(Detail))
+        self._run_pages: Kept[str] = Kept(2)
         self._parameters = 0
         self._parts: dict[str, Callable[[Query, Visitor], str | None]] = {
             "overview": self._overview,
@@ -104,7 +116,7 @@ class Desk:
             self.events.publish("planned", {"failed": self.unplanned})
 
     def _file(self) -> bytes:
-        file = export_onnx(self.workload.model, self.workload).onnx_bytes
+        file = _exported(self.workload)
         self._parameters, _ = count_parameters(file)
         return file
 
@@ -155,7 +167,12 @@ class Desk:
         detail = _detail(query)
         if self.picture is None or detail is None:
             return None
-        return render("picture", **drawn(self.picture, self.inspection, detail))
+        picture, inspection = self.picture, self.inspection
+        return self._drawings.of(
+            detail,
+            (picture, inspection is None),
+            lambda: render("picture", **drawn(picture, inspection, detail)),
+        )
 
     def _plan(self, query: Query, visitor: Visitor) -> str:
         if not self.planning.is_ready:
@@ -171,9 +188,14 @@ class Desk:
 
     def _runs(self, query: Query, visitor: Visitor) -> str:
         del query
-        shown = self.runs.page()
-        busy = any(run["state"] in {"going on", "pausing"} for run in shown["runs"])
-        return render("runs", may_edit=visitor.may_edit, busy=busy, ready=self.planning.is_ready, **shown)
+        may_edit, ready = visitor.may_edit, self.planning.is_ready
+
+        def made() -> str:
+            shown = self.runs.page()
+            busy = any(run["state"] in {"going on", "pausing"} for run in shown["runs"])
+            return render("runs", may_edit=may_edit, busy=busy, ready=ready, **shown)
+
+        return self._run_pages.of(may_edit, (ready, self.runs.stand()), made)
 
     def _stages(self, query: Query, visitor: Visitor) -> str | None:
         del visitor
@@ -204,6 +226,26 @@ class Desk:
             return None
         found = told(self.picture, self.inspection, detail, int(number))
         return None if found is None else render("box", **found)
+
+
+def _exported(workload: Workload) -> bytes:
+    """The file of the model, exported, or as it was when a studio looked at the very same model and calls before."""
+    identifier = Identifier()
+    parts = {name: getattr(workload, name) for name in _EXPORTED}
+    digests = [identifier.digest(private_copy(part) if name == "model" else part) for name, part in parts.items()]
+    known = not isinstance(workload.model, OnnxModule) and not any(digest.unknown for digest in digests)
+    store = users_store() if known else None
+    if store is None:
+        return export_onnx(workload.model, workload).onnx_bytes
+    facts = [*(digest.text for digest in digests), sorted(versions().items()), package_code()]
+    key = sha256(repr(facts).encode())
+    kept = store.get(key)
+    if kept is not None:
+        return kept.contents[_FILE]
+    begun = time.perf_counter()
+    file = export_onnx(workload.model, workload).onnx_bytes
+    store.put(key, stage="export", seconds=time.perf_counter() - begun, facts={}, contents={_FILE: file})
+    return file
 
 
 def _detail(query: Query) -> Detail | None:

@@ -16,7 +16,7 @@ def draft_table(planning: Planning, shown: Draft, person: str, *, may_edit: bool
     rows = []
     for draft in drafts:
         owner = f" ({draft.person})" if draft.person not in {"", person} else ""
-        row = _row(whatif.numbers(draft.choice), whole, planning.judged(draft))
+        row = _row(planning.numbers(draft), whole, planning.judged(draft))
         what = _what(draft.choice)
         rows.append({**row, "name": f"{draft.name}{owner}", "key": draft.key, "open": draft is shown, "what": what})
     return {

@@ -10,6 +10,8 @@ from compressor.storage import json_safe
 
 # A page that is so far behind is better off with the latest of each kind, which it gets when it comes again.
 _MOST_WAITING = 256
+# What comes so soon behind an event waits for the end of it, and is sent in one piece.
+_TOGETHER_SECONDS = 0.1
 HEARTBEAT_SECONDS = 15.0
 
 
@@ -51,7 +53,10 @@ class Broadcast:
                 queue.put_nowait(None)
 
     async def stream(self, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """The events for one page, for as long as it is `allowed`, which is asked before each."""
+        """The events for one page, in pieces of one or more, for as long as it is `allowed`, asked before each piece.
+
+        One that comes alone is sent at once; of many in a row each page gets ten pieces a second.
+        """
         self._loop = asyncio.get_running_loop()
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         for event in self._latest.values():
@@ -65,8 +70,10 @@ class Broadcast:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
                         told = await queue.get()
-                if told is None or not allowed():
+                waiting = [told, *(queue.get_nowait() for _ in range(queue.qsize()))]
+                if None in waiting or not allowed():
                     return
-                yield told
+                yield b"".join(filter(None, waiting))
+                await asyncio.sleep(_TOGETHER_SECONDS)
         finally:
             self._queues.discard(queue)

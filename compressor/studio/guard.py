@@ -35,6 +35,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+_HEADERS = tuple((name.encode(), value.encode()) for name, value in HEADERS.items())
 
 
 class RefusedError(Exception):
@@ -72,7 +73,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 begun = True
                 own = {name for name, _ in message.get("headers", [])}
-                more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in own]
+                more = [header for header in _HEADERS if header[0] not in own]
                 message = {**message, "headers": [*message.get("headers", []), *more]}
             await send(message)
 

@@ -1,6 +1,6 @@
 """Planning on the page: what is free, the draft, what it costs at once, and what it loses, foretold and measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from compressor.studio.drawing import percent
 from compressor.studio.events import Broadcast
 from compressor.studio.foresight.background import Background
 from compressor.studio.foresight.recovery import Recovery, Trained
-from compressor.studio.pages import render
+from compressor.studio.pages import Kept, render
 from compressor.studio.tiles import cost_tiles, drop_in_words, judged_in_words, trained_in_words
-from compressor.studio.whatif import Judged, WhatIf
+from compressor.studio.whatif import Judged, Numbers, WhatIf
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -27,6 +27,8 @@ from compressor.workload import Workload
 Finished = tuple[str, Recipe, float]
 # Steps of measuring between two that pages are told of.
 _TOLD_EVERY = 4
+# Drafts of which there is kept what was shown last.
+_MOST_KEPT = 256
 
 
 class Planning:
@@ -58,6 +60,10 @@ class Planning:
         self._background: Background | None = None
         self._trained: dict[str, Trained | None] = {}
         self._asked_ahead = self._formed = False
+        self._edited: Kept[dict[str, Any]] = Kept(_MOST_KEPT)
+        self._recipes: Kept[str] = Kept(_MOST_KEPT)
+        self._pages: Kept[str] = Kept(_MOST_KEPT)
+        self._numbers: Kept[Numbers] = Kept(_MOST_KEPT)
         self.unmeasured = ""
 
     @property
@@ -115,12 +121,34 @@ class Planning:
 
     def tried(self, choice: Choice) -> dict[str, Any]:
         """What `choice` would cost, for a page that has not decided: the tiles."""
+        self._asked()
         return {"tiles": render("tiles", **self._tiles(choice, None))}
 
     def edited(self, draft: Draft) -> dict[str, Any]:
         """The draft for a page, after whatever was done to it."""
+        self._asked()
+        return self._edited.of(draft.key, self._known_of(draft), lambda: self._as_edited(draft))
+
+    def numbers(self, draft: Draft) -> Numbers:
+        """What the draft costs as it stands."""
+        same = draft.version, self.whatif.revision
+        return self._numbers.of(draft.key, same, lambda: self.whatif.numbers(draft.choice))
+
+    def _known_of(self, draft: Draft) -> Hashable:
+        """What is the same as long as a page shows the same of the draft."""
+        revisions = self.whatif.revision, self.whatif.sensitivities(draft.choice.criterion).revision
+        judged, _ = self._judged.get(draft.key, (-1, None))
+        return draft.version, judged, *revisions, len(self._trained), self.unmeasured
+
+    def _recipe_of(self, draft: Draft) -> str:
+        def text() -> str:
+            recipe = draft.choice.recipe(self.whatif.free, self._target)
+            return "" if recipe is None else recipe.dump()
+
+        return self._recipes.of(draft.key, (draft.version, self.whatif.revision), text)
+
+    def _as_edited(self, draft: Draft) -> dict[str, Any]:
         choice = draft.choice
-        recipe = choice.recipe(self.whatif.free, self._target)
         return {
             "draft": draft.key,
             "name": draft.name,
@@ -129,7 +157,7 @@ class Planning:
             "undo": draft.can_undo,
             "redo": draft.can_redo,
             "tiles": render("tiles", **self._tiles(choice, draft)),
-            "recipe": "" if recipe is None else recipe.dump(),
+            "recipe": self._recipe_of(draft),
         }
 
     def told_of(self, draft: Draft) -> None:
@@ -142,6 +170,10 @@ class Planning:
         self.told_of(draft)
         self.wake()
         return self.edited(draft)
+
+    def _asked(self) -> None:
+        if self._background is not None:
+            self._background.asked()
 
     def wake(self) -> None:
         """Says that there may be something to measure: the draft was edited, or a run is done."""
@@ -176,6 +208,12 @@ class Planning:
 
     def page(self, draft: Draft, *, may_edit: bool) -> str:
         """The controls of the draft as HTML."""
+        self._asked()
+        return self._pages.of(
+            (draft.key, may_edit), self._known_of(draft), lambda: self._page(draft, may_edit=may_edit)
+        )
+
+    def _page(self, draft: Draft, *, may_edit: bool) -> str:
         whatif = self.whatif
         choice = draft.choice
         return render(
@@ -212,7 +250,9 @@ class Planning:
                 {"name": printable(name), "key": name, "stays": name not in choice.drop, **self._share(name, choice)}
                 for name in whatif.free.blocks
             ],
-            **{key: value for key, value in self.edited(draft).items() if key in {"undo", "redo", "recipe"}},
+            undo=draft.can_undo,
+            redo=draft.can_redo,
+            recipe=self._recipe_of(draft),
             **self._tiles(choice, draft),
         )
 
@@ -234,7 +274,8 @@ class Planning:
 
     def _tiles(self, choice: Choice, draft: Draft | None) -> dict[str, Any]:
         """What the template of the tiles takes; a choice that is no draft is foretold, not judged."""
-        now, before = self.whatif.numbers(choice), self.whatif.reference
+        now = self.whatif.numbers(choice) if draft is None else self.numbers(draft)
+        before = self.whatif.reference
         if now.rough:
             self.wake()
         judged = None if draft is None else self.judged(draft)

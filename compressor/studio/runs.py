@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,13 @@ class Runs:
         self._going: dict[str, _Going] = {}
         self._told: dict[str, list[dict[str, Any]]] = {}
         self._records: dict[str, tuple[int, RunRecord]] = {}
+        self._changes = 0
         self.when_done: Callable[[], object] = lambda: None
 
     def names(self) -> list[str]:
         """The runs that there are, in order."""
-        found = {path.stem for path in self._out.glob("run-*.yaml") if _NAME.fullmatch(path.stem)}
+        files = self._out.iterdir() if self._out.is_dir() else ()
+        found = [path.stem for path in files if path.suffix == ".yaml" and _NAME.fullmatch(path.stem)]
         return sorted(found, key=lambda name: int(name[4:]))
 
     def begin(self, recipe: Recipe) -> str:
@@ -145,6 +147,11 @@ class Runs:
             return None
         path = beside.get(wanted, self._out / name / wanted)
         return (path, FILES[wanted]) if path.is_file() else None
+
+    def stand(self) -> Hashable:
+        """What is the same for as long as `page` is."""
+        files = [path for name in self.names() for path in (self._out / name, self._out / name / "report.json")]
+        return self._changes, tuple((str(path), path.stat().st_mtime_ns if path.exists() else 0) for path in files)
 
     def page(self) -> dict[str, Any]:
         """What the template of the runs takes."""
@@ -327,6 +334,7 @@ class Runs:
         self.when_done()
 
     def _changed(self) -> None:
+        self._changes += 1
         self._events.publish("ran", {"runs": len(self.names())})
 
 

@@ -15,6 +15,8 @@ from compressor.studio.access import Access, Role
 
 # From the first byte of a request to the end of its headers.
 HEADER_SECONDS = 10.0
+# More are refused. A browser holds six for all its windows, and what it asks beyond these waits in it: that is thirty
+# people, whose requests are slower then and not lost.
 _MOST_CONNECTIONS = 200
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~@-]+)+")
@@ -109,7 +111,12 @@ def listening_socket(address: Address) -> socket.socket:
 
 
 def serve(app: Any, address: Address, opened: socket.socket) -> None:
-    """Serves `app` on the socket until Ctrl-C. No request is written to a log: an address may hold a token."""
+    """Serves `app` on the socket until Ctrl-C."""
+    server(app, address).run(sockets=[opened])
+
+
+def server(app: Any, address: Address) -> Any:
+    """Uvicorn's server of `app`. No request is written to a log: an address may hold a token."""
     uvicorn = server_module()
     config = uvicorn.Config(
         app,
@@ -125,7 +132,7 @@ def serve(app: Any, address: Address, opened: socket.socket) -> None:
         ssl_certfile=address.tls_cert,
         ssl_keyfile=address.tls_key,
     )
-    uvicorn.Server(config).run(sockets=[opened])
+    return uvicorn.Server(config)
 
 
 def server_module() -> Any:

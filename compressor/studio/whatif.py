@@ -112,6 +112,8 @@ class WhatIf:
             layers=tuple(filter(None, self._costs.layer_weights({}))),
         )
         self._out, self._kept = out, kept
+        # Another number whenever `numbers` may tell something else of the same choice.
+        self.revision = 0
         self._sensitivities: dict[str, Sensitivities] = {}
         self._whole = {group.name: group.width for group in self._groups} | {
             block_key(name): 1 for name in self._blocks
@@ -167,7 +169,9 @@ class WhatIf:
 
     def time_wanted(self) -> bool:
         """Times some operators that `numbers` was asked for and lacked; whether there were any."""
-        return any(form.prompt.measure(_AT_ONCE) for form in [*self._forms.values()])
+        found = any(form.prompt.measure(_AT_ONCE) for form in [*self._forms.values()])
+        self.revision += found
+        return found
 
     @property
     def is_timed(self) -> bool:
@@ -188,6 +192,7 @@ class WhatIf:
             integer = prepared.shipped()
         except CompressorError:
             self.free = replace(self.free, forms=("float32",), layers=())
+            self.revision += 1
             return
         static = prepared.placement.static
         layers = tuple(name for name in self.free.layers if any(matches(node, name) for node in static))
@@ -197,6 +202,7 @@ class WhatIf:
         self._files["int8"] = integer
         ms = self.reference.ms
         self._forms["int8"] = self._form("int8", integer, None if ms is None else ms / timing.speedup.value)
+        self.revision += 1
 
     def pack(self) -> bool:
         """Finds out what one more of the files takes packed; False where all are known."""
@@ -206,6 +212,7 @@ class WhatIf:
         self._packed[form] = packed_size(self._files[form], most=_MOST_PACKED)
         if form == "float32":
             self.reference = self.numbers(Choice())
+        self.revision += 1
         return True
 
     def sensitivities(self, criterion: str) -> Sensitivities:
@@ -229,6 +236,8 @@ class WhatIf:
         """
         limit, items = fraction * (self.reference.ms or 0.0), self.sensitivities(choice.criterion).items
         found = choose_structure(items, self._forms[choice.form].exactly, limit, self._whole)
+        # It has timed what the table lacked.
+        self.revision += 1
         state = self._whole | found.state
         return replace(
             choice,

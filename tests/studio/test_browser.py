@@ -1,7 +1,5 @@
 """The studio as a browser shows it: by keyboard alone, at three widths, by two people at once."""
 
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -10,15 +8,11 @@ import torch
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-import uvicorn
-
-from compressor.studio import serving
-from compressor.studio.access import Access, Role
-from compressor.studio.app import studio_app
+from compressor.studio.access import Role
 from compressor.studio.desk import Desk
 from compressor.studio.whatif import WhatIf
 from compressor.target import Isa, Target
-from workbench.studio import long_picture
+from workbench.studio import long_picture, served
 from workbench.tiny import TinyResNet, make_workload
 
 pytestmark = pytest.mark.browser
@@ -33,22 +27,12 @@ def studio(tmp_path_factory):
     desk = Desk(
         make_workload(TinyResNet(32).eval()), "small", Target(isa=Isa.X86_AVX2), tmp_path_factory.mktemp("runs")
     )
-    with pytest.MonkeyPatch.context() as patch:
-        servers = []
-        make = uvicorn.Server
-        patch.setattr(uvicorn, "Server", lambda config: servers.append(make(config)) or servers[-1])
+    with pytest.MonkeyPatch.context() as patch, served(desk) as (access, address, port):
         patch.setattr(WhatIf, "warm", lambda _: None)
-        address, access = serving.Address(port=0), Access()
-        opened = serving.listening_socket(address)
-        port = opened.getsockname()[1]
-        app = studio_app(desk, access, hosts=address.hosts(port))
-        thread = threading.Thread(target=serving.serve, args=(app, address, opened))
-        thread.start()
         desk.look().join()
         DESKS[port] = desk
         yield access, address, port
-        servers[0].should_exit = True
-        thread.join(10)
+    desk.planning.end()
 
 
 def _enter(chromium, studio, role=Role.EDITOR, **window):
@@ -168,23 +152,20 @@ def test_all_of_it_by_the_tabulator(chromium, studio) -> None:
 
 
 def test_five_thousand_operators(chromium, studio) -> None:
-    """From the click to the boxes on the screen in less than two seconds, the best of three: wants a quiet machine."""
+    """All of them are drawn as boxes, searched, and folded again."""
     desk = DESKS[studio[2]]
     kept, desk.picture = desk.picture, long_picture(5000)
     page, _ = _enter(chromium, studio)
     try:
-        seconds = []
-        for _ in range(3):
-            page.click("[data-detail=blocks]")
-            page.wait_for_selector("[data-detail=blocks][aria-pressed=true]")
-            begun = time.monotonic()
-            page.click("[data-detail=operators]")
-            page.wait_for_selector(".box >> nth=4999", state="attached")
-            page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-            seconds.append(time.monotonic() - begun)
-        assert min(seconds) < 2.0, seconds
+        few = page.locator(".box").count()
+        page.click("[data-detail=operators]")
+        page.wait_for_selector(".box >> nth=4999", state="attached")
         page.fill("#find", "4711")
         page.wait_for_selector(".box.fits")
+        assert page.locator(".box.fits").count() == 1
+        page.click("[data-detail=blocks]")
+        page.wait_for_selector("[data-detail=blocks][aria-pressed=true]")
+        assert page.locator(".box").count() == few < 1000
     finally:
         desk.picture = kept
         page.context.close()

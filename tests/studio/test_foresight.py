@@ -8,6 +8,7 @@ import pytest
 
 from compressor.estimate import Estimate
 from compressor.latency.operators import linear
+from compressor.studio.foresight import background as beside
 from compressor.studio.foresight.background import Background
 from compressor.studio.foresight.forecast import Curve, Forecast, Observed
 from compressor.studio.foresight.prompt_times import PromptTimes
@@ -144,6 +145,22 @@ def test_a_job_that_raises_is_left_out_and_the_others_go_on():
     assert background.settle(10)
     assert len(done) == 5
     background.end()
+
+
+def test_who_asks_goes_first(clock, monkeypatch):
+    """Steps beside a page are followed by no rest worth the name, beside twenty by a longer one; and it has an end."""
+    monkeypatch.setattr(beside.time, "monotonic", clock)
+    background = Background([], lambda _: None)
+    assert background._rest(0.1) == 0
+    background.asked()
+    assert background._rest(0.1) < 0.003
+    for _ in range(400):
+        clock.now += 1 / 200
+        background.asked()
+    assert 0.2 < background._rest(0.1) < 0.4
+    assert background._rest(10.0) == 0.5
+    clock.now += 10
+    assert background._rest(0.1) < 0.001
 
 
 def test_plans_by_chance_are_of_every_size():

@@ -52,3 +52,20 @@ def test_what_others_wrote_is_as_they_wrote_it(folder):
         assert len((folder / facts["licence_file"]).read_text()) > 300
     ours = {"studio.js"}
     assert {path.name for path in folder.glob("*.js")} == {*known, *(ours if folder.name == "static" else ())}
+
+
+def test_what_is_shown_again_is_made_once():
+    """As long as what it shows is the same; the names that were made last are kept, as many as there may be."""
+    kept, made = pages.Kept(2), []
+
+    def make(word):
+        return lambda: made.append(word) or word
+
+    assert [kept.of("a", 1, make("old")), kept.of("a", 1, make("new"))] == ["old", "old"]
+    assert kept.of("a", 2, make("new")) == "new"
+    kept.of("b", 1, make("b"))
+    kept.of("a", 3, make("newest"))
+    kept.of("c", 1, make("c"))
+    assert made == ["old", "new", "b", "newest", "c"]
+    assert kept.of("a", 3, make("again")) == "newest"
+    assert kept.of("b", 1, make("b again")) == "b again"

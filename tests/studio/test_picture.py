@@ -1,5 +1,9 @@
 """The file as a picture: where nodes and edges lie, what boxes cost, and what they are coupled with."""
 
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,6 +12,8 @@ pytest.importorskip("starlette")
 from compressor.files.export import export_onnx
 from compressor.inspection.inspection import inspect
 from compressor.measuring.macs import count_macs
+from compressor.store.kept import StoreWarning
+from compressor.studio import desk as desks
 from compressor.studio.desk import Desk, Visitor
 from compressor.studio.drawing import drawn, told
 from compressor.studio.layout import laid_out
@@ -136,3 +142,43 @@ def test_what_is_not_there_is_not_shown(looked, query, tmp_path):
     desk = Desk(workload, "small", Target(), tmp_path)
     desk.inspection, desk.picture = inspection, picture
     assert desk.part("box", query, Visitor()) is None
+
+
+def test_a_model_is_exported_once_and_again_when_it_is_another(looked, tmp_path, monkeypatch):
+    """A later studio takes the very file from the store, verified there; another weight or other calls make another."""
+    workload, made = looked[0], []
+
+    def export(model, workload):
+        made.append(model)
+        return SimpleNamespace(onnx_bytes=b"file %d" % len(made))
+
+    monkeypatch.setattr(desks, "export_onnx", export)
+    assert [desks._exported(workload) for _ in range(2)] == [b"file 1", b"file 2"]
+    monkeypatch.setenv("COMPRESSOR_STORE", str(tmp_path / "store"))
+    assert [desks._exported(workload) for _ in range(2)] == [b"file 3", b"file 3"]
+    (stored,) = (tmp_path / "store").rglob("model.onnx")
+    other = copy.deepcopy(workload.model)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    assert desks._exported(replace(workload, model=other)) == b"file 4"
+    longer = torch.cat([workload.example_inputs] * 2)
+    assert desks._exported(replace(workload, example_inputs=longer)) == b"file 5"
+    stored.write_bytes(b"damaged")
+    with pytest.warns(StoreWarning, match="not the file that was written"):
+        assert desks._exported(workload) == b"file 6"
+
+
+def test_a_drawing_is_made_once_until_there_is_another(looked, tmp_path, monkeypatch):
+    """For every page that asks; its times and what can go make it anew."""
+    workload, inspection, picture, _ = looked
+    desk, made = Desk(workload, "small", Target(), tmp_path), []
+    monkeypatch.setattr(desks, "drawn", lambda *given: made.append(given) or drawn(*given))
+    desk.picture = picture
+    first = [desk.part("picture", {"detail": "layers"}, Visitor()) for _ in range(2)]
+    assert first[0] == first[1]
+    assert len(made) == 1
+    desk.inspection = inspection
+    assert desk.part("picture", {"detail": "layers"}, Visitor()) != first[0]
+    desk.picture = long_picture(20)
+    assert "net.19" in desk.part("picture", {"detail": "layers"}, Visitor())
+    assert len(made) == 3

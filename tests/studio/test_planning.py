@@ -1,5 +1,9 @@
 """What a choice costs, as the page shows it: held against the models that come of it, and asked for by requests."""
 
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,12 +17,15 @@ from compressor.inspection.inspection import look
 from compressor.kept_state import private_copy
 from compressor.latency.table import LatencyTable
 from compressor.measuring.macs import count_macs
+from compressor.recipe.recipe import Recipe
 from compressor.stage import Context
+from compressor.studio import planning
 from compressor.studio.access import Access, Role
 from compressor.studio.app import studio_app
 from compressor.studio.choice import Choice
 from compressor.studio.desk import Desk
 from compressor.studio.foresight import sensitivities
+from compressor.studio.outcomes.program import program
 from compressor.studio.planning import NotReadyError
 from compressor.studio.whatif import WhatIf
 from compressor.target import Isa, Target
@@ -123,6 +130,48 @@ def test_an_edit_is_kept_and_taken_back(desk):
     undone = browser.post("/undo", {"draft": "1", "version": version + 1}).json()
     assert undone["choice"] == Choice().to_json()
     assert undone["redo"] is True
+
+
+def test_what_did_not_change_is_not_rendered_again(desk, monkeypatch):
+    """The draft and its controls are made once for a version, and again when it is judged, and for a viewer."""
+    made = []
+    rendered = planning.render
+    monkeypatch.setattr(planning, "render", lambda name, **values: made.append(name) or rendered(name, **values))
+    draft, browser = desk.planning.shelf.first(""), _visitor(desk)
+    desk.planning._judged[draft.key] = draft.version, None
+    first = [browser.get(path).text for path in ("/draft", "/part/plan")]
+    made.clear()
+    assert [browser.get(path).text for path in ("/draft", "/part/plan")] == first
+    assert made == []
+    desk.planning._judged.pop(draft.key)
+    assert [browser.get(path).text for path in ("/draft", "/part/plan")] != first
+    assert made == ["tiles", "plan"]
+    assert _visitor(desk, Role.VIEWER).get("/part/plan").text != first[1]
+    desk.planning.wake()
+    assert desk.planning.settle(60)
+
+
+def test_what_the_page_runs_is_what_the_command_line_runs(desk, monkeypatch):
+    """What was chosen, as the file to take away: the same text as on the page, the same stages, the same program."""
+    monkeypatch.setattr(desk.runs, "_start", lambda _: None)
+    browser, choice = _visitor(desk), replace(CHOICES[3], epochs=0, criterion="l1")
+    version = browser.get("/draft").json()["version"]
+    shown = browser.post("/edit", {"draft": "1", "version": version, "choice": choice.to_json()}).json()
+    name = browser.post("/run", {"draft": "1", "version": version + 1}).json()["run"]
+    taken = browser.get(f"/take/{name}/recipe.yaml").text
+    assert taken == shown["recipe"]
+    words = shlex.split(desk.runs.page()["runs"][0]["command"])
+    assert words[:2] == ["compressor", "run"]
+    assert words[3:5] == ["--workload", "small"]
+    loaded = Recipe.load(words[2])
+    assert loaded == choice.recipe(desk.planning.whatif.free, desk.target)
+    assert loaded.dump() == taken
+    # The program beside it asks for the same stages; that equal ones give equal bytes a slow test of the runs shows.
+    assert words[2] == str(desk.runs.file(name, "recipe.yaml")[0])
+    assert browser.get(f"/take/{name}/run.py").text == program(
+        loaded, "small", str(Path(words[2]).parent / f"{name}-again")
+    )
+    browser.post("/undo", {"draft": "1", "version": version + 1})
 
 
 def test_trying_keeps_nothing(desk):

@@ -107,13 +107,14 @@ def test_the_end_of_the_server_is_no_error_in_the_terminal(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_page_that_sleeps_does_not_hold_the_others_up():
+def test_a_page_that_sleeps_does_not_hold_the_others_up(monkeypatch):
     """A stream that nobody reads is ended before it grows; the others get everything, and late ones the latest."""
     events, heard = Broadcast(), []
+    monkeypatch.setattr("compressor.studio.events._TOGETHER_SECONDS", 0.0)
 
     async def listens(count):
-        async for event in events.stream(lambda: True):
-            heard.append(event)
+        async for piece in events.stream(lambda: True):
+            heard.extend(each + b"\n\n" for each in piece.split(b"\n\n")[:-1])
             if len(heard) == count:
                 return
 
@@ -127,14 +128,37 @@ def test_a_page_that_sleeps_does_not_hold_the_others_up():
             await asyncio.sleep(0)
         await task
         late = events.stream(lambda: True)
-        return [await anext(late) for _ in range(3)], [event async for event in stuck]
+        return [await anext(late) for _ in range(2)], [event async for event in stuck]
 
     late, missed = asyncio.run(run())
     assert heard[0] == b"event: here\ndata: {}\n\n"
     assert len(heard) == 302
     assert events.latest() == {"first": (1, {}), "step": (300, {"number": 299})}
-    assert late[2] == b'event: step\ndata: {"number": 299}\n\n'
-    assert len(missed) < 300
+    assert late[1].endswith(b'event: step\ndata: {"number": 299}\n\n')
+    assert b"".join(missed).count(b"event: step") < 300
+
+
+def test_events_that_come_together_are_sent_together():
+    """The first at once; those of the next moment in one piece, in their order."""
+    events = Broadcast()
+
+    async def run():
+        stream = events.stream(lambda: True)
+        await anext(stream)
+        begun = asyncio.get_running_loop().time()
+        events.publish("step", 0)
+        first = await anext(stream)
+        soon = asyncio.get_running_loop().time() - begun
+        for number in range(1, 10):
+            events.publish("step", number)
+        rest = await anext(stream)
+        await stream.aclose()
+        return first, soon, rest
+
+    first, soon, rest = asyncio.run(run())
+    assert first == b"event: step\ndata: 0\n\n"
+    assert soon < 0.1
+    assert rest == b"".join(b"event: step\ndata: %d\n\n" % number for number in range(1, 10))
 
 
 def test_memory_is_flat_over_an_hour_of_events(monkeypatch):

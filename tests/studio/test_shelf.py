@@ -120,7 +120,7 @@ class Costs:
 
     free = FREE
     # Of sensitivities nothing is measured.
-    items, done, total = (), 0, 0
+    items, done, total, revision = (), 0, 0, 0
     reference = Numbers(ms=2.0, parameters=1e6, macs=1e8, size_bytes=4e6, packed_bytes=3e6)
 
     def numbers(self, choice):

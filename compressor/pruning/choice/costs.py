@@ -7,6 +7,7 @@ weights shrink. A layer's cost follows from its narrowed sizes alone, and is wor
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from torch import nn
 
@@ -25,6 +26,8 @@ from compressor.workload import batch_size_of
 SizeOf = Callable[[str], Shape]
 # The milliseconds of each of several models, given all operators of each.
 ModelTimes = Callable[[Sequence[Sequence[Operator]]], list[float]]
+# A state is asked for its products, its outputs and its times, one after the other.
+_LATEST_STATES = 64
 
 
 def block_key(name: str) -> str:
@@ -83,19 +86,28 @@ class StructureCosts:
         self._parameters = self._parameter_records(model)
         self._whole = [(*(self._widths[group] for group in record.groups), 0) for record in self._records]
         self._known: dict[tuple[int, tuple[int, ...]], list[Operator]] = {}
+        self._latest = lru_cache(_LATEST_STATES)(self._operators)
+        # By parameter and the widths that it shrinks with.
+        self._counts: dict[tuple[str, tuple[int, ...]], int] = {}
 
     def parameters(self, states: Sequence[State]) -> list[float]:
         """How many parameters each state has; tied ones count once."""
         return [
             float(
                 sum(
-                    math.prod(self._size_of(state)(name))
+                    self._count(name, state)
                     for name, blocks in self._parameters
                     if all(state.get(block, 1) for block in blocks)
                 )
             )
             for state in states
         ]
+
+    def _count(self, name: str, state: State) -> int:
+        widths = tuple([state.get(group, self._widths[group]) for _, group, _ in self._sides.get(name, ())])
+        if (name, widths) not in self._counts:
+            self._counts[name, widths] = math.prod(self._size_of(state)(name))
+        return self._counts[name, widths]
 
     def macs(self, states: Sequence[State]) -> list[float]:
         """The multiply-accumulates of one sample in each state."""
@@ -105,9 +117,13 @@ class StructureCosts:
         """How many numbers the layers of each state put out: what additions, activations and moves take time for."""
         return [float(sum(map(_elements, self.operators(state)))) for state in states]
 
-    def operators(self, state: State) -> list[Operator]:
+    def operators(self, state: State) -> tuple[Operator, ...]:
         """All that is counted in `state`, in the order of the calls."""
-        return [operator for key in self._keys(state) for operator in self._of(key, state)]
+        return self._latest(tuple(state.items()))
+
+    def _operators(self, items: tuple[tuple[str, int], ...]) -> tuple[Operator, ...]:
+        state = dict(items)
+        return tuple(operator for key in self._keys(state) for operator in self._of(key, state))
 
     def origins(self, state: State) -> list[Operator]:
         """What each of `operators(state)` is in the state with everything in it."""

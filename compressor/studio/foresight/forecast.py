@@ -65,8 +65,9 @@ class Forecast:
         value = self.curve.drop(loss)
         if not self.has_interval:
             return Estimate(value, value, value)
-        low, high = _reach(self.curve, loss, self.widening)
-        noise = _Z * self.curve.error(loss)
+        error = self.curve.error(loss)
+        low, high = _reach(self.curve, loss, error, self.widening)
+        noise = _Z * error
         return Estimate(value, value - math.hypot(value - low, noise), value + math.hypot(high - value, noise))
 
     @cached_property
@@ -88,7 +89,7 @@ class Curve:
         # The whole model loses nothing: a point as heavy as all the others.
         drops, weights = [0.0, *(each.drop for each in rows)], [float(max(1, len(rows))), *(1.0 for _ in rows)]
         self._losses, self._drops = _monotone(losses, drops, weights)
-        self._at = np.array(losses[1:] or [0.0])
+        self._at = np.log1p(np.array(losses[1:] or [0.0]))
         self._errors = np.array([each.error for each in rows] or [0.0])
 
     def drop(self, loss: float) -> float:
@@ -97,19 +98,20 @@ class Curve:
 
     def error(self, loss: float) -> float:
         """The standard error of a drop that is measured there: the mean of those nearest to it."""
-        nearest = np.argsort(np.abs(np.log1p(self._at) - math.log1p(max(0.0, loss))), kind="stable")[:5]
+        nearest = np.argsort(np.abs(self._at - math.log1p(max(0.0, loss))), kind="stable")[:5]
         return float(self._errors[nearest].mean())
 
 
-def _reach(curve: Curve, loss: float, widening: float) -> tuple[float, float]:
+def _reach(curve: Curve, loss: float, error: float, widening: float) -> tuple[float, float]:
     """The lowest and the highest drop for sums that are off by so much, and drops that are off by their error."""
-    error = (1 + widening) * curve.error(loss)
-    return curve.drop(loss * math.exp(-widening)) - error, curve.drop(loss * math.exp(widening)) + error
+    off = (1 + widening) * error
+    return curve.drop(loss * math.exp(-widening)) - off, curve.drop(loss * math.exp(widening)) + off
 
 
 def _needed(curve: Curve, probe: Observed) -> float:
+    error = curve.error(probe.loss)
     for widening in _WIDENINGS.tolist():
-        low, high = _reach(curve, probe.loss, widening)
+        low, high = _reach(curve, probe.loss, error, widening)
         if low <= probe.drop <= high:
             return float(widening)
     return float(_WIDENINGS[-1])

@@ -27,14 +27,19 @@ class PromptTimes:
         self._whole = dict(zip(whole, times, strict=True))
         self._origins: dict[Operator, Operator] = {}
         self.wanted: dict[Operator, None] = {}
+        # The operators that `lacks` was asked about last, and what the table has of each.
+        self._latest: tuple[Sequence[Operator], list[float | None]] = (), []
 
     def lacks(self, state: State) -> bool:
         """Whether something of `state` is not measured yet; it is `wanted` from now on."""
         operators = self._costs.operators(state)
-        self._origins.update(zip(operators, self._costs.origins(state), strict=True))
         row = in_one_model(operators, self._form)
-        missing = [each for each, ms in zip(row, self._table.known(row, self._form), strict=True) if ms is None]
-        self.wanted.update(dict.fromkeys(missing))
+        known = self._table.known(row, self._form)
+        missing = [each for each, ms in zip(row, known, strict=True) if ms is None]
+        self._latest = operators, known
+        if missing:
+            self._origins.update(zip(operators, self._costs.origins(state), strict=True))
+            self.wanted.update(dict.fromkeys(missing))
         return bool(missing)
 
     def measure(self, most: int) -> bool:
@@ -51,7 +56,9 @@ class PromptTimes:
         return [self._of(operators) for operators in models]
 
     def _of(self, operators: Sequence[Operator]) -> float:
-        known = self._table.known(in_one_model(operators, self._form), self._form)
+        latest, known = self._latest
+        if latest is not operators:
+            known = self._table.known(in_one_model(operators, self._form), self._form)
         return math.fsum(
             self._stand_in(operator) if ms is None else ms for operator, ms in zip(operators, known, strict=True)
         )

@@ -73,6 +73,8 @@ class Sensitivities:
         self._items: list[Item] = []
         self._worth: dict[tuple[str, int], float] = {}
         self._forecast: Forecast | None = None
+        # Another number whenever more is known.
+        self.revision = 0
 
     @property
     def begun(self) -> bool:
@@ -123,6 +125,11 @@ class Sensitivities:
 
     def step(self) -> bool:
         """Measures one more state; False where all are measured."""
+        found = self._step()
+        self.revision += found
+        return found
+
+    def _step(self) -> bool:
         if self._losses is None:
             self._begin()
             return True

@@ -71,6 +71,24 @@ async function show(name, query = "") {
   return true;
 }
 
+// Events come as fast as others work: what they make the page ask for is asked once at a time, and rests in between.
+const REST_MS = 300;
+
+function steadily(act) {
+  let busy = false, again = false;
+  return async () => {
+    if (busy) { again = true; return; }
+    busy = true;
+    try {
+      do {
+        again = false;
+        await act();
+        await new Promise((done) => setTimeout(done, REST_MS));
+      } while (again);
+    } finally { busy = false; }
+  };
+}
+
 document.getElementById("leave").addEventListener("click", async () => {
   if (await ask("leave", {})) location.reload();
 });
@@ -417,20 +435,23 @@ on("measured", () => {
 on("measuring", ({ done, total }) => {
   if (control("choosing") && control("choose").disabled) control("choosing").textContent = `measuring what each part is worth, ${done} of ${total} …`;
 });
-on("drafted", async (told) => {
-  // Of this page's own change the answer tells.
-  if (changing) return;
-  if (told.draft === draft && told.version !== version) await refresh();
-  await show("drafts", asked());
-});
-for (const kind of ["judged", "timed", "measuring"]) on(kind, async (told) => {
-  if (!control("tiles") || changing) return;
-  if (kind !== "measuring") await show("drafts", asked());
-  if (kind === "judged" && (told.draft !== draft || told.version !== version)) return;
+const showDrafts = steadily(() => show("drafts", asked()));
+const showTiles = steadily(async () => {
   const answer = await ask(`draft${asked()}`);
   const taken = answer && await answer.json();
   // Who is dragging meanwhile sees what is tried, not what was kept.
   if (taken && taken.draft === draft && taken.version === version && !trying) control("tiles").innerHTML = taken.tiles;
+});
+on("drafted", async (told) => {
+  // Of this page's own change the answer tells.
+  if (changing) return;
+  if (told.draft === draft && told.version !== version) await refresh();
+  showDrafts();
+});
+for (const kind of ["judged", "timed", "measuring"]) on(kind, (told) => {
+  if (!control("tiles") || changing) return;
+  if (kind !== "measuring") showDrafts();
+  if (kind !== "judged" || (told.draft === draft && told.version === version)) showTiles();
 });
 
 // Runs: begun from the draft as it is kept, watched as they go.
