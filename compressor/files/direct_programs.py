@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from onnxscript import opset20 as onnx_operators
 from torch.fx import Node
-from torch.onnx._internal.exporter import _registration  # where the exporter takes its table of translations from
+from torch.onnx._internal.exporter import _decomp, _registration  # where the exporter takes its tables from
 
 _ATEN = torch.ops.aten
 
@@ -158,8 +158,23 @@ def write_direct_(program: torch.export.ExportedProgram, **settings: Any) -> tor
         return None
     # The exporter asks the program for its decomposition.
     program.run_decompositions = lambda *_, **__: program
-    with one_table(direct=True):
+    with one_table(direct=True), _no_decompositions():
         return torch.onnx.export(program, dynamo=True, custom_translation_table=TRANSLATIONS, **settings)
+
+
+@contextmanager
+def _no_decompositions() -> Iterator[None]:
+    """Within it the exporter makes no table of decompositions, for which torch looks through all of its operators."""
+    name = "create_onnx_friendly_decomposition_table"
+    own = getattr(_decomp, name, None)
+    if own is None:
+        yield
+        return
+    setattr(_decomp, name, lambda *_: {})
+    try:
+        yield
+    finally:
+        setattr(_decomp, name, own)
 
 
 def made_direct_(program: torch.export.ExportedProgram) -> bool:

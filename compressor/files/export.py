@@ -239,10 +239,14 @@ def _refusal(kind: str, tries: _Tries) -> ExportError:
 def _quietly() -> Iterator[None]:
     """Without the exporters' chatter, and without the attention fast path, whose operator ONNX does not have."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    for name in _LOGGERS:
+        logging.getLogger(name)
+    # Those without a level of their own have that of the next one above.
     loggers = [
         logger
         for name, logger in list(logging.Logger.manager.loggerDict.items())
-        if isinstance(logger, logging.Logger) and name.partition(".")[0] in _LOGGERS
+        if isinstance(logger, logging.Logger)
+        and (name in _LOGGERS or (name.partition(".")[0] in _LOGGERS and logger.level != logging.NOTSET))
     ]
     levels = [(logger, logger.level) for logger in loggers]
     sink = io.StringIO()

@@ -4,7 +4,8 @@ import copy
 import io
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -111,7 +112,20 @@ def _traced(model: nn.Module, task: ExportTask) -> torch.export.ExportedProgram:
         {axis: Dim.AUTO if axis in axes else Dim.STATIC for axis in range(tensor.ndim)}
         for tensor, axes in zip(task.tensors, task.free, strict=True)
     )
-    return torch.export.export(model, task.tensors, dynamic_shapes=(dynamic,), strict=False)
+    with _no_stacks():
+        return torch.export.export(model, task.tensors, dynamic_shapes=(dynamic,), strict=False)
+
+
+@contextmanager
+def _no_stacks() -> Iterator[None]:
+    """Within it torch reads no sources to note the lines of every operator, which no file keeps."""
+    settings: Any = torch.fx.config
+    own = settings.do_not_emit_stack_traces
+    settings.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        settings.do_not_emit_stack_traces = own
 
 
 def _dynamo(task: ExportTask, *, direct: bool) -> tuple[onnx.ModelProto, bool]:

@@ -19,6 +19,17 @@ class Draws:
     any = False
 
 
+def seed_torch(seed: int) -> None:
+    """`torch.manual_seed(seed)`, -2**63 to 2**64 - 1, in microseconds where there is no accelerator.
+
+    For every kind that is not in use torch keeps the stack of the call, and looks for all its files on disk.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 @contextmanager
 def kept_randomness() -> Iterator[None]:
     """Leaves the global random states of torch, numpy and Python as they were."""
@@ -36,7 +47,7 @@ def seeded(seed: int = 0) -> Iterator[Draws]:
     """One `seed` (0 to 2**64 - 1) for torch, Python and numpy; their generators are as before afterwards."""
     draws = Draws()
     with kept_randomness():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
         before = _states()
@@ -76,7 +87,7 @@ class EvenDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         if torch.Tag.nondeterministic_seeded not in function.tags:
             return function(*args, **kwargs)
         self._calls += 1
-        torch.manual_seed(self._calls)
+        seed_torch(self._calls)
         schema = function._schema  # noqa: SLF001 - torch has no public name for it
         name = schema.name.partition("::")[2].strip("_")
         given = {argument.name: argument.default_value for argument in schema.arguments}
@@ -92,7 +103,7 @@ class EvenDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         if name not in _ALIKE:
             return function(*args, **kwargs)
         one = function(*map(_single, args), **{key: _single(value) for key, value in kwargs.items()})
-        torch.manual_seed(self._calls)
+        seed_torch(self._calls)
         result = function(*args, **kwargs)
         return result.copy_(one.reshape(-1)[:1].expand_as(result)) if result.numel() else result
 

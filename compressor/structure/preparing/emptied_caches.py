@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs
 from compressor.kept_state import Holder, as_before, forget_, held_by, holds_tensor
+from compressor.structure.calling.draws import seed_torch
 from compressor.structure.trials import evaluating, same_outputs
 from compressor.workload import output_tensor, raw_output
 
@@ -77,7 +78,7 @@ def _tensors(holder: Holder) -> list[Any]:
 def _run(model: nn.Module, inputs: Inputs, holder: Holder | None) -> tuple[Tensor | None, Contents]:
     """The output, None where the model fails, and what is in `holder` by then; both are as before afterwards."""
     with as_before(model), torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+        seed_torch(0)
         try:
             output = output_tensor(raw_output(model, inputs))
         except Exception:  # noqa: BLE001 - a user's model may raise anything without what it kept

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs
 from compressor.structure.attention import NarrowAttention, narrow_attention_, project_by_layers_
+from compressor.structure.calling.draws import seed_torch
 from compressor.structure.model_copies import sharing_copy
 from compressor.structure.parametrizations import Computed, computed_weights, fold_weights_
 from compressor.structure.plan import Entry
@@ -94,7 +95,7 @@ def _fault_of_folding(model: nn.Module, found: Computed, inputs: Inputs) -> str 
 
 def _drawing_alike(model: nn.Module, inputs: Inputs) -> dict[int, Tensor]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        seed_torch(0)
         return outputs_at(model, inputs)
 
 
