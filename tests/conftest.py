@@ -1,10 +1,14 @@
 """What every test shares."""
 
 from workbench.fixtures import (  # noqa: F401 - pytest finds fixtures by their names here
+    _opened_here,
     _own_cache,
+    _resampled_briefly,
     _seeded,
     _timed_briefly,
     _trained_model,
+    _written,
+    _written_once,
     chromium,
     own_seconds,
     tiny_cnn,

@@ -10,6 +10,11 @@ from compressor.intervals import holm, mcnemar, mean_over_folds, paired_drop, sc
 from compressor.metrics import Metric
 
 
+@pytest.fixture
+def _resampled_briefly() -> None:
+    """As many resamples as ever: intervals are what is tested here."""
+
+
 def test_wilson_interval_by_hand() -> None:
     """8 of 10 right: Wilson's interval is [0.4902, 0.9433]."""
     estimate = score_estimate(torch.tensor([1.0] * 8 + [0.0] * 2), Metric.accuracy())

@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import gc
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from compressor.structure.calling.draws import seed_torch
 from compressor.workload import Workload
+from workbench.remembered_exports import remembered
 from workbench.tiny import TinyResNet, make_workload, synthetic_images
 
 # Kind of file, number of files.
 Told = Callable[[str, int], None]
+# How long two files are timed against each other at most, and in how many sessions.
+_SECONDS, _REPEATS = 0.1, 5
 
 # Tests run beside each other on few cores: two threads each would wait for one another. Processes that tests start
 # inherit it.
@@ -27,29 +33,90 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Measured latencies go to a folder of the session, not to the user's, and no test is given another's stages."""
+    from compressor.measuring import measure
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPRESSOR_STORE", "off")
         patch.setenv("COMPRESSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
         # Tests run beside each other, and wait for nobody.
         patch.setenv("COMPRESSOR_TURNS", str(tmp_path_factory.mktemp("turns")))
         patch.setenv("COMPRESSOR_QUIET_SECONDS", "0")
+        # Many tests measure the same file.
+        patch.setattr(measure, "compressed_size", functools.lru_cache(maxsize=200)(measure.compressed_size))
+        # What the imports made stays for good: no collection has to look at it.
+        gc.collect()
+        gc.freeze()
         yield
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    seed_torch(0)
 
 
 @pytest.fixture(autouse=True)
-def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are timed for a moment instead of seconds: tests check decisions and forms, not speed-ups."""
-    from compressor.comparing import timing as together
-    from compressor.measuring import measure, timing
+def _timed_briefly(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Files are timed for a moment instead of seconds, whoever asks: tests check decisions and forms, not speed-ups.
 
-    brief = functools.partial(timing.time_interleaved, seconds=0.3, repeats=5)
-    for module in (measure, together):
-        monkeypatch.setattr(module, "time_interleaved", brief)
+    Those that ask for `own_seconds` are about durations, and are given what they ask for.
+    """
+    from compressor.measuring import node_times, timing
+
+    if "own_seconds" in request.fixturenames:
+        return
+    in_full, profiled_in_full = timing._repeats, node_times._profiled
+
+    def repeats(*files: Any, seconds: float, repeats: int, **settings: Any) -> Any:
+        return in_full(*files, seconds=min(seconds, _SECONDS), repeats=min(repeats, _REPEATS), **settings)
+
+    def profiled(file: bytes, inputs: Any, threads: int, seconds: float) -> Any:
+        return profiled_in_full(file, inputs, threads, min(seconds, _SECONDS))
+
+    monkeypatch.setattr(timing, "_repeats", repeats)
+    monkeypatch.setattr(node_times, "_profiled", profiled)
+
+
+@pytest.fixture(autouse=True)
+def _resampled_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of metrics that are no means come from a tenth of the resamples, but in the tests of intervals."""
+    from compressor import intervals
+
+    monkeypatch.setattr(intervals, "_RESAMPLES", 200)
+    monkeypatch.setattr(intervals, "_FEW_RESAMPLES", 200)
+
+
+@pytest.fixture(scope="session")
+def _written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes of a session keep what exporters wrote."""
+    place = tmp_path_factory.getbasetemp()
+    return place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+
+
+@pytest.fixture(autouse=True)
+def _written_once(monkeypatch: pytest.MonkeyPatch, _written: Path) -> None:
+    """One model, by all that it is, is given to an exporter once a session; its file is cleaned and verified each time.
+
+    Tests of exporters replace this fixture by one that does nothing.
+    """
+    from compressor.files import export
+
+    monkeypatch.setattr(export, "write", functools.partial(remembered, export.write, _written / "written"))
+
+
+@pytest.fixture(autouse=True)
+def _opened_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files from elsewhere are opened in this process, as files are that were opened before.
+
+    Tests of files that the process of their own is there for replace this fixture by one that does nothing.
+    """
+    from compressor.files import opening
+
+    def here(path: Path, sample: Any, limits: Any, watcher: Any, asked: dict[str, Any]) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return opening.prepare(path, sample, limits=limits, watcher=watcher, **asked)
+
+    monkeypatch.setattr(opening, "_in_a_process", here)
 
 
 @pytest.fixture

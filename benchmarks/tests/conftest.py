@@ -4,10 +4,14 @@ import pytest
 
 from compressor.workloads.residual import ResNet
 from workbench.fixtures import (  # noqa: F401 - pytest finds fixtures by their names here
+    _opened_here,
     _own_cache,
+    _resampled_briefly,
     _seeded,
     _timed_briefly,
     _trained_model,
+    _written,
+    _written_once,
     tiny_cnn,
     tiny_workload,
     trained_workload,

@@ -13,6 +13,11 @@ from compressor.metrics import Metric
 ACCURACY = Metric.accuracy()
 
 
+@pytest.fixture
+def _resampled_briefly() -> None:
+    """As many resamples as ever: intervals are what is tested here."""
+
+
 def right(generator: np.random.Generator, share: float, count: int = 400) -> torch.Tensor:
     return torch.from_numpy((generator.random(count) < share).astype(np.float32))
 

@@ -21,6 +21,11 @@ from workbench.onnx_files import drawn, saved_onnx, weights_of
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
 
 
+@pytest.fixture
+def _opened_here() -> None:
+    """Files are opened in a process of their own, which they may bring down."""
+
+
 def scanning(folder: Path, *, behind: int, copies: int = 1) -> Path:
     """Running sums of (batch, t) signals from the place `behind` on, of which shorter ones leave nothing.
 

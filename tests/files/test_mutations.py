@@ -24,6 +24,11 @@ MANY_ONNX, MANY_NPZ = 700, 300
 TOGETHER = 50
 
 
+@pytest.fixture
+def _opened_here() -> None:
+    """Files are opened in a process of their own, which they may bring down."""
+
+
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "_known", {})

@@ -19,6 +19,11 @@ from compressor.files.reading import read_onnx
 from workbench.hostile_files import RELU, doubling_functions, endless, file_of, grows, summed, written
 
 
+@pytest.fixture
+def _opened_here() -> None:
+    """Files are opened in a process of their own, which they may bring down."""
+
+
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "_known", {})

@@ -165,9 +165,9 @@ def test_the_last_epoch_is_kept(trained_workload) -> None:
     assert "best_epoch" not in context.details
 
 
-def test_the_contract_is_kept(tiny_workload) -> None:
+def test_the_contract_is_kept(small_workload) -> None:
     """Sparse training passes what every stage must pass."""
-    check_stage(SparseTraining(penalty=SlimmingPenalty(), epochs=1), tiny_workload)
+    check_stage(SparseTraining(penalty=SlimmingPenalty(), epochs=1), small_workload)
 
 
 def test_wrong_parameters_are_refused() -> None:

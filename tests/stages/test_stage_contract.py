@@ -33,12 +33,12 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("kind", BUILT_IN, ids=stage_name)
-def test_stage_keeps_the_contract(kind, tiny_workload):
+def test_stage_keeps_the_contract(kind, small_workload):
     """Each built-in stage, whichever there are, passes the contract on an untrained residual CNN."""
     if kind is StoreCodebooks:
         # It stores what another stage made.
-        ClusterWeights().apply(tiny_workload.model, tiny_workload, Context(progress=False))
-    model = check_stage(kind(**SETTINGS.get(stage_name(kind), {})), tiny_workload)
+        ClusterWeights().apply(small_workload.model, small_workload, Context(progress=False))
+    model = check_stage(kind(**SETTINGS.get(stage_name(kind), {})), small_workload)
     assert isinstance(model, nn.Module)
 
 

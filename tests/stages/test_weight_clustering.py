@@ -26,7 +26,7 @@ from compressor.structure.plan import apply_plan_
 from compressor.testing import check_stage
 from compressor.training.held_values import HeldValues, torn_values
 from compressor.workload import Workload
-from workbench.tiny import TinyResNet, make_workload
+from workbench.tiny import TinyResNet
 
 
 def after(stages, workload, model=None):
@@ -226,9 +226,9 @@ def test_the_plan_rebuilds_it(tiny_workload) -> None:
         apply_plan_(nn.Linear(2, 2), list(plan))
 
 
-def test_codebooks_of_channels_keep_the_contract() -> None:
+def test_codebooks_of_channels_keep_the_contract(small_workload) -> None:
     """Clusters of every channel keep what a stage keeps."""
-    check_stage(replace(ClusterWeights(clusters=4), granularity=PerChannel()), make_workload(TinyResNet().eval()))
+    check_stage(replace(ClusterWeights(clusters=4), granularity=PerChannel()), small_workload)
 
 
 # The default cure of products that other CPUs saturate moves single weights by a step or more.

@@ -415,9 +415,9 @@ def test_frozen_weights_stay_whole(trained_workload) -> None:
     ],
     ids=repr,
 )
-def test_the_contract_is_kept(stage, tiny_workload) -> None:
+def test_the_contract_is_kept(stage, small_workload) -> None:
     """Every way to sparsify passes what every stage must pass."""
-    check_stage(stage, tiny_workload)
+    check_stage(stage, small_workload)
 
 
 @pytest.mark.parametrize(

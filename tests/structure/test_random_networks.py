@@ -7,7 +7,7 @@ from workbench.random_networks.growth import RandomNetwork
 
 # Seeds are sorted into tests of this many networks, so that processes can share them.
 TOGETHER = 10
-QUICK, ALL = 100, 2000
+QUICK, ALL = 40, 2000
 # Networks in which everything is locked are rare, and more of them would mean that locks have become too wide.
 MOST_REFUSED = 0.2
 
