@@ -26,6 +26,7 @@ from compressor.packing.files import unpack
 from compressor.storage import sha256
 from compressor.trust.encryption import decrypted
 from compressor.trust.keys import Kind, generate, read_private
+from compressor.trust.manifest import MANIFEST
 from compressor.trust.signing import sign_folder, signed_by
 from compressor.trust.verification import check
 from compressor.workload import Workload
@@ -51,11 +52,15 @@ def tiny() -> Workload:
 
 @dataclass(frozen=True)
 class Tried:
-    """A command, what must hold whenever it was killed, and what its files are when it has ended."""
+    """A command, what must hold whenever it was killed, what its files are when it has ended, and how they are removed.
+
+    Where nothing is removed, the command does as much when it is given again.
+    """
 
     command: list[str]
     intact: Callable[[], bool]
     result: Callable[[], Any]
+    anew: Callable[[], object] = lambda: None
 
 
 def tries(place: Path, whole: Path) -> dict[str, Callable[[Path], Tried]]:
@@ -65,16 +70,18 @@ def tries(place: Path, whole: Path) -> dict[str, Callable[[Path], Tried]]:
 
     def run(out: Path) -> Tried:
         def result() -> Any:
-            return sha256((out / "run/model.onnx").read_bytes()), check(out / "run").holds
+            return runs_in(out / "run")
 
-        return Tried(["run", str(place / "a.yaml"), *options, "--out", str(out / "run")], lambda: True, result)
+        command = ["run", str(place / "a.yaml"), *options, "--out", str(out / "run")]
+        return Tried(command, lambda: True, result, lambda: shutil.rmtree(out / "run", ignore_errors=True))
 
     def compare(out: Path) -> Tried:
         def result() -> Any:
-            return {str(path.relative_to(out)): sha256(path.read_bytes()) for path in out.rglob("model.onnx")}
+            names = {path.name for path in (out / "all").iterdir() if not path.name.startswith(".")}
+            return runs_in(out / "all"), sorted(names)
 
-        recipes = [str(place / f"{name}.yaml") for name in "ab"]
-        return Tried(["compare", *recipes, *options, "--out", str(out / "all")], lambda: True, result)
+        command = ["compare", *(str(place / f"{name}.yaml") for name in "ab"), *options, "--out", str(out / "all")]
+        return Tried(command, lambda: True, result, lambda: shutil.rmtree(out / "all", ignore_errors=True))
 
     def pack(out: Path) -> Tried:
         packed, source = out / "model.pack", model.read_bytes()
@@ -86,7 +93,7 @@ def tries(place: Path, whole: Path) -> dict[str, Callable[[Path], Tried]]:
             return model.read_bytes() == source
 
         command = ["pack", str(model), "--out", str(packed), "--quiet"]
-        return Tried(command, intact, lambda: sha256(packed.read_bytes()))
+        return Tried(command, intact, lambda: sha256(packed.read_bytes()), lambda: packed.unlink(missing_ok=True))
 
     def sign(out: Path) -> Tried:
         folder = Path(shutil.copytree(whole, out / "signed"))
@@ -116,10 +123,22 @@ def tries(place: Path, whole: Path) -> dict[str, Callable[[Path], Tried]]:
             return decrypted(sealed, read_private(place / "x25519")) == source
 
         command = ["encrypt", str(model), "--to", str(place / "x25519.pub"), "--out", str(sealed), "--quiet"]
-        return Tried(command, lambda: model.read_bytes() == source and (not sealed.exists() or result()), result)
+        return Tried(
+            command,
+            lambda: model.read_bytes() == source and (not sealed.exists() or result()),
+            result,
+            lambda: sealed.unlink(missing_ok=True),
+        )
 
     # The quick ones first: what runs for minutes comes last.
     return {"pack": pack, "sign": sign, "encrypt": encrypt, "run": run, "compare": compare}
+
+
+def runs_in(folder: Path) -> tuple[dict[str, str], dict[str, bool]]:
+    """({ONNX file: SHA-256}, {folder of a run: whether all of it is as its manifest lists it}) below `folder`."""
+    models = {str(path.relative_to(folder)): sha256(path.read_bytes()) for path in folder.rglob("model.onnx")}
+    runs = {str(path.parent.relative_to(folder)): check(path.parent).holds for path in folder.rglob(MANIFEST)}
+    return models, runs
 
 
 def prepared(place: Path, *, epochs: int) -> Path:
@@ -225,10 +244,14 @@ def at_random(tried: Tried, place: Path, *, count: int, whole: float, chance: ra
     Where it ended before, what it made is taken away, so that the next one has something to do.
     """
     kills = 0
-    for _ in range(count):
+    for _ in range(min(_MOST_ROUNDS, 20 * count)):
+        if kills == count:
+            break
         end = ended(tried.command, place / "said", seconds=chance.uniform(0, whole))
         if end not in {0, -signal.SIGKILL} or not tried.intact():
             raise SystemExit(f"{tried.command[0]} ended with {end}: {(place / 'said').read_text()[-2000:]}")
+        if end == 0:
+            tried.anew()
         kills += end != 0
     if end := ended(tried.command, place / "said"):
         raise SystemExit(f"{tried.command[0]} ended with {end}: {(place / 'said').read_text()[-2000:]}")
@@ -268,14 +291,14 @@ def measured(
     known: Mapping[str, dict[str, Any]] | None = None,
     store: Callable[[dict[str, Any]], object] = lambda found: found,
 ) -> dict[str, Any]:
-    """{command: what became of it}; `store` gets the rows after each, and what is `known` is taken as it is."""
+    """{command: what became of it}; `store` gets the rows after each, and what is `known` of as many kills stays."""
     os.environ.update({"COMPRESSOR_QUIET_SECONDS": "0", "COMPRESSOR_TURNS": "off"})
     chance = random.Random(0)  # noqa: S311 - moments, no secrets
     makers = tries(place, prepared(place, epochs=epochs))
     rows = dict(known or {})
     found: dict[str, Any] = {}
     for name in makers:
-        if name not in rows:
+        if rows.get(name, {}).get("kills", -1) < kills // len(makers):
             inner = place / f"of {name}"
             inner.mkdir()
             rows[name] = of_one(makers[name], inner, count=kills // len(makers), chance=chance)

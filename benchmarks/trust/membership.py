@@ -3,8 +3,10 @@
     python -m benchmarks.trust.membership [--networks resnet20 sst2] [--recipes int8 int8_careful int4] [--samples 2000]
 
 Three attacks, as in `MembershipInference`: by the loss; by the network's own file and the compressed one together
-(CompLeak 2025); and, for ResNet-20, beside one network of its kind that was trained on test images which are not asked
-about (Carlini et al. 2022, offline). All questions are asked of test data that nothing has read. A killed run goes on.
+(CompLeak 2025); and beside networks of its kind that learned from data which are not asked about (Carlini et al. 2022,
+offline): those that decisions read, the validation data. All questions are asked of test data that nothing has read. No
+budget rolls a stage back. A killed run goes on where it was, and rows that are stored stay where they were made by the
+same settings.
 """
 
 import argparse
@@ -13,11 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn import functional as F
 
-from benchmarks.data import cifar
+from benchmarks.data import cifar, sentences
+from benchmarks.data.networks import TextTransformer, seeded, trained
+from benchmarks.data.references import transformer
 from benchmarks.stored import RESULTS
 from compressor.evaluations.membership import MembershipInference
 from compressor.files.export import export_onnx
@@ -26,89 +28,104 @@ from compressor.recipe.recipe import Recipe
 from compressor.running.pipeline import Pipeline
 from compressor.storage import read_json, write_atomic, write_json
 from compressor.target import Target
+from compressor.training.optimizers.choices import SGD, AdamW
+from compressor.training.optimizers.schedules import OneCycle
 from compressor.workload import Workload
 from compressor.workloads.residual import ResNet
 
 RESULT = RESULTS / "membership.json"
-RECIPES = ("int8", "int8_careful", "int4")
-NETWORKS = ("resnet20", "sst2")
+RECIPES = ("int8", "int8_careful", "int4", "prune_distill_int8")
+# One in so many of the samples that a network beside learns from judges its epochs.
+_JUDGING = 10
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--samples", type=int, default=2000, help="training samples that are asked about")
-    parser.add_argument("--epochs", type=int, default=20, help="of the network that is trained on other images")
+    parser.add_argument("--others", type=int, default=2, help="networks of the same kind that learned from other data")
+    parser.add_argument("--epochs", type=int, default=20, help="of those")
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/membership"))
     asked = parser.parse_args()
-    networks: dict[str, Any] = read_json(asked.result)["networks"] if asked.result.exists() else {}
+    made = {"samples": asked.samples, "others": asked.others, "epochs": asked.epochs}
+    networks = stored(asked.result, made)
     for network in asked.networks:
-        workload, references = prepared(network, asked)
-        networks[network] = {}
+        workload, others = prepared(network, asked)
+        rows = networks.setdefault(network, {})
         for name in asked.recipes:
-            row = one_recipe(name, workload, references, asked)
-            networks[network][name] = row
-            print_row(f"{network}, {name}", row)
-            result = {"benchmark": "membership", "environment": environment(Target()), "samples": asked.samples}
-            write_json(asked.result, {**result, "epochs": asked.epochs, "networks": networks})
+            rows[name] = one_recipe(name, workload, others, asked)
+            print_row(f"{network}, {name}", rows[name])
+            known = {"benchmark": "membership", "environment": environment(Target())}
+            write_json(asked.result, {**known, **made, "networks": networks})
     print(f"stored in {asked.result}")
+
+
+def stored(path: Path, made: dict[str, int]) -> dict[str, Any]:
+    """The rows of each network in `path`, if they were `made` so."""
+    found = read_json(path) if path.exists() else {}
+    return found["networks"] if all(found.get(name) == value for name, value in made.items()) else {}
 
 
 def prepared(network: str, asked: argparse.Namespace) -> tuple[Workload, tuple[str, ...]]:
     """The workload, and paths of networks of its kind that saw neither its training nor its test samples."""
-    if network == "sst2":
-        from benchmarks.data.references import transformer
-
-        return transformer(), ()
-    workload = cifar.resnet20()
-    path = asked.out / f"other-resnet20-{asked.epochs}.onnx"
-    if not path.exists():
-        write_atomic(path, export_onnx(other_resnet20(asked.epochs), workload).onnx_bytes)
-    return workload, (str(path),)
-
-
-def other_resnet20(epochs: int) -> nn.Module:
-    """ResNet-20 trained on the half of the test images that decisions read."""
-    images, targets = cifar.read("test")
-    mine = cifar.rank_in_class(targets) % 2 == 0
-    return fit(ResNet(blocks=[3] * 3), images[mine], targets[mine], epochs=epochs, augment=cifar.crop_and_flip)
+    own, others, optimizer = NETWORKS[network]
+    paths = []
+    for number in range(asked.others):
+        path = asked.out / f"{network}-beside-{number}-{asked.epochs}.onnx"
+        if not path.exists():
+            workload = others(number, f"{path.stem}")
+            trained(workload, epochs=asked.epochs, optimizer=optimizer, folder=asked.out / "others", schedule=_RISING)
+            write_atomic(path, export_onnx(workload.model, workload).onnx_bytes)
+        paths.append(str(path))
+    return own(), tuple(paths)
 
 
-def fit(
-    model: nn.Module,
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    epochs: int,
-    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor],
-    batch: int = 128,
-    rate: float = 0.1,
-) -> nn.Module:
-    """`model`, trained by SGD with momentum in one cycle."""
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    steps = epochs * -(-len(images) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    model.train()
-    for _ in range(epochs):
-        for part in torch.randperm(len(images), generator=generator).split(batch):
-            optimizer.zero_grad()
-            F.cross_entropy(model(cifar.normalise(augment(images[part], generator))), targets[part]).backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+def _resnet20(number: int, name: str) -> Workload:
+    images, labels = cifar.read("test")
+    read = cifar.rank_in_class(labels) % 2 == 0
+    transform = {"transform": cifar.normalise, "augment": cifar.crop_and_flip}
+    return beside(
+        lambda: ResNet(blocks=[3] * 3), (images[read], labels[read]), number, name, batch_size=128, **transform
+    )
 
 
-def one_recipe(name: str, workload: Workload, references: tuple[str, ...], asked: argparse.Namespace) -> dict[str, Any]:
+def _transformer(number: int, name: str) -> Workload:
+    words = len(sentences.vocabulary()) + 2
+
+    def build() -> nn.Module:
+        return TextTransformer(vocabulary=words, length=sentences.LENGTH)
+
+    return beside(build, sentences.read("dev"), number, name, batch_size=64)
+
+
+def beside(build: Callable[[], nn.Module], data: tuple[Any, Any], number: int, name: str, **settings: Any) -> Workload:
+    """The workload of a new network that learns from `data`, (samples, labels), and from nothing else."""
+    judging = cifar.rank_in_class(data[1]) % _JUDGING == 0
+    judged = tuple(part[judging] for part in data)
+    learned = tuple(part[~judging] for part in data)
+    sets = {"train": learned, "validation": judged, "test": judged, "calibration_samples": 1}
+    return Workload.from_datasets(seeded(build, 1 + number), **sets, name=name, **settings)
+
+
+_RISING = OneCycle(warm_up=0.3)
+# {name: (the workload, that of a network beside it, how those learn)}
+NETWORKS: dict[str, tuple[Callable[[], Workload], Callable[[int, str], Workload], SGD | AdamW]] = {
+    "resnet20": (cifar.resnet20, _resnet20, SGD(rate=0.1)),
+    "sst2": (transformer, _transformer, AdamW(rate=5e-4)),
+}
+
+
+def one_recipe(name: str, workload: Workload, others: tuple[str, ...], asked: argparse.Namespace) -> dict[str, Any]:
     """What the recipe's last file gives away, beside the network's own."""
-    attack = MembershipInference(samples=asked.samples, references=references)
+    attack = MembershipInference(samples=asked.samples, references=others)
     pipeline = Pipeline(list(Recipe.load(name).stages), evaluations=[attack])
-    folder = asked.out / f"{workload.name}-{Path(name).stem}-{asked.samples}-{len(references)}"
-    result = pipeline.run(workload, out=folder, seed=0)
-    step = result.report.steps[-1]
-    return {"score": asdict(step.measurement.score), "answers": step.details["evaluations"]}
+    folder = asked.out / f"{workload.name}-{Path(name).stem}-{asked.samples}-{len(others)}"
+    reference, *_, step = pipeline.run(workload, out=folder, seed=0).report.steps
+    assert step.kept, f"{step.stage} was rolled back without a budget"
+    scores = {"score": asdict(step.measurement.score), "reference": asdict(reference.measurement.score)}
+    return {**scores, "answers": step.details["evaluations"]}
 
 
 def print_row(name: str, row: dict[str, Any]) -> None:

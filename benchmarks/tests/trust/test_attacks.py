@@ -17,12 +17,15 @@ def test_a_tiny_budget(tmp_path) -> None:
     assert found["replay_refused"]
     assert found["secrets"]["wrong"] == 0
     assert found["moves_untold"] == 0
-    assert found["costs"]["most_mebibytes"] == max(found["costs"][name]["mebibytes"] for name in ("verify", "decrypt"))
-    assert all(found["costs"][name]["mebibytes"] > 1 for name in ("sha256sum", "verify", "decrypt"))
+    ours, costs = ("verify", "decrypt", "both"), found["costs"]
+    assert costs["most_mebibytes"] == max(costs[name]["mebibytes"] for name in ours)
+    assert all(
+        costs[name][fact] > 0 for name in ("sha256sum", *ours) for fact in ("cpu_seconds", "seconds", "mebibytes")
+    )
 
 
-def test_what_readers_do_is_counted() -> None:
-    """Refused, read, read as something else, an error of another type, and a file that never ends."""
+def test_what_readers_do_is_counted(monkeypatch) -> None:
+    """Refused, read, read as something else, an error of another type, and files that never end, also elsewhere."""
 
     def read(chance: random.Random) -> bool:
         way = chance.choice([TrustError("no"), KeyError("x"), None, False, True])
@@ -38,6 +41,10 @@ def test_what_readers_do_is_counted() -> None:
     assert sum(counts) == 40
     assert all(counts)
     assert any("KeyError" in odd for odd in found["odd"])
+    spent = iter(range(0, 100, 10))
+    monkeypatch.setattr(mutants, "_computed", lambda: next(spent))
+    elsewhere = mutants.counts_of(lambda _: False, files=2, seed=0)
+    assert (elsewhere["read"], elsewhere["hangs"], elsewhere["slowest_s"]) == (0, 2, 10)
     assert mutants.summed({"a": found, "b": found})["files"] == 80
 
 
@@ -68,3 +75,14 @@ def test_a_command_is_killed_at_every_write_point(tmp_path) -> None:
     (tmp_path / "seen").unlink()
     with pytest.raises(SystemExit, match="encrypt ended with -9"):
         kills.at_every_point(lost, tmp_path)
+
+
+def test_a_command_is_killed_at_random_as_often_as_wanted(tmp_path, monkeypatch) -> None:
+    """One that ended in time is given again from the beginning, which another round needs; it ends in the end."""
+    ends = iter([0, -9, 0, -9, -9, 0])
+    monkeypatch.setattr(kills, "ended", lambda *_, **__: next(ends))
+    began = []
+    tried = kills.Tried(["pack"], lambda: True, lambda: None, lambda: began.append(1))
+    assert kills.at_random(tried, tmp_path, count=3, whole=1.0, chance=random.Random(0)) == 3  # noqa: S311
+    assert len(began) == 2
+    assert next(ends, None) is None

@@ -12,16 +12,27 @@ from benchmarks.trust import membership
 from compressor import Workload
 
 
-def test_the_other_network_learns_from_its_own_images() -> None:
-    """Two classes that differ in brightness are told apart after three epochs."""
-    targets = torch.arange(64) % 2
-    images = (targets.view(-1, 1, 1, 1) * 120 + torch.randint(0, 60, (64, 3, 2, 2))).to(torch.uint8)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    trained = membership.fit(model, images, targets, epochs=3, augment=lambda images, _: images, batch=16, rate=0.05)
-    assert not trained.training
-    found = trained(membership.cifar.normalise(images)).argmax(1)
-    assert (found == targets).float().mean() > 0.95
+def test_a_network_beside_learns_from_the_data_it_is_given_alone() -> None:
+    """Nine tenths of each class train it and one judges its epochs; another number is another network."""
+    targets = torch.arange(60) % 3
+    data = torch.arange(60.0)[:, None], targets
+    found = [membership.beside(lambda: nn.Linear(1, 3), data, number, "a", batch_size=16) for number in (0, 1)]
+    learned, judged = (
+        torch.cat([inputs[:, 0] for inputs, _ in part]).tolist() for part in (found[0].train, found[0].validation)
+    )
+    assert sorted(judged) == [0.0, 1.0, 2.0, 30.0, 31.0, 32.0]
+    assert {*learned} < {*map(float, range(60))} - {*judged}
+    assert len(learned) >= 48
+    assert not torch.equal(found[0].model.weight, found[1].model.weight)
+
+
+def test_rows_stay_where_they_were_made_by_the_same_settings(tmp_path) -> None:
+    """What was asked of other samples is asked again."""
+    path, made = tmp_path / "it.json", {"samples": 500, "others": 2}
+    assert membership.stored(path, made) == {}
+    membership.write_json(path, {**made, "networks": {"a": {}}})
+    assert membership.stored(path, made) == {"a": {}}
+    assert membership.stored(path, {**made, "samples": 400}) == {}
 
 
 @pytest.mark.slow
@@ -57,13 +68,14 @@ def test_the_page_tells_what_was_tried_and_what_is_given_away() -> None:
         "kills": {"commands": {"pack": {"kills": 30, "points": 4, "lost": 0, "other": 0}}},
     }
     answers = [row("area", (0.02, 0.01, 0.03)), row("found", (0.0, -0.01, 0.01))]
-    members = {"samples": 500, "networks": {"net": {"int8": {"answers": answers}}}}
+    scores = {"score": {"value": 0.9}, "reference": {"value": 0.925}}
+    members = {"samples": 500, "networks": {"net": {"int8": {**scores, "answers": answers}}}}
     page = trust_page.page(text, tried, members)
     assert "| damaged files for 2 readers | 2,000 | 0 errors of another type" in page
     assert "1 read as something else |" in page
     assert "| `pack` killed, of that 4 times at a write point of its own | 30 | 0 lost, 0 with other files" in page
     assert "bits flipped" not in page
-    assert "| none | 60.0 [50.0, 70.0] | 60.0 [50.0, 70.0] |" in page
-    assert "| `int8` | **+2.0 [1.0, 3.0]** | +0.0 [-1.0, 1.0] |" in page
+    assert "| none | 92.5 | 60.0 [50.0, 70.0] | 60.0 [50.0, 70.0] |" in page
+    assert "| `int8` | 90.0 | **+2.0 [1.0, 3.0]** | +0.0 [-1.0, 1.0] |" in page
     assert "former" not in page
     assert trust_page.page(text, None, None) == text
