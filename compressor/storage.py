@@ -52,6 +52,7 @@ def written_whole(path: Path, size_bytes: int) -> Iterator[BinaryIO]:
     Rights, links and errors are as in `write_atomic`.
     """
     part = path.parent / temporary_name()
+    require_file_place(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         require_space(path, size_bytes)
@@ -71,7 +72,22 @@ def written_whole(path: Path, size_bytes: int) -> Iterator[BinaryIO]:
     except WriteError:
         raise
     except OSError as error:
-        raise _not_written(path, size_bytes, error) from error
+        raise not_written(path, size_bytes, error) from error
+
+
+def require_file_place(path: Path) -> None:
+    """Raises WriteError where no file can be at `path`: it names none, or a device, a pipe or a socket, kept as it is.
+
+    To be moved to, /dev/null would become a file for everybody.
+    """
+    if not path.name:
+        raise WriteError(f"a file is to be written, and {str(path)!r} names none; give the name of one")
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError):  # nothing is there, or whoever writes says why not
+        return
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise WriteError(f"{path} is a device, a pipe or a socket, and a file is to be written; give the name of one")
 
 
 def cache_folder() -> Path:
@@ -247,7 +263,8 @@ def _host() -> str:
     return sha256(socket.gethostname().encode())[:8]
 
 
-def _not_written(path: Path, needed_bytes: int, error: OSError) -> WriteError:
+def not_written(path: Path, needed_bytes: int, error: OSError) -> WriteError:
+    """What is said where `error` kept `needed_bytes` from being written to `path`: why, and the way out."""
     other = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
     if error.errno in _OTHER_KIND and other.is_dir() == (other == path):
         is_what = "a folder" if other == path else "no folder"

@@ -57,6 +57,20 @@ def test_a_link_is_replaced_and_not_followed(tmp_path) -> None:
     assert not (tmp_path / "model.onnx").is_symlink()
 
 
+def test_what_is_no_place_for_a_file_stays(tmp_path) -> None:
+    """A pipe, also behind a link, and what names no file: as root, /dev/null would become a file for everybody."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(WriteError, match="is a device, a pipe or a socket"):
+            write_atomic(tmp_path / name, b"1")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    for name in ("", "/"):
+        with pytest.raises(WriteError, match="names none; give the name of one"):
+            write_atomic(Path(name), b"1")
+
+
 def test_only_files_of_killed_writers_of_ours_are_left_overs(tmp_path) -> None:
     """Users' hidden .tmp files, folders and links under our pattern, and writers that are alive are left alone."""
     child = subprocess.Popen([sys.executable, "--version"], stdout=subprocess.DEVNULL)

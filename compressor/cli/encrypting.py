@@ -1,5 +1,6 @@
 """The commands that encrypt a file and decrypt it: what they ask, and what they say."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,6 +49,7 @@ def encrypt(
         from compressor.trust.encryption import encrypt as encrypt_file
         from compressor.trust.keys import read_public
 
+        _require_apart(out, {"the public key": list(to or ()), "the file of the passphrase": [passphrase_file]})
         word = _passphrase(ask=passphrase, path=passphrase_file, twice=True)
         found = encrypt_file(file, out, to=[read_public(key) for key in to or ()], passphrase=word)
         _say(found, "encrypted to", found.path, as_json=as_json, quiet=quiet)
@@ -65,6 +67,18 @@ def decrypt(
         Path | None,
         typer.Option(help="Where the file goes, with the rights 0600; without it all is checked, and nothing written."),
     ] = None,
+    signed_by: Annotated[
+        Path | None,
+        typer.Option(
+            "--signed-by",
+            metavar="KEY.PUB",
+            help="A public key or a trust store: the file must lie in a folder that is signed so.",
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="With --signed-by: what it must be a release of.")] = None,
+    least_release: Annotated[
+        int | None, typer.Option("--least-release", min=1, help="With --signed-by: the oldest release that is taken.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -75,6 +89,8 @@ def decrypt(
 
     `compressor decrypt model.onnx.enc --key ~/.keys/device --out model.onnx`
 
+    `compressor decrypt shipped/model.onnx --key ~/.keys/device --out model.onnx --signed-by release.pub`, if signed
+
     A wrong key, a byte that was changed, a piece that is missing, swapped or added: exit code 4, and nothing is left.
     With --key, the passphrase is that of the key.
     """
@@ -82,11 +98,32 @@ def decrypt(
         from compressor.trust.encryption import check_encrypted
         from compressor.trust.encryption import decrypt as decrypt_file
 
+        given = {
+            "the private key": [key],
+            "the file of the passphrase": [passphrase_file],
+            "a trusted key": [signed_by],
+        }
+        _require_apart(out, given)
         secret = _secret(key, _passphrase(ask=passphrase, path=passphrase_file, twice=False))
+        accept = None
+        if signed_by is not None:
+            from compressor.trust.loading import signed_file
+
+            accept = signed_file(file, key=signed_by, name=name, least_release=least_release)
+        elif name is not None or least_release is not None:
+            raise WrongUseError("--name and --least-release are about a signature; give --signed-by")
         if out is None:
-            _say(check_encrypted(file, secret), "whole:", file, as_json=as_json, quiet=quiet)
+            _say(check_encrypted(file, secret, accept=accept), "whole:", file, as_json=as_json, quiet=quiet)
         else:
-            _say(decrypt_file(file, out, secret), "decrypted to", out, as_json=as_json, quiet=quiet)
+            _say(decrypt_file(file, out, secret, accept=accept), "decrypted to", out, as_json=as_json, quiet=quiet)
+
+
+def _require_apart(out: Path | None, given: dict[str, list[Path | None]]) -> None:
+    """Raises WrongUseError where `out` is one of the files that are `given`, by what they are: it would be gone."""
+    for what, paths in given.items():
+        for path in paths:
+            if out is not None and path is not None and out.exists() and path.exists() and out.samefile(path):
+                raise WrongUseError(f"{out} is {what}, which would be written over; give another name")
 
 
 def _secret(key: Path | None, word: bytes | None) -> "Secret":
@@ -108,7 +145,12 @@ def _passphrase(*, ask: bool, path: Path | None, twice: bool) -> bytes | None:
         return passphrase_in(path)
     if not ask:
         return None
-    said = typer.prompt("passphrase", hide_input=True, confirmation_prompt=twice, err=True)
+    try:
+        said = typer.prompt("passphrase", hide_input=True, confirmation_prompt=twice, err=True)
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise WrongUseError("nobody is there to type a passphrase; give a file with it: --passphrase-file") from None
     return checked_passphrase(str(said).encode())
 
 

@@ -1,5 +1,6 @@
 """How the command line ends when something goes wrong: a sentence on stderr and an exit code."""
 
+import errno
 import os
 import shlex
 import sys
@@ -18,6 +19,20 @@ from compressor.errors import CompressorError, StageError, TrustError, WrongUseE
 from compressor.machine import unreadable_packages
 
 FAILED, WRONG_USE, BUDGET_NOT_MET, NOT_TRUSTED = 1, 2, 3, 4
+
+# What can be done about what the system says.
+_WAYS_OUT = {
+    errno.ENOENT: "give one that is there",
+    errno.EACCES: "see to your rights to it, or give another",
+    errno.EPERM: "see to your rights to it, or give another",
+    errno.EROFS: "nothing can be written there; give a place elsewhere",
+    errno.ENOSPC: "make room on its disk, or give a place elsewhere",
+    errno.EDQUOT: "make room within your quota, or give a place elsewhere",
+    errno.EISDIR: "it is a folder; give a file",
+    errno.ENOTDIR: "it lies below a file; give a folder",
+    errno.EEXIST: "it is in the way; give another name, or move it",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 
 _Result = TypeVar("_Result")
 
@@ -71,7 +86,7 @@ def _told(*, verbose: bool, out: Path | None) -> Iterator[None]:
     except KeyboardInterrupt as error:
         typer.secho(f"\nstopped: {_kept(out)}: {_command()}", err=True, fg="yellow")
         raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
-    except (typer.Exit, typer.Abort):
+    except (typer.Exit, typer.Abort, BrokenPipeError):  # nobody reads on: click ends it without a word
         raise
     except Exception as error:  # noqa: BLE001  # every error ends in a sentence and an exit code
         if verbose:
@@ -96,7 +111,8 @@ def _kept(out: Path | None) -> str:
 
 def _text(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        way_out = _WAYS_OUT.get(error.errno or 0, "give another file or folder")
+        return f"{error.filename}: {error.strerror}; {way_out}"
     text = str(error) or "it gave no reason"
     return text if isinstance(error, CompressorError) else f"{type(error).__name__}: {text}"
 

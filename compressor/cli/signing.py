@@ -158,6 +158,7 @@ def trust(
     `compressor trust list --store trust.json`
     """
     with reported(verbose=verbose, changes=None if action is TrustAction.LIST else store):
+        from compressor.trust.tree import shown
         from compressor.trust.trusted import TrustStore, changing
 
         if (key is None) != (action is TrustAction.LIST):
@@ -177,15 +178,17 @@ def trust(
         for held in found.keys.values():
             until = "" if held.until is None else f", until {held.until:%Y-%m-%d}"
             gone = ", revoked" if held.revoked else ""
-            typer.echo(f"{held.public.key_id[:16]}  {held.public.kind.value:<8} {held.name or 'no name'}{until}{gone}")
+            named = shown(held.name) if held.name else "no name"
+            typer.echo(f"{held.public.key_id[:16]}  {held.public.kind.value:<8} {named}{until}{gone}")
         for what, seen in found.seen.items():
-            typer.echo(f"seen: release {seen.release} of {what}")
+            typer.echo(f"seen: release {seen.release} of {shown(what)}")
 
 
 def _add(key: Path, path: Path, *, name: str, days: float | None) -> None:
     from dataclasses import replace
 
     from compressor.trust.keys import read_public
+    from compressor.trust.statements import LONGEST_NAME, is_good_name
     from compressor.trust.trusted import TrustedKey, changing
 
     public = read_public(key)
@@ -193,6 +196,8 @@ def _add(key: Path, path: Path, *, name: str, days: float | None) -> None:
         raise WrongUseError(f"{key} is for encryption and signs nothing; add a key of the kind ed25519 or p256")
     if days is not None and not 0 < days < 36_500:
         raise WrongUseError(f"--days is above 0 and below 36,500, got {days:g}")
+    if name and not is_good_name(name):
+        raise WrongUseError(f"--name has 1 to {LONGEST_NAME} printable characters, got {name[:50]!r}")
     until = None if days is None else (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
     with changing(path) as store:
         if store.keys.get(public.key_id, TrustedKey(public=public)).revoked:

@@ -1,6 +1,6 @@
 """What files say that nobody meant to ship: paths, names of users and machines, tokens, addresses, samples.
 
-Text is looked for in every file, whatever its kind: runs of printable characters in the bytes, as `strings` finds them.
+Text is looked for in every file, whatever its kind: runs of printable UTF-8 that begin with some ASCII.
 What is compressed or encrypted inside a file is not seen, and files that hold data are told for that reason.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from compressor.errors import WrongUseError
+from compressor.errors import StorageError, WrongUseError
 from compressor.trust.manifest import SIGNATURE
 from compressor.trust.tree import shown, walk
 from compressor.workload import Workload, input_tensors
@@ -22,7 +22,15 @@ from compressor.workload import Workload, input_tensors
 _PIECE = 1 << 20
 # What is looked for is shorter, so that nothing is missed where two pieces meet.
 _OVERLAP = 1 << 12
-_TEXT = re.compile(rb"[\x20-\x7e]{6,}")
+# Letters beyond ASCII, and what goes on with them: to begin anywhere with one takes five times as long.
+_LETTER = (
+    rb"(?:\xc2[\xa0-\xbf]|[\xc3-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|\xed[\x80-\x9f][\x80-\xbf]"
+    rb"|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}"
+    rb"|\xf4[\x80-\x8f][\x80-\xbf]{2})"
+)
+_TEXT = re.compile(rb"[\x20-\x7e]{6,}(?:%b+[\x20-\x7e]*)*" % _LETTER)
+# Bytes of UTF-8; a piece may end within one.
+_LONGEST_LETTER = 4
 _LONGEST_SHOWN = 80
 # Accounts and machines that thousands have.
 _COMMON = {"root", "user", "admin", "ubuntu", "debian", "runner", "jovyan", "app", "localhost", "docker", "container"}
@@ -61,7 +69,7 @@ class Finding:
 
     def __str__(self) -> str:
         times = f" ({self.count} times)" if self.count > 1 else ""
-        return f"{shown(self.file)}: {self.kind}: {self.shows}{times}"
+        return f"{shown(self.file)}: {self.kind}: {shown(self.shows)}{times}"
 
 
 def scan(path: Path, workload: Workload | None = None, *, names: Mapping[str, str] | None = None) -> list[Finding]:
@@ -76,9 +84,14 @@ def scan(path: Path, workload: Workload | None = None, *, names: Mapping[str, st
     for name, place in _files(path):
         if place.suffix.lower() in _DATA_ENDINGS:
             found[name, "data file", f"files with the ending {place.suffix} hold samples, or code"] += 1
-        with place.open("rb") as file:
-            for kind, shows in _in_file(file, names, needles):
-                found[name, kind, shows] += 1
+        try:
+            with place.open("rb") as file:
+                for kind, shows in _in_file(file, names, needles):
+                    found[name, kind, shows] += 1
+        except OSError as error:
+            raise StorageError(
+                f"{place} cannot be read: {error.strerror}, so nothing shows what it tells; see to your right to do so"
+            ) from error
     return [Finding(*key, count) for key, count in sorted(found.items())]
 
 
@@ -116,7 +129,8 @@ def own_names() -> dict[str, str]:
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
     if not path.is_dir():
         if not path.is_file():
-            raise WrongUseError(f"there is nothing at {path}; give a folder or a file")
+            got = "a device, a pipe or a socket is" if path.exists() else "nothing is"
+            raise WrongUseError(f"{got} at {path}, and a folder or a file is wanted")
         yield path.name, path
         return
     for name, odd in walk(path):
@@ -142,12 +156,12 @@ def _in_text(
     piece: bytes, known: int, patterns: Mapping[str, re.Pattern[str]], *, last: bool
 ) -> Iterator[tuple[str, str]]:
     for run in _TEXT.finditer(piece):
-        text = run[0].decode("ascii")
+        text = run[0].decode()
         for kind, pattern in patterns.items():
             for match in pattern.finditer(text):
-                end = run.start() + match.end()
+                end = run.start() + (match.end() if text.isascii() else len(text[: match.end()].encode()))
                 # What was whole in the part before was told there; what may go on is told with the next one.
-                if end >= known and (last or end < len(piece)):
+                if end >= known - _LONGEST_LETTER + 1 and (last or end <= len(piece) - _LONGEST_LETTER):
                     yield kind, _masked(match[0]) if kind in _SECRET else _cut(match[0])
 
 

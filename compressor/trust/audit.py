@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from compressor.errors import StorageError, TrustError, WriteError, WrongUseError
-from compressor.storage import read_sealed, sha256, write_sealed
+from compressor.storage import not_written, read_sealed, sha256, write_sealed
 from compressor.trust.canonical import canonical, fitting, parsed
 from compressor.trust.manifest import BESIDE, MANIFEST
 from compressor.trust.statements import time_text
@@ -63,13 +63,18 @@ class AuditLog:
             raise WrongUseError(
                 f"{folder} is a run's own, whose manifest lists no log; give the folder above it, {folder.parent}"
             )
-        folder.mkdir(parents=True, exist_ok=True)
         log = cls(folder)
-        with log._held():
-            for name in (LOG, HEAD):
-                if os.path.lexists(folder / name):
-                    raise WrongUseError(f"{folder / name} is there already, and a log is never begun twice")
-            log._put_head(_Head(0, 0, b""))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with log._held():
+                for name in (LOG, HEAD):
+                    if os.path.lexists(folder / name):
+                        raise WrongUseError(f"{folder / name} is there already, and a log is never begun twice")
+                log._put_head(_Head(0, 0, b""))
+        except WriteError:
+            raise
+        except OSError as error:
+            raise not_written(folder / LOG, 0, error) from error
         log.append("audit begun", what=folder)
         return log
 

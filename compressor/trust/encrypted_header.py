@@ -146,7 +146,12 @@ def _by_key(header: Header, secret: PrivateKey, path: Path) -> bytes:
 
 
 def opened(header: Header, secret: Secret, path: Path) -> Any:
-    """The cipher of the pieces, which `secret` opens. Raises TrustError where it does not."""
+    """The cipher of the pieces, which `secret` opens. Raises TrustError where it does not, WrongUseError for none."""
+    if not isinstance(secret, PrivateKey | bytes):
+        raise WrongUseError(
+            f"what opens {path} is a private key (its path, or read_private) or a passphrase as bytes; got "
+            f"{type(secret).__name__}"
+        )
     return _cipher(_derived(_file_key(header, secret, path), header.nonce, b"payload"))
 
 

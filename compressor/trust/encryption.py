@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from compressor.errors import TrustError, WriteError, WrongUseError
-from compressor.storage import require_space, temporary_name, written_whole
+from compressor.errors import StorageError, TrustError, WrongUseError
+from compressor.storage import not_written, require_file_place, require_space, temporary_name, written_whole
+from compressor.trust.digests import HashingBeside
 from compressor.trust.encrypted_header import MAGIC, Header, Secret, new_header, opened, read_header
 from compressor.trust.keys import PublicKey, require_cryptography
 
@@ -28,6 +29,8 @@ _TAG = 16
 
 # What is told of the work: bytes done since the last time, and bytes in all.
 Told = Callable[[int, int], None]
+# What is given the SHA-256 of an encrypted file, and raises what speaks against it.
+Accept = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def encrypt(
     if out.exists() and out.samefile(path):
         raise WrongUseError(f"{out} is the file itself; give another name for the encrypted one")
     header, cipher = new_header(to, passphrase)
-    with path.open("rb") as source:
+    with _readable(path) as source:
         size = os.fstat(source.fileno()).st_size
         total = header.begins + size + _TAG * max(1, -(-size // PIECE))
         with written_whole(out, total) as target:
@@ -76,19 +79,24 @@ def encrypt(
     return Encrypted(out, written, size, header.recipients)
 
 
-def decrypt(path: Path, out: Path, secret: Secret, *, told: Told | None = None) -> Encrypted:
+def decrypt(
+    path: Path, out: Path, secret: Secret, *, told: Told | None = None, accept: Accept | None = None
+) -> Encrypted:
     """Writes what `path` holds to `out`, with the rights 0600, once the last of it was found to be as it was encrypted.
 
-    Until then it has no name on the disk, where the system can do that: a process that is killed leaves nothing. Raises
-    TrustError where `secret` does not open it or anything was changed, and WriteError where `out` cannot be written.
+    Until then it has no name on the disk, where the system can do that: a process that is killed leaves nothing.
+    `accept` is given the SHA-256 of the encrypted bytes, of the same reading, and raises what keeps the file from
+    having a name. Raises TrustError where `secret` does not open it or anything was changed, and WriteError where `out`
+    cannot be written.
     """
     with _opened(path) as (source, header):
         size = _content_bytes(source, header)
+        require_file_place(out)
         require_space(out, size)
         if out.exists() and out.samefile(path):
             raise WrongUseError(f"{out} is the encrypted file itself; give another name")
         with _private_file(out, size) as target:
-            for piece in _plain(source, header, secret, path):
+            for piece in _plain(source, header, secret, path, accept):
                 target.write(piece)
                 if told is not None:
                     told(len(piece), size)
@@ -106,11 +114,11 @@ def decrypted(path: Path, secret: Secret, *, content: bytes | None = None, most_
         return b"".join(_plain(source, header, secret, path))
 
 
-def check_encrypted(path: Path, secret: Secret, *, told: Told | None = None) -> Encrypted:
+def check_encrypted(path: Path, secret: Secret, *, told: Told | None = None, accept: Accept | None = None) -> Encrypted:
     """What `path` is, once all of it was decrypted and found whole; nothing of it is kept. Raises as `decrypt`."""
     with _opened(path) as (source, header):
         size = _content_bytes(source, header)
-        for piece in _plain(source, header, secret, path):
+        for piece in _plain(source, header, secret, path, accept):
             if told is not None:
                 told(len(piece), size)
         return _described(path, header, size)
@@ -125,13 +133,18 @@ def is_encrypted(path: Path) -> bool:
         return False
 
 
-def _plain(source: BinaryIO, header: Header, secret: Secret, path: Path) -> Iterator[bytes]:
+def _plain(
+    source: BinaryIO, header: Header, secret: Secret, path: Path, accept: Accept | None = None
+) -> Iterator[bytes]:
     """The content, piece by piece, each authenticated; raises TrustError at the first that is not as it was."""
     from cryptography.exceptions import InvalidTag
 
     cipher = opened(header, secret, path)
     source.seek(header.begins)
+    hashing = None if accept is None else HashingBeside(header.raw + header.mac)
     for number, (piece, last) in enumerate(_pieces(source, PIECE + _TAG)):
+        if hashing is not None:
+            hashing.update(piece)
         try:
             plain = cipher.decrypt(_nonce(number, last=last), piece, None)
         except (InvalidTag, ValueError):
@@ -143,6 +156,8 @@ def _plain(source: BinaryIO, header: Header, secret: Secret, path: Path) -> Iter
                 "nothing of it is kept; get the file again"
             )
         yield plain
+    if accept is not None and hashing is not None:
+        accept(hashing.hexdigest())
 
 
 def _pieces(source: BinaryIO, size: int) -> Iterator[tuple[bytes, bool]]:
@@ -165,8 +180,17 @@ def _opened(path: Path, content: bytes | None = None) -> Iterator[tuple[BinaryIO
         return
     if not path.is_file():
         raise WrongUseError(f"{path} is no file; give one that `compressor encrypt` wrote")
-    with path.open("rb") as file:
+    with _readable(path) as file:
         yield file, read_header(file, path)
+
+
+def _readable(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror}; see to your right to read it, or give another file"
+        ) from error
 
 
 def _content_bytes(source: BinaryIO, header: Header) -> int:
@@ -180,6 +204,7 @@ def _private_file(path: Path, size_bytes: int) -> Iterator[BinaryIO]:
     """A file for its owner alone that is at `path` once the block ends well, and has no name until then if it can."""
     part = path.parent / temporary_name()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = _nameless(path.parent)
             named = descriptor is None
@@ -195,7 +220,7 @@ def _private_file(path: Path, size_bytes: int) -> Iterator[BinaryIO]:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise WriteError(f"{path} needs {size_bytes:,} bytes and cannot be written: {error.strerror}") from error
+        raise not_written(path, size_bytes, error) from error
 
 
 def _named(path: Path) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import TrustError, WriteError, WrongUseError, first_said
-from compressor.storage import read_bytes, sha256, temporary_name
+from compressor.storage import not_written, read_bytes, require_file_place, sha256, temporary_name
 
 PUBLIC_ENDING = ".pub"
 _MOST_KEY_BYTES = 16_384
@@ -97,6 +97,7 @@ def generate(path: Path, kind: Kind = Kind.ED25519, *, passphrase: bytes | None 
     and WriteError where one cannot be written; none of the two is left then.
     """
     _, serialization = _libraries()
+    require_file_place(path)
     public_path = public_of(path)
     for place in (path, public_path):
         if os.path.lexists(place):
@@ -106,7 +107,7 @@ def generate(path: Path, kind: Kind = Kind.ED25519, *, passphrase: bytes | None 
     raw = key.loaded.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
     write_new(path, raw, mode=0o600)
     try:
-        write_new(public_path, key.public.pem, mode=0o644)
+        write_new(public_path, key.public.pem, mode=0o666)
     except BaseException:
         path.unlink()
         raise
@@ -175,17 +176,16 @@ def checked_passphrase(passphrase: bytes, where: str = "the passphrase") -> byte
 
 
 def write_new(path: Path, raw: bytes, *, mode: int) -> None:
-    """Puts `raw` into the new file `path` with the rights `mode`, whole or not at all.
+    """Puts `raw` into the new file `path`, whole or not at all, with what the umask leaves of the rights `mode`.
 
     Raises WriteError where something is there already, or the file cannot be written.
     """
     part = path.with_name(temporary_name())
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(mode)
         try:
             os.link(part, path)  # unlike a move, it refuses to replace
         except FileExistsError:
@@ -193,10 +193,12 @@ def write_new(path: Path, raw: bytes, *, mode: int) -> None:
         except OSError:  # a disk without second names
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
             part.replace(path)
+    except FileExistsError as error:
+        raise WriteError(f"{path} cannot be written: something is there already; give another name") from error
     except OSError as error:
-        raise WriteError(f"{path} cannot be written: {error.strerror}; give another name or another folder") from error
+        raise not_written(path, len(raw), error) from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it was never there, or what was raised says why
             part.unlink()
 
 
@@ -245,7 +247,8 @@ def _locked(passphrase: bytes) -> Any:
 
 def _read_pem(path: Path) -> bytes:
     if not path.is_file():
-        raise WrongUseError(f"there is no key at {path}; `compressor keygen {path}` makes a pair")
+        got = "something else is" if path.exists() else "nothing is"
+        raise WrongUseError(f"there is no key at {path}: {got} there; `compressor keygen KEY` makes a pair")
     raw = read_bytes(path, way_out="give the path of a key that `compressor keygen` made", most=_MOST_KEY_BYTES)
     if raw.startswith(b"{"):
         raise WrongUseError(f"{path} is no key; where it is a trust store, give it as one: --trust {path}")
@@ -254,6 +257,15 @@ def _read_pem(path: Path) -> bytes:
             f"{path} must hold one key in PEM, the text that begins with -----BEGIN, got {raw.count(_PEM)}"
         )
     return raw
+
+
+def is_pem(path: Path) -> bool:
+    """Whether the file at `path` begins as a key does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_PEM)) == _PEM
+    except OSError:
+        return False
 
 
 def _warn_of_readers(path: Path) -> None:

@@ -1,17 +1,18 @@
 """Files for use: their bytes are read once, held against a signature, and those very bytes are handed on."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import TrustError
+from compressor.errors import TrustError, WrongUseError
 from compressor.sessions import open_session
 from compressor.storage import sha256
 from compressor.trust.encryption import decrypted
 from compressor.trust.keys import read_private
 from compressor.trust.manifest import MANIFEST, Manifest, manifest_bytes
 from compressor.trust.signing import Signed, signed_by
-from compressor.trust.tree import content_of, shown
+from compressor.trust.tree import Digest, content_of, shown
 from compressor.trust.trusted import trusted
 from compressor.trust.verification import place_of
 
@@ -37,16 +38,37 @@ def signed_files(
     signature must be for a release of that name, at least that one. A trust store notes the release. The rest of the
     folder is not looked at (`compressor verify`). Raises TrustError where anything differs, with the reason.
     """
-    folder, store = Path(folder), trusted(key)
-    manifest = Manifest.from_bytes(manifest_bytes(folder), what=str(folder / MANIFEST))
-    signed = signed_by(folder, manifest, store, name=name, least_release=least_release)
+    folder = _path_of(folder)
+    manifest, signed = _signed(folder, key=key, name=name, least_release=least_release)
     return _contents(folder, manifest, names, signed)
 
 
 def read_signed(path: Path | str, *, key: Any, name: str | None = None, least_release: int | None = None) -> bytes:
     """The bytes of the file at `path`, or of the model in the folder `path`; else as `signed_files`."""
-    folder, only = place_of(Path(path))
+    folder, only = place_of(_path_of(path))
     return signed_files(folder, [only or _MODEL], key=key, name=name, least_release=least_release)[only or _MODEL]
+
+
+def signed_file(
+    path: Path | str, *, key: Any, name: str | None = None, least_release: int | None = None
+) -> Callable[[str], None]:
+    """What says whether the file at `path` is the one that was signed, given the SHA-256 of what was read of it.
+
+    For readers that hash while they read. It raises TrustError for any other, and notes the release in a trust store.
+    Raises as `signed_files` where no signature holds.
+    """
+    folder, only = place_of(_path_of(path))
+    if only is None:
+        raise WrongUseError(f"{path} is no file in a signed folder; give one that its manifest lists")
+    manifest, signed = _signed(folder, key=key, name=name, least_release=least_release)
+    wanted = _listed(folder, manifest, only)
+
+    def accept(sha256: str) -> None:
+        if sha256 != wanted.sha256:
+            raise TrustError(f"{path} was changed: it is not the file that was signed; get it again")
+        signed.remember()
+
+    return accept
 
 
 def open_signed(
@@ -77,9 +99,18 @@ def open_encrypted(
     `open_signed`. Raises TrustError where anything differs.
     """
     content = None if key is None else read_signed(path, key=key, name=name, least_release=least_release)
+    if isinstance(secret, str | Path) and not os.path.lexists(secret):
+        # Not repeated: it may be a passphrase.
+        raise WrongUseError("secret names no file; give the path of a private key, or a passphrase as bytes")
     opener = read_private(Path(secret)) if isinstance(secret, str | Path) else secret
-    plain = decrypted(Path(path), opener, content=content, most_bytes=MOST_MODEL_BYTES)
+    plain = decrypted(_path_of(path), opener, content=content, most_bytes=MOST_MODEL_BYTES)
     return open_session(all_inside(plain, str(path)), threads=threads)
+
+
+def _path_of(path: Any) -> Path:
+    if not isinstance(path, str | Path):
+        raise WrongUseError(f"what is opened is named by its path, got {type(path).__name__}; give a str or a Path")
+    return Path(path)
 
 
 def all_inside(content: bytes, what: str) -> bytes:
@@ -97,12 +128,25 @@ def all_inside(content: bytes, what: str) -> bytes:
     return content
 
 
+def _signed(folder: Path, *, key: Any, name: str | None, least_release: int | None) -> tuple[Manifest, Signed]:
+    store = trusted(key)
+    if least_release is not None and type(least_release) is not int:
+        raise WrongUseError(f"least_release is a whole number, got {least_release!r}")
+    manifest = Manifest.from_bytes(manifest_bytes(folder), what=str(folder / MANIFEST))
+    return manifest, signed_by(folder, manifest, store, name=name, least_release=least_release)
+
+
+def _listed(folder: Path, manifest: Manifest, name: str) -> Digest:
+    wanted = manifest.files.get(name)
+    if wanted is None:
+        raise TrustError(f"{shown(name)} is not listed in {folder / MANIFEST}: it came along later")
+    return wanted
+
+
 def _contents(folder: Path, manifest: Manifest, names: Sequence[str], signed: Signed) -> dict[str, bytes]:
     found = {}
     for name in names:
-        wanted = manifest.files.get(name)
-        if wanted is None:
-            raise TrustError(f"{shown(name)} is not listed in {folder / MANIFEST}: it came along later")
+        wanted = _listed(folder, manifest, name)
         try:
             found[name] = content_of(folder, name, most_bytes=min(wanted.size_bytes, MOST_MODEL_BYTES))
         except TrustError as error:

@@ -1,5 +1,6 @@
 """Folders signed and their signatures checked: by whom, as which release of what, and no older than what was seen."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 
 from compressor.errors import StorageError, TrustError, WrongUseError
 from compressor.storage import is_left_over, write_atomic
+from compressor.trust.canonical import LARGEST_INTEGER
 from compressor.trust.keys import PrivateKey
 from compressor.trust.manifest import (
     MANIFEST,
@@ -82,6 +84,12 @@ def sign_folder(
         raise WrongUseError(f"days is for how long the signature counts, above 0 and below 36,500; got {days:g}")
     if name is not None and not is_good_name(name):
         raise WrongUseError(f"a name has 1 to {LONGEST_NAME} printable characters, got {name[:50]!r}")
+    if release is not None and not 1 <= release <= LARGEST_INTEGER:
+        raise WrongUseError(f"a release is a whole number from 1 to {LARGEST_INTEGER:,}, got {release:.6g}")
+    if replaces is not None and not replaces.is_dir():
+        raise WrongUseError(f"{replaces} is no folder; what is replaced is the signed folder of the release before")
+    if not anew:
+        read_manifest(folder)  # before every file is looked into
     replaced = None if replaces is None else read_manifest(replaces).digest
     before = None if replaces is None else _own_release(replaces, key, given=name is not None and release is not None)
     # What a signer that was killed had not yet named: no manifest lists it, and verification refuses it.
@@ -94,10 +102,10 @@ def sign_folder(
         manifest_sha256=manifest.digest,
         key_id=key.public.key_id,
         kind=key.kind,
-        name=name if name is not None else before.name if before else folder.resolve().name,
+        name=name if name is not None else before.name if before else _called(folder),
         release=release if release is not None else (before.release + 1 if before else 1),
         signed=now,
-        expires=None if days is None else now + timedelta(days=days),
+        expires=None if days is None else now + timedelta(seconds=math.ceil(days * 86_400)),
         replaces=replaced,
     )
     if before is not None and statement.release <= before.release:
@@ -113,6 +121,13 @@ def sign_folder(
     if bundle is not None:
         write_atomic(folder / OPENSSF, bundle)
     return statement
+
+
+def _called(folder: Path) -> str:
+    name = folder.resolve().name
+    if not is_good_name(name):
+        raise WrongUseError(f"{folder} has no name of 1 to {LONGEST_NAME} printable characters; give --name")
+    return name
 
 
 def signed_by(

@@ -7,15 +7,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from compressor.errors import StorageError, TrustError, WrongUseError
-from compressor.storage import read_sealed, write_sealed
-from compressor.trust.keys import Kind, PublicKey, read_public
+from compressor.errors import StorageError, TrustError, WriteError, WrongUseError
+from compressor.storage import not_written, read_sealed, require_file_place, write_sealed
+from compressor.trust.keys import Kind, PublicKey, is_pem, read_public
 from compressor.trust.statements import Statement, parsed_time, time_text
 
 _FORMAT, _VERSION = "compressor-trust", 1
 _WAY_OUT = "make it again with: compressor trust add"
+# A store is written in milliseconds.
+_WAIT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,12 @@ class TrustStore:
     def read(cls, path: Path) -> "TrustStore":
         """The store in the file at `path`. Raises WrongUseError where there is none, TrustError where it was edited."""
         if not path.is_file():
-            raise WrongUseError(f"there is no trust store at {path}; `compressor trust add KEY.pub --store {path}`")
+            got = "something else is" if path.exists() else "nothing is"
+            raise WrongUseError(
+                f"there is no trust store at {path}: {got} there; `compressor trust add KEY.pub --store FILE` makes one"
+            )
+        if is_pem(path):
+            raise WrongUseError(f"{path} is a key and no trust store; give it as one (--key), or another --store")
         try:
             value = read_sealed(path, way_out=_WAY_OUT)
         except StorageError as error:
@@ -121,18 +128,43 @@ class TrustStore:
         """
         if self.path is None or self.seen.get(statement.name) == Seen(statement.release, statement.manifest_sha256):
             return
-        with changing(self.path) as store:
-            if why := store.refused(statement):
-                raise TrustError(why)
-            seen = {**store.seen, statement.name: Seen(statement.release, statement.manifest_sha256)}
-            replace(store, seen=seen).write(self.path)
+        try:
+            with changing(self.path) as store:
+                if why := store.refused(statement):
+                    raise TrustError(why)
+                seen = {**store.seen, statement.name: Seen(statement.release, statement.manifest_sha256)}
+                replace(store, seen=seen).write(self.path)
+        except WriteError as error:
+            raise WriteError(
+                f"{error.sentence}. What was accepted is noted there; to note nothing, give --read-only, or in Python "
+                "a TrustStore whose path is None"
+            ) from error
 
 
 @contextmanager
 def changing(path: Path) -> Iterator[TrustStore]:
-    """The store at `path`, an empty one where there is none, held against other processes while it is changed."""
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    """The store at `path`, an empty one where there is none, held against other processes while it is changed.
+
+    Raises WriteError where it cannot be held: no right to write beside it, or another process that does not let go.
+    """
+    require_file_place(path)
+    if path.exists():
+        TrustStore.read(path)  # nothing is put beside what is no store
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_WAIT_SECONDS)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise WriteError(
+            f"{path} could not be held for {_WAIT_SECONDS:.0f} s: another process holds it, which may be waited for or "
+            "stopped, or no file can be put beside it"
+        ) from error
+    except OSError as error:
+        raise not_written(path, 0, error) from error
+    try:
         yield TrustStore.read(path) if path.exists() else TrustStore(path=path)
+    finally:
+        lock.release()
 
 
 def trusted(given: Any) -> TrustStore:
@@ -148,9 +180,9 @@ def trusted(given: Any) -> TrustStore:
     if not several:
         raise WrongUseError("no key is given, so no signature could count; name one that is trusted")
     keys = [read_public(Path(key)) if isinstance(key, str | Path) else key for key in several]
-    wrong = next((key for key in keys if not isinstance(key, PublicKey)), None)
-    if wrong is not None:
-        raise WrongUseError(f"a key is a public key, the path of one, or a trust store; got {type(wrong).__name__}")
+    for key in keys:
+        if not isinstance(key, PublicKey):  # None, too
+            raise WrongUseError(f"a key is a public key, the path of one, or a trust store; got {type(key).__name__}")
     return TrustStore.of(keys)
 
 

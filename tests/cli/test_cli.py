@@ -204,9 +204,20 @@ def test_what_a_users_code_raised_in_a_stage_is_a_sentence_that_points_to_the_tr
 
 
 def test_disk_errors_name_the_file(folder: Path, fake_run) -> None:
-    """A full disk or a folder that cannot be written is told with its name."""
-    fake_run.error = OSError(28, "No space left on device", "runs/a/model.onnx")
-    assert call(*RUN) == (1, "", "error: runs/a/model.onnx: No space left on device\n")
+    """A full disk or a folder that cannot be written is told with its name and the way out."""
+    for error, way_out in {
+        OSError(
+            28, "No space left on device", "a"
+        ): "a: No space left on device; make room on its disk, or give a place",
+        PermissionError(
+            13, "Permission denied", "a"
+        ): "a: Permission denied; see to your rights to it, or give another",
+        OSError(5, "Input/output error", "a"): "a: Input/output error; give another file or folder",
+    }.items():
+        fake_run.error = error
+        code, out, err = call(*RUN)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: {way_out}")
 
 
 @pytest.mark.parametrize(

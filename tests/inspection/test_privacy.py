@@ -1,6 +1,7 @@
 """What tells more than a model should is found wherever it lies, and a clean folder is called clean."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from compressor import Workload
 from compressor.cli.app import app
-from compressor.errors import WrongUseError
+from compressor.errors import StorageError, WrongUseError
 from compressor.inspection import privacy
 from compressor.inspection.privacy import own_names, require_clean, scan
 
@@ -21,6 +22,7 @@ NAMES = {"hlovelace": "user name", "gpu-box-7": "host name"}
 # Put together here, so that no scanner of sources takes them for what they look like.
 TELLING = {
     "/home/ada/models/secret.py": ("path", "/home/ada/models/secret.py"),
+    "/home/jörg/größe/模型.py": ("path", "/home/jörg/größe/模型.py"),
     "C:\\Users\\ada\\model.py": ("path", "C:\\Users\\ada\\model.py"),
     "file=/Users/ada/x.pt, line 3": ("path", "/Users/ada/x.pt"),
     "made by HLOVELACE?": None,
@@ -61,12 +63,27 @@ def test_what_lies_where_two_pieces_meet_is_told_once(tmp_path, monkeypatch) -> 
     """At every place around the border."""
     monkeypatch.setattr(privacy, "_PIECE", 4096)
     monkeypatch.setattr(privacy, "_OVERLAP", 256)
-    text = b"/home/ada/models/secret.py"
-    for before in range(4096 - len(text) - 2, 4096 + 3):
-        (tmp_path / "a").write_bytes(bytes(before) + text + bytes(5000))
-        assert [(item.shows, item.count) for item in scan(tmp_path, names={})] == [(text.decode(), 1)], before
-    (tmp_path / "a").write_bytes(bytes(4096 - len(text)) + text)
-    assert [item.count for item in scan(tmp_path, names={})] == [1]
+    for text in (b"/home/ada/models/secret.py", "/home/jörg/größe".encode()):
+        for before in range(4096 - len(text) - 2, 4096 + 3):
+            (tmp_path / "a").write_bytes(bytes(before) + text + bytes(5000))
+            assert [(item.shows, item.count) for item in scan(tmp_path, names={})] == [(text.decode(), 1)], before
+        (tmp_path / "a").write_bytes(bytes(4096 - len(text)) + text)
+        assert [item.count for item in scan(tmp_path, names={})] == [1]
+
+
+def test_what_cannot_be_looked_into_is_not_called_clean(tmp_path, monkeypatch) -> None:
+    """A pipe is none of what is looked into; a file that cannot be read ends it."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WrongUseError, match="a device, a pipe or a socket is at"):
+        scan(tmp_path / "pipe")
+    (tmp_path / "a").write_text("")
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(StorageError, match="nothing shows what it tells; see to your right to do so"):
+        scan(tmp_path / "a", names={})
 
 
 def test_weights_are_not_taken_for_text(tmp_path) -> None:

@@ -285,6 +285,10 @@ def test_what_cannot_be_begun(log, made, tmp_path) -> None:
     assert code == 2
     assert f"give the folder above it, {made.parent}" in err
     assert call("audit", tmp_path / "none")[0] == 2
+    (tmp_path / "file").write_text("")
+    code, _, err = call("audit", tmp_path / "file", "--begin")
+    assert code == 1
+    assert "file is no folder; move it away" in err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and rights of POSIX")

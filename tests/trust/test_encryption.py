@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -308,12 +309,16 @@ def test_decrypted_files_are_their_owners_alone(several, box, tmp_path, monkeypa
         assert out.read_bytes() == several.with_suffix("").read_bytes()
         out.chmod(0o644)
     assert elsewhere.read_text() == "theirs"
-    several.write_bytes(several.read_bytes()[:-1])
+    raw = several.read_bytes()
+    several.write_bytes(raw[:-1])
     with pytest.raises(TrustError):
         decrypt(several, tmp_path / "other", box)
     assert sorted(place.name for place in tmp_path.iterdir()) == ["elsewhere", "out", "several", "several.enc"]
-    with pytest.raises(WriteError, match="cannot be written"):
-        decrypt(several, tmp_path / "none/out", box)
+    with pytest.raises(WriteError, match="elsewhere is no folder; move it away"):
+        decrypt(several, elsewhere / "out", box)
+    several.write_bytes(raw)
+    decrypt(several, tmp_path / "new" / "out", box)
+    assert (tmp_path / "new" / "out").read_bytes() == several.with_suffix("").read_bytes()
 
 
 def test_what_may_not_be_encrypted_or_replaced(several, keys, tmp_path) -> None:
@@ -327,6 +332,42 @@ def test_what_may_not_be_encrypted_or_replaced(several, keys, tmp_path) -> None:
     assert call("decrypt", tmp_path / "none", "--key", keys / "box")[0] == 2
     assert call("decrypt", plain, "--key", keys / "box")[0] == 4
     assert (is_encrypted(several), is_encrypted(plain), is_encrypted(tmp_path)) == (True, False, False)
+
+
+def test_what_opens_a_file_is_not_written_over(several, keys, tmp_path) -> None:
+    """Neither a key nor the file of a passphrase, by whatever name; nor a pipe, which is no place for a file."""
+    for name in ("box", "box.pub"):
+        shutil.copy2(keys / name, tmp_path / name)
+    words = tmp_path / "words"
+    words.write_bytes(LONG)
+    words.chmod(0o600)
+    (tmp_path / "same").symlink_to("box.pub")
+    os.mkfifo(tmp_path / "pipe")
+    plain = several.with_suffix("")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for out, command in {
+        "same": ["encrypt", plain, "--to", tmp_path / "box.pub"],
+        "words": ["encrypt", plain, "--passphrase-file", words],
+        "box": ["decrypt", several, "--key", tmp_path / "box"],
+    }.items():
+        code, _, err = call(*command, "--out", tmp_path / out)
+        assert code == 2
+        assert "would be written over; give another name" in err
+        code, _, err = call(*command, "--out", tmp_path / "pipe")
+        assert code == 1
+        assert "is a device, a pipe or a socket, and a file is to be written" in err.replace("\n", " ")
+    assert (tmp_path / "pipe").is_fifo()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_where_nobody_types_a_passphrase_the_way_out_is_said(several, keys) -> None:
+    """No terminal and nothing on stdin; in Python, something that opens nothing."""
+    code, _, err = call("encrypt", several, "--passphrase")
+    assert code == 2
+    assert "give a file with it: --passphrase-file" in err
+    for wrong in (None, 7, read_public(keys / "box.pub")):
+        with pytest.raises(WrongUseError, match=f"is a private key .* got {type(wrong).__name__}"):
+            decrypted(several, wrong)
 
 
 KILLED = """

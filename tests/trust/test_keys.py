@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -18,14 +19,14 @@ LONG = b"five words drawn at random"
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_pair_is_made_and_read_again(tmp_path, kind) -> None:
-    """The private half has the rights 0600 whatever the umask, both have the same id, which is that of the DER."""
+    """The private half has the rights 0600 whatever the umask, the other those of the umask; one id, by the DER."""
     before = os.umask(0o000)
     try:
         public = generate(tmp_path / "key", kind)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
-    assert stat.S_IMODE((tmp_path / "key.pub").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "key.pub").stat().st_mode) == 0o666
     private = read_private(tmp_path / "key")
     assert private.public == public == read_public(tmp_path / "key.pub")
     assert public.kind is kind
@@ -49,6 +50,11 @@ def test_nothing_is_written_over(tmp_path, there) -> None:
         write_new(tmp_path / there, b"", mode=0o600)
     with pytest.raises(WriteError, match="cannot be written"):
         generate(tmp_path / "no folder" / "key")
+    with pytest.raises(WriteError, match=f"{there} is no folder; move it away, or give another folder"):
+        generate(tmp_path / there / "key")
+    for place in ("", ".", "/"):
+        with pytest.raises(WriteError, match="names none; give the name of one"):
+            generate(Path(place))
 
 
 def test_a_key_encrypted_by_a_passphrase(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """What is loaded is what was signed: the bytes that were checked, and no others."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from typer.testing import CliRunner
 
 from compressor import load_checkpoint
+from compressor.cli.app import app
 from compressor.errors import StorageError, TrustError, WrongUseError
 from compressor.structure.checkpoint import save_checkpoint
 from compressor.trust import loading
@@ -154,12 +157,58 @@ def test_what_is_no_model_or_no_listed_file_is_refused(shipped, keys) -> None:
         read_signed(shipped, key=keys / "release.pub")
 
 
+def test_a_file_that_is_signed_is_decrypted_in_one_reading(tmp_path, keys) -> None:
+    """Another file of the same recipient, another signer, and an older release leave nothing; the release is noted."""
+    place, store, out = tmp_path / "shipped", tmp_path / "trust.json", tmp_path / "out"
+    place.mkdir()
+    plain = os.urandom(3 << 20)
+    for name in ("model", "other"):
+        (tmp_path / name).write_bytes(plain if name == "model" else b"other")
+        encrypt(tmp_path / name, place / name, to=[read_public(keys / "box.pub")])
+    (place / "other").rename(tmp_path / "other")
+    sign_folder(place, read_private(keys / "release"), name="m", anew=True)
+
+    def decrypted(*words: object) -> tuple[int, str]:
+        done = CliRunner().invoke(
+            app, ["decrypt", str(place / "model"), "--key", str(keys / "box"), "--out", str(out), *map(str, words)]
+        )
+        return done.exit_code, done.stderr
+
+    call = CliRunner().invoke(app, ["trust", "add", str(keys / "release.pub"), "--store", str(store)])
+    assert call.exit_code == 0
+    for words, says in {
+        ("--signed-by", keys / "other.pub"): "which is not trusted",
+        ("--signed-by", store, "--name", "n"): "and 'n' is wanted",
+        ("--signed-by", store, "--least-release", 2): "at least 2 is wanted",
+    }.items():
+        code, told = decrypted(*words)
+        assert (code, says in told, out.exists()) == (4, True, False), told
+    assert decrypted("--name", "m")[0] == 2
+    code, told = decrypted("--signed-by", store)
+    assert (code, out.read_bytes() == plain) == (0, True), told
+    assert json.loads(store.read_text())["seen"]["m"][0] == 1
+    out.unlink()
+    (tmp_path / "other").replace(place / "model")
+    code, told = decrypted("--signed-by", store)
+    assert (code, "it is not the file that was signed" in told, out.exists()) == (4, True, False)
+    assert decrypted()[0] == 0
+
+
+def test_what_names_no_file_or_opens_nothing_is_told(shipped, keys) -> None:
+    """A passphrase that was given as text is taken for a path, and is not repeated; paths are text or paths."""
+    public = keys / "release.pub"
+    with pytest.raises(WrongUseError, match="give the path of a private key, or a passphrase as bytes") as told:
+        open_encrypted(shipped / "model.onnx", secret="correct horse battery")  # noqa: S106 - that it is none
+    assert "horse" not in str(told.value)
+    for opened in (lambda: open_signed(None, key=public), lambda: open_encrypted(5, secret=keys / "box")):
+        with pytest.raises(WrongUseError, match="is named by its path, got"):
+            opened()
+    with pytest.raises(WrongUseError, match="least_release is a whole number, got '1'"):
+        open_signed(shipped, key=public, least_release="1")
+
+
 def test_a_trust_store_keeps_loaders_from_going_back(shipped, keys, tmp_path) -> None:
     """The loader notes what it loaded; the release before is refused from then on."""
-    from typer.testing import CliRunner
-
-    from compressor.cli.app import app
-
     store = tmp_path / "trust.json"
     CliRunner().invoke(app, ["trust", "add", str(keys / "release.pub"), "--store", str(store)])
     newer = Path(shutil.copytree(shipped, tmp_path / "newer"))

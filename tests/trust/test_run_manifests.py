@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from compressor import Effect, Pipeline, Recipe, Workload, read_onnx
-from compressor.errors import RunFolderError, TrustError, WrongUseError
+from compressor.errors import RunFolderError, StorageError, TrustError, WrongUseError
 from compressor.running.again.rerun import rerun
 from compressor.stages import Quantize
-from compressor.storage import read_json, sha256
-from compressor.trust.manifest import MANIFEST, read_manifest
+from compressor.storage import read_json, read_sealed, sha256, write_sealed
+from compressor.trust.manifest import MANIFEST, Manifest, described, read_manifest, write_manifest
 from compressor.trust.verification import check
 
 RECIPE = "stages: [quantize]"
@@ -124,9 +124,6 @@ def test_the_stage_that_shipped_made_again_gives_the_same_bytes(finished) -> Non
 
 def test_a_stage_that_gives_other_bytes_is_told(finished) -> None:
     """A file that somebody else put there, with outcome and manifest to fit, is not what its recipe makes."""
-    from compressor.storage import read_sealed, write_sealed
-    from compressor.trust.manifest import Manifest, described, write_manifest
-
     stage = finished / "stages/01-quantize"
     model = onnx.load(stage / "model.onnx")
     model.doc_string = "another"
@@ -141,8 +138,9 @@ def test_a_stage_that_gives_other_bytes_is_told(finished) -> None:
 
 def test_what_cannot_be_made_again_says_why(finished, tmp_path) -> None:
     """Other data are named; stages of one's own have no recipe; a file alone is no run."""
-    with pytest.raises(RunFolderError, match="train"):
+    with pytest.raises(RunFolderError, match=rf"^{finished} cannot be made again from what (?s:.*)train") as told:
         rerun(check(finished), workload(shift=1.0))
+    assert "accept" not in str(told.value)
     with pytest.raises(WrongUseError, match="whole folder"):
         rerun(check(finished / "model.onnx"), workload())
 
@@ -156,3 +154,12 @@ def test_what_cannot_be_made_again_says_why(finished, tmp_path) -> None:
     Pipeline([Same()]).run(workload(), out=tmp_path / "own", progress=False)
     with pytest.raises(WrongUseError, match="no recipe"):
         rerun(check(tmp_path / "own"), workload())
+    for report, says in {"{}": "reads reports of schema_version", None: "lacks the stage 1 that its report"}.items():
+        other = Path(shutil.copytree(finished, tmp_path / says[:5]))
+        if report is None:
+            (other / "stages/01-quantize").rename(other / "stages/02-quantize")
+        else:
+            (other / "report.json").write_text(report)
+        write_manifest(other, Manifest(files=described(other)))
+        with pytest.raises(StorageError, match=says):
+            rerun(check(other), workload())

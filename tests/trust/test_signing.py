@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 from compressor.cli.app import app
 from compressor.errors import TrustError, WrongUseError
 from compressor.storage import sha256, temporary_name, write_sealed
+from compressor.trust import trusted as trusted_stores
 from compressor.trust.canonical import canonical
 from compressor.trust.keys import read_private, read_public
 from compressor.trust.manifest import MANIFEST, SIGNATURE, Manifest, described, read_manifest, write_manifest
 from compressor.trust.signing import sign_folder, signed_by
 from compressor.trust.statements import Statement, sign, signature_file
-from compressor.trust.trusted import Seen, TrustStore, trusted
+from compressor.trust.trusted import Seen, TrustStore, changing, trusted
 from compressor.trust.verification import check, signatures_in
 
 pytest.importorskip("cryptography", reason="keys need it: pip install .[trust]")
@@ -147,6 +148,34 @@ def test_ends_are_kept(made, keys) -> None:
         counted(made, store, now=datetime.now(UTC) + timedelta(days=2))
 
 
+def test_a_moment_is_a_second_at_least(made, keys) -> None:
+    """Times are told in whole seconds, and an end that is no later than the beginning could not be read again."""
+    sign_folder(made, read_private(keys / "release"), days=1e-9, now=NOW)
+    assert counted(made, keys / "release.pub", now=NOW).statement.expires == NOW + timedelta(seconds=1)
+
+
+def test_a_store_that_cannot_be_changed_says_so(signed, keys, tmp_path, monkeypatch) -> None:
+    """Held by a process that hangs, or where nothing can be put beside it: what to do is said, and nothing is noted."""
+    store = tmp_path / "trust.json"
+    assert call("trust", "add", keys / "release.pub", "--store", store)[0] == 0
+    monkeypatch.setattr(trusted_stores, "_WAIT_SECONDS", 0.05)
+    with changing(store):
+        code, _, err = call("verify", signed, "--trust", store)
+    assert code == 1
+    assert "another process holds it" in err
+    (tmp_path / ".trust.json.lock").unlink(missing_ok=True)
+    (tmp_path / ".trust.json.lock").mkdir()
+    code, _, err = call("verify", signed, "--trust", store)
+    assert code == 1
+    assert "to note nothing, give --read-only" in err
+    assert call("verify", signed, "--trust", store, "--read-only")[0] == 0
+    assert TrustStore.read(store).seen == {}
+    assert call("trust", "add", keys / "release.pub", "--store", ".")[0] == 1
+    code, _, err = call("trust", "add", keys / "release.pub", "--store", tmp_path / "new", "--name", "a\x1b[31m")
+    assert code == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_key_is_revoked_for_good(signed, keys, tmp_path) -> None:
     """By the beginning of its id; its signatures count no more, and adding it again is refused."""
     store = tmp_path / "trust.json"
@@ -206,8 +235,11 @@ def test_a_key_is_no_store_and_a_store_no_key(signed, keys, tmp_path) -> None:
     store = tmp_path / "trust.json"
     call("trust", "add", keys / "release.pub", "--store", store)
     code, _, err = call("verify", signed, "--trust", keys / "release.pub")
-    assert code == 4
-    assert "is not readable JSON" in err
+    assert code == 2
+    assert "is a key and no trust store; give it as one (--key)" in " ".join(err.split())
+    for nothing in (None, [None], 5):
+        with pytest.raises(WrongUseError, match="a key is a public key, the path of one, or a trust store; got"):
+            trusted(nothing)
     code, _, err = call("verify", signed, "--key", store)
     assert code == 2
     assert f"give it as one: --trust {store}" in err
@@ -263,6 +295,8 @@ def test_what_may_not_be_signed(made, keys, tmp_path) -> None:
     assert call("sign", bare, "--key", keys / "release")[0] == 4
     assert call("sign", bare, "--key", keys / "release", "--anew")[0] == 0
     assert call("sign", bare, "--key", keys / "release", "--replaces", bare, "--release", 1)[0] == 2
+    assert call("sign", bare, "--key", keys / "release", "--replaces", tmp_path / "none")[0] == 2
+    assert call("sign", bare, "--key", keys / "release", "--release", 1 << 53)[0] == 2
     for name in ("", " ", "a\x1bb", "n" * 201):
         assert call("sign", bare, "--key", keys / "release", "--name", name)[0] == 2
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import TrustError, WrongUseError
+from compressor.errors import RunFolderError, TrustError, WrongUseError
 from compressor.recipe.recipe import Recipe
+from compressor.report.record import RunRecord
 from compressor.running.pipeline import Pipeline
 from compressor.storage import read_json
 from compressor.structure.checkpoint import PLAN_FILE, WEIGHTS_FILE
@@ -54,29 +55,41 @@ def rerun(checked: Checked, workload: Workload, *, progress: bool = False) -> Re
     folder = checked.require().folder
     if checked.only is not None or "run.json" not in checked.manifest.files:
         raise WrongUseError(f"a run is made again from its whole folder; {folder} is none, or one file was named")
-    report = read_json(folder / "report.json", way_out=_READ)
-    recipe, number = report["recipe"], report["final"]
+    report = RunRecord.from_json(read_json(folder / "report.json", way_out=_READ))
+    recipe = report.recipe
     if recipe is None:
         raise WrongUseError(
             f"the run in {folder} was given stages in Python and no recipe, so nothing here can make them again"
         )
     pipeline = Pipeline.from_recipe(Recipe.loads(json.dumps(recipe), source=f"the recipe in {folder}"))
-    target = report["target"]
-    (made,) = (path for path in (folder / "stages").glob(f"{number:02d}-*") if path.is_dir())
+    target = report.target
+    stages = folder / "stages"
+    made = next((path for path in stages.glob(f"{report.final:02d}-*") if path.is_dir()), None)
+    if made is None or not {"batch_size", "threads", "isa"} <= target.keys():
+        raise TrustError(f"{folder} lacks the stage {report.final} that its report ships, or what it ran on; {_READ}")
     with tempfile.TemporaryDirectory(prefix="compressor-") as place:
         again = Path(place) / "run"
         again.mkdir()
         shutil.copyfile(folder / "run.json", again / "run.json")
-        for stage in (folder / "stages").iterdir():
+        for stage in stages.iterdir():
             if stage != made:
                 shutil.copytree(stage, again / "stages" / stage.name)
-        pipeline.run(
-            workload,
-            target=Target(batch_size=target["batch_size"], threads=target["threads"], isa=Isa(target["isa"])),
-            out=again,
-            seed=report["seed"],
-            progress=progress,
-        )
+        try:
+            pipeline.run(
+                workload,
+                target=Target(batch_size=target["batch_size"], threads=target["threads"], isa=Isa(target["isa"])),
+                out=again,
+                seed=report.seed,
+                progress=progress,
+            )
+        except RunFolderError as error:
+            differing = [line for line in error.sentence.splitlines() if line.startswith("  ")]
+            says = f"{folder} cannot be made again from what is given now:"
+            if not differing:
+                raise
+            raise RunFolderError(
+                "\n".join([says, *differing, "give workload, versions and code of the run"])
+            ) from error
         names = [f"stages/{made.name}/{name}" for name in _MADE]
         wanted = {name: digest for name in names if (digest := checked.manifest.files.get(name)) is not None}
         got = {name: digest_of(again, name) for name in names if (again / name).is_file()}
