@@ -1,6 +1,6 @@
 """What the outputs of one file keep of another's: every output, and every channel of those that have channels."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from compressor.runtime import calls, judged_output, open_session
 from compressor.scoring.decibels import MOST_DB, Sums, decibels
 
 Array = NDArray[np.float64]
+# Of every call that a batch takes the values of all outputs.
+Outputs = Sequence[Sequence[Any]]
 
 
 def fidelity(reference: bytes, onnx_bytes: bytes, batches: Iterable[Inputs]) -> tuple[KeptOutput, ...]:
@@ -23,17 +25,37 @@ def fidelity(reference: bytes, onnx_bytes: bytes, batches: Iterable[Inputs]) -> 
     Signal and noise are powers: of what an output is off its mean over all batches, and of the difference. Channels
     whose values vary by rounding alone, and probabilities that never reach 0.02, have no decibels of their own.
     """
-    before, after = open_session(reference), open_session(onnx_bytes)
-    names, given = ([value.name for value in session.get_outputs()] for session in (before, after))
-    axes = output_channels(parse(reference))
-    sums = {name: _Sums(axis=axes.get(name)) for name in names}
-    for inputs in batches:
-        for theirs, ours in zip(calls(before, inputs), calls(after, inputs), strict=True):
-            found = dict(zip(given, ours.outputs, strict=True))
-            for name, wanted in zip(names, theirs.outputs, strict=True):
-                sums[name].add(np.asarray(wanted), np.asarray(found[name]))
-    judged = judged_output(before)
-    return tuple(entry.told(name, judged=name == judged) for name, entry in sums.items())
+    return Fidelity(reference).kept(onnx_bytes, batches)
+
+
+class Fidelity:
+    """`fidelity` to one file, whose outputs on batches that are held are computed once for all that is compared."""
+
+    def __init__(self, reference: bytes) -> None:
+        self._session = open_session(reference)
+        self._axes = output_channels(parse(reference))
+        self._held: list[tuple[Inputs, Outputs]] = []
+
+    def hold(self, batches: Iterable[Inputs]) -> None:
+        """Holds `batches` and the file's outputs on them, which `kept` compares where it is given no others."""
+        self._held = [(inputs, self._outputs(inputs)) for inputs in batches]
+
+    def kept(self, onnx_bytes: bytes, batches: Iterable[Inputs] | None = None) -> tuple[KeptOutput, ...]:
+        """What each output of the file `onnx_bytes` keeps on `batches`, by default on those that are held."""
+        after = open_session(onnx_bytes)
+        names, given = ([value.name for value in session.get_outputs()] for session in (self._session, after))
+        sums = {name: _Sums(axis=self._axes.get(name)) for name in names}
+        pairs = self._held if batches is None else ((inputs, self._outputs(inputs)) for inputs in batches)
+        for inputs, expected in pairs:
+            for theirs, ours in zip(expected, calls(after, inputs), strict=True):
+                found = dict(zip(given, ours.outputs, strict=True))
+                for name, wanted in zip(names, theirs, strict=True):
+                    sums[name].add(np.asarray(wanted), np.asarray(found[name]))
+        judged = judged_output(self._session)
+        return tuple(entry.told(name, judged=name == judged) for name, entry in sums.items())
+
+    def _outputs(self, inputs: Inputs) -> Outputs:
+        return [call.outputs for call in calls(self._session, inputs)]
 
 
 def sqnr_db(reference: NDArray[Any], output: NDArray[Any]) -> float:

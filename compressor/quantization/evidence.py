@@ -13,7 +13,7 @@ from torch import Tensor
 from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.intervals import paired_drop
-from compressor.measuring.fidelity import fidelity
+from compressor.measuring.fidelity import Fidelity
 from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import time_interleaved
 from compressor.notes.quantization import Coverage, FormChosen, KeptOutput, TriedForm
@@ -119,7 +119,8 @@ class _Trial:
         self.rows: Tensor | None = None
         if form.max_drop is not None:
             self.rows = score_rows(exported, workload.validation, workload.metric)
-        self.batches = [inputs for inputs, _ in first_batches(workload.validation, _COMPARED_BATCHES)]
+        self.fidelity = Fidelity(exported)
+        self.fidelity.hold(inputs for inputs, _ in first_batches(workload.validation, _COMPARED_BATCHES))
         self.files: dict[bytes, str] = {}
         self.latest: tuple[QuantizationSettings, Prepared] | None = None
 
@@ -167,7 +168,7 @@ class _Trial:
     def _judged(self, told: TriedForm, file: bytes) -> TriedForm:
         """`told` with what outputs and score keep, and why the file does not hold."""
         allowed, metric = self.form.max_drop, self.workload.metric
-        kept = fidelity(self.exported, file, self.batches)
+        kept = self.fidelity.kept(file)
         told = replace(told, sqnr_db=min((each.db for each in kept if each.db is not None), default=None))
         broken = [each.says() for each in kept if self._loses(each)]
         if broken:
