@@ -60,6 +60,9 @@ OURS: dict[str, Stage] = {
     "W4A8, GPTQ, 8 bits where they count": c.Quantize(
         weights=_FOUR, rounding=c.GPTQ(), mixed=c.MixedPrecision(bits=(4, 8), size=0.53)
     ),
+    "W3-8A8 in the bytes of 4 bits, GPTQ": c.Quantize(
+        weights=_FOUR, rounding=c.GPTQ(), mixed=c.MixedPrecision(bits=(3, 4, 5, 6, 8), size=0.5)
+    ),
     "W4A8, GPTQ, no bias corrected": c.Quantize(weights=_FOUR, rounding=c.GPTQ(), bias_correction=None),
 }
 TOOLS = ("nncf", "aimet", "aimet-w4")

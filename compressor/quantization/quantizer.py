@@ -17,6 +17,7 @@ from compressor.quantization.accuracy.equalization import CrossLayerEqualization
 from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.quantization.accuracy.layer_rounding import round_layers
 from compressor.quantization.accuracy.linear_layers import LinearLayer
+from compressor.quantization.accuracy.mean_shifts import MeanShifts
 from compressor.quantization.accuracy.smoothing import SmoothQuant
 from compressor.quantization.choice.chosen_widths import ChosenWidths
 from compressor.quantization.choice.give_back import GiveBack
@@ -89,14 +90,21 @@ def quantized_file(
             # What is searched is what ships: unsafe weights are other ones on a CPU that saturates.
             prepared = made_portable(prepared, portable, workload, context)
         prepared = spare(prepared, settings.activations, workload)
-    if settings.mixed is not None:
-        prepared = settings.mixed.apply(prepared, workload, context)
-    if portable is not None and (spare is None or settings.mixed is not None):
-        prepared = made_portable(prepared, portable, workload, context)
     correction = settings.bias_correction
     if correction is not None and correction.method == "auto" and not prepared.placement.static:
         # Ranges of every call, and none at all, were not seen to shift means.
         correction = None
+    if isinstance(settings.mixed, MixedPrecision):
+        biased = None
+        if correction is not None:
+            # What a bias will take out is no reason for more bits.
+            layers = prepared.placement.static
+            biased = MeanShifts(prepared.graph, layers, workload, samples=correction.samples).biased
+        prepared = settings.mixed.apply(prepared, workload, context, biased=biased)
+    elif settings.mixed is not None:
+        prepared = settings.mixed.apply(prepared, workload, context)
+    if portable is not None and (spare is None or settings.mixed is not None):
+        prepared = made_portable(prepared, portable, workload, context)
     if not isinstance(settings.rounding, Nearest):
         # A layer in float again needs its own bias: where layers go back, it is found after that.
         together = correction is not None and correction.method != "analytic" and settings.give_back is None

@@ -15,6 +15,7 @@ from compressor.notes.quantization import MixedWidths, TriedWidths
 from compressor.quantization.choice.sensitivity import (
     FLOAT_BITS,
     SQNR,
+    Biased,
     Sensitivity,
     TaskMetric,
     first_inputs,
@@ -23,6 +24,7 @@ from compressor.quantization.choice.sensitivity import (
     predicted_db,
     sensitivities,
     sensitivities_note,
+    with_biases_for,
 )
 from compressor.quantization.choice.width_search import (
     Found,
@@ -101,13 +103,16 @@ class MixedPrecision:
             )
         check_count(self.samples, "samples counts calibration samples")
 
-    def apply(self, prepared: Prepared, workload: Workload, context: Context) -> Prepared:
+    def apply(
+        self, prepared: Prepared, workload: Workload, context: Context, *, biased: Biased | None = None
+    ) -> Prepared:
         """`prepared` with grids of the chosen widths, some layers in float, and the sensitivities in its details.
 
-        Raises StageError where the goal cannot be met.
+        With `biased` noise is what is left once biases make up for what rounding shifts in the mean. Raises StageError
+        where the goal cannot be met.
         """
         found: Found = sensitivities(
-            prepared, self.bits, workload, context, samples=self.samples, criterion=self.criterion
+            prepared, self.bits, workload, context, samples=self.samples, criterion=self.criterion, biased=biased
         )
         if not found:
             raise StageError("no static layer has constant weights, so there are no widths to choose; leave mixed out")
@@ -115,7 +120,8 @@ class MixedPrecision:
         reference = output_values(serialize(prepared.graph), batches)
 
         def measured_db(candidate: Prepared) -> float:
-            return noise_db(reference, output_values(serialize(candidate.place()), batches))
+            file = serialize(with_biases_for(candidate.weights, candidate, biased).place())
+            return noise_db(reference, output_values(file, batches))
 
         tried: list[TriedWidths] | None = None
         if self.max_drop is not None:

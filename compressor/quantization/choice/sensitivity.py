@@ -9,7 +9,7 @@ as in Wu et al. 2020, arXiv:2004.09602, section 5.1.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +26,16 @@ from compressor.notes.quantization import LayerSensitivity, Sensitivities
 from compressor.progress.bars import progress_bar
 from compressor.quantization.file.compact_graph import serialize
 from compressor.quantization.grids.schemes import Scheme
-from compressor.quantization.grids.weights import nearest_grids, weight_positions
+from compressor.quantization.grids.weights import WeightGrid, nearest_grids, weight_positions
 from compressor.quantization.placement.weight_only import fits_float16, place_float16
 from compressor.quantization.post_training import Prepared
 from compressor.runtime import calls, open_session
 from compressor.scoring.decibels import MOST_DB, reported_db
 from compressor.stage import Context
 from compressor.workload import Workload, batch_size_of, batches_of, resize_batch
+
+# The float graph with biases that make up for what such grids of weights shift in the mean.
+Biased = Callable[[Mapping[str, WeightGrid]], onnx.ModelProto]
 
 # Forms in float: weights stored as float16 or as float32, computed in float32.
 FLOAT_BITS = (16, 32)
@@ -95,8 +98,12 @@ def sensitivities(
     *,
     samples: int,
     criterion: Criterion = SQNR(),
+    biased: Biased | None = None,
 ) -> dict[str, tuple[Sensitivity, ...]]:
-    """{static node with constant weights: one entry for every width of `bits`}, on `samples` calibration samples."""
+    """{static node with constant weights: one entry for every width of `bits`}, on `samples` calibration samples.
+
+    With `biased` every layer has the bias that makes up for its grid: what no bias can take out is what counts.
+    """
     constants = initializers(prepared.graph.graph)
     nodes = {
         node.name: node
@@ -114,7 +121,7 @@ def sensitivities(
         for name, node in nodes.items():
             entries = []
             for width in bits:
-                alone = _alone(prepared, name, width)
+                alone = _alone(prepared, name, width, biased)
                 file = plain if alone is None else serialize(alone)
                 entries.append(
                     Sensitivity(
@@ -149,6 +156,11 @@ def reliefs(
         rest = prepared.without({name: "tried in float"})
         found[name] = noise_db(reference, output_values(serialize(rest.place()), batches))
     return whole, dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def with_biases_for(grids: Mapping[str, WeightGrid], prepared: Prepared, biased: Biased | None) -> Prepared:
+    """`prepared` with the biases that make up for `grids`; as it is without `biased`."""
+    return prepared if biased is None else replace(prepared, graph=biased(grids))
 
 
 def scheme_of_width(scheme: Scheme, bits: int) -> Scheme:
@@ -232,13 +244,14 @@ def noise_db(reference: Sequence[npt.NDArray[Any]], outputs: Sequence[npt.NDArra
     return min((reported_db(sqnr_db(*pair)) for pair in zip(reference, outputs, strict=True)), default=MOST_DB)
 
 
-def _alone(prepared: Prepared, name: str, width: int) -> onnx.ModelProto | None:
+def _alone(prepared: Prepared, name: str, width: int, biased: Biased | None) -> onnx.ModelProto | None:
     """The graph with the node `name` alone in the form that `width` stands for; None where that is the float graph."""
     if width == max(FLOAT_BITS):
         return None
     if width in FLOAT_BITS:
         return place_float16(prepared.graph, {name})
-    return prepared.only(name, nearest_grids(prepared.graph, {name: scheme_of_width(prepared.scheme, width)}))
+    grids = nearest_grids(prepared.graph, {name: scheme_of_width(prepared.scheme, width)})
+    return with_biases_for(grids, prepared, biased).only(name, grids)
 
 
 def _weight_bytes(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], width: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from compressor.metrics import Metric
+from compressor.quantization.accuracy.mean_shifts import MeanShifts
 from compressor.quantization.choice.layer_times import layer_of
 from compressor.quantization.choice.sensitivity import (
     Sensitivity,
@@ -29,6 +30,12 @@ from compressor.stage import Context
 from compressor.workload import Workload
 
 QUIET = Context(progress=False)
+
+
+def _last(prepared: Prepared) -> Prepared:
+    """The same with the last layer left alone, so that no other one is looked at."""
+    others = {name for name in prepared.placement.static if name != "linear"}
+    return prepared.without(dict.fromkeys(others, "not looked at"))
 
 
 def entry(node: str, bits: int, sqnr_db: float, size_bytes: int = 100) -> Sensitivity:
@@ -56,9 +63,15 @@ def test_more_bits_make_less_noise_in_more_bytes(workload: Workload, prepared: P
     assert min(layer[0].sqnr_db for layer in found.values()) < 25
 
 
-def test_one_layer_alone_is_rounded(workload: Workload, prepared: Prepared) -> None:
-    """What is measured for the last layer is what torch gives with its operands alone on their grids."""
-    found = sensitivities(prepared, (4,), workload, QUIET, samples=64)["linear"][0]
+@pytest.mark.parametrize("corrected", [False, True])
+def test_one_layer_alone_is_rounded(workload: Workload, prepared: Prepared, *, corrected: bool) -> None:
+    """What is measured for the last layer is what torch gives with its operands alone on their grids.
+
+    Where biases are corrected, it is what torch gives with (W - W~) E[x] added to the bias: less noise.
+    """
+    shifts = MeanShifts(prepared.graph, {"linear"}, workload, samples=64)
+    biased = shifts.biased if corrected else None
+    found = sensitivities(_last(prepared), (4,), workload, QUIET, samples=64, biased=biased)["linear"][0]
     model = workload.model
     (node,) = [node for node in prepared.graph.graph.node if node.name == "linear"]
     grid = prepared.activations[node.input[0]]
@@ -71,6 +84,10 @@ def test_one_layer_alone_is_rounded(workload: Workload, prepared: Prepared) -> N
         x = torch.cat(seen)
         steps = ((x / grid.scale).round() + grid.zero_point).clamp(0, 255) - grid.zero_point
         got = (steps * grid.scale) @ weight.T + model.linear.bias
+        if corrected:
+            plain = (expected - got).square().sum()
+            got = got + (model.linear.weight - weight) @ x.mean(dim=0)
+            assert (expected - got).square().sum() < 0.9 * plain
     noise = (expected - got).square().sum() / expected.square().sum()
     assert found.sqnr_db == pytest.approx(-10 * math.log10(noise), abs=0.02)
 
