@@ -28,6 +28,7 @@ from compressor.given.functions import (
     checked_loss,
     metric_named,
     metric_of,
+    of_judged,
     usual_loss,
 )
 from compressor.given.judging import JUDGED, Which, judged_by, try_judge
@@ -83,9 +84,8 @@ class Workload:
     ended, and the file gets fixed sizes. Raises ValueError for others.
 
     `output` says what the judged output says, `Classes(axis=...)`, `Labels()` or `Numbers()`; None, what a first batch
-    and the loss tell. `others` names further outputs, by key,
-    field or place ("1"), and gives them losses of their own: {"depth": OtherOutput(loss=F.l1_loss)}; what is not
-    named is held by trainings where the reference has it.
+    and the loss tell. `others` names further outputs, by key, field or place ("1"), and gives them losses of their own:
+    {"depth": OtherOutput(loss=F.l1_loss)}; what is not named is held by trainings where the reference has it.
     """
 
     name: str
@@ -216,6 +216,7 @@ class Workload:
         known = metric_named(metric)
         sets = sets_of(
             given,
+            model=model,
             batch_size=batch_size,
             validation_fraction=validation_fraction,
             calibration_samples=calibration_samples,
@@ -253,8 +254,8 @@ class Workload:
         try_judge(own, judge, lambda: call_model(own, inputs))
         if not isinstance(metric, Metric):
             outputs = answered(own, lambda: output_tensor(call_model(own, inputs)))
-            metric = metric_of(metric, outputs, judged_target(targets), higher_is_better)
-            loss = loss or usual_loss(metric, outputs, judged_target(targets))
+            metric = metric_of(metric, outputs, targets, higher_is_better)
+            loss = loss or of_judged(usual_loss(metric, outputs, judged_target(targets)), targets)
         return cls(
             name=name or type(own).__name__.lower(),
             model=own,
@@ -262,7 +263,7 @@ class Workload:
             calibration=sets.calibration,
             validation=sets.validation,
             test=sets.test,
-            loss=checked_loss(loss) or metric.usual_loss(),
+            loss=checked_loss(loss) or of_judged(metric.usual_loss(), targets),
             metric=metric.settled_on(judged_target(targets)),
             **cast("Any", {"example_inputs": resize_batch(example, getattr(own, "fixed_batch", 0) or 2), **settings}),
         )

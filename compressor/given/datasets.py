@@ -1,6 +1,7 @@
 """Datasets and arrays as people have them: tensors in the usual types, float64 told once for all sets."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from compressor.batches import Augment, Batches, all_targets, sample_count, spli
 from compressor.checks import check_count, check_fraction
 from compressor.errors import WorkloadError
 from compressor.given.loaders import Loaders
+from compressor.given.models import is_short
 from compressor.given.numbers import as_usual, holds_float64, is_usual, tell_of_float64
 from compressor.given.rows import in_rows
 from compressor.given.samples import check_function, samples_of
@@ -36,7 +38,9 @@ def sets_of_datasets(
     check_count(calibration_samples, "calibration_samples counts the samples of train that calibrate")
     check_function(transform, "transform", "a function of a batch's inputs")
     check_function(augment, "augment", "a function of (inputs, generator)")
-    train, validation, test = usual_samples({name: in_rows(model, samples) for name, samples in given.items()})
+    train, validation, test = usual_samples(
+        {name: in_rows(model, samples) for name, samples in given.items()}, halves=is_short(model)
+    )
     rest = list(range(sample_count(train)))
     strata = strata_of(all_targets(train)) if stratified else None
     if validation is None:
@@ -67,8 +71,10 @@ def sets_of_datasets(
     )
 
 
-def usual_samples(given: Mapping[str, Any]) -> list[Any]:
+def usual_samples(given: Mapping[str, Any], *, halves: bool) -> list[Any]:
     """The samples of the sets `given` by name, None for those that are None; float64 becomes float32, with one notice.
+
+    With `halves` float16 and bfloat16 do, too, as those of a model in half precision.
 
     Raises WorkloadError for sets without samples, and as `samples_of` does.
     """
@@ -86,8 +92,9 @@ def usual_samples(given: Mapping[str, Any]) -> list[Any]:
         example = samples if isinstance(samples, tuple) else samples[0]
         if holds_float64(example):
             converted.append(name)
-        if not is_usual(example):
-            samples = as_usual(samples) if isinstance(samples, tuple) else Mapped(samples, as_usual)
+        if not is_usual(example, halves=halves):
+            made = partial(as_usual, halves=True) if halves else as_usual
+            samples = made(samples) if isinstance(samples, tuple) else Mapped(samples, made)
         found.append(samples)
     tell_of_float64(converted)
     return found

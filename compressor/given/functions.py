@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.batches import judged_target
 from compressor.errors import WorkloadError
 from compressor.given.notices import WorkloadWarning
 from compressor.metrics import Metric
@@ -48,18 +49,30 @@ def metric_named(metric: Any) -> Metric | None:
     return None
 
 
-def metric_of(function: Function, outputs: Tensor, targets: Any, higher_is_better: bool | None) -> Metric:  # noqa: FBT001 # it has no default
+def metric_of(function: Function, outputs: Tensor, given: Any, higher_is_better: bool | None) -> Metric:  # noqa: FBT001 # it has no default
     """The metric that is `function(outputs, targets)`, tried on a batch of at least 2 samples.
 
+    Of the targets that are `given` it sees the one that is judged by.
     One row a sample, (batch,) or (batch, k), is averaged over samples; one number a batch is computed on all samples at
     once, and its intervals resample them. Functions whose parameters are (y_true, y_pred) are given them so. Where
     `higher_is_better` is None the name decides: an error or a loss is better the lower. Drops count as fractions of the
     reference's score. All that is told in one WorkloadWarning. Raises WorkloadError where `function` fails, or gives
     what is no number.
     """
-    name = _name(function)
+    name, targets = _name(function), judged_target(given)
     judged = _in_order(function)
-    found = _tried(name, judged, outputs, targets)
+    try:
+        found = _tried(name, judged, outputs, targets)
+    except WorkloadError as error:
+        if targets is given:
+            raise
+        entry = (
+            next((repr(key) for key in given if given[key] is targets), "") if isinstance(given, Mapping) else "first"
+        )
+        raise WorkloadError(
+            f"{error}. Of several targets a metric sees the one that is judged by, the {entry or 'first'} one, and the "
+            "loss sees all"
+        ) from error
     lower = any(part in name.lower() for part in _ERRORS) if higher_is_better is None else not higher_is_better
     by_sample = found.ndim in {1, 2} and len(found) == len(outputs) and len(outputs) > 1
     if not by_sample and found.numel() != 1:
@@ -110,6 +123,21 @@ def answered(model: nn.Module, call: Callable[[], Tensor]) -> Tensor:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@dataclass(frozen=True)
+class OfJudged:
+    """A loss of the target that metrics judge by, where targets hold others besides."""
+
+    loss: Function
+
+    def __call__(self, outputs: Tensor, targets: Any) -> Any:
+        return self.loss(outputs, judged_target(targets))
+
+
+def of_judged(loss: Function, targets: Any) -> Function:
+    """`loss`, which nobody gave, for targets like these: of the judged one where they hold several tensors."""
+    return loss if isinstance(targets, Tensor) else OfJudged(loss)
 
 
 def usual_loss(metric: Metric, outputs: Tensor, targets: Tensor) -> Any:

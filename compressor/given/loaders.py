@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils.data import (
 from compressor.batches import Batch, Batches, Inputs, split_batch, target_tensors
 from compressor.checks import check_fraction
 from compressor.errors import WorkloadError
+from compressor.given.models import is_short
 from compressor.given.notices import WorkloadWarning
 from compressor.given.numbers import as_usual, holds_float64, is_usual, tell_of_float64
 from compressor.given.table_rows import TableRows, is_table
@@ -45,25 +47,32 @@ class Loaders:
 
 
 def sets_of(
-    given: Mapping[str, Any], *, batch_size: int, validation_fraction: float, calibration_samples: int, seed: int
+    given: Mapping[str, Any],
+    *,
+    model: Any,
+    batch_size: int,
+    validation_fraction: float,
+    calibration_samples: int,
+    seed: int,
 ) -> Loaders:
     """The sets made of the loaders `given` by name; `validation` and `calibration` may be None.
 
     Then a part of train is held out, where it can be told apart: samples of a DataLoader's dataset, batches of a list;
-    and calibration is the first batches of train. Tables of Hugging Face `datasets` come in batches of `batch_size`.
-    Raises WorkloadError for what is no loader, cannot be read again, or cannot be parted.
+    and calibration is the first batches of train. Numbers in half precision become float32 where `model` has some.
+    Tables of Hugging Face `datasets` come in batches of `batch_size`. Raises WorkloadError for what is no loader,
+    cannot be read again, or cannot be parted.
     """
     known = {name: _batches(name, data, batch_size) for name, data in given.items() if data is not None}
     if "validation" not in known:
         known["train"], known["validation"] = _held_out(known["train"], validation_fraction, seed)
-    firsts, converted = {}, []
+    firsts, converted, halves = {}, [], is_short(model)
     for name, data in known.items():
         batch = _first_batch(name, data)
         if holds_float64(batch):
             converted.append(name)
-        if not is_usual(batch):
-            known[name] = Mapped(data, as_usual)
-            batch = as_usual(batch)
+        if not is_usual(batch, halves=halves):
+            made = partial(as_usual, halves=True) if halves else as_usual
+            known[name], batch = Mapped(data, made), made(batch)
         firsts[name] = _split(name, batch)
     if "calibration" not in known:
         count = max(1, math.ceil(calibration_samples / _samples(firsts["train"][0])))
@@ -145,9 +154,10 @@ def _first_batch(name: str, data: Iterable[Any]) -> Any:
     finally:
         torch.set_rng_state(state)
     if not found:
+        again = ", and let the function make a new iterator at every call" if isinstance(data, Made) else ""
         raise WorkloadError(
             f"{name} must have batches, got none; give it samples, and check drop_last where it has fewer samples than "
-            "one batch"
+            f"one batch{again}"
         )
     return found[0]
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from compressor.errors import WorkloadError
 from compressor.given.notices import WorkloadWarning
+from compressor.given.numbers import HALVES
 
 # Wrappers by class name, so that the packages that define them need not be imported, and where the model is in them.
 _INSIDE = {
@@ -59,6 +60,11 @@ def as_usual_model(model: nn.Module) -> nn.Module:
     if done:
         warnings.warn(f"{type(inner).__name__} is {', and '.join(done)}", WorkloadWarning, stacklevel=3)
     return inner
+
+
+def is_short(model: Any) -> bool:
+    """Whether weights of `model` are in float16 or bfloat16, whose data most often are, too."""
+    return isinstance(model, nn.Module) and any(own.dtype in HALVES for own in model.parameters())
 
 
 def _wrapped_in(model: nn.Module) -> str | None:

@@ -10,17 +10,20 @@ from torch import Tensor
 
 from compressor.given.notices import WorkloadWarning
 
+# What models are kept short in; the file and everything here compute in float32.
+HALVES = (torch.float16, torch.bfloat16)
 
-def as_usual(value: Any) -> Any:
-    """`value` with every array and number in it as a tensor, float64 as float32, tensors of a GPU on the CPU, of
-    another package's kind as plain ones.
+
+def as_usual(value: Any, *, halves: bool = False) -> Any:
+    """`value` with every array and number in it as a tensor, float64 as float32, with `halves` shorter ones too,
+    tensors of a GPU on the CPU, of another package's kind as plain ones.
 
     Mappings become dicts, lists stay lists and tuples tuples, named ones too; everything else is left as it is.
     """
     if isinstance(value, Mapping):
-        return {key: as_usual(item) for key, item in value.items()}
+        return {key: as_usual(item, halves=halves) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        items = [as_usual(item) for item in value]
+        items = [as_usual(item, halves=halves) for item in value]
         if isinstance(value, list):
             return items
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
@@ -33,8 +36,12 @@ def as_usual(value: Any) -> Any:
             torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape)) if array.dtype.kind in "biuf" else value
         )
     if isinstance(value, Tensor):
-        return plain(value).to("cpu", torch.float32 if value.dtype == torch.float64 else value.dtype)
+        return plain(value).to("cpu", torch.float32 if value.dtype in _others(halves=halves) else value.dtype)
     return value
+
+
+def _others(*, halves: bool) -> set[torch.dtype]:
+    return {torch.float64, *HALVES} if halves else {torch.float64}
 
 
 def plain(value: Tensor) -> Tensor:
@@ -42,14 +49,14 @@ def plain(value: Tensor) -> Tensor:
     return value if type(value) in {Tensor, torch.nn.Parameter} else value.as_subclass(Tensor)
 
 
-def is_usual(value: Any) -> bool:
+def is_usual(value: Any, *, halves: bool = False) -> bool:
     """Whether `as_usual` would give `value` itself, which many loaders' batches are."""
     if isinstance(value, Mapping):
-        return all(map(is_usual, value.values()))
+        return all(is_usual(item, halves=halves) for item in value.values())
     if isinstance(value, tuple | list):
-        return all(map(is_usual, value))
+        return all(is_usual(item, halves=halves) for item in value)
     if isinstance(value, Tensor):
-        return value.dtype != torch.float64 and value.device.type == "cpu" and plain(value) is value
+        return value.dtype not in _others(halves=halves) and value.device.type == "cpu" and plain(value) is value
     return not isinstance(value, float | np.ndarray | np.generic)
 
 
@@ -65,9 +72,10 @@ def holds_float64(value: Any) -> bool:
 def tell_of_float64(names: list[str]) -> None:
     """One notice for all sets that hold float64, none where no set does."""
     if names:
+        told = ", ".join([*names[:-2], " and ".join(names[-2:])])
         warnings.warn(
-            f"{' and '.join(names)} hold{'s' if len(names) == 1 else ''} float64 numbers, which are converted to "
-            "float32: models and ONNX Runtime compute in that",
+            f"{told} hold{'s' if len(names) == 1 else ''} float64 numbers, which are converted to float32: models and "
+            "ONNX Runtime compute in that",
             WorkloadWarning,
             stacklevel=4,
         )

@@ -45,9 +45,10 @@ def check_judged(name: str, outputs: Tensor, given: Targets, workload: Workload,
     if by_metric:
         checked.insert(0, (f"the metric {metric.name}", metric.rows, metric.score))
     for kind, judged, function in checked:
-        label = f"{kind}, on {where} with outputs {described(outputs)} and targets {described(targets)}"
+        shown = given if judged is loss else targets
+        label = f"{kind}, on {where} with outputs {described(outputs)} and targets {described(shown)}"
         with _sizes_differ(outputs, targets) as differing:
-            value = _value(label, function, outputs, targets)
+            value = _value(label, function, outputs, targets, several=shown is not targets)
         if not math.isfinite(value):
             raise WorkloadError(f"{label}, must be finite, got {value}; {_way_to_a_number(function, outputs, targets)}")
         with warnings.catch_warnings():
@@ -81,7 +82,9 @@ def check_lengths(name: str, workload: Workload, first: Batch, other: Batch, giv
         raise WorkloadError(f"{name} has batches of two sizes: {error}") from error
 
 
-def _value(label: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> float:
+def _value(
+    label: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor, *, several: bool
+) -> float:
     try:
         kept = outputs.clone(), targets.clone()
         found = function(outputs, targets)
@@ -95,6 +98,8 @@ def _value(label: str, function: Callable[[Tensor, Tensor], Any], outputs: Tenso
     except FAULTS as error:  # user code may raise anything
         helps = _differ_by_ones(outputs, targets) and _works(function, outputs, targets.reshape(outputs.shape))
         way_out = f"; {fitting(outputs.shape, targets.shape)}" if helps else _other_type(function, outputs, targets)
+        if several:
+            way_out = "; it is given all targets: let it take what it needs of them, such as targets['labels']"
         raise WorkloadError(
             f"{label}, fails: {type(error).__name__}: {str(error).strip() or 'no message'}. It must take "
             f"(outputs, targets) of these shapes and types{way_out}"

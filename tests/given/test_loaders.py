@@ -92,6 +92,31 @@ def test_float64_is_told_once_for_all_sets():
     assert rows(workload.test) == X[:, 0].tolist()
 
 
+def test_without_a_loss_the_usual_one_is_of_the_judged_target():
+    """Of targets that hold weights besides, and of those that come as a tuple; a batch's loss is torch's own."""
+    for form in (FORMS["nested targets"], lambda x, y: (x, (y, torch.ones(len(y))))):
+        batches = list(read(form))
+        workload = check_workload(workload_of(**dict.fromkeys(("train", "validation", "test"), batches)))
+        outputs = torch.randn(20, 4)
+        _, targets = next(iter(batches_of(workload.train)))
+        assert torch.equal(workload.loss(outputs, targets), F.cross_entropy(outputs, Y[:20]))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_data_of_a_model_in_half_precision_come_with_it(kind):
+    """Both become float32, in loaders and arrays; beside a model in float32 they are their owner's to convert."""
+    data = loader(X.to(kind))
+    workload = workload_of(nn.Linear(3, 4).to(kind), **dict.fromkeys(("train", "validation", "test"), data))
+    assert check_workload(workload).example_inputs.dtype == torch.float32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WorkloadWarning)
+        pair = (X.to(kind), Y)
+        arrays = Workload.from_datasets(nn.Linear(3, 4).to(kind), train=pair, validation=pair, test=pair)
+    assert {inputs.dtype for inputs, _ in arrays.test} == {torch.float32}
+    with pytest.raises(WorkloadError, match=r"convert the inputs, x.float\(\)|use .float\(\)"):
+        check_workload(workload_of(nn.Linear(3, 4), **dict.fromkeys(("train", "validation", "test"), data)))
+
+
 def test_datasets_in_float64_are_told_and_converted():
     """Arrays, and map-style datasets of Python's own numbers, which torch would collate to float64."""
 
@@ -248,6 +273,7 @@ class TableStream:
         (TensorDataset, "got the class TensorDataset"),
         ("data.csv", "got the text 'data.csv'"),
         ([], "train must have batches, got none"),
+        (lambda: iter([]), "got none.*let the function make a new iterator at every call"),
         ([X], r"must be \(inputs, targets\), or a dict with labels.*got Tensor"),
         ([{"x": X, "y": Y}], "got dict: a dict batch needs one of"),
         ([("a", "b")], "and holds str; convert it"),

@@ -91,6 +91,9 @@ def heads(out):
     return {"kind": out, "depth": out.sum(1)}
 
 
+WEIGHTED = [(X, {"labels": Y, "weight": torch.ones(40)})]
+
+
 def series(*lengths):
     return [(torch.randn(8, length, 3), torch.randn(8, length, 1)) for length in lengths]
 
@@ -456,8 +459,8 @@ USES = {
         lambda: loaders(train=[{"image": X, "label": Y}]),
         r"unexpected keyword argument 'image'.*gives the arguments of forward by name, and it takes input: rename",
     ),
-    "halves for a model of halves": (
-        lambda: datasets(nn.Linear(3, 4).half(), data=(X.half(), Y)),
+    "halves for a model in float32": (
+        lambda: datasets(data=(X.half(), Y)),
         r"float16 \(2, 3\).*It computes in float32: convert the inputs, x.float\(\)",
     ),
     "one sample to test on": (
@@ -604,6 +607,20 @@ USES = {
     "a time with a unit": (
         lambda: typed("run", "int8", "--set", "budget.max_latency_ms=2 s", "-w", "digits", "--out", "o"),
         r"2: error: .*got '2 s'; did you mean 2000\?",
+    ),
+    "a metric for all of several targets": (
+        lambda: loaders(
+            **dict.fromkeys(("train", "validation", "test"), WEIGHTED),
+            metric=lambda outputs, targets: (outputs.argmax(1) == targets["labels"]).float(),
+        ),
+        r"Of several targets a metric sees the one that is judged by, the 'labels' one, and the loss sees all",
+    ),
+    "a loss for one of several targets": (
+        lambda: loaders(
+            **dict.fromkeys(("train", "validation", "test"), WEIGHTED),
+            loss=F.cross_entropy,
+        ),
+        r"targets \{labels: int64 \(40,\), weight: float32 \(40,\)\}, fails.*let it take what it needs of them",
     ),
     "a score of all numbers of two lengths": (
         lambda: loaders(nn.Linear(3, 1), **dict.fromkeys(("train", "validation", "test"), series(5, 7)), metric="r2"),

@@ -47,6 +47,7 @@ class NewData:
                 warnings.simplefilter("ignore", WorkloadWarning)
                 sets = sets_of(
                     {"train": data, "test": data},
+                    model=None,
                     batch_size=_BATCH,
                     validation_fraction=HELD_OUT,
                     calibration_samples=1,
