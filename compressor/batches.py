@@ -16,7 +16,7 @@ Batch = tuple[Inputs, Targets]
 Augment = Callable[..., Any]
 
 # The names under which datasets in Hugging Face style carry what is to be predicted.
-_TARGET_KEYS = ("labels", "label", "target", "targets")
+TARGET_KEYS = ("labels", "label", "target", "targets")
 
 
 class Batches:
@@ -122,10 +122,10 @@ def all_targets(samples: Any) -> Tensor:
 def split_batch(batch: Any) -> Batch:
     """(inputs, targets) of a batch given as a pair, as (input, input, ..., target), or as a dict with labels."""
     if isinstance(batch, Mapping):
-        for key in _TARGET_KEYS:
+        for key in TARGET_KEYS:
             if key in batch:
                 return {name: value for name, value in batch.items() if name != key}, batch[key]
-        raise ValueError(f"a dict batch needs one of {_TARGET_KEYS}, got the keys {sorted(map(str, batch))}")
+        raise ValueError(f"a dict batch needs one of {TARGET_KEYS}, got the keys {sorted(map(str, batch))}")
     if isinstance(batch, list | tuple) and len(batch) >= 2:
         *inputs, targets = batch
         first = inputs[0] if len(inputs) == 1 else tuple(inputs)
@@ -148,7 +148,7 @@ def judged_target(targets: Targets) -> Any:
     Raises ValueError where there is none.
     """
     if isinstance(targets, Mapping):
-        named = next((key for key in _TARGET_KEYS if key in targets), next(iter(targets), None))
+        named = next((key for key in TARGET_KEYS if key in targets), next(iter(targets), None))
         targets = () if named is None else (targets[named],)
     if not isinstance(targets, tuple | list):
         return targets

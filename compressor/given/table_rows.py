@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.batches import TARGET_KEYS
 from compressor.errors import WorkloadError
 from compressor.given.notices import WorkloadWarning
 from compressor.given.numbers import as_usual
@@ -22,7 +23,7 @@ class TableRows:
     """The rows of `table` as dicts of tensors; a class, so that workers of a loader can have it.
 
     Columns that hold no numbers, texts for instance, are left out with a WorkloadWarning. Raises WorkloadError where
-    nothing is left, and for lists of several lengths in the first two rows.
+    labels or all inputs are such, and for lists of several lengths in the first two rows.
     """
 
     def __init__(self, table: Any, name: str) -> None:
@@ -38,6 +39,7 @@ class TableRows:
                 f"{name} must have columns of numbers, got {', '.join(map(repr, left))} without any; tokenize texts "
                 "and turn images into arrays with .map() or .with_transform()"
             )
+        self._check_columns(rows[0], left)
         if left:
             warnings.warn(
                 f"{name}: the columns {', '.join(map(repr, left))} hold no numbers and are left out",
@@ -51,6 +53,26 @@ class TableRows:
                     f"{name}: the column {column!r} must have one shape in all rows, got {sorted(shapes)}; pad it, or "
                     "give DataLoader(table, collate_fn=...)"
                 )
+
+    def _check_columns(self, row: dict[str, Any], left: list[str]) -> None:
+        """Raises WorkloadError where labels are texts, or nothing but labels is left of a row without those `left`."""
+        label = next((key for key in TARGET_KEYS if key in row), None)
+        if label in left:
+            raise WorkloadError(
+                f"{self.name}: the column {label!r} must hold numbers, got {row[label]!r}; number the classes: "
+                f"{self.name}=table.class_encode_column({label!r})"
+            )
+        if label is None:
+            raise WorkloadError(
+                f"{self.name} must have a column of labels, called one of {', '.join(TARGET_KEYS)}, got "
+                f"{', '.join(map(repr, row))}; rename it: table.rename_column({self.columns[-1]!r}, 'labels')"
+            )
+        if self.columns == [label]:
+            kinds = ", ".join(f"{column!r} ({type(row[column]).__name__})" for column in left) or "no other column"
+            raise WorkloadError(
+                f"{self.name} must have columns of numbers besides {label!r}, got {kinds}; tokenize texts and turn "
+                "images into arrays with .map() or .with_transform()"
+            )
 
     def __len__(self) -> int:
         return len(self.table)

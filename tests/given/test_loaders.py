@@ -282,6 +282,18 @@ class TableStream:
         (TableStream(), r"a TableStream is a stream of rows.*DataLoader\(train.with_format"),
         (Table([]), "must have rows, got a table of none"),
         (Table([{"text": "a"}] * 3), "must have columns of numbers, got 'text'"),
+        (
+            Table([{"ids": [1, 2], "label": "cat"}] * 3),
+            r"'label' must hold numbers, got 'cat'.*class_encode_column\('label'",
+        ),
+        (
+            Table([{"image": object(), "label": 1}] * 3),
+            r"numbers besides 'label', got 'image' \(object\); .*with_transform",
+        ),
+        (
+            Table([{"ids": [1, 2], "kind": 1}] * 3),
+            r"a column of labels, .* got 'ids', 'kind'; rename .*'kind', 'labels'",
+        ),
         (table(lengths=(3, 4)), "the column 'ids' must have one shape in all rows"),
     ],
 )

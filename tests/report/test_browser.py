@@ -75,6 +75,20 @@ def test_the_comparison_says_first_what_to_ship(chromium) -> None:
     page.close()
 
 
+_NAMES = """() => Object.fromEntries([...document.querySelectorAll('figure .plot-label')]
+  .filter(node => node.getBoundingClientRect().width)
+  .map(node => [node.textContent, node.getBoundingClientRect().y]))"""
+
+
+@pytest.mark.parametrize("width", [1300, 800])
+def test_names_of_points_side_by_side_stand_as_the_points_do(chromium, width: int) -> None:
+    """prune_distill_int8 lies a little above drop_blocks_distill_int8: so do their names."""
+    page, _ = show(chromium, PAGES["comparison"](), width=width)
+    names = page.evaluate(_NAMES)
+    assert names["prune_distill_int8"] < names["drop_blocks_distill_int8"]
+    page.close()
+
+
 def explored(count: int, *, name: str = "recipe") -> list[ComparisonRow]:
     """The reference and `count` files, each slower and better than the one before it, of two kinds."""
     first = replace(four_recipes()[0], packed_bytes=1000)

@@ -107,9 +107,13 @@
     const meets = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]
     const solid = places.map(p => [p.x - 6, p.y - 6, p.x + 6, p.y + 6])
     if (few) places.forEach(p => solid.push([p.x - 2, Math.min(p.y1, p.y2), p.x + 2, Math.max(p.y1, p.y2)], [p.x1, p.y - 2, p.x2, p.y + 2]))
-    for (const place of places.filter(p => p.row.best || p.row.reference || few).sort((a, b) => b.row.best - a.row.best)) {
+    const named = places.filter(p => p.row.best || p.row.reference || few)
+    for (const place of named.sort((a, b) => b.row.best - a.row.best)) {
+      // Of points side by side the upper one has its name above, or one reads the other's.
+      const beside = named.filter(p => p !== place && Math.abs(p.x - place.x) < 24 && Math.abs(p.y - place.y) < 24)
       const text = place.row.name.length > 26 ? `${place.row.name.slice(0, 25)}…` : place.row.name, wide = text.length * 6.8 + 4
       for (const [dx, dy, anchor] of [[9, -7, "start"], [9, 16, "start"], [-9, -7, "end"], [-9, 16, "end"], [14, 30, "start"], [14, -21, "start"], [-14, 30, "end"]]) {
+        if (beside.some(p => (p.y - place.y) * dy > 0)) continue
         const left = anchor === "start" ? place.x + dx : place.x + dx - wide, area = [left, place.y + dy - 12, left + wide, place.y + dy + 4]
         if (area[0] < box.left || area[2] > box.right || area[1] < box.top || area[3] > box.bottom || solid.some(other => meets(area, other))) continue
         solid.push(area)
