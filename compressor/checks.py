@@ -9,8 +9,10 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -111,6 +113,18 @@ def did_you_mean(word: Any, known: Iterable[str]) -> str:
     """What to add to an error about `word`: a question with the nearest of `known`, or nothing where none is near."""
     close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def as_imported(module: str, function: str) -> str:
+    """How `function` of the Python file whose path `module` is gets named, as a question; "" where it is no path."""
+    if not (module.endswith(".py") or ("/" in module and Path(f"{module}.py").is_file())):
+        return ""
+    whole = Path(module).absolute().with_suffix("")
+    try:
+        parts = Path(os.path.normpath(whole)).relative_to(Path.cwd()).parts
+    except ValueError:
+        return f"run it in the folder {whole.parent}, as {whole.name}:{function}"
+    return f"did you mean {'.'.join(parts) + ':' + function!r}?"
 
 
 def unknown_setting(owner: str, name: str, known: Sequence[str]) -> str:

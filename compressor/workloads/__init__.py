@@ -4,7 +4,6 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from compressor.checks import did_you_mean
+from compressor.checks import as_imported, did_you_mean
 from compressor.errors import WorkloadError
 from compressor.workload import Workload
 from compressor.workloads.near_files import check_file, refuse_near_files
@@ -62,11 +61,7 @@ def load(
             f"batch is about the batch that an ONNX file fixes, model.onnx or model.onnx:data.npz; got {name[:200]!r}"
         )
     module_name, separator, function_name = _READY.get(name, name).partition(":")
-    if separator and (module_name.endswith(".py") or ("/" in module_name and Path(f"{module_name}.py").is_file())):
-        raise WorkloadError(
-            f"a workload is package.module:function, as in Python's imports, got {name[:200]!r}; "
-            f"{_as_imported(Path(module_name), function_name)}"
-        )
+    _refuse_path("a workload", name)
     if not separator or not function_name or not all(map(str.isidentifier, module_name.split("."))):
         refuse_near_files(name)
         _refuse_bare_module(name)
@@ -100,14 +95,11 @@ def load(
     return workload
 
 
-def _as_imported(path: Path, function: str) -> str:
-    """How `function` of the Python file at `path` is named from the current folder, or from which one it is."""
-    whole = path.absolute().with_suffix("")
-    try:
-        parts = Path(os.path.normpath(whole)).relative_to(Path.cwd()).parts
-    except ValueError:
-        return f"run it in the folder {whole.parent}, as {whole.name}:{function}"
-    return f"did you mean {'.'.join(parts) + ':' + function!r}?"
+def _refuse_path(what: str, name: str) -> None:
+    """Raises WorkloadError where `name` has a file's path in place of a module; `what` says what is to be named."""
+    module, separator, function = name.partition(":")
+    if separator and (meant := as_imported(module, function)):
+        raise WorkloadError(f"{what} is package.module:function, as in Python's imports, got {name[:200]!r}; {meant}")
 
 
 def _refuse_arguments(name: str, function: Callable[..., Any]) -> None:
@@ -148,6 +140,7 @@ def load_of_fold(name: str) -> Callable[..., Workload] | None:
 
     Raises WorkloadError where there is no such module or function.
     """
+    _refuse_path("a workload", name)
     module, separator, function = _READY_FOLDS.get(name, name).partition(":")
     if not separator or not all(map(str.isidentifier, [*module.split("."), function])):
         return None
@@ -183,6 +176,7 @@ def function_named(name: str, wanted: str) -> Callable[..., Any]:
 
     Raises WorkloadError where there is none.
     """
+    _refuse_path("a function", name)
     module_name, separator, function_name = name.partition(":")
     if not separator or not function_name or not all(map(str.isidentifier, module_name.split("."))):
         raise WorkloadError(f"{wanted}, or its name, package.module:function; got {name[:200]!r}")

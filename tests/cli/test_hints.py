@@ -68,6 +68,14 @@ def test_workloads_that_cannot_be_had(folder: Path, name: str, says: str) -> Non
     assert re.search(says, told), told
 
 
+@pytest.mark.parametrize("asked", ["int8 -w wl.py:good --folds 5", "student_int8 -w wl:good --student wl.py:good"])
+def test_files_in_place_of_modules(folder: Path, asked: str) -> None:
+    """Wherever a function of the user's is named."""
+    code, told = call("run", *asked.split(), "--out", "runs/a")
+    assert code == 2
+    assert "got 'wl.py:good'; did you mean 'wl:good'?" in told
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

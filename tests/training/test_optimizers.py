@@ -625,6 +625,9 @@ def test_a_recipe_names_a_factory_in_a_file(tmp_path: Path, monkeypatch) -> None
     assert weight_of(model) > 1
     own = stage_parameters(FineTune(optimizer=OwnOptimizer(factory=adagrad, rate=0.5)))["optimizer"]
     assert own["own_optimizer"]["factory"].endswith(":adagrad")
+    by_path = FineTune(optimizer=OwnOptimizer(factory="my_optimizers_here.py:make", rate=0.5))
+    with pytest.raises(StageError, match=r"did you mean 'my_optimizers_here:make'\?"):
+        by_path.apply(model, line(model), context)
 
 
 def test_the_old_key_tells_the_new_form() -> None:

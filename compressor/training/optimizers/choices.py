@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from compressor.checks import check_fraction, check_positive
+from compressor.checks import as_imported, check_fraction, check_positive
 from compressor.errors import StageError
 from compressor.storage import sha256
 
@@ -141,6 +141,8 @@ class OwnOptimizer:
         if not isinstance(self.factory, str):
             return self.factory
         module, _, name = self.factory.partition(":")
+        if meant := as_imported(module, name):
+            raise StageError(f"factory: a function is package.module:function, got {self.factory!r}; {meant}")
         folder = str(Path.cwd())
         if folder not in sys.path:
             # Last: installed packages go first, whatever files are called in the current folder.
