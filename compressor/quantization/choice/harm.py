@@ -78,15 +78,15 @@ class Rounded:
         found = [self._session.run(None, {**feeds, **numbers}) for feeds in self.slices]
         return worst_share(self.expected, found)
 
-    def harms(self, floor: float, *, runs: int | None = None) -> dict[str, float]:
+    def harms(self, floor: float, whole: float, *, runs: int | None = None) -> dict[str, float]:
         """{signal: its noise alone}, the greatest first; groups below `floor` (> 0) share theirs evenly, unexamined.
 
-        So do those that are left after so many `runs`.
+        So do those that are left after so many `runs`. `whole` is the noise of all signals together.
         """
         found: dict[str, float] = {}
         last = None if runs is None else self.runs + runs
         # A group that no other is as loud as comes first; of equals the one that was met first.
-        left = [(-self.noise(self.order), 0, self.order)] if self.order else []
+        left = [(-whole, 0, self.order)] if self.order else []
         met = 0
         while left:
             loss, _, group = heapq.heappop(left)

@@ -94,7 +94,7 @@ class Spare:
         whole = rounded.noise(rounded.order)
         worth = _WORTH * 10 ** (-min(self.levels) / 10)
         ranging = math.ceil(_RANGES_SHARE * runs)
-        harms = rounded.harms(worth, runs=runs - ranging)
+        harms = rounded.harms(worth, whole, runs=runs - ranging)
         worst = [name for name, harm in harms.items() if harm > worth and name in rounded.grids]
         worst = worst[: min(_RANGED, ranging // len(_METHODS))]
         better = _better_ranges(prepared, rounded, {name: harms[name] for name in worst}, scheme, workload)

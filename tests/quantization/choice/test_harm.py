@@ -82,25 +82,26 @@ def test_groups_find_the_signal_that_does_harm_in_fewer_runs() -> None:
     rounded = _rounded(prepared, workload)
     alone = {name: rounded.noise([name]) for name in rounded.order}
     worst = max(alone, key=alone.__getitem__)
-    rounded.runs = 0
-    found = rounded.harms(floor=alone[worst] / 2)
+    whole, rounded.runs = rounded.noise(rounded.order), 0
+    found = rounded.harms(alone[worst] / 2, whole)
     assert next(iter(found)) == worst == "cube"
     assert found[worst] == alone[worst]
     assert set(found) == set(rounded.order)
-    assert rounded.runs < 2 * len(rounded.order) - 1
+    assert rounded.runs < 2 * len(rounded.order) - 2
 
 
 def test_the_loudest_groups_are_halved_first_where_runs_are_few() -> None:
     """With runs for three halvings the cube stands alone; what they do not reach shares its group's noise."""
     exported, workload = _cubed()
     rounded = _rounded(_prepared(exported, workload), workload)
-    found = rounded.harms(floor=1e-30, runs=7)
-    assert rounded.runs <= 7
+    whole, rounded.runs = rounded.noise(rounded.order), 0
+    found = rounded.harms(1e-30, whole, runs=6)
+    assert rounded.runs <= 6
     assert set(found) == set(rounded.order)
     assert next(iter(found)) == "cube"
     assert found["cube"] == rounded.noise(["cube"])
     assert len({*found.values()}) < len(found)
-    assert sum(found.values()) == pytest.approx(sum(rounded.harms(floor=1e-30).values()), rel=0.5)
+    assert sum(found.values()) == pytest.approx(sum(rounded.harms(1e-30, whole).values()), rel=0.5)
 
 
 def test_what_is_not_rounded_stays_as_it_is() -> None:
