@@ -7,7 +7,6 @@ from workbench.fixtures import (  # noqa: F401 - pytest finds fixtures by their 
     _seeded,
     _timed_briefly,
     _trained_model,
-    _written,
     _written_once,
     chromium,
     own_seconds,

@@ -28,6 +28,8 @@ _SECONDS, _REPEATS = 0.1, 5
 # inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# What the imports of all tests make stays for good: nothing looks for garbage in it, now or later.
+gc.disable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,9 +45,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("COMPRESSOR_QUIET_SECONDS", "0")
         # Many tests measure the same file.
         patch.setattr(measure, "compressed_size", functools.lru_cache(maxsize=200)(measure.compressed_size))
-        # What the imports made stays for good: no collection has to look at it.
         gc.collect()
         gc.freeze()
+        gc.enable()
         yield
 
 
@@ -54,26 +56,28 @@ def _seeded() -> None:
     seed_torch(0)
 
 
-@pytest.fixture(autouse=True)
-def _timed_briefly(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _timed_briefly() -> Iterator[None]:
     """Files are timed for a moment instead of seconds, whoever asks: tests check decisions and forms, not speed-ups.
 
     Those that ask for `own_seconds` are about durations, and are given what they ask for.
     """
     from compressor.measuring import node_times, timing
 
-    if "own_seconds" in request.fixturenames:
-        return
     in_full, profiled_in_full = timing._repeats, node_times._profiled
 
+    @functools.wraps(in_full)
     def repeats(*files: Any, seconds: float, repeats: int, **settings: Any) -> Any:
         return in_full(*files, seconds=min(seconds, _SECONDS), repeats=min(repeats, _REPEATS), **settings)
 
     def profiled(file: bytes, inputs: Any, threads: int, seconds: float) -> Any:
         return profiled_in_full(file, inputs, threads, min(seconds, _SECONDS))
 
-    monkeypatch.setattr(timing, "_repeats", repeats)
-    monkeypatch.setattr(node_times, "_profiled", profiled)
+    with pytest.MonkeyPatch.context() as patch:
+        if not hasattr(in_full, "__wrapped__"):  # the tests of benchmarks have fixtures of their own
+            patch.setattr(timing, "_repeats", repeats)
+            patch.setattr(node_times, "_profiled", profiled)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -85,22 +89,19 @@ def _resampled_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "_FEW_RESAMPLES", 200)
 
 
-@pytest.fixture(scope="session")
-def _written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the processes of a session keep what exporters wrote."""
-    place = tmp_path_factory.getbasetemp()
-    return place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
-
-
-@pytest.fixture(autouse=True)
-def _written_once(monkeypatch: pytest.MonkeyPatch, _written: Path) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _written_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One model, by all that it is, is given to an exporter once a session; its file is cleaned and verified each time.
 
-    Tests of exporters replace this fixture by one that does nothing.
+    The processes of a session share what was written. The tests of exporters, in `tests/files`, call them every time.
     """
-    from compressor.files import export
+    from compressor.files import export, exporters
 
-    monkeypatch.setattr(export, "write", functools.partial(remembered, export.write, _written / "written"))
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "write", functools.partial(remembered, exporters.write, place / "written"))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +128,7 @@ def own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (table, timing):
         monkeypatch.setattr(module, "perf_counter", time.thread_time)
+    monkeypatch.setattr(timing, "_repeats", timing._repeats.__wrapped__)  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 import pytest
 
+from compressor.files import export, exporters
 
-@pytest.fixture
-def _written_once() -> None:
-    pass
+
+@pytest.fixture(autouse=True)
+def _written_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "write", exporters.write)
