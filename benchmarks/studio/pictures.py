@@ -48,6 +48,7 @@ def walk(page: Page, out: Path) -> None:
     page.click("#choose")
     page.wait_for_selector("#recipe:has-text('set_structure')")
     page.wait_for_selector("#tiles:has-text(', measured')", timeout=5 * _MINUTE)
+    page.wait_for_selector("#tiles:not(:has-text('being measured'))", timeout=5 * _MINUTE)
     keep(page, out / "whatif.png", "#planning")
     page.fill("#draft-name", "half the time, 8 bits")
     page.click("#save")
