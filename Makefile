@@ -184,7 +184,7 @@ bench-trust: $(VENV)/installed-dev  ## a signed folder changed at random, reader
 	$(BIN)/python -m benchmarks.trust.attacks
 	$(BIN)/python -m benchmarks.documents
 
-bench-membership: $(VENV)/installed-dev  ## how well attacks tell training samples, before and after shipped recipes (half an hour; resumes)
+bench-membership: $(VENV)/installed-dev  ## how well attacks tell training samples, before and after shipped recipes (an hour and a half; resumes)
 	$(BIN)/python -m benchmarks.trust.membership
 	$(BIN)/python -m benchmarks.documents
 
