@@ -187,11 +187,16 @@ print(spent.ru_utime + spent.ru_stime, took, spent.ru_maxrss / 1024)
 """
 
 
-def measured(place: Path, *, count: int, killed: int, megabytes: int, times: int = 3) -> dict[str, Any]:
-    """What is done to a signed folder and to encrypted files, in the empty folder `place`."""
-    chance = random.Random(0)  # noqa: S311 - no secret
+def with_keys(place: Path) -> Path:
+    """`place` with the keys in it: "release" signs, "box" decrypts."""
     for name, kind in {"release": Kind.ED25519, "box": Kind.X25519}.items():
         generate(place / name, kind)
+    return place
+
+
+def measured(place: Path, *, count: int, killed: int, megabytes: int) -> dict[str, Any]:
+    """What is done to a signed folder and to encrypted files, in the folder `place` with keys."""
+    chance = random.Random(0)  # noqa: S311 - no secret
     folder = place / "signed"
     folder.mkdir()
     for number in range(5):
@@ -206,29 +211,38 @@ def measured(place: Path, *, count: int, killed: int, megabytes: int, times: int
     for name in ("box", "box.pub"):
         shutil.copy2(place / name, places["kills"] / name)
     moved = moves(folder, given, places["moves"])
-    ratios = costs(place, megabytes=megabytes, times=times)
-    seconds = {name: ratios[name]["cpu_seconds"] for name in ratios}
     return {
         "flips": {"made": count, "told": told, "untold": count - told},
         "moves": moved,
         "moves_untold": sum(not told for told in moved.values()),
         "replay_refused": replays(folder, places["replays"], place / "release"),
         "secrets": kills(places["kills"], count=killed, megabytes=min(megabytes, 200), chance=chance),
-        "costs": {
-            "megabytes": megabytes,
-            **ratios,
-            "of_sha256sum": (seconds["verify"] + seconds["decrypt"]) / seconds["sha256sum"],
-            "of_openssl": (
-                (seconds["verify"] + seconds["decrypt"]) / seconds["openssl"] if "openssl" in seconds else None
-            ),
-            "both_of_sha256sum": seconds["both"] / seconds["sha256sum"],
-            "both_of_openssl": seconds["both"] / seconds["openssl"] if "openssl" in seconds else None,
-            "most_mebibytes": max(ratios[name]["mebibytes"] for name in ("verify", "decrypt", "both")),
-        },
     }
 
 
-PARTS = ("folder", "mutants", "kills")
+def priced(place: Path, *, megabytes: int, times: int = 3) -> dict[str, Any]:
+    """What verify and decrypt cost beside the hash alone, in the folder `place` with keys."""
+    found = costs(place, megabytes=megabytes, times=times)
+    seconds = {name: row["cpu_seconds"] for name, row in found.items()}
+    each = seconds["verify"] + seconds["decrypt"]
+
+    def beside(spent: float, hashing: str) -> float | None:
+        return spent / seconds[hashing] if hashing in seconds else None
+
+    return {
+        "costs": {
+            "megabytes": megabytes,
+            **found,
+            "of_sha256sum": beside(each, "sha256sum"),
+            "of_openssl": beside(each, "openssl"),
+            "both_of_sha256sum": beside(seconds["both"], "sha256sum"),
+            "both_of_openssl": beside(seconds["both"], "openssl"),
+            "most_mebibytes": max(found[name]["mebibytes"] for name in ("verify", "decrypt", "both")),
+        }
+    }
+
+
+PARTS = ("folder", "costs", "mutants", "kills")
 
 
 def main() -> None:
@@ -266,7 +280,10 @@ def main() -> None:
         return {"kills": made}
 
     works: dict[str, Callable[[Path], dict[str, Any]]] = {
-        "folder": lambda place: measured(place, count=asked.flips, killed=asked.secrets, megabytes=asked.megabytes),
+        "folder": lambda place: measured(
+            with_keys(place), count=asked.flips, killed=asked.secrets, megabytes=asked.megabytes
+        ),
+        "costs": lambda place: priced(with_keys(place), megabytes=asked.megabytes),
         "mutants": fed,
         "kills": killed,
     }

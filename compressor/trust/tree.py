@@ -26,9 +26,13 @@ class Digest:
 
 @dataclass(frozen=True)
 class Odd:
-    """Something below a folder that is neither a folder nor a plain file: `is_what`, in words."""
+    """Something below a folder that is neither a folder nor a plain file: `is_what`, in words.
+
+    Or one that is `shut`: this process may not look into it.
+    """
 
     is_what: str
+    shut: bool = False
 
 
 def walk(folder: Path, *, only: Collection[str] | None = None) -> Iterator[tuple[str, Odd | None]]:
@@ -49,7 +53,7 @@ def walk(folder: Path, *, only: Collection[str] | None = None) -> Iterator[tuple
         except OSError as error:
             if not prefix:
                 raise
-            yield prefix.rstrip("/"), Odd(f"a folder that cannot be read ({error.strerror})")
+            yield prefix.rstrip("/"), Odd(f"a folder that cannot be read ({error.strerror})", shut=True)
             continue
         for entry in entries:
             if only is not None and not prefix and entry.name not in only:

@@ -162,7 +162,9 @@ def _compared(folder: Path, name: str, wanted: Digest) -> Iterator[Problem]:
 def _others(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     """What is in the folder and not listed."""
     for name, odd in walk(folder):
-        if odd is not None:
+        if odd is not None and odd.shut:
+            yield Problem("unreadable", name, f"is {odd.is_what}")
+        elif odd is not None:
             yield Problem("odd", name, f"is {odd.is_what}, and no manifest lists one")
         elif name == ".lock":
             yield Problem("lock", name, "is there: a run is writing here, or was killed; give its command again")
@@ -209,6 +211,8 @@ def _way_out(problems: tuple[Problem, ...]) -> str:
     kinds = {problem.kind for problem in problems}
     if kinds == {"signature"}:
         return "delete the signature, or sign what is there now: compressor sign"
+    if kinds == {"unreadable"}:
+        return "see to your right to read all of it, and verify it again"
     if kinds <= {"extra", "odd"}:
         return "move away what came along, or list all that is there anew and vouch for it: compressor sign --anew"
     return "get the folder again from where it was made; a run's folder is made whole by giving its command again"

@@ -224,6 +224,22 @@ def test_what_cannot_be_verified_says_what_is_missing(folder, tmp_path) -> None:
     assert call(folder, "--workload", "digits")[0] == 2
 
 
+def test_what_may_not_be_read_is_no_stranger(folder, monkeypatch) -> None:
+    """A folder that is shut to whoever verifies is refused, and nothing is to be moved away."""
+    looked = os.scandir
+
+    def shut(place):
+        if Path(place).name == "01-a":
+            raise PermissionError(13, "Permission denied")
+        return looked(place)
+
+    monkeypatch.setattr(os, "scandir", shut)
+    code, _, err = call(folder)
+    assert code == 4
+    assert "stages/01-a is a folder that cannot be read (Permission denied)" in err
+    assert "see to your right to read all of it" in err
+
+
 def test_a_file_is_held_against_the_nearest_manifest_above(folder) -> None:
     """A file that came along is refused by name, and what else differs in the folder is not its matter."""
     (folder / "stages/extra").write_text("")

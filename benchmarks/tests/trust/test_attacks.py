@@ -11,7 +11,9 @@ from compressor.errors import TrustError
 def test_a_tiny_budget(tmp_path) -> None:
     """Every flip and every move is told, the older release refused, no kill leaves what can be read."""
     pytest.importorskip("cryptography", reason="keys need it: pip install .[trust]")
-    found = attacks.measured(tmp_path, count=40, killed=2, megabytes=1, times=1)
+    place = attacks.with_keys(tmp_path)
+    found = attacks.measured(place, count=40, killed=2, megabytes=1)
+    found |= attacks.priced(place, megabytes=1, times=1)
     assert found["flips"] == {"made": 40, "told": 40, "untold": 0}
     assert found["moves"] == dict.fromkeys(("removed", "added", "renamed", "swapped", "linked", "unsigned"), True)
     assert found["replay_refused"]
