@@ -63,6 +63,6 @@ def test_every_file_has_decisions_and_a_row() -> None:
     failed = {**base, "name": "c", "outcome": "failed", "reason": "why"}
     result = {"environment": {"cpu": "CPU"}, "how_timed": "so", "files": [base | good, base | bad, failed]}
     text = "\n".join(section(json.loads(json.dumps(result))))
-    assert "of 3 files 1 ship in integers, 1 of them with 99 % of their decisions or more, 1 of these at 1.3x" in text
+    assert "**Of 3 files 1 ship in integers, 1 of them with 99 % of their decisions or more, 1 of these at 1.3x" in text
     assert "| a | static | 1.50x [1.40, 1.60] | 4.00x | 99.5 % | 30.0 |  | 3 |" in text
     assert "**b** (`a.onnx`): no form" in text
