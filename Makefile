@@ -205,7 +205,7 @@ bench-studio: $(VENV)/installed-dev  ## what the studio's sliders foretell besid
 	$(BIN)/python -m benchmarks.studio.foresight --plans $(STUDIO_PLANS)
 	$(BIN)/python -m benchmarks.documents
 
-bench-studio-load: $(VENV)/installed-dev  ## twenty people at one studio, ten requests a second each: what is lost, and how long they wait (two minutes; wants a quiet machine)
+bench-studio-load: $(VENV)/installed-dev  ## twenty people at one studio, ten requests a second each: what is lost, how long they wait, and what a question costs (five minutes; wants a quiet machine)
 	$(BIN)/python -m benchmarks.studio.load
 
 .PHONY: bench-studio-drawing
