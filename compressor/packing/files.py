@@ -11,6 +11,7 @@ from typing import BinaryIO
 from compressor.errors import PackError
 from compressor.packing import reader
 from compressor.packing.writer import packed
+from compressor.progress.bars import progress_bar
 from compressor.storage import read_bytes, sha256, write_atomic, written_whole
 
 # What is told of the work: bytes done since the last time, and bytes in all.
@@ -66,7 +67,8 @@ def packed_size(onnx_bytes: bytes, *, most: int) -> int | None:
     digest = sha256(onnx_bytes)
     if digest not in _sizes:
         try:
-            size: int | None = sum(map(len, packed(onnx_bytes)))
+            with progress_bar(desc="packing", total=len(onnx_bytes)) as bar:
+                size: int | None = sum(map(len, packed(onnx_bytes, told=bar.update)))
         except PackError:
             size = None
         while len(_sizes) >= _REMEMBERED:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from compressor.batches import Batch, Inputs, map_tensors
 from compressor.errors import WorkloadError
 from compressor.kept_state import as_before, private_copy
+from compressor.progress.bars import tick
 from compressor.running.described import described, inputs_that_fit, listed
 from compressor.running.failures import FAULTS, in_short, lacks_memory, layer_of
 from compressor.running.model_checks import COPIES, memory_of
@@ -41,6 +42,7 @@ def checked_forward(model: nn.Module, inputs: Inputs, label: str, example: Input
 
     `example` are the inputs that it is known to take, or `inputs` themselves.
     """
+    tick()
     try:
         raw = call_model(model, inputs)
     except FAULTS as error:  # a module may raise anything for inputs that are not its own

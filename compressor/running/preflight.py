@@ -16,6 +16,7 @@ from compressor.errors import CompressorError, WorkloadError
 from compressor.kept_state import private_copy
 from compressor.outputs.kinds import Classes
 from compressor.outputs.returned import returned_by_name
+from compressor.progress.bars import tick, waiting
 from compressor.running.brought.checking import check_brought
 from compressor.running.described import described
 from compressor.running.doubtful_outputs import (
@@ -48,6 +49,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
+@waiting("checking the workload", at_once=False)
 def check_workload(workload: Workload, stages: Sequence[Stage] = ()) -> Workload:
     """`workload`, with what its outputs say, if it can be compressed and judged. Raises WorkloadError for any other.
 
@@ -280,15 +282,19 @@ def _read(name: str, data: Iterable[Any]) -> list[Batch]:
 
 def _first(name: str, data: Iterable[Any], count: int) -> list[Any]:
     """The first `count` batches as they come, fewer where there are fewer."""
+    found = []
     try:
         with contextlib.closing(one_pass(data)) as passing:
-            return list(islice(passing, count))
+            for batch in islice(passing, count):
+                tick()
+                found.append(batch)
     except FAULTS as error:  # a dataset may raise anything
         layer = layer_of(error)
         raise WorkloadError(
             f"{name} cannot be read{f', in {layer}' if layer else ''}: {in_short(error)}; look at what the dataset, "
             "its transforms or collate_fn give for this batch"
         ) from error
+    return found
 
 
 def _check_form(name: str, inputs: Inputs, example: Inputs) -> None:

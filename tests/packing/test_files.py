@@ -189,7 +189,7 @@ def test_packed_is_smaller_than_by_general_coders() -> None:
 def test_the_size_of_a_file_is_found_once(monkeypatch) -> None:
     """The same bytes are not packed a second time, nor is a file that is beyond the limit; others are."""
     asked: list[int] = []
-    monkeypatch.setattr(files, "packed", lambda data: asked.append(len(data)) or [data])
+    monkeypatch.setattr(files, "packed", lambda data, told: asked.append(len(data)) or [data])
     monkeypatch.setattr(files, "_sizes", {})
     monkeypatch.setattr(files, "_REMEMBERED", 2)
     assert [packed_size(data, most=3) for data in (b"a", b"a", b"bbbb", b"bb")] == [1, 1, None, 2]
