@@ -10,6 +10,7 @@ from workbench.fixtures import (  # noqa: F401 - pytest finds fixtures by their 
     _written_once,
     chromium,
     own_seconds,
+    resampled_in_full,
     tiny_cnn,
     tiny_workload,
     told_damage,

@@ -9,10 +9,7 @@ from compressor.estimate import Estimate
 from compressor.intervals import holm, mcnemar, mean_over_folds, paired_drop, score_estimate
 from compressor.metrics import Metric
 
-
-@pytest.fixture
-def _resampled_briefly() -> None:
-    """As many resamples as ever: intervals are what is tested here."""
+pytestmark = pytest.mark.usefixtures("resampled_in_full")
 
 
 def test_wilson_interval_by_hand() -> None:

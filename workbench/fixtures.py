@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from compressor import intervals
 from compressor.structure.calling.draws import seed_torch
 from compressor.workload import Workload
 from workbench.remembered_exports import remembered
@@ -23,6 +24,7 @@ from workbench.tiny import TinyResNet, make_workload, synthetic_images
 Told = Callable[[str, int], None]
 # How long two files are timed against each other at most, and in how many sessions.
 _SECONDS, _REPEATS = 0.1, 5
+_RESAMPLES = {name: getattr(intervals, name) for name in ("_RESAMPLES", "_FEW_RESAMPLES")}
 
 # Tests run beside each other on few cores: two threads each would wait for one another. Processes that tests start
 # inherit it.
@@ -80,13 +82,20 @@ def _timed_briefly() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _resampled_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _resampled_briefly() -> Iterator[None]:
     """Intervals of metrics that are no means come from a tenth of the resamples, but in the tests of intervals."""
-    from compressor import intervals
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _RESAMPLES:
+            patch.setattr(intervals, name, 200)
+        yield
 
-    monkeypatch.setattr(intervals, "_RESAMPLES", 200)
-    monkeypatch.setattr(intervals, "_FEW_RESAMPLES", 200)
+
+@pytest.fixture
+def resampled_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals come from as many resamples as ever."""
+    for name, count in _RESAMPLES.items():
+        monkeypatch.setattr(intervals, name, count)
 
 
 @pytest.fixture(scope="session", autouse=True)

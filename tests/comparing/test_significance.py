@@ -13,9 +13,7 @@ from compressor.metrics import Metric
 ACCURACY = Metric.accuracy()
 
 
-@pytest.fixture
-def _resampled_briefly() -> None:
-    """As many resamples as ever: intervals are what is tested here."""
+pytestmark = pytest.mark.usefixtures("resampled_in_full")
 
 
 def right(generator: np.random.Generator, share: float, count: int = 400) -> torch.Tensor:
