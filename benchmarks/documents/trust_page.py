@@ -33,8 +33,10 @@ def _tried(result: dict) -> Iterator[str]:
         )
     if "mutants" in result:
         found = result["mutants"]["all"]
+        onnx = result["mutants"]["readers"].get("ONNX", {}).get("files", 0)
         yield (
-            f"| damaged files for {len(result['mutants']['readers'])} readers | {found['files']:,} | "
+            f"| damaged files for {len(result['mutants']['readers'])} readers, of that {onnx:,} ONNX files, each "
+            f"opened in a process of its own | {found['files']:,} | "
             f"{found['untyped']} errors of another type, {found['hangs']} above 5 s, "
             f"{found['over']} readers above 1 GiB, {found['other']} read as something else |"
         )
@@ -52,9 +54,11 @@ def _tried(result: dict) -> Iterator[str]:
             f"{cost['most_mebibytes']:.0f} MiB at most |"
         )
         if "both" in cost:
+            # Beside other work seconds of the clock say nothing.
+            clock = "" if result["environment"]["busy"] else f", {cost['both']['seconds']:.2f} s of the clock"
             yield (
-                f"| both in one reading, `decrypt --signed-by` | {cost['both']['cpu_seconds']:.2f} s of the processor, "
-                f"{cost['both']['seconds']:.2f} s of the clock | {cost['both_of_sha256sum']:.2f} times `sha256sum`, "
+                f"| both in one reading, `decrypt --signed-by` | {cost['both']['cpu_seconds']:.2f} s of the processor"
+                f"{clock} | {cost['both_of_sha256sum']:.2f} times `sha256sum`, "
                 f"{_beside_openssl(cost, 'both_of_openssl')}{cost['both']['mebibytes']:.0f} MiB |"
             )
     if "mutants" in result:

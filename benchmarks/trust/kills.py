@@ -317,6 +317,7 @@ def measured(
     """{command: what became of it}; `store` gets the rows after each, and what is `known` of as many kills stays."""
     os.environ.update({"COMPRESSOR_QUIET_SECONDS": "0", "COMPRESSOR_TURNS": "off"})
     briefly_(place / "written")
+    torch.set_num_threads(1)  # two of a command would wait for each other
     chance = random.Random(0)  # noqa: S311 - moments, no secrets
     makers = tries(place, prepared(place, epochs=epochs))
     rows = dict(known or {})

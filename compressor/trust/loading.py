@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import TrustError, WrongUseError
-from compressor.sessions import open_session
 from compressor.storage import sha256
 from compressor.trust.encryption import decrypted
 from compressor.trust.keys import read_private
@@ -79,6 +78,8 @@ def open_signed(
     The runtime is given the bytes that were checked, and never the path. Raises TrustError as `signed_files`, and for
     a model that keeps weights in other files, which it would open by itself; ValueError for what it cannot load.
     """
+    from compressor.sessions import open_session  # ONNX Runtime, which those who only decrypt need not
+
     content = read_signed(path, key=key, name=name, least_release=least_release)
     return open_session(all_inside(content, str(path)), threads=threads)
 
@@ -98,6 +99,8 @@ def open_encrypted(
     nothing of who encrypted: with `key`, the encrypted file must lie in a folder that one of these keys signed, as for
     `open_signed`. Raises TrustError where anything differs.
     """
+    from compressor.sessions import open_session  # as above
+
     content = None if key is None else read_signed(path, key=key, name=name, least_release=least_release)
     if isinstance(secret, str | Path) and not os.path.lexists(secret):
         # Not repeated: it may be a passphrase.

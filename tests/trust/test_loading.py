@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from typer.testing import CliRunner
 
-from compressor import load_checkpoint
+from compressor import load_checkpoint, sessions
 from compressor.cli.app import app
 from compressor.errors import StorageError, TrustError, WrongUseError
 from compressor.structure.checkpoint import save_checkpoint
@@ -65,7 +65,7 @@ def test_a_session_on_a_signed_model(shipped, keys) -> None:
 @pytest.mark.parametrize("load", ["session", "checkpoint"])
 def test_nothing_is_loaded_of_what_was_not_signed(shipped, keys, load, monkeypatch) -> None:
     """Changed bytes, another key, another name, an older release, no signature: refused before anything is opened."""
-    monkeypatch.setattr(loading, "open_session", lambda *_, **__: pytest.fail("a session was opened"))
+    monkeypatch.setattr(sessions, "open_session", lambda *_, **__: pytest.fail("a session was opened"))
 
     def attempt(key="release.pub"):
         if load == "session":
