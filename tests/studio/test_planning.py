@@ -154,7 +154,7 @@ def test_what_did_not_change_is_not_rendered_again(desk, monkeypatch):
 def test_what_the_page_runs_is_what_the_command_line_runs(desk, monkeypatch):
     """What was chosen, as the file to take away: the same text as on the page, the same stages, the same program."""
     monkeypatch.setattr(desk.runs, "_start", lambda _: None)
-    browser, choice = _visitor(desk), replace(CHOICES[3], epochs=0, criterion="l1")
+    browser, choice = _visitor(desk), replace(CHOICES[3], epochs=0)
     version = browser.get("/draft").json()["version"]
     shown = browser.post("/edit", {"draft": "1", "version": version, "choice": choice.to_json()}).json()
     name = browser.post("/run", {"draft": "1", "version": version + 1}).json()["run"]
@@ -172,6 +172,7 @@ def test_what_the_page_runs_is_what_the_command_line_runs(desk, monkeypatch):
         loaded, "small", str(Path(words[2]).parent / f"{name}-again")
     )
     browser.post("/undo", {"draft": "1", "version": version + 1})
+    assert desk.planning.settle(60)
 
 
 def test_trying_keeps_nothing(desk):
