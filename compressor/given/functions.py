@@ -66,11 +66,10 @@ def metric_of(function: Function, outputs: Tensor, given: Any, higher_is_better:
     except WorkloadError as error:
         if targets is given:
             raise
-        entry = (
-            next((repr(key) for key in given if given[key] is targets), "") if isinstance(given, Mapping) else "first"
-        )
+        keys = given if isinstance(given, Mapping) else ()
+        entry = next((repr(key) for key in keys if given[key] is targets), "first")
         raise WorkloadError(
-            f"{error}. Of several targets a metric sees the one that is judged by, the {entry or 'first'} one, and the "
+            f"{error}. Of several targets a metric sees the one that is judged by, the {entry} one, and the "
             "loss sees all"
         ) from error
     lower = any(part in name.lower() for part in _ERRORS) if higher_is_better is None else not higher_is_better
