@@ -8,7 +8,7 @@ OUT ?= runs/demo
 # To choose another build, set pip's own options, such as PIP_INDEX_URL, or install torch into .venv first.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: help demo test test-slow test-browser test-clusters test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz lock locked sbom wheel check-dependencies check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
+.PHONY: help demo test test-slow test-browser test-clusters test-zoo test-hub test-mutations test-random-networks test-random-graphs test-interoperability fuzz fuzz-guided lock locked sbom wheel check-dependencies check format docs docs-site same-results claims clean bench bench-cifar10 bench-training digits-weights bench-demo bench-threads \
 	bench-aa bench-quantization bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet bench-latency bench-structure bench-recovery bench-recurrent bench-dense-outputs bench-pruning-time bench-merging bench-low-rank bench-export-time bench-random-networks bench-mutations bench-trust bench-membership bench-sparsity bench-architectures bench-hub bench-classic bench-techniques bench-pack bench-folds bench-teachers bench-compare bench-search bench-exclusive bench-capacity bench-evaluations bench-studio bench-studio-load docs-studio
 
 help:  ## list the targets
@@ -61,8 +61,17 @@ test-mutations: $(VENV)/installed-dev  ## thousands of damaged files: none is re
 	$(BIN)/python -m pytest -m mutations
 
 FUZZ_EXAMPLES ?= 5000
-fuzz: $(VENV)/installed-dev  ## damaged and made-up files for every reader (minutes; FUZZ_EXAMPLES=50000 for an hour)
+FUZZ_SECONDS ?= 20
+fuzz: $(VENV)/installed-dev fuzz-guided  ## damaged and made-up files for every reader (minutes; FUZZ_EXAMPLES=50000 for an hour)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -m fuzz tests/fuzz
+
+# A fuzzer with its own runtime, which no test needs.
+.venv-atheris: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ -c constraints.txt atheris || { rm -rf $@; exit 1; }
+	@touch $@
+
+fuzz-guided: $(VENV)/installed-dev .venv-atheris  ## every reader fed by atheris, which follows what inputs reach (minutes; FUZZ_SECONDS for each; Linux)
+	PYTHONPATH=.venv-atheris $(BIN)/python -m benchmarks.trust.guided --seconds $(FUZZ_SECONDS)
 
 test-random-networks: $(VENV)/installed-dev  ## two thousand networks grown at random, pruned and compared
 	$(BIN)/python -m pytest -m random_networks
@@ -329,4 +338,4 @@ claims: $(VENV)/installed-dev  ## figures in the texts against the stored result
 	$(BIN)/python -m benchmarks.claims
 
 clean:
-	rm -rf $(VENV) .venv-hub .venv-docs .venv-pack .venv-clusters .venv-trust .venv-supply build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-hub .venv-docs .venv-pack .venv-clusters .venv-trust .venv-supply .venv-atheris build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -66,7 +66,7 @@ def edited(value: Any, chance: random.Random) -> Any:
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) inside `value`."""
     found: list[tuple[Any, Any]] = []
-    todo = [value]
+    todo = [value] if isinstance(value, dict | list) else []
     while todo:
         container = todo.pop()
         keys = list(container) if isinstance(container, dict) else range(len(container))

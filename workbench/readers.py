@@ -210,7 +210,7 @@ def mutant(sample: bytes, chance: random.Random, *, how: str, bare: bytes) -> by
     if how == "edited":
         try:
             return json.dumps(edited(json.loads(sample), chance)).encode()
-        except ValueError:  # no JSON
+        except (ValueError, RecursionError):  # no JSON, or too deep
             return sample + bare
     for _ in range(chance.randint(1, 3)):
         sample = damaged(sample, chance) if sample else sample
