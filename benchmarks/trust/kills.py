@@ -48,6 +48,8 @@ stages:
   - quantize
 """
 _TEMPORARY = re.compile(r"\.compressor-[^/]*\.tmp")
+# What is called otherwise each time: such files, folders of the system's, and ONNX Runtime's profiles.
+_VARIES = re.compile(rf"{_TEMPORARY.pattern}|(?<=/)tmp[a-z0-9_]{{8}}(?=/|$)|profile_[^/]*\.json")
 # A command that is given again so often and is killed no more has hung or goes in a circle.
 _MOST_ROUNDS = 2000
 
@@ -220,7 +222,7 @@ def _hook_(seen: Path) -> None:
     real = os.open
 
     def point(what: str, path: Any) -> None:
-        name = f"{what} {_TEMPORARY.sub('part', os.fsdecode(path))}"
+        name = f"{what} {_VARIES.sub('part', os.fsdecode(path))}"
         if os.getpid() != own or name in known or not isinstance(path, str | bytes | os.PathLike):
             return
         with os.fdopen(real(seen, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as file:
