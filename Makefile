@@ -218,7 +218,7 @@ bench-studio-load: $(VENV)/installed-dev  ## twenty people at one studio, ten re
 	$(BIN)/python -m benchmarks.studio.load
 
 .PHONY: bench-studio-drawing
-bench-studio-drawing: $(VENV)/installed-dev  ## five thousand operators on the studio's page, in headless Chromium: seconds from the click to the screen (a minute; wants a quiet machine)
+bench-studio-drawing: $(VENV)/installed-dev  ## the studio on a screen, in headless Chromium: its first paint, and five thousand operators from the click (a minute; wants a quiet machine)
 	$(BIN)/python -m benchmarks.studio.drawing
 
 docs-studio: $(VENV)/installed-dev  ## the pictures of docs/studio.md, from a studio of the digits in headless Chromium (minutes)
