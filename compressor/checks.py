@@ -74,6 +74,13 @@ def check_one_of(value: str, says: str, choices: Collection[str]) -> None:
         raise ValueError(f"{says}, one of {', '.join(choices)}; got {value!r}")
 
 
+def as_path(value: Any, says: str) -> Path:
+    """`value`, a str or a path, as a Path."""
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{says}, a str or a pathlib.Path; got {type(value).__name__}")
+    return Path(os.fsdecode(value))
+
+
 def check_tuple(value: Collection[Any], says: str, *, least: int = 0) -> None:
     """`value` is no bare string, which Python would read letter by letter, and has at least `least` entries."""
     if isinstance(value, str):

@@ -114,6 +114,11 @@ def temporary_name() -> str:
     return f".compressor-{_host()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
 
 
+def is_temporary_name(name: str) -> bool:
+    """Whether `name` is one of `temporary_name`, whoever gave it."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def is_left_over(path: Path) -> bool:
     """Whether `path` is a file that a writer of ours was in the middle of when it was killed."""
     return not path.is_symlink() and path.is_file() and is_name_left_over(path.name)

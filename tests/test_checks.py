@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import get_args
 
 import pytest
+from torch import nn
 
-from compressor import stages
+from compressor import Recipe, load_checkpoint, read_onnx, stages
 from compressor.budget import Budget
 from compressor.checks import (
     check_calibrated,
@@ -26,6 +27,7 @@ from compressor.checks import (
 )
 from compressor.errors import StageError
 from compressor.outputs.kinds import Classes
+from compressor.packing.files import pack
 from compressor.stages import Macs, MergeSimilar, PruneChannels
 from compressor.target import Target
 from compressor.workload import Workload
@@ -119,6 +121,20 @@ def test_a_choice_is_told_with_all_there_are() -> None:
     assert message_of(check_one_of, "int4", "form is what ships", ("float", "int8")) == (
         "form is what ships, one of float, int8; got 'int4'"
     )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: load_checkpoint(None, nn.Identity),
+        lambda: Recipe.load(3),
+        lambda: pack(None),
+        lambda: read_onnx(b"model.onnx"),
+    ],
+)
+def test_what_is_no_path_is_told_with_what_a_path_is(call) -> None:
+    with pytest.raises(ValueError, match=r"a str or a pathlib\.Path; got \w+$"):
+        call()
 
 
 def test_a_string_is_no_tuple() -> None:

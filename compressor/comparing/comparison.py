@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from compressor.checks import check_count
+from compressor.checks import as_path, check_count
 from compressor.comparing.arms import (
     REFERENCE,
     SHARED,
@@ -220,7 +220,7 @@ def compare(
     )
     target = target or common_target(list(plans.values()))
     checked = check_workload(workload)
-    folder = Path(out)
+    folder = as_path(out, "out is the folder of the comparison")
     refuse_files_of_others(folder, _DATA, _PAGES, keys={"schema_version", "rows", "failures"})
     # An order of stages that cannot work is refused before any recipe has taken hours.
     arms = arms_of(plans, seed=seed, seeds=seeds)

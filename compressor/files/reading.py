@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.batches import Inputs
-from compressor.checks import check_one_of
+from compressor.checks import as_path, check_one_of
 from compressor.errors import OnnxFileError
 from compressor.files.carrying import note_layout_, noted_layout
 from compressor.files.converting.inputs import Sample
@@ -49,7 +49,7 @@ def read_onnx(
     """
     check_one_of(batch, "batch is what becomes of a batch that the file fixes", ("free", "fixed"))
     sample = None if example is None else _arrays(example)
-    onnx_bytes = open_file(Path(path), sample, batch=batch, streams=streams).onnx_bytes
+    onnx_bytes = open_file(as_path(path, "path names an ONNX file"), sample, batch=batch, streams=streams).onnx_bytes
     if judged is not None:
         onnx_bytes = _judging(onnx_bytes, judged, path)
     note_given(onnx_bytes, Path(path))

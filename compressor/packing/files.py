@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from compressor.checks import as_path
 from compressor.errors import PackError
 from compressor.packing import reader
 from compressor.packing.writer import packed
@@ -41,8 +42,8 @@ def pack(path: str | Path, out: str | Path | None = None, *, told: Told | None =
     keeps its weights in other files, or `out` is that very file, and StorageError where it cannot be read or the other
     not be written.
     """
-    path = Path(path)
-    out = path.with_suffix(".pack") if out is None else Path(out)
+    path = as_path(path, "path names the file")
+    out = path.with_suffix(".pack") if out is None else as_path(out, "out names the packed file")
     data = read_bytes(path, way_out="give the path of an ONNX file", most=reader.MOST_TOTAL)
     if data.startswith(reader.MAGIC):
         raise PackError(f"{path} cannot be packed: it is a packed model already; compressor unpack {path} unpacks it")
@@ -87,10 +88,10 @@ def unpack(
     model, is damaged, of another version, holds more than `most_bytes`, or is `out` itself, and StorageError where
     either cannot be read or written.
     """
-    path = Path(path)
+    path = as_path(path, "path names the file")
     if out is None and path.with_suffix(".onnx").exists():
         raise PackError(f"{path.with_suffix('.onnx')} is there already; name it, or another file, to write to")
-    out = path.with_suffix(".onnx") if out is None else Path(out)
+    out = path.with_suffix(".onnx") if out is None else as_path(out, "out names the unpacked file")
     _check_apart(path, out, "unpacked")
     with _opened(path, most_bytes) as (source, header), written_whole(out, header.size) as target:
         _copy(source, header, target, told)
@@ -109,7 +110,7 @@ def check(
     Nothing is kept of it. With `original`, the file itself is compared byte by byte as well. Raises as `unpack` does,
     and PackError where the two differ.
     """
-    path = Path(path)
+    path = as_path(path, "path names the file")
     with _opened(path, most_bytes) as (source, header), tempfile.TemporaryFile() as target:
         _copy(source, header, target, told)
         if original is not None:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from compressor.budget import Budget
-from compressor.checks import did_you_mean
+from compressor.checks import as_path, did_you_mean
 from compressor.errors import LONGEST_REASON, RecipeError, bounded
 from compressor.evaluations.catalogue import EVALUATIONS
 from compressor.evaluations.evaluation import Evaluation
@@ -254,7 +254,7 @@ def _text_of(source: str | Path) -> tuple[str, str]:
 
 
 def _find(source: str | Path) -> Path:
-    path, shipped = Path(source), shipped_recipes()
+    path, shipped = as_path(source, "a recipe is loaded by its name or its file"), shipped_recipes()
     shown = str(source) if len(str(source)) <= _LONGEST_SHOWN else f"{str(source)[:_LONGEST_SHOWN]}..."
     try:
         mode = path.stat().st_mode if str(source) else None

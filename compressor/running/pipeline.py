@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from compressor.budget import Budget
+from compressor.checks import as_path
 from compressor.errors import WorkloadError, WrongUseError
 from compressor.evaluations.evaluation import Evaluation, Known
 from compressor.files.export_memory import ExportMemory
@@ -144,7 +145,7 @@ class Pipeline:
             team = present_team()
             if team is not None and not team.leads:
                 return _result_of(helped(team, workload))
-            folder = RunFolder(Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")))
+            folder = RunFolder(_folder(out))
             with leading(team) as ends, folder.locked(), explained():
                 session = session or Session()
                 identity = identify(workload, stages, progress=progress)
@@ -221,7 +222,7 @@ class Pipeline:
             seed=seed,
             run_seed=seed if run_seed is None else run_seed,
             reference=reference,
-            out=Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compressor-")),
+            out=_folder(out),
             progress=progress,
             budgeted=self.budget is not None,
             stages=tuple(map(stage_name, self.stages)),
@@ -247,3 +248,8 @@ def _result_of(over: Over) -> Result:
     assert over.path is not None
     model = OnnxModule(over.path.read_bytes()) if over.path.is_file() else nn.Module()
     return Result(report=over.report, artifact=Artifact(over.path), model=model)
+
+
+def _folder(out: str | Path | None) -> Path:
+    """`out`, or a new folder of the system's."""
+    return Path(tempfile.mkdtemp(prefix="compressor-")) if out is None else as_path(out, "out is the folder of the run")

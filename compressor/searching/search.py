@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compressor.checks import check_count, check_positive
+from compressor.checks import as_path, check_count, check_positive
 from compressor.comparing.spreading import pool_of
 from compressor.errors import RunFolderError, StageError, WorkloadError, WrongUseError
 from compressor.identity.workload import identify
@@ -105,7 +105,7 @@ def search(
         check_positive(minutes, "minutes is the time that the search may take", way_out="leave it out for no limit")
     _refuse_unscored(workload, limits)
     refuse_teams("a search", "spread its trials by workers= or executor= (--workers, --executor)")
-    folder = Path(out)
+    folder = as_path(out, "out is the folder of the search")
     target = target or Target()
     refuse_files_of_others(folder, DATA, (*PAGES, BEST, MODEL_FILE), keys={"schema_version", "trials", "why"})
     if executor is None or isinstance(executor, str):

@@ -24,7 +24,9 @@ from compressor.checks import check_positive
 from compressor.errors import StorageError
 from compressor.progress.bars import say
 from compressor.storage import (
+    is_left_over,
     is_name_left_over,
+    is_temporary_name,
     read_bytes,
     read_json,
     read_sealed,
@@ -224,7 +226,8 @@ class Store:
             layout = read_json(mark, way_out="give another folder for the store of stages")
             if layout != {"compressor_store": _LAYOUT}:
                 raise StorageError(f"{self.folder} is a store of another version; give another folder, or delete it")
-        elif any(_children(self.folder, files=True)):
+        # Whoever began the store may be about to name it, or was killed before that.
+        elif not all(is_temporary_name(path.name) for path in _children(self.folder, files=True)):
             raise StorageError(
                 f"{self.folder} holds other things and is no store of stages; give an empty folder or a new one"
             )
@@ -243,6 +246,9 @@ class Store:
 
     def _sweep(self) -> None:
         """Removes what killed writers were in the middle of."""
+        for path in filter(is_left_over, _children(self.folder, files=True)):
+            with suppress(OSError):
+                path.unlink()
         for path in _children(self.folder / _PARTS, files=True):
             if is_name_left_over(path.name):
                 shutil.rmtree(path, ignore_errors=True)

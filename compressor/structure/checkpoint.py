@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.checks import as_path
 from compressor.errors import StorageError
 from compressor.storage import parsed_json, read_bytes, sha256, write_atomic
 from compressor.structure.extra_state import extra_states, set_extra_states_
@@ -82,7 +83,7 @@ def load_checkpoint(
     StorageError, naming file, tensor, wanted and got shape, where files are damaged or the factory's model is another
     one, and TrustError, which is one, where no signature holds.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder is where the checkpoint was saved")
     way_out = _RESTORE
     held: dict[str, bytes] = {}
     if require_signature is not None:

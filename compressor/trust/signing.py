@@ -98,6 +98,11 @@ def sign_folder(
     if inspect is not None:
         inspect(folder)
     manifest = _listed_anew(folder) if anew else check(folder).require_files().manifest
+    if replaced == manifest.digest:
+        raise WrongUseError(
+            f"{folder} holds the very files of the release that it is to replace, {replaces}; name the folder of the "
+            "release before it"
+        )
     statement = Statement(
         manifest_sha256=manifest.digest,
         key_id=key.public.key_id,

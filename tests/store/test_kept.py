@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import StorageError, WrongUseError
+from compressor.storage import temporary_name
 from compressor.store.kept import Store, StoreWarning
 from compressor.store.place import users_store
 
@@ -167,6 +168,17 @@ def test_folders_of_others_are_refused(tmp_path) -> None:
     (tmp_path / "empty" / "store.json").write_text('{"compressor_store": 99}')
     with pytest.raises(StorageError, match="another version"):
         Store(tmp_path / "empty")
+
+
+def test_a_store_begins_again_where_it_was_killed_before_it_had_a_name(tmp_path) -> None:
+    """What the writer of the mark left behind is none of somebody else's, and goes; so is one that is at it now."""
+    left = tmp_path / f".compressor-{'0' * 8}-1-{'0' * 16}.tmp"
+    left.write_text("half of a mark")
+    at_it = tmp_path / temporary_name()
+    at_it.write_text("of this process")
+    assert put(Store(tmp_path))
+    assert not left.exists()
+    assert at_it.exists()
 
 
 WAITS = """

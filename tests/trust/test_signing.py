@@ -322,6 +322,14 @@ def test_a_folder_that_was_signed_goes_on(signed, keys) -> None:
     assert (signed / MANIFEST).exists()
 
 
+def test_a_release_does_not_replace_itself(signed, copied, keys) -> None:
+    """Neither the folder nor a copy of it: the line of releases would go in a circle."""
+    key = read_private(keys / "release")
+    for folder in (signed, copied("same")):
+        with pytest.raises(WrongUseError, match="name the folder of the release before it"):
+            sign_folder(folder, key, replaces=signed)
+
+
 def test_what_another_key_says_of_the_release_before_is_hearsay(signed, copied, keys) -> None:
     """Who can write there can add a signature of any number and name: the signer's own counts, or what is given."""
     key, folder = read_private(keys / "release"), copied("next")
