@@ -100,7 +100,10 @@ def quantized_file(
             # What a bias will take out is no reason for more bits.
             layers = prepared.placement.static
             biased = MeanShifts(prepared.graph, layers, workload, samples=correction.samples).biased
-        prepared = settings.mixed.apply(prepared, workload, context, biased=biased)
+        try:
+            prepared = settings.mixed.apply(prepared, workload, context, biased=biased)
+        except NothingToImproveError as found:
+            prepared = prepared.leaving_out(found)
     elif settings.mixed is not None:
         prepared = settings.mixed.apply(prepared, workload, context)
     if portable is not None and (spare is None or settings.mixed is not None):

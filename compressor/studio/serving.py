@@ -1,6 +1,7 @@
 """The studio's server on a socket: where it listens, which names it answers to, and the links that it prints."""
 
 import asyncio
+import gc
 import ipaddress
 import re
 import socket
@@ -112,7 +113,14 @@ def listening_socket(address: Address) -> socket.socket:
 
 def serve(app: Any, address: Address, opened: socket.socket) -> None:
     """Serves `app` on the socket until Ctrl-C."""
+    keep_memory()
     server(app, address).run(sockets=[opened])
+
+
+def keep_memory() -> None:
+    """What is in memory by now stays as long as the server: the collector need not go through it for every page."""
+    gc.collect()
+    gc.freeze()
 
 
 def server(app: Any, address: Address) -> Any:

@@ -19,6 +19,7 @@ from compressor.quantization.accuracy.equalization import CrossLayerEqualization
 from compressor.quantization.accuracy.gptq import GPTQ
 from compressor.quantization.accuracy.smoothing import SmoothQuant
 from compressor.quantization.choice.give_back import GiveBack
+from compressor.quantization.choice.mixed_precision import MixedPrecision
 from compressor.quantization.grids.schemes import Symmetric
 from compressor.quantization.placement.forms import Static
 from compressor.quantization.quantizer import QuantizationSettings, quantized_file
@@ -104,6 +105,18 @@ def test_improvements_with_nothing_to_improve_are_noted(kind: type[nn.Module], l
     assert decibels > 20
     assert set(details["left_out"]) == left_out
     assert all(reason.startswith(("nothing to", "no bias to")) for reason in details["left_out"].values())
+
+
+def test_widths_are_left_out_where_no_layer_is_static() -> None:
+    """What the recipe `int4` asks of a transformer, whose products take their ranges from every call."""
+    model = Words().eval()
+    inputs = _inputs(model)
+    workload = Workload.from_datasets(model, train=(inputs, inputs), test=(inputs, inputs), metric="mse")
+    exported = export_onnx(model, workload).onnx_bytes
+    decibels, details = _quantized(exported, inputs, weights=Symmetric(bits=4), mixed=MixedPrecision(size=0.53))
+    assert details["left_out"] == {"mixed": "no static layer has constant weights, so there are no widths to choose"}
+    assert details["form"]["weight_bits"] == 4
+    assert decibels > 10
 
 
 def test_biases_are_corrected_unasked_and_never_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compressor.checks import check_count, check_fraction, check_max_drop, check_positive
-from compressor.errors import BudgetError, StageError
+from compressor.errors import BudgetError, NothingToImproveError, StageError
 from compressor.knapsack import Option, choose
 from compressor.notes.quantization import MixedWidths, TriedWidths
 from compressor.quantization.choice.sensitivity import (
@@ -109,13 +109,15 @@ class MixedPrecision:
         """`prepared` with grids of the chosen widths, some layers in float, and the sensitivities in its details.
 
         With `biased` noise is what is left once biases make up for what rounding shifts in the mean. Raises StageError
-        where the goal cannot be met.
+        where the goal cannot be met, and NothingToImproveError where no layer's width can be chosen.
         """
         found: Found = sensitivities(
             prepared, self.bits, workload, context, samples=self.samples, criterion=self.criterion, biased=biased
         )
         if not found:
-            raise StageError("no static layer has constant weights, so there are no widths to choose; leave mixed out")
+            raise NothingToImproveError(
+                "mixed", "no static layer has constant weights, so there are no widths to choose"
+            )
         batches = first_inputs(workload.calibration, self.samples)
         reference = output_values(serialize(prepared.graph), batches)
 

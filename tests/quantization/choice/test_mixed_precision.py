@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compressor.errors import StageError
+from compressor.errors import NothingToImproveError, StageError
 from compressor.estimate import Estimate
 from compressor.files.export import export_onnx
 from compressor.measuring.scores import score_rows
@@ -142,11 +142,11 @@ def test_what_was_asked_in_decibels_is_measured(workload: Workload, prepared: Pr
         MixedPrecision(bits=(4, 8), sqnr_db=60.0, samples=32).apply(prepared, workload, QUIET)
 
 
-def test_models_without_static_layers_are_refused(workload: Workload) -> None:
-    """Dynamic layers have no width of their own here, which is said instead of ignored."""
+def test_models_without_static_layers_have_nothing_to_choose(workload: Workload) -> None:
+    """Dynamic layers have no width of their own here, which is said and lets `Quantize` go on."""
     exported = export_onnx(workload.model, workload).onnx_bytes
     dynamic = prepare(exported, Quantize(form=Dynamic()), workload, QUIET)
-    with pytest.raises(StageError, match="no static layer has constant weights"):
+    with pytest.raises(NothingToImproveError, match="no static layer has constant weights"):
         MixedPrecision(size=0.5).apply(dynamic, workload, QUIET)
 
 
