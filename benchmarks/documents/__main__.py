@@ -68,7 +68,8 @@ def main() -> None:
         write_atomic(trust, trust_page.page(trust.read_text(encoding="utf-8"), tried, load("membership")))
     if (studio := load("studio")) is not None:
         sliders = DOCS / "studio.md"
-        write_atomic(sliders, studio_page.page(sliders.read_text(encoding="utf-8"), studio))
+        seen = load("studio_load"), load("studio_drawing")
+        write_atomic(sliders, studio_page.page(sliders.read_text(encoding="utf-8"), studio, *seen))
     if (folds := load("folds")) is not None:
         crossed = DOCS / "folds.md"
         write_atomic(crossed, folds_page.page(crossed.read_text(encoding="utf-8"), folds))

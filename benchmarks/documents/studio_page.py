@@ -1,13 +1,38 @@
-"""The table in docs/studio.md: what the sliders foretell beside what came of it."""
+"""The table in docs/studio.md: what the sliders foretell beside what came of it, and how promptly the page is there."""
 
 import re
 
 MARK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
-def page(text: str, result: dict) -> str:
-    """`text`, the page as it is, with the table of `result` between its marks."""
-    return MARK.sub(lambda found: found[1] + "\n".join(section(result)) + "\n" + found[2], text)
+def page(text: str, result: dict, load: dict | None = None, drawing: dict | None = None) -> str:
+    """`text`, the page as it is, with the table of `result` between its marks, and what people and a screen saw."""
+    lines = [*section(result), *_loaded(load), *_drawn(drawing)]
+    return MARK.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
+
+
+def _loaded(load: dict | None) -> list[str]:
+    if load is None:
+        return []
+    half, most = (f"{load['ms'][percent]:.0f} ms" for percent in ("50", "95"))
+    return [
+        "",
+        f"{load['people']} people at one studio, {load['a_second_each']:.0f} requests a second each:",
+        f"{load['answered']:,} of {load['asked']:,} answered, {load['lost_edits']} edits lost; half of the answers",
+        f"came within {half}, 95 of 100 within {most} (`make bench-studio-load`).",
+    ]
+
+
+def _drawn(drawing: dict | None) -> list[str]:
+    if drawing is None:
+        return []
+    median, most = (f"{drawing[name]:.1f} s" for name in ("median_seconds", "most_seconds"))
+    return [
+        "",
+        f"In headless Chromium the page's first paint came within {drawing['most_first_paint_ms']:.0f} ms, and",
+        f"{drawing['operators']:,} operators were on the screen within {median} of the click, at most {most}",
+        "(`make bench-studio-drawing`).",
+    ]
 
 
 def section(result: dict) -> list[str]:
@@ -21,15 +46,18 @@ def section(result: dict) -> list[str]:
         "off, points",
         "ms off",
         "at most",
+        "ms off, as the machine drifts",
     )
     lines = [
         f"{result['summary']['plans']} plans drawn by chance (`make bench-studio`), each made by its recipe, without",
         "training. Drops are those on test data, which the studio never reads, milliseconds those of the file timed in",
         "turns with the network's own, one sample, one thread. *Off* is the distance between what was foretold and",
-        "what was measured; widths and distances are medians.",
+        "what was measured; widths and distances are medians. Milliseconds are foretold as a part of the network's",
+        "own: *ms off* takes those of the same turns, the last column those of when the studio was started, since when",
+        "the machine may have become slower or faster.",
         "",
         f"| {' | '.join(columns)} |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
         *(_row(name, network["summary"]) for name, network in result["networks"].items()),
         _row("all", result["summary"]),
     ]
@@ -50,8 +78,9 @@ def _row(name: str, summary: dict) -> str:
         _percent(summary.get("inside"), 0),
         _points(summary.get("median_width")),
         _points(summary.get("median_off")),
+        _percent(summary.get("median_error_of_ratio"), 1),
+        _percent(summary.get("largest_error_of_ratio"), 1),
         _percent(summary.get("median_error"), 1),
-        _percent(summary.get("largest_error"), 1),
     ]
     return f"| {' | '.join(cells)} |"
 
