@@ -126,6 +126,26 @@ def checkpoint(raw: bytes, place: Path, *, other: str, verify: bool) -> Any:
     return load_checkpoint(place, linear, verify=verify)
 
 
+def tensors(_: Path) -> bytes:
+    return tensor_file({"a": torch.arange(6.0), "b": torch.zeros(2, 2)}, {"n": 1})
+
+
+def as_written(found: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> Any:
+    """What was read, where it is what `tensors` wrote: a header that is spelled with other spaces holds the same."""
+    wanted = {"a": torch.arange(6.0), "b": torch.zeros(2, 2)}
+    assert found[0].keys() == wanted.keys()
+    assert all(torch.equal(found[0][name], tensor) for name, tensor in wanted.items())
+    assert found[1] == {"n": 1}
+    return found
+
+
+def model_as_written(model: nn.Module) -> nn.Module:
+    """The same for the weights of a checkpoint."""
+    wanted = linear().state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
+    return model
+
+
 def logged(place: Path) -> bytes:
     folder = place / "log"
     if not folder.exists():
@@ -169,12 +189,12 @@ READERS = {
     ),
     "arrays": Reader(arrays, at(arrays_of), exact=False),
     "tensors": Reader(
-        lambda _: tensor_file({"a": torch.arange(6.0), "b": torch.zeros(2, 2)}, {"n": 1}),
-        at(lambda path: read_tensor_file(path, way_out="get it again")),
+        tensors, at(lambda path: as_written(read_tensor_file(path, way_out="get it again"))), exact=False
     ),
     "tensors in memory": Reader(
-        lambda _: tensor_file({"a": torch.arange(6.0), "b": torch.zeros(2, 2)}, {"n": 1}),
-        lambda raw, _: read_tensor_file(Path("it"), way_out="get it again", content=raw),
+        tensors,
+        lambda raw, _: as_written(read_tensor_file(Path("it"), way_out="get it again", content=raw)),
+        exact=False,
     ),
     "plan": Reader(
         lambda _: b"[]", lambda raw, place: checkpoint(raw, place, other=PLAN_FILE, verify=False), exact=False
@@ -185,7 +205,8 @@ READERS = {
     ),
     "weights of a checkpoint": Reader(
         lambda _: checkpoint_files(linear(), [])[WEIGHTS_FILE],
-        lambda raw, place: checkpoint(raw, place, other=WEIGHTS_FILE, verify=True),
+        lambda raw, place: model_as_written(checkpoint(raw, place, other=WEIGHTS_FILE, verify=True)),
+        exact=False,
     ),
     "audit log": Reader(logged, log_of, exact=False),
     "report": Reader(
