@@ -27,7 +27,7 @@ from compressor.checks import (
 )
 from compressor.errors import StageError
 from compressor.outputs.kinds import Classes
-from compressor.packing.files import pack
+from compressor.packing.files import copy_reader, pack
 from compressor.stages import Macs, MergeSimilar, PruneChannels
 from compressor.target import Target
 from compressor.workload import Workload
@@ -129,6 +129,7 @@ def test_a_choice_is_told_with_all_there_are() -> None:
         lambda: load_checkpoint(None, nn.Identity),
         lambda: Recipe.load(3),
         lambda: pack(None),
+        lambda: copy_reader(None),
         lambda: read_onnx(b"model.onnx"),
     ],
 )

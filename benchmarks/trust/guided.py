@@ -9,6 +9,7 @@ corpus is kept for the next time, and kept small.
 """
 
 import argparse
+import os
 import random
 import re
 import subprocess
@@ -61,7 +62,10 @@ def ends_well(name: str, corpus: Path, seconds: int) -> bool:
     folder = corpus / name.replace(" ", "-")
     command = [sys.executable, "-m", "benchmarks.trust.guided", "--one", name]
     command += ["--seconds", str(seconds), "--corpus", str(corpus)]
-    ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    # libFuzzer ends the process, which can take nothing away: what it wrote beside goes with this folder.
+    with tempfile.TemporaryDirectory() as place:
+        outside = {**os.environ, "TMPDIR": place}
+        ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=outside)
     said = ended.stdout + ended.stderr
     count, covered = _STAT.findall(said), _COVER.findall(said)
     kept = sorted((folder / "corpus").glob("*"), key=lambda path: path.stat().st_size)

@@ -115,7 +115,11 @@ def check(
         _copy(source, header, target, told)
         if original is not None:
             target.seek(0)
-            wanted = read_bytes(Path(original), way_out="give the file that was packed", most=reader.MOST_TOTAL)
+            wanted = read_bytes(
+                as_path(original, "original names the file that was packed"),
+                way_out="give the file that was packed",
+                most=reader.MOST_TOTAL,
+            )
             if target.read() != wanted:
                 raise PackError(f"{path} holds another file than {original}; pack it again")
     return Packed(path, path.stat().st_size, header.size, header.sha256.hex())
@@ -123,8 +127,9 @@ def check(
 
 def copy_reader(out: str | Path) -> Path:
     """The reader as one file at `out`, which needs Python and NumPy alone: `python out model.pack model.onnx`."""
-    write_atomic(Path(out), READER.read_bytes())
-    return Path(out)
+    out = as_path(out, "out names the reader's file")
+    write_atomic(out, READER.read_bytes())
+    return out
 
 
 def _check_apart(path: Path, out: Path, made: str) -> None:
