@@ -50,8 +50,8 @@ from compressor.report.report import Report
 from compressor.report.view import busy_sentence
 from compressor.running.executors.choosing import executor_of
 from compressor.running.executors.protocol import Executor
-from compressor.running.folder import MODEL_FILE, refuse_files_of_others
-from compressor.running.lock import writing_in
+from compressor.running.folder import MODEL_FILE
+from compressor.running.lock import refuse_files_of_others, writing_in
 from compressor.running.pipeline import Pipeline
 from compressor.running.preflight import check_workload
 from compressor.running.session import Session

@@ -171,9 +171,11 @@ def _come_about(
                 job.tell(name, state, "store")
                 return state
         state = make(folder)
-        facts, contents = job.folder.save(folder, state)
+        contents = state.files()
+        # First into the store: whoever is killed between the two takes it from there.
         if store is not None:
-            store.put(stored, stage=name, seconds=state.outcome.seconds, facts=facts, contents=contents)
+            store.put(stored, stage=name, seconds=state.outcome.seconds, facts=state.facts(), contents=contents)
+        job.folder.save(folder, state, contents)
     job.tell(name, state, "made")
     return state
 

@@ -11,8 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -85,6 +84,26 @@ class State:
     def next_key(self, stage: str, seed: int) -> str:
         """The key of what the stage that is known by `stage` makes of this state."""
         return sha256(json.dumps([self.key, stage, seed]).encode())
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept of it beside its files."""
+        outcome = self.outcome
+        return {
+            "seconds": outcome.seconds,
+            "measurement": outcome.measurement.to_json(),
+            "versus_base": vars(outcome.versus_base),
+            "drop": vars(outcome.drop) if outcome.drop else None,
+            "details": outcome.details,
+            "plan": outcome.plan,
+            "whole_plan": self.plan,
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """{name: content} of what is kept of it; the checkpoint where torch can still hold it."""
+        contents = {MODEL_FILE: self.onnx_bytes}
+        if not isinstance(self.model, OnnxModule):
+            contents |= checkpoint_files(self.model, self.plan)
+        return contents
 
 
 class RunFolder:
@@ -187,13 +206,10 @@ class RunFolder:
         weights = {id(tensor): tensor.nbytes for tensor in model.parameters()}
         require_space(folder / MODEL_FILE, 2 * sum(weights.values()))
 
-    def save(self, folder: Path, state: State) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Puts a finished stage on disk; the marker that says so comes last. Gives what it wrote: facts and files."""
-        contents = {MODEL_FILE: state.onnx_bytes}
-        if not isinstance(state.model, OnnxModule):
-            contents |= checkpoint_files(state.model, state.plan)
+    def save(self, folder: Path, state: State, contents: dict[str, bytes]) -> None:
+        """Puts a finished stage with its files on disk; the marker that says so comes last."""
         self.write(folder, contents)
-        return self._finish(folder, state, contents), contents
+        self._finish(folder, state, contents)
 
     def adopt(
         self,
@@ -224,12 +240,10 @@ class RunFolder:
         self._finish(folder, state, contents)
         return state
 
-    def _finish(self, folder: Path, state: State, contents: Mapping[str, bytes]) -> dict[str, Any]:
-        facts = _facts(state)
+    def _finish(self, folder: Path, state: State, contents: Mapping[str, bytes]) -> None:
         files = {name: sha256(content) for name, content in contents.items()}
-        write_sealed(folder / _MARKER, {"key": state.key, "files": files, **facts})
+        write_sealed(folder / _MARKER, {"key": state.key, "files": files, **state.facts()})
         self._drop_snapshots(folder, state.key)
-        return facts
 
     def write(self, folder: Path, contents: dict[str, bytes]) -> None:
         """Puts files into `folder`, all or, where the disk has no room for them together, none.
@@ -308,42 +322,10 @@ def _usable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_files_of_others(folder: Path, data: str, pages: Sequence[str], *, keys: AbstractSet[str]) -> None:
-    """Raises RunFolderError where a report over several runs would replace files in `folder` that none has written.
-
-    Such a report is known by the JSON file `data`, an object with `keys`; its other files are `pages`.
-    """
-    try:
-        before = read_json(folder / data) if (folder / data).exists() else None
-    except StorageError:
-        before = None
-    if isinstance(before, dict) and keys <= before.keys():
-        return
-    found = [name for name in (data, *pages) if (folder / name).exists() or (folder / name).is_symlink()]
-    if found:
-        raise RunFolderError(
-            f"{folder} holds {', '.join(found)}, which no {Path(data).stem} wrote there and this one would replace; "
-            f"move {'it' if len(found) == 1 else 'them'} away, or give another folder"
-        )
-
-
 def versions() -> dict[str, str]:
     """The versions that can change what a stage gives."""
     packages = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy", "torch-compressor")
     return {name: version(name) for name in packages} | {"python": sys.version.split()[0]}
-
-
-def _facts(state: State) -> dict[str, Any]:
-    outcome = state.outcome
-    return {
-        "seconds": outcome.seconds,
-        "measurement": outcome.measurement.to_json(),
-        "versus_base": vars(outcome.versus_base),
-        "drop": vars(outcome.drop) if outcome.drop else None,
-        "details": outcome.details,
-        "plan": outcome.plan,
-        "whole_plan": state.plan,
-    }
 
 
 def _state(

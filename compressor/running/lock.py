@@ -4,7 +4,8 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,6 +117,25 @@ def writing_in(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be a folder to write in ({error.strerror or error}); give another one"
             ) from error
         yield
+
+
+def refuse_files_of_others(folder: Path, data: str, pages: Sequence[str], *, keys: AbstractSet[str]) -> None:
+    """Raises RunFolderError where a report over several runs would replace files in `folder` that none has written.
+
+    Such a report is known by the JSON file `data`, an object with `keys`; its other files are `pages`.
+    """
+    try:
+        before = read_json(folder / data) if (folder / data).exists() else None
+    except StorageError:
+        before = None
+    if isinstance(before, dict) and keys <= before.keys():
+        return
+    found = [name for name in (data, *pages) if (folder / name).exists() or (folder / name).is_symlink()]
+    if found:
+        raise RunFolderError(
+            f"{folder} holds {', '.join(found)}, which no {Path(data).stem} wrote there and this one would replace; "
+            f"move {'it' if len(found) == 1 else 'them'} away, or give another folder"
+        )
 
 
 def _is_note(path: Path) -> bool:

@@ -20,8 +20,8 @@ from compressor.report.view import busy_sentence
 from compressor.running.changes import changes
 from compressor.running.executors.choosing import executor_of
 from compressor.running.executors.protocol import Executor
-from compressor.running.folder import MODEL_FILE, refuse_files_of_others, versions
-from compressor.running.lock import writing_in
+from compressor.running.folder import MODEL_FILE, versions
+from compressor.running.lock import refuse_files_of_others, writing_in
 from compressor.running.preflight import check_workload
 from compressor.running.reference_base import without_base
 from compressor.running.session import Session

@@ -14,6 +14,7 @@ from compressor.measuring.session_times import Times
 from compressor.measuring.timing import Timing
 from compressor.running import applying
 from compressor.running import session as sessions
+from compressor.running.folder import RunFolder
 from compressor.running.session import Session, reused_sentence
 from compressor.storage import read_json
 from compressor.store.kept import Store, StoreWarning
@@ -183,6 +184,25 @@ def test_a_store_that_fails_costs_no_run(tmp_path) -> None:
         result, hows = run(tmp_path / "a", store)
     assert hows == ["made"] * 3
     assert result.artifact.path.is_file()
+
+
+@pytest.mark.parametrize("name", ["write", "_finish"])
+def test_a_run_that_ends_while_a_stage_is_put_on_disk(store, tmp_path, monkeypatch, name) -> None:
+    """The one that goes on has the stage in its folder and in the store, and ends with the same file."""
+    whole, _ = run(tmp_path / "whole", None)
+
+    def ended(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, name, ended)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", store)
+    result, hows = run(tmp_path / "run", store)
+    assert hows == ["store", "made", "made"]
+    assert result.artifact.path.read_bytes() == whole.artifact.path.read_bytes()
+    assert sorted(entry.stage for entry in store.entries()) == ["reference", "scale", "scale"]
+    assert run(tmp_path / "run", None)[1] == ["folder"] * 3
 
 
 def test_what_was_taken_is_said(store, tmp_path, capsys) -> None:

@@ -16,9 +16,9 @@ from compressor.report.notebook import flat, frame, table_html
 from compressor.report.record import describe_workload
 from compressor.report.report import Report
 from compressor.report.view import total_seconds
-from compressor.running.folder import refuse_files_of_others
 from compressor.running.folds.fold import Fold
 from compressor.running.folds.given import check_held_back, check_unseen, workload_of
+from compressor.running.lock import refuse_files_of_others
 from compressor.runtime import OnnxModule
 from compressor.scoring.agreement import Decisions
 from compressor.scoring.relative import Signal
