@@ -2,9 +2,10 @@
 
 Each of run, compare, pack, sign and encrypt is killed (SIGKILL) once at every distinct write point, which is a call of
 the system (open to write, fsync, rename, link, unlink) on a file; then at random moments until there were as many kills
-as wanted. After every kill what was there before must be there, old or new and whole; in the end the files must be
-those of a command that nobody killed, byte for byte, or what verifies and decrypts to the same. No file is timed, and a
-model is exported once, so that the next command is soon where the one before was killed.
+as wanted, and a quarter of as many at least. After every kill what was there before must be there, old or new and
+whole; in the end the files must be those of a command that nobody killed, byte for byte, or what verifies and decrypts
+to the same. No file is timed, and a model is exported once, so that the next command is soon where the one before was
+killed.
 """
 
 import os
@@ -283,9 +284,19 @@ def at_random(tried: Tried, place: Path, *, count: int, whole: float, chance: ra
     return kills
 
 
-def of_one(make: Callable[[Path], Tried], place: Path, *, count: int, chance: random.Random) -> dict[str, Any]:
-    """What became of one command: kills, of those at write points, and how many ends were not as if nobody had."""
-    found: dict[str, Any] = {"kills": 0, "points": 0, "lost": 0, "other": 0}
+def at_moments(kills: int, row: Mapping[str, Any]) -> int:
+    """How many of so many `kills` of a command have to come at random moments, beside those of `row` at its points."""
+    return max(kills // 4, kills - row["points"])
+
+
+def of_one(
+    make: Callable[[Path], Tried], place: Path, *, count: int, chance: random.Random, known: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What became of one command: kills, of those at write points, and how many ends were not as if nobody had.
+
+    What is `known` of its write points is not done again.
+    """
+    found: dict[str, Any] = {"kills": 0, "points": 0, "lost": 0, "other": 0, **(known or {})}
     places = {name: place / name for name in ("whole", "points", "random")}
     for inner in places.values():
         inner.mkdir()
@@ -294,12 +305,13 @@ def of_one(make: Callable[[Path], Tried], place: Path, *, count: int, chance: ra
     if end := ended(tried.command, place / "said"):
         raise SystemExit(f"{tried.command[0]} ended with {end}: {(place / 'said').read_text()[-2000:]}")
     whole, wanted = time.perf_counter() - began, tried.result()
-    for name in ("points", "random"):
+    for name in ("points", "random") if known is None else ("random",):
         tried = make(places[name])
         if name == "points":
             found["points"] = kills = at_every_point(tried, place)
         else:
-            kills = at_random(tried, place, count=max(0, count - found["points"]), whole=whole, chance=chance)
+            so_far = found["kills"] - found["points"]
+            kills = at_random(tried, place, count=at_moments(count, found) - so_far, whole=whole, chance=chance)
         found["kills"] += kills
         try:
             found["other"] += tried.result() != wanted
@@ -316,7 +328,7 @@ def measured(
     known: Mapping[str, dict[str, Any]] | None = None,
     store: Callable[[dict[str, Any]], object] = lambda found: found,
 ) -> dict[str, Any]:
-    """{command: what became of it}; `store` gets the rows after each, and what is `known` of as many kills stays."""
+    """{command: what became of it}; `store` gets the rows after each, and what is `known` stays, as far as it goes."""
     os.environ.update({"COMPRESSOR_QUIET_SECONDS": "0", "COMPRESSOR_TURNS": "off"})
     briefly_(place / "written")
     torch.set_num_threads(1)  # two of a command would wait for each other
@@ -324,11 +336,13 @@ def measured(
     makers = tries(place, prepared(place, epochs=epochs))
     rows = dict(known or {})
     found: dict[str, Any] = {}
+    count = kills // len(makers)
     for name in makers:
-        if rows.get(name, {}).get("kills", -1) < kills // len(makers):
+        row = rows.get(name)
+        if row is None or row["kills"] - row["points"] < at_moments(count, row):
             inner = place / f"of {name}"
             inner.mkdir()
-            rows[name] = of_one(makers[name], inner, count=kills // len(makers), chance=chance)
+            rows[name] = of_one(makers[name], inner, count=count, chance=chance, known=row)
             print(f"{name}: {rows[name]}", flush=True)
         sums = {what: sum(row[what] for row in rows.values()) for what in ("kills", "points", "lost", "other")}
         store(found := {"commands": {each: rows[each] for each in makers if each in rows}, "all": sums})

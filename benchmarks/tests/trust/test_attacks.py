@@ -1,6 +1,7 @@
 """The benchmark of trust on a tiny budget: whatever is done to a signed folder is told."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -88,3 +89,22 @@ def test_a_command_is_killed_at_random_as_often_as_wanted(tmp_path, monkeypatch)
     assert kills.at_random(tried, tmp_path, count=3, whole=1.0, chance=random.Random(0)) == 3  # noqa: S311
     assert len(began) == 2
     assert next(ends, None) is None
+
+
+def test_what_is_known_of_write_points_stays_and_moments_are_added(tmp_path, monkeypatch) -> None:
+    """A row of 60 points and 4 moments lacks 6 of a quarter of 40; one of 4 points and 36 moments lacks none."""
+    asked = []
+
+    def at_random(*_: Any, count: int, **__: Any) -> int:
+        asked.append(count)
+        return count
+
+    monkeypatch.setattr(kills, "at_random", at_random)
+    monkeypatch.setattr(kills, "at_every_point", None)
+    monkeypatch.setattr(kills, "ended", lambda *_, **__: 0)
+    tried = kills.Tried(["run"], lambda: True, lambda: 1)
+    known = {"kills": 64, "points": 60, "lost": 0, "other": 0}
+    found = kills.of_one(lambda _: tried, tmp_path, count=40, chance=random.Random(0), known=known)  # noqa: S311
+    assert asked == [6]
+    assert found == {"kills": 70, "points": 60, "lost": 0, "other": 0}
+    assert kills.at_moments(40, {"points": 4}) == 36
