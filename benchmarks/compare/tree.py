@@ -1,13 +1,14 @@
 """Twelve recipes compared, beside the same recipes run one by one: seconds, and whether every file is the same.
 
-    python -m benchmarks.compare.tree [--workload resnet20|digits|tiny] [--epochs 3] [--out DIR]
+    python -m benchmarks.compare.tree [--workload resnet20|digits|tiny] [--epochs 3] [--sets ...] [--out DIR]
 
 Two sets: every combination of two structures, two trainings and three forms; and twelve forms behind one structure
 and one training. A comparison works what its recipes begin with once, by a store of its own; one by one nothing is
 shared.
 Both time their files as runs do, so that what timing and scoring take counts on both sides. Seconds of the processor
 stand beside those of the wall: other programs change them little. What has ended is kept in DIR, so that a killed
-benchmark goes on; one that was killed within a run or a comparison begins that one again.
+benchmark goes on; one that was killed within a run or a comparison begins that one again. `--sets` runs some of it, of
+which nothing is stored but what is kept in DIR: two processes may work one set each, by one thread, at the same time.
 """
 
 import argparse
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--workload", choices=list(WORKLOADS), default="resnet20")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=50_000, help="training images of resnet20")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--out", type=Path, default=Path("runs/bench-compare"))
     parser.add_argument("--threads", type=int, help="of torch; those that wait for each other count as work")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -84,11 +86,14 @@ def main() -> None:
     workload = WORKLOADS[options.workload](options.images)
     where = environment(Target())
     sets = []
-    for name, text in SETS.items():
-        recipes = Recipe.loads_all(text.format(epochs=options.epochs))
+    for name in options.sets:
+        recipes = Recipe.loads_all(SETS[name].format(epochs=options.epochs))
         sets.append(measured(name, recipes, workload, options.out / options.workload / name.replace(" ", "-")))
         print(line(sets[-1]), flush=True)
+    if set(options.sets) < SETS.keys():
+        return
     asked = {"workload": options.workload, "epochs": options.epochs, "images": options.images}
+    asked["threads"] = torch.get_num_threads()
     write_json(options.result, {"benchmark": "compare", "environment": where, **asked, "sets": sets})
 
 

@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.compare import tree
 from compressor import Pipeline, Recipe
+from compressor.storage import read_json
 
 
 @pytest.mark.parametrize("name", list(tree.SETS))
@@ -48,3 +50,23 @@ def test_seconds_and_files(tmp_path, monkeypatch, small_workload) -> None:
     assert "0.40x all one by one (at most 0.4x wanted), 0.75x by the processor; 1 of 2 files the same" in tree.line(
         found
     )
+
+
+def test_one_set_alone_is_not_stored(tmp_path, monkeypatch, small_workload) -> None:
+    """Two processes work one set each; who then asks for both stores them, with the threads that worked."""
+    numbers = {"of_one_by_one": 0.4, "of_one": 1.5, "together": 4.0}
+    asked: list[str] = []
+
+    def measured(name: str, *_: object) -> dict[str, object]:
+        asked.append(name)
+        return {"set": name, "recipes": 12, "goal": 1.6, "same_files": 12, "seconds": numbers, "cpu_seconds": numbers}
+
+    monkeypatch.setattr(tree, "measured", measured)
+    monkeypatch.setitem(tree.WORKLOADS, "tiny", lambda _: small_workload)
+    result = tmp_path / "compare.json"
+    for sets in (["--sets", "one beginning"], []):
+        monkeypatch.setattr("sys.argv", ["tree", "--workload", "tiny", "--result", str(result), *sets])
+        assert not result.exists()
+        tree.main()
+    assert asked == ["one beginning", *tree.SETS]
+    assert read_json(result)["threads"] == torch.get_num_threads()
