@@ -81,6 +81,13 @@ def as_path(value: Any, says: str) -> Path:
     return Path(os.fsdecode(value))
 
 
+def as_folder(value: Any, says: str) -> Path:
+    """The same of a folder to write in; an empty text, which Python takes for the current folder, names none."""
+    if value == "":
+        raise ValueError(f"{says}, and '' names nothing; for the current folder write '.'")
+    return as_path(value, says)
+
+
 def check_tuple(value: Collection[Any], says: str, *, least: int = 0) -> None:
     """`value` is no bare string, which Python would read letter by letter, and has at least `least` entries."""
     if isinstance(value, str):

@@ -75,7 +75,7 @@ class FakeRuns:
             size_bytes=round(1000 * (1 - remove) * (0.25 if integer else 1.0)),
             compressed_bytes=100,
             latency_ms=exactly((1 - remove) * (0.5 if integer else 1.0)),
-            speedup=exactly(1 / (1 - remove)),
+            speedup=exactly(1 / ((1 - remove) * (0.5 if integer else 1.0))),
         )
         worked = Worked(run="a", stage="distill", key=f"{remove} {epochs}", how="made", seconds=float(epochs))
         known = {(one.key) for one in session.worked}

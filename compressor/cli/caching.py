@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from compressor.store.kept import Store
 
 
+# More than any disk has, and a number of bytes still.
+_MOST_GIB = 1 << 30
+
+
 class Action(StrEnum):
     """What `compressor cache` does."""
 
@@ -78,7 +82,7 @@ def cache(
         elif action is Action.VERIFY:
             _verify(store, as_json=as_json)
         else:
-            limits = {"most_bytes": None if gib is None else int(gib * (1 << 30)), "most_days": days}
+            limits = {"most_bytes": None if gib is None else int(min(gib, _MOST_GIB) * (1 << 30)), "most_days": days}
             count, size = store.clean(**({"most_bytes": 0, "most_days": 0.0} if everything else limits))
             _tell({"removed": count, "bytes": size}, f"removed {_stages(count)}, {_size(size)}", as_json)
 

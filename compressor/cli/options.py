@@ -94,7 +94,7 @@ Seeds = Annotated[int, typer.Option(min=1, help="How many seeds each recipe is r
 Controls = Annotated[
     bool,
     typer.Option(
-        help="Runs two arms beside the best recipe that takes structure: its training alone, and a random choice."
+        help="Runs two arms beside every recipe that takes structure: its training alone, and a random choice."
     ),
 ]
 ExecutorName = Annotated[

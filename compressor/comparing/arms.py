@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from compressor.comparing.controls import Control, controls_of
 from compressor.errors import RecipeError
 from compressor.recipe.recipe import Recipe
-from compressor.recipe.sweeps import name_of
+from compressor.recipe.sweeps import MOST_RECIPES, name_of
 from compressor.running.pipeline import Pipeline
 from compressor.stage import stage_name
 from compressor.target import Target
@@ -16,6 +16,9 @@ from compressor.target import Target
 REFERENCE = "reference"
 # The folder of a comparison in which its stages are kept where no other store is given.
 SHARED = "shared"
+# What a comparison itself writes in its folder, in which each recipe has one of its own.
+_OWN = {"times.json", *(f"comparison.{kind}" for kind in ("json", "html", "csv", "md", "svg"))}
+_RESERVED = {REFERENCE, SHARED, *_OWN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,8 @@ def arms_of(plans: Mapping[str, Recipe | Pipeline], *, seed: int | None, seeds: 
     Raises RecipeError that names the recipes, and the values chosen, that cannot work.
     """
     pipelines = _pipelines(plans)
-    taken = {*plans, REFERENCE, SHARED}
+    _refuse_two_seeds(plans, seed)
+    taken = {*plans, *_RESERVED}
     found = []
     for name, plan in plans.items():
         first = seed if seed is not None else plan.seed if isinstance(plan, Recipe) else 0
@@ -67,12 +71,12 @@ def controls_beside(arms: Sequence[Arm], *, seeds: int) -> Controls:
             else:
                 known.append(row)
     alone = Counter(control.kind for control, _, _ in owners)
-    taken = {REFERENCE, SHARED, *(name for arm in arms for name in (arm.row, arm.folder))}
+    taken = {*_RESERVED, *(name for arm in arms for name in (arm.row, arm.folder))}
     found: list[Arm] = []
     by_recipe: dict[str, dict[str, str]] = {}
     for control, seed, rows in owners:
         kind = f"control-{control.kind.replace(' ', '_')}"
-        name = _free(kind if alone[control.kind] == 1 else name_of(kind, rows[0]), taken)
+        name = free_name(kind if alone[control.kind] == 1 else name_of(kind, rows[0]), taken)
         taken.add(name)
         found += _seeded(name, _control_pipeline(control), seed, seeds, taken, control=control.kind)
         for row in rows:
@@ -85,7 +89,10 @@ def named(plans: Sequence[Recipe | Pipeline]) -> dict[str, Recipe | Pipeline]:
     found: dict[str, Recipe | Pipeline] = {}
     for plan in plans:
         name = plan.name if isinstance(plan, Recipe) else "-".join(map(stage_name, plan.stages))[:80]
-        found[_free(name, {*found, REFERENCE, SHARED})] = plan
+        found[free_name(name, {*found, *_RESERVED})] = plan
+    if len(found) > MOST_RECIPES:
+        told = f"{len(found)} recipes are given, and at most {MOST_RECIPES} are compared; give fewer, or fewer values"
+        raise RecipeError([told])
     return found
 
 
@@ -102,17 +109,29 @@ def common_target(plans: Sequence[Recipe | Pipeline]) -> Target:
     return targets.pop()
 
 
+def _refuse_two_seeds(plans: Mapping[str, Recipe | Pipeline], seed: int | None) -> None:
+    """Raises RecipeError where `seed` would take the place of the seeds that a sweep gives recipes their names by."""
+    swept = [
+        name
+        for name, plan in plans.items()
+        if isinstance(plan, Recipe) and any(choice.startswith("seed=") for choice in plan.choices)
+    ]
+    if seed is not None and swept:
+        told = f"seed={seed} is one seed for all, and {swept[0]} is of a sweep over seeds; give one of both"
+        raise RecipeError([told])
+
+
 def _seeded(name: str, pipeline: Pipeline, first: int, seeds: int, taken: set[str], *, control: str = "") -> list[Arm]:
     """The runs of a row, whose first one has its name; the names of the others are added to those `taken`."""
     found = []
     for seed in range(first, first + seeds):
-        folder = name if seed == first else _free(f"{name}-seed_{seed}", taken)
+        folder = name if seed == first else free_name(f"{name}-seed_{seed}", taken)
         taken.add(folder)
         found.append(Arm(row=name, folder=folder, pipeline=pipeline, seed=seed, control=control))
     return found
 
 
-def _free(name: str, taken: Collection[str]) -> str:
+def free_name(name: str, taken: Collection[str]) -> str:
     """The name, or the first of "name-2", "name-3" and so on that is not among `taken`."""
     count, found = 1, name
     while found in taken:

@@ -1,7 +1,7 @@
 """Several recipes on one workload, each run and resumed like a single one: one table and one picture of them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape as html_escape
 from itertools import combinations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from compressor.checks import as_path, check_count
+from compressor.checks import as_folder, check_count
 from compressor.comparing.arms import (
     REFERENCE,
     SHARED,
@@ -46,18 +46,19 @@ from compressor.report.comparison import (
 )
 from compressor.report.markdown import escape
 from compressor.report.notebook import csv_text, flat, frame, table_html
+from compressor.report.numbers import counted
 from compressor.report.report import Report
 from compressor.report.view import busy_sentence
 from compressor.running.executors.choosing import executor_of
 from compressor.running.executors.protocol import Executor
 from compressor.running.folder import MODEL_FILE
 from compressor.running.lock import refuse_files_of_others, writing_in
-from compressor.running.pipeline import Pipeline
+from compressor.running.pipeline import Pipeline, check_asked
 from compressor.running.preflight import check_workload
 from compressor.running.session import Session
 from compressor.running.together.helping import refuse_teams
 from compressor.storage import json_safe, write_atomic, write_json
-from compressor.store.kept import Store
+from compressor.store.kept import Store, check_store
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -95,7 +96,8 @@ class Comparison:
         return f"<Comparison on {self.workload} of {', '.join(self.reports) or 'nothing'}{failed}>"
 
     def _repr_html_(self) -> str:
-        caption = f"{self.workload}: {len(self.reports)} recipes; ★ no other is as fast, as small and as good at once"
+        count = counted(len(self.reports), "recipe")
+        caption = f"{self.workload}: {count}; ★ no other is as fast, as small and as good at once"
         failed = "".join(f"<p>{html_escape(f'{name} failed: {error}')}</p>" for name, error in self.failures.items())
         marks = ["★" if row.pareto else "" for row in self.rows]
         return table_html(comparison_table(self.rows), marks, title="recipe", caption=caption) + failed
@@ -170,7 +172,7 @@ class Comparison:
 
 
 def compare(
-    recipes: Sequence[Recipe | str | Path | Pipeline],
+    recipes: Iterable[Recipe | str | Path | Pipeline],
     workload: Workload,
     *,
     out: Path | str,
@@ -205,6 +207,9 @@ def compare(
     """
     if isinstance(recipes, str | Path | Recipe | Pipeline):
         raise TypeError(f"compare takes a list of recipes, got {recipes!r} alone; write [{recipes!r}]")
+    if not isinstance(recipes, Iterable):
+        raise TypeError(f"compare takes a list of recipes, then a workload; got {recipes!r} in the place of recipes")
+    recipes = list(recipes)
     for entry in recipes:
         if not isinstance(entry, str | Path | Recipe | Pipeline):
             raise TypeError(
@@ -215,12 +220,14 @@ def compare(
         raise RecipeError(["compare needs at least one recipe, such as 'int8'"])
     refuse_teams("a comparison", "spread its runs by workers= or executor= (--workers, --executor)")
     check_count(seeds, "seeds counts the runs of every recipe")
+    check_asked("compare", workload, target, 0 if seed is None else seed)
+    check_store(store)
     plans = named(
         [plan for entry in recipes for plan in (Recipe.load_all(entry) if isinstance(entry, str | Path) else [entry])]
     )
     target = target or common_target(list(plans.values()))
     checked = check_workload(workload)
-    folder = as_path(out, "out is the folder of the comparison")
+    folder = as_folder(out, "out is the folder of the comparison")
     refuse_files_of_others(folder, _DATA, _PAGES, keys={"schema_version", "rows", "failures"})
     # An order of stages that cannot work is refused before any recipe has taken hours.
     arms = arms_of(plans, seed=seed, seeds=seeds)
@@ -271,7 +278,7 @@ def _compared(runs: Runs, beside: Controls, workload: Workload, target: Target, 
             *cost.sentences(),
         ),
         p_values=p_values,
-        controls={name: dict(of) for name, of in beside.rows.items()},
+        controls={name: {kind: row for kind, row in of.items() if row in reports} for name, of in beside.rows.items()},
     )
 
 
@@ -326,7 +333,7 @@ def _interval(estimate: Estimate | None) -> dict[str, float] | None:
 
 
 def _write(comparison: Comparison, folder: Path) -> None:
-    title = f"{comparison.workload}: {len(comparison.reports)} recipes compared"
+    title = f"{comparison.workload}: {counted(len(comparison.reports), 'recipe')} compared"
     failed = [f"{name} failed: {_one_line(error)}" for name, error in comparison.failures.items()]
     notes = "".join(f"- {text}\n" for text in failed)
     first = "".join(

@@ -24,27 +24,45 @@ def rows_of(
 ) -> tuple[ComparisonRow, ...]:
     """The reference, then a row for each of `reports`, which are by row and seed, with the front marked.
 
-    File, size and time are those of the first seed, the score is the mean over all. `controls` are the kinds of those
-    rows that are controls, which are never on the front. Where `timings` are of some rows alone, the front is among
-    these: times of other sessions do not compare with theirs.
+    File, size and time are those of the first seed, the score is the mean over all. Milliseconds are those of the
+    reference over the speed-up, for files are timed one after another, each in turns with the reference, and what the
+    machine did meanwhile meets both alike. `controls` are the kinds of those rows that are controls, which are never on
+    the front. Where `timings` are of some rows alone, the front is among these, for those were timed for longer.
     """
-    rows = [_row(name, each) for name, each in reports.items()]
-    rows = [_retimed(row, timings[row.name]) if row.name in timings else row for row in rows]
-    rows = [row if reports[row.name][0].final else _as_the_reference(row, rows, timings) for row in rows]
-    rows = [replace(row, control=controls.get(row.name, "")) for row in rows]
-    if reports:
-        # The reference is the same model in every run; the first run's timing stands for it.
-        name = next(iter(reports))
-        first = _of_step(REFERENCE, reports[name][0], 0)
-        known = timings.get(name) or next(iter(timings.values()), None)
-        latency = first.latency_ms if known is None else known.reference_ms
-        rows.insert(
-            0,
-            replace(
-                first, drop=None, latency_ms=latency, speedup=_UNCHANGED, seconds=0.0, report=None, budget_met=None
-            ),
-        )
-    return _with_front(rows, timings)
+    if not reports:
+        return ()
+    # The reference is the same model in every run.
+    first = _of_step(REFERENCE, next(iter(reports.values()))[0], 0)
+    known = sorted((timing.reference_ms for timing in timings.values()), key=lambda ms: ms.value)
+    reference = replace(
+        first,
+        drop=None,
+        latency_ms=known[len(known) // 2] if known else first.latency_ms,
+        speedup=_UNCHANGED,
+        seconds=0.0,
+        report=None,
+        budget_met=None,
+        stages=(),
+        recipe="",
+        course=first.course[:1],
+    )
+    rows = [replace(_row(name, each), control=controls.get(name, "")) for name, each in reports.items()]
+    rows = [replace(row, speedup=timings[row.name].speedup) if row.name in timings else row for row in rows]
+    # The file of a run that kept nothing is the reference's, and another time of it would be noise.
+    rows = [row if reports[row.name][0].final else replace(row, speedup=_UNCHANGED) for row in rows]
+    rows = [replace(row, latency_ms=in_time_of(reference.latency_ms, row.speedup)) for row in rows]
+    return _with_front([reference, *rows], timings)
+
+
+def in_time_of(reference_ms: Estimate, speedup: Estimate) -> Estimate:
+    """The milliseconds of what is so much faster than a reference, in the session in which that took `reference_ms`.
+
+    The interval is the one of the speed-up.
+    """
+    value = reference_ms.value / speedup.value
+    if speedup == _UNCHANGED:
+        return reference_ms
+    return Estimate(value, reference_ms.value / speedup.high, reference_ms.value / speedup.low)
 
 
 def with_letters(rows: Sequence[ComparisonRow], p_values: Mapping[tuple[str, str], float]) -> tuple[ComparisonRow, ...]:
@@ -75,7 +93,7 @@ def _row(name: str, reports: Sequence[Report]) -> ComparisonRow:
     return replace(
         every[0],
         score=_over_seeds([row.score for row in every]),
-        drop=_over_seeds(drops) if len(drops) == len(every) else every[0].drop,
+        drop=_over_seeds(drops) if len(drops) == len(every) else None,
         seconds=sum(row.seconds for row in every),
         seeds=len(every),
         budget_met=all(met) if met else None,
@@ -93,19 +111,6 @@ def _over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(mean, mean - math.hypot(below, by_seed), mean + math.hypot(above, by_seed))
 
 
-def _as_the_reference(
-    row: ComparisonRow, rows: Sequence[ComparisonRow], timings: Mapping[str, Timing]
-) -> ComparisonRow:
-    """The row of a run that kept nothing: its file is the reference, and another time of it would be noise."""
-    known = timings.get(rows[0].name) or next(iter(timings.values()), None)
-    latency = row.latency_ms if known is None else known.reference_ms
-    return replace(row, drop=Estimate(0.0, 0.0, 0.0), latency_ms=latency, speedup=_UNCHANGED)
-
-
-def _retimed(row: ComparisonRow, timing: Timing) -> ComparisonRow:
-    return replace(row, latency_ms=timing.candidate_ms, speedup=timing.speedup)
-
-
 def _of_step(name: str, report: Report, index: int) -> ComparisonRow:
     step = report.steps[index]
     measurement = step.measurement
@@ -113,7 +118,8 @@ def _of_step(name: str, report: Report, index: int) -> ComparisonRow:
     return ComparisonRow(
         name=name,
         score=measurement.score,
-        drop=step.drop or _validation_drop(step),
+        # A run that kept nothing has lost nothing.
+        drop=(step.drop or _validation_drop(step)) if index else Estimate(0.0, 0.0, 0.0),
         latency_ms=measurement.latency_ms,
         speedup=measurement.speedup,
         size_bytes=measurement.size_bytes,

@@ -87,7 +87,7 @@ class Runs:
                 session=self.session,
                 progress=self.progress,
                 on_event=self.on_event,
-                **self.asked,
+                **_settings(self.asked, arm),
             )
         except Exception as error:  # noqa: BLE001  # a user's stage may raise anything, and the others must go on
             self._ended[arm.folder] = arm, f"{type(error).__name__}: {error}"
@@ -95,7 +95,9 @@ class Runs:
             self._ended[arm.folder] = arm, result.report
 
     def _run_in(self, pool: Pool, arms: Sequence[Arm]) -> None:
-        order = Order.of(self.folder, self.session, self.asked, times=TIMES)
+        # All of them are recipes, or all are controls.
+        asked = _settings(self.asked, arms[0]) if arms else self.asked
+        order = Order.of(self.folder, self.session, asked, times=TIMES)
         waiting = list(arms)
         ends: dict[str, tuple[Report | str, tuple[Worked, ...]]] = {}
 
@@ -138,6 +140,11 @@ class Runs:
 def reference_in(run: Path) -> Path:
     """Where a run has the file of its reference."""
     return run / "stages" / "00-reference" / MODEL_FILE
+
+
+def _settings(asked: dict[str, Any], arm: Arm) -> dict[str, Any]:
+    """What a run is asked. Controls are ours: their folder may hold those of other recipes, which nobody names."""
+    return {**asked, "accept_changes": True} if arm.control else asked
 
 
 def _begins(arm: Arm, number: int, count: int) -> str:

@@ -92,11 +92,13 @@ def _against_chance(p: float, judged: ComparisonRow, control: ComparisonRow) -> 
 
 
 def _gap(one: ComparisonRow, other: ComparisonRow) -> str:
-    """How much better or worse `one` scores than `other`: "+0.8 points"."""
-    factor, unit = (100.0, " points") if one.scale.bounded else (1.0, "")
-    value = factor * (one.score.value - other.score.value)
-    places = max(1, change_decimals(one.scale.change(one.drop))) if one.drop is not None else 2
-    return f"{signed(value, places)}{unit}"
+    """By how much `one` scores more or less than `other`: "+0.8 points", of an error "-0.012 (less is better)"."""
+    value = one.score.value - other.score.value
+    if one.scale.bounded:
+        places = max(1, change_decimals(one.scale.change(one.drop))) if one.drop is not None else 2
+        return f"{signed(100.0 * value, places)} points"
+    better = "" if one.scale.higher_is_better else " (less is better)"
+    return f"{value:+.3g}{better}" if value else f"as well{better}"
 
 
 def _told(p_values: _Pairs, one: str, other: str) -> float | None:

@@ -195,6 +195,11 @@ def _spelled_out(hint: Any) -> Any:
     return Union[tuple(members)]  # noqa: UP007  # the members are only known at run time
 
 
+def installed() -> tuple[tuple[type[Any], ...], ...]:
+    """All classes that recipes can name in the place of a protocol: what stages take changes with them alone."""
+    return tuple(tuple(_joined(protocol)) for protocol in _OPEN)
+
+
 def _joined(protocol: Any) -> Iterable[type[Any]]:
     group, kinds = _OPEN[protocol]
     return usable(kinds(), group, check_writable).values()

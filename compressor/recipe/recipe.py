@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -32,6 +33,7 @@ from compressor.recipe.models import (
     check_writable,
     data_of,
     fields_of,
+    installed,
     list_of,
     model_of,
     named,
@@ -281,9 +283,15 @@ def _name_of(source: str) -> str:
 
 
 def _model() -> type[BaseModel]:
+    # What recipes may hold changes with what is installed.
+    return _model_of(tuple(usable(catalogue(), STAGES, check_writable).items()), installed())
+
+
+@lru_cache(maxsize=4)
+def _model_of(kinds: tuple[tuple[str, type[Any]], ...], _: tuple[tuple[type[Any], ...], ...]) -> type[BaseModel]:
     count = Annotated[int, Field(ge=1)]
     one_word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
-    stages: Any = Annotated[list_of(named(usable(catalogue(), STAGES, check_writable))), Field(min_length=1)]
+    stages: Any = Annotated[list_of(named(dict(kinds))), Field(min_length=1)]
     model: type[BaseModel] = create_model(
         "Recipe",
         __config__=SETTINGS_CONFIG,

@@ -32,6 +32,15 @@ if TYPE_CHECKING:
 _ALL_NAMED = 40
 # More names in a sentence are read by nobody.
 _SOME = 10
+# What a comparison says of its numbers: on which data, and when they were taken.
+ABOUT = (
+    "Scores are on test data.",
+    (
+        "Where several recipes are compared, all files, of many those on the front, were timed again, each in turns "
+        "with the reference, one after another in one session; milliseconds are the reference's over the speed-up. "
+        "Their own reports have the times of their own runs."
+    ),
+)
 ALIKE = "Scores that share a letter cannot be told apart (paired tests, Holm's correction, 5 %)."
 
 
@@ -225,12 +234,13 @@ def comparison_html(
     busy: str = "",
     told: Sequence[str] = (),
     concluded: Sequence[str] | None = None,
+    about: Sequence[str] = ABOUT,
 ) -> str:
     """One page with the picture and the table, without other files or network; everything in it is escaped.
 
     What to ship comes first. `failures` are sentences about recipes that gave no row; they stand below the table.
     `busy` is a sentence about the machine, "" for none; `told` are sentences that follow on what to ship, and
-    `concluded` says that in the place of `conclusions`.
+    `concluded` says that in the place of `conclusions`. `about` are the notes on which data and when was measured.
     """
     table = comparison_table(rows)
     links = [None if row.report is None else _link(row.report) for row in rows]
@@ -251,6 +261,7 @@ def comparison_html(
             sorted=SORTED,
             columns={column: COLUMNS[column] for column in columns},
             failures=[printable(text) for text in failures],
+            about=about,
             alike=ALIKE if any(row.alike for row in rows) else "",
         )
     )

@@ -142,6 +142,11 @@ def ratio_interval(estimate: Estimate) -> str:
     return interval(estimate, 2 if abs(estimate.value) < 3 else 1 if abs(estimate.value) < 100 else 0)
 
 
+def counted(count: int, what: str) -> str:
+    """How many there are of something whose plural has an s: "1 recipe", "2,000 recipes"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def signed(value: float, decimals: int = 1) -> str:
     """A change with its sign; a zero has none."""
     text = f"{value:+.{decimals}f}"

@@ -36,6 +36,7 @@ _MARKS = {"reference": "•", "kept": "✓", "for_now": "…", "no_gain": "~", "
 _ASCII_MARKS = {"reference": "-", "kept": "+", "for_now": ".", "no_gain": "~", "rolled_back": "x", "skipped": "x"}
 _TONES = {"good": "green", "bad": "red", "warn": "yellow", "": ""}
 _GAP = 2
+_SHORTEST_NAME = 16
 # A terminal shows the first groups, and their scores where names still have room beside them.
 _MOST_GROUPS = 12
 _WIDTH_FOR_SCORES = 70
@@ -226,8 +227,11 @@ def _use(report: RunRecord) -> str:
 
 def _fitting(rows: Sequence[Row], available: int) -> list[str]:
     columns = [column for column in COLUMNS if column == "stage" or any(row.cells.get(column) for row in rows)]
+    # A long name is cut sooner than a score is left out.
+    name = min(_width(rows, "stage"), max(_SHORTEST_NAME, available // 3))
     for column in DROPPED_FIRST:
-        if sum(_width(rows, name) + _GAP for name in columns) - _GAP <= available:
+        others = sum(_width(rows, other) + _GAP for other in columns if other != "stage")
+        if name + others <= available:
             break
         columns = [name for name in columns if name != column]
     return columns

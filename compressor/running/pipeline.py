@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from compressor.budget import Budget
-from compressor.checks import as_path
+from compressor.checks import as_folder
 from compressor.errors import WorkloadError, WrongUseError
 from compressor.evaluations.evaluation import Evaluation, Known
 from compressor.files.export_memory import ExportMemory
@@ -124,7 +124,7 @@ class Pipeline:
         Where torchrun has started this process as one of several, rank 0 runs all of it and the others help with its
         trainings (docs/scale.md); they get its report, and the model as its file.
         """
-        _check_run(workload, target, seed)
+        check_asked("run", workload, target, seed)
         # A script that only evaluates is often under no_grad, inference_mode or autocast.
         with (
             torch.inference_mode(mode=False),
@@ -229,11 +229,11 @@ class Pipeline:
         )
 
 
-def _check_run(workload: Any, target: Any, seed: Any) -> None:
-    """Raises WrongUseError for what is no workload, no target or no seed."""
+def check_asked(what: str, workload: Any, target: Any, seed: Any = 0) -> None:
+    """Raises WrongUseError for what is no workload, no target or no seed; `what` is the function that takes them."""
     if not isinstance(workload, Workload):
         raise WrongUseError(
-            f"run takes a Workload, got {type(workload).__name__}; make one: "
+            f"{what} takes a Workload, got {type(workload).__name__}; make one: "
             "Workload.from_datasets(model, train=(inputs, targets), test=(inputs, targets))"
         )
     if target is not None and not isinstance(target, Target):
@@ -252,4 +252,6 @@ def _result_of(over: Over) -> Result:
 
 def _folder(out: str | Path | None) -> Path:
     """`out`, or a new folder of the system's."""
-    return Path(tempfile.mkdtemp(prefix="compressor-")) if out is None else as_path(out, "out is the folder of the run")
+    return (
+        Path(tempfile.mkdtemp(prefix="compressor-")) if out is None else as_folder(out, "out is the folder of the run")
+    )

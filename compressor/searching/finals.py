@@ -48,7 +48,7 @@ def finalists_of(trials: Sequence[Trial], limits: Limits, *, most: int) -> list[
     """At most `most` of the candidates' newest trials: within the limits, and beaten by none that is.
 
     The fastest and the smallest are among them, the others those that add most to the volume that they dominate. Where
-    none is within the limits, those that miss them by least.
+    none is within the limits, those that miss them by least. Give trials `in_one_time`.
     """
     known = newest(trials)
     within = [trial for trial in known if not limits.excess(trial)]

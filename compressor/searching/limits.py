@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from compressor.checks import check_max_drop, check_positive
-from compressor.report.numbers import size
+from compressor.report.numbers import counted, size
 from compressor.searching.front import Point
 from compressor.searching.trials import Trial
 
@@ -30,12 +30,19 @@ class Limits:
                 check_positive(value, f"{name} is a limit of the file", way_out="leave it out to set no such limit")
 
     def point(self, trial: Trial) -> Point:
-        """What a trial is judged by: drop, milliseconds and bytes; a drop within the limit is as good as any other."""
+        """What a trial is judged by, drop, time and bytes; a drop within the limit is as good as any other.
+
+        The time is a part of the reference's, in turns with which it was taken: milliseconds of two moments on one
+        machine do not compare.
+        """
         least = -math.inf if self.max_drop is None else self.max_drop
-        return (max(trial.drop.value, least), trial.latency_ms.value, float(trial.size_bytes))
+        return (max(trial.drop.value, least), 1.0 / trial.speedup.value, float(trial.size_bytes))
 
     def out_of_reach(self, trial: Trial) -> bool:
-        """Whether its file is too slow or too large, which no training changes; times count where they are certain."""
+        """Whether its file is too slow or too large, which no training changes; times count where they are certain.
+
+        Give trials `in_one_time`.
+        """
         slow = self.max_latency_ms is not None and trial.latency_ms.low > self.max_latency_ms
         return slow or (self.max_size_bytes is not None and trial.size_bytes > self.max_size_bytes)
 
@@ -58,7 +65,7 @@ class Limits:
         if self.max_latency_ms is not None:
             parts.append(f"{self.max_latency_ms:g} ms")
         if self.max_size_bytes is not None:
-            parts.append(size(self.max_size_bytes))
+            parts.append(_size(self.max_size_bytes))
         return ", ".join(parts)
 
     def _missed(self, trial: Trial, latency_ms: float | None) -> list[tuple[float, str]]:
@@ -72,6 +79,11 @@ class Limits:
             taken = trial.latency_ms.value if latency_ms is None else latency_ms
             found.append((taken / self.max_latency_ms - 1, f"{taken:.3f} ms where {self.max_latency_ms:g} are allowed"))
         if self.max_size_bytes is not None:
-            told = f"{size(trial.size_bytes)} where {size(self.max_size_bytes)} are allowed"
+            told = f"{_size(trial.size_bytes)} where {_size(self.max_size_bytes)} are allowed"
             found.append((trial.size_bytes / self.max_size_bytes - 1, told))
         return found
+
+
+def _size(count: int) -> str:
+    """Bytes in words; so few that they would read as 0.00 KiB as bytes."""
+    return size(count) if count >= 100 else counted(count, "byte")

@@ -11,16 +11,26 @@ from compressor.searching.trials import Trial, TrialFiles
 
 @dataclass(kw_only=True)
 class Memory:
-    """The trials in `files`, and what follows from them for those that are to come."""
+    """The trials in `files`, and what follows from them for those that are to come.
+
+    What failed in an earlier call is tried again, once a call: it may have been the machine.
+    """
 
     files: TrialFiles
     forecast: Forecast
     _worked: set[str] = field(default_factory=set)
     _broken: dict[str, str] = field(default_factory=dict)
+    _failed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for trial in self.files:
-            self._learn(trial)
+            if trial.ended:
+                self._learn(trial)
+
+    def known(self, recipe: str) -> Trial | None:
+        """The trial of the recipe with this text, None where it is to be made: never, or only failed before."""
+        trial = self.files.get(recipe)
+        return trial if trial is not None and (trial.ended or recipe in self._failed) else None
 
     @property
     def spent_seconds(self) -> float:
@@ -48,7 +58,9 @@ class Memory:
         if trial.ended:
             self._worked.update(trial.keys)
             self.forecast.told(trial)
-        elif trial.failed_stage:
+            return
+        self._failed.add(trial.recipe)
+        if trial.failed_stage:
             self._broken[trial.keys[trial.failed_stage - 1]] = (
                 f"its beginning is that of {trial.recipe_name}: {trial.error}"
             )

@@ -1,22 +1,31 @@
 """The files of a search: its JSON, a page for people, Markdown, and the recipes of the finalists."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from compressor.report.comparison import ComparisonRow, comparison_html, comparison_markdown
+from compressor.comparing.rows import in_time_of
+from compressor.report.comparison import ComparisonRow, comparison_html, comparison_markdown, gain_in_words
 from compressor.report.markdown import escape
-from compressor.report.notebook import csv_text, flat
-from compressor.report.numbers import ScoreScale
+from compressor.report.notebook import csv_text
+from compressor.report.numbers import counted, printable
 from compressor.searching.finals import newest
 from compressor.searching.front import ranks
 from compressor.searching.limits import Limits
 from compressor.searching.result import SearchResult
-from compressor.searching.trials import Trial
+from compressor.searching.trials import Trial, trial_row
 from compressor.storage import write_atomic, write_json
 
 DATA = "search.json"
 PAGES = ("search.html", "search.md", "search.csv")
 RECIPES = "recipes"
-_ON_VALIDATION = "The picture and the table show every candidate as its last trial scored on validation data."
+_ON_VALIDATION = (
+    "The picture and the table show the reference and every candidate's last trial as they score on validation data, "
+    "which the search decides by."
+)
+_TIMED = (
+    "Every trial was timed in turns with the reference when it was made; milliseconds are the reference's, as timed "
+    "with the finalists, over the speed-up."
+)
 
 
 def write_pages(result: SearchResult, folder: Path) -> None:
@@ -24,19 +33,34 @@ def write_pages(result: SearchResult, folder: Path) -> None:
     write_json(folder / DATA, result.to_json())
     for name, recipe in result.finalists.items():
         write_atomic(folder / RECIPES / f"{name}.yaml", recipe.dump())
-    title = f"{result.workload}: {len(result.trials)} trials of {result.space} recipes"
+    title = f"{result.workload}: {counted(len(result.trials), 'trial')} of {counted(result.space, 'recipe')}"
     said = [result.why, *result.told]
     lines = "".join(f"- {escape(text)}\n" for text in filter(None, [*said, result.busy]))
     table = comparison_markdown(result.rows)
     write_atomic(folder / "search.md", f"# {title}\n\n{lines}\nThe finalists, on test data:\n\n{table}")
-    rows = [result.rows[0], *trial_rows(result.trials, result.rows[0].scale)]
-    page = comparison_html(rows, title, concluded=[result.why], told=[*result.told, _ON_VALIDATION], busy=result.busy)
+    base = result.rows[0]
+    rows = [
+        replace(base, score=result.validation_score or base.score, alike=""),
+        *trial_rows(result.trials, base),
+    ]
+    tested = [f"On test data: {printable(row.name)} is {gain_in_words(row, result.rows)}." for row in result.rows[1:]]
+    page = comparison_html(
+        rows,
+        title,
+        concluded=[result.why],
+        told=[*result.told, *tested],
+        busy=result.busy,
+        about=(_ON_VALIDATION, _TIMED),
+    )
     write_atomic(folder / "search.html", page)
-    write_atomic(folder / "search.csv", csv_text([flat(vars(trial)) for trial in result.trials]))
+    write_atomic(folder / "search.csv", csv_text([trial_row(trial) for trial in result.trials]))
 
 
-def trial_rows(trials: tuple[Trial, ...], scale: ScoreScale) -> list[ComparisonRow]:
-    """Every candidate's newest trial as a row, on validation, those marked that none of them beats."""
+def trial_rows(trials: tuple[Trial, ...], reference: ComparisonRow) -> list[ComparisonRow]:
+    """Every candidate's newest trial as a row, on validation, those marked that none of them beats.
+
+    Milliseconds are those of the `reference` over the speed-up.
+    """
     known = newest(trials)
     points = [Limits(max_drop=None).point(trial) for trial in known]
     return [
@@ -44,7 +68,7 @@ def trial_rows(trials: tuple[Trial, ...], scale: ScoreScale) -> list[ComparisonR
             name=trial.recipe_name,
             score=trial.score,
             drop=trial.drop,
-            latency_ms=trial.latency_ms,
+            latency_ms=in_time_of(reference.latency_ms, trial.speedup),
             speedup=trial.speedup,
             size_bytes=trial.size_bytes,
             compressed_bytes=trial.compressed_bytes,
@@ -52,7 +76,7 @@ def trial_rows(trials: tuple[Trial, ...], scale: ScoreScale) -> list[ComparisonR
             seconds=trial.made_seconds,
             pareto=rank == 0,
             report=f"trials/{trial.name}/report.html",
-            scale=scale,
+            scale=reference.scale,
             recipe=trial.recipe,
             stages=trial.stages,
         )

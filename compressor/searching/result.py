@@ -5,10 +5,11 @@ from html import escape as html_escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.estimate import Estimate
 from compressor.recipe.recipe import Recipe
 from compressor.report.comparison import ComparisonRow, comparison_table, print_comparison
-from compressor.report.notebook import flat, frame, table_html
-from compressor.searching.trials import Trial
+from compressor.report.notebook import frame, table_html
+from compressor.searching.trials import Trial, trial_row
 from compressor.storage import json_safe
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class SearchResult:
 
     `why` says so in a sentence. `rows` are the reference and the finalists, scored on test data and timed together; the
     trials are judged on validation. `finalists` are their recipes by name. `model` is the file of `recipe`.
-    `structure_seconds` went into knowing what is too slow before anything was trained.
+    `structure_seconds` went into knowing what is too slow before anything was trained. `validation_score` is the
+    reference's on validation data, which the trials' compare with.
     """
 
     workload: str
@@ -38,6 +40,7 @@ class SearchResult:
     busy: str = ""
     structure_seconds: float = 0.0
     p_values: dict[tuple[str, str], float] = field(default_factory=dict)
+    validation_score: Estimate | None = None
 
     @property
     def within_limits(self) -> bool:
@@ -65,7 +68,7 @@ class SearchResult:
         Estimates have three columns, such as `drop`, `drop_low` and `drop_high`. Raises WrongUseError where pandas is
         not installed; the extra `frame` brings it along.
         """
-        return frame([flat(vars(trial)) for trial in self.trials])
+        return frame([trial_row(trial) for trial in self.trials])
 
     def to_json(self) -> dict[str, Any]:
         """The search as JSON values; intervals are {"value", "low", "high"}."""
@@ -78,6 +81,7 @@ class SearchResult:
                 "told": self.told,
                 "busy": self.busy,
                 "space": self.space,
+                "validation_score": None if self.validation_score is None else vars(self.validation_score),
                 "minutes": round(self.made_seconds / 60, 3),
                 "finalists": [
                     {

@@ -110,7 +110,7 @@ class Rung:
         self._asked.append(candidate.recipe.name)
         recipe = candidate.at(self.fraction)
         text = recipe.dump()
-        known = self.memory.files.get(text)
+        known = self.memory.known(text)
         if known is None:
             arm = arm_of(recipe, f"{TRIALS}/{folder_name(recipe.name, text)}")
             self._ready.append(_Run(candidate=candidate, recipe=recipe, text=text, arm=arm))

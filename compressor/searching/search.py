@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compressor.checks import as_path, check_count, check_positive
+from compressor.checks import as_folder, check_count, check_positive
+from compressor.comparing.arms import free_name
 from compressor.comparing.spreading import pool_of
 from compressor.errors import RunFolderError, StageError, WorkloadError, WrongUseError
 from compressor.identity.workload import identify
@@ -14,7 +15,7 @@ from compressor.measuring.session_times import Times
 from compressor.progress.bars import say
 from compressor.progress.events import Listener
 from compressor.recipe.recipe import Recipe
-from compressor.report.numbers import duration
+from compressor.report.numbers import counted, duration
 from compressor.report.report import Report
 from compressor.report.view import busy_sentence
 from compressor.running.changes import changes
@@ -22,6 +23,7 @@ from compressor.running.executors.choosing import executor_of
 from compressor.running.executors.protocol import Executor
 from compressor.running.folder import MODEL_FILE, versions
 from compressor.running.lock import refuse_files_of_others, writing_in
+from compressor.running.pipeline import check_asked
 from compressor.running.preflight import check_workload
 from compressor.running.reference_base import without_base
 from compressor.running.session import Session
@@ -37,11 +39,11 @@ from compressor.searching.result import SearchResult
 from compressor.searching.rung import TRIALS, Rung
 from compressor.searching.sampler import Grid, Random, Sampler
 from compressor.searching.space import Candidate, candidates_of, recipes_of, usual_recipes
-from compressor.searching.trials import Trial, TrialFiles
-from compressor.searching.words import told_of, why_of
+from compressor.searching.trials import Trial, TrialFiles, in_one_time
+from compressor.searching.words import minutes_in_words, told_of, why_of
 from compressor.searching.working import TIMES, Withheld, Working, arm_of, withheld
 from compressor.storage import json_safe, read_sealed, write_atomic, write_sealed
-from compressor.store.kept import Store
+from compressor.store.kept import Store, check_store
 from compressor.target import Target
 from compressor.workload import Workload
 
@@ -95,6 +97,11 @@ def search(
     workload, or another program writes there, ExecutorError for workers that cannot be had, StageError where no trial
     gave a file.
     """
+    target = target or Target()
+    check_asked("search", workload, target)
+    check_store(store)
+    if sampler is not None and not hasattr(sampler, "listens"):
+        raise WrongUseError(f"sampler is a Sampler, got {sampler!r}; write Random(seed=0) or Grid(), or leave it out")
     limits = Limits(max_drop=max_drop, max_latency_ms=max_latency_ms, max_size_bytes=max_size_bytes)
     check_count(finalists, "finalists counts the files that are scored on test data")
     check_count(eta, "eta is how many times longer each rung trains, and which part of the trials goes on", least=2)
@@ -105,8 +112,7 @@ def search(
         check_positive(minutes, "minutes is the time that the search may take", way_out="leave it out for no limit")
     _refuse_unscored(workload, limits)
     refuse_teams("a search", "spread its trials by workers= or executor= (--workers, --executor)")
-    folder = as_path(out, "out is the folder of the search")
-    target = target or Target()
+    folder = as_folder(out, "out is the folder of the search")
     refuse_files_of_others(folder, DATA, (*PAGES, BEST, MODEL_FILE), keys={"schema_version", "trials", "why"})
     if executor is None or isinstance(executor, str):
         executor = executor_of(executor, workers=workers, progress=progress)
@@ -165,34 +171,38 @@ class _Search:
         self.clock.spent += self.memory.spent_seconds + finalists * _FINAL_SECONDS
         self.slow = too_slow(list(self.candidates.values()), self.workload, self.limits, self.working)
         going = [each for name, each in self.candidates.items() if name not in self.slow.names]
-        if not going:
+        # Of what earlier calls made the nearest is told.
+        if not going and not any(trial.ended for trial in self.memory.files):
             raise WrongUseError(
                 f"no recipe of the space can be as fast as {self.limits.max_latency_ms:g} ms: by the latency table "
                 "every one takes at least a fifth longer, however it is trained; raise the limit, or give a space that "
                 "takes more away"
             )
-        fractions = rungs_of(going, eta=self.eta, most=most_rungs)
-        self._refuse_short(going, fractions[0])
+        fractions = rungs_of(going or list(self.candidates.values()), eta=self.eta, most=most_rungs)
+        if going:
+            self._refuse_short(going, fractions[0])
         found: dict[str, Trial] = {}
         # Every rung has its share of the time; what is left of it in the end goes to what had none.
-        for shared in (True, False):
+        for shared in (True, False) if going else ():
             self.not_begun.clear()
             able = going
             for number in range(len(fractions)):
                 share = (number + 1) / len(fractions) if shared else 1.0
                 made = self._rung(able, number, fractions, trials=trials, share=share, made_before=len(found))
                 found |= {trial.recipe: trial for trial in made}
-                able = going_on([each for each in made if each.ended], self.candidates, self.limits, eta=self.eta)
+                ended = in_one_time([each for each in made if each.ended])
+                able = going_on(ended, self.candidates, self.limits, eta=self.eta)
             if not self.not_begun:
                 break
         # What earlier calls made under other limits, or in fewer minutes, counts as well.
         for number, fraction in enumerate(fractions):
             texts = {each.at(fraction).dump() for each in self.candidates.values()} - found.keys()
             found |= {trial.recipe: replace(trial, rung=number) for trial in self.memory.files if trial.recipe in texts}
-        self.made = list(found.values())
+        self.made = in_one_time(list(found.values()))
         if not any(trial.ended for trial in self.made):
             told = "; ".join(dict.fromkeys(f"{trial.recipe_name}: {trial.error}" for trial in self.made[:3]))
-            why = f"all {len(self.made)} trials failed. {told}" if self.made else "the time did not suffice for a trial"
+            all_failed = f"{counted(len(self.made), 'trial')} failed, and none gave a file. {told}"
+            why = all_failed if self.made else "the time did not suffice for a trial"
             raise StageError(f"nothing came of the search: {why}; see to that, or give another space")
 
     def path(self, trial: Trial) -> Path:
@@ -254,17 +264,21 @@ class _Search:
         whole = self.clock.total - self.clock.left() + self.memory.forecast.careful(needed[name])
         if whole > self.clock.total:
             raise WrongUseError(
-                f"{self.clock.total / 60:g} minutes do not suffice for one trial: the shortest, {name}, and the "
-                f"finalists' timing take about {duration(whole)} on this machine; give more minutes"
+                f"{minutes_in_words(self.clock.total / 60)} do not suffice for one trial: the shortest, {name}, and "
+                f"the finalists' timing take about {duration(whole)} on this machine; give more minutes"
             )
 
 
 def _finished(found: _Search, *, minutes: float | None, finalists: int, target: Target) -> SearchResult:
     """The finalists timed and scored on test data, the best of them written, and what there is to say."""
-    chosen = {trial.recipe_name: trial for trial in finalists_of(found.made, found.limits, most=finalists)}
+    chosen: dict[str, Trial] = {}
+    for trial in finalists_of(found.made, found.limits, most=finalists):
+        # A rung of one recipe may be called as another recipe is.
+        chosen[free_name(trial.recipe_name, chosen)] = trial
+    reports = {name: found.report(trial) for name, trial in chosen.items()}
     finals = finals_of(
         chosen,
-        {name: found.report(trial) for name, trial in chosen.items()},
+        reports,
         {name: found.path(trial) for name, trial in chosen.items()},
         found.workload,
         limits=found.limits,
@@ -273,7 +287,7 @@ def _finished(found: _Search, *, minutes: float | None, finalists: int, target: 
     )
     tried = len({trial.candidate for trial in found.made})
     why, best = why_of(finals.rows, newest(found.made), found.limits, space=len(found.candidates), tried=tried)
-    recipes = {name: Recipe.loads(trial.recipe) for name, trial in chosen.items()}
+    recipes = {name: replace(Recipe.loads(trial.recipe), name=name) for name, trial in chosen.items()}
     recipe = None
     folder = found.working.folder
     for path in (folder / BEST, folder / MODEL_FILE):
@@ -295,6 +309,10 @@ def _finished(found: _Search, *, minutes: float | None, finalists: int, target: 
         structure_seconds=found.slow.seconds,
         busy=busy_sentence(environment(target)) or "",
         p_values=finals.p_values,
+        # Trials are shown validation data in the place of test data, so their reference is scored on those.
+        validation_score=next(
+            (one.reference.measurement.score for one in reports.values() if one.reference.measurement), None
+        ),
     )
 
 

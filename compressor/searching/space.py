@@ -1,7 +1,7 @@
 """The space of a search: recipes, what they share, and each of them with less training."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,14 @@ def candidates_of(recipes: Sequence[Recipe]) -> list[Candidate]:
 
 def recipes_of(space: Recipe | str | Path | Sequence[Recipe | str | Path]) -> list[Recipe]:
     """All recipes of a space: of files with sweeps, shipped names, or objects."""
-    given = [space] if isinstance(space, Recipe | str | Path) else list(space)
+    several = isinstance(space, Iterable) and not isinstance(space, str)
+    given: list[Any] = list(space) if isinstance(space, Iterable) and several else [space]
+    for entry in given:
+        if not isinstance(entry, Recipe | str | Path):
+            raise TypeError(
+                "the space of a search is recipes: names, files or Recipe objects with sweeps, one or several; got a "
+                f"{type(entry).__name__}; of a Pipeline, write Recipe.from_pipeline(...)"
+            )
     found = [each for entry in given for each in ([entry] if isinstance(entry, Recipe) else Recipe.load_all(entry))]
     if not found:
         raise RecipeError(["a search needs a space: a recipe with sweeps, several recipes, or none for the usual one"])

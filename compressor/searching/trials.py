@@ -2,13 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from compressor.comparing.rows import in_time_of
 from compressor.errors import StorageError
 from compressor.estimate import Estimate
+from compressor.report.notebook import flat
 from compressor.report.report import Report
 from compressor.storage import json_safe, read_sealed, sha256, write_sealed
 
@@ -71,6 +74,27 @@ class Trial:
         for name in ("stages", "keys"):
             values[name] = tuple(values[name])
         return cls(**values)
+
+
+def trial_row(trial: Trial) -> dict[str, Any]:
+    """A trial as plain values, one a column: estimates are three, stages words."""
+    words = {name: " ".join(getattr(trial, name)) for name in ("stages", "keys")}
+    return {**flat(vars(trial)), **words}
+
+
+def in_one_time(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials as if all had been timed in one session.
+
+    Each was timed in turns with the reference, whose milliseconds are here the median of all trials'; a trial's own are
+    those over its speed-up. What else the machine did in one of them changes neither.
+    """
+    known = [trial.latency_ms.value * trial.speedup.value for trial in trials if trial.ended]
+    if not known:
+        return list(trials)
+    reference = Estimate(*[median(known)] * 3)
+    return [
+        replace(trial, latency_ms=in_time_of(reference, trial.speedup)) if trial.ended else trial for trial in trials
+    ]
 
 
 def measured(report: Report) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from compressor.report.comparison import ComparisonRow, best_of, gain_in_words
-from compressor.report.numbers import duration, printable
+from compressor.report.numbers import counted, duration, printable
 from compressor.searching.limits import Limits
 from compressor.searching.trials import Trial
 
@@ -18,7 +18,7 @@ def why_of(
     `rows` are the reference and the finalists, `trials` those that gave a file.
     """
     asked = limits.words()
-    among = f"of {space} recipes, {tried} tried" if tried < space else f"of {space} recipes"
+    among = f"of {counted(space, 'recipe')}" + (f", {tried} tried" if tried < space else "")
     within = [row for row in rows if row.budget_met]
     if not within:
         nearest = min(trials, key=limits.excess)
@@ -50,16 +50,23 @@ def told_of(
     rungs = sorted({trial.rung for trial in trials})
     by_rung = ", ".join(str(sum(trial.rung == rung for trial in trials)) for rung in rungs)
     found.append(
-        f"{len(trials)} trials ({by_rung} by rung) in {duration(spent)}, {duration(made)} of it work on stages."
+        f"{counted(len(trials), 'trial')} ({by_rung} by rung) in {duration(spent)}, {duration(made)} of it work on "
+        "stages."
     )
     if set_aside:
         found.append(f"Set aside before any training, by the latency table: {_some(set_aside)}.")
     if not_begun:
-        found.append(f"Not begun, for it could not have ended within {minutes:g} minutes: {_some(not_begun)}.")
+        time = minutes_in_words(minutes or 0)
+        found.append(f"Not begun, for it could not have ended within {time}: {_some(not_begun)}.")
     failed = [trial for trial in trials if not trial.ended]
     if failed:
         found.append(f"{len(failed)} failed, such as {printable(failed[0].recipe_name)}: {failed[0].error}")
     return found
+
+
+def minutes_in_words(minutes: float) -> str:
+    """So many minutes: "1 minute", "2.5 minutes"."""
+    return f"{minutes:g} minute{'' if minutes == 1 else 's'}"
 
 
 def _some(names: Sequence[str]) -> str:

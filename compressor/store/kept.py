@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from compressor.checks import check_positive
-from compressor.errors import StorageError
+from compressor.errors import StorageError, WrongUseError
 from compressor.progress.bars import say
 from compressor.storage import (
     is_left_over,
@@ -282,6 +282,12 @@ class Store:
             self._told = True
             text = f"a finished stage cannot be kept in the store and stays in the folder of its run alone: {why}"
             warnings.warn(text, StoreWarning, stacklevel=3)
+
+
+def check_store(store: object) -> None:
+    """Raises WrongUseError for what is neither a Store nor None."""
+    if store is not None and not isinstance(store, Store):
+        raise WrongUseError(f"store is a Store, got {store!r}; write Store(Path(...)), or leave it out")
 
 
 def _read(folder: str, key: str) -> Kept:

@@ -53,6 +53,7 @@ def test_verify_exits_with_one_where_something_was_damaged(store) -> None:
 def test_clean(store) -> None:
     """By size, by age, or everything; what went is said."""
     assert call("clean", "--days", "1")[1] == "removed 0 stages, 0.0 MiB\n"
+    assert call("clean", "--gib", "inf")[1] == "removed 0 stages, 0.0 MiB\n"
     assert call("clean", "--gib", "0.002")[1] == "removed 1 stage, 1.9 MiB\n"
     assert call("clean", "--all")[1] == "removed 1 stage, 1.9 MiB\n"
     assert store.entries() == []

@@ -3,17 +3,23 @@
 import json
 from collections import defaultdict
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from compressor.budget import Budget
 from compressor.comparing import comparison as comparing
 from compressor.comparing.comparison import Comparison, compare
-from compressor.errors import RecipeError, RunFolderError, StageError, WorkloadError
+from compressor.comparing.rows import rows_of
+from compressor.comparing.timing import timed_together
+from compressor.comparing.words import control_sentences
+from compressor.errors import RecipeError, RunFolderError, StageError, WorkloadError, WrongUseError
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
+from compressor.measuring.session_times import Times
 from compressor.measuring.timing import Timing
 from compressor.recipe.recipe import Recipe
 from compressor.report.record import Step
@@ -22,6 +28,8 @@ from compressor.running.lock import FolderLock
 from compressor.running.pipeline import Pipeline, PipelineWarning
 from compressor.stages import DropBlocks, FineTune, Quantize
 from compressor.target import Target
+
+SWEPT_SEEDS = "name: swept\nseed: {sweep: [0, 1]}\nstages: [quantize]"
 
 
 def about(value: float) -> Estimate:
@@ -122,7 +130,11 @@ def test_files(tiny_workload, tmp_path, fake_run) -> None:
     found = json.loads((tmp_path / "comparison.json").read_text())
     assert (found["schema_version"], found["workload"]) == (1, "tiny")
     assert [row["name"] for row in found["rows"]] == ["reference", "a", "b"]
-    assert found["rows"][1]["latency_ms"] == {"value": 0.2, "low": pytest.approx(0.18), "high": pytest.approx(0.22)}
+    assert found["rows"][1]["latency_ms"] == {
+        "value": 0.2,
+        "low": pytest.approx(1 / 5.5),
+        "high": pytest.approx(1 / 4.5),
+    }
     assert found["rows"][0]["drop"] is None
     assert [row["budget_met"] for row in found["rows"]] == [None, True, True]
     assert "# tiny: 2 recipes compared" in (tmp_path / "comparison.md").read_text()
@@ -314,6 +326,38 @@ def test_printing(tiny_workload, tmp_path, fake_run, capsys) -> None:
     assert "reference" in out
 
 
+def test_long_names_give_way_to_scores(tiny_workload, tmp_path, fake_run) -> None:
+    """A name is cut to a third of the columns before the score goes, and before its change does."""
+    name = "mine-remove_0.2-distill-epochs_9-quantize-weights_symmetric"
+    fake_run.ends = {name: report_of(measured(0.9, 0.5, 500, 2.0))}
+    comparison = compare([named(name)], tiny_workload, out=tmp_path)
+    for width, shown in ((100, ["score", "change", "speed-up", "file"]), (80, ["change", "speed-up", "file"])):
+        out = StringIO()
+        comparison.print(Console(file=out, width=width))
+        header = next(line for line in out.getvalue().splitlines() if line.strip().startswith("recipe"))
+        assert header.split() == ["recipe", *shown]
+        assert "mine-remove_0.2-distil" in out.getvalue()
+
+
+def test_an_estimate_keeps_its_three_columns_together(tiny_workload, tmp_path, fake_run) -> None:
+    """In CSV, where the reference has no drop, too."""
+    fake_run.ends = {"a": report_of(measured(0.8, 0.2, 300, 5.0))}
+    header = compare([named("a")], tiny_workload, out=tmp_path).to_csv().splitlines()[0].split(",")
+    assert header[header.index("drop") :][:3] == ["drop", "drop_low", "drop_high"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "told"),
+    [("mse", (2.4e-5, 1.4e-4), "-0.000116 (less is better)"), ("accuracy", (0.8, 0.792), "+0.8 points")],
+)
+def test_controls_tell_differences_of_any_size(metric: str, scores: tuple[float, float], told: str) -> None:
+    """Small errors are not rounded to nothing, and of an error less is better."""
+    rows = rows_of({"a": [report_of(measured(scores[0], 0.2, 300, 5.0), metric=metric)]}, {}, {})
+    rows = (*rows, replace(rows[1], name="c", score=about(scores[1]), control="random structure"))
+    (said,) = control_sentences(rows, {("a", "c"): 0.001}, {"a": {"random structure": "c"}})
+    assert f"scores {told} against a random one" in said
+
+
 @pytest.mark.parametrize("theirs", [{"comparison.md": "theirs"}, {"comparison.json": "[1]", "comparison.svg": ""}])
 def test_files_of_others_are_not_replaced(tmp_path, fake_run, tiny_workload, theirs: dict[str, str]) -> None:
     """A comparison.md that no comparison wrote is named before any work; beside other files there is room."""
@@ -421,3 +465,88 @@ def test_seeds_make_one_row_of_several_runs(tiny_workload, tmp_path, fake_run) -
     assert failed.rows == ()
     with pytest.raises(ValueError, match="seeds counts"):
         compare([named("a")], tiny_workload, out=tmp_path, seeds=0)
+
+
+def test_seeds_of_which_some_kept_nothing(tiny_workload, tmp_path, fake_run) -> None:
+    """Those lost nothing, and the mean says so: half of the 20 points that the other lost."""
+    lost = report_of(measured(0.7, 0.2, 300, 5.0))
+    lost = replace(lost, steps=(lost.steps[0], replace(lost.steps[1], drop=Estimate(0.2, 0.2, 0.2))))
+    nothing = replace(lost, final=0)
+    for order in ((lost, nothing), (nothing, lost)):
+        fake_run.ends = dict(zip(("a", "a-seed_1"), order, strict=True))
+        (_, row) = compare([named("a")], tiny_workload, out=tmp_path, seeds=2).rows
+        assert row.drop.value == pytest.approx(0.1)
+        assert row.score.value == pytest.approx(0.8)
+
+
+def test_the_reference_has_no_recipe(tiny_workload, tmp_path, fake_run) -> None:
+    """Nor stages, nor a way that led to it."""
+    fake_run.ends = {"a": report_of(measured(0.8, 0.2, 300, 5.0))}
+    reference = compare([named("a")], tiny_workload, out=tmp_path).rows[0]
+    assert (reference.stages, reference.recipe, len(reference.course)) == ((), "", 1)
+
+
+def test_recipes_may_come_from_a_generator(tiny_workload, tmp_path, fake_run) -> None:
+    """Which is read once."""
+    fake_run.ends = {"a": report_of(measured(0.8, 0.2, 300, 5.0))}
+    assert list(compare((each for each in [named("a")]), tiny_workload, out=tmp_path).reports) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"recipes": None}, "a list of recipes, then a workload; got None"),
+        ({"workload": "digits"}, "compare takes a Workload, got str"),
+        ({"target": "x"}, "target is a Target"),
+        ({"seed": -1}, "seed is a whole number, at least 0; got -1"),
+        ({"seed": "a"}, "seed is a whole number"),
+        ({"store": "x"}, "store is a Store, got 'x'"),
+        ({"out": ""}, "out is the folder of the comparison, and '' names nothing"),
+        ({"recipes": [named(f"n{number}") for number in range(501)]}, "501 recipes are given, and at most 500"),
+        ({"recipes": Recipe.loads_all(SWEPT_SEEDS), "seed": 7}, "seed=7 is one seed for all, and swept-seed_0 is of a"),
+    ],
+)
+def test_what_is_of_another_kind_is_told(tiny_workload, tmp_path, fake_run, asked, says) -> None:
+    """Before any work, by its name."""
+    given = {"recipes": [named("a")], "workload": tiny_workload, "out": tmp_path, **asked}
+    with pytest.raises((WrongUseError, ValueError, TypeError), match=says):
+        compare(given.pop("recipes"), given.pop("workload"), **given)
+    assert fake_run.asked == {}
+
+
+def test_no_recipe_takes_the_place_of_a_file_of_the_comparison(tiny_workload, tmp_path, fake_run) -> None:
+    """Such a name gets a number."""
+    names = ["times.json", "comparison.html", "comparison.json"]
+    fake_run.ends = {f"{name}-2": report_of(measured(0.8, 0.2, 300, 5.0)) for name in names}
+    comparison = compare([named(name) for name in names], tiny_workload, out=tmp_path)
+    assert list(comparison.reports) == [f"{name}-2" for name in names]
+    assert json.loads((tmp_path / "comparison.json").read_text())["workload"] == "tiny"
+
+
+def test_controls_of_another_recipe_give_way(tiny_workload, tmp_path, fake_run) -> None:
+    """Their folders are the comparison's own: recipes must agree to a change there, controls do."""
+    fine = report_of(measured(0.8, 0.2, 300, 5.0))
+    fake_run.ends = {"a": fine, "control-training_only": StageError("no"), "control-random_structure": fine}
+    comparison = compare([Recipe(name="a", stages=STRUCTURE)], tiny_workload, out=tmp_path)
+    assert {name: asked["accept_changes"] for name, asked in fake_run.asked.items()} == {
+        "a": False,
+        "control-training_only": True,
+        "control-random_structure": True,
+    }
+    # One that failed has no row, and nothing points to it.
+    assert comparison.controls == {"a": {"random structure": "control-random_structure"}}
+
+
+def test_the_same_bytes_are_timed_once(monkeypatch, tiny_workload) -> None:
+    """Two names of one file have one time."""
+    asked = []
+
+    def fake(candidate, reference, *_, **__):
+        asked.append(candidate)
+        return Timing(reference_ms=about(1.0), candidate_ms=about(0.5 + len(asked)), speedup=about(2.0))
+
+    monkeypatch.setattr("compressor.comparing.timing.time_interleaved", fake)
+    files = {"a": b"one", "b": b"two", "c": b"one"}
+    found = timed_together(files, b"reference", tiny_workload, Target(), Times())
+    assert asked == [b"one", b"two"]
+    assert found["a"] == found["c"] != found["b"]

@@ -14,7 +14,7 @@ from compressor.searching.limits import Limits
 from compressor.searching.memory import Memory
 from compressor.searching.sampler import Grid, Random
 from compressor.searching.space import candidates_of, prefixes
-from compressor.searching.trials import Trial, TrialFiles
+from compressor.searching.trials import Trial, TrialFiles, in_one_time
 from workbench.two_layers import small_workload
 
 SPACE = """
@@ -159,6 +159,22 @@ def test_finalists_are_newest_trials_within_the_limits() -> None:
     assert [each.candidate for each in finalists_of(trials, Limits(max_drop=0.001), most=5)][:1] == ["c"]
     missed = finalists_of(trials[:3], Limits(max_drop=0.001), most=1)
     assert [each.candidate for each in missed] == ["b"]
+
+
+def test_times_are_compared_by_the_speed_up() -> None:
+    """A trial of a busy moment took twice as long as another, as did its reference: it is the faster one."""
+    busy = replace(trial("busy", 0.0, 0.0258, 10), speedup=exactly(0.984))
+    calm = replace(trial("calm", 0.0, 0.0133, 10), speedup=exactly(0.761))
+    assert [each.candidate for each in finalists_of(in_one_time([busy, calm]), Limits(max_drop=0.01), most=5)] == [
+        "busy"
+    ]
+    ended = in_one_time([busy, calm])
+    # Half way between 0.0258 x 0.984 and 0.0133 x 0.761 ms, over each speed-up.
+    assert [each.latency_ms.value for each in ended] == pytest.approx([0.0177542 / 0.984, 0.0177542 / 0.761], rel=1e-4)
+    limits = Limits(max_drop=None, max_latency_ms=0.02)
+    assert [limits.out_of_reach(each) for each in ended] == [False, True]
+    failed = trial("failed", 0.0, 1.0, 10, error="it broke")
+    assert in_one_time([failed]) == [failed]
 
 
 def test_samplers_keep_stems_together(space) -> None:
