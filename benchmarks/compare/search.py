@@ -42,13 +42,19 @@ SPACE = """
 name: grid
 stages:
   - sweep:
-      - prune_channels: {{remove: {{sweep: [0.25, 0.4, 0.55, 0.7]}}}}
-      - drop_blocks: {{remove: {{sweep: [0.17, 0.34, 0.5, 0.67]}}}}
+      - prune_channels: {{remove: {{sweep: [{widths}]}}}}
+      - drop_blocks: {{remove: {{sweep: [{depths}]}}, scope: global}}
   - sweep:
       - distill: {{epochs: {epochs}}}
       - fine_tune: {{epochs: {epochs}}}
   - sweep: [null, quantize, {{quantize: {{weights: {{symmetric: {{bits: 4}}}}, rounding: gptq}}}}]
 """
+
+# Eight structures each; the digits' network has four blocks that can go, and one has to stay.
+STRUCTURES = {
+    "digits": {"widths": "0.25, 0.4, 0.55, 0.7, 0.8", "depths": "0.25, 0.5, 0.75"},
+    "resnet20": {"widths": "0.25, 0.4, 0.55, 0.7", "depths": "0.17, 0.34, 0.5, 0.67"},
+}
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "digits": lambda: digits(progress=False),
@@ -65,7 +71,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-search"))
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
-    recipes = Recipe.loads_all(SPACE.format(epochs=options.epochs))
+    recipes = Recipe.loads_all(SPACE.format(epochs=options.epochs, **STRUCTURES[options.workload]))
     workload = WORKLOADS[options.workload]()
     where = environment(Target())
     with stages_by_the_processor():

@@ -255,9 +255,12 @@ def _tried(name: str, function: Function, outputs: Tensor, targets: Any) -> Tens
         )
     rows = _as_tensor(found)
     if rows.numel() == 1 and not math.isfinite(float(rows)):
-        raise WorkloadError(
-            f"the metric {name} must give a finite number on {shapes}, got {float(rows)}; check the scale"
+        way_out = (
+            "0 / 0, and the root or logarithm of less than 0, are none: return what such samples count as"
+            if math.isnan(float(rows))
+            else "check the scale"
         )
+        raise WorkloadError(f"the metric {name} must give a finite number on {shapes}, got {float(rows)}; {way_out}")
     _check_same_again(name, function, outputs, targets, rows)
     return rows
 

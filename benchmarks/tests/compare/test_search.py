@@ -9,9 +9,10 @@ from workbench.searches import FakeRuns, fake_runs  # noqa: F401 - pytest finds 
 from workbench.two_layers import small_workload
 
 
-def test_the_grid_has_48_recipes_of_16_stems() -> None:
+@pytest.mark.parametrize("workload", list(bench.WORKLOADS))
+def test_the_grid_has_48_recipes_of_16_stems(workload: str) -> None:
     """Eight structures, two trainings, three forms, by names that differ."""
-    recipes = Recipe.loads_all(bench.SPACE.format(epochs=9))
+    recipes = Recipe.loads_all(bench.SPACE.format(epochs=9, **bench.STRUCTURES[workload]))
     assert len({recipe.name for recipe in recipes}) == 48
     assert len({each.stem for each in candidates_of(recipes)}) == 16
 
