@@ -23,11 +23,9 @@ from compressor.quantization.placement.forms import (
 from compressor.quantization.placement.inner_layers import places_inside, stored_twice
 from compressor.quantization.placement.movement import follows
 from compressor.quantization.placement.recurrent_cells import hidden_units, recurrence_of, why_no_cells
+from compressor.quantization.placement.transposed_convolutions import why_transposed
 
-_NO_TRANSPOSED = (
-    "no int8 kernel for ConvTranspose; as a convolution it would gain nothing (windows that do not overlap), or cannot "
-    "be written (groups, dilation, not two axes, unequal strides)"
-)
+_NO_TRANSPOSED = "no int8 kernel for ConvTranspose"
 _STORED = "its weights are stored as {kind} and computed in float32"
 
 
@@ -62,6 +60,7 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
         raise StageError(f"{form} is a choice between forms, which Quantize makes; place one of them")
     constants = set(initializers(graph.graph))
     sequential = _is_sequence_model(graph, constants)
+    transposed = why_transposed(graph)
     other_floats = {
         tensor.name: FLOAT_NAMES[tensor.data_type]
         for tensor in graph.graph.initializer
@@ -103,6 +102,8 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
                 left[node.name] = "its weight is computed at run time"
             case "ConvTranspose":
                 left[node.name] = _NO_TRANSPOSED
+                if node.name in transposed:
+                    left[node.name] += f": {transposed[node.name]}"
             case "Conv":
                 static.append(node.name)
             case "LSTM" if not isinstance(form, Static) and constant_weight:

@@ -13,8 +13,9 @@ from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
+from compressor.quantization.placement.forms import Static
 from compressor.quantization.placement.integer_forms import take_integer_forms_
-from compressor.quantization.placement.policy import followers
+from compressor.quantization.placement.policy import followers, placement_of
 from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.quantization.placement.transposed_convolutions import as_convolutions
 from compressor.quantization.torch_graph.operators import Call
@@ -187,15 +188,76 @@ def test_a_transposed_convolution_is_a_convolution(case: str) -> None:
     np.testing.assert_allclose(_run(rewritten)[0], expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [((2, 2), 2, (0, 0), (0, 0)), ((3, 3), 1, (1, 1), (0, 0))],
-    ids=["no overlap", "no stride"],
-)
-def test_what_would_gain_nothing_stays_transposed(arguments: tuple) -> None:
-    """Windows side by side, and strides of one, are left as they are: the same model comes back."""
-    _, model = _transposed(*arguments)
+def test_what_would_gain_nothing_stays_transposed() -> None:
+    """Windows side by side are left as they are: the same model comes back."""
+    _, model = _transposed((2, 2), 2, (0, 0), (0, 0))
     assert as_convolutions(model) is model
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [((3, 3), (1, 1)), ((5, 4), (1, 0)), ((1, 1), (0, 0))])
+def test_of_stride_one_it_is_one_convolution(kernel: tuple, padding: tuple) -> None:
+    """Conv alone, with weights turned around, gives torch's outputs."""
+    layer, model = _transposed(kernel, 1, padding, (0, 0))
+    rewritten = as_convolutions(model)
+    assert [(node.op_type, node.name) for node in rewritten.graph.node] == [("Conv", "layer"), ("Relu", "relu")]
+    expected = layer(torch.from_numpy(_feeds(model)["input"])).relu().detach().numpy()
+    np.testing.assert_allclose(_run(rewritten)[0], expected, atol=2e-6)
+
+
+def _alone(kernel: int, size: list | None = None, **attributes: object) -> onnx.ModelProto:
+    """A transposed convolution of 6 to 5 channels over maps of 7x9, or `size`."""
+    weight = np.random.default_rng(2).normal(size=(6, 5, kernel, kernel)).astype(np.float32)
+    node = helper.make_node("ConvTranspose", ["input", "w"], ["output"], "layer", **attributes)
+    return _model([node], {"w": weight}, [6, *(size or [7, 9])], [5, "rows", "columns"])
+
+
+PADS_BY_RULE = {
+    "upper": {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+    "lower": {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+    "upper of stride 1": {"auto_pad": "SAME_UPPER"},
+    "lower of stride 1": {"auto_pad": "SAME_LOWER"},
+    "thirds": {"auto_pad": "SAME_UPPER", "strides": [3, 3]},
+    "longer": {"auto_pad": "SAME_UPPER", "strides": [3, 3], "output_padding": [1, 2]},
+    "valid": {"auto_pad": "VALID", "strides": [2, 2]},
+    "output shape": {"output_shape": [14, 17], "strides": [2, 2]},
+    "output shape, pads besides": {"output_shape": [14, 17], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    "output shape, upper": {"output_shape": [14, 17], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    "output shape, lower": {"output_shape": [14, 17], "strides": [2, 2], "auto_pad": "SAME_LOWER"},
+    "output shape of stride 1": {"output_shape": [8, 9]},
+}
+
+
+@pytest.mark.parametrize("kernel", [4, 5])
+@pytest.mark.parametrize("case", PADS_BY_RULE)
+def test_pads_by_rule_are_those_of_the_runtime(case: str, kernel: int) -> None:
+    """With auto_pad or output_shape, as Keras and TensorFlow write them, the convolution gives the same outputs."""
+    model = _alone(kernel, **PADS_BY_RULE[case])
+    rewritten = as_convolutions(model)
+    assert "ConvTranspose" not in {node.op_type for node in rewritten.graph.node}
+    np.testing.assert_allclose(_run(rewritten)[0], _run(model)[0], atol=2e-5)
+
+
+LEFT_TRANSPOSED = {
+    "groups": ("it has 2 groups", 5, {"group": 2}, None),
+    "dilation": ("the dilations 2x2", 5, {"dilations": [2, 2]}, None),
+    "strides": ("the strides 2x1", 5, {"strides": [2, 1]}, None),
+    "gaps": ("smaller than its stride", 2, {"strides": [3, 3]}, None),
+    "side by side": ("do not overlap", 2, {"strides": [2, 2]}, None),
+    "size unknown": ("the size of its input", 5, {"output_shape": [14, 17], "strides": [2, 2]}, ["h", "w"]),
+    "too long": ("output_shape, 19x30, is larger", 5, {"output_shape": [19, 30], "strides": [2, 2]}, None),
+    "padding": ("its padding, 3x3x3x3, cuts off more", 3, {"pads": [3, 3, 3, 3]}, None),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_TRANSPOSED)
+def test_what_stays_transposed_is_told_its_own_reason(case: str) -> None:
+    """Of the rules that a transposed convolution must keep the report names the one that it does not."""
+    reason, kernel, attributes, size = LEFT_TRANSPOSED[case]
+    model = _alone(kernel, size, **attributes)
+    assert as_convolutions(model) is model
+    told = placement_of(model, Static(), ()).left["layer"]
+    assert told.startswith("no int8 kernel for ConvTranspose: ")
+    assert reason in told
 
 
 def test_windows_side_by_side_are_rewritten_ahead_of_a_concatenation() -> None:
