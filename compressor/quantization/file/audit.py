@@ -4,6 +4,7 @@ What ONNX Runtime runs on integers, what it does not, and why, is seen in the gr
 """
 
 import platform
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -156,9 +157,9 @@ class OriginalNames:
 
     def of(self, fused: str, *, weighted: bool = True) -> str:
         """The name of what is called `fused`, an operator with weights or not; `fused` where it does not tell."""
-        # It names a fused node after its activation, a convolution in another layout after its output, and adds
-        # suffixes: the longest name that fits is the one.
-        heads = (fused, *(fused[:place] for place, letter in enumerate(fused) if letter == "/"))
+        # It names a fused node after its activation or puts a word before, a convolution in another layout after its
+        # output, and adds suffixes: the longest name that fits is the one.
+        heads = [head for name in (fused, fused.removeprefix("fused ")) for head in _heads(name)]
         found = [self._named[head] for head in heads if head in self._named]
         found += [self._relaid[fused]] if fused in self._relaid else []
         node = max(found, key=lambda node: len(node.name), default=None)
@@ -168,6 +169,12 @@ class OriginalNames:
             return str(node.name)
         source = self._made.get(node.input[0]) if node.input else None
         return str(source.name) if source is not None else fused
+
+
+def _heads(name: str) -> list[str]:
+    """What of `name` may be a name itself: all of it, and all that ends before a slash or the number of a token."""
+    numbered = re.sub(r"_token_\d+$", "", name)
+    return [name, numbered, *(name[:place] for place, letter in enumerate(name) if letter == "/")]
 
 
 def verified_outputs(

@@ -1,6 +1,7 @@
 """An exported ONNX graph made ready for quantization: constants folded, shapes inferred, every node named."""
 
 import logging
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -13,9 +14,13 @@ from onnx import TensorProto
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compressor.errors import StageError
-from compressor.files.graphs import initializers, parse
+from compressor.files.graphs import initializers, parse, producers
+from compressor.files.operators import operator_of
 from compressor.quantization.placement.distinct_names import make_names_distinct_
 from compressor.quantization.placement.inner_layers import hoist_constants_, name_inner_nodes_
+
+# What ONNX Runtime calls a node that it made of several, behind the name of one of them, which may have none.
+_FUSION = re.compile(r"(/\w*Fusion/?\w*|MatMulBnFusion_Gemm\w*)+$")
 
 
 def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:
@@ -36,8 +41,10 @@ def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:
             ) from error
         model = onnx.load(str(cleaned))
     # ONNX Runtime notes in it that it was here; what is carried on is what the file said before.
+    before = parse(onnx_bytes)
     del model.metadata_props[:]
-    model.metadata_props.extend(parse(onnx_bytes).metadata_props)
+    model.metadata_props.extend(before.metadata_props)
+    _name_as_before_(model, before)
     _name_nodes(model)
     hoist_constants_(model)
     name_inner_nodes_(model)
@@ -56,6 +63,31 @@ def quiet_logging() -> Iterator[None]:
         yield
     finally:
         logging.disable(previous)
+
+
+def _name_as_before_(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
+    """Nodes that ONNX Runtime made of several get the name of that with the weights in the graph `before`, or none."""
+    known = {node.name for node in before.graph.node}
+    taken = {node.name for node in model.graph.node}
+    made = producers(before.graph.node)
+    for node in model.graph.node:
+        if node.name in known or not _FUSION.search(node.name):
+            continue
+        name = _FUSION.sub("", node.name)
+        if name not in known:
+            name = _heavy_behind(node.output[0], made)
+        node.name = "" if name in taken else name
+        taken.add(name)
+
+
+def _heavy_behind(tensor: str, made: dict[str, onnx.NodeProto]) -> str:
+    """The name of the first node with weights on the way back from `tensor` by first inputs, "" where there is none."""
+    while tensor in made:
+        node = made[tensor]
+        if operator_of(node.op_type).heavy:
+            return str(node.name)
+        tensor = node.input[0] if node.input else ""
+    return ""
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:

@@ -14,8 +14,9 @@ from compressor.quantization.file.compact_graph import optimized_nodes, serializ
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, Symmetric
 from compressor.quantization.grids.weights import nearest_grids
-from compressor.quantization.placement.forms import WeightOnly
+from compressor.quantization.placement.forms import Float16, WeightOnly
 from compressor.quantization.placement.policy import Placement, placement_of
+from compressor.quantization.placement.prepare_graph import clean_graph
 from compressor.quantization.placement.static import place_static
 from compressor.quantization.placement.weight_only import place_weight_only
 from compressor.scoring.decibels import reported_db
@@ -131,6 +132,62 @@ def test_a_product_fused_with_its_bias_keeps_its_name() -> None:
     assert audited(graph, {"second"}, left={"product": "given back"})["left_in_float"] == [
         {"node": "product", "op": "Gemm", "reason": "given back"}
     ]
+
+
+def test_a_product_fused_with_its_relu_keeps_its_name_and_reason() -> None:
+    """ONNX Runtime makes one FusedGemm of a float Gemm and its Relu, and calls it "fused hidden"."""
+    nodes = [
+        helper.make_node("Gemm", ["input", "m", "b"], ["x"], "hidden"),
+        helper.make_node("Relu", ["x"], ["y"], "relu"),
+        helper.make_node("Gemm", ["y", "n"], ["output"], "last"),
+    ]
+    weights = {"m": np.eye(4), "b": np.ones(4), "n": np.eye(4)}
+    graph = onnx.shape_inference.infer_shapes(graph_of(nodes, weights, ["batch", 4], ["batch", 4]))
+    assert [node.name for node in optimized_nodes(serialize(graph))] == ["fused hidden", "last"]
+    told = coverage(serialize(graph), graph, placement_of(graph, Float16(), ())).to_json()["left_in_float"]
+    reason = "its weights are stored as float16 and computed in float32"
+    assert told == [
+        {"node": "hidden", "op": "FusedGemm", "reason": reason},
+        {"node": "last", "op": "Gemm", "reason": reason},
+    ]
+
+
+FUSIONS = {
+    "bias": ["MatMul", "Add"],
+    "bias behind a transposition": ["Transpose", "MatMul", "Add"],
+    "transposition": ["Transpose", "Gemm"],
+    "sum": ["Gemm", "Sum"],
+    "normalization": ["MatMul", "BatchNormalization"],
+}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("case", FUSIONS)
+def test_a_layer_that_onnx_runtime_fuses_with_its_neighbours_keeps_its_name(case: str, *, named: bool) -> None:
+    """The graph that is quantized has "product" where the file has it, and where it has none a name as others get."""
+    kinds = FUSIONS[case]
+    further = {
+        "MatMul": ["m"],
+        "Gemm": ["m"],
+        "Sum": ["b"],
+        "Add": ["b"],
+        "BatchNormalization": ["b", "b", "b", "b"],
+        "Transpose": [],
+    }
+    tensors = ["input", *(f"t{index}" for index in range(len(kinds) - 1)), "output"]
+    nodes = [
+        helper.make_node(
+            kind,
+            [tensors[index], *further[kind]],
+            [tensors[index + 1]],
+            ("product" if kind in {"MatMul", "Gemm"} else kind.lower()) if named else "",
+            **({"perm": [1, 0]} if kind == "Transpose" else {}),
+        )
+        for index, kind in enumerate(kinds)
+    ]
+    graph = graph_of(nodes, {"m": np.eye(4) * 2, "b": np.ones(4)}, [4, 4], [4, 4])
+    (node,) = (node for node in clean_graph(serialize(graph)).graph.node if node.op_type != "Transpose")
+    assert node.name == ("product" if named else f"{node.op_type.lower()}_0")
 
 
 def test_sixteen_bits_are_told_to_compute_floats() -> None:
