@@ -60,8 +60,19 @@ class Fidelity:
 
 def sqnr_db(reference: NDArray[Any], output: NDArray[Any]) -> float:
     """Signal to quantization noise in decibels: 10 log10 of the power of `reference` over that of the difference."""
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    return decibels(signal, float(np.square(reference.astype(np.float64) - output).sum()))
+    return decibels(*powers(reference, output))
+
+
+def powers(reference: NDArray[Any], output: NDArray[Any]) -> tuple[float, float]:
+    """(the power of `reference`, that of the difference), both where `reference` is finite.
+
+    What it masks, infinities and NaN, is no noise where `output` has the same, and infinite noise where it does not.
+    """
+    alive = np.isfinite(reference)
+    if not np.array_equal(reference[~alive], output[~alive], equal_nan=True) or not np.isfinite(output[alive]).all():
+        return 0.0, float("inf")
+    wanted, found = (np.where(alive, values, 0).astype(np.float64) for values in (reference, output))
+    return float(np.square(wanted).sum()), float(np.square(wanted - found).sum())
 
 
 @dataclass(kw_only=True)
@@ -94,8 +105,10 @@ class _Sums:
             return
         rows, ours = self._rows(wanted), self._rows(found)
         alive = np.isfinite(rows)
-        if not np.array_equal(alive, np.isfinite(ours)):
-            self.why = "has NaN or infinities where the float file has none, or the other way round"
+        if not np.array_equal(alive, np.isfinite(ours)) or not np.array_equal(
+            rows[~alive], ours[~alive], equal_nan=True
+        ):
+            self.why = "has NaN or infinities where the float file has none or others, or the other way round"
             return
         if not self.count.size:
             self.center = _means(rows, alive)
@@ -108,7 +121,7 @@ class _Sums:
         self.count += alive.sum(axis=1)
         self.first += off.sum(axis=1)
         self.second += np.square(off).sum(axis=1)
-        self.noise += np.square(np.where(alive, rows - ours, 0.0)).sum(axis=1)
+        self.noise += np.square(np.where(alive, rows, 0.0) - np.where(alive, ours, 0.0)).sum(axis=1)
         self.low = np.minimum(self.low, np.where(alive, rows, np.inf).min(axis=1))
         self.high = np.maximum(self.high, np.where(alive, rows, -np.inf).max(axis=1))
 

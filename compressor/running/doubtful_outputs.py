@@ -13,9 +13,11 @@ from compressor.errors import WorkloadError
 from compressor.given.notices import WorkloadWarning
 from compressor.outputs.finding import taken_twice
 from compressor.outputs.kinds import Classes
+from compressor.scoring.agreement import Decisions
+from compressor.scoring.relative import Signal
 from compressor.training.judged import judged_by
 from compressor.training.lessons import MASK, unmasked
-from compressor.workload import Workload, batch_size_of, input_names, input_tensors
+from compressor.workload import Workload, batch_size_of, input_names, input_tensors, predict
 
 # How many times as large as those of train the inputs of another set may be: 8 bits against [0, 1] are 255.
 _OTHER_SCALE = 30
@@ -88,6 +90,30 @@ def _held(labels: tuple[int, ...], targets: Tensor) -> list[int]:
     """Those of `labels` that the type of `targets` can hold."""
     limits = torch.iinfo(targets.dtype) if targets.dtype != torch.bool else torch.iinfo(torch.uint8)
     return [label for label in labels if limits.min <= label <= limits.max]
+
+
+def check_finite_targets(label: str, inputs: Inputs, targets: Tensor, workload: Workload) -> None:
+    """Raises WorkloadError where `targets`, called `label`, are NaN or Inf and cannot be compared with.
+
+    Where the model's own answers stand in for labels, infinities are what it masks, and metrics that compare two models
+    count them as equal or not.
+    """
+    if not targets.is_floating_point() or bool(targets.isfinite().all()):
+        return
+    if isinstance(workload.metric.per_sample, Decisions | Signal) and not bool(targets.isnan().any()):
+        return
+    answers = predict(workload.model, inputs)
+    if answers.shape != targets.shape or not torch.equal(answers.double().nan_to_num(), targets.double().nan_to_num()):
+        raise WorkloadError(f"{label} has targets that are NaN or Inf; leave those samples out or fill them in")
+    if bool(targets.isnan().any()):
+        raise WorkloadError(
+            f"{type(workload.model).__name__} gives NaN for {label}, and what it answers is to be compared; check the "
+            "inputs for NaN and scale, and leave out those for which it has no answer"
+        )
+    raise WorkloadError(
+        f"{type(workload.model).__name__} gives infinities for {label}, as masked logits are, of which the metric "
+        f"{workload.metric.name} has no number; metric='agreement' and metric='relative' compare what is finite"
+    )
 
 
 def check_log_probabilities(workload: Workload, outputs: Tensor) -> None:

@@ -22,6 +22,7 @@ from compressor.running.described import described
 from compressor.running.doubtful_outputs import (
     check_classes,
     check_enough,
+    check_finite_targets,
     check_log_probabilities,
     telling,
     warn_of_outputs,
@@ -329,8 +330,7 @@ def _check_targets(
         raise WorkloadError(
             f"{label} has {size} samples and targets of shape {tuple(targets.shape)}; give one target each"
         )
-    if targets.is_floating_point() and not bool(targets.isfinite().all()):
-        raise WorkloadError(f"{label} has targets that are NaN or Inf; leave those samples out or fill them in")
+    check_finite_targets(label, inputs, targets, workload)
     if not workload.metric.classes or soft:
         return
     check_classes(label, targets, outputs, workload)

@@ -26,9 +26,10 @@ class Signal:
         check_same_shape(outputs, targets)
         ours, theirs = (self._by_channel(values.double()) for values in (outputs, targets))
         alive = theirs.isfinite()
-        # What is infinite in one alone is lost altogether.
+        # What is infinite in one alone, or on the other side, is lost altogether.
         apart = torch.where(alive, (ours - theirs).nan_to_num(torch.inf, torch.inf, torch.inf), 0.0)
-        apart = torch.where(alive | ~ours.isfinite(), apart, torch.inf)
+        alike = (ours == theirs) | (ours.isnan() & theirs.isnan())
+        apart = torch.where(alive | alike, apart, torch.inf)
         known = theirs.where(alive, 0.0)
         parts = [
             alive.double().sum(dim=2),

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.budget import judge_others
-from compressor.measuring.fidelity import fidelity
+from compressor.measuring.fidelity import fidelity, sqnr_db
 from compressor.measuring.output_channels import output_channels
 
 CHANNELS = 4
@@ -119,6 +119,25 @@ def test_nan_and_other_shapes_are_said_in_words() -> None:
     fewer.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32([[[0], [1], [1], [1]]]), "y_f"))
     (told,) = kept(chosen, fewer, torch.ones(2, CHANNELS, 3))
     assert "has the shape (3, 18) where the float file gives (3, 24)" in told.says()
+
+
+def test_infinities_of_the_other_sign_are_others() -> None:
+    """-inf where the float file has it loses nothing, and inf in its place all."""
+    below, above = (file_of(("y", np.array([1, 2, 3, fill]), REAL)) for fill in (-np.inf, np.inf))
+    data = torch.rand(2, CHANNELS, 3)
+    (same,), (other,) = kept(below, below, data), kept(below, above, data)
+    assert same.worst_db == 200.0
+    assert other.worst_db == -200.0
+
+
+def test_what_is_masked_in_both_is_no_noise() -> None:
+    """A tenth off is 20 dB beside -inf, too; -inf that was lost, or came up, leaves nothing."""
+    signal = np.array([[1.0, -1.0, -np.inf]], np.float32)
+    off = np.array([[1.1, -1.1, -np.inf]], np.float32)
+    assert sqnr_db(signal, off) == pytest.approx(20.0, abs=1e-3)
+    assert sqnr_db(signal, np.nan_to_num(off)) == -np.inf
+    assert sqnr_db(np.nan_to_num(signal), off) == -np.inf
+    assert sqnr_db(signal, signal) == np.inf
 
 
 def test_channels_are_found_through_what_leaves_them_in_place() -> None:

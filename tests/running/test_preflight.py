@@ -174,6 +174,46 @@ def test_training_batches_of_one_are_refused_with_batch_norm() -> None:
         check_workload(workload(train=data), [FineTune()])
 
 
+class Masked(nn.Module):
+    """Logits of 3 classes that are `fill` where the first number of a sample is negative."""
+
+    def __init__(self, fill: float) -> None:
+        super().__init__()
+        self.layer, self.fill = nn.Linear(4, 3), fill
+
+    def forward(self, x: Tensor) -> Tensor:
+        masked = (x[:, :1] < 0) & torch.tensor([False, True, False])
+        return self.layer(x).masked_fill(masked, self.fill)
+
+
+def answered(fill: float, metric: Metric) -> Change:
+    """A workload without labels: its first batch has no masked logit, its second one some."""
+    model = Masked(fill).eval()
+    inputs = [torch.rand(4, 4), torch.rand(4, 4) - 0.5]
+    with torch.no_grad():
+        data = [(values, model(values)) for values in inputs]
+    sets = dict.fromkeys(("train", "calibration", "validation", "test"), data)
+    first = {"example_inputs": inputs[0], "model": model, "metric": metric, "loss": metric.usual_loss()}
+    return {**first, **sets}
+
+
+@pytest.mark.parametrize("metric", [Metric.agreement(), Metric.relative()], ids=lambda metric: metric.name)
+def test_masked_logits_are_compared_where_they_are_finite(metric: Metric) -> None:
+    """Infinities in what the model itself answers are no faults of data: two models agree on them or they do not."""
+    check_workload(workload(**answered(-torch.inf, metric)))
+
+
+def test_answers_that_cannot_be_compared_are_not_called_targets() -> None:
+    """Who gave no labels is told what the model gives, and which metric compares it."""
+    message = refusal(**answered(-torch.inf, Metric.mse()))
+    assert message.startswith("Masked gives infinities for batch 1 of train, as masked logits are")
+    assert "metric='relative' compare what is finite" in message
+    assert "target" not in message
+    message = refusal(**answered(torch.nan, Metric.relative()))
+    assert message.startswith("Masked gives NaN for batch 1 of train")
+    assert "target" not in message
+
+
 def test_complex_outputs_are_refused() -> None:
     """ONNX Runtime has no complex numbers, and no distance to a teacher is one number then."""
 

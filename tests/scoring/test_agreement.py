@@ -88,6 +88,16 @@ def test_relative_is_decibels_around_the_mean_of_the_worst_channel() -> None:
     assert Metric.relative(axis=2).score(drawn(6, 4, 5), drawn(6, 4, 5)) == 200.0
 
 
+def test_infinities_count_where_they_are_others() -> None:
+    """Masked at the same places nothing is lost; masked elsewhere, or on the other side, all is."""
+    wanted = drawn(50, 3, 8, 8)
+    wanted[:, :, 0, 0] = -torch.inf
+    metric = Metric.relative()
+    assert metric.score(1.1 * wanted, wanted) == pytest.approx(20.0, abs=0.05)
+    assert metric.score(wanted.nan_to_num(neginf=torch.inf), wanted) == -200.0
+    assert metric.score(wanted.nan_to_num(), wanted) == -200.0
+
+
 def test_budgets_and_reports_have_decibels() -> None:
     """Noise of 2 % is 17 dB, which a budget of 0.01 (20 dB) does not allow; nothing is told in percent of an error."""
     wanted = drawn(60, 4)

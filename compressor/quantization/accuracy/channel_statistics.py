@@ -11,6 +11,7 @@ import onnx
 from compressor.checks import check_calibrated
 from compressor.errors import StageError
 from compressor.files.graphs import copy_of, inner_graphs, replace_nodes_
+from compressor.measuring.fidelity import powers
 from compressor.progress.bars import progress_bar
 from compressor.runtime import Feeds, filled, fixed_batch, laid_out, layout_of, open_session, samples_of
 from compressor.scoring.decibels import decibels, reported_db
@@ -151,7 +152,7 @@ def outputs_sqnr_db(
 ) -> list[float]:
     """The same for each of the models `after`, for which `before` runs once."""
     names = [value.name for value in before.graph.output]
-    signal, noise = np.zeros(len(names)), np.zeros((len(after), len(names)))
+    signal, noise = np.zeros((2, len(after), len(names)))
     runs = [
         probed(model, [value.name for value in model.graph.output], data, samples=samples) for model in (before, *after)
     ]
@@ -159,14 +160,13 @@ def outputs_sqnr_db(
         for place, name in enumerate(names):
             if expected[name].dtype.kind != "f":
                 continue
-            reference = expected[name].astype(np.float64)
-            signal[place] += float(np.square(reference).sum())
             for which, (model, got) in enumerate(zip(after, found, strict=True)):
-                value = got[model.graph.output[place].name]
-                noise[which, place] += float(np.square(reference - value).sum())
+                own, lost = powers(expected[name], got[model.graph.output[place].name])
+                signal[which, place] += own
+                noise[which, place] += lost
     return [
-        min(reported_db(decibels(float(power), float(each))) for power, each in zip(signal, left, strict=True))
+        min(reported_db(decibels(float(power), float(each))) for power, each in zip(own, left, strict=True))
         if np.isfinite(left).all()
         else float("-inf")
-        for left in noise
+        for own, left in zip(signal, noise, strict=True)
     ]
