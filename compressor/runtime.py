@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from compressor.batches import Batch, Inputs, Targets, judged_target, map_targets, split_batch
 from compressor.calls.running import calls, feeds_of, first_step, is_stream, run_on_samples, unrolled
-from compressor.calls.samples import filled, fixed_batch, in_rows, judged_output, laid_out, layout_of, samples_of
+from compressor.calls.samples import (
+    as_tensor,
+    filled,
+    fixed_batch,
+    in_rows,
+    judged_output,
+    laid_out,
+    layout_of,
+    samples_of,
+)
 from compressor.outputs.layout import NamedOutputs
 from compressor.sessions import Feeds, by_order, load_session, open_session, session_options
 from compressor.workload import batches_of
@@ -97,9 +106,9 @@ class OnnxModule(nn.Module):
         names = [node.name for node in self.session.get_inputs()]
         given = {**by_order(names, args), **kwargs}
         if self._samples_first:
-            outputs = tuple(map(torch.from_numpy, run_on_samples(self.session, given)))
+            outputs = tuple(map(as_tensor, run_on_samples(self.session, given)))
         else:
-            outputs = tuple(map(torch.from_numpy, self.session.run(None, samples_of(self.session, given))))
+            outputs = tuple(map(as_tensor, self.session.run(None, samples_of(self.session, given))))
         if len(outputs) == 1:
             return outputs[0]
         names = [node.name for node in self.session.get_outputs()]
@@ -132,4 +141,4 @@ def predict_batches(onnx_bytes: bytes, data: Iterable[Any], *, threads: int = 1)
 def predicted(session: ort.InferenceSession, inputs: Inputs, targets: Targets) -> tuple[Tensor, Tensor]:
     """(judged output, targets) of one batch."""
     place = [node.name for node in session.get_outputs()].index(judged_output(session))
-    return torch.from_numpy(run_on_samples(session, inputs)[place]), torch.as_tensor(judged_target(targets))
+    return as_tensor(run_on_samples(session, inputs)[place]), torch.as_tensor(judged_target(targets))

@@ -25,6 +25,9 @@ TYPES = {
     "tensor(int16)": np.int16,
     "tensor(int8)": np.int8,
     "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
     "tensor(bool)": np.bool_,
 }
 
@@ -114,6 +117,12 @@ def filled(samples: Feeds, size: int) -> Feeds:
 def samples_first(values: Array, axis: int | None) -> Array:
     """An output whose samples lie in dimension `axis` of it, samples first; as it is where they lie in none."""
     return np.ascontiguousarray(np.moveaxis(values, axis, 0)) if axis else values
+
+
+def as_tensor(values: Array) -> Tensor:
+    """What ONNX Runtime gave as a tensor of the same memory."""
+    # It calls 64 bits without a sign by C's other name for them, which torch does not know.
+    return torch.from_numpy(values.view(np.uint64) if values.dtype == np.uint64 else values)
 
 
 def in_rows(session: ort.InferenceSession, inputs: Any, count: int | None = None) -> Any:

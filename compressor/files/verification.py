@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
+from compressor.calls.samples import as_tensor
 from compressor.errors import ExportError, first_said
 from compressor.files.exported_outputs import NamedModel, OutputNames, compare, names_of_outputs
 from compressor.kept_state import private_copy
@@ -375,7 +376,7 @@ def _verified(proto: onnx.ModelProto, task: ExportTask) -> bytes:
                 f"for inputs of shape {_shapes(probe.inputs)} ONNX Runtime fails: {_runtime_message(error)}"
             ) from error
         for name, raw, expected in zip(task.outputs.names, given, probe.expected, strict=True):
-            compare(name, torch.from_numpy(np.array(raw)), expected, _shapes(probe.inputs))
+            compare(name, as_tensor(np.array(raw)), expected, _shapes(probe.inputs))
     return onnx_bytes
 
 

@@ -47,7 +47,9 @@ def warn_of_outputs(workload: Workload, inputs: Inputs, outputs: Tensor, targets
 
 def check_classes(label: str, targets: Tensor, outputs: Tensor, workload: Workload) -> None:
     """Raises WorkloadError where `targets`, called `label`, are no indices of the classes that `outputs` have."""
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+    # Of wide numbers without a sign torch finds neither the largest nor those that are labels.
+    unfit = {torch.bool, torch.uint16, torch.uint32, torch.uint64}
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype in unfit:
         way_out = "use targets.long(), or a metric such as mse"
         if (
             targets.is_floating_point()

@@ -46,7 +46,7 @@ _SETS = ("train", "calibration", "validation", "test")
 _SETS_OF_STREAMS = ("validation", "test", "train", "calibration")
 _DTYPES = {
     torch.float32, torch.float64, torch.float16, torch.bool,
-    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64,
 }  # fmt: skip
 
 

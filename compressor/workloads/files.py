@@ -278,6 +278,8 @@ def _samples(
                 f"{path} has in {given} {'one value' if not values.ndim else 'values'} of type {values.dtype}, and "
                 "rows of real numbers are wanted"
             )
+    for name, kind in kinds.items():
+        _check_held(names[name], used[names[name]], kind, path)
     try:
         tensors = {name: torch.from_numpy(used[names[name]].astype(kind)) for name, kind in kinds.items()}
     except TypeError as error:
@@ -295,6 +297,18 @@ def _samples(
         told = ", ".join(f"{count} of {name}" for name, count in counts.items())
         raise _RowsError(f"{path} needs as many rows in every array, got {told}")
     return next(iter(tensors.values())) if len(tensors) == 1 else tensors, targets
+
+
+def _check_held(given: str, values: NDArray[Any], kind: np.dtype[Any], path: Path) -> None:
+    """Raises WorkloadError where whole numbers are beyond those of the type `kind` that the file takes."""
+    if not values.size or {values.dtype.kind, kind.kind} - {*"iu"}:
+        return
+    low, high, limits = int(values.min()), int(values.max()), np.iinfo(kind)
+    if low < limits.min or high > limits.max:
+        raise WorkloadError(
+            f"{path} has in {given} numbers from {low} to {high}, and the file takes {kind}, from {limits.min} to "
+            f"{limits.max}; others would come back at its other end"
+        )
 
 
 def _parts(samples: Samples, path: Path) -> tuple[Samples, Samples]:

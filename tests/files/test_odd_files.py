@@ -1,10 +1,12 @@
 """Files and arrays as strangers bring them: what ONNX Runtime runs is read, and computes the same."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -15,6 +17,7 @@ from compressor.files.graphs import opset_of, parse
 from compressor.files.limits import Limits
 from compressor.files.preparing import prepare
 from compressor.files.reading import read_onnx
+from compressor.running.preflight import check_workload
 from compressor.runtime import judged_output, open_session
 from compressor.workloads import load
 from compressor.workloads.unlabelled import answers
@@ -175,6 +178,42 @@ def test_an_output_that_chooses_makes_room_for_one_with_rows(tmp_path: Path) -> 
     chosen = read_onnx(tmp_path / "odd.onnx", example={"x": X}, judged="picked")
     with pytest.raises(WorkloadError, match=r"rows for 6 samples.*judge="):
         answers(chosen, chosen.in_rows({"x": np.asarray(X)}), count=6, batch_size=6)
+
+
+UNSIGNED = {"uint16": TensorProto.UINT16, "uint32": TensorProto.UINT32, "uint64": TensorProto.UINT64}
+
+
+@pytest.mark.parametrize("kind", UNSIGNED)
+def test_unsigned_numbers_go_in_and_come_out(kind: str, tmp_path: Path) -> None:
+    """Depths, tokens and hashes of 16 to 64 bits without a sign are inputs and judged outputs, with data or without."""
+    largest = int(np.iinfo(kind).max)
+    nodes = [helper.make_node("BitwiseXor", ["x", "key"], ["y"])]
+    constants = [constant("key", np.array([3], kind))]
+    model = model_of(nodes, [value("x", ["n", 8], UNSIGNED[kind])], [value("y", ["n", 8], UNSIGNED[kind])], constants)
+    x = np.random.default_rng(0).integers(0, largest, (40, 8), dtype=kind, endpoint=True)
+    np.savez(tmp_path / "data.npz", x=x)
+    workload = check_workload(load(f"{written(model, tmp_path)}:{tmp_path / 'data.npz'}"))
+    assert workload.metric.name == "agreement"
+    outputs = workload.model(torch.from_numpy(x))
+    np.testing.assert_array_equal(outputs.numpy(), x ^ np.array([3], kind))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is scored
+        check_workload(load(str(tmp_path / "odd.onnx")))
+
+
+def test_numbers_that_a_type_does_not_hold_are_named(tmp_path: Path) -> None:
+    """70,000 in 16 bits would be 4,464, without a word."""
+    model = model_of(
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)],
+        [value("x", ["n", 8], TensorProto.UINT16)],
+        [value("y", ["n", 8])],
+        [],
+    )
+    np.savez(tmp_path / "data.npz", x=np.full((40, 8), 70_000))
+    with pytest.raises(
+        WorkloadError, match="in x numbers from 70000 to 70000, and the file takes uint16, from 0 to 65"
+    ):
+        load(f"{written(model, tmp_path)}:{tmp_path / 'data.npz'}")
 
 
 def test_random_numbers_are_the_reason_that_is_told(tmp_path: Path) -> None:

@@ -439,7 +439,6 @@ def test_a_stage_of_another_package_may_prepare_the_training() -> None:
     [
         (lambda x: x.bfloat16(), "got bfloat16 (2, 3, 4, 4); use .float() in the dataset or with transform="),
         (lambda x: x.to(torch.complex64), "got complex64 (2, 3, 4, 4); give real numbers, such as view_as_real()"),
-        (lambda x: x.to(torch.uint16), "got uint16 (2, 3, 4, 4); use .long()"),
         (lambda x: x.to_sparse(), "must be dense tensors with values, got torch.sparse_coo"),
         (lambda x: x.to("meta"), "must be dense tensors with values, got on the meta device"),
         (lambda x: x.requires_grad_(), "with requires_grad; use .detach()"),

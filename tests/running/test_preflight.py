@@ -136,6 +136,26 @@ def test_labels_must_have_an_output_of_their_own() -> None:
     assert "wants class indices, got targets of torch.float32" in refusal(test=[(torch.randn(2, 4), torch.zeros(2))])
 
 
+@pytest.mark.parametrize("kind", [torch.uint16, torch.uint64])
+def test_wide_numbers_without_a_sign_are_inputs_and_no_labels(kind: torch.dtype) -> None:
+    """torch holds them and feeds them, and cannot tell which of them are labels: those are converted."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.float() / 100)
+
+    data = [(torch.randint(0, 100, (4, 4)).to(kind), torch.arange(4) % 3) for _ in range(2)]
+    sets = dict.fromkeys(("train", "calibration", "validation", "test"), data)
+    sound = {"model": Scaled(), "example_inputs": data[0][0], **sets}
+    check_workload(workload(**sound))
+    message = refusal(train=[(torch.randn(4, 4), (torch.arange(4) % 3).to(kind))] * 2)
+    assert f"got targets of {kind}; use targets.long()" in message
+
+
 def test_only_the_first_batches_of_a_large_set_are_read() -> None:
     """A set of more batches than the cap is not read to its end."""
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.batches import judged_target
+from compressor.calls.samples import as_tensor
 from compressor.checks import check_count, check_fraction
 from compressor.files.carrying import OURS
 from compressor.files.graphs import parse
@@ -98,7 +99,7 @@ def _outputs(
     outputs, targets = [], []
     with progress_bar(total=samples, desc="emulating", unit="sample", shown=progress) as bar:
         for inputs, labels in _first(data, samples):
-            outputs.append(torch.from_numpy(run_on_samples(session, inputs, run)[judged]))
+            outputs.append(as_tensor(run_on_samples(session, inputs, run)[judged]))
             targets.append(torch.as_tensor(labels))
             bar.update(len(outputs[-1]))
     if not outputs:
