@@ -156,6 +156,16 @@ def test_what_a_file_never_said_is_not_said_for_it() -> None:
     assert [found.HasField(name) for name in ("doc_string", "model_version", "domain")] == [False, False, True]
 
 
+def test_sizes_without_a_name_get_none(tmp_path: Path) -> None:
+    """Converting an opset infers shapes, and calls unknown sizes unk__0: programs would read what nobody said."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["r"], pads=[1] * 4), helper.make_node("Relu", ["r"], ["y"])]
+    shape = ["n", 4, None, "unk__7"]
+    model = model_of(nodes, [value("x", shape)], [value("y", shape)], [drawn("w", 4, 4, 3, 3)], 17)
+    read = same_after_reading(model, tmp_path, {"x": RANDOM.normal(size=(3, 4, 8, 8)).astype(np.float32)})
+    found = [dim.dim_param or dim.dim_value for dim in read.graph.output[0].type.tensor_type.shape.dim]
+    assert found == ["n", 4, 0, "unk__7"]
+
+
 def test_an_output_that_chooses_makes_room_for_one_with_rows(tmp_path: Path) -> None:
     """Boxes that are selected come first and have no row a sample: decisions are those of the scores behind them."""
     model = model_of(

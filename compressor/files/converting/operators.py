@@ -1,5 +1,7 @@
 """Functions of a file's own written out, its opset made the one that is written here, and what draws numbers."""
 
+from collections.abc import Iterator
+
 import onnx
 from onnx import helper, shape_inference, version_converter
 from onnx.inliner import inline_local_functions, inline_selected_functions
@@ -41,11 +43,26 @@ def in_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     if opset == OPSET:
         return model
     converted = version_converter.convert_version(_without_later(model), OPSET)
+    _leave_unnamed_(converted, model)
     if opset <= _CORNERS:
         for node in all_nodes(converted.graph):
             if node.op_type == "Resize":
                 _count_from_corners_(node)
     return converted
+
+
+def _leave_unnamed_(converted: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Sizes that have no name in `model` have none in `converted` either: inference makes some up, unk__0 and so on."""
+    named = {dim.dim_param for dim in _sizes(model)}
+    for dim in _sizes(converted):
+        if dim.dim_param.startswith("unk__") and dim.dim_param not in named:
+            dim.Clear()
+
+
+def _sizes(model: onnx.ModelProto) -> Iterator[onnx.TensorShapeProto.Dimension]:
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield from value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ()
 
 
 def _without_later(model: onnx.ModelProto) -> onnx.ModelProto:
