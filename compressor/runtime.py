@@ -18,7 +18,9 @@ from compressor.calls.samples import (
     laid_out,
     layout_of,
     samples_of,
+    why_not_run,
 )
+from compressor.errors import WorkloadError
 from compressor.outputs.layout import NamedOutputs
 from compressor.sessions import Feeds, by_order, load_session, open_session, session_options
 from compressor.workload import batches_of
@@ -102,17 +104,24 @@ class OnnxModule(nn.Module):
         return rows, map_targets(targets, of_steps)
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The outputs for a batch, on the CPU."""
+        """The outputs for a batch, on the CPU. Raises WorkloadError with the input that the file does not take."""
         names = [node.name for node in self.session.get_inputs()]
         given = {**by_order(names, args), **kwargs}
-        if self._samples_first:
-            outputs = tuple(map(as_tensor, run_on_samples(self.session, given)))
-        else:
-            outputs = tuple(map(as_tensor, self.session.run(None, samples_of(self.session, given))))
+        outputs = tuple(map(as_tensor, self._outputs(given)))
         if len(outputs) == 1:
             return outputs[0]
         names = [node.name for node in self.session.get_outputs()]
         return NamedOutputs(names, outputs, judged_output(self.session))
+
+    def _outputs(self, given: dict[str, Tensor]) -> list[Any]:
+        feeds = samples_of(self.session, given)
+        try:
+            return run_on_samples(self.session, given) if self._samples_first else self.session.run(None, feeds)
+        except ValueError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors share no base class below Exception
+            fed = feeds_of(self.session, given) if self._samples_first else feeds
+            raise WorkloadError(why_not_run(self.session, fed, error)) from error
 
     def on_samples(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """The outputs for inputs with a sample in every row of each, wherever the file has them; outputs have, too."""

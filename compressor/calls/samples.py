@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.batches import Inputs
+from compressor.errors import first_said
 from compressor.outputs.layout import Layout, judged_name
 from compressor.sessions import Feeds, by_input, by_order
 
@@ -80,6 +81,24 @@ def samples_of(session: ort.InferenceSession, inputs: Inputs) -> Feeds:
         name: np.ascontiguousarray(array, dtype=types[name] if array.dtype.kind == "f" else None).reshape(array.shape)
         for name, array in arrays.items()
     }
+
+
+def why_not_run(session: ort.InferenceSession, feeds: Feeds, error: Exception) -> str:
+    """Why the file does not run on `feeds`: the first input that does not fit what it declares, or what it raised."""
+    for node in session.get_inputs():
+        if node.name not in feeds:
+            continue
+        values, kind = feeds[node.name], TYPES.get(node.type)
+        given = f"got {values.shape} of {values.dtype}"
+        if kind is not None and values.dtype != kind:
+            return f"the file takes {node.name!r} in {np.dtype(kind)}, {given}"
+        sizes = [size if isinstance(size, int) else None for size in node.shape]
+        # What is declared without dimensions may have any.
+        if sizes and (len(sizes) != values.ndim or not _fits(values.shape, sizes)):
+            named = ", ".join(str(size or "any") for size in node.shape)
+            return f"the file takes {node.name!r} of shape ({named}), {given}"
+    told = ", ".join(f"{name} {values.shape}" for name, values in feeds.items())
+    return f"the file does not run on {told}: {first_said(error)}"
 
 
 def laid_out(layout: Layout, samples: Feeds) -> Feeds:

@@ -17,6 +17,12 @@ from compressor.files.limits import MAX_BYTES, Limits, regular_size
 # By name, as older versions of ONNX lack some: several of these share a byte.
 _PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _BITS = {number: _PACKED[name] for name, number in TensorProto.DataType.items() if name in _PACKED}
+# Of these ONNX Runtime takes and gives arrays of numpy.
+_ARRAYS = {
+    TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL,
+    TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
+    TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+}  # fmt: skip
 # How they are packed is not settled; ONNX Runtime has no operator for them.
 _UNSETTLED = {number for name, number in TensorProto.DataType.items() if name.startswith("FLOAT6")}
 # Values that are stored as numbers of another field have as many of those; complex ones have two.
@@ -51,12 +57,17 @@ def given_inputs(model: ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.input if value.name not in constants]
 
 
+def without_rank(model: ModelProto) -> list[str]:
+    """The names of inputs of which the file does not say how many dimensions they have."""
+    return [value.name for value in given_inputs(model) if not value.type.tensor_type.HasField("shape")]
+
+
 def check_outputs(model: ModelProto, path: Path) -> None:
     """Raises OnnxFileError for outputs that are no tensors of numbers: nothing can be compared with them."""
     for value in model.graph.output:
-        kind = value.type.WhichOneof("value")
-        if kind not in {None, "tensor_type"}:
-            told = str(kind).replace("_type", "")
+        which = value.type.WhichOneof("value")
+        if which not in {None, "tensor_type"}:
+            told = str(which).replace("_type", "")
             raise OnnxFileError(
                 f"the output {value.name!r} of {path} is a {told}, and only tensors of numbers can be compared and "
                 "scored; export the file without what makes it (zipmap=False of skl2onnx)"
@@ -65,6 +76,12 @@ def check_outputs(model: ModelProto, path: Path) -> None:
             raise OnnxFileError(
                 f"the output {value.name!r} of {path} holds strings, and only numbers can be compared and scored; cut "
                 "the file before it, at the numbers that choose them"
+            )
+        kind = value.type.tensor_type.elem_type
+        if kind and kind not in _ARRAYS:
+            raise OnnxFileError(
+                f"the output {value.name!r} of {path} holds {_told(kind)}, of which ONNX Runtime makes no array of "
+                "numbers in Python, so that it cannot be compared and scored; end the file with a Cast to float"
             )
 
 
@@ -79,7 +96,17 @@ def dtype_of(value: onnx.ValueInfoProto, path: Path) -> str:
             f"the input {value.name!r} of {path} holds strings, and only numbers can be fed; cut the file behind what "
             "makes numbers of them"
         )
-    return _dtype_name(value.type.tensor_type.elem_type, f"the input {value.name!r} of {path}")
+    name = _dtype_name(value.type.tensor_type.elem_type, f"the input {value.name!r} of {path}")
+    if value.type.tensor_type.elem_type not in _ARRAYS:
+        raise OnnxFileError(
+            f"the input {value.name!r} of {path} holds {_told(value.type.tensor_type.elem_type)}, which ONNX Runtime "
+            "takes as no array of numbers in Python; begin the file with a Cast from float"
+        )
+    return name
+
+
+def _told(number: int) -> str:
+    return str(TensorProto.DataType.Name(number)).lower()
 
 
 def _dtype_name(number: int, what: str) -> str:

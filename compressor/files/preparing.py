@@ -27,7 +27,7 @@ from compressor.files.converting.layouts import free_layout, kept_layout, why_fi
 from compressor.files.converting.operators import draws, in_opset, without_functions
 from compressor.files.converting.precision import in_single_precision, is_quantized, other_precisions
 from compressor.files.converting.streams import check_streams
-from compressor.files.declarations import check_declarations, check_outputs, dtype_of, given_inputs
+from compressor.files.declarations import check_declarations, check_outputs, dtype_of, given_inputs, without_rank
 from compressor.files.graphs import OPSET, opset_of
 from compressor.files.limits import MAX_BYTES, Limits, regular_size
 from compressor.sessions import Feeds, load_session, session_options
@@ -199,10 +199,7 @@ def _prepared(
         except ValueError as error:
             # No inputs help such a file.
             raise OnnxFileError(f"{path} cannot be run: {first_said(error)}") from error
-        raise OnnxFileError(
-            f"{path} cannot be run on {given}: {expected}. Pass example=, a batch of inputs that the file takes; on "
-            "the command line, model.onnx:data.npz with some"
-        )
+        raise OnnxFileError(f"{path} cannot be run on {given}: {expected}. {_way_to_run(original)}")
     watcher.watcher.ran()
     problem = difference(run(feeds), expected) if draws(original) else ""
     if problem:
@@ -227,6 +224,12 @@ def _prepared(
     note_reading_(model, notices)
     onnx_bytes: bytes = model.SerializeToString(deterministic=True)
     return onnx_bytes
+
+
+def _way_to_run(model: onnx.ModelProto) -> str:
+    if unknown := without_rank(model):
+        return f"It does not say how many dimensions {', '.join(unknown)} has: export it with them, such as (batch, 32)"
+    return "Pass example=, a batch of inputs that the file takes; on the command line, model.onnx:data.npz with some"
 
 
 def _runnable(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compressor.errors import OnnxFileError, WorkloadError
 from compressor.files.converting.inputs import made_up
+from compressor.files.declarations import without_rank
 from compressor.files.preparing import Batch, Watcher
 from compressor.files.reading import judged_by, read_onnx_alone, read_onnx_on
 from compressor.metrics import Metric
@@ -225,6 +226,7 @@ class _Fitting(Watcher):
         """Raises WorkloadError where a row is no whole input of a file that takes one sample at a time."""
         given = self.parts[0][0]
         tensors = given if isinstance(given, dict) else {next(iter(self.kinds)): given}
+        unknown = without_rank(onnx.load_from_string(module.onnx_bytes))
         for node in module.session.get_inputs():
             if node.name not in tensors:
                 continue
@@ -232,6 +234,12 @@ class _Fitting(Watcher):
             known = len(row) == len(node.shape) and all(
                 not isinstance(size, int) or size < 0 or size == own for own, size in zip(row, node.shape, strict=True)
             )
+            if not known and node.name in unknown:
+                raise WorkloadError(
+                    f"the file does not say how many dimensions {node.name!r} has, so that no batch is known in it and "
+                    f"every call is one sample: a row of {self.path}, {row}. Export it with the sizes of its inputs, "
+                    f"such as {('batch', *row)}"
+                )
             if not known:
                 raise WorkloadError(
                     f"the file takes {node.name!r} of shape {tuple(node.shape)} at once, as one sample, and a row of "

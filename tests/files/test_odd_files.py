@@ -226,6 +226,56 @@ def test_numbers_that_a_type_does_not_hold_are_named(tmp_path: Path) -> None:
         load(f"{written(model, tmp_path)}:{tmp_path / 'data.npz'}")
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"x": X[:, :7]}, r"takes 'x' of shape \(n, 8\), got \(6, 7\) of float32"),
+        ({"x": X[:, None]}, r"takes 'x' of shape \(n, 8\), got \(6, 1, 8\) of float32"),
+        ({"x": X.astype(int)}, "takes 'x' in float32, got .* of int64"),
+        ({"x": X, "bias": np.zeros((6, 5), np.float32)}, r"does not run on x \(6, 8\), bias \(6, 5\): .*Add"),
+    ],
+)
+def test_what_a_file_does_not_take_is_named(given: dict, says: str, tmp_path: Path, capfd) -> None:
+    """Inputs of another size, rank or type are an error of ours with the input's name, and none of ONNX Runtime's."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Add", ["p", "bias"], ["y"])]
+    inputs = [value("x", ["n", 8]), value("bias", ["n", "width"])]
+    model = model_of(nodes, inputs, [value("y", ["n", 3])], [drawn("w", 8, 3)])
+    module = read_onnx(written(model, tmp_path), example={"x": X, "bias": X[:, :3]})
+    tensors = {name: torch.from_numpy(values) for name, values in ({"bias": X[:, :3]} | given).items()}
+    for call in (lambda: module(**tensors), lambda: answers(module, tensors, count=6, batch_size=6)):
+        with pytest.raises(WorkloadError, match=says):
+            call()
+    capfd.readouterr()  # ONNX Runtime prints, too
+
+
+def test_an_input_of_unknown_rank_has_no_shape_to_be_told(tmp_path: Path) -> None:
+    """It is not said to be of shape (), nor are rows of that shape asked for: the file has to say its dimensions."""
+    model = model_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], [value("x", None)], [value("y", None)], [drawn("w", 8, 3)]
+    )
+    path = written(model, tmp_path)
+    np.savez(tmp_path / "data.npz", x=RANDOM.normal(size=(40, 8)).astype(np.float32))
+    with pytest.raises(WorkloadError, match=r"not say how many dimensions 'x' has.*such as \('batch', 8\)") as caught:
+        load(f"{path}:{tmp_path / 'data.npz'}")
+    assert "shape ()" not in str(caught.value)
+    with pytest.raises(OnnxFileError, match="does not say how many dimensions x has: export it with them"):
+        read_onnx(path)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2])
+def test_numbers_that_python_is_not_given_are_the_reason(kind: int, tmp_path: Path) -> None:
+    """No example helps a file whose outputs ONNX Runtime makes no array of, nor one whose inputs it takes none for."""
+    told = TensorProto.DataType.Name(kind).lower()
+    cast = [helper.make_node("Cast", ["x"], ["y"], to=kind)]
+    model = model_of(cast, [value("x", ["n", 8])], [value("y", ["n", 8], kind)], [])
+    with pytest.raises(OnnxFileError, match=f"the output 'y' of .* holds {told}, .*end the file with a Cast to float"):
+        prepare(written(model, tmp_path), {"x": X}, limits=Limits())
+    cast = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)]
+    model = model_of(cast, [value("x", ["n", 8], kind)], [value("y", ["n", 8])], [])
+    with pytest.raises(OnnxFileError, match=f"the input 'x' of .* holds {told}, .*begin the file with a Cast"):
+        prepare(written(model, tmp_path), {"x": X}, limits=Limits())
+
+
 def test_random_numbers_are_the_reason_that_is_told(tmp_path: Path) -> None:
     """A file that adds noise agrees with no copy of it; with a scale of 0 it does, and is read."""
     nodes = [
