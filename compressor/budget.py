@@ -53,24 +53,27 @@ class Verdict:
 _NOT_SCORED = Verdict(keep=True, reason="not scored: there were no data")
 
 
-def judge_gain(speedup: Estimate, size_bytes: int, base_size_bytes: int) -> Verdict:
+def judge_gain(speedup: Estimate, size_bytes: int, base_size_bytes: int, *, given_bytes: int | None = None) -> Verdict:
     """Whether a stage that changes structure or encoding pays: faster or smaller than before it, and not slower.
 
     `speedup` is the measured ratio of the time before it to the time after it; a difference counts when the interval
-    excludes 1.
+    excludes 1. What is larger than the file that the user gave, of `given_bytes`, is not said to be smaller alone.
     """
     shrink = base_size_bytes / size_bytes
+    smaller = f"{shrink:.2f}x smaller"
+    if given_bytes is not None and given_bytes < size_bytes < base_size_bytes:
+        smaller += f" than the given one as it was read, {size_bytes / given_bytes:.2f}x larger than it is"
     times = f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
     if speedup.high < 1:
         reason = f"slower: {times} the speed of the model before it"
         if round(shrink, 2) <= 1:
             return Verdict(keep=False, reason=reason)
         way_out = "`not_slower: false` in the budget would keep it"
-        return Verdict(keep=False, reason=f"{reason}, though the file is {shrink:.2f}x smaller", way_out=way_out)
+        return Verdict(keep=False, reason=f"{reason}, though the file is {smaller}", way_out=way_out)
     if round(speedup.low, 2) > 1:  # what reads as 1.00 is not told as faster
-        return Verdict(keep=True, reason=f"{times} faster, file {shrink:.2f}x smaller")
+        return Verdict(keep=True, reason=f"{times} faster, file {smaller}")
     if size_bytes < base_size_bytes:
-        return Verdict(keep=True, reason=f"file {shrink:.2f}x smaller; no difference in time ({times})")
+        return Verdict(keep=True, reason=f"file {smaller}; no difference in time ({times})")
     return Verdict(keep=False, reason=f"neither faster ({times}) nor smaller ({shrink:.2f}x)")
 
 

@@ -25,6 +25,15 @@ def test_no_difference_in_time_is_paid_by_size_alone():
     assert not judge_gain(Estimate(1.01, 0.97, 1.05), 100, 100).keep
 
 
+def test_what_is_larger_than_the_given_file_is_not_called_smaller_alone():
+    """A file of 20 bytes that takes 100 as it was read: 50 of them are half of that, and more than what was given."""
+    verdict = judge_gain(Estimate(0.99, 0.95, 1.03), 50, 100, given_bytes=20)
+    assert verdict.reason.startswith(
+        "file 2.00x smaller than the given one as it was read, 2.50x larger than it is; no difference in time"
+    )
+    assert judge_gain(Estimate(0.99, 0.95, 1.03), 50, 100, given_bytes=60).reason.startswith("file 2.00x smaller; no")
+
+
 def test_a_faster_file_pays():
     """2x [1.9, 2.1] is faster."""
     assert judge_gain(Estimate(2.0, 1.9, 2.1), 100, 100).keep

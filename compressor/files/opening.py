@@ -44,8 +44,8 @@ _MOST_PROCESSES = 24
 # Digests of files that were opened in a process of their own before, with an example or without, and how many made-up
 # inputs they do not run on.
 _known: dict[tuple[str | None, bool], int] = {}
-# Which file the bytes of a model were made from: {digest of the bytes: (name, digest of the file)}.
-_given: dict[str, tuple[str, str]] = {}
+# Which file the bytes of a model were made from: {digest of the bytes: (name, digest of the file, bytes with weights)}.
+_given: dict[str, tuple[str, str, int]] = {}
 
 
 def open_file(
@@ -97,10 +97,25 @@ def given_as(onnx_bytes: bytes) -> dict[str, str] | None:
     return None if found is None else {"file": found[0], "sha256": found[1]}
 
 
-def note_given(onnx_bytes: bytes, path: Path) -> None:
-    """Remembers that `onnx_bytes` were made from the file at `path`."""
+def given_size(onnx_bytes: bytes) -> tuple[str, int] | None:
+    """Name and size of the file that `onnx_bytes` were made from in this process, with its weights elsewhere; or None.
+
+    It may be far smaller than what was made: sparse weights are written out, and half precision becomes single.
+    """
+    found = _given.get(hashlib.sha256(onnx_bytes).hexdigest())
+    return None if found is None else (found[0], found[2])
+
+
+def note_given(onnx_bytes: bytes, path: Path, *, outside_bytes: int = 0) -> None:
+    """Remembers that `onnx_bytes` were made from the file at `path`, with `outside_bytes` in files of their own."""
     if (digest := _digest(path)) is not None:
-        _given[hashlib.sha256(onnx_bytes).hexdigest()] = path.name, digest
+        _given[hashlib.sha256(onnx_bytes).hexdigest()] = path.name, digest, path.stat().st_size + outside_bytes
+
+
+def note_same_given(onnx_bytes: bytes, source: bytes) -> None:
+    """Remembers that `onnx_bytes` were made from the file that `source` was made from, where that is known."""
+    if (found := _given.get(hashlib.sha256(source).hexdigest())) is not None:
+        _given[hashlib.sha256(onnx_bytes).hexdigest()] = found
 
 
 class _DiedError(OnnxFileError):

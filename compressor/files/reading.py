@@ -14,7 +14,7 @@ from compressor.errors import OnnxFileError
 from compressor.files.carrying import note_layout_, noted_layout
 from compressor.files.converting.inputs import Sample
 from compressor.files.graphs import parse
-from compressor.files.opening import note_given, open_file
+from compressor.files.opening import note_given, note_same_given, open_file
 from compressor.files.preparing import Batch, Watcher
 from compressor.runtime import OnnxModule
 
@@ -49,10 +49,9 @@ def read_onnx(
     """
     check_one_of(batch, "batch is what becomes of a batch that the file fixes", ("free", "fixed"))
     sample = None if example is None else _arrays(example)
-    onnx_bytes = open_file(as_path(path, "path names an ONNX file"), sample, batch=batch, streams=streams).onnx_bytes
-    if judged is not None:
-        onnx_bytes = _judging(onnx_bytes, judged, path)
-    note_given(onnx_bytes, Path(path))
+    prepared = open_file(as_path(path, "path names an ONNX file"), sample, batch=batch, streams=streams)
+    onnx_bytes = prepared.onnx_bytes if judged is None else _judging(prepared.onnx_bytes, judged, path)
+    note_given(onnx_bytes, Path(path), outside_bytes=prepared.outside_bytes)
     return OnnxModule(onnx_bytes)
 
 
@@ -67,9 +66,9 @@ def read_onnx_on(
     """The same on `arrays` by the names of the inputs, "inputs" where there is one, in types that the file need not
     have; `watcher` is told the types of the file's inputs before they are used. Raises as `read_onnx` does.
     """
-    onnx_bytes = open_file(path, arrays, cast=True, watcher=watcher, batch=batch, streams=streams).onnx_bytes
-    note_given(onnx_bytes, path)
-    return OnnxModule(onnx_bytes)
+    prepared = open_file(path, arrays, cast=True, watcher=watcher, batch=batch, streams=streams)
+    note_given(prepared.onnx_bytes, path, outside_bytes=prepared.outside_bytes)
+    return OnnxModule(prepared.onnx_bytes)
 
 
 def read_onnx_alone(
@@ -77,7 +76,7 @@ def read_onnx_alone(
 ) -> tuple[OnnxModule, int]:
     """(what `read_onnx` gives without an example, how many of the `made_up` inputs it does not run on)."""
     prepared = open_file(path, None, batch=batch, streams=streams)
-    note_given(prepared.onnx_bytes, path)
+    note_given(prepared.onnx_bytes, path, outside_bytes=prepared.outside_bytes)
     return OnnxModule(prepared.onnx_bytes), prepared.skipped
 
 
@@ -85,7 +84,9 @@ def judged_by(onnx_bytes: bytes, judged: str) -> bytes:
     """The file whose output `judged`, one that it has, is the one that loss and metric read."""
     model = parse(onnx_bytes)
     note_layout_(model, noted_layout(model).judging(judged))
-    return bytes(model.SerializeToString(deterministic=True))
+    judging = bytes(model.SerializeToString(deterministic=True))
+    note_same_given(judging, onnx_bytes)
+    return judging
 
 
 def _judging(onnx_bytes: bytes, judged: str, path: str | Path) -> bytes:

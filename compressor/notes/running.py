@@ -7,6 +7,9 @@ from typing import ClassVar
 from compressor.estimate import Estimate
 from compressor.notes.note import Note
 
+# What reading writes into the metadata of a small file, as a share of it.
+_NOTES = 0.01
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exported(Note):
@@ -16,6 +19,23 @@ class Exported(Note):
     exporter: str
     opset: int
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFile(Note):
+    """The file that the user gave, and its bytes with weights in files of their own.
+
+    Ratios of sizes are of the reference, that file as it was read: without sparse weights and in single precision it
+    may be several times as large.
+    """
+
+    key: ClassVar[str] = "given_file"
+    file: str
+    size_bytes: int
+
+    def is_exceeded(self, size_bytes: int) -> bool:
+        """Whether a file of `size_bytes` is larger, by more than the notes that reading leaves in it."""
+        return size_bytes > self.size_bytes * (1 + _NOTES)
 
 
 @dataclass(frozen=True, kw_only=True)

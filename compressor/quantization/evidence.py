@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compressor.errors import StageError
 from compressor.estimate import Estimate
+from compressor.files.opening import given_size
 from compressor.intervals import paired_drop
 from compressor.measuring.fidelity import Fidelity
 from compressor.measuring.scores import score_rows
@@ -243,4 +244,10 @@ def _told(attempt: _Attempt, best: _Attempt, exported: bytes) -> TriedForm:
 
 def _remark(best: _Attempt, exported: bytes) -> str | None:
     """What is said of a file that ships and is no faster."""
-    return None if best.is_faster else f"smaller, and not proved faster: {_unpaid(best, exported)}"
+    if best.is_faster:
+        return None
+    given = given_size(exported)
+    # Reading a file writes sparse weights out, and half precision in single.
+    smaller = given is None or len(best.onnx_bytes) <= given[1]
+    told = "smaller" if smaller else "smaller than the given file as it was read, not than it is"
+    return f"{told}, and not proved faster: {_unpaid(best, exported)}"

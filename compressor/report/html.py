@@ -33,6 +33,7 @@ from compressor.report.view import (
     budget_verdict,
     busy_sentence,
     change_decimals,
+    exceeded,
     outcome,
     plain_reason,
     recipe_yaml,
@@ -181,12 +182,15 @@ def _tiles(report: RunRecord, scale: ScoreScale) -> list[dict[str, str]]:
         f"{base.latency_ms.value:.{ms}f} → {last.latency_ms.value:.{ms}f} ms a call",
         {"faster": "good", "slower": "bad"}.get(verdict, ""),
     )
+    given = exceeded(report)
+    before = base.size_bytes if given is None else given.size_bytes
+    packed = f"zstd {_sizes(base.compressed_bytes, last.compressed_bytes)}"
     room = _tile(
         "File size",
-        smaller(base.size_bytes, last.size_bytes),
-        _sizes(base.size_bytes, last.size_bytes),
-        f"zstd {_sizes(base.compressed_bytes, last.compressed_bytes)}",
-        "good" if base.size_bytes > 1.005 * last.size_bytes else "",
+        smaller(before, last.size_bytes),
+        _sizes(before, last.size_bytes),
+        packed if given is None else f"the given file, {size(base.size_bytes)} as read",
+        "good" if before > 1.005 * last.size_bytes else "",
     )
     return [lead, room, _score_tile(report, scale), time]
 

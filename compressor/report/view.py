@@ -8,7 +8,7 @@ import yaml
 
 from compressor.estimate import Estimate
 from compressor.measuring.measure import Measurement
-from compressor.notes.running import JudgedAfter, SameStructure, VersusBase
+from compressor.notes.running import GivenFile, JudgedAfter, SameStructure, VersusBase
 from compressor.report.details import noted
 from compressor.report.numbers import (
     ScoreScale,
@@ -169,14 +169,32 @@ def summary(report: RunRecord) -> str:
         text = (
             "the reference as it was, no stage was kept" if len(report.steps) > 1 else "the reference, nothing was run"
         )
-        return f"{name}: {text}"
+        given = exceeded(report)
+        larger = f"; {compared(given.size_bytes, base.size_bytes, 'the given file')}" if given and base else ""
+        return f"{name}: {text}{larger}"
     if base is None or last is None:
         return f"{name}: not measured"
     scale = ScoreScale.of(report.workload)
     digits = scale.score_decimals((base.score, last.score))
     change = score_change(report, report.shipped)
     judged = f"{scale.name} {scale.score(last.score.value, digits)} ({change})" if scale.scored else scale.name.upper()
-    return ", ".join([f"{name}: {speed(last.speedup)}", smaller(base.size_bytes, last.size_bytes), judged])
+    sizes, given = smaller(base.size_bytes, last.size_bytes), exceeded(report)
+    if given is not None:
+        sizes = f"{compared(given.size_bytes, last.size_bytes, 'the given file')} ({sizes} beside it as read)"
+    return ", ".join([f"{name}: {speed(last.speedup)}", sizes, judged])
+
+
+def exceeded(report: RunRecord) -> GivenFile | None:
+    """The file that the user gave, where the reference, that file as it was read, is larger."""
+    given, reference = noted(report.reference, GivenFile), report.reference.measurement
+    larger = given is not None and reference is not None and given.is_exceeded(reference.size_bytes)
+    return given if larger else None
+
+
+def compared(before: int, after: int, what: str) -> str:
+    """How a file's size is beside that of `what`: "11.8x smaller than it", "as large as it"."""
+    told = smaller(before, after)
+    return f"{told} {'as' if told == 'as large' else 'than'} {what}"
 
 
 def speed(speedup: Estimate) -> str:

@@ -8,6 +8,7 @@ from compressor.budget import Budget, Verdict, judge_drop, judge_gain, judge_oth
 from compressor.given.judging import unscored
 from compressor.kept_state import private_copy
 from compressor.measuring.scores import FileScores
+from compressor.notes.running import GivenFile
 from compressor.notes.training import Trainings
 from compressor.running.folder import State
 from compressor.running.order import needs_recovery
@@ -27,12 +28,31 @@ def decides_by_gain(budget: Budget | None, stage: Stage) -> bool:
     return stage.effect is not Effect.VALUES and budget is not None and budget.not_slower
 
 
-def gain(stage: Stage, base: State, state: State) -> Verdict | None:
-    """Whether `state`, which `stage` made of `base`, is faster or smaller; None for a stage that need not be."""
+def gain(stage: Stage, base: State, state: State, given: GivenFile | None = None) -> Verdict | None:
+    """Whether `state`, which `stage` made of `base`, is faster or smaller; None for a stage that need not be.
+
+    `given` is the file that the user gave, where it is one.
+    """
     if stage.effect is Effect.VALUES:
         return None
     measured, before = state.outcome.measurement, base.outcome.measurement
-    return judge_gain(state.outcome.versus_base, measured.size_bytes, before.size_bytes)
+    given_bytes = given.size_bytes if given is not None and given.is_exceeded(measured.size_bytes) else None
+    return judge_gain(state.outcome.versus_base, measured.size_bytes, before.size_bytes, given_bytes=given_bytes)
+
+
+def sizes_of_given(given: GivenFile | None, *, reference_bytes: int, size_bytes: int, artifact: str) -> str:
+    """What is said of the file that ships, `artifact` of `size_bytes`, beside the `given` one; "" for nothing."""
+    if given is None or not given.is_exceeded(max(reference_bytes, size_bytes)):
+        return ""
+    if given.is_exceeded(size_bytes):
+        return (
+            f"{artifact} has {size_bytes:,} bytes, more than the given file ({given.file}, {given.size_bytes:,} bytes; "
+            f"{reference_bytes:,} as it was read, of which ratios of sizes are). Where size counts, keep the given one"
+        )
+    return (
+        f"ratios of sizes are of the given file ({given.file}) as it was read, {reference_bytes:,} bytes; as it was "
+        f"given it has {given.size_bytes:,}, and {artifact} is {given.size_bytes / size_bytes:.2f}x smaller"
+    )
 
 
 def after_gain(verdict: Verdict | None, budget: Budget | None) -> Verdict:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from torch import nn
 
 from compressor.budget import Budget, Verdict, unmet_goals
 from compressor.errors import CompressorError
-from compressor.files.opening import given_as
+from compressor.files.opening import given_as, given_size
 from compressor.machine import environment
 from compressor.metrics import Metric
-from compressor.notes.running import JudgedAfter, Loaders, VersusBase
+from compressor.notes.running import GivenFile, JudgedAfter, Loaders, VersusBase
 from compressor.notes.structure import Scores
 from compressor.progress.events import RolledBack, RunFinished, RunStarted, StageFinished, StageStarted, emit
 from compressor.report.record import Step, describe_workload
@@ -33,6 +34,7 @@ from compressor.running.judging import (
     harm_of_training,
     judge_segment,
     parted_values,
+    sizes_of_given,
 )
 from compressor.running.order import recovers, segments, takes_away
 from compressor.running.session import reused_sentence
@@ -106,7 +108,9 @@ def run_stages(
         run.warnings += [*warnings, *job.identity.warnings, *doubts_about_validation(reference, job.scores)]
         loaders = Loaders(loaders=job.identity.loaders).to_json() if job.identity.loaders else {}
         besides = told_besides(job, 0, "reference", reference, base=reference, reference=reference)
-        outcome = replace(reference.outcome, details={**reference.outcome.details, **loaders, **besides})
+        given_file = run.given.to_json() if run.given is not None else {}
+        details = {**reference.outcome.details, **given_file, **loaders, **besides}
+        outcome = replace(reference.outcome, details=details)
         run.record(
             Step(
                 **outcome.shared(),
@@ -136,6 +140,13 @@ class Run:
     trainable: State
     steps: list[Step] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def given(self) -> GivenFile | None:
+        """The file that the user gave in place of a model of torch."""
+        model = self.job.workload.model
+        found = given_size(model.onnx_bytes) if isinstance(model, OnnxModule) else None
+        return None if found is None else GivenFile(file=found[0], size_bytes=found[1])
 
     def go(self) -> State:
         """The state after all stages, those that were rolled back left out."""
@@ -234,7 +245,7 @@ class Run:
 
     def _step(self, index: int, stage: Stage, base: State, state: State) -> Step:
         outcome, scores = state.outcome, self.job.scores
-        pays = gain(stage, base, state)
+        pays = gain(stage, base, state, self.given)
         harm = harm_of_training(stage, base, state, budget=self.budget, scores=scores)
         verdict = harm or after_gain(pays, self.budget)
         failed = failed_trainings(state)
@@ -286,6 +297,13 @@ class Run:
         self.warnings += _timed_beside(self.steps)
         if state is self.reference:
             self.warnings.append("no stage was kept: model.onnx is the reference, exported")
+        sizes = sizes_of_given(
+            self.given,
+            reference_bytes=len(self.reference.onnx_bytes),
+            size_bytes=len(state.onnx_bytes),
+            artifact=path.name,
+        )
+        self.warnings += filter(None, [sizes])
         report = Report(
             workload=_described(self.job),
             environment={**environment(self.job.target), **_scoring_threads(self.job)},

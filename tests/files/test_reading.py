@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from compressor.errors import OnnxFileError, StageError, WorkloadError
 from compressor.files.carrying import reading_notes
-from compressor.files.reading import read_onnx
+from compressor.files.opening import given_size
+from compressor.files.reading import judged_by, read_onnx
 from compressor.inspection.inspection import inspect
 from compressor.measuring.scores import score_rows
 from compressor.running.pipeline import Pipeline
@@ -335,3 +336,17 @@ def test_sizes_that_are_written_as_unknown_are_free(batch: int | str, size: int 
         image = torch.randn(count, 3, 6, 9)
         by_torch = nn.functional.conv2d(image, torch.from_numpy(numpy_helper.to_array(graph.initializer[0]).copy()))
         assert torch.allclose(module(image), by_torch.mean(dim=(2, 3), keepdim=True), atol=1e-5)
+
+
+def test_the_size_of_the_given_file_is_known_with_its_weights_elsewhere(tmp_path: Path) -> None:
+    """Weights in a file of their own count, and another judged output makes no other file of it."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Relu", ["y"], ["z"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in ("x", "y", "z")]
+    weights = [numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")]
+    model = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], weights), ir_version=8)
+    path = tmp_path / "outside.onnx"
+    onnx.save(model, str(path), save_as_external_data=True, location="weights", size_threshold=0)
+    size = path.stat().st_size + 256
+    assert given_size(read_onnx(path).onnx_bytes) == ("outside.onnx", size)
+    assert given_size(judged_by(read_onnx(path).onnx_bytes, "z")) == ("outside.onnx", size)
+    assert given_size(b"made of no file") is None

@@ -48,7 +48,16 @@ from compressor.notes.quantization import (
     TriedInFloat,
     TriedWidths,
 )
-from compressor.notes.running import Exported, JudgedAfter, Loaders, RankingThreads, Reused, SameStructure, VersusBase
+from compressor.notes.running import (
+    Exported,
+    GivenFile,
+    JudgedAfter,
+    Loaders,
+    RankingThreads,
+    Reused,
+    SameStructure,
+    VersusBase,
+)
 from compressor.notes.structure import (
     Block,
     Blocks,
@@ -308,6 +317,10 @@ NOTES: tuple[tuple[Note, str], ...] = (
     (
         Reused(made="2026-11-28T01:00:00+00:00", spared=12.5),
         '{"reused": {"made": "2026-11-28T01:00:00+00:00", "spared": 12.5}}',
+    ),
+    (
+        GivenFile(file="tiny.onnx", size_bytes=19320),
+        '{"given_file": {"file": "tiny.onnx", "size_bytes": 19320}}',
     ),
     (SameStructure(same_structure=True), '{"same_structure": true}'),
     (JudgedAfter(judged_after="distill"), '{"judged_after": "distill"}'),

@@ -1,6 +1,7 @@
 """The first form that holds and is faster is taken; what does not hold makes room for the next."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import nn
 
 from compressor.errors import StageError
 from compressor.estimate import Estimate
+from compressor.files import opening
+from compressor.files.opening import note_given
 from compressor.measuring.scores import score_rows
 from compressor.measuring.timing import Timing
 from compressor.metrics import Metric
@@ -153,6 +156,20 @@ def test_what_does_not_hold_is_no_file(clock: dict[str, Any], monkeypatch: pytes
     with pytest.raises(StageError, match="the same file as static"):
         _made(exported, _workload(exported), max_drop=0.05)
     assert len(written) == 3
+
+
+def test_what_is_larger_than_the_given_file_is_not_called_smaller(
+    clock: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a file may make it larger, and less of that is no smaller file."""
+    monkeypatch.setattr(opening, "_given", {})
+    exported = _network(loud=False)
+    clock["speeds"] = [0.5, 0.99, 1.0]
+    (tmp_path / "sparse.onnx").write_bytes(b"small")
+    note_given(exported, tmp_path / "sparse.onnx")
+    _, details = _made(exported, _workload(exported), max_drop=0.05)
+    kept = next(entry for entry in details["candidates"] if entry["kept"])
+    assert kept["why"].startswith("smaller than the given file as it was read, not than it is, and not proved faster: ")
 
 
 def test_of_forms_that_hold_the_fastest_is_taken_and_ties_go_to_the_smallest(clock: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from compressor.errors import StorageError
 from compressor.estimate import Estimate
 from compressor.machine import environment
+from compressor.notes.running import GivenFile
 from compressor.report.asked import asked_and_got, ranking_of_blocks
 from compressor.report.charts import BAR_WIDTH, Item, dot_chart, nice_ticks
 from compressor.report.comparison import (
@@ -387,6 +388,24 @@ def test_a_slower_file_is_called_slower() -> None:
     step = Step(stage="quantize", kept=True, seconds=1, measurement=slow, drop=QUANTIZE.drop)
     report = Report(workload={"metric": "accuracy"}, environment={}, steps=(REFERENCE, step), final=1)
     assert "2.00x slower [1.25, 2.50]" in summary(report)
+
+
+def test_the_given_file_is_what_a_size_is_compared_with() -> None:
+    """Where reading made the file larger, sentence and headline are of the given one; the other ratio is named so."""
+    base, last = REFERENCE.measurement.size_bytes, QUANTIZE.measurement.size_bytes
+    given = GivenFile(file="sparse.onnx", size_bytes=last // 2)
+    reference = replace(REFERENCE, details=given.to_json())
+    report = Report(workload={"metric": "accuracy"}, environment={}, steps=(reference, QUANTIZE), final=1)
+    ratio = smaller(base, last)
+    assert f"2.00x larger than the given file ({ratio} beside it as read)" in summary(report)
+    text = Page(report.to_html()).text
+    assert "2.00\u00d7 larger" in text
+    assert "the given file, " in text
+    kept = Report(workload={"metric": "accuracy"}, environment={}, steps=(reference, QUANTIZE), final=0)
+    assert re.search("no stage was kept; .*x larger than the given file$", summary(kept))
+    same = replace(REFERENCE, details=GivenFile(file="dense.onnx", size_bytes=base).to_json())
+    report = Report(workload={"metric": "accuracy"}, environment={}, steps=(same, QUANTIZE), final=1)
+    assert "given" not in summary(report)
 
 
 def test_a_run_that_kept_nothing_ships_its_reference() -> None:

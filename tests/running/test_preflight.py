@@ -138,7 +138,7 @@ def test_labels_must_have_an_output_of_their_own() -> None:
 
 @pytest.mark.parametrize("kind", [torch.uint16, torch.uint64])
 def test_wide_numbers_without_a_sign_are_inputs_and_no_labels(kind: torch.dtype) -> None:
-    """torch holds them and feeds them, and cannot tell which of them are labels: those are converted."""
+    """Torch holds them and feeds them, and cannot tell which of them are labels: those are converted."""
 
     class Scaled(nn.Module):
         def __init__(self) -> None:

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 from typer.testing import CliRunner
 
@@ -12,6 +15,8 @@ from compressor.budget import Budget
 from compressor.cli.app import app
 from compressor.errors import StageError
 from compressor.files.export import export_onnx
+from compressor.quantization.placement.forms import Float16
+from compressor.report.view import summary
 from compressor.running.pipeline import Pipeline
 from compressor.stages import Distill, Quantize
 from compressor.workload import Workload
@@ -29,6 +34,17 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workload = Workload.from_datasets(model, train=DATA, test=DATA)
     path.write_bytes(export_onnx(model, workload).onnx_bytes)
     return path
+
+
+def in_half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with weights, inputs and outputs in float16."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    return model
 
 
 def test_the_command_measures_it_and_says_that_it_did_not_score(file: Path, tmp_path: Path) -> None:
@@ -61,6 +77,21 @@ def test_a_form_that_was_asked_for_stays(file: Path, tmp_path: Path) -> None:
     assert step.kept
     assert step.parameters["form"] == "weight_only" or "weight_only" in str(step.parameters["form"])
     assert "not scored: there were no data" in step.reason
+
+
+def test_sizes_are_told_beside_those_of_the_file_as_it_was_given(file: Path, tmp_path: Path) -> None:
+    """In half precision it is half as large as it was read: what ships is as large, and not called half of it."""
+    half = in_half_precision(onnx.load(str(file)))
+    path = tmp_path / "half.onnx"
+    onnx.save(half, str(path))
+    result = Pipeline([Quantize(form=Float16())]).run(load(str(path)), out=tmp_path / "run", progress=False)
+    given, reference = path.stat().st_size, result.report.steps[0]
+    assert reference.details["given_file"] == {"file": "half.onnx", "size_bytes": given}
+    assert reference.measurement.size_bytes > 1.8 * given
+    assert "than the given file (" in summary(result.report) or "as large as the given file (" in summary(result.report)
+    (told,) = (text for text in result.report.warnings if "half.onnx" in text)
+    assert f"{given:,}" in told
+    assert told in " ".join(result.report.to_markdown().replace("\\", "").split())
 
 
 @pytest.mark.parametrize(
