@@ -186,8 +186,11 @@ def prepare(
     if placement.static or placement.dynamic:
         placement, static, activations, told = _calibrated(graph, placement, settings, workload, context)
         details |= {} if told is None else told.to_json()
-    named = (*placement.static, *placement.dynamic, *placement.weight_only)
-    weights = nearest_grids(graph, dict.fromkeys(named, scheme), weight_range=weight_range)
+    multiplied, stored = (*placement.static, *placement.dynamic), placement.weight_only
+    weights = {
+        **nearest_grids(graph, dict.fromkeys(stored, scheme), weight_range=weight_range, multiplied=False),
+        **nearest_grids(graph, dict.fromkeys(multiplied, scheme), weight_range=weight_range),
+    }
     prepared = Prepared(
         exported=exported,
         graph=graph,

@@ -251,7 +251,8 @@ def _costs(prepared: Prepared, signals: Sequence[str], feeds: Feeds) -> dict[str
     for (name, node), output in zip(layers.items(), found, strict=True):
         weight = constants.get(node.input[1])
         if weight is not None:
-            channels = max(1, weight.dims[weight_axis(node, len(weight.dims))])
+            axis = weight_axis(node, len(weight.dims))
+            channels = 1 if axis is None else max(1, weight.dims[axis])
             work[name] = output.size * math.prod(weight.dims) // channels
     total = max(1, sum(work.values()))
     costs = dict.fromkeys(signals, 0)

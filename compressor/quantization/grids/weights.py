@@ -24,6 +24,8 @@ WeightRange = Literal["auto", "minmax", "mse"]
 _SHRINK_FACTORS = torch.linspace(0.2, 1.0, 81)
 # With more bits the rounding error is small against what clipping would cost, and min-max keeps every weight.
 FEW_BITS = 5
+# Dimensions of a matrix: what has more is a stack of them, a kernel or two directions.
+_MATRIX = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,13 +92,18 @@ class WeightGrid:
 
 
 def nearest_grids(
-    graph: onnx.ModelProto, scheme_of: Mapping[str, Scheme], *, weight_range: WeightRange = "auto"
+    graph: onnx.ModelProto,
+    scheme_of: Mapping[str, Scheme],
+    *,
+    weight_range: WeightRange = "auto",
+    multiplied: bool = True,
 ) -> dict[str, WeightGrid]:
     """{initializer: grid} of the constant weights of the nodes that `scheme_of` names, rounded to nearest.
 
     Weights are input 1 of Conv, ConvTranspose, Gemm and MatMul, inputs 1 and 2 of recurrent nodes, the table of a
     Gather. `weight_range` is "minmax", "mse" (the scale of least squared rounding error, per channel or group), or
-    "auto": "mse" up to 5 bits, "minmax" above.
+    "auto": "mse" up to 5 bits, "minmax" above. Vectors have one scale whatever the scheme says, and so has a stack of
+    matrices whose integers are `multiplied`: ONNX Runtime's kernels know a scale for every channel of one matrix alone.
     """
     constants = initializers(graph.graph)
     grids = {}
@@ -109,17 +116,17 @@ def nearest_grids(
             if tensor is None or tensor.data_type != TensorProto.FLOAT:
                 continue
             values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-            grids[tensor.name] = nearest_grid(
-                values, scheme, axis=weight_axis(node, values.ndim), weight_range=weight_range
-            )
+            stacked = values.ndim > _MATRIX and operator_of(node.op_type).multiplies_matrices
+            axis = None if stacked and multiplied else weight_axis(node, values.ndim)
+            grids[tensor.name] = nearest_grid(values, scheme, axis=axis, weight_range=weight_range)
     return grids
 
 
-def nearest_grid(weight: Tensor, scheme: Scheme, *, axis: int, weight_range: WeightRange = "auto") -> WeightGrid:
-    """The grid of one weight whose output channels lie along `axis`, rounded to nearest."""
-    group_size = scheme.granularity.size if isinstance(scheme.granularity, PerBlock) else None
-    per_tensor = not isinstance(scheme.granularity, PerChannel | PerBlock)
-    rows = weight.reshape(1, -1) if per_tensor else weight.movedim(axis, 0).flatten(1)
+def nearest_grid(weight: Tensor, scheme: Scheme, *, axis: int | None, weight_range: WeightRange = "auto") -> WeightGrid:
+    """The grid of one weight whose output channels lie along `axis`, rounded to nearest; one scale for all at None."""
+    per_tensor = axis is None or not isinstance(scheme.granularity, PerChannel | PerBlock)
+    group_size = scheme.granularity.size if isinstance(scheme.granularity, PerBlock) and not per_tensor else None
+    rows = weight.reshape(1, -1) if axis is None or per_tensor else weight.movedim(axis, 0).flatten(1)
     # Zeros that fill up the last group change no range, because every range contains zero.
     pieces = _groups(rows, group_size)
     low, high = extremes(pieces.flatten(0, 1), 0)
@@ -166,8 +173,13 @@ def weight_positions(node: onnx.NodeProto) -> tuple[int, ...]:
     return operator_of(node.op_type).inputs.weights
 
 
-def weight_axis(node: onnx.NodeProto, rank: int) -> int:
-    """The axis of the output channels in the weight of a node: rows of an embedding, gates of a recurrent layer."""
+def weight_axis(node: onnx.NodeProto, rank: int) -> int | None:
+    """The axis of the output channels in the weight of a node: rows of an embedding, gates of a recurrent layer.
+
+    None for a vector: a product makes one number of it, and every row of such a table is one.
+    """
+    if rank < _MATRIX:
+        return None
     if node.op_type == "Gemm" and attribute(node, "transB", 0):
         return 0
     axis = operator_of(node.op_type).inputs.channel_axis

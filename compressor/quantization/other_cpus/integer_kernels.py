@@ -38,7 +38,7 @@ def qlinear_conv(attributes: Attributes, inputs: Sequence[Any], product: Product
 
 
 def qlinear_matmul(attributes: Attributes, inputs: Sequence[Any], product: Product) -> Array:
-    """QLinearMatMul of uint8 activations (..., depth) and int8 weights (depth, outputs)."""
+    """QLinearMatMul of uint8 activations (..., depth) and int8 weights (depth, outputs), or a stack of them."""
     del attributes
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = inputs
     sums = _matmul(a, a_zero, b, b_zero, product)
@@ -132,6 +132,13 @@ def quantize_dynamically(values: Array) -> tuple[Array, Array, Array]:
 
 
 def _matmul(a: Array, a_zero: Array | None, b: Array, b_zero: Array | None, product: Product) -> Array:
+    if b.ndim > 2:
+        # Every matrix of a stack by itself.
+        stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        lefts, rights = (np.broadcast_to(each, (*stack, *each.shape[-2:])) for each in (a, b))
+        pairs = [(lefts[place], rights[place]) for place in np.ndindex(stack)]
+        products = [_matmul(left, a_zero, right, b_zero, product) for left, right in pairs]
+        return np.array(products).reshape(*stack, *products[0].shape)
     depth, outputs = b.shape
     columns = np.ascontiguousarray(a.reshape(-1, depth).T)
     sums = _corrected(np.ascontiguousarray(b.T), columns, (_zero(a_zero), _zero(b_zero)), product)

@@ -70,7 +70,9 @@ class _Placing(Rewriting):
     def linear(self, node: onnx.NodeProto) -> None:
         settings = attributes(node)
         grid = self.weights.get(node.input[1])
-        if grid is None or grid.integers.ndim != 2 or settings.get("transA", 0):
+        # The kernel takes a stack of matrices as well, with one scale for all of them.
+        odd = grid is not None and grid.integers.ndim != 2 and grid.axis is not None
+        if grid is None or odd or settings.get("transA", 0):
             self.written.nodes.append(node)
             return
         self._check(node, grid)
@@ -95,7 +97,7 @@ class _Placing(Rewriting):
     def _matrix(self, name: str, integers: torch.Tensor) -> str:
         """The stored integers (inputs, outputs): a table of words turned around where they are tied to one."""
         for table, rows in self.tables.items():
-            if torch.equal(rows.T, integers):
+            if rows.ndim == integers.ndim == 2 and torch.equal(rows.T, integers):
                 # ONNX Runtime turns constants around when it loads the file: it costs nothing at run time.
                 return self.written.add("Transpose", [table], integers_of(name), perm=[1, 0])
         return self.written.constant(integers_of(name), integers.to(torch.int8).contiguous().numpy())

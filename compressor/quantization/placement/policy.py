@@ -26,6 +26,7 @@ from compressor.quantization.placement.recurrent_cells import hidden_units, recu
 from compressor.quantization.placement.transposed_convolutions import why_transposed
 
 _NO_TRANSPOSED = "no int8 kernel for ConvTranspose"
+_VECTOR = "its weight is a vector: turning what it reads into integers would take as long as the product"
 _STORED = "its weights are stored as {kind} and computed in float32"
 
 
@@ -66,6 +67,7 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
         for tensor in graph.graph.initializer
         if tensor.data_type in FLOAT_NAMES
     }
+    vectors = {tensor.name for tensor in graph.graph.initializer if len(tensor.dims) == 1}
     static: list[str] = []
     dynamic: list[str] = []
     weight_only: list[str] = []
@@ -127,6 +129,8 @@ def placement_of(graph: onnx.ModelProto, form: Form, skip: tuple[str, ...]) -> P
                 dynamic.append(node.name)
             case "Gather":
                 pass
+            case _ if held in vectors:
+                left[node.name] = _VECTOR
             case _ if is_dynamic and constant_weight:
                 dynamic.append(node.name)
             case _ if is_dynamic:

@@ -153,3 +153,24 @@ def test_other_integers_have_to_fit() -> None:
             group_size=None,
             integers=torch.zeros(2, dtype=torch.int32),
         )
+
+
+@pytest.mark.parametrize("granularity", [PerChannel(), PerBlock(size=16)])
+def test_a_vector_has_one_scale(granularity: PerChannel | PerBlock) -> None:
+    """A vector in a product, or a table of one number a row, has no channels: its largest value is 127 steps."""
+    vector = np.array([0.5, -1.27, 0.25], np.float32)
+    for model in (_linear(vector), _linear(vector, "Gather")):
+        if model.graph.node[0].op_type == "Gather":
+            model.graph.node[0].input[:] = ["w", "input"]
+        grid = nearest_grids(model, {"linear": Symmetric(granularity=granularity)})["w"]
+        assert (grid.axis, grid.group_size) == (None, None)
+        assert grid.integers.tolist() == [50, -127, 25]
+        assert weight_axis(model.graph.node[0], 1) is None
+
+
+def test_a_stack_of_matrices_has_one_scale_where_it_is_multiplied() -> None:
+    """No kernel takes a scale for every channel of a stack; where floats are made of it, channels keep their own."""
+    stack = np.array([[[1.27, 0.1]], [[-0.5, 0.254]]], np.float32)
+    model, scheme = _linear(stack), {"linear": Symmetric()}
+    assert nearest_grids(model, scheme)["w"].scale.tolist() == pytest.approx(0.01)
+    assert nearest_grids(model, scheme, multiplied=False)["w"].scale.tolist() == pytest.approx([0.01, 0.002])

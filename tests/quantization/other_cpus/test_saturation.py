@@ -87,6 +87,12 @@ def _case(kind: str, *, largest: int) -> tuple[onnx.NodeProto, dict[str, np.ndar
     if kind == "MatMulIntegerToFloat":
         constants = {name: quantized[name] for name in ("xs", "ws", "xz", "wz")} | {"w": weights(33, 12)}
         return _node(kind, ["x", "w", "xs", "ws", "xz", "wz"], ["y"]), {"x": activations(5, 33)}, constants
+    if kind == "MatMulIntegerToFloat of a stack":
+        # One matrix for every head, and the same activations for both rows of heads.
+        constants = {**quantized, "ws": np.float32(1e-4), "wz": np.int8(0), "w": weights(2, 3, 33, 12)}
+        constants = {name: constants[name] for name in ("xs", "ws", "xz", "wz", "w")}
+        node = _node("MatMulIntegerToFloat", ["x", "w", "xs", "ws", "xz", "wz"], ["y"])
+        return node, {"x": activations(3, 5, 33)}, constants
     if kind == "DynamicQuantizeMatMul":
         constants = {"w": weights(33, 12), "ws": np.float32(0.01), "wz": np.int8(0)}
         x = draw.uniform(-0.1, 2, (5, 33)).astype(np.float32)
@@ -130,6 +136,7 @@ KINDS = (
     "QGemm with float outputs",
     "MatMulInteger",
     "MatMulIntegerToFloat",
+    "MatMulIntegerToFloat of a stack",
     "DynamicQuantizeMatMul",
     "DynamicQuantizeLSTM",
 )

@@ -16,6 +16,7 @@ from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.placement.policy import followers
 from compressor.quantization.placement.static import place_static, tensors_to_observe, with_shared
 from compressor.runtime import open_session
+from workbench.cpu import exact_outputs
 from workbench.onnx_graphs import with_branch
 
 
@@ -171,6 +172,30 @@ def test_linear_layers_give_floats_to_floats() -> None:
     weight = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
     placed = _placed(_model(nodes, {"w": weight}, [16], [4]), {"head"})
     assert kernels(serialize(placed)) == {"QuantizeLinear": 1, "QGemm": 1, "Softmax": 1}
+
+
+@pytest.mark.parametrize("stack", [(1,), (4,), (4, 3)])
+@pytest.mark.parametrize("behind", ["Tanh", "MatMul"])
+def test_a_stack_of_matrices_is_multiplied_on_integers(stack: tuple[int, ...], behind: str) -> None:
+    """Matrices that are stacked have one scale for all, with which ONNX Runtime has kernels, whoever reads them."""
+    generator = np.random.default_rng(0)
+    weights = {
+        "w": generator.normal(size=(*stack, 16, 8)).astype(np.float32) / 4,
+        "v": generator.normal(size=(8, 4)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["input", "w"], ["a"], "stacked"),
+        helper.make_node(behind, ["a", "v"] if behind == "MatMul" else ["a"], ["output"], "behind"),
+    ]
+    shape = [1] * (len(stack) - 1) + [5, 16]
+    model = _model(nodes, weights, shape, [*stack[1:], 5, 4 if behind == "MatMul" else 8])
+    placed = _placed(model, {"stacked", "behind"} if behind == "MatMul" else {"stacked"})
+    running = kernels(serialize(placed))
+    assert "MatMul" not in running
+    assert running["MatMulIntegerToFloat"] == 1
+    assert running["QLinearMatMul"] == (behind == "MatMul")
+    expected, got = (exact_outputs(serialize(each), _feeds(model))[0] for each in (model, placed))
+    assert sqnr_db(expected, got) > 30
 
 
 def test_a_bias_too_large_for_its_grid_gets_room() -> None:

@@ -180,6 +180,34 @@ def test_embeddings_are_looked_up_as_integers(granularity) -> None:
     assert len(serialize(placed)) < table.size + 4 * 500 + 500
 
 
+def test_a_table_of_one_number_a_row_is_looked_up_as_integers() -> None:
+    """The numbers that come out are the grid's values to the bit, whether integers are looked up or unpacked."""
+    model = _model(
+        [helper.make_node("Gather", ["w", "input"], ["output"], "biases")],
+        {"w": _normal(500)},
+        [4, 7],
+        TensorProto.INT64,
+    )
+    x = np.random.default_rng(0).integers(0, 500, (4, 7))
+    for place in (place_dynamic, place_weight_only):
+        grids = nearest_grids(model, {"biases": Symmetric()})
+        placed = place(model, {"biases"}, grids)
+        assert np.array_equal(_run(placed, x), grids["w"].values().numpy()[x])
+        assert any(tensor.data_type == TensorProto.INT8 and tensor.dims for tensor in placed.graph.initializer)
+
+
+def test_a_stack_of_matrices_finds_its_range_at_run_time() -> None:
+    """One scale for all matrices: the kernel runs, and keeps over 30 dB."""
+    model = _model(
+        [helper.make_node("MatMul", ["input", "w"], ["output"], "stacked")], {"w": _normal(3, 32, 8)}, [3, 6, 32]
+    )
+    grids = nearest_grids(model, {"stacked": Symmetric()})
+    placed = place_dynamic(model, {"stacked"}, grids)
+    assert kernels(serialize(placed)) == {"DynamicQuantizeMatMul": 1}
+    x = _normal(3, 6, 32)
+    assert sqnr_db(_run(_with_values(model, grids), x), _run(placed, x)) > 30
+
+
 def test_groups_are_refused_with_dynamic_activations() -> None:
     """No kernel takes them; the message gives the ways out."""
     model = _model([helper.make_node("MatMul", ["input", "w"], ["output"], "linear")], {"w": _normal(32, 8)}, [1, 32])
