@@ -32,6 +32,17 @@ def first_said(error: BaseException) -> str:
     return bounded(next(filter(None, lines), type(error).__name__).rstrip("."), LONGEST_REASON)
 
 
+def runtime_reason(error: BaseException) -> str:
+    """What ONNX Runtime says of a run that failed, the node and its reason; of any other error, what it says first."""
+    # The node stands in the first part of the message, the reason behind the condition that "was false".
+    text = " ".join(plain(str(error)).split())
+    node = re.search(r"running (\w+) node\. Name:'([^']*)'", text)
+    if node is None:
+        return first_said(error)
+    reason = text.rpartition(" was false. ")[2].rpartition("Status Message: ")[2]
+    return bounded(f"{node[1]} node {node[2]!r}: {reason}", LONGEST_REASON)
+
+
 class CompressorError(Exception):
     """What the package explains itself, as opposed to a fault in it.
 

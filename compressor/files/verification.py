@@ -1,6 +1,5 @@
 """What an exported file must reproduce: a model's own outputs for real inputs of several shapes."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from compressor.batches import Inputs, map_tensors
 from compressor.calls.samples import as_tensor
-from compressor.errors import ExportError, first_said
+from compressor.errors import ExportError, first_said, runtime_reason
 from compressor.files.exported_outputs import NamedModel, OutputNames, compare, names_of_outputs
 from compressor.kept_state import private_copy
 from compressor.runtime import load_session, session_options
@@ -373,19 +372,11 @@ def _verified(proto: onnx.ModelProto, task: ExportTask) -> bytes:
             )
         except Exception as error:  # ONNX Runtime's errors share no base class below Exception
             raise ExportError(
-                f"for inputs of shape {_shapes(probe.inputs)} ONNX Runtime fails: {_runtime_message(error)}"
+                f"for inputs of shape {_shapes(probe.inputs)} ONNX Runtime fails: {runtime_reason(error)}"
             ) from error
         for name, raw, expected in zip(task.outputs.names, given, probe.expected, strict=True):
             compare(name, as_tensor(np.array(raw)), expected, _shapes(probe.inputs))
     return onnx_bytes
-
-
-def _runtime_message(error: Exception) -> str:
-    # The node stands in the first part of the message, the reason behind the condition that "was false".
-    text = " ".join(str(error).split())
-    node = re.search(r"running (\w+) node\. Name:'([^']*)'", text)
-    reason = text.rpartition(" was false. ")[2].rpartition("Status Message: ")[2]
-    return f"{node[1]} node {node[2]!r}: {reason}" if node else reason
 
 
 def _shapes(inputs: Sequence[Tensor]) -> str:

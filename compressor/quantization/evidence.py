@@ -23,7 +23,7 @@ from compressor.quantization.choice.spare import Spare
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.placement.forms import ByEvidence, ByFamily, Dynamic, WeightOnly
 from compressor.quantization.post_training import Prepared
-from compressor.quantization.quantizer import QuantizationSettings, Sparing, calibrated, quantized_file
+from compressor.quantization.quantizer import QuantizationSettings, Sparing, calibrated, quantized_file, why_failed
 from compressor.stage import Context
 from compressor.workload import Workload, first_batches, resize_batch
 
@@ -126,7 +126,10 @@ class _Trial:
         self.latest: tuple[QuantizationSettings, Prepared] | None = None
 
     def __call__(self, label: str, settings: QuantizationSettings, spare: Sparing | None = None) -> _Attempt:
-        """The attempt of these settings; without details where it does not hold, without a file where there is none."""
+        """The attempt of these settings; without details where it does not hold, without a file where there is none.
+
+        What nobody foresaw in it is why it does not hold, and the next form has its turn.
+        """
         told = TriedForm(form=label, kept=False)
         own = replace(self.context, details={}, folder=None)
 
@@ -143,15 +146,17 @@ class _Trial:
             file = quantized_file(
                 self.exported, settings, self.workload, own, spare=spare, calibrating=self._calibrated, check=check
             )
-        except (StageError, ValueError) as error:
-            return _Attempt(told=replace(told, why=str(error)))
+            speedup = self._timed(file)
+        except Exception as error:  # noqa: BLE001 - the next form may do without what failed
+            return _Attempt(told=replace(told, why=why_failed(error)))
         covered = Coverage.from_json(own.details)
         told = replace(
             told,
             size_bytes=len(file),
             integer_kernels=covered.integer_kernels if covered else None,
+            speedup=speedup,
         )
-        return _Attempt(told=replace(told, speedup=self._timed(file)), onnx_bytes=file, details=own.details)
+        return _Attempt(told=told, onnx_bytes=file, details=own.details)
 
     def _calibrated(
         self, exported: bytes, settings: QuantizationSettings, workload: Workload, context: Context

@@ -18,7 +18,7 @@ from compressor.measuring.timing import time_interleaved
 from compressor.notes.quantization import Coverage, FormChosen, OutputNoise, TriedForm
 from compressor.progress.bars import progress_bar
 from compressor.quantization.placement.forms import Candidate, Fastest
-from compressor.quantization.quantizer import QuantizationSettings, quantized_file
+from compressor.quantization.quantizer import QuantizationSettings, quantized_file, why_failed
 from compressor.stage import Context
 from compressor.workload import Workload, resize_batch
 
@@ -59,7 +59,10 @@ def fastest(exported: bytes, settings: QuantizationSettings, workload: Workload,
         )
         twin = next((tried[other].form for other, file in left.items() if file.onnx_bytes == made), None)
         if twin is None:
-            entry = _judged(entry, made, form, reference, workload, seed=context.seed)
+            try:
+                entry = _judged(entry, made, form, reference, workload, seed=context.seed)
+            except Exception as error:  # noqa: BLE001 - the same
+                entry = replace(entry, why=why_failed(error))
         else:
             entry = replace(entry, why=f"the same file as {twin}")
         tried.append(entry)
@@ -97,8 +100,8 @@ def _made(
     weights = settings.weights if candidate.weights is None else candidate.weights
     try:
         return quantized_file(exported, replace(settings, form=candidate.form, weights=weights), workload, own)
-    except (StageError, ValueError) as error:
-        return str(error)
+    except Exception as error:  # noqa: BLE001 - the next form may do without what failed
+        return why_failed(error)
 
 
 def _judged(

@@ -7,7 +7,7 @@ on them, what goes back to float, and the biases, which make up for what roundin
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from compressor.errors import NothingToImproveError, StageError
+from compressor.errors import NothingToImproveError, StageError, runtime_reason
 from compressor.notes.quantization import BiasesCorrected, Equalized
 from compressor.quantization.accuracy.adaptive_rounding import AdaRound
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
@@ -170,6 +170,19 @@ def calibrated(exported: bytes, settings: QuantizationSettings, workload: Worklo
     )
     told = replace(told, sqnr_db={"without": before, "with": after}, kept=after > before)
     return (equalized if after > before else plain).noting(told)
+
+
+def why_failed(error: Exception) -> str:
+    """Why a form cannot be had, in a sentence; raises `error` where that is no fault of the form.
+
+    Another form may do without what one failed by, foreseen or not: ONNX Runtime's errors share no base class below
+    Exception. Without memory or a disk to write to no form is better.
+    """
+    if isinstance(error, MemoryError | OSError):
+        raise error
+    if isinstance(error, StageError | ValueError):
+        return str(error)
+    return f"it fails ({type(error).__name__}: {runtime_reason(error)})"
 
 
 def _rounded(

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 from torch import nn
 
-from compressor.errors import StageError
+from compressor.errors import StageError, WriteError
 from compressor.estimate import Estimate
 from compressor.files import opening
 from compressor.files.opening import note_given
@@ -24,7 +24,7 @@ from compressor.quantization.choice.spare import Spare
 from compressor.quantization.evidence import by_evidence
 from compressor.quantization.other_cpus.pair_safety import safe_grids
 from compressor.quantization.other_cpus.portability import integer_nodes
-from compressor.quantization.placement.forms import ByEvidence
+from compressor.quantization.placement.forms import ByEvidence, ByFamily
 from compressor.quantization.post_training import Prepared, finish
 from compressor.quantization.quantizer import calibrated
 from compressor.runtime import open_session
@@ -281,6 +281,71 @@ def test_other_outputs_count(clock: dict[str, Any]) -> None:
     assert "keep" in details["candidates"][0]["why"]
     kept = next(entry for entry in details["candidates"] if entry["kept"])
     assert kept["sqnr_db"] >= 40
+
+
+def test_a_product_with_a_vector_stays_in_float_and_the_rest_is_integers(clock: dict[str, Any]) -> None:
+    """One layer that no kernel takes is told with its reason; before, it ended the search for all forms."""
+    model = onnx.load_from_string(_network(loud=False))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(SHAPE, np.float32), "vector"))
+    model.graph.node.append(helper.make_node("MatMul", ["output", "vector"], ["sum"], "summed"))
+    model.graph.output.append(helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, ["batch"]))
+    exported = model.SerializeToString()
+    _, details = _made(exported, _workload(exported), max_drop=0.05)
+    assert details["chosen_form"] == "static"
+    (left,) = details["left_in_float"]
+    assert left["node"] == "summed"
+    assert "its weight is a vector" in left["reason"]
+
+
+_NOT_VALID = (
+    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running MatMulIntegerToFloat node. "
+    "Name:'head' Status Message: /source/quantize.cc:97 Status Base::Compute(Context*) IsSupported(shape) was false. "
+    "MatmulInteger : b zero point is not valid"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (IndexError("Dimension out of range"), "it fails (IndexError: Dimension out of range)"),
+        (
+            RuntimeError(_NOT_VALID),
+            "it fails (RuntimeError: MatMulIntegerToFloat node 'head': MatmulInteger : b zero point is not valid)",
+        ),
+    ],
+)
+def test_a_form_that_fails_unforeseen_makes_room_for_the_next(
+    clock: dict[str, Any], monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    """Whatever the static forms fail by is told as their reason, and dynamic products are tried and taken."""
+    monkeypatch.setattr(evidence, "calibrated", _failing(evidence.calibrated, error, forms=(ByFamily,)))
+    exported = _network(loud=False)
+    _, details = _made(exported, _workload(exported), max_drop=0.05)
+    assert details["candidates"][0]["why"] == reason
+    assert details["chosen_form"] == "dynamic products, float convolutions"
+
+
+@pytest.mark.parametrize("error", [MemoryError("none left"), WriteError("the disk is full"), KeyboardInterrupt()])
+def test_what_no_form_can_help_ends_the_search(
+    clock: dict[str, Any], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """No memory, no disk, and whoever stops it: the next form would not do better, and is not tried."""
+    monkeypatch.setattr(evidence, "calibrated", _failing(evidence.calibrated, error, forms=(ByFamily,)))
+    exported = _network(loud=False)
+    with pytest.raises(type(error)):
+        _made(exported, _workload(exported), max_drop=0.05)
+    assert clock["calls"] == 0
+
+
+def _failing(made: Any, error: BaseException, *, forms: tuple[type, ...]) -> Any:
+    """`made`, which raises `error` for settings of these `forms`."""
+
+    def failing(exported: bytes, settings: Any, *rest: Any) -> Prepared:
+        if isinstance(settings.form, forms):
+            raise error
+        return made(exported, settings, *rest)
+
+    return failing
 
 
 def test_representation_rebuilds_the_choice_and_bad_limits_are_refused() -> None:

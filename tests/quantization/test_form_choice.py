@@ -156,6 +156,26 @@ def test_the_same_file_is_timed_once(tied, monkeypatch: pytest.MonkeyPatch) -> N
     assert context.details["candidates"][1]["why"] == "the same file as Dynamic()"
 
 
+def test_a_form_that_fails_unforeseen_is_left_out(tied, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of a library that one form meets is its reason; without memory, the choice ends."""
+    made = form_choice.quantized_file
+    raised: list[Exception] = [IndexError("tuple index out of range"), MemoryError()]
+
+    def failing(exported: bytes, settings: Any, *rest: Any) -> bytes:
+        if isinstance(settings.form, Dynamic):
+            raise raised.pop(0)
+        return made(exported, settings, *rest)
+
+    monkeypatch.setattr(form_choice, "quantized_file", failing)
+    form = _choosing(Fastest(candidates=(Candidate(form=Dynamic()), Candidate(form=Float16()))))
+    context = _context()
+    fastest(tied[0], form, tied[1], context)
+    assert context.details["chosen_form"] == "Float16()"
+    assert context.details["candidates"][0]["why"] == "it fails (IndexError: tuple index out of range)"
+    with pytest.raises(MemoryError):
+        fastest(tied[0], form, tied[1], _context())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
