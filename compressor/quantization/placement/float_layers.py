@@ -6,6 +6,11 @@ is quantized again. What was left in float for its accuracy would lose it that w
 would not even run on integers. The rule asks for one scale on the activation: the same scale once for every channel
 means the same numbers.
 
+ReLUs and clips that stay in float behind an integer product: ONNX Runtime (1.32) takes them for one with the rounding
+that would follow, finds none, and multiplies dequantized floats instead, twenty times as slow as the float model for
+one row of 1024 (7.6 against 0.3 milliseconds: the weights are dequantized at every call). Max and Min cut off just as
+well, in the same time.
+
 Residual sums before a norm: ONNX Runtime (1.32, CPU) makes one SkipLayerNormalization of an Add and the
 LayerNormalization that reads it; its kernel computes row by row without vectors and takes three times as long as the
 two by themselves (27 against 8 microseconds for 40 rows of 128). The fusion knows the operator Add; Sum, which adds two
@@ -13,6 +18,7 @@ tensors just as well, it leaves alone.
 """
 
 from collections import Counter
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -109,6 +115,50 @@ def _by_channel(
     return helper.make_node(
         "DequantizeLinear", inputs, [name], f"{source.name}_by_channel", domain=source.domain, axis=1
     )
+
+
+def keep_bounds_apart_(graph: onnx.GraphProto, nodes: set[str]) -> None:
+    """Writes as Max and Min the ReLUs and clips of `graph` that alone read what a layer of the integer `nodes` gives.
+
+    Those at the end, whose result no node reads, stay.
+    """
+    made, read = producers(graph.node), readers(graph.node)
+    outputs = output_names(graph)
+    written: list[onnx.NodeProto] = []
+    for node in graph.node:
+        bounds, source = operator_of(node.op_type).bounds, made.get(node.input[0]) if node.input else None
+        behind = (
+            bounds is not None
+            and source is not None
+            and source.name in nodes
+            and Fact.FLOAT_OUTPUT in facts_of(source.op_type)
+            and len(read[node.input[0]]) == 1
+            and node.input[0] not in outputs
+            and bool(read.get(node.output[0]))
+        )
+        written += _cut_apart(graph, node, bounds) if bounds is not None and behind else [node]
+    replace_nodes_(graph, written)
+
+
+def _cut_apart(graph: onnx.GraphProto, node: onnx.NodeProto, bounds: tuple[float, float]) -> list[onnx.NodeProto]:
+    """Max and Min that cut off where `node` does: at its inputs, or else at its `bounds` where these are finite."""
+    given = [*node.input[1:3], "", ""][:2]
+    kept: list[tuple[str, str]] = []
+    for kind, name, bound in zip(("Max", "Min"), given, bounds, strict=True):
+        if name:
+            kept.append((kind, name))
+        elif isfinite(bound):
+            kept.append((kind, f"{node.name}/{kind.lower()}_bound"))
+            graph.initializer.append(numpy_helper.from_array(np.array(bound, np.float32), kept[-1][1]))
+    if not kept:
+        return [node]
+    found, source = [], node.input[0]
+    for place, (kind, name) in enumerate(kept):
+        last = place == len(kept) - 1
+        target = node.output[0] if last else f"{node.output[0]}_{kind.lower()}"
+        found.append(helper.make_node(kind, [source, name], [target], node.name if last else f"{node.name}/{kind}"))
+        source = target
+    return found
 
 
 def keep_sums_apart_(model: onnx.ModelProto) -> int:

@@ -33,8 +33,14 @@ def drop_saturating(
     nodes: set[str],
     activations: Mapping[str, ActivationGrid],
     constants: Mapping[str, TensorProto],
-) -> None:
-    """Removes from the graph the ReLUs and clips whose bounds the integers of their output enforce by saturating."""
+) -> set[str]:
+    """Removes from the graph the ReLUs and clips whose bounds the integers of their output enforce by saturating.
+
+    The tensors that are cut off so, under the name that the last of what was removed gave them: whoever makes them has
+    to round them, whoever reads them. Where they are what the graph gives out, and a layer has a kernel that hands out
+    floats, these are cut off as they are.
+    """
+    cut: set[str] = set()
     made, read = producers(graph.node), readers(graph.node)
     outputs = output_names(graph)
     for node in list(graph.node):
@@ -45,21 +51,34 @@ def drop_saturating(
         if source is None or grid is None or not alone or not _saturates(node, grid, constants):
             # It stays and computes floats.
             nodes.discard(node.name)
-        elif source.name in nodes and not moves(source) and _stays_integer(source, node, read, nodes):
+        elif source.name in nodes and not moves(source) and not _gives_out_floats(source, node, read, nodes, outputs):
             position = list(source.output).index(node.input[0])
             source.output[position] = node.output[0]
             made[node.output[0]] = source
+            cut.discard(node.input[0])
+            cut.add(node.output[0])
             graph.node.remove(node)
         else:
             nodes.discard(node.name)
+    return cut
 
 
-def _stays_integer(
-    source: onnx.NodeProto, node: onnx.NodeProto, read: Mapping[str, list[onnx.NodeProto]], nodes: set[str]
+def _gives_out_floats(
+    source: onnx.NodeProto,
+    node: onnx.NodeProto,
+    read: Mapping[str, list[onnx.NodeProto]],
+    nodes: set[str],
+    outputs: set[str],
 ) -> bool:
-    # A linear layer whose result only floats read hands out floats, which nothing saturates.
-    return Fact.FLOAT_OUTPUT not in facts_of(source.op_type) or any(
-        reader.name in nodes for reader in read.get(node.output[0], ())
+    """Whether `node` cuts off, for the graph's outputs, what a layer can give in floats: rounding would cost precision.
+
+    What floats read inside of the graph is rounded: ONNX Runtime runs no layer on integers ahead of a ReLU or a clip
+    that stays, if there is no rounding behind it.
+    """
+    return (
+        Fact.FLOAT_OUTPUT in facts_of(source.op_type)
+        and node.output[0] in outputs
+        and not any(reader.name in nodes for reader in read.get(node.output[0], ()))
     )
 
 

@@ -30,7 +30,7 @@ from compressor.files.operators import Fact, operator_of
 from compressor.quantization.grids.activations import ActivationGrid
 from compressor.quantization.grids.schemes import Asymmetric, choose_affine, extremes, integer_bounds, quantize
 from compressor.quantization.grids.weights import WeightGrid, weight_positions
-from compressor.quantization.placement.float_layers import keep_float_
+from compressor.quantization.placement.float_layers import keep_bounds_apart_, keep_float_
 from compressor.quantization.placement.integer_forms import take_integer_forms_
 from compressor.quantization.placement.movement import keep_foreign_pads_float, moves
 from compressor.quantization.placement.names import (
@@ -111,6 +111,7 @@ def place_static(
     placing.run()
     placed = placing.finished()
     keep_float_(placed.graph, placing.nodes)
+    keep_bounds_apart_(placed.graph, placing.nodes)
     take_integer_forms_(placed.graph)
     return placed
 
@@ -130,7 +131,7 @@ class _Placing(Rewriting):
         self.outputs = output_names(graph)
         self.signed = any(grid.signed for grid in self.activations.values())
         keep_trailing_moves_float(graph, self.nodes)
-        drop_saturating(graph, self.nodes, self.activations, self.constants)
+        self.cut = drop_saturating(graph, self.nodes, self.activations, self.constants)
         self.readers = readers(graph.node)
         keep_foreign_pads_float(graph, self.nodes, self.activations, self.constants, self.readers)
         for node in list(graph.node):
@@ -157,11 +158,10 @@ class _Placing(Rewriting):
             elif name:
                 node.input[position] = self._activation(name)
         self.written.nodes.append(node)
-        if Fact.FLOAT_OUTPUT in row.facts and not any(
-            reader.name in self.nodes for name in node.output for reader in self.readers[name]
-        ):
+        floats_read = not any(reader.name in self.nodes for name in node.output for reader in self.readers[name])
+        if Fact.FLOAT_OUTPUT in row.facts and floats_read and self.cut.isdisjoint(node.output):
             # They have kernels with float output: quantizing it only to convert it back would cost an operator and
-            # the precision of, mostly, the logits.
+            # the precision of, mostly, the logits. What a ReLU cut off before is cut off by rounding now.
             return
         for position, name in enumerate(node.output):
             grid = self.grids.get(originals[0]) if moves(node) else self.activations.get(name)

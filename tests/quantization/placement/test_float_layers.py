@@ -7,6 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.file.compact_graph import kernels, serialize
 from compressor.quantization.grids.activations import activation_grids
 from compressor.quantization.grids.schemes import Asymmetric, PerBlock, Symmetric
@@ -20,6 +21,7 @@ from compressor.stages.quantization import Quantize
 from compressor.target import Isa, Target
 from compressor.workload import Workload
 from workbench.cpu import exact_outputs
+from workbench.onnx_graphs import graph_of
 
 
 def chain(middle: str) -> onnx.ModelProto:
@@ -69,6 +71,40 @@ def test_a_float_layer_between_integer_ones_computes_floats(middle: str) -> None
     step = float(activations["output"].scale)
     assert np.abs(expected - got).max() <= 1.01 * step
     assert (np.abs(expected - got) > 0.5 * step).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("cut", "inputs", "written"),
+    [
+        ("Relu", [], {"Max": 1}),
+        ("Clip", ["low", "high"], {"Max": 1, "Min": 1}),
+        ("Clip", ["", "high"], {"Min": 1}),
+        ("Clip", ["found"], {"Max": 1}),
+    ],
+)
+@pytest.mark.parametrize(("op", "kernel"), [("MatMul", "MatMulIntegerToFloat"), ("Gemm", "QGemm")])
+def test_a_float_relu_keeps_no_product_from_integers(
+    op: str, kernel: str, cut: str, inputs: list[str], written: dict[str, int]
+) -> None:
+    """Behind a layer on integers a ReLU or clip that stays in float is written so that ONNX Runtime runs the kernel."""
+    nodes = [
+        helper.make_node("ReduceMin", ["input"], ["found"], "bound", keepdims=0),
+        helper.make_node(op, ["input", "w"], ["a"], "front"),
+        helper.make_node(cut, ["a", *inputs], ["b"], "cut"),
+        helper.make_node("Tanh", ["b"], ["output"], "float"),
+    ]
+    weights = {"w": np.random.default_rng(0).normal(size=(16, 4)), "low": np.array(-0.5), "high": np.array(0.5)}
+    model = graph_of(nodes, weights, ["n", 16], ["n", 4])
+    activations = activation_grids({"input": (-4.0, 4.0)}, Asymmetric(), signed=False)
+    grids = nearest_grids(model, {"front": Symmetric()})
+    placed = place_static(onnx.shape_inference.infer_shapes(model), {"front"}, activations, grids)
+    running = kernels(serialize(placed))
+    assert running[kernel] == 1
+    assert {name: running[name] for name in written} == written
+    assert not {"MatMul", "Gemm", "FusedGemm", cut} & running.keys()
+    x = {"input": np.random.default_rng(1).normal(size=(64, 16)).astype(np.float32)}
+    expected, got = (exact_outputs(serialize(each), x)[0] for each in (model, placed))
+    assert sqnr_db(expected, got) > 30
 
 
 def test_nothing_is_added_where_no_layer_stands_between() -> None:

@@ -174,6 +174,40 @@ def test_linear_layers_give_floats_to_floats() -> None:
     assert kernels(serialize(placed)) == {"QuantizeLinear": 1, "QGemm": 1, "Softmax": 1}
 
 
+@pytest.mark.parametrize(("op", "kernel"), [("MatMul", "QLinearMatMul"), ("Gemm", "QGemm")])
+@pytest.mark.parametrize("cut", ["Relu", "Clip"])
+def test_a_product_that_a_relu_cuts_off_runs_on_integers_before_floats(op: str, kernel: str, cut: str) -> None:
+    """Rounding behind the ReLU takes its place; without it the product, prepared for integers, multiplied floats."""
+    generator = np.random.default_rng(0)
+    weights = {
+        "w": generator.normal(size=(16, 8)).astype(np.float32),
+        "none": np.float32(0),
+        "six": np.float32(6),
+        "v": generator.normal(size=(8, 4)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node(op, ["input", "w"], ["a"], "front"),
+        helper.make_node(cut, ["a", "none", "six"][: 1 if cut == "Relu" else 3], ["b"], "cut"),
+        helper.make_node("Einsum", ["b", "v"], ["output"], "float", equation="bi,io->bo"),
+    ]
+    model = _model(nodes, weights, [16], [4])
+    placed = _placed(model, {"front"})
+    assert kernels(serialize(placed)) == {"QuantizeLinear": 1, kernel: 1, "DequantizeLinear": 1, "Einsum": 1}
+    expected, got = (exact_outputs(serialize(each), _feeds(model))[0] for each in (model, placed))
+    assert sqnr_db(expected, got) > 30
+
+
+def test_a_relu_at_the_end_cuts_off_the_floats_that_a_layer_gives() -> None:
+    """What the graph gives out is not rounded: the kernel hands out floats, and the ReLU stays."""
+    nodes = [
+        helper.make_node("MatMul", ["input", "w"], ["a"], "head"),
+        helper.make_node("Relu", ["a"], ["output"], "cut"),
+    ]
+    weight = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    placed = _placed(_model(nodes, {"w": weight}, [16], [4]), {"head"})
+    assert kernels(serialize(placed)) == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 1, "Relu": 1}
+
+
 @pytest.mark.parametrize("stack", [(1,), (4,), (4, 3)])
 @pytest.mark.parametrize("behind", ["Tanh", "MatMul"])
 def test_a_stack_of_matrices_is_multiplied_on_integers(stack: tuple[int, ...], behind: str) -> None:
