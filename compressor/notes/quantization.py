@@ -42,7 +42,8 @@ class Equalized(Note):
 class Calibrated(Note):
     """How ranges were found: the method, over how many samples, of how many tensors.
 
-    Where several methods competed, the `chosen` one and the output's error with each.
+    Where several methods competed, the `chosen` one and the output's error with each. Tensors without a range stay
+    in float: {name: why}.
     """
 
     key: ClassVar[str] = "calibration"
@@ -51,6 +52,7 @@ class Calibrated(Note):
     tensors: int
     chosen: str | None = None
     output_error: Mapping[str, float] | None = None
+    without_range: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

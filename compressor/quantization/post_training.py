@@ -246,7 +246,8 @@ def _calibrated(
 ) -> tuple[Placement, frozenset[str], dict[str, ActivationGrid], Calibrated | None]:
     """(what is placed, the static nodes with their followers, the grids that they need, what the report is told).
 
-    Layers that read signals of different scale in one tensor go back to float. Raises StageError where none is left.
+    Layers that read signals of different scale in one tensor go back to float. Raises StageError where none is left,
+    and where a layer reads or gives NaN; other tensors that hold some have no grid.
     """
     signed = context.target.signed_activations
     layers = {*placement.static, *placement.dynamic}
@@ -257,7 +258,16 @@ def _calibrated(
         return placement, static, {}, None
     method = settings.calibration if static else MinMax(samples=_JOINED_SAMPLES)
     scheme = settings.activations
-    found = calibrate(graph, observed, workload.calibration, method, scheme, signed=signed, progress=context.progress)
+    found = calibrate(
+        graph,
+        observed,
+        workload.calibration,
+        method,
+        scheme,
+        signed=signed,
+        needed=_read_or_given(graph, layers),
+        progress=context.progress,
+    )
     ranges = with_shared(found.ranges, same)
     separation = separated(graph, layers, static - layers, ranges)
     if separation.left:
@@ -269,6 +279,11 @@ def _calibrated(
         {name: ranges[name] for name in (*tensors, *same) if name in ranges}, scheme, signed=signed
     )
     return placement, kept, grids, found.note if static else None
+
+
+def _read_or_given(graph: onnx.ModelProto, layers: Collection[str]) -> set[str]:
+    """The tensors that the `layers` read and give: without their values there is nothing to multiply."""
+    return {name for node in graph.graph.node if node.name in layers for name in (*node.input, *node.output)}
 
 
 def _placed(graph: onnx.ModelProto, settings: IntegerSettings) -> Placement:

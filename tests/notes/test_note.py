@@ -355,6 +355,10 @@ NOTES: tuple[tuple[Note, str], ...] = (
         '{"calibration": {"method": "MinMax()", "samples": 64, "tensors": 9}}',
     ),
     (
+        Calibrated(method="MinMax()", samples=64, tensors=9, without_range={"x": "it holds NaN"}),
+        '{"calibration": {"method": "MinMax()", "samples": 64, "tensors": 9, "without_range": {"x": "it holds NaN"}}}',
+    ),
+    (
         Calibrated(method="Auto()", samples=64, tensors=9, chosen="MSE()", output_error={"MSE()": 0.01}),
         (
             '{"calibration": {"method": "Auto()", "samples": 64, "tensors": 9, "chosen": "MSE()", '

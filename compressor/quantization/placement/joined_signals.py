@@ -33,13 +33,17 @@ class Separation:
 
 
 def parts_to_observe(model: onnx.ModelProto, nodes: Collection[str]) -> list[str]:
-    """The float tensors that are joined in what the integer `nodes` of the graph read or give, each once."""
+    """The float tensors that are joined in what the integer `nodes` of the graph read or give, and what they make.
+
+    Each once.
+    """
     walk = _Walk(model)
     found: dict[str, None] = {}
     for node in model.graph.node:
         if node.name in nodes:
             for name in _activations(node):
-                found |= dict.fromkeys(walk.observable(part) for part in walk.parts(name))
+                parts = [walk.observable(part) for part in walk.parts(name)]
+                found |= dict.fromkeys([*parts, name] if parts else [])
             if _adds(node):
                 found |= dict.fromkeys(name for name in node.input if name in walk.floats)
     return [name for name in found if name in walk.floats]
@@ -50,7 +54,7 @@ def separated(
 ) -> Separation:
     """What has to stay in float among the integer `layers` and their `followers`, given the ranges of the tensors.
 
-    A tensor that was observed and has no range holds infinite values, and has no grid.
+    A tensor that was observed and has no range holds infinite values or NaN, and has no grid.
     """
     walk = _Walk(model)
     left: dict[str, str] = {}
@@ -137,7 +141,7 @@ class _Walk:
         # What a Split takes out of the joint again may be one signal alone.
         whole = self.width(name, ranges) if name in ranges else max(widths.values())
         if whole == float("inf"):
-            return f"its input holds infinite values (from {joint.name}), which no grid has"
+            return f"its input holds infinite values or NaN (from {joint.name}), which no grid has"
         small = [
             (width, part) for part, width in widths.items() if 0 < width * _MOST_TIMES < whole and not self.lone(part)
         ]

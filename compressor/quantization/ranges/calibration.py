@@ -6,7 +6,7 @@ processor's cache until it is counted; where even one sample's tensors exceed th
 several passes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -75,6 +75,7 @@ def calibrate(
     scheme: Scheme,
     *,
     signed: bool,
+    needed: Collection[str] | None = None,
     threads: int | None = None,
     progress: bool = False,
     max_bytes: int = _MAX_BYTES,
@@ -82,8 +83,9 @@ def calibrate(
     """The ranges by `method` of the named float `tensors` of `model` over `data`, for integers of `scheme`.
 
     `data` yields batches as a workload's sets do, and is iterated more than once. `threads` run the graph, by default
-    as many as torch uses. Tensors that hold infinite values, as masks do, have no range. Raises StageError where the
-    data is empty, at NaN, and where a layer gives infinite values.
+    as many as torch uses. Tensors that hold infinite values, as masks do, have no range, nor have those that hold NaN,
+    which marks values that are not there. Raises StageError where the data is empty, and for tensors that are `needed`
+    (by default all) at NaN, and where a layer or the data gives infinite values.
     """
     threads = threads or torch.get_num_threads()
     observed, samples = observe_tensors(
@@ -97,9 +99,15 @@ def calibrate(
         progress=progress,
         max_bytes=max_bytes,
     )
-    _check_finite(model, observed)
-    seen = {name: entry for name, entry in observed.items() if not (entry.empty or entry.infinite)}
-    note = Calibrated(method=repr(method), samples=samples, tensors=len(tensors))
+    _check_finite(model, {name: entry for name, entry in observed.items() if needed is None or name in needed})
+    unfit = {name: "NaN" if entry.missing else "infinite values" for name, entry in observed.items() if _unfit(entry)}
+    seen = {name: entry for name, entry in observed.items() if not (entry.empty or name in unfit)}
+    note = Calibrated(
+        method=repr(method),
+        samples=samples,
+        tensors=len(tensors),
+        without_range={name: f"it holds {what}, which no grid has" for name, what in unfit.items()} or None,
+    )
     ranges = {name: method.range_of(entry, scheme, signed=signed) for name, entry in seen.items()}
     if isinstance(method, Auto) and seen:
         options = {"each its own": ranges}
@@ -131,7 +139,7 @@ def observe_tensors(
 
     `data` yields batches as a workload's sets do; None means all of it, 4096 samples at most. `binned` and `averaging`
     as in `Observed`. The tensors of one run take `max_bytes` at most, unless a single one of a single sample takes
-    more. Raises StageError when `data` is empty and at NaN.
+    more. Raises StageError when `data` is empty.
     """
     observed = {name: Observed(binned=binned, averaging=averaging) for name in tensors}
     limit = _MOST_SAMPLES if samples is None else samples
@@ -163,25 +171,25 @@ def observe_tensors(
 
 
 def _check_finite(model: onnx.ModelProto, observed: Mapping[str, Observed]) -> None:
-    """Raises StageError where a layer gives infinite values, or the data holds some: those are no masks."""
+    """Raises StageError at NaN, and where a layer gives infinite values, or the data holds some: those are no masks."""
     made = producers(model.graph.node)
     for name, entry in observed.items():
         node = made.get(name)
-        if entry.infinite and (node is None or operator_of(node.op_type).multiplies):
+        wrong = entry.infinite and (node is None or operator_of(node.op_type).multiplies)
+        if entry.missing or wrong:
             raise StageError(
-                f"tensor {name!r} cannot be calibrated: it produced infinite values; check the model and the "
-                "calibration data"
+                f"tensor {name!r} cannot be calibrated: it produced {'NaN' if entry.missing else 'infinite values'}; "
+                "check the model and the calibration data"
             )
+
+
+def _unfit(entry: Observed) -> bool:
+    return entry.infinite or entry.missing
 
 
 def _update(observed: Mapping[str, Observed], values: Feeds, names: Iterable[str]) -> None:
     for name in names:
-        try:
-            observed[name].update(values[name])
-        except ValueError as error:
-            raise StageError(
-                f"tensor {name!r} cannot be calibrated: {error}; check the model and the calibration data"
-            ) from error
+        observed[name].update(values[name])
 
 
 def sample_slices(

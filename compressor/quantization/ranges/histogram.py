@@ -38,6 +38,7 @@ class Observed:
     zeros: int = 0
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     infinite: bool = False
+    missing: bool = False
 
     @property
     def empty(self) -> bool:
@@ -47,14 +48,16 @@ class Observed:
     def update(self, values: npt.NDArray[Any]) -> None:
         """Takes in more values, those of one sample where extremes are averaged.
 
-        Infinite values are left out, and `infinite` says that there were some: masks have them. Raises ValueError at
-        NaN.
+        Infinite values are left out, and `infinite` says that there were some: masks have them. So is NaN, and
+        `missing` says so: it marks values that are not there.
         """
         if values.size == 0:
             return
         low, high = float(values.min()), float(values.max())
         if math.isnan(low) or math.isnan(high):
-            raise ValueError("it produced NaN")
+            self.missing = True
+            self.update(values[~np.isnan(values)])
+            return
         if math.isinf(low) or math.isinf(high):
             self.infinite = True
             self.update(values[np.isfinite(values)])

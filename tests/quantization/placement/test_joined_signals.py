@@ -14,7 +14,7 @@ from compressor.measuring.fidelity import sqnr_db
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
 from compressor.quantization.accuracy.equalization import CrossLayerEqualization
 from compressor.quantization.file.compact_graph import kernels
-from compressor.quantization.placement.forms import Dynamic
+from compressor.quantization.placement.forms import Dynamic, Static
 from compressor.quantization.quantizer import QuantizationSettings, quantized_file
 from compressor.runtime import open_session
 from compressor.stage import Context
@@ -265,6 +265,42 @@ def test_a_layer_that_reads_a_mask_stays_in_float() -> None:
     constants = {"w": _weight(8, 3, 3, 3), "u": _weight(12, 4), "lowest": _number(-1e9)}
     found = Quantized(_model(nodes, {**constants, "allowed": np.eye(12, dtype=bool)}, [3, 12, 12]), _images())
     assert "joins signals of different scale (in mask)" in found.reasons["reader"]
+
+
+def _filled(marker: float) -> tuple[bytes, torch.Tensor]:
+    """Two layers behind what fills missing values in, and samples of which every tenth value is the `marker`."""
+    nodes = [
+        _node("IsNaN" if np.isnan(marker) else "IsInf", ["x"], ["missing"], "find"),
+        _node("Where", ["missing", "usual", "x"], ["whole"], "fill"),
+        _node("MatMul", ["whole", "v"], ["a"], "first"),
+        _node("Relu", ["a"], ["r"], "relu"),
+        _node("MatMul", ["r", "u"], ["y"], "last"),
+    ]
+    inputs = torch.randn(64, 16)
+    inputs[torch.rand(64, 16) < 0.1] = marker
+    return _model(nodes, {"v": _weight(16, 16), "u": _weight(16, 8), "usual": _number(0.3)}, [16]), inputs
+
+
+@pytest.mark.parametrize("marker", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", [Static(), Dynamic()])
+def test_markers_of_missing_values_keep_no_layer_from_integers(form: Static | Dynamic, marker: float) -> None:
+    """Only what fills them in reads the marked input, and computes floats anyway; the report says which and why."""
+    found = Quantized(*_filled(marker), form=form)
+    assert not found.reasons
+    assert found.details["integer_kernels"] == (
+        {"DynamicQuantizeMatMul": 2} if form == Dynamic() else {"MatMulIntegerToFloat": 1, "QLinearMatMul": 1}
+    )
+    assert found.db() > 25
+    if form == Static():
+        (why,) = found.details["calibration"]["without_range"].items()
+        assert why == ("x", f"it holds {'NaN' if np.isnan(marker) else 'infinite values'}, which no grid has")
+
+
+def test_a_marker_that_reaches_a_layer_is_refused() -> None:
+    """Nobody fills the missing values in: what the layer reads is named."""
+    model = _model([_node("MatMul", ["x", "v"], ["y"], "only")], {"v": _weight(16, 8)}, [16])
+    with pytest.raises(StageError, match=r"'x' cannot be calibrated: it produced NaN"):
+        Quantized(model, _filled(float("nan"))[1], form=Static())
 
 
 def test_infinite_outputs_of_a_layer_are_refused() -> None:

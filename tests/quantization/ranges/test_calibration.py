@@ -79,8 +79,20 @@ def test_inputs_intermediates_and_outputs_are_observed() -> None:
 def test_nan_in_calibration_names_the_tensor() -> None:
     """NaN is refused with the name of the tensor that had it."""
     batches = [(torch.tensor([[float("nan"), 1.0]]), torch.zeros(1))]
-    with pytest.raises(StageError, match="tensor 'x' cannot be calibrated: it produced NaN"):
-        observe_tensors(_relu_model(), ["x"], batches, binned=True)
+    for needed in (None, {"x"}):
+        with pytest.raises(StageError, match="tensor 'x' cannot be calibrated: it produced NaN"):
+            calibrate(_relu_model(), ["x"], batches, MinMax(), Asymmetric(), signed=False, needed=needed)
+
+
+@pytest.mark.parametrize(("value", "told"), [("nan", "NaN"), ("inf", "infinite values")])
+def test_a_tensor_that_nothing_needs_has_no_range_and_says_why(value: str, told: str) -> None:
+    """The others have theirs, and no warning comes of what is not a number."""
+    batches = [(torch.tensor([[float(value), 1.0], [2.0, -3.0]]), torch.zeros(2))]
+    found = calibrate(_relu_model(), ["x", "y"], batches, MinMax(), Asymmetric(), signed=False, needed=())
+    assert found.ranges == {}
+    assert found.note.without_range == dict.fromkeys(("x", "y"), f"it holds {told}, which no grid has")
+    seen, _ = observe_tensors(_relu_model(), ["x"], batches, binned=True)
+    assert (seen["x"].low, seen["x"].high, seen["x"].histogram()[0].sum()) == (-3.0, 2.0, 3)
 
 
 def test_empty_calibration_data_is_refused() -> None:
