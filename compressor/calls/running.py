@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from compressor.batches import Inputs
 from compressor.calls.samples import TYPES, filled, fixed_batch, laid_out, layout_of, samples_first, samples_of
+from compressor.errors import WorkloadError
 from compressor.sessions import Feeds
 
 Array = NDArray[Any]
@@ -124,14 +125,14 @@ class _File:
     def steps(self, samples: Feeds) -> int:
         """How many steps a stream has; 0 where `samples` are those of one call.
 
-        Raises ValueError where inputs have different ones.
+        Raises WorkloadError where inputs have different ones.
         """
         lengths = {name: values.shape[1] for name, values in samples.items() if self._is_sequence(name, values)}
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{length} of {name}" for name, length in lengths.items())
-            raise ValueError(f"the inputs of a stream need as many steps each, (samples, steps, ...), got {told}")
+            raise WorkloadError(f"the inputs of a stream need as many steps each, (samples, steps, ...), got {told}")
         if 0 in lengths.values():
-            raise ValueError("a stream needs at least one step, (samples, steps, ...), got none")
+            raise WorkloadError("a stream needs at least one step, (samples, steps, ...), got none")
         return next(iter(lengths.values()), 0)
 
     def _is_sequence(self, name: str, values: Array) -> bool:
@@ -150,7 +151,10 @@ class _File:
         return {**picked, **states}
 
     def first_states(self, samples: Feeds, count: int) -> Feeds:
-        """The states that a stream begins with: those of `samples`, or zeros. Raises ValueError for unknown sizes."""
+        """The states that a stream begins with: those of `samples`, or zeros.
+
+        Raises WorkloadError for unknown sizes.
+        """
         states = self.layout.streams.values()
         return {name: samples[name] if name in samples else self._zeros(name, count) for name in states}
 
@@ -158,7 +162,7 @@ class _File:
         node, axis = self.inputs[name], self.layout.axis_of(name)
         sizes = [size for place, size in enumerate(node.shape) if place != axis]
         if not all(isinstance(size, int) for size in sizes):
-            raise ValueError(
+            raise WorkloadError(
                 f"the state {name!r} has the shape {node.shape}, of which sizes are not known; give what a stream "
                 "begins with among the inputs"
             )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.batches import Inputs
-from compressor.errors import first_said
+from compressor.errors import WorkloadError, first_said
 from compressor.outputs.layout import Layout, judged_name
 from compressor.sessions import Feeds, by_input, by_order
 
@@ -104,7 +104,7 @@ def why_not_run(session: ort.InferenceSession, feeds: Feeds, error: Exception) -
 def laid_out(layout: Layout, samples: Feeds) -> Feeds:
     """The `samples` of every input, first in each, in the dimensions in which a file has them.
 
-    An input without a batch is given once. Raises ValueError where it would have several values.
+    An input without a batch is given once. Raises WorkloadError where it would have several values.
     """
     if not layout.inputs and not layout.single:
         return samples
@@ -115,7 +115,7 @@ def _turned(name: str, values: Array, axis: int | None) -> Array:
     if axis is not None:
         return np.ascontiguousarray(np.moveaxis(values, 0, axis))
     if len(values) and not (values == values[:1]).all():
-        raise ValueError(
+        raise WorkloadError(
             f"the input {name!r} is one for all samples of a call, and differs between those of a batch; give batches "
             "in which it is the same"
         )

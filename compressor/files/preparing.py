@@ -6,7 +6,7 @@ changed has to give the outputs of the file as it was. Importing this loads no t
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from compressor.files.carrying import note_layout_, note_reading_, noted_layout
 from compressor.files.converting.batch import batched_elsewhere
 from compressor.files.converting.comparing import TOLERANCE, difference
 from compressor.files.converting.constants import with_constants
-from compressor.files.converting.inputs import MOST_SAMPLES, Sample, example_feeds, made_up
-from compressor.files.converting.layouts import free_layout, kept_layout, why_fixed
+from compressor.files.converting.inputs import MOST_SAMPLES, Sample, cast_to, example_feeds, made_up
+from compressor.files.converting.layouts import free_layout, kept_layout, rows_of_calls, why_fixed
 from compressor.files.converting.operators import draws, in_opset, without_functions
 from compressor.files.converting.precision import in_single_precision, is_quantized, other_precisions
 from compressor.files.converting.streams import check_streams
@@ -121,7 +121,7 @@ def prepare(
         counted.watcher.found(dtypes, outside_bytes)
         load_external_data_for_model(original, str(path.parent))
         if sample is not None and cast:
-            sample = _cast(sample, dtypes)
+            sample = cast_to(sample, dtypes)
         check_outputs(original, path)
         check_streams(original, streams or {}, path)
         onnx_bytes = _prepared(original, path, sample, limits, watcher=counted, batch=batch, streams=streams or {})
@@ -215,7 +215,8 @@ def _prepared(
     notices += done
     if is_quantized(model):
         notices.append("it is quantized already: it can be measured, and not be quantized again")
-    model, done = _with_layout(model, feeds, expected, path, limits, keep=batch == "fixed")
+    rows = rows_of_calls(model, sample) if sample is not None and not streams else set[str]()
+    model, done = _with_layout(model, feeds, expected, path, limits, keep=batch == "fixed", rows=rows)
     notices += done
     if streams:
         note_layout_(model, replace(noted_layout(model), streams=dict(streams)))
@@ -320,9 +321,16 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 
 
 def _with_layout(
-    model: onnx.ModelProto, feeds: Feeds, expected: list[NDArray[Any]], path: Path, limits: Limits, *, keep: bool
+    model: onnx.ModelProto,
+    feeds: Feeds,
+    expected: list[NDArray[Any]],
+    path: Path,
+    limits: Limits,
+    *,
+    keep: bool,
+    rows: Collection[str],
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """(`model` for any batch, with a note of where samples lie, what was done).
+    """(`model` for any batch, with a note of where samples lie, what was done); in `rows` they are known to come first.
 
     What computes one number of samples alone keeps that, and a file whose inputs have none in common is called sample
     by sample; so is one that is to `keep` its batch.
@@ -337,7 +345,7 @@ def _with_layout(
     first = [dim for name, dim in _batches(model) if name not in elsewhere]
     fixed = {dim[0].dim_value for dim in first if dim and dim[0].HasField("dim_value")}
     if not (keep and fixed):
-        found = free_layout(model, feeds, run, differs)
+        found = free_layout(model, feeds, run, differs, rows=rows)
         if found is not None:
             free, layout = found
             note_layout_(free, layout)
@@ -356,14 +364,6 @@ def _with_layout(
 def _batches(model: onnx.ModelProto) -> list[tuple[str, Any]]:
     """(name, first dimension, as a list that may be empty) of every input."""
     return [(value.name, value.type.tensor_type.shape.dim[:1]) for value in given_inputs(model)]
-
-
-def _cast(sample: Sample, dtypes: Mapping[str, str]) -> Sample:
-    """`sample` in the types of the inputs, as far as it has them; what lacks is for the caller to say."""
-    if not isinstance(sample, Mapping):
-        return sample
-    named = {name: "inputs" if len(dtypes) == 1 and name not in sample else name for name in dtypes}
-    return {name: sample[given].astype(dtypes[name]) for name, given in named.items() if given in sample}
 
 
 _Run = Callable[[Feeds], "list[NDArray[Any]] | str"]

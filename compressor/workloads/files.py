@@ -251,7 +251,7 @@ class _Fitting(Watcher):
         samples = _samples(self.arrays, self.kinds, self.path, prefix="", module=module)
         if any(f"test_{name}" in self.arrays for name in ("targets", "inputs", *self.kinds)):
             return samples, _samples(self.arrays, self.kinds, self.path, prefix="test_", module=module)
-        return _parts(samples, self.path)
+        return _parts(samples, self.path, fewest=_RowsError if module is None else WorkloadError)
 
 
 class _RowsError(WorkloadError):
@@ -319,11 +319,11 @@ def _check_held(given: str, values: NDArray[Any], kind: np.dtype[Any], path: Pat
         )
 
 
-def _parts(samples: Samples, path: Path) -> tuple[Samples, Samples]:
-    """(what decisions read, what the report reads), drawn with a fixed seed."""
+def _parts(samples: Samples, path: Path, *, fewest: type[WorkloadError]) -> tuple[Samples, Samples]:
+    """(what decisions read, what the report reads), drawn with a fixed seed; `fewest` is raised where they are few."""
     count = len(samples[1])
     if count < FEWEST_SAMPLES:
-        raise WorkloadError(
+        raise fewest(
             f"{path} has {count} samples, and at least {FEWEST_SAMPLES} are needed for calibration, decisions and the "
             "report; some hundred are better"
         )

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
 
 from compressor.budget import Budget
+from compressor.errors import WorkloadError
+from compressor.files.carrying import reading_notes
 from compressor.files.reading import read_onnx
 from compressor.measuring.macs import count_macs
 from compressor.quantization.accuracy.bias_correction import BiasCorrection
@@ -95,6 +98,62 @@ def test_a_state_and_a_number_for_all_are_found(
     for row in range(3):
         alone = {name: value[row : row + 1] for name, value in rows.items()}
         torch.testing.assert_close(predict(model, alone), output[row : row + 1])
+
+
+def one_row(folder: Path, *, batch: str) -> Path:
+    """An LSTM's one step, with the batch second in all that it takes and gives: (1, batch, 16) to (1, batch, 10)."""
+    nodes = [
+        helper.make_node("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=H),
+        helper.make_node("Squeeze", ["Y", "one"], ["s"]),
+        helper.make_node("MatMul", ["s", "D"], ["y"]),
+    ]
+    weights = weights_of(W=(1, 4 * H, 16), R=(1, 4 * H, H), B=(1, 8 * H), D=(H, 10)) | {"one": np.array([1])}
+    inputs, outputs = (([(name, TensorProto.FLOAT, [1, batch, size])]) for name, size in (("x", 16), ("y", 10)))
+    return saved_onnx(folder, nodes, inputs, outputs, weights)
+
+
+@pytest.mark.parametrize("batch", ["batch", "N", "b", "batch_size", "Batch Size"])
+def test_a_batch_that_is_named_is_found_behind_a_one(batch: str, tmp_path: Path) -> None:
+    """No input has samples first: the dimension called a batch is taken, and nothing is said of a batch of 1."""
+    model = read_onnx(one_row(tmp_path, batch=batch))
+    layout = layout_of(model.session)
+    assert (layout.inputs, layout.outputs) == ({"x": 1}, {"y": 1})
+    assert not reading_notes(onnx.load_from_string(model.onnx_bytes))
+    x = drawn(4, 1, 16)
+    torch.testing.assert_close(predict(model, x), model(x.movedim(0, 1)).movedim(1, 0))
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_few_rows_of_samples_that_lie_elsewhere_are_no_few_samples(tmp_path: Path, *, rows: bool) -> None:
+    """Forty samples behind a one are forty, as the file takes them, (1, 40, 16), and in rows."""
+    path, data = one_row(tmp_path, batch="batch"), tmp_path / "data.npz"
+    x = drawn(40, 1, 16).numpy()
+    np.savez(data, inputs=x if rows else x.swapaxes(0, 1))
+    workload = load(f"{path}:{data}")
+    (inputs, _), *_ = workload.validation
+    assert inputs["x"].shape[1:] == (1, 16)
+    assert sum(len(targets) for _, targets in (*workload.train, *workload.validation, *workload.test)) == 40
+
+
+def test_too_few_samples_are_refused_wherever_they_lie(tmp_path: Path) -> None:
+    """Three samples are too few, whether they come first or behind a one."""
+    path, data = one_row(tmp_path, batch="batch"), tmp_path / "data.npz"
+    for x in (drawn(1, 3, 16), drawn(3, 1, 16)):
+        np.savez(data, inputs=x.numpy())
+        with pytest.raises(WorkloadError, match="has 3 samples, and at least 20 are needed"):
+            load(f"{path}:{data}")
+
+
+def test_rows_of_many_that_are_called_a_batch_are_samples(tmp_path: Path) -> None:
+    """What a file does with every point by itself is read by the data: sixty clouds of seven points, or points."""
+    nodes = [helper.make_node("MatMul", ["x", "D"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+    shapes = [[(name, TensorProto.FLOAT, [1, "N", size])] for name, size in (("x", 16), ("y", 10))]
+    path = saved_onnx(tmp_path, nodes, *shapes, weights_of(D=(16, 10)))
+    clouds = read_onnx(path, example=drawn(60, 7, 16))
+    assert layout_of(clouds.session).plain
+    assert predict(clouds, drawn(60, 7, 16)).shape == (60, 7, 10)
+    for example in (drawn(60, 1, 16), drawn(1, 60, 16)):
+        assert layout_of(read_onnx(path, example=example).session).inputs == {"x": 1}
 
 
 @pytest.mark.parametrize("batch", ["batch", 1])

@@ -161,8 +161,43 @@ def test_streams_of_differing_lengths_are_refused(tmp_path: Path) -> None:
     workload = workload_of_inputs(model, {"x": x, "sr": RATE}, metric="relative")
     with pytest.raises(StageError, match="has them elsewhere, or in steps; use Quantize"):
         QuantizationAwareTraining().apply(model, workload, Context(progress=False))
-    with pytest.raises(ValueError, match="needs at least one step"):
+    with pytest.raises(WorkloadError, match="needs at least one step"):
         predict(model, {"x": x[:, :0], "sr": torch.full((40,), 16000)})
+
+
+def test_a_stream_runs_with_its_batch_behind_a_one(tmp_path: Path) -> None:
+    """Input and states are (1, batch, features): samples are streams, and states of zeros are as many as they."""
+    nodes = [
+        helper.make_node("LSTM", ["x", "W", "R", "B", "", "h", "c"], ["Y", "hn", "cn"], hidden_size=H),
+        helper.make_node("MatMul", ["hn", "D"], ["output"]),
+    ]
+    inputs = [(name, TensorProto.FLOAT, [1, "b", size]) for name, size in (("x", 32), ("h", H), ("c", H))]
+    outputs = [(name, TensorProto.FLOAT, [1, "b", size]) for name, size in (("output", 8), ("hn", H), ("cn", H))]
+    weights = weights_of(W=(1, 4 * H, 32), R=(1, 4 * H, H), B=(1, 8 * H), D=(H, 8))
+    path, streams = saved_onnx(tmp_path, nodes, inputs, outputs, weights), {"hn": "h", "cn": "c"}
+    x = drawn(40, 3, 1, 32)
+    np.savez(tmp_path / "data.npz", x=x.numpy())
+    model = load(f"{path}:{tmp_path / 'data.npz'}", streams=streams).model
+    found = predict(model, {"x": x})
+    assert found.shape == (40, 3, 1, 8)
+    session, states = open_session(path.read_bytes()), {"h": np.zeros((1, 40, H), np.float32)}
+    states["c"] = states["h"]
+    for step in range(3):
+        output, states["h"], states["c"] = session.run(None, {"x": x[:, step].movedim(0, 1).numpy(), **states})
+        np.testing.assert_allclose(found[:, step].movedim(0, 1), output, rtol=0, atol=1e-6)
+
+
+def test_states_of_unknown_sizes_are_asked_for(tmp_path: Path) -> None:
+    """Zeros of no known size cannot be made: the error names the state, and is a typed one."""
+    nodes = [helper.make_node("Add", ["x", "state"], ["y"]), helper.make_node("Relu", ["y"], ["next"])]
+    inputs, outputs = (
+        [(name, TensorProto.FLOAT, ["batch", "w"]) for name in names] for names in (("x", "state"), ("y", "next"))
+    )
+    path = saved_onnx(tmp_path, nodes, inputs, outputs, {})
+    example = {"x": drawn(4, 3, 5), "state": drawn(4, 5)}
+    model = read_onnx(path, example=example, streams={"next": "state"})
+    with pytest.raises(WorkloadError, match=r"the state 'state' has the shape .* sizes are not known; give what"):
+        predict(model, {"x": drawn(4, 3, 5)})
 
 
 def signal_file(folder: Path, *, length: int | str = LENGTH, scalar_out: bool = False) -> Path:

@@ -29,6 +29,14 @@ _RATE = 16000
 _MOST_MADE_UP_BYTES = 256 << 20
 
 
+def cast_to(sample: Sample, dtypes: Mapping[str, str]) -> Sample:
+    """`sample` in the types of the inputs, as far as it has them; what lacks is for the caller to say."""
+    if not isinstance(sample, Mapping):
+        return sample
+    named = {name: "inputs" if len(dtypes) == 1 and name not in sample else name for name in dtypes}
+    return {name: sample[given].astype(dtypes[name]) for name, given in named.items() if given in sample}
+
+
 def example_feeds(model: onnx.ModelProto, sample: Sample, streams: Mapping[str, str]) -> Feeds:
     """The first samples of `sample` as `model` takes them; of a stream the first step, from zeros.
 

@@ -5,8 +5,9 @@ is declared only says where to look first: what counts is that two batches in on
 """
 
 import itertools
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,19 +28,24 @@ Axes = dict[str, int | None]
 _FIRST = 2
 # Assignments of dimensions to inputs that are tried.
 _MOST_TRIED = 24
-_USUAL_NAMES = {"batch", "batch_size", "batchsize", "n", "b", "bs", "bsz"}
+_USUAL_NAMES = {"batch", "batchsize", "n", "b", "bs", "bsz"}
 
 
 def free_layout(
-    model: onnx.ModelProto, feeds: Feeds, run: Run, difference: Callable[[Outputs, Outputs], str]
+    model: onnx.ModelProto,
+    feeds: Feeds,
+    run: Run,
+    difference: Callable[[Outputs, Outputs], str],
+    *,
+    rows: Collection[str] = (),
 ) -> tuple[onnx.ModelProto, Layout] | None:
     """(`model` for any batch, where samples lie), None where no dimension of its inputs can be the batch.
 
     `feeds` are a batch that the file takes, `run(model)` gives what computes outputs or says why not, `difference` says
-    how outputs differ, "" where they do not.
+    how outputs differ, "" where they do not. Samples of the inputs `rows` are known to come first.
     """
     alone = run(model)
-    for axes in itertools.islice(_assignments(model, feeds), _MOST_TRIED):
+    for axes in itertools.islice(_assignments(model, feeds, rows), _MOST_TRIED):
         sizes = {feeds[name].shape[axis] for name, axis in axes.items() if axis is not None}
         if len(sizes) != 1:
             continue
@@ -119,7 +125,7 @@ def _dims(value: onnx.ValueInfoProto) -> Any:
     return value.type.tensor_type.shape.dim
 
 
-def _assignments(model: onnx.ModelProto, feeds: Feeds) -> Iterator[Axes]:
+def _assignments(model: onnx.ModelProto, feeds: Feeds, rows: Collection[str]) -> Iterator[Axes]:
     """Dimensions of the inputs that may be the batch, the likeliest first; None for an input that has none."""
     declared = {
         value.name: [
@@ -130,11 +136,13 @@ def _assignments(model: onnx.ModelProto, feeds: Feeds) -> Iterator[Axes]:
     }
     symbols = [each for dims in declared.values() for each in dims if isinstance(each, str) and each]
     heads = [dims[0] for dims in declared.values() if dims and isinstance(dims[0], str) and dims[0]]
-    usual = [each for each in symbols if each.lower() in _USUAL_NAMES]
+    usual = [each for each in symbols if _is_usual(each)]
     symbol = next(iter([*usual, *heads]), None)
     tried: list[Axes] = []
     for size in _sizes(feeds):
-        options = [_options(feeds[name], dims, symbol, size) for name, dims in declared.items()]
+        options = [
+            [0] if name in rows else _options(feeds[name], dims, symbol, size) for name, dims in declared.items()
+        ]
         places = [range(len(each)) for each in options]
         ranked = sorted(itertools.product(*places), key=lambda chosen: (sum(chosen), chosen)) if _few(places) else []
         for chosen in ranked:
@@ -160,7 +168,7 @@ def _options(values: Array, dims: Sequence[str | int], symbol: str | None, size:
     fixed = [axis for axis, each in enumerate(dims) if not isinstance(each, str) and each == size and axis < _FIRST]
     if symbol is None:
         return [*fixed, *others, None]
-    if named and symbol.lower() in _USUAL_NAMES:
+    if named and symbol is not None and _is_usual(symbol):
         # What is called the batch is one, or there is none.
         return [*named]
     # A batch of 1 may be fixed beside a length that is free, or in a state beside the batch that is.
@@ -168,14 +176,45 @@ def _options(values: Array, dims: Sequence[str | int], symbol: str | None, size:
 
 
 def _plausible(axes: Axes, declared: Mapping[str, Sequence[str | int]]) -> bool:
-    """Whether some input has its batch first, unless what stands first is free or differs between inputs."""
+    """Whether some input has its batch first, unless it is called a batch, or what stands first is free or differs."""
     if all(axis is None for axis in axes.values()):
         return False
     if any(axis == 0 for axis in axes.values()):
         return True
+    if any(axis is not None and _is_usual(declared[name][axis]) for name, axis in axes.items()):
+        return True
     heads = {dims[0] for dims in declared.values() if dims}
     # What computes element by element would take any dimension for the batch.
     return len(heads) > 1 or any(isinstance(head, str) for head in heads)
+
+
+def _is_usual(dim: str | int) -> bool:
+    """Whether a dimension is called what a batch is called, by a name of one word or two."""
+    return isinstance(dim, str) and re.sub(r"[\s_-]", "", dim.lower()) in _USUAL_NAMES
+
+
+def rows_of_calls(model: onnx.ModelProto, sample: Mapping[str, Array] | Sequence[Array]) -> set[str]:
+    """The inputs of which every row of `sample`, arrays by name or in order, is what a call takes, batch and all.
+
+    Of an input (1, "N", 3), where (60, 50, 3) are sixty calls of fifty points, and (60, 1, 3) sixty points.
+    """
+    inputs = given_inputs(model)
+    given = sample if isinstance(sample, Mapping) else dict(zip((value.name for value in inputs), sample, strict=False))
+    found = set()
+    for value in inputs:
+        dims, shape = [*_dims(value)], given[value.name].shape if value.name in given else ()
+        batch = next((place for place, dim in enumerate(dims) if place and _is_usual(dim.dim_param)), 0)
+        if not batch or len(dims) != len(shape):
+            continue
+        turned = (*shape[1 : batch + 1], shape[0], *shape[batch + 1 :])
+        if _wrong(shape, dims) == [0] and _wrong(turned, dims):
+            found.add(value.name)
+    return found
+
+
+def _wrong(shape: Sequence[int], dims: Sequence[Any]) -> list[int]:
+    """The places at which `shape` has another size than is declared."""
+    return [place for place, dim in enumerate(dims) if dim.dim_value and dim.dim_value != shape[place]]
 
 
 def _few(places: Sequence[range]) -> bool:
