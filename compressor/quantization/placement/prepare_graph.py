@@ -10,11 +10,11 @@ from itertools import count, islice
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compressor.errors import StageError
-from compressor.files.graphs import initializers, parse, producers
+from compressor.files.graphs import attribute, initializers, parse, producers, replace_nodes_
 from compressor.files.operators import operator_of
 from compressor.quantization.placement.distinct_names import make_names_distinct_
 from compressor.quantization.placement.inner_layers import hoist_constants_, name_inner_nodes_
@@ -46,6 +46,7 @@ def clean_graph(onnx_bytes: bytes) -> onnx.ModelProto:
     model.metadata_props.extend(before.metadata_props)
     _name_as_before_(model, before)
     _name_nodes(model)
+    _add_what_is_computed_(model)
     hoist_constants_(model)
     name_inner_nodes_(model)
     make_names_distinct_(model)
@@ -100,6 +101,33 @@ def _name_nodes(model: onnx.ModelProto) -> None:
             node.name = next(new for new in (name, *islice(numbered, len(taken) + 1)) if new not in taken)
         seen[name] += 1
         taken.add(node.name)
+
+
+def _add_what_is_computed_(model: onnx.ModelProto) -> None:
+    """Takes sums with what is computed out of the Gemms that ONNX Runtime put them into, as a residual's.
+
+    Its kernels on integers take constant biases alone, and with any other one multiply floats.
+    """
+    graph = model.graph
+    constants = initializers(graph)
+    known = {value.name: value for value in (*graph.value_info, *graph.output)}
+    taken = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
+    written: list[onnx.NodeProto] = []
+    for node in graph.node:
+        written.append(node)
+        added = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
+        if not added or added in constants or attribute(node, "beta", 1.0) != 1.0 or node.output[0] not in known:
+            continue
+        product = next(name for number in count() if (name := f"{node.output[0]}_product{number}") not in taken)
+        named = next(name for number in count() if (name := f"{node.name}_sum{number}") not in taken)
+        taken |= {product, named}
+        value = graph.value_info.add()
+        value.CopyFrom(known[node.output[0]])
+        value.name = product
+        written.append(helper.make_node("Add", [product, added], [node.output[0]], named))
+        del node.input[2:]
+        node.output[0] = product
+    replace_nodes_(graph, written)
 
 
 def _unshare_initializers(model: onnx.ModelProto) -> None:

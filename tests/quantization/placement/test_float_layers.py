@@ -15,13 +15,14 @@ from compressor.quantization.grids.weights import nearest_grids
 from compressor.quantization.placement.float_layers import keep_sums_apart_
 from compressor.quantization.placement.forms import Dynamic, Form, Static, WeightOnly
 from compressor.quantization.placement.static import place_static
+from compressor.quantization.quantizer import quantized_file
 from compressor.runtime import OnnxModule
 from compressor.stage import Context
 from compressor.stages.quantization import Quantize
 from compressor.target import Isa, Target
 from compressor.workload import Workload
 from workbench.cpu import exact_outputs
-from workbench.onnx_graphs import graph_of
+from workbench.onnx_graphs import calibrated_on, graph_of
 
 
 def chain(middle: str) -> onnx.ModelProto:
@@ -105,6 +106,27 @@ def test_a_float_relu_keeps_no_product_from_integers(
     x = {"input": np.random.default_rng(1).normal(size=(64, 16)).astype(np.float32)}
     expected, got = (exact_outputs(serialize(each), x)[0] for each in (model, placed))
     assert sqnr_db(expected, got) > 30
+
+
+def test_a_residual_sum_keeps_no_product_from_integers() -> None:
+    """ONNX Runtime writes a product and a sum with what is computed as one Gemm, for which it has no integer kernel."""
+    nodes = [
+        helper.make_node("MatMul", ["input", "w"], ["a"], "front"),
+        helper.make_node("Relu", ["a"], ["b"], "cut"),
+        helper.make_node("MatMul", ["b", "v"], ["c"], "inner"),
+        helper.make_node("Add", ["c", "input"], ["d"], "residual"),
+        helper.make_node("MatMul", ["d", "u"], ["output"], "head"),
+    ]
+    generator = np.random.default_rng(0)
+    weights = {name: generator.normal(size=(16, 16)).astype(np.float32) / 4 for name in "wvu"}
+    model = graph_of(nodes, weights, ["n", 16], ["n", 16]).SerializeToString()
+    inputs = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    context = Context(progress=False)
+    file = quantized_file(model, Quantize(form=Static()), calibrated_on(inputs), context)
+    assert not context.details["left_in_float"]
+    assert sum(context.details["integer_kernels"].values()) == 3
+    expected, got = (exact_outputs(each, {"input": inputs.numpy()})[0] for each in (model, file))
+    assert sqnr_db(expected, got) > 25
 
 
 def test_nothing_is_added_where_no_layer_stands_between() -> None:
