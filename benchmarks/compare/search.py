@@ -2,13 +2,13 @@
 
     python -m benchmarks.compare.search [--workload digits] [--epochs 9] [--eta 3 4] [--out DIR]
 
-Points are (drop on validation, milliseconds, KiB), against the reference's milliseconds and KiB and the largest drop of
+Points are (drop on validation, time as a part of the reference's, KiB), against the reference and the largest drop of
 the grid; test data are not read. Each search, one for every `eta`, has a store of its own. What it made short of the
-whole length counts as what it is: a file that may ship. A candidate's milliseconds are those that the grid measured of
-it, for its structure is the same at every length. Work is the seconds of the processor for stages, each made once, as a
-grid would share them too; epochs of training stand beside them. Recipes drawn at random are those of the grid, whole,
-in 200 orders, until the next one would cost more than the search did. Shipped recipes that the digits' network can be
-given are run whole, and told alone and all together, whatever they cost. What has ended is kept in DIR.
+whole length counts as what it is: a file that may ship. A candidate's time is the one that the grid measured of it, for
+its structure is the same at every length. Work is the seconds of the processor for stages, each made once, as a grid
+would share them too; epochs of training stand beside them. Recipes drawn at random are those of the grid, whole, in 200
+orders, until the next one would cost more than the search did. Shipped recipes that the digits' network can be given
+are run whole, and told alone and all together, whatever they cost. What has ended is kept in DIR.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def measured(
     _refuse_failed(grid)
     reference = grid.rows[0]
     points = {trial.candidate: _point(trial, trial) for trial in grid.trials}
-    limit = (max(point[0] for point in points.values()) + 1e-3, reference.latency_ms.value, reference.size_bytes / 1024)
+    limit = (max(point[0] for point in points.values()) + 1e-3, 1.0, reference.size_bytes / 1024)
     whole = hypervolume(list(points.values()), limit)
     own = {trial.candidate: trial for trial in grid.trials}
     costs = _costs(grid.trials)
@@ -187,8 +187,8 @@ def epochs_of(trials: Sequence[Trial]) -> int:
 
 
 def _point(trial: Trial, timed: Trial) -> Point:
-    """A trial's drop and KiB, and the milliseconds of its candidate."""
-    return (trial.drop.value, timed.latency_ms.value, trial.size_bytes / 1024)
+    """A trial's drop and KiB, and the time of its candidate as a part of the reference's."""
+    return (trial.drop.value, 1.0 / timed.speedup.value, trial.size_bytes / 1024)
 
 
 def _random_volume(

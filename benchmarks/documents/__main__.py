@@ -12,6 +12,7 @@ from benchmarks.documents import (
     folds_page,
     packing_page,
     quantization_page,
+    searching_page,
     structure_page,
     studio_page,
     teachers_page,
@@ -73,6 +74,9 @@ def main() -> None:
     if (folds := load("folds")) is not None:
         crossed = DOCS / "folds.md"
         write_atomic(crossed, folds_page.page(crossed.read_text(encoding="utf-8"), folds))
+    if (searched := load("search")) is not None:
+        searching = DOCS / "searching.md"
+        write_atomic(searching, searching_page.page(searching.read_text(encoding="utf-8"), searched))
     write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.compare import search as bench
+from benchmarks.documents import searching_page
 from compressor import Recipe
 from compressor.searching.space import candidates_of
 from workbench.searches import FakeRuns, fake_runs  # noqa: F401 - pytest finds fixtures by their names here
@@ -41,3 +42,24 @@ def test_shares_of_volume_and_work(tmp_path) -> None:
     # What has ended is on disk: the same again, without a run that is new.
     again = bench.measured(small_workload(), Recipe.loads_all(text), tmp_path, etas=(3, 4))
     assert again["searches"][0]["volume"] == three["volume"]
+
+
+def test_the_page_tells_shares() -> None:
+    """Of every search, of random recipes at its cost, and of the shipped ones, by hand."""
+    row = {
+        "recipe": "int8",
+        "volume": 0.2,
+        "work": 0.01,
+        "beaten_by_the_search": True,
+        "beats_all_of_the_search": False,
+    }
+    search = {"eta": 3, "trials": 60, "volume": 0.981, "work": 0.21, "epochs_of_training": 0.2, "random_volume": 0.8}
+    result = {
+        "workload": "digits", "recipes": 48, "grid_minutes": 20.4, "searches": [search], "goals": bench.GOALS,
+        "shipped": [row], "shipped_volume": 0.2, "shipped_work": 0.01,
+    }  # fmt: skip
+    page = searching_page.page("before\n<!-- results -->\nformer\n<!-- /results -->\nafter", result)
+    assert "former" not in page
+    assert "| `eta=3`, 60 trials | 98.1 % | 21.0 % | 20.0 % | 80.0 % |" in page
+    assert "the best of them, `int8`, to 20.0 % for 1.0 %." in page
+    assert len(searching_page.section({key: result[key] for key in result if "shipped" not in key})) == 7
