@@ -17,8 +17,9 @@ REFERENCE = "reference"
 # The folder of a comparison in which its stages are kept where no other store is given.
 SHARED = "shared"
 # What a comparison itself writes in its folder, in which each recipe has one of its own.
-_OWN = {"times.json", *(f"comparison.{kind}" for kind in ("json", "html", "csv", "md", "svg"))}
-_RESERVED = {REFERENCE, SHARED, *_OWN}
+TIMES, DATA = "times.json", "comparison.json"
+PAGES = ("comparison.md", "comparison.html", "comparison.svg", "comparison.csv")
+_RESERVED = {REFERENCE, SHARED, TIMES, DATA, *PAGES}
 
 
 @dataclass(frozen=True, kw_only=True)

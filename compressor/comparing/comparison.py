@@ -12,8 +12,11 @@ from torch import Tensor
 
 from compressor.checks import as_folder, check_count
 from compressor.comparing.arms import (
+    DATA,
+    PAGES,
     REFERENCE,
     SHARED,
+    TIMES,
     Controls,
     arms_of,
     common_target,
@@ -21,7 +24,7 @@ from compressor.comparing.arms import (
     named,
 )
 from compressor.comparing.rows import rows_of, with_letters
-from compressor.comparing.runs import TIMES, Runs, reference_in
+from compressor.comparing.runs import Runs, reference_in
 from compressor.comparing.sharing import Cost, cost_of
 from compressor.comparing.significance import told_apart
 from compressor.comparing.spreading import pool_of
@@ -66,8 +69,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA_VERSION = 1
-_DATA = "comparison.json"
-_PAGES = ("comparison.md", "comparison.html", "comparison.svg", "comparison.csv")
 # Every pair of so many is tested, and every file timed again; of more, those on the front and what they are told from.
 _ALL_PAIRS = 40
 
@@ -228,7 +229,7 @@ def compare(
     target = target or common_target(list(plans.values()))
     checked = check_workload(workload)
     folder = as_folder(out, "out is the folder of the comparison")
-    refuse_files_of_others(folder, _DATA, _PAGES, keys={"schema_version", "rows", "failures"})
+    refuse_files_of_others(folder, DATA, PAGES, keys={"schema_version", "rows", "failures"})
     # An order of stages that cannot work is refused before any recipe has taken hours.
     arms = arms_of(plans, seed=seed, seeds=seeds)
     if executor is None or isinstance(executor, str):
@@ -340,7 +341,7 @@ def _write(comparison: Comparison, folder: Path) -> None:
         f"- {text}\n"
         for text in filter(None, [*map(escape, [*conclusions(comparison.rows), *comparison.told]), comparison.busy])
     )
-    write_json(folder / _DATA, comparison.to_json())
+    write_json(folder / DATA, comparison.to_json())
     write_atomic(
         folder / "comparison.md",
         f"# {title}\n\n{first}\n{comparison_markdown(comparison.rows)}\n{notes}".rstrip() + "\n",

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from compressor.comparing.arms import REFERENCE
 from compressor.comparing.significance import LEVEL, letters
 from compressor.estimate import Estimate
-from compressor.measuring.timing import Timing
+from compressor.measuring.timing import Timing, in_time_of
 from compressor.report.comparison import ComparisonRow, pareto_front
 from compressor.report.explorer import Mark
 from compressor.report.numbers import ScoreScale
@@ -52,17 +52,6 @@ def rows_of(
     rows = [row if reports[row.name][0].final else replace(row, speedup=_UNCHANGED) for row in rows]
     rows = [replace(row, latency_ms=in_time_of(reference.latency_ms, row.speedup)) for row in rows]
     return _with_front([reference, *rows], timings)
-
-
-def in_time_of(reference_ms: Estimate, speedup: Estimate) -> Estimate:
-    """The milliseconds of what is so much faster than a reference, in the session in which that took `reference_ms`.
-
-    The interval is the one of the speed-up.
-    """
-    value = reference_ms.value / speedup.value
-    if speedup == _UNCHANGED:
-        return reference_ms
-    return Estimate(value, reference_ms.value / speedup.high, reference_ms.value / speedup.low)
 
 
 def with_letters(rows: Sequence[ComparisonRow], p_values: Mapping[tuple[str, str], float]) -> tuple[ComparisonRow, ...]:

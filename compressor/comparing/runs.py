@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.comparing.arms import Arm
+from compressor.comparing.arms import TIMES, Arm
 from compressor.comparing.spreading import apart, spread
 from compressor.comparing.working import Came, Order, came_of
 from compressor.progress.bars import say
@@ -18,8 +18,6 @@ from compressor.running.executors.protocol import Pool
 from compressor.running.folder import MODEL_FILE
 from compressor.running.session import Session, Worked
 from compressor.workload import Workload
-
-TIMES = "times.json"
 
 
 @dataclass(kw_only=True)

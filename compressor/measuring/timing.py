@@ -46,6 +46,18 @@ class Timing:
     met: str = ""
 
 
+def in_time_of(reference_ms: Estimate, speedup: Estimate) -> Estimate:
+    """The milliseconds of what is so much faster than a reference, in the session in which that took `reference_ms`.
+
+    Milliseconds of two moments on one machine do not compare; what was timed in turns with one reference does, by its
+    speed-up over it. The interval is the one of the speed-up; the reference's own where they are one file.
+    """
+    if speedup == Estimate(1.0, 1.0, 1.0):
+        return reference_ms
+    value, low, high = (reference_ms.value / times for times in (speedup.value, speedup.high, speedup.low))
+    return Estimate(value, low, high)
+
+
 def time_interleaved(
     candidate: bytes,
     reference: bytes,

@@ -61,7 +61,7 @@ def fastest(exported: bytes, settings: QuantizationSettings, workload: Workload,
         if twin is None:
             try:
                 entry = _judged(entry, made, form, reference, workload, seed=context.seed)
-            except Exception as error:  # noqa: BLE001 - the same
+            except Exception as error:  # noqa: BLE001 - the next form may do without what failed
                 entry = replace(entry, why=why_failed(error))
         else:
             entry = replace(entry, why=f"the same file as {twin}")

@@ -3,11 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from compressor.comparing.rows import in_time_of
 from compressor.report.comparison import ComparisonRow, comparison_html, comparison_markdown, gain_in_words
 from compressor.report.markdown import escape
 from compressor.report.notebook import csv_text
-from compressor.report.numbers import counted, printable
+from compressor.report.numbers import ScoreScale, counted, printable
 from compressor.searching.finals import newest
 from compressor.searching.front import ranks
 from compressor.searching.limits import Limits
@@ -41,7 +40,7 @@ def write_pages(result: SearchResult, folder: Path) -> None:
     base = result.rows[0]
     rows = [
         replace(base, score=result.validation_score or base.score, alike=""),
-        *trial_rows(result.trials, base),
+        *trial_rows(result.trials, base.scale),
     ]
     tested = [f"On test data: {printable(row.name)} is {gain_in_words(row, result.rows)}." for row in result.rows[1:]]
     page = comparison_html(
@@ -56,11 +55,8 @@ def write_pages(result: SearchResult, folder: Path) -> None:
     write_atomic(folder / "search.csv", csv_text([trial_row(trial) for trial in result.trials]))
 
 
-def trial_rows(trials: tuple[Trial, ...], reference: ComparisonRow) -> list[ComparisonRow]:
-    """Every candidate's newest trial as a row, on validation, those marked that none of them beats.
-
-    Milliseconds are those of the `reference` over the speed-up.
-    """
+def trial_rows(trials: tuple[Trial, ...], scale: ScoreScale) -> list[ComparisonRow]:
+    """Every candidate's newest trial as a row, on validation, those marked that none of them beats."""
     known = newest(trials)
     points = [Limits(max_drop=None).point(trial) for trial in known]
     return [
@@ -68,7 +64,7 @@ def trial_rows(trials: tuple[Trial, ...], reference: ComparisonRow) -> list[Comp
             name=trial.recipe_name,
             score=trial.score,
             drop=trial.drop,
-            latency_ms=in_time_of(reference.latency_ms, trial.speedup),
+            latency_ms=trial.latency_ms,
             speedup=trial.speedup,
             size_bytes=trial.size_bytes,
             compressed_bytes=trial.compressed_bytes,
@@ -76,7 +72,7 @@ def trial_rows(trials: tuple[Trial, ...], reference: ComparisonRow) -> list[Comp
             seconds=trial.made_seconds,
             pareto=rank == 0,
             report=f"trials/{trial.name}/report.html",
-            scale=reference.scale,
+            scale=scale,
             recipe=trial.recipe,
             stages=trial.stages,
         )

@@ -171,13 +171,6 @@ class _Search:
         self.clock.spent += self.memory.spent_seconds + finalists * _FINAL_SECONDS
         self.slow = too_slow(list(self.candidates.values()), self.workload, self.limits, self.working)
         going = [each for name, each in self.candidates.items() if name not in self.slow.names]
-        # Of what earlier calls made the nearest is told.
-        if not going and not any(trial.ended for trial in self.memory.files):
-            raise WrongUseError(
-                f"no recipe of the space can be as fast as {self.limits.max_latency_ms:g} ms: by the latency table "
-                "every one takes at least a fifth longer, however it is trained; raise the limit, or give a space that "
-                "takes more away"
-            )
         fractions = rungs_of(going or list(self.candidates.values()), eta=self.eta, most=most_rungs)
         if going:
             self._refuse_short(going, fractions[0])
@@ -199,6 +192,13 @@ class _Search:
             texts = {each.at(fraction).dump() for each in self.candidates.values()} - found.keys()
             found |= {trial.recipe: replace(trial, rung=number) for trial in self.memory.files if trial.recipe in texts}
         self.made = in_one_time(list(found.values()))
+        # Of what earlier calls made of this space the nearest is told.
+        if not going and not any(trial.ended for trial in self.made):
+            raise WrongUseError(
+                f"no recipe of the space can be as fast as {self.limits.max_latency_ms:g} ms: by the latency table "
+                "every one takes at least a fifth longer, however it is trained; raise the limit, or give a space that "
+                "takes more away"
+            )
         if not any(trial.ended for trial in self.made):
             told = "; ".join(dict.fromkeys(f"{trial.recipe_name}: {trial.error}" for trial in self.made[:3]))
             all_failed = f"{counted(len(self.made), 'trial')} failed, and none gave a file. {told}"
@@ -285,8 +285,10 @@ def _finished(found: _Search, *, minutes: float | None, finalists: int, target: 
         target=target,
         times=found.working.session.times,
     )
+    # All that is told is of the session in which the finalists were timed.
+    made = in_one_time(found.made, finals.rows[0].latency_ms)
     tried = len({trial.candidate for trial in found.made})
-    why, best = why_of(finals.rows, newest(found.made), found.limits, space=len(found.candidates), tried=tried)
+    why, best = why_of(finals.rows, newest(made), found.limits, space=len(found.candidates), tried=tried)
     recipes = {name: replace(Recipe.loads(trial.recipe), name=name) for name, trial in chosen.items()}
     recipe = None
     folder = found.working.folder
@@ -303,7 +305,7 @@ def _finished(found: _Search, *, minutes: float | None, finalists: int, target: 
         model=None if recipe is None else folder / MODEL_FILE,
         rows=finals.rows,
         finalists=recipes,
-        trials=tuple(found.made),
+        trials=tuple(made),
         space=len(found.candidates),
         told=tuple(told_of(found.made, minutes=minutes, set_aside=sorted(found.slow.names), not_begun=found.not_begun)),
         structure_seconds=found.slow.seconds,

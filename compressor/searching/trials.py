@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from compressor.comparing.rows import in_time_of
 from compressor.errors import StorageError
 from compressor.estimate import Estimate
+from compressor.measuring.timing import in_time_of
 from compressor.report.notebook import flat
 from compressor.report.report import Report
 from compressor.storage import json_safe, read_sealed, sha256, write_sealed
@@ -82,19 +82,17 @@ def trial_row(trial: Trial) -> dict[str, Any]:
     return {**flat(vars(trial)), **words}
 
 
-def in_one_time(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials as if all had been timed in one session.
+def in_one_time(trials: Sequence[Trial], reference_ms: Estimate | None = None) -> list[Trial]:
+    """The trials as if all had been timed in one session, in which the reference took `reference_ms`.
 
-    Each was timed in turns with the reference, whose milliseconds are here the median of all trials'; a trial's own are
-    those over its speed-up. What else the machine did in one of them changes neither.
+    Each was timed in turns with the reference, by default at the median of what that took in all of them; its own
+    milliseconds are those over its speed-up. What else the machine did in one of them changes neither.
     """
     known = [trial.latency_ms.value * trial.speedup.value for trial in trials if trial.ended]
     if not known:
         return list(trials)
-    reference = Estimate(*[median(known)] * 3)
-    return [
-        replace(trial, latency_ms=in_time_of(reference, trial.speedup)) if trial.ended else trial for trial in trials
-    ]
+    time = reference_ms or Estimate(*[median(known)] * 3)
+    return [replace(trial, latency_ms=in_time_of(time, trial.speedup)) if trial.ended else trial for trial in trials]
 
 
 def measured(report: Report) -> dict[str, Any]:

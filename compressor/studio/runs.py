@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError, StorageError
 from compressor.measuring.measure import Measurement
+from compressor.measuring.timing import in_time_of
 from compressor.recipe.recipe import Recipe
 from compressor.report.charts import LineChart, line_chart
 from compressor.report.numbers import claim, duration, printable, size, times
@@ -270,10 +271,9 @@ class Runs:
             measured = _final(record)
             if record is None or measured is None:
                 continue
-            whole = record.steps[0].measurement
-            if not found and whole is not None:
-                found.append(("as it is", whole))
-            found.append((name, measured))
+            found = found or [("as it is", record.reference.measurement or measured)]
+            # Runs are of different moments, each timed in turns with the same reference.
+            found.append((name, replace(measured, latency_ms=in_time_of(found[0][1].latency_ms, measured.speedup))))
         if len(found) < 2:
             return []
         return [_panel(found, by_time=by_time, up=self._up) for by_time in (True, False)]

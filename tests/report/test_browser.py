@@ -8,7 +8,8 @@ from compressor.estimate import Estimate
 from compressor.report.comparison import ComparisonRow, comparison_html
 from compressor.report.explorer import Mark
 from compressor.report.folds.page import folds_html
-from workbench.report_samples import ALL, four_recipes, hostile, rollback, three_folds
+from workbench.report_samples import ALL, hostile, rollback
+from workbench.several_samples import four_recipes, three_folds
 
 pytestmark = pytest.mark.browser
 

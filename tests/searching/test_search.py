@@ -177,6 +177,12 @@ def test_the_page_is_of_validation_and_says_so(tmp_path, fake_runs: FakeRuns) ->
     assert "as they score on validation data" in page
     assert "Scores are on test data" not in page
     assert page.count("On test data: ") == len(result.finalists)
+    # One time of one trial in all files: that of the session in which the finalists were timed.
+    saved = json.loads((tmp_path / "search.json").read_text())["trials"]
+    shown = json.loads(page.split('id="rows">')[1].split("</script>")[0])["rows"]
+    by_name = {trial["recipe_name"]: trial["latency_ms"]["value"] for trial in saved}
+    assert all(row["ms"][0] == pytest.approx(by_name[row["name"]]) for row in shown[1:])
+    assert all(trial.latency_ms.value * trial.speedup.value == pytest.approx(1.0) for trial in result.trials)
     first = json.loads(page.split('id="rows">')[1].split("</script>")[0])["rows"][0]
     assert first["score"][0] == pytest.approx(100 * result.validation_score.value)
     assert first["score"][0] != pytest.approx(100 * result.rows[0].score.value)
@@ -250,6 +256,12 @@ def test_what_is_predicted_too_slow_is_set_aside(tmp_path, monkeypatch, fake_run
     assert nearest.why.startswith("Nothing keeps the limits")
     assert not (tmp_path / "a" / "best.yaml").exists()
     assert not (tmp_path / "a" / "model.onnx").exists()
+    # What earlier calls made of another space is not of this one.
+    other = Recipe.loads_all(SPACE.replace("name: space", "name: other").replace("0.2, ", "0.3, "))
+    other = [each for each in other if "0.3" in each.name]
+    wanted = searching.TooSlow(names=frozenset(each.name for each in other))
+    with pytest.raises(WrongUseError, match=r"no recipe of the space can be as fast as 0.001 ms"):
+        search(small_workload(), other, out=tmp_path / "a", max_latency_ms=0.001, progress=False)
 
 
 def test_files_of_a_search_hold_plain_json(tmp_path, fake_runs: FakeRuns) -> None:

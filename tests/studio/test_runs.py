@@ -2,12 +2,15 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("starlette")
 
+from compressor.estimate import Estimate
 from compressor.recipe.recipe import Recipe
+from compressor.report.record import Step
 from compressor.running.pipeline import Pipeline
 from compressor.stages import Distill, SetStructure
 from compressor.studio.choice import Choice, Free
@@ -206,9 +209,31 @@ def test_runs_are_told_stage_by_stage_and_beside_each_other(runs):
     assert len(beside["rows"]) == max(len(one.steps), len(other.steps))
     assert beside["rows"][0]["cells"][0]["stage"] == "reference"
     both = [record.shipped.measurement for record in (one, other)]
-    assert f"{both[1].latency_ms.value / both[0].latency_ms.value - 1:+.0%} time" in beside["whole"]
+    assert f"{both[0].speedup.value / both[1].speedup.value - 1:+.0%} time" in beside["whole"]
     assert "rolled back" in render("beside", **beside)
     page = render("runs", may_edit=True, busy=False, ready=True, **runs.page())
     assert 'id="compare"' in page
     assert runs.stages("run-009") is None
     assert runs.beside("run-001", "../run-002") is None
+
+
+def test_runs_of_two_moments_are_compared_by_their_speed_ups(runs):
+    """On a machine that was half as fast during the second run its file is no slower: so say picture and words."""
+    one = rollback()
+
+    def in_a_slow_moment(step: Step) -> Step:
+        measured = step.measurement
+        slow = replace(measured, latency_ms=Estimate(*(2 * value for value in vars(measured.latency_ms).values())))
+        return replace(step, measurement=slow)
+
+    other = replace(one, steps=tuple(in_a_slow_moment(step) if step.measurement else step for step in one.steps))
+    for number, record in enumerate((one, other), start=1):
+        folder = runs._out / f"run-00{number}"
+        folder.mkdir(parents=True)
+        (runs._out / f"run-00{number}.yaml").write_text("name: studio\nstages: [quantize]\n")
+        (folder / "report.json").write_text(json.dumps(record.to_json()))
+    assert runs.beside("run-001", "run-002")["whole"] == "+0% time, +0% bytes, +0.0000 score"
+    by_time = runs.page()["panels"][0]
+    places = [(point.x, point.y, point.best) for point in by_time.points if point.title != "as it is"]
+    assert len(places) == 2
+    assert places[0] == places[1]

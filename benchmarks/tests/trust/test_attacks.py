@@ -86,7 +86,7 @@ def test_a_command_is_killed_at_random_as_often_as_wanted(tmp_path, monkeypatch)
     monkeypatch.setattr(kills, "ended", lambda *_, **__: next(ends))
     began = []
     tried = kills.Tried(["pack"], lambda: True, lambda: None, lambda: began.append(1))
-    assert kills.at_random(tried, tmp_path, count=3, whole=1.0, chance=random.Random(0)) == 3  # noqa: S311
+    assert kills.at_random(tried, tmp_path, count=3, whole=1.0, chance=random.Random(0)) == 3  # noqa: S311 - moments, no secrets
     assert len(began) == 2
     assert next(ends, None) is None
 
@@ -104,7 +104,7 @@ def test_what_is_known_of_write_points_stays_and_moments_are_added(tmp_path, mon
     monkeypatch.setattr(kills, "ended", lambda *_, **__: 0)
     tried = kills.Tried(["run"], lambda: True, lambda: 1)
     known = {"kills": 64, "points": 60, "lost": 0, "other": 0}
-    found = kills.of_one(lambda _: tried, tmp_path, count=40, chance=random.Random(0), known=known)  # noqa: S311
+    found = kills.of_one(lambda _: tried, tmp_path, count=40, chance=random.Random(0), known=known)  # noqa: S311 - moments, no secrets
     assert asked == [6]
     assert found == {"kills": 70, "points": 60, "lost": 0, "other": 0}
     assert kills.at_moments(40, {"points": 4}) == 36

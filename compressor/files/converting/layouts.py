@@ -168,7 +168,7 @@ def _options(values: Array, dims: Sequence[str | int], symbol: str | None, size:
     fixed = [axis for axis, each in enumerate(dims) if not isinstance(each, str) and each == size and axis < _FIRST]
     if symbol is None:
         return [*fixed, *others, None]
-    if named and symbol is not None and _is_usual(symbol):
+    if named and _is_usual(symbol):
         # What is called the batch is one, or there is none.
         return [*named]
     # A batch of 1 may be fixed beside a length that is free, or in a state beside the batch that is.

@@ -28,7 +28,7 @@ def beside(names: Sequence[str], records: Sequence[RunRecord]) -> dict[str, Any]
     """What the template of two runs takes: a row for each stage of either, in order, with what differs between them.
 
     Differences are those of measured values, of the second run to the first; they have no interval, since the two
-    were not timed in turns.
+    were timed in turns with the same reference, and not with each other.
     """
     one, other = records
     rows = [
@@ -61,6 +61,7 @@ def _difference(records: Sequence[RunRecord], index: int) -> str:
 def _words(one: Measurement | None, other: Measurement | None) -> str:
     if one is None or other is None:
         return ""
-    time = other.latency_ms.value / one.latency_ms.value - 1 if one.latency_ms.value else 0.0
+    # Milliseconds of two runs are of two moments; both were timed in turns with the same reference.
+    time = one.speedup.value / other.speedup.value - 1
     file = other.size_bytes / one.size_bytes - 1 if one.size_bytes else 0.0
     return f"{time:+.0%} time, {file:+.0%} bytes, {other.score.value - one.score.value:+.4f} score"

@@ -10,8 +10,8 @@ from rich.console import Console
 from compressor.errors import StorageError
 from compressor.report.folds.page import conclusions, folds_html, folds_markdown, print_folds
 from compressor.report.folds.record import FoldsRecord, deviation
-from workbench.report_samples import fold as row
-from workbench.report_samples import three_folds
+from workbench.several_samples import fold as row
+from workbench.several_samples import three_folds
 
 RECORD = three_folds()
 
