@@ -1,14 +1,16 @@
 """Twelve recipes compared, beside the same recipes run one by one: seconds, and whether every file is the same.
 
-    python -m benchmarks.compare.tree [--workload resnet20|digits|tiny] [--epochs 3] [--sets ...] [--out DIR]
+    python -m benchmarks.compare.tree [--workload resnet20|digits|tiny] [--epochs 3] [--sets ...] [--alone 12]
 
 Two sets: every combination of two structures, two trainings and three forms; and twelve forms behind one structure
 and one training. A comparison works what its recipes begin with once, by a store of its own; one by one nothing is
 shared.
 Both time their files as runs do, so that what timing and scoring take counts on both sides. Seconds of the processor
 stand beside those of the wall: other programs change them little. What has ended is kept in DIR, so that a killed
-benchmark goes on; one that was killed within a run or a comparison begins that one again. `--sets` runs some of it, of
-which nothing is stored but what is kept in DIR: two processes may work one set each, by one thread, at the same time.
+benchmark goes on; one that was killed within a run or a comparison begins that one again. `--sets` runs and stores one
+of them and leaves the other as it was stored, so that two processes may work one each, by one thread, at the same
+time. `--alone` runs only the first so many recipes one by one: of a beginning that all share the question is how many
+times one recipe they take, which three answer, whose files are then compared.
 """
 
 import argparse
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=50_000, help="training images of resnet20")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--alone", type=int, default=12, help="recipes that are run one by one as well")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-compare"))
     parser.add_argument("--threads", type=int, help="of torch; those that wait for each other count as work")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -84,21 +87,25 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     workload = WORKLOADS[options.workload](options.images)
-    where = environment(Target())
-    sets = []
+    asked = {"workload": options.workload, "epochs": options.epochs, "images": options.images}
+    where = environment(Target()) | {"threads": torch.get_num_threads()}
     for name in options.sets:
         recipes = Recipe.loads_all(SETS[name].format(epochs=options.epochs))
-        sets.append(measured(name, recipes, workload, options.out / options.workload / name.replace(" ", "-")))
-        print(line(sets[-1]), flush=True)
-    if set(options.sets) < SETS.keys():
-        return
-    asked = {"workload": options.workload, "epochs": options.epochs, "images": options.images}
-    asked["threads"] = torch.get_num_threads()
-    write_json(options.result, {"benchmark": "compare", "environment": where, **asked, "sets": sets})
+        own = f"{name.replace(' ', '-')}-{options.epochs}-{options.images}"
+        found = measured(name, recipes, workload, options.out / options.workload / own, alone=options.alone)
+        print(line(found), flush=True)
+        keep({**found, **asked, "environment": where}, options.result)
 
 
-def measured(name: str, recipes: list[Recipe], workload: Workload, out: Path) -> dict[str, Any]:
-    """The seconds of `recipes` compared and one by one, and how many of their files are the same."""
+def keep(found: dict[str, Any], result: Path) -> None:
+    """Puts a set into `result`, in place of what was stored of it."""
+    stored = read_json(result)["sets"] if result.exists() else []
+    sets = {known["set"]: known for known in (*stored, found)}
+    write_json(result, {"benchmark": "compare", "sets": [sets[name] for name in SETS if name in sets]})
+
+
+def measured(name: str, recipes: list[Recipe], workload: Workload, out: Path, *, alone: int) -> dict[str, Any]:
+    """The seconds of `recipes` compared, and of the first `alone` one by one; how many of the files are the same."""
     done = Done(out)
 
     def together() -> dict[str, str]:
@@ -107,24 +114,22 @@ def measured(name: str, recipes: list[Recipe], workload: Workload, out: Path) ->
             raise RuntimeError(f"recipes failed: {comparison.failures}")
         return {recipe.name: digest(out / "together" / recipe.name) for recipe in recipes}
 
-    def alone(recipe: Recipe) -> dict[str, str]:
+    def by_itself(recipe: Recipe) -> dict[str, str]:
         Pipeline.from_recipe(recipe).run(workload, out=out / recipe.name, seed=recipe.seed)
         return {recipe.name: digest(out / recipe.name)}
 
     both = done.of("together", together)
-    each = {recipe.name: done.of(recipe.name, lambda recipe=recipe: alone(recipe)) for recipe in recipes}
+    each = {recipe.name: done.of(recipe.name, lambda recipe=recipe: by_itself(recipe)) for recipe in recipes[:alone]}
     files = both["files"]
     same = sum(files[recipe] == own["files"][recipe] for recipe, own in each.items())
-    found: dict[str, Any] = {"set": name, "recipes": len(recipes), "goal": GOALS[name], "same_files": same}
+    found: dict[str, Any] = {"set": name, "recipes": len(recipes), "goal": GOALS[name]}
+    found |= {"alone": len(each), "same_files": same}
     for kind in ("seconds", "cpu_seconds"):
-        one_by_one, first = sum(own[kind] for own in each.values()), each[recipes[0].name][kind]
-        found[kind] = {
-            "together": round(both[kind], 1),
-            "one_by_one": round(one_by_one, 1),
-            "one": round(first, 1),
-            "of_one_by_one": round(both[kind] / one_by_one, 3),
-            "of_one": round(both[kind] / first, 3),
-        }
+        one = each[recipes[0].name][kind]
+        found[kind] = {"together": round(both[kind], 1), "one": round(one, 1), "of_one": round(both[kind] / one, 3)}
+        if len(each) == len(recipes):
+            one_by_one = sum(own[kind] for own in each.values())
+            found[kind] |= {"one_by_one": round(one_by_one, 1), "of_one_by_one": round(both[kind] / one_by_one, 3)}
     return found
 
 
@@ -159,12 +164,12 @@ def digest(run: Path) -> str:
 
 def line(found: dict[str, Any]) -> str:
     """One set in a line."""
-    which = "of_one_by_one" if found["set"] == "every combination" else "of_one"
-    of = "all one by one" if found["set"] == "every combination" else "one recipe"
+    all_alone = found["set"] == "every combination" and "of_one_by_one" in found["seconds"]
+    which, of = ("of_one_by_one", "all one by one") if all_alone else ("of_one", "one recipe")
     return (
         f"{found['set']}: {found['recipes']} recipes in {found['seconds']['together']:.0f} s, "
         f"{found['seconds'][which]:.2f}x {of} (at most {found['goal']}x wanted), {found['cpu_seconds'][which]:.2f}x by "
-        f"the processor; {found['same_files']} of {found['recipes']} files the same"
+        f"the processor; {found['same_files']} of {found['alone']} files the same"
     )
 
 

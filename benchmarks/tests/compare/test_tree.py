@@ -1,5 +1,6 @@
 """The benchmark of comparisons: what it counts, that it goes on, and that its recipes can be read."""
 
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -25,48 +26,69 @@ def test_seconds_and_files(tmp_path, monkeypatch, small_workload) -> None:
     monkeypatch.setattr(tree, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(tree, "processor_seconds", lambda: next(spent))
 
-    def leave(folder, content: bytes) -> None:
-        folder.mkdir(parents=True)
-        for file in ("model.onnx", "weights.safetensors", "plan.json"):
-            (folder / file).write_bytes(content)
-
     def compared(recipes, workload, *, out, controls):
         assert not controls
         for recipe in recipes:
-            leave(out / recipe.name, recipe.name.encode())
+            _leave(out / recipe.name, recipe.name.encode())
         return SimpleNamespace(failures={})
 
     def run(self, workload, *, out, seed):
-        leave(out, b"another" if out.name == "b" else out.name.encode())
+        _leave(out, b"another" if out.name == "b" else out.name.encode())
 
     monkeypatch.setattr(tree, "compare", compared)
     monkeypatch.setattr(Pipeline, "run", run)
     recipes = [Recipe.loads(f"name: {name}\nstages: [quantize]") for name in "ab"]
-    found = tree.measured("every combination", recipes, small_workload, tmp_path)
+    found = tree.measured("every combination", recipes, small_workload, tmp_path, alone=2)
     assert (found["seconds"]["of_one_by_one"], found["seconds"]["of_one"], found["same_files"]) == (0.4, 0.8, 1)
     assert (found["cpu_seconds"]["of_one_by_one"], found["cpu_seconds"]["of_one"]) == (0.75, 1.5)
     # All of it is kept: the clock, which has run out, is not asked again.
-    assert tree.measured("every combination", recipes, small_workload, tmp_path) == found
+    assert tree.measured("every combination", recipes, small_workload, tmp_path, alone=2) == found
     assert "0.40x all one by one (at most 0.4x wanted), 0.75x by the processor; 1 of 2 files the same" in tree.line(
         found
     )
 
 
-def test_one_set_alone_is_not_stored(tmp_path, monkeypatch, small_workload) -> None:
-    """Two processes work one set each; who then asks for both stores them, with the threads that worked."""
-    numbers = {"of_one_by_one": 0.4, "of_one": 1.5, "together": 4.0}
-    asked: list[str] = []
+def test_a_set_is_stored_beside_the_other(tmp_path, monkeypatch, small_workload) -> None:
+    """Two processes work one set each, each as long as it was asked; what is asked again takes its own place."""
+    numbers = {"of_one": 1.5, "together": 4.0}
 
-    def measured(name: str, *_: object) -> dict[str, object]:
-        asked.append(name)
-        return {"set": name, "recipes": 12, "goal": 1.6, "same_files": 12, "seconds": numbers, "cpu_seconds": numbers}
+    def measured(name: str, *_: object, alone: int) -> dict[str, object]:
+        row = {"set": name, "recipes": 12, "goal": 1.6, "alone": alone, "same_files": alone}
+        return {**row, "seconds": numbers, "cpu_seconds": numbers}
 
     monkeypatch.setattr(tree, "measured", measured)
     monkeypatch.setitem(tree.WORKLOADS, "tiny", lambda _: small_workload)
     result = tmp_path / "compare.json"
-    for sets in (["--sets", "one beginning"], []):
-        monkeypatch.setattr("sys.argv", ["tree", "--workload", "tiny", "--result", str(result), *sets])
-        assert not result.exists()
+    for asked in (["--sets", "one beginning", "--alone", "3"], ["--sets", "every combination", "--epochs", "1"], []):
+        monkeypatch.setattr("sys.argv", ["tree", "--workload", "tiny", "--result", str(result), *asked])
         tree.main()
-    assert asked == ["one beginning", *tree.SETS]
-    assert read_json(result)["threads"] == torch.get_num_threads()
+        if asked:
+            last = {found["set"]: (found["epochs"], found["alone"]) for found in read_json(result)["sets"]}
+    assert last == {"every combination": (1, 12), "one beginning": (3, 3)}
+    assert [found["epochs"] for found in read_json(result)["sets"]] == [3, 3]
+    assert read_json(result)["sets"][0]["environment"]["threads"] == torch.get_num_threads()
+
+
+def test_some_alone_tell_how_many_times_one_recipe(tmp_path, monkeypatch, small_workload) -> None:
+    """And nothing of all one by one, which did not run."""
+
+    def compared(recipes, workload, *, out, controls):
+        for recipe in recipes:
+            _leave(out / recipe.name, recipe.name.encode())
+        return SimpleNamespace(failures={})
+
+    spent = count(1)
+    monkeypatch.setattr(tree, "processor_seconds", lambda: next(spent))
+    monkeypatch.setattr(tree, "compare", compared)
+    monkeypatch.setattr(Pipeline, "run", lambda self, workload, *, out, seed: _leave(out, out.name.encode()))
+    recipes = [Recipe.loads(f"name: {name}\nstages: [quantize]") for name in "abc"]
+    found = tree.measured("one beginning", recipes, small_workload, tmp_path, alone=2)
+    assert (found["alone"], found["same_files"]) == (2, 2)
+    assert set(found["seconds"]) == {"together", "one", "of_one"}
+    assert tree.line(found).endswith("2 of 2 files the same")
+
+
+def _leave(folder, content: bytes) -> None:
+    folder.mkdir(parents=True)
+    for file in ("model.onnx", "weights.safetensors", "plan.json"):
+        (folder / file).write_bytes(content)
