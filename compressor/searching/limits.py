@@ -29,6 +29,11 @@ class Limits:
             if value is not None:
                 check_positive(value, f"{name} is a limit of the file", way_out="leave it out to set no such limit")
 
+    @property
+    def of_files(self) -> bool:
+        """Whether time or bytes are limited, which no training changes."""
+        return self.max_latency_ms is not None or self.max_size_bytes is not None
+
     def point(self, trial: Trial) -> Point:
         """What a trial is judged by, drop, time and bytes; a drop within the limit is as good as any other.
 

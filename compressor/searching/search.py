@@ -2,21 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from compressor.checks import as_folder, check_count, check_positive
 from compressor.comparing.arms import free_name
 from compressor.comparing.spreading import pool_of
-from compressor.errors import RunFolderError, StageError, WorkloadError, WrongUseError
+from compressor.errors import RunFolderError, WorkloadError, WrongUseError
 from compressor.identity.workload import identify
 from compressor.machine import environment
 from compressor.measuring.session_times import Times
-from compressor.progress.bars import say
 from compressor.progress.events import Listener
 from compressor.recipe.recipe import Recipe
-from compressor.report.numbers import counted, duration
-from compressor.report.report import Report
 from compressor.report.view import busy_sentence
 from compressor.running.changes import changes
 from compressor.running.executors.choosing import executor_of
@@ -30,18 +27,17 @@ from compressor.running.session import Session
 from compressor.running.together.helping import refuse_teams
 from compressor.searching.clock import Clock, Forecast
 from compressor.searching.finals import finalists_of, finals_of, newest
-from compressor.searching.halving import going_on, rungs_of
+from compressor.searching.ladder import Ladder
 from compressor.searching.limits import Limits
 from compressor.searching.memory import Memory
 from compressor.searching.pages import DATA, PAGES, write_pages
-from compressor.searching.prediction import TooSlow, too_slow
 from compressor.searching.result import SearchResult
-from compressor.searching.rung import TRIALS, Rung
-from compressor.searching.sampler import Grid, Random, Sampler
-from compressor.searching.space import Candidate, candidates_of, recipes_of, usual_recipes
+from compressor.searching.rung import TRIALS
+from compressor.searching.sampler import Random, Sampler
+from compressor.searching.space import candidates_of, recipes_of, usual_recipes
 from compressor.searching.trials import Trial, TrialFiles, in_one_time
-from compressor.searching.words import minutes_in_words, told_of, why_of
-from compressor.searching.working import TIMES, Withheld, Working, arm_of, withheld
+from compressor.searching.words import told_of, why_of
+from compressor.searching.working import TIMES, Withheld, Working, withheld
 from compressor.storage import json_safe, read_sealed, write_atomic, write_sealed
 from compressor.store.kept import Store, check_store
 from compressor.target import Target
@@ -49,8 +45,6 @@ from compressor.workload import Workload
 
 _ASKED, _SHARED = "asked.json", "shared"
 BEST = "best.yaml"
-# Timing and scoring a finalist, and the pages.
-_FINAL_SECONDS = 4.0
 
 
 def search(
@@ -82,12 +76,15 @@ def search(
     counts is `max_drop`, how much worse the score may be on validation data (in points for metrics in [0, 1], else as a
     fraction of the reference's), `max_latency_ms` and `max_size_bytes`; None does not look.
 
-    Successive halving: every candidate is trained for a part of its length, at most `trials` of them in the order of
-    `sampler`; a part 1/`eta` (>= 2) of them, those that no other beats in drop, time and size, goes on to a training
-    `eta` times as long, until the last of at most `rungs` is that of the recipe. With `minutes` no trial begins that
-    cannot end. The best, at most `finalists`, are timed again together and scored on test data, which nothing else
-    reads. A search that was killed goes on where it was when called again with the same `out`, as does one that is
-    given more minutes; limits may change from call to call, and cost no trial again.
+    Successive halving: every structure with its training is trained for a part of its length, at most `trials` of them
+    in the order of `sampler`; a part 1/`eta` (>= 2) of them, those that no other beats in drop, time and size, goes on
+    to a training `eta` times as long, until the last of at most `rungs` is that of the recipe. Where nothing keeps the
+    limits then, up to `eta` more are trained whole, those of the least drop first. Recipes that differ in their
+    encoding alone are judged by the first of them, and the others are made in the end, where no other structure beats
+    theirs; where time or bytes are limited all are tried, for the first rung tells which can fit. With `minutes` no
+    trial begins that cannot end. The best, at most `finalists`, are timed again together and scored on test data, which
+    nothing else reads. A search that was killed goes on where it was when called again with the same `out`, as does one
+    that is given more minutes; limits may change from call to call, and cost no trial again.
 
     `executor` says where trials are worked, and `workers` how many at once, as in `compare`; workers are sent the
     workload, or make it themselves by `workload_from` (docs/scale.md).
@@ -125,7 +122,7 @@ def search(
         with pool_of(
             executor, seen if workload_from is None else Withheld(source=workload_from), progress=progress
         ) as pool:
-            found = _Search(
+            found = Ladder(
                 workload=workload,
                 candidates=candidates,
                 limits=limits,
@@ -149,127 +146,7 @@ def search(
     return result
 
 
-@dataclass(kw_only=True)
-class _Search:
-    """A search on its way: what it was given, and the trials that it has made."""
-
-    workload: Workload
-    candidates: dict[str, Candidate]
-    limits: Limits
-    working: Working
-    memory: Memory
-    clock: Clock
-    sampler: Sampler
-    eta: int
-    made: list[Trial] = field(default_factory=list)
-    slow: TooSlow = field(default_factory=TooSlow)
-    not_begun: list[str] = field(default_factory=list)
-    _reports: dict[str, Report] = field(default_factory=dict)
-
-    def go(self, *, most_rungs: int, trials: int | None, finalists: int) -> None:
-        """Makes the trials of every rung, those on disk taken as they are."""
-        self.clock.spent += self.memory.spent_seconds + finalists * _FINAL_SECONDS
-        self.slow = too_slow(list(self.candidates.values()), self.workload, self.limits, self.working)
-        going = [each for name, each in self.candidates.items() if name not in self.slow.names]
-        fractions = rungs_of(going or list(self.candidates.values()), eta=self.eta, most=most_rungs)
-        if going:
-            self._refuse_short(going, fractions[0])
-        found: dict[str, Trial] = {}
-        # Every rung has its share of the time; what is left of it in the end goes to what had none.
-        for shared in (True, False) if going else ():
-            self.not_begun.clear()
-            able = going
-            for number in range(len(fractions)):
-                share = (number + 1) / len(fractions) if shared else 1.0
-                made = self._rung(able, number, fractions, trials=trials, share=share, made_before=len(found))
-                found |= {trial.recipe: trial for trial in made}
-                ended = in_one_time([each for each in made if each.ended])
-                able = going_on(ended, self.candidates, self.limits, eta=self.eta)
-            if not self.not_begun:
-                break
-        # What earlier calls made under other limits, or in fewer minutes, counts as well.
-        for number, fraction in enumerate(fractions):
-            texts = {each.at(fraction).dump() for each in self.candidates.values()} - found.keys()
-            found |= {trial.recipe: replace(trial, rung=number) for trial in self.memory.files if trial.recipe in texts}
-        self.made = in_one_time(list(found.values()))
-        # Of what earlier calls made of this space the nearest is told.
-        if not going and not any(trial.ended for trial in self.made):
-            raise WrongUseError(
-                f"no recipe of the space can be as fast as {self.limits.max_latency_ms:g} ms: by the latency table "
-                "every one takes at least a fifth longer, however it is trained; raise the limit, or give a space that "
-                "takes more away"
-            )
-        if not any(trial.ended for trial in self.made):
-            told = "; ".join(dict.fromkeys(f"{trial.recipe_name}: {trial.error}" for trial in self.made[:3]))
-            all_failed = f"{counted(len(self.made), 'trial')} failed, and none gave a file. {told}"
-            why = all_failed if self.made else "the time did not suffice for a trial"
-            raise StageError(f"nothing came of the search: {why}; see to that, or give another space")
-
-    def path(self, trial: Trial) -> Path:
-        """The folder of the run of a trial."""
-        return self.memory.files.path(trial.name)
-
-    def report(self, trial: Trial) -> Report:
-        """The report of the run of a trial, from disk where it was made in an earlier session."""
-        if trial.name not in self._reports:
-            # Every stage of it is on disk; what is made again is the report alone.
-            self._reports[trial.name] = self.working.run(arm_of(Recipe.loads(trial.recipe), f"{TRIALS}/{trial.name}"))
-        return self._reports[trial.name]
-
-    def _rung(
-        self,
-        going: Sequence[Candidate],
-        number: int,
-        fractions: Sequence[float],
-        *,
-        trials: int | None,
-        share: float,
-        made_before: int,
-    ) -> list[Trial]:
-        """The trials of one rung; the first is in the order of the sampler."""
-        first = number == 0
-        count = min(len(going), trials or len(going)) if first else len(going)
-        label = f"rung {number + 1} of {len(fractions)}"
-        say(f"{label}: {count} trials, trained for {fractions[number]:.0%} of their length", shown=self._shown)
-        rung = Rung(
-            number=number,
-            fraction=fractions[number],
-            label=label,
-            waiting=list(going),
-            count=count,
-            space=list(self.candidates.values()),
-            sampler=self.sampler if first else Grid(),
-            share=share,
-            limits=self.limits,
-            memory=self.memory,
-            clock=self.clock,
-            made_before=made_before,
-            shown=self._shown,
-        )
-        rung.go(self.working)
-        self._reports |= rung.reports
-        self.not_begun += rung.not_begun
-        return list(rung.trials.values())
-
-    @property
-    def _shown(self) -> bool:
-        return self.working.progress
-
-    def _refuse_short(self, going: Sequence[Candidate], fraction: float) -> None:
-        """Raises WrongUseError where not even the shortest trial can end in time, and none has been made."""
-        if not self.clock.ends or any(True for _ in self.memory.files):
-            return
-        needed = {each.recipe.name: self.memory.plain_seconds(each.at(fraction)) for each in going}
-        name = min(needed, key=needed.__getitem__)
-        whole = self.clock.total - self.clock.left() + self.memory.forecast.careful(needed[name])
-        if whole > self.clock.total:
-            raise WrongUseError(
-                f"{minutes_in_words(self.clock.total / 60)} do not suffice for one trial: the shortest, {name}, and "
-                f"the finalists' timing take about {duration(whole)} on this machine; give more minutes"
-            )
-
-
-def _finished(found: _Search, *, minutes: float | None, finalists: int, target: Target) -> SearchResult:
+def _finished(found: Ladder, *, minutes: float | None, finalists: int, target: Target) -> SearchResult:
     """The finalists timed and scored on test data, the best of them written, and what there is to say."""
     chosen: dict[str, Trial] = {}
     for trial in finalists_of(found.made, found.limits, most=finalists):

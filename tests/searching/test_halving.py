@@ -9,7 +9,7 @@ from compressor.estimate import Estimate
 from compressor.recipe.recipe import Recipe
 from compressor.searching.clock import Forecast
 from compressor.searching.finals import finalists_of, newest
-from compressor.searching.halving import going_on, rungs_of
+from compressor.searching.halving import beside_failed, going_on, leads_of, left_to_encode, rungs_of
 from compressor.searching.limits import Limits
 from compressor.searching.memory import Memory
 from compressor.searching.sampler import Grid, Random
@@ -132,6 +132,41 @@ def test_what_cannot_fit_stays_behind(space) -> None:
     assert going_on([trial("int8", 0.0, 0.1, 1)], encoded, limits, eta=2) == []
 
 
+def test_stems_are_judged_by_their_first_encoding(space) -> None:
+    """What trains nothing is tried in every form; where the first one of a stem fails, the others of it are tried."""
+    encoded = candidates_of(
+        Recipe.loads_all("name: as-it-is\nstages: [quantize: {bias_correction: {sweep: [null, bias_correction]}}]")
+    )
+    names, able = list(space), [*space.values(), *encoded]
+    assert leads_of(able, Limits()) == [*(space[name] for name in names[0::2]), *encoded]
+    # Whether an encoding fits is known from the first rung on.
+    assert leads_of(able, Limits(max_size_bytes=100)) == leads_of(able, Limits(max_latency_ms=1.0)) == able
+    trials = [trial(names[0], 0.1, 1.0, 10), trial(names[2], 0.1, 1.0, 10, error="it broke")]
+    assert beside_failed(trials, space, able) == [space[names[3]]]
+    assert beside_failed(trials[:1], space, able) == []
+
+
+def test_encodings_are_made_where_no_other_stem_beats_theirs(space) -> None:
+    """Of the last rung's stems all, of the others those on the front; each at its longest training."""
+    names = list(space)
+    ended = [
+        trial(names[0], 0.30, 1.0, 400), trial(names[2], 0.005, 0.8, 300), trial(names[4], 0.40, 0.7, 200),
+        trial(names[6], 0.02, 0.9, 310), trial(names[2], 0.009, 0.8, 300, rung=1),
+        trial(names[0], 0.01, 1.0, 400, rung=2),
+    ]  # fmt: skip
+
+    def left(max_drop: float | None) -> dict[int, list[str]]:
+        found = left_to_encode(ended, space, Limits(max_drop=max_drop), last=2)
+        return {rung: [each.recipe.name for each in made] for rung, made in found.items()}
+
+    # The fourth is beaten by the second in everything, the third in the drop alone.
+    assert left(None) == {2: [names[1]], 1: [names[3]], 0: [names[5]]}
+    assert left(0.01) == {2: [names[1]], 1: [names[3]]}
+    ended.append(trial(names[3], 0.01, 0.5, 80, rung=1))
+    # That one is the newest of its stem now, and made.
+    assert left(0.01) == {2: [names[1]]}
+
+
 def test_within_the_limit_all_drops_are_alike() -> None:
     """A drop of 0.2 points is no better than one of 0.9 where a point is allowed; without a limit it is."""
     assert Limits(max_drop=0.01).point(trial("a", 0.002, 1.0, 5)) == (0.01, 1.0, 5.0)
@@ -168,6 +203,7 @@ def test_times_are_compared_by_the_speed_up() -> None:
     assert [each.candidate for each in finalists_of(in_one_time([busy, calm]), Limits(max_drop=0.01), most=5)] == [
         "busy"
     ]
+    assert Limits(max_drop=None).point(busy)[1] == pytest.approx(1 / 0.984)
     ended = in_one_time([busy, calm])
     # Half way between 0.0258 x 0.984 and 0.0133 x 0.761 ms, over each speed-up.
     assert [each.latency_ms.value for each in ended] == pytest.approx([0.0177542 / 0.984, 0.0177542 / 0.761], rel=1e-4)
