@@ -24,12 +24,13 @@ def open_session(model: bytes | Path, *, threads: int = 1) -> ort.InferenceSessi
 
 
 def session_options(threads: int = 1) -> ort.SessionOptions:
-    """Options for one operator at a time, `threads` threads inside it, and errors alone in the log."""
+    """Options for one operator at a time, `threads` threads inside it, and nothing in the log."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
+    # Errors are raised, in words of ours or to try another way: printed in red, they would alarm for nothing.
+    options.log_severity_level = 4
     if threads > 1:
         # Idle threads otherwise spin on after a call, and slow down whatever runs next: the other file, for instance.
         options.add_session_config_entry("session.force_spinning_stop", "1")

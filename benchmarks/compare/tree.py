@@ -52,7 +52,8 @@ stages:
   - prune_channels: {{remove: 0.4}}
   - distill: {{epochs: {epochs}}}
   - quantize:
-      weights: {{symmetric: {{bits: {{sweep: [8, 7, 6, 5, 4, 3]}}}}}}
+      weights: {{symmetric: {{bits: {{sweep: [8, 6, 4]}}}}}}
+      rounding: {{sweep: [nearest, gptq]}}
       bias_correction: {{sweep: [null, bias_correction]}}
 """
 SETS = {"every combination": COMBINATIONS, "one beginning": BEGINNING}

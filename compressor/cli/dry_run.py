@@ -19,7 +19,7 @@ def print_plan(recipe: "Recipe", workload: "Workload", seed: int) -> None:
     from compressor.running.order import segments
     from compressor.running.preflight import check_workload
     from compressor.running.time_estimate import estimated
-    from compressor.running.without_data import NOT_SCORED, stages_without_data
+    from compressor.running.without_data import not_scored, stages_without_data
 
     data = yaml.safe_load(recipe.dump())
     limits = {} if recipe.budget is None else vars(recipe.budget)
@@ -35,7 +35,7 @@ def print_plan(recipe: "Recipe", workload: "Workload", seed: int) -> None:
     stages = recipe.stages if workload.metric.scored else stages_without_data(recipe.stages)
     checked = check_workload(workload, stages)
     if not workload.metric.scored:
-        typer.secho(NOT_SCORED, err=True, fg="yellow")
+        typer.secho(not_scored(workload), err=True, fg="yellow")
     typer.echo(
         f"workload {workload.name}: {type(workload.model).__name__}, judged by {workload.metric.name}; checks passed"
     )

@@ -389,9 +389,7 @@ def _runner(model: onnx.ModelProto, limits: Limits, path: Path) -> _Run:
 
 
 def _session(model: onnx.ModelProto) -> Any:
-    options = session_options()
-    options.log_severity_level = 4  # what fails here is tried in another way, or raised
-    return load_session(with_constants(model).SerializeToString(), options)
+    return load_session(with_constants(model).SerializeToString(), session_options())
 
 
 def is_memory(text: str) -> bool:

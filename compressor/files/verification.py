@@ -357,9 +357,7 @@ def _verified(proto: onnx.ModelProto, task: ExportTask) -> bytes:
         if is_batched and (name, 0) in frozen:
             raise ExportError(f"the batch dimension of {name!r} was frozen at {frozen[name, 0]}")
     onnx_bytes: bytes = proto.SerializeToString(deterministic=True)
-    options = session_options()
-    options.log_severity_level = 4  # a file that fails here is replaced or refused; its errors are reported as text
-    session = load_session(onnx_bytes, options)
+    session = load_session(onnx_bytes, session_options())
     for probe in task.probes:
         feeds = dict(zip(task.names, probe.inputs, strict=True))
         if any(feeds[name].shape[axis] != length for (name, axis), length in frozen.items()):

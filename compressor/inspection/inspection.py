@@ -33,7 +33,7 @@ from compressor.structure.source_lines import call_lines, error_line, shortened
 from compressor.structure.trials import evaluating, outputs_at
 from compressor.target import Target
 from compressor.tensor_files import raw_bytes
-from compressor.workload import Workload, free_axes
+from compressor.workload import Workload, free_axes, input_tensors
 
 _A_FILE = "an ONNX file has no layers to take out; give the torch model that it came from"
 
@@ -104,9 +104,10 @@ class Findings:
 class Inspection:
     """What can be made smaller, of a model that takes `latency_ms` per call on `target`; None where it was not timed.
 
-    `remaining` is the fraction of the time left if all free "blocks", "widths" or "both" cost nothing. `operators` are
-    the fractions of the time by kind of operator, largest first. `refusals` say why there are no
-    "times", "blocks" or "widths", where there are none.
+    `input_shapes` are those of a sample of each input that it was timed with, without the batch. `remaining` is the
+    fraction of the time left if all free "blocks", "widths" or "both" cost nothing. `operators` are the fractions of
+    the time by kind of operator, largest first. `refusals` say why there are no "times", "blocks" or "widths", where
+    there are none.
     """
 
     workload: str
@@ -114,6 +115,7 @@ class Inspection:
     parameters: int
     target: Target
     latency_ms: float | None
+    input_shapes: tuple[tuple[int, ...], ...]
     found: Findings
     remaining: dict[str, float]
     operators: dict[str, float]
@@ -196,6 +198,7 @@ def look(workload: Workload, *, target: Target, seconds: float = 2.0, times: Seq
         parameters=parameters,
         target=target,
         latency_ms=sum(time.ms for time in shares.times) if shares.times else None,
+        input_shapes=tuple(tuple(tensor.shape[1:]) for tensor in input_tensors(workload.example_inputs)),
         found=Findings(
             groups=prunable,
             blocks=droppable,

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from compressor.inspection.inspection import Family, Inspection
 from compressor.inspection.recommendation import Recommendation
+from compressor.report.numbers import shapes_in_words
 
 _BAR = 12
 _WORDS = {"blocks": "every droppable block", "widths": "every width that can shrink", "both": "all of these"}
@@ -21,7 +22,8 @@ def print_inspection(
     console = console or Console()
     target = inspection.target
     taken = "not timed" if inspection.latency_ms is None else f"{inspection.latency_ms:.3g} ms a call"
-    load = f"batch {target.batch_size}, {_counted(target.threads, 'thread')}, ONNX Runtime, float32"
+    sizes = shapes_in_words(inspection.input_shapes)
+    load = f"batch {target.batch_size} of {sizes}, {_counted(target.threads, 'thread')}, ONNX Runtime, float32"
     console.print(Text.assemble((f"{inspection.model} of {inspection.workload}", "bold"), f"  {taken} ({load}), "
                                 f"{inspection.parameters:,} parameters"))  # fmt: skip
     if "times" in inspection.refusals:

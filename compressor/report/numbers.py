@@ -1,7 +1,7 @@
 """How reports write numbers: units, digits and signs, and what may be claimed from an interval."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,3 +208,8 @@ def shorten(text: str, length: int) -> str:
 def _signless_zero(value: float, decimals: int) -> str:
     text = f"{value:.{decimals}f}"
     return text.removeprefix("-") if float(text) == 0 else text
+
+
+def shapes_in_words(shapes: Iterable[Sequence[int]]) -> str:
+    """Shapes of one sample of each input: "3x224x224 and 12"; a single number is "1"."""
+    return " and ".join("x".join(map(str, shape)) or "1" for shape in shapes)

@@ -1,5 +1,6 @@
 """What a program must know to run the file that ships: names, types, sizes, opset, and what comes before its inputs."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,11 @@ _DTYPES = {
     "tensor(bool)": "bool",
     **{f"tensor({kind}{bits})": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
+
+# Sizes that exporters compute from others: "floor(height/2) + 1", "2*s0".
+_COMPUTED = re.compile(r"[()*/+]| - ")
+_FUNCTIONS = {"floor", "ceil", "ceiling", "max", "min", "mod", "abs", "int", "sqrt", "floordiv", "pow", "round"}
+_MOST_SIGNS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,8 @@ class Port:
     @property
     def sizes(self) -> str:
         """The shape as people write it: "(batch, 3, 32, 32)"."""
-        return f"({', '.join(printable(str(size)) for size in self.shape)}{',' if len(self.shape) == 1 else ''})"
+        told = [printable(_short(size) if isinstance(size, str) else str(size)) for size in self.shape]
+        return f"({', '.join(told)}{',' if len(told) == 1 else ''})"
 
     @property
     def values(self) -> str:
@@ -48,8 +55,9 @@ class Port:
 
     @property
     def free(self) -> tuple[str, ...]:
-        """The names of the sizes that may vary."""
-        return tuple(printable(size) for size in self.shape if isinstance(size, str))
+        """The names of the sizes that may vary, each once; of one that is computed, what it is computed from."""
+        names = [name for size in self.shape if isinstance(size, str) for name in _names_in(size)]
+        return tuple(printable(name) for name in dict.fromkeys(names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +149,21 @@ def _port(entry: Mapping[str, Any]) -> Port:
         low=entry.get("low"),
         high=entry.get("high"),
     )
+
+
+def _names_in(size: str) -> list[str]:
+    """The names that a free size is computed from; itself where it is a name, or has none in it."""
+    if not _COMPUTED.search(size):
+        return [size]
+    return [name for name in re.findall(r"[A-Za-z_][\w.]*", size) if name.lower() not in _FUNCTIONS] or [size]
+
+
+def _short(size: str) -> str:
+    """A free size as it is written, or what it is computed from where that is a formula of many signs."""
+    if len(size) <= _MOST_SIGNS or not _COMPUTED.search(size):
+        return size
+    names = list(dict.fromkeys(_names_in(size)))
+    return "computed" if names == [size] else f"computed from {' and '.join(names)}"
 
 
 def _dtype(kind: str) -> str:

@@ -32,7 +32,7 @@ from compressor.running.reference_base import without_base
 from compressor.running.run import Artifact, Result, run_stages
 from compressor.running.session import Session
 from compressor.running.together.helping import Over, helped, leading, refuse_teams
-from compressor.running.without_data import NOT_SCORED, stages_without_data
+from compressor.running.without_data import not_scored, stages_without_data
 from compressor.runtime import OnnxModule
 from compressor.stage import Stage, stage_name
 from compressor.target import Target
@@ -134,7 +134,7 @@ class Pipeline:
             listening(on_event),
         ):
             stages = self.stages if workload.metric.scored else stages_without_data(self.stages)
-            warned = self.order_warnings if workload.metric.scored else [NOT_SCORED, *self.order_warnings]
+            warned = self.order_warnings if workload.metric.scored else [not_scored(workload), *self.order_warnings]
             if isinstance(workload.model, OnnxModule):
                 refuse_for_files(stages)
             workload = check_workload(workload, stages)

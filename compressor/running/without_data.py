@@ -14,20 +14,27 @@ from compressor.quantization.placement.forms import (
     WeightOnly,
 )
 from compressor.quantization.quantizer import QuantizationSettings
+from compressor.report.numbers import shapes_in_words
 from compressor.stage import Stage, stage_name
 from compressor.stages import Quantize
+from compressor.workload import Workload, input_tensors
 
-# Written large: nobody shall take a file for a good one that was never scored.
-NOT_SCORED = (
-    "NOT SCORED: there were no data, so nothing says how good this file is. Sizes and times were measured on made-up "
-    "inputs. Score it before you ship it: -w model.onnx:data.npz"
-)
 _FORMS = Fastest(
     candidates=(Candidate(form=Dynamic()), Candidate(form=WeightOnly()), Candidate(form=Float16())), max_drop=None
 )
 _NEEDS_NONE = (Dynamic, WeightOnly, Float16)
 _DATA = ("equalization", "smoothing", "mixed", "rounding", "bias_correction", "give_back")
 _WAY_OUT = "give some: -w model.onnx:data.npz, an .npz file with the arrays inputs and targets"
+
+
+def not_scored(workload: Workload) -> str:
+    """What is said of a workload without data, in large letters: nobody shall take its file for a good one."""
+    sizes = shapes_in_words(tensor.shape[1:] for tensor in input_tensors(workload.example_inputs))
+    return (
+        "NOT SCORED: there were no data, so nothing says how good this file is. Sizes and times were measured on "
+        f"made-up inputs of {sizes} a sample; other sizes take other times. Score it before you ship it: "
+        "-w model.onnx:data.npz"
+    )
 
 
 def stages_without_data(stages: Sequence[Stage]) -> tuple[Stage, ...]:

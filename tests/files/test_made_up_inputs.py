@@ -185,3 +185,46 @@ def test_a_batch_of_two_is_made_up_first(tmp_path: Path) -> None:
     assert layout_of(model.session).inputs == {"offset": None}
     (_, offset) = parse(model.onnx_bytes).graph.input
     assert [dim.dim_value for dim in offset.type.tensor_type.shape.dim] == [1, 4]
+
+
+PICTURES = {
+    "channels first": ([("x", F, ["n", 3, "height", "width"])], {}, (2, 3, 224, 224)),
+    "channels last": ([("x", F, ["n", "height", "width", 1])], {}, (2, 224, 224, 1)),
+    "trained for a size": ([("x", F, ["n", 3, "height", "width"])], {"imgsz": "[320, 256]"}, (2, 3, 320, 320)),
+    "trained for one side": ([("x", F, ["n", 3, "height", "width"])], {"imgsz": "416"}, (2, 3, 416, 416)),
+    "no size that helps": ([("x", F, ["n", 3, "height", "width"])], {"imgsz": "999999"}, (2, 3, 224, 224)),
+    "one side is fixed": ([("x", F, ["n", 3, 40, "width"])], {}, (2, 3, 40, 8)),
+    "many channels": ([("x", F, ["n", 64, "height", "width"])], {}, (2, 64, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", list(PICTURES))
+def test_pictures_have_a_size_that_people_use(kind: str, tmp_path: Path) -> None:
+    """That which the file says it was trained for, else 224: at 8 pixels no time says anything."""
+    inputs, notes, expected = PICTURES[kind]
+    path = saved_onnx(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], inputs, [("y", F, inputs[0][2])], {})
+    model = parse(path.read_bytes())
+    helper.set_model_props(model, notes)
+    path.write_bytes(model.SerializeToString())
+    (tensor,) = [workload_of_file(path).example_inputs]
+    assert tuple(tensor.shape) == expected
+
+
+def test_sizes_that_do_not_run_are_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Pictures halved and joined again, of which 225 does not fit: ONNX Runtime would write red lines of its own."""
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["half"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Resize", ["half", "", "scales"], ["back"], mode="nearest"),
+        helper.make_node("Add", ["x", "back"], ["y"]),
+    ]
+    shape = ["n", 3, "height", "width"]
+    constants = {"scales": np.array([1, 1, 2, 2], np.float32)}
+    path = saved_onnx(tmp_path, nodes, [("x", F, shape)], [("y", F, shape)], constants)
+    model = parse(path.read_bytes())
+    helper.set_model_props(model, {"imgsz": "225"})
+    path.write_bytes(model.SerializeToString())
+    read = workload_of_file(path)
+    assert tuple(read.example_inputs.shape) == (2, 3, 224, 224)
+    with pytest.raises(Exception, match="Attempting to broadcast"):
+        read.model(torch.zeros(1, 3, 225, 225))
+    assert "onnxruntime" not in "".join(capfd.readouterr())

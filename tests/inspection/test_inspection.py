@@ -251,6 +251,7 @@ def findings(*, groups=(), blocks=(), remaining=None, operators=None) -> Inspect
         parameters=1000,
         target=TARGET,
         latency_ms=1.0,
+        input_shapes=((3, 32, 32), ()),
         found=Findings(groups=tuple(groups), blocks=tuple(blocks), families=(), unreached={}),
         remaining={"blocks": 1.0, "widths": 1.0, "both": 1.0, **(remaining or {})},
         operators={"Conv": 0.9, "Relu": 0.1} if operators is None else operators,
@@ -316,6 +317,7 @@ def test_printing() -> None:
         print_inspection(findings(operators={"Relu": 1.0}), None, console)
     text = captured.get()
     assert "Flattening of mine[bold]" in text
+    assert "1 ms a call (batch 1 of 3x32x32 and 1, 1 thread" in text
     assert "Blocks that can be dropped: none" in text
     assert line_of(Flattening.forward, "x.view") in text
     assert "danger: it (" in text

@@ -170,3 +170,21 @@ def test_the_page_on_deployment_runs(tmp_path, monkeypatch) -> None:
     names: dict = {}
     exec(compile(page.partition("```python\n")[2].partition("```")[0], "deployment.md", "exec"), names)
     assert names["outputs"][0].shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "free"),
+    [
+        (("batch", 3, "height", "width"), "(batch, 3, height, width)", ("batch", "height", "width")),
+        (("batch", "floor(height/8) + 1"), "(batch, floor(height/8) + 1)", ("batch", "height")),
+        (("n", 22, "floor(h/2 - 1/2)*floor(w/2 - 1/2) + 1"), "(n, 22, computed from h and w)", ("n", "h", "w")),
+        (("n", "Max(1, s0//2)*Max(1, s0//2)*7"), "(n, computed from s0)", ("n", "s0")),
+        (("unk__0", "?"), "(unk__0, ?)", ("unk__0", "?")),
+        (("2*3 + 4*5 + 6*7 + 8*9 + 10*11",), "(computed,)", ("2*3 + 4*5 + 6*7 + 8*9 + 10*11",)),
+    ],
+)  # fmt: skip
+def test_sizes_that_are_computed_name_what_they_depend_on(shape, sizes: str, free: tuple[str, ...]) -> None:
+    """A formula of a line says less than the names in it; what may vary are those, not the formula."""
+    port = Port(name="y", dtype="float32", shape=shape)
+    assert port.sizes == sizes
+    assert port.free == free

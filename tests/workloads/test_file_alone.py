@@ -54,6 +54,7 @@ def test_the_command_measures_it_and_says_that_it_did_not_score(file: Path, tmp_
     assert result.exit_code == 0, result.output
     told = " ".join(result.output.split())
     assert "NOT SCORED: there were no data" in told
+    assert "measured on made-up inputs of 24 a sample; other sizes take other times" in told
     assert "not scored" in told
     for name in ("report.md", "report.html"):
         text = (out / name).read_text()

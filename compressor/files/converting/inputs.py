@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,12 @@ MOST_SAMPLES = 16
 _MADE_UP = 2
 # What free dimensions other than the batch are in made-up inputs: halved five times and joined again, sizes must agree.
 _FREE_LENGTHS = (8, 32, 64, 256, 512, 640)
+# Of pictures, whose times nobody wants at 8 pixels.
+_PICTURE_LENGTHS = (224, 256, 512, 640, 64, 32, 8)
+_CHANNELS = (1, 3, 4)
+# Where Ultralytics' exporters write the height and width that a network was trained for: "[640, 640]".
+_TRAINED_FOR = "imgsz"
+_MOST_PIXELS = 2048
 # What one whole number for all samples may be besides 0, 1 and a length: a sampling rate.
 _RATE = 16000
 _MOST_MADE_UP_BYTES = 256 << 20
@@ -140,7 +147,7 @@ def made_up(model: onnx.ModelProto, path: Path, *, skipped: int = 0) -> Iterator
     Whole numbers are 0 and 1, then 1 alone, then what the length is. Those `skipped` are left out, known not to run.
     Raises OnnxFileError for shapes that are too large.
     """
-    for values in itertools.islice(_values(given_inputs(model)), skipped, None):
+    for values in itertools.islice(_values(given_inputs(model), _trained_for(model)), skipped, None):
         yield values.of(model, path)
 
 
@@ -194,10 +201,13 @@ class _MadeUp:
         return feeds
 
 
-def _values(inputs: Sequence[onnx.ValueInfoProto]) -> Iterator[_MadeUp]:
+def _values(inputs: Sequence[onnx.ValueInfoProto], trained_for: int | None) -> Iterator[_MadeUp]:
     free = any(not dim.HasField("dim_value") for value in inputs for dim in _dims(value))
     whole = [value for value in inputs if _kind(value).kind in "iu"]
-    for length in _FREE_LENGTHS if free else _FREE_LENGTHS[:1]:
+    lengths: tuple[int, ...] = _FREE_LENGTHS
+    if any(map(_is_picture, inputs)):
+        lengths = tuple(dict.fromkeys([*([trained_for] if trained_for else []), *_PICTURE_LENGTHS]))
+    for length in lengths if free else lengths[:1]:
         yield _MadeUp(length=length)
         if any(map(_is_signal, inputs)):
             yield _MadeUp(length=length, signals=True)
@@ -209,7 +219,25 @@ def _values(inputs: Sequence[onnx.ValueInfoProto]) -> Iterator[_MadeUp]:
             yield _MadeUp(length=length, lone=_RATE)
     if free and any(dim.dim_value == 1 for value in inputs for dim in _dims(value)[:2]):
         # A batch that is free in one input and that of a state beside it is not: (batch, steps), (layers, 1, units).
-        yield from (_MadeUp(length=length, samples=1) for length in _FREE_LENGTHS)
+        yield from (_MadeUp(length=length, samples=1) for length in lengths)
+
+
+def _is_picture(value: onnx.ValueInfoProto) -> bool:
+    """Whether it has channels, before height and width or behind them, and leaves both of these free."""
+    dims = _dims(value)
+    if len(dims) != 4:
+        return False
+    return any(
+        dims[channels].dim_value in _CHANNELS and not any(dims[axis].HasField("dim_value") for axis in sizes)
+        for channels, sizes in ((1, (2, 3)), (3, (1, 2)))
+    )
+
+
+def _trained_for(model: onnx.ModelProto) -> int | None:
+    """The larger of the height and width that the file says it was trained for, None where it says nothing."""
+    told = next((entry.value for entry in model.metadata_props if entry.key == _TRAINED_FOR), "")
+    sizes = [int(size) for size in re.findall(r"\d{1,6}", told[:40])]
+    return max(sizes) if sizes and 0 < max(sizes) <= _MOST_PIXELS else None
 
 
 def _is_signal(value: onnx.ValueInfoProto) -> bool:
