@@ -22,7 +22,7 @@ from compressor.files.carrying import note_layout_, note_reading_, noted_layout
 from compressor.files.converting.batch import batched_elsewhere
 from compressor.files.converting.comparing import TOLERANCE, difference
 from compressor.files.converting.constants import with_constants
-from compressor.files.converting.inputs import MOST_SAMPLES, Sample, cast_to, example_feeds, made_up
+from compressor.files.converting.inputs import MOST_SAMPLES, Sample, cast_to, example_feeds, made_up, misfit
 from compressor.files.converting.layouts import free_layout, kept_layout, rows_of_calls, why_fixed
 from compressor.files.converting.operators import draws, in_opset, without_functions
 from compressor.files.converting.precision import in_single_precision, is_quantized, other_precisions
@@ -199,7 +199,8 @@ def _prepared(
         except ValueError as error:
             # No inputs help such a file.
             raise OnnxFileError(f"{path} cannot be run: {first_said(error)}") from error
-        raise OnnxFileError(f"{path} cannot be run on {given}: {expected}. {_way_to_run(original)}")
+        why = misfit(original, feeds) or expected
+        raise OnnxFileError(f"{path} cannot be run on {given}: {why}. {_way_to_run(original)}")
     watcher.watcher.ran()
     problem = difference(run(feeds), expected) if draws(original) else ""
     if problem:

@@ -26,6 +26,7 @@ from compressor.stages.quantization_aware import QuantizationAwareTraining
 from compressor.target import Target
 from compressor.workload import Workload, predict
 from compressor.workloads import load
+from workbench.onnx_files import saved_onnx
 from workbench.tiny import TinyResNet, synthetic_images
 
 QUIET = Context(progress=False)
@@ -350,3 +351,21 @@ def test_the_size_of_the_given_file_is_known_with_its_weights_elsewhere(tmp_path
     assert given_size(read_onnx(path).onnx_bytes) == ("outside.onnx", size)
     assert given_size(judged_by(read_onnx(path).onnx_bytes, "z")) == ("outside.onnx", size)
     assert given_size(b"made of no file") is None
+
+
+SHAPES = {
+    "channels first": ((20, 3, 8, 8), r"\(n, 8, 8, 3\), .* the shape \(16, 3, 8, 8\); transposed by \(0, 2, 3, 1\)"),
+    "too small": ((20, 6, 6, 3), r"takes \(n, 8, 8, 3\), and its values have the shape \(16, 6, 6, 3\)\. "),
+    "flat": ((20, 192), r"takes \(n, 8, 8, 3\), and its values have the shape \(20, 192\)\. "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_an_example_of_another_shape_is_told_what_would_fit(kind: str, tmp_path: Path) -> None:
+    """What the file takes, what it was given, and the order of axes that fits where one does."""
+    shape, says = SHAPES[kind]
+    nodes = [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)]
+    inputs = [("x", TensorProto.FLOAT, ["n", 8, 8, 3])]
+    path = saved_onnx(tmp_path, nodes, inputs, [("y", TensorProto.FLOAT, ["n", 3])], {"axes": np.array([1, 2])})
+    with pytest.raises(OnnxFileError, match=says):
+        read_onnx(path, example=torch.zeros(shape))

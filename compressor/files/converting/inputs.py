@@ -34,6 +34,8 @@ _MOST_PIXELS = 2048
 # What one whole number for all samples may be besides 0, 1 and a length: a sampling rate.
 _RATE = 16000
 _MOST_MADE_UP_BYTES = 256 << 20
+# Dimensions up to which it is looked for an order that fits.
+_MOST_TURNED = 5
 
 
 def cast_to(sample: Sample, dtypes: Mapping[str, str]) -> Sample:
@@ -75,6 +77,21 @@ def example_feeds(model: onnx.ModelProto, sample: Sample, streams: Mapping[str, 
         name: values[name].copy() if name in whole else _first(values[name], dims, batches)
         for name, dims in declared.items()
     }
+
+
+def misfit(model: onnx.ModelProto, feeds: Feeds) -> str:
+    """Which input takes another shape than its values in `feeds` have, and what would fit; "" where all of them fit."""
+    for value in given_inputs(model):
+        dims, shape = _dims(value), feeds[value.name].shape
+        if not value.type.tensor_type.HasField("shape") or (len(shape) == len(dims) and _fits(shape, dims)):
+            continue
+        wanted = ", ".join(str(dim.dim_value or dim.dim_param or "any") for dim in dims)
+        orders = itertools.permutations(range(1, len(shape))) if len(shape) == len(dims) <= _MOST_TURNED else ()
+        fitting = (axes for axes in orders if _fits([shape[at] for at in (0, *axes)], dims))
+        found = next(fitting, None)
+        way_out = f"; transposed by {(0, *found)} they fit" if found else ""
+        return f"the input {value.name!r} takes ({wanted}), and its values have the shape {shape}{way_out}"
+    return ""
 
 
 def _from_rows(declared: Mapping[str, Any], values: Feeds) -> Feeds:
@@ -130,9 +147,10 @@ def _zeros(model: onnx.ModelProto, name: str, sizes: Mapping[str, int]) -> NDArr
 def _first(values: NDArray[Any], dims: Any, batches: set[tuple[str, int]]) -> NDArray[Any]:
     """As many samples as are compared; `batches` are names and sizes of first dimensions, wherever they stand."""
     if len(dims) == values.ndim:
-        # Of what a file fixes, it takes no more.
+        # Of what a file fixes, it takes no more; what lacks some is refused with the shape that it has.
+        enough = all(size >= each.dim_value for each, size in zip(dims, values.shape, strict=True))
         ends = [
-            each.dim_value or (MOST_SAMPLES if (each.dim_param, size) in batches else None)
+            (enough and each.dim_value) or (MOST_SAMPLES if (each.dim_param, size) in batches else None)
             for each, size in zip(dims, values.shape, strict=True)
         ]
         if dims and not dims[0].HasField("dim_value"):
