@@ -187,27 +187,52 @@ def test_a_batch_of_two_is_made_up_first(tmp_path: Path) -> None:
     assert [dim.dim_value for dim in offset.type.tensor_type.shape.dim] == [1, 4]
 
 
-PICTURES = {
+SIZES = {
     "channels first": ([("x", F, ["n", 3, "height", "width"])], {}, (2, 3, 224, 224)),
     "channels last": ([("x", F, ["n", "height", "width", 1])], {}, (2, 224, 224, 1)),
     "trained for a size": ([("x", F, ["n", 3, "height", "width"])], {"imgsz": "[320, 256]"}, (2, 3, 320, 320)),
     "trained for one side": ([("x", F, ["n", 3, "height", "width"])], {"imgsz": "416"}, (2, 3, 416, 416)),
     "no size that helps": ([("x", F, ["n", 3, "height", "width"])], {"imgsz": "999999"}, (2, 3, 224, 224)),
     "one side is fixed": ([("x", F, ["n", 3, 40, "width"])], {}, (2, 3, 40, 8)),
+    "numbers": ([("x", F, ["n", "numbers"])], {}, (2, 8)),
+    "steps of features": ([("x", F, ["n", "steps", 12])], {}, (2, 8, 12)),
+    "text": ([("x", I64, ["n", "words"])], {}, (2, 128)),
     "many channels": ([("x", F, ["n", 64, "height", "width"])], {}, (2, 64, 8, 8)),
 }
 
 
-@pytest.mark.parametrize("kind", list(PICTURES))
-def test_pictures_have_a_size_that_people_use(kind: str, tmp_path: Path) -> None:
-    """That which the file says it was trained for, else 224: at 8 pixels no time says anything."""
-    inputs, notes, expected = PICTURES[kind]
-    path = saved_onnx(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], inputs, [("y", F, inputs[0][2])], {})
+@pytest.mark.parametrize("kind", list(SIZES))
+def test_made_up_inputs_have_a_size_that_people_use(kind: str, tmp_path: Path) -> None:
+    """Pictures that which the file says it was trained for, else 224: at 8 pixels no time says anything."""
+    inputs, notes, expected = SIZES[kind]
+    nodes = [helper.make_node("Cast", ["x"], ["floats"], to=F), helper.make_node("Relu", ["floats"], ["y"])]
+    path = saved_onnx(tmp_path, nodes, inputs, [("y", F, inputs[0][2])], {})
     model = parse(path.read_bytes())
     helper.set_model_props(model, notes)
     path.write_bytes(model.SerializeToString())
     (tensor,) = [workload_of_file(path).example_inputs]
     assert tuple(tensor.shape) == expected
+
+
+def test_sound_is_a_second_long(tmp_path: Path) -> None:
+    """Where convolutions make fewer steps of it, unless a text stands beside it, of which the numbers may be a mask."""
+    convolution = helper.make_node("Conv", ["x", "w"], ["y"])
+    sound = saved_onnx(
+        tmp_path, [convolution], [("x", F, ["n", 1, "t"])], [("y", F, ["n", 4, "s"])], weights_of(w=(4, 1, 5))
+    )
+    assert tuple(workload_of_file(sound).example_inputs.shape) == (2, 1, 16000)
+    nodes = [
+        convolution,
+        helper.make_node("Cast", ["ids"], ["floats"], to=F),
+        helper.make_node("Relu", ["floats"], ["z"]),
+    ]
+    inputs = [("x", F, ["n", 1, "t"]), ("ids", I64, ["n", "t"])]
+    outputs = [("y", F, ["n", 4, "s"]), ("z", F, ["n", "t"])]
+    text = saved_onnx(tmp_path, nodes, inputs, outputs, weights_of(w=(4, 1, 5)))
+    assert {name: tuple(tensor.shape) for name, tensor in workload_of_file(text).example_inputs.items()} == {
+        "x": (2, 1, 128),
+        "ids": (2, 128),
+    }
 
 
 def test_sizes_that_do_not_run_are_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -25,8 +25,9 @@ MOST_SAMPLES = 16
 _MADE_UP = 2
 # What free dimensions other than the batch are in made-up inputs: halved five times and joined again, sizes must agree.
 _FREE_LENGTHS = (8, 32, 64, 256, 512, 640)
-# Of pictures, whose times nobody wants at 8 pixels.
-_PICTURE_LENGTHS = (224, 256, 512, 640, 64, 32, 8)
+# What is tried before them: pixels, a second of sound, words of a text.
+_PICTURE, _SOUND, _TEXT = 224, 16000, 128
+_SHORTENS = {"Conv", "STFT", "DFT"}
 _CHANNELS = (1, 3, 4)
 # Where Ultralytics' exporters write the height and width that a network was trained for: "[640, 640]".
 _TRAINED_FOR = "imgsz"
@@ -165,7 +166,7 @@ def made_up(model: onnx.ModelProto, path: Path, *, skipped: int = 0) -> Iterator
     Whole numbers are 0 and 1, then 1 alone, then what the length is. Those `skipped` are left out, known not to run.
     Raises OnnxFileError for shapes that are too large.
     """
-    for values in itertools.islice(_values(given_inputs(model), _trained_for(model)), skipped, None):
+    for values in itertools.islice(_values(given_inputs(model), _usual_lengths(model)), skipped, None):
         yield values.of(model, path)
 
 
@@ -219,12 +220,10 @@ class _MadeUp:
         return feeds
 
 
-def _values(inputs: Sequence[onnx.ValueInfoProto], trained_for: int | None) -> Iterator[_MadeUp]:
+def _values(inputs: Sequence[onnx.ValueInfoProto], usual: Sequence[int]) -> Iterator[_MadeUp]:
     free = any(not dim.HasField("dim_value") for value in inputs for dim in _dims(value))
     whole = [value for value in inputs if _kind(value).kind in "iu"]
-    lengths: tuple[int, ...] = _FREE_LENGTHS
-    if any(map(_is_picture, inputs)):
-        lengths = tuple(dict.fromkeys([*([trained_for] if trained_for else []), *_PICTURE_LENGTHS]))
+    lengths = tuple(dict.fromkeys([*usual, *_FREE_LENGTHS]))
     for length in lengths if free else lengths[:1]:
         yield _MadeUp(length=length)
         if any(map(_is_signal, inputs)):
@@ -240,6 +239,19 @@ def _values(inputs: Sequence[onnx.ValueInfoProto], trained_for: int | None) -> I
         yield from (_MadeUp(length=length, samples=1) for length in lengths)
 
 
+def _usual_lengths(model: onnx.ModelProto) -> list[int]:
+    """What free sizes are tried first, for times at 8 pixels or samples are of no use; [] where nothing is known."""
+    inputs = given_inputs(model)
+    if any(map(_is_picture, inputs)):
+        trained_for = _trained_for(model)
+        return [trained_for, _PICTURE] if trained_for else [_PICTURE]
+    if any(map(_is_text, inputs)):
+        return [_TEXT]
+    # Attention over as many samples would not fit into memory: what takes sound makes fewer steps of it first.
+    shortens = any(node.op_type in _SHORTENS for node in model.graph.node)
+    return [_SOUND] if shortens and any(map(_is_sound, inputs)) else []
+
+
 def _is_picture(value: onnx.ValueInfoProto) -> bool:
     """Whether it has channels, before height and width or behind them, and leaves both of these free."""
     dims = _dims(value)
@@ -249,6 +261,20 @@ def _is_picture(value: onnx.ValueInfoProto) -> bool:
         dims[channels].dim_value in _CHANNELS and not any(dims[axis].HasField("dim_value") for axis in sizes)
         for channels, sizes in ((1, (2, 3)), (3, (1, 2)))
     )
+
+
+def _is_sound(value: onnx.ValueInfoProto) -> bool:
+    """Whether it is rows of floats whose length is free, behind one channel or none."""
+    dims = _dims(value)
+    if _kind(value).kind != "f" or len(dims) not in (2, 3) or dims[-1].HasField("dim_value"):
+        return False
+    return len(dims) == 2 or dims[1].dim_value == 1
+
+
+def _is_text(value: onnx.ValueInfoProto) -> bool:
+    """Whether it is rows of whole numbers whose length is free."""
+    dims = _dims(value)
+    return _kind(value).kind in "iu" and len(dims) == 2 and not dims[1].HasField("dim_value")
 
 
 def _trained_for(model: onnx.ModelProto) -> int | None:
