@@ -1,6 +1,7 @@
 """The space of a search: recipes, what they share, and each of them with less training."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from compressor.comparing.arms import arms_of, named
 from compressor.errors import RecipeError, WrongUseError
-from compressor.inspection.inspection import inspect
+from compressor.inspection.inspection import Inspection, inspect
 from compressor.inspection.recommendation import recommend
 from compressor.progress.bars import say
 from compressor.recipe.models import data_of
@@ -18,7 +19,7 @@ from compressor.recipe.text import to_yaml
 from compressor.stage import Effect, Stage
 from compressor.stages.channel_pruning import PruneChannels
 from compressor.stages.distillation import Distill
-from compressor.stages.layer_dropping import DropBlocks
+from compressor.stages.layer_dropping import DropBlocks, drop_count
 from compressor.stages.structure_shrinking import ShrinkStructure
 from compressor.storage import sha256, write_atomic
 from compressor.target import Target
@@ -114,7 +115,8 @@ def usual_space(workload: Workload, target: Target) -> list[str]:
     then 8 and 4 bits of the model as it is. Nothing in it is chosen by measured times, so that every recipe gives the
     same file again. Raises WrongUseError where nothing of the model can be made smaller.
     """
-    found = recommend(inspect(workload, target=target), target)
+    inspection = inspect(workload, target=target)
+    found = recommend(inspection, target)
     if found is None:
         raise WrongUseError(
             "nothing of this model can be made smaller by the usual stages (`compressor doctor -w ...` says why); give "
@@ -123,7 +125,7 @@ def usual_space(workload: Workload, target: Target) -> list[str]:
     stages = found.recipe.stages
     training = [data_of(stage) for stage in stages if isinstance(stage, Distill)]
     encodings = ["quantize", _INT4] if any(stage.effect is Effect.ENCODING for stage in stages) else []
-    structures = [each for stage in stages for each in _amounts(stage)]
+    structures = [each for stage in stages for each in _amounts(stage, inspection, target)]
     told: dict[str, list[Any]] = {}
     if structures:
         encoded = [{"sweep": [None, *encodings]}] if encodings else []
@@ -134,18 +136,31 @@ def usual_space(workload: Workload, target: Target) -> list[str]:
     return [f"# {reason}\n{to_yaml({'name': name, 'stages': each})}" for name, each in told.items()]
 
 
-def _amounts(stage: Stage) -> Iterator[dict[str, Any]]:
-    """Several amounts of the structure that a recommended stage takes, as a recipe has them."""
+def _amounts(stage: Stage, inspection: Inspection, target: Target) -> Iterator[dict[str, Any]]:
+    """Several amounts of the structure that a recommended stage takes, as recipes have them; each takes something."""
     match stage:
         case ShrinkStructure():
             yield from ({"shrink_structure": {"target": {"macs": left}}} for left in (0.6, 0.4, 0.25))
-            yield from ({"drop_blocks": {"remove": remove}} for remove in (0.25, 0.5, 0.75))
+            yield from _block_amounts(inspection)
         case DropBlocks():
-            yield from ({"drop_blocks": {"remove": remove}} for remove in (0.25, 0.5, 0.75))
+            yield from _block_amounts(inspection)
         case PruneChannels():
-            yield from ({"prune_channels": {"remove": remove}} for remove in (0.2, 0.4, 0.6, 0.75))
+            widths = [group.width for group in inspection.free_groups]
+            for remove in (0.2, 0.4, 0.6, 0.75):
+                if any(width * remove >= target.channel_multiple for width in widths):
+                    yield {"prune_channels": {"remove": remove}}
         case _:
             return
+
+
+def _block_amounts(inspection: Inspection) -> Iterator[dict[str, Any]]:
+    groups = Counter(block.group for block in inspection.free_blocks)
+    known = {(0,) * len(groups)}
+    for remove in (0.25, 0.5, 0.75):
+        counts = tuple(drop_count(count, remove) for count in groups.values())
+        if counts not in known:
+            known.add(counts)
+            yield {"drop_blocks": {"remove": remove}}
 
 
 def _stem(recipe: Recipe) -> str:
