@@ -429,7 +429,7 @@ def test_doctor_looks_into_a_model(folder: Path) -> None:
     code, out, err = call("doctor", "-w", "mine:tiny", "--batch-size", "2", "--recipe", "found.yaml")
     assert code == 0, err
     assert "TinyResNet of tiny" in out
-    assert "batch 2, 1 thread" in out
+    assert "(batch 2 of 3x8x8, 1 thread" in out
     assert "layer1.* (2)" in out
     assert "compressor run found.yaml -w mine:tiny --out runs/found" in err
     written = (folder / "found.yaml").read_text()
