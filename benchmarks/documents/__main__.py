@@ -7,6 +7,7 @@ Nothing in them is typed.
 
 from benchmarks.documents import (
     architectures_page,
+    comparing_page,
     evaluations_page,
     first_page,
     folds_page,
@@ -74,6 +75,9 @@ def main() -> None:
     if (folds := load("folds")) is not None:
         crossed = DOCS / "folds.md"
         write_atomic(crossed, folds_page.page(crossed.read_text(encoding="utf-8"), folds))
+    if (compared := load("compare")) is not None:
+        comparing = DOCS / "comparing.md"
+        write_atomic(comparing, comparing_page.page(comparing.read_text(encoding="utf-8"), compared))
     if (searched := load("search")) is not None:
         searching = DOCS / "searching.md"
         write_atomic(searching, searching_page.page(searching.read_text(encoding="utf-8"), searched))

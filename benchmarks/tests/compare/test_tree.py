@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.compare import tree
+from benchmarks.documents import comparing_page
 from compressor import Pipeline, Recipe
 from compressor.storage import read_json
 
@@ -86,6 +87,21 @@ def test_some_alone_tell_how_many_times_one_recipe(tmp_path, monkeypatch, small_
     assert (found["alone"], found["same_files"]) == (2, 2)
     assert set(found["seconds"]) == {"together", "one", "of_one"}
     assert tree.line(found).endswith("2 of 2 files the same")
+
+
+def test_the_page_tells_seconds_of_the_processor() -> None:
+    """A row for each set: as many times one recipe, and the part of all of them where all were run."""
+    spent = {"together": 1300.0, "one": 400.0, "of_one": 3.25}
+    row = {"workload": "resnet20", "epochs": 3, "images": 12_500, "alone": 3, "same_files": 3, "cpu_seconds": spent}
+    whole = {"cpu_seconds": {**spent, "one_by_one": 4000.0, "of_one_by_one": 0.325}, "alone": 12, "same_files": 11}
+    sets = [{**row, **whole, "set": "every combination"}, {**row, "set": "one beginning", "workload": "digits"}]
+    page = comparing_page.page("before\n<!-- saved -->\nformer\n<!-- /saved -->\nafter", {"sets": sets})
+    assert "former" not in page
+    assert (
+        "| resnet20 | 3 epochs of 12,500 images | 1,300 s | 400 s: 3.25x of it | 4,000 s: 0.33x of it | 11 of 12 |"
+        in page
+    )
+    assert "| digits | 3 epochs | 1,300 s | 400 s: 3.25x of it | not run | 3 of 3 |" in page
 
 
 def _leave(folder, content: bytes) -> None:
