@@ -116,7 +116,7 @@ def test_without_a_shared_disk_files_are_sent_along(tmp_path, monkeypatch) -> No
     monkeypatch.setenv("COMPRESSOR_STORE", str(tmp_path / "elsewhere"))
     session = Session(store=Store(tmp_path / "out" / "shared"))
     (tmp_path / "out").mkdir()
-    order = Order.of(tmp_path / "out", session, {"target": Target(), "accept_changes": False})
+    order = Order.of(tmp_path / "out", session, {"target": Target(), "accept_changes": False}, times="times.json")
     assert order.is_here
     near = came_of(tiny, arm("one", DropBlocks(remove=0.5)), order)
     order.forget()
@@ -150,10 +150,15 @@ def compared(folder: Path, executor: Executor | None) -> Any:
     return table(folder)
 
 
-@pytest.fixture(scope="module")
-def one_after_the_other(tmp_path_factory) -> Any:
-    """The table of this process alone."""
-    return compared(tmp_path_factory.mktemp("serial"), None)
+_serial: list[Any] = []
+
+
+@pytest.fixture
+def one_after_the_other(tmp_path_factory, resampled_in_full) -> Any:
+    """The table of this process alone, made once; its intervals come from as many resamples as those of workers."""
+    if not _serial:
+        _serial.append(compared(tmp_path_factory.mktemp("serial"), None))
+    return _serial[0]
 
 
 def workers_of(process: int) -> list[int]:
