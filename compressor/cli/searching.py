@@ -69,7 +69,7 @@ def auto(
         float | None, typer.Option(help="Time for the search; no trial begins that cannot end. Without it, all of it.")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="How many recipes the first rung tries; by default the whole space.")
+        int | None, typer.Option(min=1, help="Recipes that the first rung tries; by default one for every structure.")
     ] = None,
     finalists: Annotated[
         int, typer.Option(min=1, help="How many are timed again together and scored on test data, which is read once.")
