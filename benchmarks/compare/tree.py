@@ -1,6 +1,7 @@
 """Twelve recipes compared, beside the same recipes run one by one: seconds, and whether every file is the same.
 
     python -m benchmarks.compare.tree [--workload resnet20|digits|tiny] [--epochs 3] [--sets ...] [--alone 12]
+                                    [--out DIR]
 
 Two sets: every combination of two structures, two trainings and three forms; and twelve forms behind one structure
 and one training. A comparison works what its recipes begin with once, by a store of its own; one by one nothing is
@@ -9,8 +10,8 @@ Both time their files as runs do, so that what timing and scoring take counts on
 stand beside those of the wall: other programs change them little. What has ended is kept in DIR, so that a killed
 benchmark goes on; one that was killed within a run or a comparison begins that one again. `--sets` runs and stores one
 of them and leaves the other as it was stored, so that two processes may work one each, by one thread, at the same
-time. `--alone` runs only the first so many recipes one by one: of a beginning that all share the question is how many
-times one recipe they take, which three answer, whose files are then compared.
+time. `--alone` runs only the first so many of the second set one by one: there the question is how many times one
+recipe they take together.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=50_000, help="training images of resnet20")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--alone", type=int, default=12, help="recipes that are run one by one as well")
+    parser.add_argument("--alone", type=int, default=12, help="recipes of one beginning that are run one by one")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-compare"))
     parser.add_argument("--threads", type=int, help="of torch; those that wait for each other count as work")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -93,7 +94,8 @@ def main() -> None:
     for name in options.sets:
         recipes = Recipe.loads_all(SETS[name].format(epochs=options.epochs))
         own = f"{name.replace(' ', '-')}-{options.epochs}-{options.images}"
-        found = measured(name, recipes, workload, options.out / options.workload / own, alone=options.alone)
+        alone = len(recipes) if name == "every combination" else max(1, options.alone)
+        found = measured(name, recipes, workload, options.out / options.workload / own, alone=alone)
         print(line(found), flush=True)
         keep({**found, **asked, "environment": where}, options.result)
 
@@ -165,8 +167,8 @@ def digest(run: Path) -> str:
 
 def line(found: dict[str, Any]) -> str:
     """One set in a line."""
-    all_alone = found["set"] == "every combination" and "of_one_by_one" in found["seconds"]
-    which, of = ("of_one_by_one", "all one by one") if all_alone else ("of_one", "one recipe")
+    every = found["set"] == "every combination"
+    which, of = ("of_one_by_one", "all one by one") if every else ("of_one", "one recipe")
     return (
         f"{found['set']}: {found['recipes']} recipes in {found['seconds']['together']:.0f} s, "
         f"{found['seconds'][which]:.2f}x {of} (at most {found['goal']}x wanted), {found['cpu_seconds'][which]:.2f}x by "

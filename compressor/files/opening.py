@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from compressor.errors import LONGEST_REASON, OnnxFileError, bounded, plain
 from compressor.files.converting.inputs import Sample
 from compressor.files.limits import MAX_BYTES, Limits, regular_size
-from compressor.files.preparing import Batch, Prepared, Watcher, is_memory, prepare
+from compressor.files.preparing import Batch, Prepared, is_memory, prepare
+from compressor.files.watching import Watcher
 
 # Bytes of an example's input that are handed over: more are needed only where a file fixes a larger batch.
 _ROW_BYTES = 64 << 20
@@ -60,7 +61,8 @@ def open_file(
     """What `prepare` makes of the file, in a process with limits unless the same bytes were opened before.
 
     Raises as it does, and OnnxFileError where the process takes too long, too much memory, or dies. One that dies on
-    inputs that are made up is followed by another, which is spared them.
+    inputs that are made up is followed by another, which is spared them, as is one for which they are too large where
+    smaller ones follow.
     """
     limits, watcher = Limits.of_environment(), watcher or Watcher()
     given = None if sample is None else _first_rows(sample)
@@ -82,6 +84,10 @@ def open_file(
             if given is not None or progress.has_run or not progress.runs_begun:
                 raise OnnxFileError(_why_died(path, error, progress, given)) from None
             died, skipped = error, skipped + progress.runs_begun
+        except OnnxFileError as error:
+            if not (progress.spare and str(error).endswith((limits.too_slow, limits.too_large))):
+                raise
+            skipped += progress.runs_begun
         else:
             break
     else:
@@ -126,14 +132,15 @@ class _Progress(Watcher):
     """How far a file came in one process; `watcher` is told as well."""
 
     def __init__(self, watcher: Watcher) -> None:
-        self.watcher, self.runs_begun, self.has_run = watcher, 0, False
+        self.watcher, self.runs_begun, self.has_run, self.spare = watcher, 0, False, False
 
     def found(self, dtypes: dict[str, str], outside_bytes: int) -> None:
         self.watcher.found(dtypes, outside_bytes)
 
-    def runs(self) -> None:
+    def runs(self, *, spare: bool = False) -> None:
         self.runs_begun += 1
-        self.watcher.runs()
+        self.spare = spare
+        self.watcher.runs(spare=spare)
 
     def ran(self) -> None:
         self.has_run = True
@@ -254,7 +261,7 @@ def _answer(pipe: IO[bytes], watcher: Watcher, ran: Callable[[], None]) -> Prepa
             case "found":
                 watcher.found(said["dtypes"], said["outside_bytes"])
             case "runs":
-                watcher.runs()
+                watcher.runs(spare=said["spare"])
             case "ran":
                 watcher.ran()
                 ran()

@@ -12,7 +12,8 @@ from numpy.lib import format as npy
 from compressor.errors import OnnxFileError
 from compressor.files.converting.inputs import Sample
 from compressor.files.limits import MAX_BYTES, Limits
-from compressor.files.preparing import Watcher, prepare
+from compressor.files.preparing import prepare
+from compressor.files.watching import Watcher
 
 try:
     import resource
@@ -62,8 +63,8 @@ class _Limited(Watcher):
         _limit_memory(self.taken + self.limits.memory_for(self.file_bytes + outside_bytes))
         self.say("found", dtypes=dtypes, outside_bytes=outside_bytes)
 
-    def runs(self) -> None:
-        self.say("runs")
+    def runs(self, *, spare: bool = False) -> None:
+        self.say("runs", spare=spare)
 
     def ran(self) -> None:
         _limit_seconds(self.limits.seconds * self.patience)

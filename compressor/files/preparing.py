@@ -6,7 +6,7 @@ changed has to give the outputs of the file as it was. Importing this loads no t
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,15 @@ from compressor.files.carrying import note_layout_, note_reading_, noted_layout
 from compressor.files.converting.batch import batched_elsewhere
 from compressor.files.converting.comparing import TOLERANCE, difference
 from compressor.files.converting.constants import with_constants
-from compressor.files.converting.inputs import MOST_SAMPLES, Sample, cast_to, example_feeds, made_up, misfit
+from compressor.files.converting.inputs import (
+    MOST_SAMPLES,
+    Sample,
+    cast_to,
+    count_of_usual,
+    example_feeds,
+    made_up,
+    misfit,
+)
 from compressor.files.converting.layouts import free_layout, kept_layout, rows_of_calls, why_fixed
 from compressor.files.converting.operators import draws, in_opset, without_functions
 from compressor.files.converting.precision import in_single_precision, is_quantized, other_precisions
@@ -30,6 +38,7 @@ from compressor.files.converting.streams import check_streams
 from compressor.files.declarations import check_declarations, check_outputs, dtype_of, given_inputs, without_rank
 from compressor.files.graphs import OPSET, opset_of
 from compressor.files.limits import MAX_BYTES, Limits, regular_size
+from compressor.files.watching import Counted, Watcher
 from compressor.sessions import Feeds, load_session, session_options
 
 # The first opset whose DequantizeLinear has scales for every channel, and the last whose QuantizeLinear ONNX Runtime
@@ -68,33 +77,6 @@ class Prepared:
     skipped: int = 0
 
 
-class Watcher:
-    """Who is told how far a file has come: nobody, unless a method says otherwise."""
-
-    def found(self, dtypes: dict[str, str], outside_bytes: int) -> None:
-        """What the file declares holds: the types of its inputs by name, and the bytes of weights in other files."""
-
-    def runs(self) -> None:
-        """The file is about to be run for the first time, or on other inputs than those that it did not run on."""
-
-    def ran(self) -> None:
-        """The file was opened and run once, and is not beyond the limits."""
-
-
-class _Counted:
-    """Counts the inputs that a file was run on until it ran, those `skipped` among them, and tells `watcher`."""
-
-    def __init__(self, watcher: Watcher, skipped: int) -> None:
-        self.watcher, self.count = watcher, skipped
-
-    def of(self, tried: Iterable[Feeds]) -> Iterator[Feeds]:
-        """`tried`, counted as they are taken."""
-        for feeds in tried:
-            self.count += 1
-            self.watcher.runs()
-            yield feeds
-
-
 def prepare(
     path: Path,
     sample: Sample | None,
@@ -113,7 +95,7 @@ def prepare(
     inputs the first are `skipped`. Raises FileNotFoundError, and OnnxFileError for everything else: what is
     no ONNX file, is too large, or could not be changed so that it computes the same.
     """
-    counted = _Counted(watcher or Watcher(), skipped)
+    counted = Counted(watcher or Watcher(), skipped)
     try:
         original = _parsed(path)
         outside_bytes = check_declarations(original, path, limits)
@@ -182,7 +164,7 @@ def _prepared(
     sample: Sample | None,
     limits: Limits,
     *,
-    watcher: _Counted,
+    watcher: Counted,
     batch: Batch,
     streams: Mapping[str, str],
 ) -> bytes:
@@ -192,7 +174,8 @@ def _prepared(
     )
     original, notices = _runnable(original)
     run = _runner(original, limits, path)
-    feeds, expected = _first_run(run, original, watcher.of(tried))
+    spare = 0 if sample is not None else count_of_usual(original)
+    feeds, expected = _first_run(run, original, watcher.of(tried, spare=spare))
     if isinstance(expected, str):
         try:
             _session(original)

@@ -15,7 +15,8 @@ from compressor.files.carrying import note_layout_, noted_layout
 from compressor.files.converting.inputs import Sample
 from compressor.files.graphs import parse
 from compressor.files.opening import note_given, note_same_given, open_file
-from compressor.files.preparing import Batch, Watcher
+from compressor.files.preparing import Batch
+from compressor.files.watching import Watcher
 from compressor.runtime import OnnxModule
 
 

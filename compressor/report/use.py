@@ -21,7 +21,7 @@ _DTYPES = {
 }
 
 # Sizes that exporters compute from others: "floor(height/2) + 1", "2*s0".
-_COMPUTED = re.compile(r"[()*/+]| - ")
+_COMPUTED = re.compile(r"[()*+]| - |//|/ ?\d")
 _FUNCTIONS = {"floor", "ceil", "ceiling", "max", "min", "mod", "abs", "int", "sqrt", "floordiv", "pow", "round"}
 _MOST_SIGNS = 24
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from compressor.errors import OnnxFileError, WorkloadError
 from compressor.files.converting.inputs import made_up
 from compressor.files.declarations import without_rank
-from compressor.files.preparing import Batch, Watcher
+from compressor.files.preparing import Batch
 from compressor.files.reading import judged_by, read_onnx_alone, read_onnx_on
+from compressor.files.watching import Watcher
 from compressor.metrics import Metric
 from compressor.outputs.kinds import Numbers
 from compressor.runtime import Feeds, OnnxModule, judged_output, layout_of

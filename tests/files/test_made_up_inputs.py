@@ -253,3 +253,27 @@ def test_sizes_that_do_not_run_are_not_printed(tmp_path: Path, capfd: pytest.Cap
     with pytest.raises(Exception, match="Attempting to broadcast"):
         read.model(torch.zeros(1, 3, 225, 225))
     assert "onnxruntime" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("COMPRESSOR_OPEN_MIB", "600"), ("COMPRESSOR_OPEN_SECONDS", "1")], ids=["memory", "time"]
+)
+@pytest.mark.usefixtures("_opened_here")
+def test_sizes_that_take_too_much_are_followed_by_smaller_ones(
+    limit: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of pictures that it says are far larger: what people use is tried first, and not insisted on."""
+    monkeypatch.setenv(limit, value)
+    names = [f"w{number}" for number in range(6)]
+    nodes = [
+        helper.make_node("Conv", ["x" if not number else f"y{number - 1}", name], [f"y{number}"], pads=[1, 1, 1, 1])
+        for number, name in enumerate(names)
+    ]
+    nodes.append(helper.make_node("GlobalAveragePool", ["y5"], ["y"]))
+    weights = weights_of(**{name: (32, 32 if number else 3, 3, 3) for number, name in enumerate(names)})
+    shape = ["n", 3, "height", "width"]
+    path = saved_onnx(tmp_path, nodes, [("x", F, shape)], [("y", F, ["n", 32, 1, 1])], weights)
+    model = parse(path.read_bytes())
+    helper.set_model_props(model, {"imgsz": "2048"})
+    path.write_bytes(model.SerializeToString())
+    assert workload_of_file(path).example_inputs.shape[2] < 2048

@@ -180,6 +180,7 @@ def test_the_page_on_deployment_runs(tmp_path, monkeypatch) -> None:
         (("n", 22, "floor(h/2 - 1/2)*floor(w/2 - 1/2) + 1"), "(n, 22, computed from h and w)", ("n", "h", "w")),
         (("n", "Max(1, s0//2)*Max(1, s0//2)*7"), "(n, computed from s0)", ("n", "s0")),
         (("unk__0", "?"), "(unk__0, ?)", ("unk__0", "?")),
+        (("tower/of/inputs/length", "s0//2"), "(tower/of/inputs/length, s0//2)", ("tower/of/inputs/length", "s0")),
         (("2*3 + 4*5 + 6*7 + 8*9 + 10*11",), "(computed,)", ("2*3 + 4*5 + 6*7 + 8*9 + 10*11",)),
     ],
 )  # fmt: skip

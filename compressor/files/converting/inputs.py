@@ -170,6 +170,12 @@ def made_up(model: onnx.ModelProto, path: Path, *, skipped: int = 0) -> Iterator
         yield values.of(model, path)
 
 
+def count_of_usual(model: onnx.ModelProto) -> int:
+    """How many of the `made_up` come first and have sizes that people use; what follows takes less."""
+    usual = _usual_lengths(model)
+    return sum(1 for _ in itertools.takewhile(lambda each: each.length in usual, _values(given_inputs(model), usual)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _MadeUp:
     """What free dimensions, whole numbers from `numbers` and a `lone` one for all samples are in made-up inputs.
