@@ -11,6 +11,7 @@ from compressor.metrics import Metric
 from compressor.recipe.recipe import Recipe
 from compressor.running.pipeline import Pipeline
 from compressor.searching import ladder
+from compressor.searching.rung import Rung
 from compressor.searching.search import search
 from compressor.stages import Quantize
 from compressor.storage import read_json
@@ -141,6 +142,23 @@ def test_minutes_begin_no_trial_that_cannot_end(tmp_path, monkeypatch, fake_runs
     longer = found(tmp_path, max_drop=0.1, minutes=600.0)
     assert len(longer.trials) >= 8
     assert {trial.name for trial in short.trials} <= {trial.name for trial in longer.trials}
+
+
+def test_encodings_have_a_share_of_the_minutes(tmp_path, monkeypatch, fake_runs: FakeRuns) -> None:
+    """A quarter of the time is left for them after three rungs; where none wait the rungs have all of it."""
+    shares: list[float] = []
+
+    def rung(**asked: object) -> Rung:
+        shares.append(asked["share"])  # type: ignore[arg-type]
+        return Rung(**asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ladder, "Rung", rung)
+    found(tmp_path / "a", max_drop=0.1)
+    assert shares == [1 / 4, 2 / 4, 3 / 4, 1.0]
+    shares.clear()
+    alone = SPACE.replace("  - sweep: [null, quantize]\n", "")
+    search(small_workload(), Recipe.loads_all(alone), out=tmp_path / "b", progress=False, max_drop=0.1)
+    assert shares == [1 / 3, 2 / 3, 1.0]
 
 
 def test_minutes_that_suffice_for_nothing_are_refused(tmp_path, monkeypatch, fake_runs: FakeRuns) -> None:
