@@ -99,7 +99,7 @@ format: $(VENV)/installed-dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-demo bench-compare bench-compare-itself bench-overhead bench-search bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-studio bench-studio-load bench-studio-drawing bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
+bench: bench-demo bench-compare bench-compare-itself bench-overhead bench-search bench-search-resnet20 bench-headline bench-exclusive bench-capacity bench-threads bench-training bench-aa bench-folds bench-latency bench-pruning-time bench-merging bench-low-rank bench-export-time bench-sparsity bench-techniques bench-teachers bench-evaluations bench-studio bench-studio-load bench-studio-drawing bench-classic bench-structure bench-recurrent bench-dense-outputs bench-architectures bench-quantization \
 	bench-integer-speed bench-filled-widths bench-never-slower bench-files bench-imagenet \
 	bench-cifar10 bench-recovery  ## every benchmark
 
@@ -121,6 +121,13 @@ bench-overhead: $(VENV)/installed-dev  ## what an empty stage costs, and looking
 
 bench-search: $(VENV)/installed-dev  ## a search among 48 recipes of the digits beside all of them: share of the volume and of the work (half an hour; resumes)
 	$(BIN)/python -m benchmarks.compare.search
+
+.PHONY: bench-search-resnet20 bench-headline
+bench-search-resnet20: $(VENV)/installed-dev  ## the same of ResNet-20, trained on some of the photographs (an hour and a half of one core; resumes)
+	$(BIN)/python -m benchmarks.compare.search --workload resnet20 --images 6000 --eta 3 --shipped int8 int4
+
+bench-headline: $(VENV)/installed-dev  ## ResNet-56 by a search of an hour: what it finds, on test data (wants a quiet machine)
+	$(BIN)/python -m benchmarks.compare.headline
 
 bench-exclusive: $(VENV)/installed-dev  ## a file timed while eight workers train, beside a quiet machine, in turns (minutes; wants a quiet machine)
 	$(BIN)/python -m benchmarks.compare.exclusive

@@ -1,6 +1,7 @@
 """A grid of 48 recipes run whole, then searched: the share of the hypervolume that was found, and that of the work.
 
-    python -m benchmarks.compare.search [--workload digits] [--epochs 9] [--eta 3 4] [--out DIR]
+    python -m benchmarks.compare.search [--workload digits] [--images N] [--epochs 9] [--eta 3 4] [--shipped int8 ...]
+        [--out DIR] [--result FILE]
 
 Points are (drop on validation, time as a part of the reference's, KiB), against the reference and the largest drop of
 the grid; test data are not read. Each search, one for every `eta`, has a store of its own. What it made short of the
@@ -32,7 +33,6 @@ from compressor.storage import write_json
 from compressor.target import Target
 from compressor.workloads.digits import digits
 
-RESULT = RESULTS / "search.json"
 GOALS = {"volume": 0.95, "work": 0.25}
 _ORDERS = 200
 # Of those that ship: what the digits' network can be given, one of each kind, and none that needs a student.
@@ -56,9 +56,9 @@ STRUCTURES = {
     "resnet20": {"widths": "0.25, 0.4, 0.55, 0.7", "depths": "0.17, 0.34, 0.5, 0.67"},
 }
 
-WORKLOADS: dict[str, Callable[[], Workload]] = {
-    "digits": lambda: digits(progress=False),
-    "resnet20": lambda: cifar.around(cifar.resnet20().model, "cifar10-resnet20"),
+WORKLOADS: dict[str, Callable[[int | None], Workload]] = {
+    "digits": lambda _: digits(progress=False),
+    "resnet20": lambda images: cifar.around(cifar.resnet20().model, "cifar10-resnet20", train_images=images),
 }
 
 
@@ -66,20 +66,23 @@ def main() -> None:
     """Runs the grid and the search, and stores what came of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", choices=list(WORKLOADS), default="digits")
+    parser.add_argument("--images", type=int, default=None, help="training images of ResNet-20; by default all")
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--eta", type=int, nargs="+", default=[3, 4], help="how much longer each rung trains")
+    parser.add_argument("--shipped", nargs="*", default=list(SHIPPED), help="recipes by name to stand beside")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-search"))
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--result", type=Path, default=None, help="by default one for each workload")
     options = parser.parse_args()
     recipes = Recipe.loads_all(SPACE.format(epochs=options.epochs, **STRUCTURES[options.workload]))
-    workload = WORKLOADS[options.workload]()
+    workload = WORKLOADS[options.workload](options.images)
     where = environment(Target())
     with stages_by_the_processor():
-        folder = options.out / f"{options.workload}-{options.epochs}"
-        found = measured(workload, recipes, folder, etas=options.eta, shipped=SHIPPED)
+        folder = options.out / "-".join(map(str, filter(None, (options.workload, options.images, options.epochs))))
+        found = measured(workload, recipes, folder, etas=options.eta, shipped=options.shipped)
     print(line(found), flush=True)
-    asked = {"workload": options.workload, "epochs": options.epochs}
-    write_json(options.result, {"benchmark": "search", "environment": where, **asked, **found})
+    asked = {"workload": options.workload, "images": options.images, "epochs": options.epochs}
+    own = RESULTS / ("search.json" if options.workload == "digits" else f"search-{options.workload}.json")
+    write_json(options.result or own, {"benchmark": "search", "environment": where, **asked, **found})
 
 
 def measured(

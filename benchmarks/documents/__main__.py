@@ -5,6 +5,8 @@
 Nothing in them is typed.
 """
 
+from collections.abc import Callable
+
 from benchmarks.documents import (
     architectures_page,
     comparing_page,
@@ -26,6 +28,20 @@ from compressor.storage import write_atomic
 from workbench import ROOT, house
 
 DOCS = ROOT / "docs"
+# Pages that hold tables between marks: what writes those into the text, and the results it takes; the first has to be
+# stored.
+PAGES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
+    "training.md": (training_page.page, ("training-harm", "soft-weight")),
+    "classic.md": (techniques_page.classic_page, ("classic",)),
+    "packing.md": (packing_page.page, ("packing", "packing-lenets", "packing-residual")),
+    "evaluations.md": (evaluations_page.page, ("evaluations",)),
+    "losses.md": (teachers_page.page, ("teachers",)),
+    "trust.md": (trust_page.page, ("trust", "membership")),
+    "studio.md": (studio_page.page, ("studio", "studio_load", "studio_drawing")),
+    "folds.md": (folds_page.page, ("folds",)),
+    "comparing.md": (comparing_page.page, ("compare",)),
+    "searching.md": (searching_page.page, ("search", "search-resnet20", "headline")),
+}
 
 
 def main() -> None:
@@ -46,41 +62,14 @@ def main() -> None:
         quantization_page.draw(quantized["quantization"]["networks"], DOCS / "quantization.svg")
     if (architectures := load("architectures")) is not None:
         write_atomic(DOCS / "architectures.md", architectures_page.page(architectures, load("hub")))
-    if (harm := load("training-harm")) is not None:
-        training = DOCS / "training.md"
-        write_atomic(training, training_page.page(training.read_text(encoding="utf-8"), harm, load("soft-weight")))
     if (techniques := load("techniques")) is not None:
         write_atomic(DOCS / "techniques.md", techniques_page.page(techniques))
         techniques_page.draw(techniques, DOCS / techniques_page.PICTURE)
-    if (classic := load("classic")) is not None:
-        tutorial = DOCS / "classic.md"
-        write_atomic(tutorial, techniques_page.classic_page(tutorial.read_text(encoding="utf-8"), classic))
-    if (packing := load("packing")) is not None:
-        packed = DOCS / "packing.md"
-        small = (load("packing-lenets"), load("packing-residual"))
-        write_atomic(packed, packing_page.page(packed.read_text(encoding="utf-8"), packing, *small))
-    if (asked := load("evaluations")) is not None:
-        evaluations = DOCS / "evaluations.md"
-        write_atomic(evaluations, evaluations_page.page(evaluations.read_text(encoding="utf-8"), asked))
-    if (teachers := load("teachers")) is not None:
-        losses = DOCS / "losses.md"
-        write_atomic(losses, teachers_page.page(losses.read_text(encoding="utf-8"), teachers))
-    if (tried := load("trust")) is not None or load("membership") is not None:
-        trust = DOCS / "trust.md"
-        write_atomic(trust, trust_page.page(trust.read_text(encoding="utf-8"), tried, load("membership")))
-    if (studio := load("studio")) is not None:
-        sliders = DOCS / "studio.md"
-        seen = load("studio_load"), load("studio_drawing")
-        write_atomic(sliders, studio_page.page(sliders.read_text(encoding="utf-8"), studio, *seen))
-    if (folds := load("folds")) is not None:
-        crossed = DOCS / "folds.md"
-        write_atomic(crossed, folds_page.page(crossed.read_text(encoding="utf-8"), folds))
-    if (compared := load("compare")) is not None:
-        comparing = DOCS / "comparing.md"
-        write_atomic(comparing, comparing_page.page(comparing.read_text(encoding="utf-8"), compared))
-    if (searched := load("search")) is not None:
-        searching = DOCS / "searching.md"
-        write_atomic(searching, searching_page.page(searching.read_text(encoding="utf-8"), searched))
+    for name, (page, results) in PAGES.items():
+        first, *others = map(load, results)
+        if first is not None:
+            path = DOCS / name
+            write_atomic(path, page(path.read_text(encoding="utf-8"), first, *others))
     write_atomic(house.PAGE, house.page(house.PAGE.read_text(encoding="utf-8")))
 
 

@@ -62,4 +62,7 @@ def test_the_page_tells_shares() -> None:
     assert "former" not in page
     assert "| `eta=3`, 60 trials | 98.1 % | 21.0 % | 20.0 % | 80.0 % |" in page
     assert "the best of them, `int8`, to 20.0 % for 1.0 %." in page
+    assert "`make bench-search`: 48 recipes for digits, each run whole" in page
+    other = {**result, "workload": "resnet20", "images": 6000}
+    assert "48 recipes for resnet20, trained on 6,000 images, each" in searching_page.page(page, result, other)
     assert len(searching_page.section({key: result[key] for key in result if "shipped" not in key})) == 7
