@@ -76,7 +76,8 @@ def answers(model: nn.Module, inputs: Inputs, *, count: int, batch_size: int) ->
         ]
     if any(row.ndim != rows[0].ndim or row.shape[1:] != rows[0].shape[1:] for row in rows):
         raise WorkloadError("outputs for some inputs have another shape than for others; give inputs of one size")
-    found = torch.cat(rows)
+    # Of type double in some files: a notice of numbers that are not the user's would puzzle.
+    found: Tensor = as_usual(torch.cat(rows))
     if len(found) != count:
         raise WorkloadError(
             f"the judged output has {len(found)} rows for {count} samples, as outputs have that choose by value; name "

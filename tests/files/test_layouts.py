@@ -232,6 +232,29 @@ def test_one_value_for_all_cannot_differ(tmp_path: Path) -> None:
         feeds_of(model.session, inputs)
 
 
+@pytest.mark.parametrize("scalar", [False, True])
+def test_a_file_that_reads_the_first_row_alone_is_called_sample_by_sample(tmp_path: Path, *, scalar: bool) -> None:
+    """A recording (1, samples) of which the program takes row 0: more rows would run, and all but one be lost."""
+    inputs = [("audio", TensorProto.FLOAT, [1, "samples"]), *([("gain", TensorProto.FLOAT, [])] if scalar else [])]
+    nodes = [
+        helper.make_node("Gather", ["audio", "first"], ["row"], axis=0),
+        helper.make_node("Reshape", ["row", "frames"], ["framed"]),
+        helper.make_node("MatMul", ["framed", "W"], ["heard"]),
+        helper.make_node("Mul", ["heard", "gain" if scalar else "half"], ["y"]),
+    ]
+    weights = weights_of(W=(16, 4)) | {
+        "first": np.array(0), "frames": np.array([1, -1, 16]), "half": np.array(0.5, np.float32),
+    }  # fmt: skip
+    path = saved_onnx(tmp_path, nodes, inputs, [("y", TensorProto.FLOAT, [1, "frames", 4])], weights)
+    model = read_onnx(path)
+    # A number for all beside it has no rows, so that a sample is a whole call; alone its one row is the sample.
+    assert layout_of(model.session).single == scalar
+    given = {"audio": drawn(3, 1, 64), "gain": torch.ones(3)} if scalar else {"audio": drawn(3, 64)}
+    found = call_model(model, given)
+    assert found.shape == ((3, 1, 4, 4) if scalar else (3, 4, 4))
+    torch.testing.assert_close(found[2:], call_model(model, {name: values[2:] for name, values in given.items()}))
+
+
 def test_rows_stay_as_they_were(tmp_path: Path) -> None:
     """A file with its batch first everywhere notes nothing, and one whose samples mix is taken as it is."""
     weights = weights_of(W=(16, 4))
@@ -245,3 +268,16 @@ def test_rows_stay_as_they_were(tmp_path: Path) -> None:
     ]
     mixed = saved_onnx(tmp_path, nodes, *shape, weights | {"zero": np.array([0])})
     assert layout_of(read_onnx(mixed).session).inputs == {}
+
+
+def test_outputs_of_type_double_are_no_numbers_of_the_user(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """What a file answers in double precision is compared in single, without a notice about data that are single."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["logits"]),
+        helper.make_node("Cast", ["logits"], ["y"], to=TensorProto.DOUBLE),
+    ]
+    inputs, outputs = [("x", TensorProto.FLOAT, ["batch", 16])], [("y", TensorProto.DOUBLE, ["batch", 4])]
+    model = read_onnx(saved_onnx(tmp_path, nodes, inputs, outputs, weights_of(W=(16, 4))))
+    workload = workload_of_inputs(model, drawn(60, 16))
+    assert {targets.dtype for _, targets in workload.test} == {torch.float32}
+    assert not [each for each in recwarn if "float64" in str(each.message)]

@@ -278,9 +278,9 @@ def _axes_of_outputs(
 
 
 def _has_rows(output: Array, axis: int | None, feeds: Feeds, axes: Axes) -> bool:
-    """Whether an output has one row for every sample of `feeds`, and not several, as steps in rows of their own are."""
+    """Whether an output has one row for every sample of `feeds`: not several, as steps of their own, and not fewer."""
     counts = {feeds[name].shape[at] for name, at in axes.items() if at is not None}
-    return axis is None or {output.shape[axis]} == counts
+    return axis is not None and {output.shape[axis]} == counts
 
 
 def _joint(first: Sequence[int], second: Sequence[int], both: Sequence[int]) -> int | None:
