@@ -73,12 +73,12 @@ class FoldsRecord:
     @property
     def reference(self) -> Estimate:
         """The mean score of the references."""
-        return self._mean([row.reference.value for row in self.rows])
+        return self._mean_score([row.reference.value for row in self.rows])
 
     @property
     def score(self) -> Estimate:
         """The mean score of the files."""
-        return self._mean([row.score.value for row in self.rows])
+        return self._mean_score([row.score.value for row in self.rows])
 
     @property
     def drop(self) -> Estimate | None:
@@ -160,6 +160,13 @@ class FoldsRecord:
         count = len(self.rows)
         tested, rest = (sum(getattr(row, name) for row in self.rows) / count for name in ("tested", "rest"))
         return mean_over_folds(values, tested=tested, rest=rest)
+
+    def _mean_score(self, values: Sequence[float]) -> Estimate:
+        """The mean of scores; its interval, as of Student's t, ends where scores do: no accuracy is above 1."""
+        mean = self._mean(values)
+        if not self.scale.bounded:
+            return mean
+        return Estimate(mean.value, max(mean.low, 0.0), min(mean.high, 1.0))
 
     def _told(self, mean: Estimate | None, values: Sequence[float]) -> dict[str, float] | None:
         return None if mean is None else {**vars(mean), "deviation": deviation(values)}

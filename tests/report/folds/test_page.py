@@ -46,6 +46,16 @@ def test_a_difference_of_two_recipes_is_paired_by_fold() -> None:
     assert (found.value, found.low, found.high) == tuple(pytest.approx(0.01) for _ in range(3))
 
 
+def test_no_accuracy_is_above_one() -> None:
+    """Scores of 98, 99 and 100 %: Student's interval would reach 101.3 %; an error of 1 has no such end."""
+    high = replace(RECORD, rows=tuple(row(one.name, 0.5, 0.97 + n / 100) for n, one in enumerate(RECORD.rows, 1)))
+    assert (high.score.low, high.score.high) == (pytest.approx(0.99 - 0.039277664, abs=1e-7), 1.0)
+    low = replace(RECORD, rows=tuple(row(one.name, 0.5, n / 100) for n, one in enumerate(RECORD.rows)))
+    assert low.score.low == 0.0
+    errors = replace(high, workload={"name": "numbers", "metric": "mse"})
+    assert errors.score.high == pytest.approx(0.99 + 0.039277664, abs=1e-7)
+
+
 def test_errors_are_told_as_fractions() -> None:
     """Of an error that is better where smaller the difference is a fraction of the other's."""
     made = replace(RECORD, workload={"name": "numbers", "metric": "mse"})
