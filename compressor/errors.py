@@ -5,6 +5,7 @@ what was given, RuntimeError for what went wrong), so that code that knows nothi
 """
 
 import re
+from collections.abc import Iterable
 
 # Of a message as a whole: what nobody reads to the end is a dump of somebody's graph, not a reason.
 LONGEST = 8000
@@ -155,3 +156,11 @@ class WriteError(StorageError, OSError):
 
 class ContractError(CompressorError, AssertionError):
     """What a stage does that no stage may do."""
+
+
+def reasons_of(tried: Iterable[tuple[str, str]]) -> str:
+    """Why each of what was `tried` failed, as (what, why); what failed for one reason stands before it together."""
+    found: dict[str, list[str]] = {}
+    for what, why in tried:
+        found.setdefault(why, []).append(what)
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in found.items())

@@ -7,7 +7,7 @@ import pytest
 import compressor
 from compressor import errors
 
-KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, BaseException)]
 
 
 def test_every_error_is_one_of_the_packages() -> None:
@@ -63,3 +63,10 @@ def test_errors_load_nothing_heavy() -> None:
     """An `except` clause costs no import of torch: the command line tells errors apart before it has loaded it."""
     code = "import sys; from compressor import StageError; print(sorted({'torch', 'onnx', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_what_fails_for_one_reason_is_told_together() -> None:
+    """Once for each reason, in the order in which they were met."""
+    tried = [("Dynamic()", "quantized already"), ("Float16()", "too large"), ("WeightOnly()", "quantized already")]
+    assert errors.reasons_of(tried) == "Dynamic(), WeightOnly(): quantized already; Float16(): too large"
+    assert errors.reasons_of([]) == ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.errors import StageError
+from compressor.errors import StageError, reasons_of
 from compressor.estimate import Estimate
 from compressor.files.opening import given_size
 from compressor.intervals import paired_drop
@@ -72,9 +72,7 @@ def by_evidence(exported: bytes, settings: QuantizationSettings, workload: Workl
             break
     standing = [attempt for attempt in made if attempt.holds and _pays(attempt, exported)]
     if not standing:
-        reasons = "; ".join(
-            f"{attempt.told.form}: {attempt.told.why or _unpaid(attempt, exported)}" for attempt in made
-        )
+        reasons = reasons_of((attempt.told.form, attempt.told.why or _unpaid(attempt, exported)) for attempt in made)
         raise StageError(f"no integer form holds and pays, the float file is the best there is: {reasons}")
     best = _best(standing)
     told = tuple(_told(attempt, best, exported) for attempt in made)

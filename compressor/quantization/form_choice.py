@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.errors import StageError
+from compressor.errors import StageError, reasons_of
 from compressor.estimate import Estimate
 from compressor.intervals import paired_drop
 from compressor.measuring.scores import score_rows
@@ -69,7 +69,7 @@ def fastest(exported: bytes, settings: QuantizationSettings, workload: Workload,
         if entry.why is None:
             left[index] = _File(onnx_bytes=made, details=own.details)
     if not left:
-        reasons = "; ".join(f"{entry.form}: {entry.why}" for entry in tried)
+        reasons = reasons_of((entry.form, str(entry.why)) for entry in tried)
         raise StageError(f"no form is left to choose from: {reasons}")
     if len(left) > 1:
         timed = _timed(exported, [(tried[index], file) for index, file in left.items()], workload, context)

@@ -25,8 +25,9 @@ MOST_SAMPLES = 16
 _MADE_UP = 2
 # What free dimensions other than the batch are in made-up inputs: halved five times and joined again, sizes must agree.
 _FREE_LENGTHS = (8, 32, 64, 256, 512, 640)
-# What is tried before them: pixels, a second of sound, words of a text.
-_PICTURE, _SOUND, _TEXT = 224, 16000, 128
+# What is tried before them: pixels, those of a line of text (PaddleOCR's) or frames of a spectrogram, a second of
+# sound, words of a text or steps of features.
+_PICTURE, _LINE, _SOUND, _TEXT = 224, 320, 16000, 128
 _SHORTENS = {"Conv", "STFT", "DFT"}
 _CHANNELS = (1, 3, 4)
 # Where Ultralytics' exporters write the height and width that a network was trained for: "[640, 640]".
@@ -253,20 +254,44 @@ def _usual_lengths(model: onnx.ModelProto) -> list[int]:
         return [trained_for, _PICTURE] if trained_for else [_PICTURE]
     if any(map(_is_text, inputs)):
         return [_TEXT]
+    if any(map(_is_line, inputs)):
+        return [_LINE]
     # Attention over as many samples would not fit into memory: what takes sound makes fewer steps of it first.
     shortens = any(node.op_type in _SHORTENS for node in model.graph.node)
-    return [_SOUND] if shortens and any(map(_is_sound, inputs)) else []
+    if shortens and any(map(_is_sound, inputs)):
+        return [_SOUND]
+    return [_TEXT] if any(map(_has_steps, inputs)) else []
 
 
 def _is_picture(value: onnx.ValueInfoProto) -> bool:
     """Whether it has channels, before height and width or behind them, and leaves both of these free."""
+    return 2 in _free_sides(value)
+
+
+def _is_line(value: onnx.ValueInfoProto) -> bool:
+    """Whether it has channels and leaves height or width free alone, as lines of text and spectrograms do."""
+    return 1 in _free_sides(value)
+
+
+def _free_sides(value: onnx.ValueInfoProto) -> list[int]:
+    """How many of height and width are free, with the channels before them and with those behind them."""
     dims = _dims(value)
     if len(dims) != 4:
+        return []
+    return [
+        sum(not dims[axis].HasField("dim_value") for axis in sides)
+        for channels, sides in ((1, (2, 3)), (3, (1, 2)))
+        if dims[channels].dim_value in _CHANNELS
+    ]
+
+
+def _has_steps(value: onnx.ValueInfoProto) -> bool:
+    """Whether it is rows of float features at steps whose number alone is free, before the features or behind them."""
+    dims = _dims(value)
+    if _kind(value).kind != "f" or len(dims) != 3:
         return False
-    return any(
-        dims[channels].dim_value in _CHANNELS and not any(dims[axis].HasField("dim_value") for axis in sizes)
-        for channels, sizes in ((1, (2, 3)), (3, (1, 2)))
-    )
+    free = [dim for dim in dims[1:] if not dim.HasField("dim_value")]
+    return len(free) == 1 and not any(dim.dim_value == 1 for dim in dims[1:])
 
 
 def _is_sound(value: onnx.ValueInfoProto) -> bool:
