@@ -24,14 +24,16 @@ _DTYPES = {
 _COMPUTED = re.compile(r"[()*+]| - |//|/ ?\d")
 _FUNCTIONS = {"floor", "ceil", "ceiling", "max", "min", "mod", "abs", "int", "sqrt", "floordiv", "pow", "round"}
 _MOST_SIGNS = 24
+_UNNAMED = "?"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Port:
     """An input or output of a file: `shape` holds numbers, and names where a size may vary.
 
-    `example` is a shape that works, with one sample where the batch is free; `low` and `high` are the least and the
-    largest value of the workload's example. Outputs have none of these.
+    A size that the file does not name is "?". `example` is a shape that works, with one sample where the batch is free,
+    and of an output with such sizes what it has for the workload's example; `low` and `high` are the least and the
+    largest value of that. Outputs have neither.
     """
 
     name: str
@@ -56,8 +58,17 @@ class Port:
     @property
     def free(self) -> tuple[str, ...]:
         """The names of the sizes that may vary, each once; of one that is computed, what it is computed from."""
-        names = [name for size in self.shape if isinstance(size, str) for name in _names_in(size)]
+        names = [name for size in self.shape if isinstance(size, str) and size != _UNNAMED for name in _names_in(size)]
         return tuple(printable(name) for name in dict.fromkeys(names))
+
+    @property
+    def variation(self) -> str:
+        """Which sizes may vary, in words."""
+        parts = [f"may vary: {', '.join(self.free)}"] if self.free else []
+        if _UNNAMED in self.shape:
+            example = f", {self.example} for the example" if self.example else ""
+            parts.append(f"sizes that it does not name{example}")
+        return "; ".join(parts) or "every size is fixed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +90,8 @@ class Interface:
         told = []
         for kind, ports in (("input", self.inputs), ("output", self.outputs)):
             for port in ports:
-                free = f"may vary: {', '.join(port.free)}" if port.free else "every size is fixed"
-                told.append(
-                    (f"{kind} {port.name}", "; ".join(filter(None, [f"{port.dtype} {port.sizes}", free, port.values])))
-                )
+                known = [f"{port.dtype} {port.sizes}", port.variation, port.values]
+                told.append((f"{kind} {port.name}", "; ".join(filter(None, known))))
         return [*told, ("opset", str(self.opset)), ("preprocessing", self.preprocessing or "not known")]
 
     @classmethod
@@ -117,9 +126,10 @@ def interface_of(onnx_bytes: bytes, workload: Workload, file: str) -> Interface:
                 high=float(values.max()) if known else None,
             )
         )
-    outputs = [
-        Port(name=node.name, dtype=_dtype(node.type), shape=_shape(node.shape)) for node in session.get_outputs()
-    ]
+    given = session.get_outputs()
+    unnamed = any(not node.shape or None in node.shape for node in given)
+    met = [np.shape(output) for output in session.run(None, feeds)] if unnamed else [()] * len(given)
+    outputs = [_output(node, shape) for node, shape in zip(given, met, strict=True)]
     return Interface(
         file=file,
         inputs=tuple(inputs),
@@ -166,12 +176,18 @@ def _short(size: str) -> str:
     return "computed" if names == [size] else f"computed from {' and '.join(names)}"
 
 
+def _output(node: Any, met: tuple[int, ...]) -> Port:
+    """An output, which is `met` in a shape where its own is not all named, or of no known rank."""
+    shape = _shape(node.shape) if len(node.shape) == len(met) or not met else (_UNNAMED,) * len(met)
+    return Port(name=node.name, dtype=_dtype(node.type), shape=shape, example=met if _UNNAMED in shape else ())
+
+
 def _dtype(kind: str) -> str:
     return _DTYPES.get(kind, kind)
 
 
 def _shape(shape: list[int | str | None]) -> tuple[int | str, ...]:
-    return tuple("?" if size is None else size for size in shape)
+    return tuple(_UNNAMED if size is None else size for size in shape)
 
 
 def _example(shape: list[int | str | None], values: tuple[int, ...]) -> tuple[int, ...]:

@@ -172,6 +172,28 @@ def test_the_page_on_deployment_runs(tmp_path, monkeypatch) -> None:
     assert names["outputs"][0].shape == (1, 3)
 
 
+@pytest.mark.parametrize("ranked", [True, False])
+def test_outputs_with_sizes_that_nobody_named_are_told_by_the_example(*, ranked: bool) -> None:
+    """As what they are for it: nonzero places of 2 rows of 3 numbers, two of them 0, and no shape at all of another."""
+    nodes = [helper.make_node("NonZero", ["x"], ["places"]), helper.make_node("Relu", ["x"], ["y"])]
+    outputs = [
+        helper.make_tensor_value_info("places", TensorProto.INT64, [2, None] if ranked else None),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])], outputs
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    inputs = torch.tensor([[0.0, 0.5, 1.0], [0.0, -1.0, 2.0]])
+    workload = SimpleNamespace(example_inputs=inputs, test=SimpleNamespace(transform=normalize))
+    found = interface_of(model.SerializeToString(), workload, "model.onnx")  # type: ignore[arg-type]  # all that is read
+    told = dict(found.facts())
+    assert told["output places"].startswith("int64 (")
+    assert told["output places"].endswith("sizes that it does not name, (2, 4) for the example")
+    assert told["output y"] == "float32 (batch, 3); may vary: batch"
+    assert Interface.from_json(found.to_json(), "model.onnx") == found
+
+
 @pytest.mark.parametrize(
     ("shape", "sizes", "free"),
     [
@@ -179,7 +201,7 @@ def test_the_page_on_deployment_runs(tmp_path, monkeypatch) -> None:
         (("batch", "floor(height/8) + 1"), "(batch, floor(height/8) + 1)", ("batch", "height")),
         (("n", 22, "floor(h/2 - 1/2)*floor(w/2 - 1/2) + 1"), "(n, 22, computed from h and w)", ("n", "h", "w")),
         (("n", "Max(1, s0//2)*Max(1, s0//2)*7"), "(n, computed from s0)", ("n", "s0")),
-        (("unk__0", "?"), "(unk__0, ?)", ("unk__0", "?")),
+        (("unk__0", "?"), "(unk__0, ?)", ("unk__0",)),
         (("tower/of/inputs/length", "s0//2"), "(tower/of/inputs/length, s0//2)", ("tower/of/inputs/length", "s0")),
         (("2*3 + 4*5 + 6*7 + 8*9 + 10*11",), "(computed,)", ("2*3 + 4*5 + 6*7 + 8*9 + 10*11",)),
     ],
