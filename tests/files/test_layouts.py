@@ -255,6 +255,20 @@ def test_a_file_that_reads_the_first_row_alone_is_called_sample_by_sample(tmp_pa
     torch.testing.assert_close(found[2:], call_model(model, {name: values[2:] for name, values in given.items()}))
 
 
+def test_an_output_that_is_the_same_for_all_leaves_the_batch_free(tmp_path: Path) -> None:
+    """Places of boxes, a constant, before the scores of every sample: the batch is found by the scores."""
+    nodes = [
+        helper.make_node("Identity", ["places"], ["boxes"]),
+        helper.make_node("MatMul", ["x", "W"], ["scores"]),
+    ]
+    weights = weights_of(places=(6, 4), W=(16, 6))
+    outputs = [("boxes", TensorProto.FLOAT, [6, 4]), ("scores", TensorProto.FLOAT, [1, 6])]
+    path = saved_onnx(tmp_path, nodes, [("x", TensorProto.FLOAT, [1, 16])], outputs, weights)
+    layout = layout_of(read_onnx(path).session)
+    assert not layout.single
+    assert layout.outputs == {"boxes": None}
+
+
 def test_rows_stay_as_they_were(tmp_path: Path) -> None:
     """A file with its batch first everywhere notes nothing, and one whose samples mix is taken as it is."""
     weights = weights_of(W=(16, 4))

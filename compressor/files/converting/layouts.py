@@ -65,7 +65,11 @@ def free_layout(
         found = _axes_of_outputs(first, second, both, difference)
         names = [value.name for value in model.graph.output]
         judged = names.index(judged_name(names))
-        if found is not None and _has_rows(first[judged], found[judged], single, axes):
+        if (
+            found is not None
+            and any(axis is not None for axis in found)
+            and _has_rows(first[judged], found[judged], single, axes)
+        ):
             given = dict(zip(names, found, strict=True))
             _declare_(free, given)
             return free, Layout(
@@ -278,9 +282,12 @@ def _axes_of_outputs(
 
 
 def _has_rows(output: Array, axis: int | None, feeds: Feeds, axes: Axes) -> bool:
-    """Whether an output has one row for every sample of `feeds`: not several, as steps of their own, and not fewer."""
+    """Whether an output has one row for every sample of `feeds`, and not several, as steps in rows of their own are.
+
+    One that is the same for all, as the places of a detector's boxes are, has none and needs none.
+    """
     counts = {feeds[name].shape[at] for name, at in axes.items() if at is not None}
-    return axis is not None and {output.shape[axis]} == counts
+    return axis is None or {output.shape[axis]} == counts
 
 
 def _joint(first: Sequence[int], second: Sequence[int], both: Sequence[int]) -> int | None:
