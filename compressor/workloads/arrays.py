@@ -1,9 +1,12 @@
-"""Arrays in .npz files from elsewhere: looked at before anything is unpacked, for a few bytes can become any number."""
+"""Arrays in files of numpy from elsewhere: looked at before anything is unpacked, for a few bytes can become many."""
 
 import math
 import os
 import struct
 import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,21 +24,29 @@ _MOST_RATIO = 100
 _ALWAYS_BYTES = 256 << 20
 # What is written by hand or by numpy: booleans, integers, floats, complex numbers, dates, texts of fixed length.
 _KINDS = "biufcmMSU"
+# What numpy calls an array that was given no name.
+_UNNAMED, _INPUTS = "arr_0", "inputs"
 _WAY_OUT = "write it with numpy.savez(path, inputs=..., targets=...)"
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """{name: array} of the .npz file at `path`; nothing is unpickled.
+    """{name: array} of the file at `path`, an .npz or .npy one; nothing is unpickled.
 
+    A lone array without a name, as numpy.save(path, array) and numpy.savez(path, array) write it, is called "inputs".
     Raises FileNotFoundError, and WorkloadError for what is no such file, is damaged, holds objects or two arrays of one
     name, or grows to more than a hundred times its size.
     """
     try:
         size = regular_size(path)
         with path.open("rb") as file:
+            begun = file.read(len(npy.MAGIC_PREFIX))
+            file.seek(0)
+            if begun == npy.MAGIC_PREFIX:
+                return {_INPUTS: _array(lambda: path.open("rb"), size, str(path))}
             _check_directory(file, size)
             with zipfile.ZipFile(file) as archive:
-                return _unpacked(archive, path, size)
+                found = _unpacked(archive, path, size)
+                return {_INPUTS: found[_UNNAMED]} if found.keys() == {_UNNAMED} else found
     except (WorkloadError, FileNotFoundError):
         raise
     except MemoryError as error:
@@ -59,12 +70,14 @@ def _unpacked(archive: zipfile.ZipFile, path: Path, size: int) -> dict[str, NDAr
         name = member.filename.removesuffix(".npy")
         if name in found:
             raise WorkloadError(f"{path} has two arrays called {name!r}; {_WAY_OUT}")
-        found[name] = _array(archive, member, f"the array {name[:100]!r} of {path}")
+        opened = partial(archive.open, member)
+        found[name] = _array(opened, member.file_size, f"the array {name[:100]!r} of {path}")
     return found
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> NDArray[Any]:
-    with archive.open(member) as file:
+def _array(opened: Callable[[], AbstractContextManager[IO[bytes]]], size: int, what: str) -> NDArray[Any]:
+    """The array in `size` bytes that are read as `opened` gives them, `what` it is in errors."""
+    with opened() as file:
         version = npy.read_magic(file)
         if version not in {(1, 0), (2, 0)}:
             raise WorkloadError(f"{what} has the format {version}, and arrays of plain numbers have (1, 0); {_WAY_OUT}")
@@ -76,12 +89,12 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> NDAr
         begun = file.tell()
     if dtype.kind not in _KINDS or dtype.names or dtype.subdtype:
         raise WorkloadError(f"{what} holds values of type {str(dtype)[:100]}, and numbers are wanted; {_WAY_OUT}")
-    wanted, held = math.prod(map(int, shape)) * dtype.itemsize, member.file_size - begun
+    wanted, held = math.prod(map(int, shape)) * dtype.itemsize, size - begun
     if min(shape, default=0) < 0 or wanted != held:
         raise WorkloadError(
             f"{what} has {held:,} bytes, and its shape {str(shape)[:80]} of {dtype} takes {wanted:,}; {_WAY_OUT}"
         )
-    with archive.open(member) as file:
+    with opened() as file:
         array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
     return array
 

@@ -114,6 +114,26 @@ def test_arrays_that_are_none_are_named(content: bytes, told: str, tmp_path: Pat
     assert not (tmp_path / "trace").exists()
 
 
+@pytest.mark.parametrize("content", [case[0] for case in WRONG.values() if case[0].startswith(b"\x93NUMPY")])
+def test_a_lone_array_is_looked_at_alike(content: bytes, tmp_path: Path) -> None:
+    """What is wrong in an archive is wrong in a .npy file, by the same words but for the name."""
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(WorkloadError, match=r"a\.npy h(as|olds)"):
+        read_arrays(tmp_path / "a.npy")
+
+
+def test_an_array_without_a_name_is_the_inputs(tmp_path: Path) -> None:
+    """As numpy.save and numpy.savez(path, array) write it; of two nobody knows which is which."""
+    np.save(tmp_path / "a.npy", np.asfortranarray(ROWS))
+    np.savez(tmp_path / "a.npz", ROWS)
+    for name in ("a.npy", "a.npz"):
+        found = read_arrays(tmp_path / name)
+        assert found.keys() == {"inputs"}
+        np.testing.assert_array_equal(found["inputs"], ROWS)
+    np.savez(tmp_path / "b.npz", ROWS, ROWS)
+    assert read_arrays(tmp_path / "b.npz").keys() == {"arr_0", "arr_1"}
+
+
 @pytest.mark.parametrize("header", ["(" * 5000, "[" * 3000 + "]" * 3000, "x" * 9000, "((6, 2), " * 2000])
 def test_a_header_is_not_quoted(header: str, tmp_path: Path) -> None:
     """The message of numpy holds all of it."""
@@ -152,7 +172,7 @@ def test_archives_that_are_damaged_are_refused(tmp_path: Path) -> None:
     archive(path, *(("x" * 200 + str(number), b"") for number in range(6000)))
     with pytest.raises(WorkloadError, match="bytes of members, which no arrays have"):
         read_arrays(path)
-    path.write_bytes(npy(ROWS))
+    path.write_bytes(b"N" + npy(ROWS))
     with pytest.raises(WorkloadError, match=r"no \.npz file"):
         read_arrays(path)
 
