@@ -219,6 +219,18 @@ def test_made_up_inputs_have_a_size_that_people_use(kind: str, tmp_path: Path) -
     assert tuple(tensor.shape) == expected
 
 
+@pytest.mark.parametrize("height", [48, 32])
+def test_a_reader_of_lines_that_leaves_both_sides_open_is_given_a_line(height: int, tmp_path: Path) -> None:
+    """A file that takes one height alone, and says "?" for it: no square runs, a line of the usual heights does."""
+    nodes = [
+        helper.make_node("Mul", ["x", "mask"], ["masked"]),
+        helper.make_node("Relu", ["masked"], ["y"]),
+    ]
+    mask = {"mask": np.ones((height, 1), dtype=np.float32)}
+    path = saved_onnx(tmp_path, nodes, [("x", F, ["n", 3, "?", "w"])], [("y", F, ["n", 3, "?", "w"])], mask)
+    assert tuple(workload_of_file(path).example_inputs.shape) == (2, 3, height, 320)
+
+
 def test_sound_is_a_second_long(tmp_path: Path) -> None:
     """Where convolutions make fewer steps of it, unless a text stands beside it, of which the numbers may be a mask."""
     convolution = helper.make_node("Conv", ["x", "w"], ["y"])

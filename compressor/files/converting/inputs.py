@@ -25,9 +25,11 @@ MOST_SAMPLES = 16
 _MADE_UP = 2
 # What free dimensions other than the batch are in made-up inputs: halved five times and joined again, sizes must agree.
 _FREE_LENGTHS = (8, 32, 64, 256, 512, 640)
-# What is tried before them: pixels, those of a line of text (PaddleOCR's) or frames of a spectrogram, a second of
+# What is tried before them: pixels, the width of a line of text (PaddleOCR's) or frames of a spectrogram, a second of
 # sound, words of a text or steps of features.
 _PICTURE, _LINE, _SOUND, _TEXT = 224, 320, 16000, 128
+# Heights that readers of lines are made for, PaddleOCR's since its third version and those before.
+_LINE_HEIGHTS = (48, 32)
 _SHORTENS = {"Conv", "STFT", "DFT"}
 _CHANNELS = (1, 3, 4)
 # Where Ultralytics' exporters write the height and width that a network was trained for: "[640, 640]".
@@ -167,24 +169,26 @@ def made_up(model: onnx.ModelProto, path: Path, *, skipped: int = 0) -> Iterator
     Whole numbers are 0 and 1, then 1 alone, then what the length is. Those `skipped` are left out, known not to run.
     Raises OnnxFileError for shapes that are too large.
     """
-    for values in itertools.islice(_values(given_inputs(model), _usual_lengths(model)), skipped, None):
+    for values in itertools.islice(_values(given_inputs(model), _usual_sizes(model)), skipped, None):
         yield values.of(model, path)
 
 
 def count_of_usual(model: onnx.ModelProto) -> int:
     """How many of the `made_up` come first and have sizes that people use; what follows takes less."""
-    usual = _usual_lengths(model)
-    return sum(1 for _ in itertools.takewhile(lambda each: each.length in usual, _values(given_inputs(model), usual)))
+    usual = _usual_sizes(model)
+    first = itertools.takewhile(lambda each: each.sizes in usual, _values(given_inputs(model), usual))
+    return sum(1 for _ in first)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _MadeUp:
     """What free dimensions, whole numbers from `numbers` and a `lone` one for all samples are in made-up inputs.
 
-    With `signals` a lone free dimension of floats is the length of a signal, not a batch, which has `samples`.
+    `sizes` are that of free dimensions, and of a picture's height where it has another one. With `signals` a lone free
+    dimension of floats is the length of a signal, not a batch, which has `samples`.
     """
 
-    length: int
+    sizes: tuple[int, int | None]
     samples: int = _MADE_UP
     numbers: tuple[int, int] = (0, 2)
     lone: int | None = None
@@ -207,8 +211,11 @@ class _MadeUp:
             # A state (layers, ?, units) beside an input (?, ...) has its batch there.
             state = unnamed and bool(dims) and dims[0].HasField("dim_value")
             shape = []
+            length, height = self.sizes
+            sides = _free_sides(value) if height else {}
             for axis, dim in enumerate(dims):
-                size = self.samples if axis == batch or (state and not dim.dim_param) else self.length
+                size = self.samples if axis == batch or (state and not dim.dim_param) else length
+                size = height if height and sides.get(axis) == 2 else size
                 free = sizes.setdefault(dim.dim_param or f"{value.name} {axis}", size)
                 shape.append(dim.dim_value if dim.HasField("dim_value") else free)
             kind = _kind(value)
@@ -227,31 +234,37 @@ class _MadeUp:
         return feeds
 
 
-def _values(inputs: Sequence[onnx.ValueInfoProto], usual: Sequence[int]) -> Iterator[_MadeUp]:
+def _values(inputs: Sequence[onnx.ValueInfoProto], usual: Sequence[tuple[int, int | None]]) -> Iterator[_MadeUp]:
     free = any(not dim.HasField("dim_value") for value in inputs for dim in _dims(value))
     whole = [value for value in inputs if _kind(value).kind in "iu"]
-    lengths = tuple(dict.fromkeys([*usual, *_FREE_LENGTHS]))
-    for length in lengths if free else lengths[:1]:
-        yield _MadeUp(length=length)
+    every = tuple(dict.fromkeys([*usual, *((length, None) for length in _FREE_LENGTHS)]))
+    for sizes in every if free else every[:1]:
+        yield _MadeUp(sizes=sizes)
         if any(map(_is_signal, inputs)):
-            yield _MadeUp(length=length, signals=True)
+            yield _MadeUp(sizes=sizes, signals=True)
         if whole:
-            yield _MadeUp(length=length, numbers=(1, 2))
-            yield _MadeUp(length=length, numbers=(length, length + 1))
+            yield _MadeUp(sizes=sizes, numbers=(1, 2))
+            yield _MadeUp(sizes=sizes, numbers=(sizes[0], sizes[0] + 1))
         if any(not _dims(value) for value in whole):
-            yield _MadeUp(length=length, lone=1)
-            yield _MadeUp(length=length, lone=_RATE)
+            yield _MadeUp(sizes=sizes, lone=1)
+            yield _MadeUp(sizes=sizes, lone=_RATE)
     if free and any(dim.dim_value == 1 for value in inputs for dim in _dims(value)[:2]):
         # A batch that is free in one input and that of a state beside it is not: (batch, steps), (layers, 1, units).
-        yield from (_MadeUp(length=length, samples=1) for length in lengths)
+        yield from (_MadeUp(sizes=sizes, samples=1) for sizes in every)
 
 
-def _usual_lengths(model: onnx.ModelProto) -> list[int]:
-    """What free sizes are tried first, for times at 8 pixels or samples are of no use; [] where nothing is known."""
+def _usual_sizes(model: onnx.ModelProto) -> list[tuple[int, int | None]]:
+    """What free sizes are tried first, and heights besides; times at 8 pixels or samples are of no use."""
     inputs = given_inputs(model)
     if any(map(_is_picture, inputs)):
         trained_for = _trained_for(model)
-        return [trained_for, _PICTURE] if trained_for else [_PICTURE]
+        squares = [trained_for, _PICTURE] if trained_for else [_PICTURE]
+        return [*((side, None) for side in squares), *((_LINE, height) for height in _LINE_HEIGHTS)]
+    return [(length, None) for length in _usual_lengths(model, inputs)]
+
+
+def _usual_lengths(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> list[int]:
+    """The lengths of what is no picture; [] where nothing is known."""
     if any(map(_is_text, inputs)):
         return [_TEXT]
     if any(map(_is_line, inputs)):
@@ -265,24 +278,24 @@ def _usual_lengths(model: onnx.ModelProto) -> list[int]:
 
 def _is_picture(value: onnx.ValueInfoProto) -> bool:
     """Whether it has channels, before height and width or behind them, and leaves both of these free."""
-    return 2 in _free_sides(value)
+    return 2 in _free_sides(value).values()
 
 
 def _is_line(value: onnx.ValueInfoProto) -> bool:
     """Whether it has channels and leaves height or width free alone, as lines of text and spectrograms do."""
-    return 1 in _free_sides(value)
+    return 1 in _free_sides(value).values()
 
 
-def _free_sides(value: onnx.ValueInfoProto) -> list[int]:
-    """How many of height and width are free, with the channels before them and with those behind them."""
+def _free_sides(value: onnx.ValueInfoProto) -> dict[int, int]:
+    """By the dimension of the height, with channels before it and behind the width, how many of the two are free."""
     dims = _dims(value)
     if len(dims) != 4:
-        return []
-    return [
-        sum(not dims[axis].HasField("dim_value") for axis in sides)
-        for channels, sides in ((1, (2, 3)), (3, (1, 2)))
+        return {}
+    return {
+        height: sum(not dims[axis].HasField("dim_value") for axis in (height, height + 1))
+        for channels, height in ((1, 2), (3, 1))
         if dims[channels].dim_value in _CHANNELS
-    ]
+    }
 
 
 def _has_steps(value: onnx.ValueInfoProto) -> bool:
