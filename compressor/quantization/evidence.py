@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.errors import StageError, reasons_of
+from compressor.errors import StageError
 from compressor.estimate import Estimate
 from compressor.files.opening import given_size
 from compressor.intervals import paired_drop
@@ -20,6 +20,7 @@ from compressor.measuring.timing import time_interleaved
 from compressor.notes.quantization import Coverage, FormChosen, KeptOutput, TriedForm
 from compressor.quantization.choice.give_back import GiveBack
 from compressor.quantization.choice.spare import Spare
+from compressor.quantization.choice.spare_layers import SpareLayers
 from compressor.quantization.grids.schemes import Scheme
 from compressor.quantization.placement.forms import ByEvidence, ByFamily, Dynamic, WeightOnly
 from compressor.quantization.post_training import Prepared
@@ -72,7 +73,9 @@ def by_evidence(exported: bytes, settings: QuantizationSettings, workload: Workl
             break
     standing = [attempt for attempt in made if attempt.holds and _pays(attempt, exported)]
     if not standing:
-        reasons = reasons_of((attempt.told.form, attempt.told.why or _unpaid(attempt, exported)) for attempt in made)
+        reasons = "; ".join(
+            f"{attempt.told.form}: {attempt.told.why or _unpaid(attempt, exported)}" for attempt in made
+        )
         raise StageError(f"no integer form holds and pays, the float file is the best there is: {reasons}")
     best = _best(standing)
     told = tuple(_told(attempt, best, exported) for attempt in made)
@@ -84,13 +87,17 @@ def by_evidence(exported: bytes, settings: QuantizationSettings, workload: Workl
 def _attempts(trial: "_Trial", settings: QuantizationSettings) -> Iterator[_Attempt]:
     """What is tried, in turn, each where those before it leave a reason to."""
     usual = replace(settings, form=ByFamily())
-    label, spare = "static", None
+    label = "static"
+    spare: Sparing | None = None
     last = trial(label, usual)
     yield last
     if not last.holds:
-        label, spare = "static, harmful signals spared", _once(Spare(missed=trial.missed).apply)
-        last = trial(label, usual, spare)
-        yield last
+        for label, way in trial.ways_to_spare():
+            spare = _once(way)
+            last = trial(label, usual, spare)
+            yield last
+            if last.holds:
+                break
     if last.holds:
         # Conversions between integers and float can cost more than the integers win.
         yield trial(f"{label}, slow layers in float", replace(usual, give_back=GiveBack(max_drop=None)), spare)
@@ -164,6 +171,14 @@ class _Trial:
         if self.latest is None or self.latest[0] != same:
             self.latest = same, calibrated(exported, same, workload, context)
         return self.latest[1]
+
+    def ways_to_spare(self) -> Iterator[tuple[str, Sparing]]:
+        """How what does harm may stay in float, by what is on integers: calibrated signals, layers that are not."""
+        placement = None if self.latest is None else self.latest[1].placement
+        if placement is None or placement.static:
+            yield "static, harmful signals spared", Spare(missed=self.missed).apply
+        if placement is not None and placement.dynamic:
+            yield "harmful layers in float", SpareLayers(missed=self.missed).apply
 
     def missed(self, file: bytes) -> str:
         """What outputs and score of `file` lose beyond the limits, in words; "" for nothing."""
