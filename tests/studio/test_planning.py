@@ -56,6 +56,12 @@ def desk(tmp_path_factory):
     desk.planning.end()
 
 
+@pytest.fixture(autouse=True)
+def settled(desk):
+    """What the test before it woke is measured to its end: it works on the same desk, beside the page."""
+    assert desk.planning.settle(60)
+
+
 CHOICES = [
     Choice(widths={"layer1.0.conv1": 16}),
     Choice(widths={"conv1": 16, "layer2.1.conv1": 24}),
