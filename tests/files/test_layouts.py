@@ -240,10 +240,11 @@ def test_a_file_that_reads_the_first_row_alone_is_called_sample_by_sample(tmp_pa
         helper.make_node("Gather", ["audio", "first"], ["row"], axis=0),
         helper.make_node("Reshape", ["row", "frames"], ["framed"]),
         helper.make_node("MatMul", ["framed", "W"], ["heard"]),
-        helper.make_node("Mul", ["heard", "gain" if scalar else "half"], ["y"]),
+        helper.make_node("Mul", ["heard", "gain" if scalar else "half"], ["loud"]),
+        helper.make_node("Unsqueeze", ["loud", "front"], ["y"]),
     ]
     weights = weights_of(W=(16, 4)) | {
-        "first": np.array(0), "frames": np.array([1, -1, 16]), "half": np.array(0.5, np.float32),
+        "first": np.array(0), "frames": np.array([-1, 16]), "front": np.array([0]), "half": np.array(0.5, np.float32),
     }  # fmt: skip
     path = saved_onnx(tmp_path, nodes, inputs, [("y", TensorProto.FLOAT, [1, "frames", 4])], weights)
     model = read_onnx(path)

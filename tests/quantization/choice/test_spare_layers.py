@@ -98,6 +98,30 @@ def test_no_more_layers_than_are_needed_and_one_at_least_on_integers(dynamic: tu
         SpareLayers(missed=lambda _: "never good enough").apply(prepared, Quantize().activations, data)
 
 
+def test_what_went_too_much_is_halved_back() -> None:
+    """Of five layers three have to go: one, two and four are tried, then three."""
+    random = np.random.default_rng(0)
+    names = [f"layer{number}" for number in range(5)]
+    weights = {f"{name}_w": random.normal(size=(WIDTH, WIDTH)) / 5 for name in names}
+    wires = ["input", "a", "b", "c", "d", "output"]
+    nodes = [
+        helper.make_node("MatMul", [wires[at], f"{name}_w"], [wires[at + 1]], name) for at, name in enumerate(names)
+    ]
+    exported = graph_of(nodes, weights, ["batch", WIDTH], ["batch", WIDTH]).SerializeToString()
+    data = workload(exported)
+    prepared = calibrated(exported, Quantize(form=Dynamic()), data, Context(progress=False))
+    tried: list[int] = []
+
+    def missed(file: bytes) -> str:
+        floats = [node.name for node in onnx.load_from_string(file).graph.node if node.op_type == "MatMul"]
+        tried.append(len(floats))
+        return "" if len(floats) >= 3 else "too few"
+
+    spared = SpareLayers(missed=missed).apply(prepared, Quantize().activations, data)
+    assert tried == [1, 2, 4, 3]
+    assert len(spared.placement.dynamic) == 2
+
+
 def test_deep_networks_go_by_neighbours(dynamic: tuple[Prepared, Workload], monkeypatch: pytest.MonkeyPatch) -> None:
     """Three layers in two groups at most are one of two and one."""
     monkeypatch.setattr("compressor.quantization.choice.spare_layers._MOST_GROUPS", 2)
